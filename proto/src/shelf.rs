@@ -1,0 +1,575 @@
+//! Durable files: the only room that renames, syncs and deletes.
+//!
+//! Owns the order "write aside, fsync, rename, fsync the directory", so that it cannot be forgotten
+//! at a call site. Never retries an fsync: after a failed one the kernel may have dropped the pages
+//! and called them clean, so the error is `Halt`. If the power goes at any line, a name holds its
+//! old bytes or its new ones, whole; what was written aside is swept at the next start.
+#![allow(clippy::disallowed_methods, reason = "the one room that touches files for writing")]
+
+use crate::retry::Verdict;
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// An action on a file that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}", path.display())]
+pub struct ShelfError {
+    /// What was tried.
+    pub action: Action,
+    /// On which file or directory.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// What this room does to files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Open or inspect.
+    Open,
+    /// Read.
+    Read,
+    /// Create a file or directory.
+    Create,
+    /// Write, cut or reserve.
+    Write,
+    /// Bring to the disk; never tried twice.
+    Sync,
+    /// Rename or link.
+    Rename,
+    /// Delete.
+    Remove,
+    /// Lock.
+    Lock,
+}
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Action::Open => "open",
+            Action::Read => "read",
+            Action::Create => "create",
+            Action::Write => "write",
+            Action::Sync => "sync to disk",
+            Action::Rename => "rename",
+            Action::Remove => "remove",
+            Action::Lock => "lock",
+        })
+    }
+}
+
+impl ShelfError {
+    /// Halt after a failed sync; otherwise the surroundings are to blame.
+    pub fn verdict(&self) -> Verdict {
+        if self.action == Action::Sync { Verdict::Halt } else { Verdict::Retry }
+    }
+    /// Whether there is no such file.
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+    /// Whether the disk (or quota) is full.
+    pub fn is_disk_full(&self) -> bool {
+        is_disk_full(&self.source)
+    }
+}
+
+/// Whether an error says that the disk or a quota is full.
+pub fn is_disk_full(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Names the action and the path of what failed.
+trait At<T> {
+    fn at(self, action: Action, path: &Path) -> Result<T, ShelfError>;
+}
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, action: Action, path: &Path) -> Result<T, ShelfError> {
+        self.map_err(|e| ShelfError { action, path: path.to_owned(), source: e.into() })
+    }
+}
+
+/// The directory a path lies in; `.` for a bare name.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<(), ShelfError> {
+    File::open(dir).at(Action::Open, dir)?.sync_all().at(Action::Sync, dir)
+}
+
+/// Makes a directory and all above it, durably; one that is there is fine.
+pub fn create_dir(path: &Path) -> Result<(), ShelfError> {
+    let mut missing = Vec::new();
+    let mut at = path;
+    loop {
+        match fs::metadata(at) {
+            Ok(m) if m.is_dir() => break,
+            Ok(_) => return Err(io::Error::from(io::ErrorKind::NotADirectory)).at(Action::Create, at),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => missing.push(at),
+            Err(e) => return Err(e).at(Action::Create, at),
+        }
+        at = parent(at);
+        if at == Path::new(".") {
+            break;
+        }
+    }
+    for dir in missing.into_iter().rev() {
+        match fs::DirBuilder::new().mode(0o755).create(dir) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
+            Err(e) => return Err(e).at(Action::Create, dir),
+        }
+        sync_dir(parent(dir))?;
+    }
+    Ok(())
+}
+
+const ASIDE: &str = ".tmp-";
+
+/// A file written beside its final name; removed when dropped before it got there.
+struct Aside {
+    path: PathBuf,
+    placed: bool,
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if !self.placed {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Writes and syncs `bytes` beside `path`.
+fn write_aside(path: &Path, bytes: &[u8], mode: u32) -> Result<Aside, ShelfError> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let (dir, n) = (parent(path), NEXT.fetch_add(1, Ordering::Relaxed));
+    let (mut file, aside) = loop {
+        let random = getrandom::u32().unwrap_or_default();
+        let aside = dir.join(format!("{ASIDE}{}-{n}-{random:08x}", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside) {
+            Ok(file) => break (file, Aside { path: aside, placed: false }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).at(Action::Create, path),
+        }
+    };
+    file.write_all(bytes).at(Action::Write, path)?;
+    file.sync_all().at(Action::Sync, path)?;
+    Ok(aside)
+}
+
+/// Writes a file, replacing what has the name. At success it survives a power cut; before, the old
+/// bytes do.
+pub fn write_durable(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
+    replace(path, bytes, 0o644)
+}
+
+/// The same, for secrets: nobody but the owner may read it.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
+    replace(path, bytes, 0o600)
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), ShelfError> {
+    let mut aside = write_aside(path, bytes, mode)?;
+    fs::rename(&aside.path, path).at(Action::Rename, path)?;
+    aside.placed = true;
+    sync_dir(parent(path))
+}
+
+/// Whether a create-only write wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum New {
+    /// The file is new.
+    Written,
+    /// The name was taken; nothing was touched. Compare its bytes if it matters.
+    AlreadyThere,
+}
+
+/// Writes a file only if the name is free, durably; a crash leaves all of it or nothing.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<New, ShelfError> {
+    if fs::symlink_metadata(path).is_ok() {
+        // It may be there since a crash before its directory was synced.
+        sync_dir(parent(path))?;
+        return Ok(New::AlreadyThere);
+    }
+    let mut aside = write_aside(path, bytes, 0o644)?;
+    let outcome = match rustix::fs::renameat_with(CWD, &aside.path, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => {
+            aside.placed = true;
+            New::Written
+        }
+        Err(Errno::EXIST) => New::AlreadyThere,
+        // File systems without RENAME_NOREPLACE: a link never replaces either.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            match rustix::fs::linkat(CWD, &aside.path, CWD, path, AtFlags::empty()) {
+                Ok(()) => New::Written,
+                Err(Errno::EXIST) => New::AlreadyThere,
+                Err(e) => return Err(e).at(Action::Rename, path),
+            }
+        }
+        Err(e) => return Err(e).at(Action::Rename, path),
+    };
+    drop(aside);
+    sync_dir(parent(path))?;
+    Ok(outcome)
+}
+
+/// Moves a finished file to its next directory, durably. Done already (`to` there, `from` gone) is
+/// fine; `to` is replaced.
+pub fn promote(from: &Path, to: &Path) -> Result<(), ShelfError> {
+    match open_regular(from) {
+        Ok(file) => {
+            file.sync_all().at(Action::Sync, from)?;
+            fs::rename(from, to).at(Action::Rename, to)?;
+        }
+        Err(e) if e.is_not_found() && fs::symlink_metadata(to).is_ok_and(|m| m.is_file()) => {}
+        Err(e) => return Err(e),
+    }
+    sync_dir(parent(to))?;
+    if parent(to) != parent(from) && parent(from).exists() {
+        sync_dir(parent(from))?;
+    }
+    Ok(())
+}
+
+/// Deletes a file, durably; one that is gone is fine.
+pub fn remove(path: &Path) -> Result<(), ShelfError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_dir(parent(path)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e).at(Action::Remove, path),
+    }
+}
+
+/// Deletes an empty directory; one that is gone, or holds something, is left.
+pub fn remove_empty_dir(path: &Path) -> Result<(), ShelfError> {
+    match fs::remove_dir(path) {
+        Ok(()) => sync_dir(parent(path)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
+        Err(e) => Err(e).at(Action::Remove, path),
+    }
+}
+
+/// Deletes what a crash left half-written in `dir`. Only under the directory's lock.
+pub fn sweep(dir: &Path) -> Result<usize, ShelfError> {
+    let mut swept = 0;
+    for entry in fs::read_dir(dir).at(Action::Open, dir)? {
+        let entry = entry.at(Action::Read, dir)?;
+        if is_aside(&entry.file_name()) {
+            remove(&entry.path())?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
+fn is_aside(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(ASIDE.as_bytes())
+}
+
+/// What a directory holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name there; bytes that are not UTF-8 replaced.
+    pub name: String,
+    /// Its path, exact.
+    pub path: PathBuf,
+    /// A directory, not a file.
+    pub is_dir: bool,
+    /// A file's length in bytes.
+    pub bytes: u64,
+    /// When it was last written, in ns since 1970.
+    pub modified_ns: i128,
+}
+
+/// The files and directories in `dir`, by name. Links, devices and half-written files are left out.
+pub fn list(dir: &Path) -> Result<Vec<Entry>, ShelfError> {
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(dir).at(Action::Open, dir)? {
+        let entry = entry.at(Action::Read, dir)?;
+        // Not followed, and files may go while we look.
+        let Ok(meta) = fs::symlink_metadata(entry.path()) else { continue };
+        if is_aside(&entry.file_name()) || !(meta.is_file() || meta.is_dir()) {
+            continue;
+        }
+        entries.push(Entry {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            path: entry.path(),
+            is_dir: meta.is_dir(),
+            bytes: if meta.is_file() { meta.len() } else { 0 },
+            modified_ns: modified_ns(&meta),
+        });
+    }
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(entries)
+}
+
+/// When a file was last written, in ns since 1970.
+pub fn modified_ns(meta: &fs::Metadata) -> i128 {
+    i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
+}
+
+// O_NONBLOCK: opening a pipe must not hang.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+
+fn regular(file: File, path: &Path) -> Result<File, ShelfError> {
+    if file.metadata().at(Action::Open, path)?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")).at(Action::Open, path)
+}
+
+fn link_refused(e: Errno) -> io::Error {
+    if e == Errno::LOOP { io::Error::new(io::ErrorKind::InvalidInput, "it is a symbolic link") } else { e.into() }
+}
+
+/// Opens a file for reading; links and everything that is no regular file are refused.
+pub fn open_regular(path: &Path) -> Result<File, ShelfError> {
+    let fd = rustix::fs::open(path, READ, Mode::empty()).map_err(link_refused).at(Action::Open, path)?;
+    regular(File::from(fd), path)
+}
+
+/// Opens a file below `root` for reading; no step of `relative` may be a link or lead out.
+pub fn open_beneath(root: &Path, relative: &Path) -> Result<File, ShelfError> {
+    let path = root.join(relative);
+    let mut at = File::open(root).at(Action::Open, root)?;
+    let mut steps = relative.components().peekable();
+    if steps.peek().is_none() {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput)).at(Action::Open, &path);
+    }
+    while let Some(step) = steps.next() {
+        let Component::Normal(name) = step else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it leads out of its directory"))
+                .at(Action::Open, &path);
+        };
+        let flags = if steps.peek().is_some() { READ.union(OFlags::DIRECTORY) } else { READ };
+        let fd = rustix::fs::openat(&at, name, flags, Mode::empty()).map_err(link_refused).at(Action::Open, &path)?;
+        at = File::from(fd);
+    }
+    regular(at, &path)
+}
+
+/// Reads a regular file of at most `max` bytes.
+pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, ShelfError> {
+    read_all(open_regular(path)?, path, max)
+}
+
+/// Reads an open file of at most `max` bytes; `path` names it in errors.
+pub fn read_all(file: File, path: &Path, max: u64) -> Result<Vec<u8>, ShelfError> {
+    let length = file.metadata().at(Action::Read, path)?.len();
+    let mut bytes = Vec::with_capacity(usize::try_from(length.min(max)).unwrap_or(0));
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes).at(Action::Read, path)?;
+    if bytes.len() as u64 > max {
+        let why = io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max} bytes"));
+        return Err(why).at(Action::Read, path);
+    }
+    Ok(bytes)
+}
+
+/// A download in work. Its length is the point to resume from; what it holds is believed only
+/// after it was hashed again.
+#[derive(Debug)]
+pub struct PartFile {
+    file: File,
+    path: PathBuf,
+    length: u64,
+}
+
+impl PartFile {
+    /// Opens a part at its end; makes an empty one if there is none.
+    pub fn open(path: &Path) -> Result<Self, ShelfError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd =
+            rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).map_err(link_refused).at(Action::Open, path)?;
+        let mut file = regular(File::from(fd), path)?;
+        let length = file.seek(SeekFrom::End(0)).at(Action::Open, path)?;
+        Ok(PartFile { file, path: path.to_owned(), length })
+    }
+
+    /// Bytes so far.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Hands what is there to `take`, from the first byte, in chunks of up to 256 KiB.
+    pub fn read_back(&mut self, mut take: impl FnMut(&[u8])) -> Result<(), ShelfError> {
+        self.file.seek(SeekFrom::Start(0)).at(Action::Read, &self.path)?;
+        let mut chunk = vec![0; 256 << 10];
+        let mut left = self.length;
+        while left > 0 {
+            let n = self.file.read(&mut chunk).at(Action::Read, &self.path)?;
+            if n == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof)).at(Action::Read, &self.path);
+            }
+            take(&chunk[..n]);
+            left = left.saturating_sub(n as u64);
+        }
+        self.file.seek(SeekFrom::Start(self.length)).at(Action::Read, &self.path)?;
+        Ok(())
+    }
+
+    /// Appends. After an error the part is as long as what arrived.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ShelfError> {
+        let outcome = self.file.write_all(bytes);
+        self.length = match outcome {
+            Ok(()) => self.length + bytes.len() as u64,
+            Err(_) => self.file.metadata().map_or(self.length, |m| m.len()),
+        };
+        outcome.at(Action::Write, &self.path)
+    }
+
+    /// Throws away what is there.
+    pub fn restart(&mut self) -> Result<(), ShelfError> {
+        self.file.set_len(0).at(Action::Write, &self.path)?;
+        self.file.seek(SeekFrom::Start(0)).at(Action::Write, &self.path)?;
+        self.length = 0;
+        Ok(())
+    }
+
+    /// Syncs the bytes; the name becomes durable with `promote`.
+    pub fn finish(self) -> Result<(), ShelfError> {
+        self.file.sync_all().at(Action::Sync, &self.path)
+    }
+
+    /// Deletes the part.
+    pub fn discard(self) -> Result<(), ShelfError> {
+        remove(&self.path)
+    }
+}
+
+/// Why a data directory could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error("{} is in use by {}; stop it first", dir.display(), holder(*pid))]
+    Held {
+        /// The directory.
+        dir: PathBuf,
+        /// The process, if it said so.
+        pid: Option<u32>,
+    },
+    /// The lock file itself failed.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "another process".to_owned(), |p| format!("process {p}"))
+}
+
+/// A data directory's lock; the kernel frees it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct LockFile {
+    _file: File,
+}
+
+impl LockFile {
+    /// Locks `dir` (file `lock` in it), at once or not at all.
+    pub fn acquire(dir: &Path) -> Result<LockFile, LockError> {
+        let path = dir.join("lock");
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd =
+            rustix::fs::open(&path, flags, Mode::from_raw_mode(0o644)).map_err(link_refused).at(Action::Lock, &path)?;
+        let mut file = regular(File::from(fd), &path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                let _ = file.take(20).read_to_string(&mut text);
+                return Err(LockError::Held { dir: dir.to_owned(), pid: text.trim().parse().ok() });
+            }
+            Err(e) => return Err(e).at(Action::Lock, &path)?,
+        }
+        // The number is only a courtesy: a full disk must not keep the service from starting.
+        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        Ok(LockFile { _file: file })
+    }
+}
+
+/// Room on a disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// What this user may still write.
+    pub free: u64,
+    /// The whole disk.
+    pub total: u64,
+}
+
+/// The room on the disk that holds `path`.
+pub fn free_space(path: &Path) -> Result<Space, ShelfError> {
+    let s = rustix::fs::statvfs(path).at(Action::Open, path)?;
+    Ok(Space { free: s.f_bavail.saturating_mul(s.f_frsize), total: s.f_blocks.saturating_mul(s.f_frsize) })
+}
+
+/// The usual size of a ballast: the lesser of 64 MiB and 2% of the disk; none below 256 MiB.
+pub fn ballast_bytes(total: u64) -> u64 {
+    if total < 256 << 20 { 0 } else { (total / 50).min(64 << 20) }
+}
+
+/// A file that only takes room, to be let go when the disk is full: SQLite cannot even checkpoint
+/// without any.
+#[derive(Debug, Clone)]
+pub struct Ballast {
+    path: PathBuf,
+}
+
+impl Ballast {
+    /// Makes the file `bytes` long with real blocks behind it; 0 removes it. One that is right stays.
+    pub fn ensure(path: &Path, bytes: u64) -> Result<Ballast, ShelfError> {
+        let ballast = Ballast { path: path.to_owned() };
+        if bytes == 0 {
+            ballast.release()?;
+            return Ok(ballast);
+        }
+        if fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == bytes && m.blocks() * 512 >= bytes) {
+            return Ok(ballast);
+        }
+        remove(path)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).at(Action::Create, path)?;
+        let filled =
+            reserve(&file, bytes).at(Action::Write, path).and_then(|()| file.sync_all().at(Action::Sync, path));
+        if let Err(e) = filled {
+            let _ = fs::remove_file(path);
+            return Err(e);
+        }
+        Ok(ballast)
+    }
+
+    /// Lets the room go. The blocks are free when this returns.
+    pub fn release(&self) -> Result<(), ShelfError> {
+        remove(&self.path)
+    }
+
+    /// Whether it is there to be let go.
+    pub fn is_held(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok()
+    }
+}
+
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        // File systems that cannot reserve: write.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let mut file = file;
+            let zeros = vec![0; 1 << 20];
+            let mut left = bytes;
+            while left > 0 {
+                let n = left.min(zeros.len() as u64);
+                file.write_all(&zeros[..usize::try_from(n).unwrap_or(zeros.len())])?;
+                left -= n;
+            }
+            Ok(())
+        }
+        other => Ok(other?),
+    }
+}
