@@ -1,9 +1,18 @@
 //! What the three commands share at their edge: exit codes, logs, printing, signals, systemd.
+//!
+//! Owns stdout, stderr and the process's signals. Never decides anything of the business. Nothing
+//! here outlives the power.
 
 use clap::{Args, Command, ValueEnum};
+use sd_notify::NotifyState;
 use serde::Serialize;
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,14 +27,20 @@ pub enum Exit {
     Partly,
 }
 
-impl From<Exit> for ExitCode {
-    fn from(e: Exit) -> ExitCode {
-        ExitCode::from(match e {
+impl Exit {
+    /// The process's exit code.
+    pub fn code(self) -> u8 {
+        match self {
             Exit::Done => 0,
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::Partly => 3,
-        })
+        }
+    }
+}
+impl From<Exit> for ExitCode {
+    fn from(e: Exit) -> ExitCode {
+        ExitCode::from(e.code())
     }
 }
 
@@ -52,52 +67,178 @@ pub struct Common {
     #[arg(long, global = true, value_enum, default_value_t)]
     pub log_format: LogFormat,
     /// error, warn, info, debug, trace, or a filter such as `info,proto=debug`.
-    #[arg(long, global = true, value_name = "LEVEL", env = "TILLCAST_LOG")]
-    pub log_level: Option<String>,
+    #[arg(long, global = true, value_name = "LEVEL", env = "TILLCAST_LOG", default_value = "info")]
+    pub log_level: String,
 }
 
-/// First line of every main: TLS provider and logs to stderr.
+/// First thing in every main, once its arguments are read: TLS provider, logs to stderr.
 pub fn start(common: &Common) {
-    let _ = common;
-    todo!()
+    install_tls();
+    let (filter, bad) = match EnvFilter::try_new(&common.log_level) {
+        Ok(filter) => (filter, None),
+        Err(e) => (EnvFilter::new("info"), Some(e)),
+    };
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let set = match common.log_format {
+        LogFormat::Text => logs.with_ansi(colour(&io::stderr())).try_init(),
+        LogFormat::Json => logs.json().flatten_event(true).with_ansi(false).try_init(),
+    };
+    if let Err(e) = set {
+        complain(format_args!("logs stay as they were: {e}"));
+    }
+    if let Some(e) = bad {
+        tracing::warn!(level = %common.log_level, "log level not understood, using info: {e}");
+    }
 }
-/// Prints a line on stdout; a closed pipe ends the process with 0.
-pub fn print_line(line: impl std::fmt::Display) {
-    let _ = line.to_string();
-    todo!()
+
+/// Makes ring the process's TLS provider; tests that use TLS call it too.
+pub fn install_tls() {
+    // An error says that it is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
-/// Prints a value as JSON, indented on a terminal, one line otherwise.
+
+fn colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && crate::config::variable("NO_COLOR").is_none()
+}
+
+/// Prints `error: …` on stderr; `{error:#}` shows the causes of an anyhow error.
+pub fn complain(error: impl Display) {
+    let _ = writeln!(io::stderr(), "error: {error:#}");
+}
+
+/// Prints a line on stdout. A reader that closed the pipe (`| head`) ends the process with 0.
+pub fn print_line(line: impl Display) {
+    to_stdout(|out| writeln!(out, "{line}"));
+}
+
+/// Prints a value as JSON: indented on a terminal, otherwise one line.
 pub fn print_json(value: &impl Serialize) {
-    let _ = value;
-    todo!()
+    let pretty = io::stdout().is_terminal();
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    match text {
+        Ok(text) => print_line(text),
+        Err(e) => complain(format_args!("the report cannot be written as JSON: {e}")),
+    }
 }
-/// Writes the shell's completions to stdout.
-pub fn completions(command: Command, shell: clap_complete::Shell) {
-    let _ = (command, shell);
-    todo!()
+
+/// Writes a shell's completions to stdout.
+pub fn completions(mut command: Command, shell: clap_complete::Shell) {
+    let name = command.get_name().to_owned();
+    // Into memory first: clap_complete panics on a closed pipe.
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut text);
+    to_stdout(|out| out.write_all(&text));
 }
+
 /// Writes the man page to stdout.
 pub fn man(command: Command) {
-    let _ = command;
-    todo!()
+    to_stdout(|out| clap_mangen::Man::new(command.clone()).render(out));
 }
-/// Ready at SIGTERM or SIGINT. Signals are caught from the call on, not from the first poll.
+
+fn to_stdout(write: impl Fn(&mut dyn Write) -> io::Result<()>) {
+    let mut out = io::stdout().lock();
+    match write(&mut out).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => {
+            complain(format_args!("cannot write to stdout: {e}"));
+            std::process::exit(i32::from(Exit::Failed.code()));
+        }
+    }
+}
+
+/// Ready at SIGTERM or SIGINT. Signals are caught from this call on, not from the first poll; it
+/// must be made inside the runtime.
 pub fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
-    async { todo!() }
+    let (mut term, mut int) = (caught(SignalKind::terminate()), caught(SignalKind::interrupt()));
+    async move {
+        tokio::select! {
+            () = received(&mut term) => tracing::info!("SIGTERM: stopping"),
+            () = received(&mut int) => tracing::info!("SIGINT: stopping"),
+        }
+    }
 }
-/// Tells systemd that the service is ready. Nothing without NOTIFY_SOCKET.
+
+fn caught(kind: SignalKind) -> Option<Signal> {
+    signal(kind).inspect_err(|e| tracing::warn!("a signal cannot be caught: {e}")).ok()
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(s) => {
+            s.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells systemd that the service is ready. Nothing happens without NOTIFY_SOCKET, here and below.
 pub fn notify_ready() {
-    todo!()
+    tell(NotifyState::Ready);
 }
-/// Tells systemd that the service stops.
+
+/// Tells systemd that the service is stopping.
 pub fn notify_stopping() {
-    todo!()
+    tell(NotifyState::Stopping);
 }
-/// Tells systemd that the service lives.
+
+/// Tells systemd that the service lives; call it from the loop that does the work.
 pub fn notify_watchdog() {
-    todo!()
+    tell(NotifyState::Watchdog);
 }
-/// How often `notify_watchdog` is wanted, halved for safety; none without a watchdog.
-pub fn watchdog_interval() -> Option<std::time::Duration> {
-    todo!()
+
+/// Shows a line in `systemctl status`.
+pub fn notify_status(line: &str) {
+    tell(NotifyState::Status(line));
+}
+
+fn tell(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        tracing::debug!("systemd did not hear: {e}");
+    }
+}
+
+/// How often to call `notify_watchdog`: half of what systemd allows; none without a watchdog.
+pub fn watchdog_interval() -> Option<Duration> {
+    sd_notify::watchdog_enabled().map(|d| d / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    #[command(name = "store-relay", version)]
+    struct Line {
+        #[command(flatten)]
+        common: Common,
+        #[command(subcommand)]
+        verb: Verb,
+    }
+    #[derive(Debug, clap::Subcommand)]
+    enum Verb {
+        /// Shows what is there.
+        Status,
+    }
+
+    #[test]
+    fn common_options_may_stand_after_the_verb() {
+        let l = Line::parse_from(["x", "status", "--json", "--config", "a.toml", "--log-format", "json"]);
+        assert!(l.common.json && l.common.log_format == LogFormat::Json && matches!(l.verb, Verb::Status));
+        assert_eq!(l.common.config, Some("a.toml".into()));
+        <Line as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_are_the_designs() {
+        assert_eq!([Exit::Done, Exit::Failed, Exit::Usage, Exit::Partly].map(Exit::code), [0, 1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_signal_between_call_and_poll_is_not_lost() {
+        let stop = shutdown_signal();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        tokio::time::timeout(Duration::from_secs(5), stop).await.unwrap();
+    }
 }
