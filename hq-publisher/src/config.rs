@@ -1,0 +1,433 @@
+//! `hq.toml`: every setting of this program, typed and checked before anything is touched.
+//!
+//! Owns names, defaults and the rules between settings. Reads nothing but the file and the
+//! environment (through [`proto::config`]); opens no database and no bucket.
+
+use proto::config::{ConfigError, HumanBytes, HumanDuration, Loaded, Secret};
+use proto::fetch::S3Options;
+use proto::http::HttpLimits;
+use proto::ids::{StreamName, TableName};
+use proto::limits::Limits;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const fn s(n: u64) -> HumanDuration {
+    HumanDuration(Duration::from_secs(n))
+}
+const HOUR: u64 = 3600;
+const DAY: u64 = 24 * HOUR;
+
+/// All settings. Paths and URLs are absolute after [`load`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the data comes from.
+    pub source: SourceConfig,
+    /// Where the objects go.
+    pub objects: ObjectsConfig,
+    /// What this program keeps.
+    pub state: StateConfig,
+    /// Which stores there are.
+    #[serde(default)]
+    pub stores: StoresConfig,
+    /// The streams, `[[stream]]`.
+    #[serde(default, rename = "stream")]
+    pub streams: Vec<StreamConfig>,
+    /// The service.
+    #[serde(default)]
+    pub serve: ServeConfig,
+    /// Whom to tell; without it alerts are only logged and shown.
+    #[serde(default)]
+    pub mail: Option<MailConfig>,
+    /// When to tell.
+    #[serde(default)]
+    pub alerts: AlertsConfig,
+    /// How to publish.
+    #[serde(default)]
+    pub publish: PublishConfig,
+    /// Bounds on what is read.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// `[source]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// `sqlite:FILE`, `postgres://…`, `mysql://…` or `inbox:DIR`. May hold a password.
+    pub url: Secret,
+    /// The longest wait for a connection. 10 s.
+    #[serde(default = "ten_seconds")]
+    pub connect_timeout: HumanDuration,
+    /// The longest wait for one row of a query. 10 min.
+    #[serde(default = "ten_minutes")]
+    pub row_timeout: HumanDuration,
+    /// How long a drop's size must rest before it is taken, where no `NAME.ok` says so. 2 s.
+    #[serde(default = "two_seconds")]
+    pub rest: HumanDuration,
+}
+
+fn ten_seconds() -> HumanDuration {
+    s(10)
+}
+fn ten_minutes() -> HumanDuration {
+    s(600)
+}
+fn two_seconds() -> HumanDuration {
+    s(2)
+}
+
+/// What a source's URL names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A SQLite file.
+    Sqlite(PathBuf),
+    /// A PostgreSQL URL.
+    Postgres(String),
+    /// A MySQL or MariaDB URL (`mysql://`; `mariadb://` is read as the same).
+    MySql(String),
+    /// A directory of file drops.
+    Inbox(PathBuf),
+}
+
+impl SourceConfig {
+    /// What the URL names; [`load`] has checked it.
+    pub fn kind(&self) -> Result<SourceKind, ConfigError> {
+        let url = self.url.reveal();
+        let path = |rest: &str| PathBuf::from(rest.strip_prefix("//").unwrap_or(rest));
+        if let Some(rest) = url.strip_prefix("sqlite:") {
+            Ok(SourceKind::Sqlite(path(rest)))
+        } else if let Some(rest) = url.strip_prefix("inbox:") {
+            Ok(SourceKind::Inbox(path(rest)))
+        } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            Ok(SourceKind::Postgres(url.to_owned()))
+        } else if let Some(rest) = url.strip_prefix("mariadb://").or(url.strip_prefix("mysql://")) {
+            Ok(SourceKind::MySql(format!("mysql://{rest}")))
+        } else {
+            let scheme = url.split(':').next().unwrap_or_default();
+            Err(ConfigError(format!(
+                "source.url: `{scheme}:` is not known; use sqlite:FILE, postgres://…, mysql://… or inbox:DIR"
+            )))
+        }
+    }
+}
+
+/// `[objects]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectsConfig {
+    /// Buckets, `file:///DIR` or `s3://BUCKET/PREFIX`. The first decides, the others are mirrors.
+    pub urls: Vec<String>,
+    /// For `s3://` buckets.
+    #[serde(default)]
+    pub s3: S3Options,
+    /// Puts under way at once. 32.
+    #[serde(default = "puts")]
+    pub concurrency: usize,
+}
+
+fn puts() -> usize {
+    32
+}
+
+/// `[state]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateConfig {
+    /// Replicas, keys, packs being written.
+    pub dir: PathBuf,
+    /// `sqlite:FILE` or `postgres://…`; left out: `DIR/fleet.db`. May hold a password.
+    #[serde(default)]
+    pub database: Option<Secret>,
+}
+
+impl StateConfig {
+    /// The database's URL.
+    pub fn database_url(&self) -> String {
+        match &self.database {
+            Some(url) => url.reveal().to_owned(),
+            None => format!("sqlite:{}", self.dir.join("fleet.db").display()),
+        }
+    }
+    /// Where the key files lie.
+    pub fn keys(&self) -> PathBuf {
+        self.dir.join("keys")
+    }
+}
+
+/// `[stores]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoresConfig {
+    /// Columns `id`, and if wanted `zone` and `region`. With an inbox: `stores.csv` there instead.
+    #[serde(default)]
+    pub query: Option<String>,
+}
+
+/// For whom a stream's instances are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AudienceKind {
+    /// One for every store.
+    All,
+    /// One a zone.
+    Zone,
+    /// One a store.
+    Store,
+}
+
+/// `[[stream]]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamConfig {
+    /// Its name.
+    pub name: StreamName,
+    /// For whom.
+    pub audience: AudienceKind,
+    /// The file with its contract.
+    pub schema: PathBuf,
+    /// Its tables, `[[stream.table]]`. With an inbox they may be left out.
+    #[serde(default, rename = "table")]
+    pub tables: Vec<TableConfig>,
+}
+
+/// `[[stream.table]]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableConfig {
+    /// Its name in the contract.
+    pub name: TableName,
+    /// Its rows; `:store` and `:zone` are bound.
+    pub query: String,
+}
+
+/// `[serve]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServeConfig {
+    /// Where the service listens. 127.0.0.1:7400.
+    pub listen: std::net::SocketAddr,
+    /// Bounds on clients. Unlike a store's, this service stands behind a balancer: 20,000
+    /// connections, as many from one address.
+    pub http: HttpLimits,
+    /// The longest long poll. 60 s.
+    pub longest_wait: HumanDuration,
+    /// Bytes of one `POST /v1/heartbeats`. 4 MiB.
+    pub beats_bytes: HumanBytes,
+    /// How often silence and faults are looked at. 5 s.
+    pub alert_tick: HumanDuration,
+    /// How often manifests are looked over for signing anew, mirrors for repair. 10 min.
+    pub resign_tick: HumanDuration,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        ServeConfig {
+            listen: std::net::SocketAddr::from(([127, 0, 0, 1], 7400)),
+            http: HttpLimits { connections: 20_000, per_ip: 20_000, ..HttpLimits::default() },
+            longest_wait: s(60),
+            beats_bytes: HumanBytes(4 << 20),
+            alert_tick: s(5),
+            resign_tick: s(600),
+        }
+    }
+}
+
+/// `[mail]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MailConfig {
+    /// `smtp://host:25`, `smtp://user:password@host:587?tls=required` (STARTTLS) or
+    /// `smtps://user:password@host:465`.
+    pub smtp: Secret,
+    /// The sender.
+    pub from: String,
+    /// The receivers.
+    pub to: Vec<String>,
+    /// PEM certificates trusted beside the usual ones.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// The longest wait for the server. 30 s.
+    #[serde(default = "half_minute")]
+    pub timeout: HumanDuration,
+}
+
+fn half_minute() -> HumanDuration {
+    s(30)
+}
+
+/// `[alerts]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlertsConfig {
+    /// A store of which nothing was heard. 5 min.
+    pub store_silent: HumanDuration,
+    /// A register of which nothing was heard. 30 min.
+    pub register_silent: HumanDuration,
+    /// A manifest that nobody signed anew and that expires within this. 7 days.
+    pub manifest_expires: HumanDuration,
+}
+
+impl Default for AlertsConfig {
+    fn default() -> Self {
+        AlertsConfig { store_silent: s(300), register_silent: s(1800), manifest_expires: s(7 * DAY) }
+    }
+}
+
+/// `[publish]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PublishConfig {
+    /// Refuse when more than this share of a table's rows would go. 20 (%).
+    pub shrink_percent: u64,
+    /// … and more than this many. 100.
+    pub shrink_rows: u64,
+    /// Make a full again after so many deltas. 64.
+    pub deltas: u64,
+    /// gzip level of packs, 1 to 9. 6.
+    pub level: u32,
+    /// Bad rows listed in an error; all are counted. 20.
+    pub errors_listed: usize,
+    /// How long packs that no manifest lists are kept. 60 days.
+    pub keep: HumanDuration,
+    /// … up to so many bytes of one instance. 4 GiB.
+    pub keep_bytes: HumanBytes,
+    /// How long the manifests that dropped a pack must have been out before it is deleted. 24 h.
+    pub delete_after: HumanDuration,
+    /// How long a manifest is valid. 30 days.
+    pub manifest_life: HumanDuration,
+    /// Manifests older than this are signed anew. 7 days.
+    pub resign_after: HumanDuration,
+    /// The publisher's lease, renewed at a third of it. 60 s.
+    pub lease: HumanDuration,
+    /// How long a second publisher waits for it. 30 s.
+    pub lease_wait: HumanDuration,
+    /// How far the clock may be past the ledger before nothing is signed. 1 day.
+    pub clock_leap: HumanDuration,
+    /// How long `publish` tries to send its mails before it leaves them to `serve`. 10 s.
+    pub mail_wait: HumanDuration,
+    /// How long an enrolment code may be used. 7 days.
+    pub code_life: HumanDuration,
+    /// How long a new publisher key may sign. 2 years.
+    pub publisher_key_life: HumanDuration,
+}
+
+impl Default for PublishConfig {
+    fn default() -> Self {
+        PublishConfig {
+            shrink_percent: 20,
+            shrink_rows: 100,
+            deltas: 64,
+            level: 6,
+            errors_listed: 20,
+            keep: s(60 * DAY),
+            keep_bytes: HumanBytes(4 << 30),
+            delete_after: s(DAY),
+            manifest_life: s(30 * DAY),
+            resign_after: s(7 * DAY),
+            lease: s(60),
+            lease_wait: s(30),
+            clock_leap: s(DAY),
+            mail_wait: s(10),
+            code_life: s(7 * DAY),
+            publisher_key_life: s(730 * DAY),
+        }
+    }
+}
+
+/// The file looked for without `--config`.
+pub const FILE: &str = "hq.toml";
+
+/// Reads the settings, makes paths and URLs absolute, and checks what can be checked without
+/// opening anything.
+pub fn load(
+    explicit: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+) -> Result<Loaded<Config>, ConfigError> {
+    let mut loaded = proto::config::load::<Config>(explicit, FILE, env)?;
+    let dir = loaded.dir.clone();
+    loaded.value.resolve(&dir);
+    loaded.value.check()?;
+    Ok(loaded)
+}
+
+impl Config {
+    /// The stream of a name.
+    pub fn stream(&self, name: &StreamName) -> Option<&StreamConfig> {
+        self.streams.iter().find(|s| &s.name == name)
+    }
+
+    /// Makes paths and URLs absolute.
+    fn resolve(&mut self, dir: &Path) {
+        let url = |u: &str| proto::config::resolve_url(dir, u);
+        let path = |p: &Path| proto::config::resolve(dir, p);
+        self.source.url = Secret::new(url(self.source.url.reveal()));
+        self.objects.urls = self.objects.urls.iter().map(|u| url(u)).collect();
+        self.state.dir = path(&self.state.dir);
+        self.state.database = self.state.database.as_ref().map(|d| Secret::new(url(d.reveal())));
+        for stream in &mut self.streams {
+            stream.schema = path(&stream.schema);
+        }
+        if let Some(mail) = &mut self.mail {
+            mail.ca_file = mail.ca_file.as_deref().map(path);
+        }
+    }
+
+    /// The rules between settings.
+    fn check(&self) -> Result<(), ConfigError> {
+        let bad = |text: String| Err(ConfigError(text));
+        let source = self.source.kind()?;
+        if self.objects.urls.is_empty() {
+            return bad("objects.urls: name at least one bucket, e.g. \"file:///srv/tillcast/objects\"".into());
+        }
+        if let Some(url) = self.objects.urls.iter().find(|u| !u.starts_with("file:") && !u.starts_with("s3://")) {
+            return bad(format!("objects.urls: `{url}` is neither file:///DIR nor s3://BUCKET/PREFIX"));
+        }
+        if self.objects.concurrency == 0 {
+            return bad("objects.concurrency: at least 1".into());
+        }
+        let database = self.state.database_url();
+        if !["sqlite:", "postgres://", "postgresql://"].iter().any(|p| database.starts_with(p)) {
+            return bad("state.database: it must be sqlite:FILE or postgres://…".into());
+        }
+        let inbox = matches!(source, SourceKind::Inbox(_));
+        if !inbox && self.stores.query.is_none() {
+            return bad("stores.query: missing; e.g. query = \"SELECT id, zone, region FROM store\"".into());
+        }
+        let mut streams = BTreeSet::new();
+        let mut tables = BTreeSet::new();
+        for stream in &self.streams {
+            if !streams.insert(&stream.name) {
+                return bad(format!("stream {}: there are two of this name", stream.name));
+            }
+            if stream.tables.is_empty() && !inbox {
+                return bad(format!("stream {}: it has no [[stream.table]]", stream.name));
+            }
+            for table in &stream.tables {
+                if !tables.insert(&table.name) {
+                    return bad(format!(
+                        "stream {}: table {} is there twice; a table belongs to one stream",
+                        stream.name, table.name
+                    ));
+                }
+            }
+        }
+        if !(1..=9).contains(&self.publish.level) {
+            return bad(format!("publish.level: {} is not 1 to 9", self.publish.level));
+        }
+        if self.publish.resign_after.0 >= self.publish.manifest_life.0 {
+            return bad("publish.resign_after: it must be less than publish.manifest_life".into());
+        }
+        if self.publish.lease.0 < Duration::from_secs(3) {
+            return bad("publish.lease: at least 3s".into());
+        }
+        if let Some(mail) = &self.mail
+            && mail.to.is_empty()
+        {
+            return bad("mail.to: name at least one receiver".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,20 @@
+//! `fleet.db`: what this program knows, and the only SQL on it. SQLite or PostgreSQL, one text of
+//! SQL for both.
+//!
+//! Owns leases, versions, manifests, devices, heartbeats and the outbox. Must never look into a
+//! bucket or a source. Every method is one transaction: if the power goes, it happened or did not;
+//! the commit of [`Ledger::sign`] is the point after which a publish is rolled forward.
+
+mod db;
+mod fleet;
+mod lease;
+mod outbox;
+mod publications;
+mod stores;
+
+pub use db::{Change, Ledger, LedgerError};
+pub use fleet::{BeatOutcome, BeatRow, DeviceRow, ReceiptRow};
+pub use lease::{Acquired, Token};
+pub use outbox::{Episode, Mail};
+pub use publications::{Head, Publication, PublishedPack, Reserve, Staged, State, listed};
+pub use stores::{NewManifest, SignStore, StoreRow, StoreSeen, TrustRow};

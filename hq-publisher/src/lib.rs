@@ -1,0 +1,32 @@
+//! Turns the headquarters database into signed data packs in object storage, and watches the fleet
+//! that takes them.
+
+pub mod config;
+
+pub mod keys;
+pub mod ledger;
+
+pub mod bucket;
+pub mod manifests;
+
+pub mod alert;
+pub mod fleet;
+pub mod mail;
+
+pub mod source;
+
+pub mod inbox;
+pub mod source_db;
+
+pub mod diff;
+pub mod plan;
+pub mod scratch;
+
+pub mod publish;
+
+pub mod enrol;
+pub mod intake;
+pub mod metrics;
+pub mod web;
+
+pub mod cli;
