@@ -1,0 +1,97 @@
+//! The harness of the end-to-end tests: real servers on loopback, the product's binaries, breakable
+//! networks, a whole installation in a temporary directory, and an independent check of its digests.
+//!
+//! All of it is synchronous: tests are plain `#[test]` functions. What needs async runs on a runtime of
+//! the harness. Nothing waits by sleeping for a fixed time: [`until`] polls a condition to a deadline.
+//! What is missing is a panic that says how to get it, never a skipped test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "test code: a failure here is a failed test, and files and clocks are the test's own"
+)]
+
+pub mod bins;
+pub mod digest;
+pub mod http;
+pub mod process;
+pub mod proxy;
+pub mod servers;
+pub mod site;
+
+pub use bins::{Daemon, Output, Product};
+pub use proxy::{Net, Proxy};
+pub use servers::{MariaDb, Nginx, Postgres, S3, Smtp};
+pub use site::Site;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+/// The runtime on which proxies, stand-ins and HTTP calls run.
+pub(crate) static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_name("harness").build().unwrap()
+});
+
+/// Thirty seconds: the usual bound of a wait, far above what anything takes on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Polls until the condition holds; panics with `what` after `deadline`.
+#[track_caller]
+pub fn until(deadline: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    until_some(deadline, what, || holds().then_some(()));
+}
+
+/// Polls until there is a value, and gives it back; panics with `what` after `deadline`.
+#[track_caller]
+pub fn until_some<T>(deadline: Duration, what: &str, mut value: impl FnMut() -> Option<T>) -> T {
+    match wait_for(deadline, &mut value) {
+        Some(v) => v,
+        None => panic!("not within {deadline:?}: {what}"),
+    }
+}
+
+/// As [`until_some`], but None after the deadline: for callers that have more to say.
+pub(crate) fn wait_for<T>(deadline: Duration, mut value: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + deadline;
+    let mut pause = Duration::from_millis(2);
+    loop {
+        if let Some(v) = value() {
+            return Some(v);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// A loopback port that the system says is free.
+pub fn free_port() -> u16 {
+    // Two tests may be told the same one between this close and the server's bind; servers of the harness try again.
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Where `tests/run` put what does not come by apt.
+pub fn tools() -> PathBuf {
+    let set = |k: &str| std::env::var_os(k).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set("TILLCAST_TEST_TOOLS")
+        .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("tillcast-tests")))
+        .or_else(|| set("HOME").map(|d| d.join(".cache/tillcast-tests")))
+        .expect("neither TILLCAST_TEST_TOOLS nor HOME is set")
+}
+
+/// The repository's root.
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// A temporary directory that other users may pass through (PostgreSQL and MariaDB drop root).
+pub fn temp_dir(name: &str) -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::Builder::new().prefix(&format!("tillcast-{name}-")).tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    dir
+}
