@@ -73,7 +73,7 @@ pub struct Common {
 
 /// First thing in every main, once its arguments are read: TLS provider, logs to stderr.
 pub fn start(common: &Common) {
-    install_tls();
+    crate::fetch::install_tls();
     let (filter, bad) = match EnvFilter::try_new(&common.log_level) {
         Ok(filter) => (filter, None),
         Err(e) => (EnvFilter::new("info"), Some(e)),
@@ -89,12 +89,6 @@ pub fn start(common: &Common) {
     if let Some(e) = bad {
         tracing::warn!(level = %common.log_level, "log level not understood, using info: {e}");
     }
-}
-
-/// Makes ring the process's TLS provider; tests that use TLS call it too.
-pub fn install_tls() {
-    // An error says that it is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 fn colour(stream: &impl IsTerminal) -> bool {

@@ -1,15 +1,32 @@
 //! Reading objects from wherever they lie: a directory, an HTTP server, a bucket.
+//!
+//! Owns how an object is asked for, bounded, resumed and checked against what a manifest says of it.
+//! Never trusts a source: more bytes than wanted are not read, other bytes are thrown away. Never
+//! retries: loops do, by `verdict()`. If the power goes, a part stays and is resumed from its
+//! length, once hashed again.
 
+mod bucket;
+mod dir;
+mod rate;
+mod web;
+
+use crate::clock::{Clock, SystemClock};
 use crate::config::{HumanDuration, Secret};
-use crate::digest::Sha256;
+use crate::digest::{Sha256, Sha256Stream};
 use crate::layout::ObjectName;
 use crate::retry::Verdict;
+use crate::shelf::{PartFile, ShelfError};
 use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt};
+use rate::RateMeter;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// How sources are reached. A `[source_options]`-like table in each tier's file sets it.
+pub use web::install_tls;
+
+/// How sources are reached. A table in each tier's file sets it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SourceOptions {
@@ -25,7 +42,8 @@ pub struct SourceOptions {
     pub s3: S3Options,
 }
 
-/// A bucket's server; keys come from the usual AWS variables.
+/// A bucket's server; keys come from the usual AWS variables (`AWS_SKIP_SIGNATURE=true` for a
+/// public bucket).
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct S3Options {
@@ -105,7 +123,7 @@ pub struct Want {
     pub sha256: Sha256,
 }
 
-/// The slowest download worth waiting for.
+/// The slowest download worth waiting for. A floor or a window of 0 waits for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RateFloor {
@@ -122,13 +140,13 @@ impl Default for RateFloor {
 }
 
 /// Why a fetch failed, for code to decide on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchErrorKind {
     /// The source does not have it.
     NotFound,
-    /// 401 or 403.
+    /// 401 or 403, or no permission to read.
     Unauthorized,
-    /// No connection, a cut or silent one, TLS.
+    /// No connection, a silent one, TLS, a redirect elsewhere, a directory that is not mounted.
     Network,
     /// Another HTTP status.
     Status {
@@ -147,7 +165,7 @@ pub enum FetchErrorKind {
     TooShort,
     /// A whole object of another hash.
     WrongHash,
-    /// Under the rate floor.
+    /// Under the rate floor; the part stays.
     Slow,
     /// The local disk: full, or not writable.
     Disk,
@@ -170,7 +188,8 @@ pub struct FetchError {
 }
 
 impl FetchError {
-    /// What to do about it.
+    /// What to do about it. `Quarantine` says that this source's object is not what the manifest
+    /// lists; another source may have the right one.
     pub fn verdict(&self) -> Verdict {
         match self.kind {
             FetchErrorKind::WrongHash | FetchErrorKind::TooLong | FetchErrorKind::TooShort => Verdict::Quarantine,
@@ -178,22 +197,99 @@ impl FetchError {
             _ => Verdict::Retry,
         }
     }
+    /// Whether the source has no such object (yet).
+    pub fn is_not_found(&self) -> bool {
+        self.kind == FetchErrorKind::NotFound
+    }
+    /// How long the server asks to wait, if it does.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.kind {
+            FetchErrorKind::Status { retry_after, .. } => retry_after,
+            _ => None,
+        }
+    }
 }
 
-/// Where objects are read from. Cheap to clone; one HTTP client each.
+/// A failure before it is known of which object.
+#[derive(Debug)]
+struct Trouble {
+    kind: FetchErrorKind,
+    detail: String,
+}
+
+impl Trouble {
+    fn new(kind: FetchErrorKind, detail: impl Into<String>) -> Self {
+        Trouble { kind, detail: detail.into() }
+    }
+    fn page() -> Self {
+        Trouble::new(FetchErrorKind::NotAnObject, "the answer is a web page (captive portal or proxy?)")
+    }
+    fn too_long(max: u64) -> Self {
+        Trouble::new(FetchErrorKind::TooLong, format!("it has more than {max} bytes"))
+    }
+}
+
+impl From<ShelfError> for Trouble {
+    fn from(e: ShelfError) -> Self {
+        let kind = if e.verdict() == Verdict::Halt { FetchErrorKind::Halt } else { FetchErrorKind::Disk };
+        Trouble::new(kind, e.to_string())
+    }
+}
+
+/// An object being read from `start`.
+struct Opened {
+    start: u64,
+    /// The whole object's length, where the source tells.
+    total: Option<u64>,
+    body: BoxStream<'static, Result<Bytes, Trouble>>,
+}
+
+/// Where objects are read from. Cheap to clone; the clones share one client and its connections.
 #[derive(Debug, Clone)]
-pub struct Source {}
+pub struct Source {
+    url: Arc<str>,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Dir(Arc<Path>),
+    Web(web::Web),
+    Bucket(bucket::Bucket),
+}
 
 impl Source {
-    /// Reads `file:///dir`, `http://…`, `https://…` or `s3://bucket/prefix`.
+    /// Reads `file:///dir`, `http://…`, `https://…` or `s3://bucket/prefix`. Relative ones go
+    /// through `config::resolve_url` first.
     pub fn parse(url: &str, options: &SourceOptions) -> Result<Source, BadSource> {
-        let _ = (url, options);
-        todo!()
+        let shown = without_credentials(url);
+        let bad = |reason: String| BadSource { url: shown.clone(), reason };
+        let parsed = url::Url::parse(url)
+            .map_err(|e| bad(format!("{e}; write file:///dir, https://… or s3://bucket/prefix")))?;
+        let kind = match parsed.scheme() {
+            "file" if url.starts_with("file:///") => {
+                Kind::Dir(parsed.to_file_path().map_err(|()| bad("it is no path".to_owned()))?.into())
+            }
+            "file" => return Err(bad("the path must be absolute, file:///dir".to_owned())),
+            "http" | "https" => Kind::Web(web::Web::new(parsed, options).map_err(bad)?),
+            "s3" => Kind::Bucket(bucket::Bucket::new(&parsed, options).map_err(bad)?),
+            other => {
+                return Err(bad(format!("`{other}` is unknown; write file:///dir, https://… or s3://bucket/prefix")));
+            }
+        };
+        Ok(Source { url: shown.as_str().into(), kind })
     }
+
     /// The URL, without credentials.
     pub fn url(&self) -> &str {
-        todo!()
+        &self.url
     }
+
+    /// Whether it is an HTTP server, which may have pages to poll and post to.
+    pub fn is_web(&self) -> bool {
+        matches!(self.kind, Kind::Web(_))
+    }
+
     /// Gets a small object whole, unless it is as `known`. `query_serial` gets past a stale CDN.
     pub async fn get_small(
         &self,
@@ -202,11 +298,18 @@ impl Source {
         known: Option<&Etag>,
         max_bytes: u64,
     ) -> Result<Small, FetchError> {
-        let _ = (name, query_serial, known, max_bytes);
-        todo!()
+        let path = name.to_string();
+        let outcome = match &self.kind {
+            Kind::Dir(root) => dir::get_small(root.clone(), path, known.cloned(), max_bytes).await,
+            Kind::Web(web) => web.get_small(&path, query_serial, known, max_bytes).await,
+            Kind::Bucket(bucket) => bucket.get_small(&path, known, max_bytes).await,
+        };
+        outcome.map_err(|t| self.error(name.to_string(), t))
     }
-    /// Downloads an object into `part`, going on from its length; at success it is whole, verified
-    /// and synced. `progress` hears the bytes there so far.
+
+    /// Downloads an object into `part`, going on from its length; at success the part is whole,
+    /// verified and synced. `progress` hears the bytes there so far, resumed ones included.
+    /// A part that turns out wrong is deleted; one that was cut off stays.
     pub async fn download(
         &self,
         name: &ObjectName,
@@ -215,13 +318,104 @@ impl Source {
         rules: &RateFloor,
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<(), FetchError> {
-        let _ = (name, want, part, rules, progress);
-        todo!()
+        let outcome = self.into_part(&name.to_string(), want, part, rules, progress).await;
+        outcome.map_err(|t| self.error(name.to_string(), t))
     }
+
+    async fn into_part(
+        &self,
+        path: &str,
+        want: &Want,
+        part: &Path,
+        rules: &RateFloor,
+        progress: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<(), Trouble> {
+        let mut work = Work::open(part.to_owned(), *want).await?;
+        if work.length == want.bytes && work.hash() != Some(want.sha256) {
+            work.restart().await?;
+        }
+        if work.length < want.bytes {
+            let resumed = work.length > 0;
+            work = self.fill(path, work, rules, progress).await?;
+            if resumed && work.hash() != Some(want.sha256) {
+                // The old bytes may have been another source's: judge this one by its own.
+                work.restart().await?;
+                work = self.fill(path, work, rules, progress).await?;
+            }
+        }
+        work.finish().await
+    }
+
+    /// Brings the part to its wanted length.
+    async fn fill(
+        &self,
+        path: &str,
+        mut work: Work,
+        rules: &RateFloor,
+        progress: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<Work, Trouble> {
+        let want = work.want.bytes;
+        let mut opened = self.open(path, work.length, want).await?;
+        if opened.start != work.length {
+            if opened.start != 0 {
+                let detail = format!("asked for bytes from {}, got them from {}", work.length, opened.start);
+                return Err(Trouble::new(FetchErrorKind::NotWhole, detail));
+            }
+            work.restart().await?;
+        }
+        match opened.total {
+            Some(n) if n > want => return Err(work.discard(Trouble::too_long(want)).await),
+            Some(n) if n < want => {
+                let detail = format!("it has {n} bytes, the manifest says {want}");
+                return Err(work.discard(Trouble::new(FetchErrorKind::TooShort, detail)).await);
+            }
+            _ => {}
+        }
+        let clock = SystemClock::default();
+        let mut meter = RateMeter::new(*rules);
+        progress(work.length);
+        let cut = loop {
+            let chunk = match opened.body.next().await {
+                Some(Ok(chunk)) => chunk,
+                Some(Err(t)) => break Some(t),
+                None => break None,
+            };
+            if work.arrived() == 0 && self.is_web() && web::is_page(&chunk) {
+                return Err(Trouble::page());
+            }
+            if work.arrived() + chunk.len() as u64 > want {
+                return Err(work.discard(Trouble::too_long(want)).await);
+            }
+            work.take(&chunk).await?;
+            progress(work.arrived());
+            if meter.is_too_slow(clock.monotonic(), chunk.len() as u64) && work.arrived() < want {
+                break Some(Trouble::new(FetchErrorKind::Slow, rate::too_slow(rules)));
+            }
+        };
+        work.flush().await?;
+        let there = work.length;
+        match cut {
+            Some(t) => Err(Trouble::new(t.kind, format!("{} ({there} of {want} bytes are there)", t.detail))),
+            None if there < want => {
+                Err(Trouble::new(FetchErrorKind::NotWhole, format!("the answer ended after {there} of {want} bytes")))
+            }
+            None => Ok(work),
+        }
+    }
+
+    async fn open(&self, path: &str, start: u64, want: u64) -> Result<Opened, Trouble> {
+        match &self.kind {
+            Kind::Dir(root) => dir::open(root.clone(), path.to_owned(), start).await,
+            Kind::Web(web) => web.open(path, start, want).await,
+            Kind::Bucket(bucket) => bucket.open(path, start).await,
+        }
+    }
+
     /// `GET /v1/versions?wait=N`. Sources that are no HTTP servers: `NoSuchPage`.
     pub async fn versions_poll(&self, wait_s: u64, known: Option<&Etag>) -> Result<Polled, FetchError> {
         self.long_poll("v1/versions", &[], wait_s, known).await
     }
+
     /// `GET path?query&wait=N` with If-None-Match; answers up to 1 MiB.
     pub async fn long_poll(
         &self,
@@ -230,12 +424,156 @@ impl Source {
         wait_s: u64,
         known: Option<&Etag>,
     ) -> Result<Polled, FetchError> {
-        let _ = (path, query, wait_s, known);
-        todo!()
+        let Kind::Web(web) = &self.kind else { return Ok(Polled::NoSuchPage) };
+        web.long_poll(path, query, wait_s, known).await.map_err(|t| self.error(path.to_owned(), t))
     }
-    /// `POST path`; the answer's body, up to `max_bytes`.
+
+    /// `POST path`; the answer's body, up to `max_bytes`. Sources that are no HTTP servers: `NotFound`.
     pub async fn post(&self, path: &str, content_type: &str, body: Bytes, max_bytes: u64) -> Result<Bytes, FetchError> {
-        let _ = (path, content_type, body, max_bytes);
-        todo!()
+        let outcome = match &self.kind {
+            Kind::Web(web) => web.post(path, content_type, body, max_bytes).await,
+            _ => Err(Trouble::new(FetchErrorKind::NotFound, "it takes no posts")),
+        };
+        outcome.map_err(|t| self.error(path.to_owned(), t))
+    }
+
+    fn error(&self, name: String, t: Trouble) -> FetchError {
+        FetchError { source_url: self.url.to_string(), name, kind: t.kind, detail: t.detail }
     }
 }
+
+/// A URL to show: user, password and query (a signed one's key) taken out.
+fn without_credentials(url: &str) -> String {
+    let Ok(mut u) = url::Url::parse(url) else {
+        return url.rsplit('@').next().unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
+    };
+    let _ = u.set_username("");
+    let _ = u.set_password(None);
+    u.set_query(None);
+    u.to_string()
+}
+
+/// What is written at once.
+const BUFFER: usize = 256 << 10;
+
+/// A part, the hash of what it holds, and what arrived since the last write. Touches the disk off
+/// the async threads.
+struct Work {
+    want: Want,
+    /// Out while a job runs on it.
+    disk: Option<OnDisk>,
+    /// Bytes on the disk.
+    length: u64,
+    buffer: Vec<u8>,
+}
+
+struct OnDisk {
+    part: PartFile,
+    hash: Sha256Stream,
+}
+
+async fn off_thread<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
+) -> Result<T, Trouble> {
+    match tokio::task::spawn_blocking(job).await {
+        Ok(outcome) => outcome,
+        Err(e) => Err(Trouble::new(FetchErrorKind::Disk, format!("a task broke off: {e}"))),
+    }
+}
+
+impl Work {
+    /// Opens the part and hashes what it holds; one that is too long starts over.
+    async fn open(path: PathBuf, want: Want) -> Result<Work, Trouble> {
+        off_thread(move || {
+            let mut part = PartFile::open(&path)?;
+            if part.length() > want.bytes {
+                part.restart()?;
+            }
+            let mut hash = Sha256Stream::default();
+            part.read_back(|chunk| hash.update(chunk))?;
+            Ok(Work { want, length: part.length(), disk: Some(OnDisk { part, hash }), buffer: Vec::new() })
+        })
+        .await
+    }
+
+    /// Bytes on the disk and waiting.
+    fn arrived(&self) -> u64 {
+        self.length + self.buffer.len() as u64
+    }
+
+    fn hash(&self) -> Option<Sha256> {
+        self.disk.as_ref().map(|d| d.hash.clone().finish())
+    }
+
+    async fn take(&mut self, chunk: &[u8]) -> Result<(), Trouble> {
+        self.buffer.extend_from_slice(chunk);
+        if self.buffer.len() >= BUFFER { self.flush().await } else { Ok(()) }
+    }
+
+    async fn flush(&mut self) -> Result<(), Trouble> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        self.buffer = self
+            .run(move |d| {
+                d.part.write(&buffer)?;
+                d.hash.update(&buffer);
+                // Its room serves the next bytes.
+                buffer.clear();
+                Ok(buffer)
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn restart(&mut self) -> Result<(), Trouble> {
+        self.buffer.clear();
+        self.run(|d| {
+            d.hash = Sha256Stream::default();
+            d.part.restart()
+        })
+        .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &mut self,
+        job: impl FnOnce(&mut OnDisk) -> Result<T, ShelfError> + Send + 'static,
+    ) -> Result<T, Trouble> {
+        let mut disk = self.take_disk()?;
+        let (disk, outcome) = off_thread(move || {
+            let outcome = job(&mut disk);
+            Ok((disk, outcome))
+        })
+        .await?;
+        self.length = disk.part.length();
+        self.disk = Some(disk);
+        Ok(outcome?)
+    }
+
+    fn take_disk(&mut self) -> Result<OnDisk, Trouble> {
+        self.disk.take().ok_or_else(|| Trouble::new(FetchErrorKind::Disk, "an earlier task on the part broke off"))
+    }
+
+    /// Deletes the part, and gives back why.
+    async fn discard(mut self, why: Trouble) -> Trouble {
+        let Ok(disk) = self.take_disk() else { return why };
+        match off_thread(move || Ok(disk.part.discard()?)).await {
+            Err(t) if t.kind == FetchErrorKind::Halt => t,
+            _ => why,
+        }
+    }
+
+    /// Judges the whole part, and syncs it.
+    async fn finish(mut self) -> Result<(), Trouble> {
+        if let Some(found) = self.hash().filter(|found| *found != self.want.sha256) {
+            let detail = format!("its SHA-256 is {found}, the manifest says {}", self.want.sha256);
+            return Err(self.discard(Trouble::new(FetchErrorKind::WrongHash, detail)).await);
+        }
+        let disk = self.take_disk()?;
+        off_thread(move || Ok(disk.part.finish()?)).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

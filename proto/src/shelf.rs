@@ -102,7 +102,8 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn sync_dir(dir: &Path) -> Result<(), ShelfError> {
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), ShelfError> {
     File::open(dir).at(Action::Open, dir)?.sync_all().at(Action::Sync, dir)
 }
 
@@ -343,17 +344,10 @@ pub fn open_regular(path: &Path) -> Result<File, ShelfError> {
 pub fn open_beneath(root: &Path, relative: &Path) -> Result<File, ShelfError> {
     let path = root.join(relative);
     let mut at = File::open(root).at(Action::Open, root)?;
-    let mut steps = relative.components().peekable();
-    if steps.peek().is_none() {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput)).at(Action::Open, &path);
-    }
-    while let Some(step) = steps.next() {
-        let Component::Normal(name) = step else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it leads out of its directory"))
-                .at(Action::Open, &path);
-        };
-        let flags = if steps.peek().is_some() { READ.union(OFlags::DIRECTORY) } else { READ };
-        let fd = rustix::fs::openat(&at, name, flags, Mode::empty()).map_err(link_refused).at(Action::Open, &path)?;
+    let out = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why)).at(Action::Open, &path);
+    for step in relative.components() {
+        let Component::Normal(name) = step else { return out("it leads out of its directory") };
+        let fd = rustix::fs::openat(&at, name, READ, Mode::empty()).map_err(link_refused).at(Action::Open, &path)?;
         at = File::from(fd);
     }
     regular(at, &path)

@@ -1,0 +1,569 @@
+//! One contract for all sources, and the ways in which servers and networks break it.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+
+use super::*;
+use object_store::aws::AmazonS3Builder;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const PACK: &str = "packs/price@all/0000000001.full.pack";
+
+fn pack() -> ObjectName {
+    PACK.parse().unwrap()
+}
+fn bytes(n: usize) -> Vec<u8> {
+    let mut x = 1u32;
+    (0..n)
+        .map(|_| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (x >> 24) as u8
+        })
+        .collect()
+}
+fn want(of: &[u8]) -> Want {
+    Want { bytes: of.len() as u64, sha256: Sha256::of(of) }
+}
+
+/// A request as the test server saw it.
+#[derive(Debug, Clone)]
+struct Asked {
+    method: String,
+    target: String,
+    headers: BTreeMap<String, String>,
+    body: Vec<u8>,
+}
+
+impl Asked {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+    fn range_start(&self) -> Option<usize> {
+        self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+    }
+}
+
+/// What the test server does after its head: pieces, with waits between them.
+enum Then {
+    Send(Vec<u8>),
+    Wait(u64),
+}
+
+fn reply(status: &str, headers: &[(&str, String)], body: &[u8]) -> Vec<Then> {
+    let mut all = format!("HTTP/1.1 {status}\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        all += &format!("{name}: {value}\r\n");
+    }
+    let mut all = (all + "\r\n").into_bytes();
+    all.extend_from_slice(body);
+    vec![Then::Send(all)]
+}
+fn whole(status: &str, body: &[u8]) -> Vec<Then> {
+    reply(status, &[("content-length", body.len().to_string())], body)
+}
+
+/// A server that answers as `answer` says, and keeps what it was asked.
+struct Server {
+    address: std::net::SocketAddr,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Server {
+    async fn start(answer: impl Fn(&Asked) -> Vec<Then> + Send + Sync + 'static) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (answer, log) = (Arc::new(answer), asked.clone());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (answer, log) = (answer.clone(), log.clone());
+                tokio::spawn(async move { answer_one(stream, &*answer, &log).await });
+            }
+        });
+        Server { address, asked }
+    }
+    fn url(&self) -> String {
+        format!("http://{}/base", self.address)
+    }
+    fn source(&self) -> Source {
+        Source::parse(
+            &self.url(),
+            &SourceOptions { read_timeout: HumanDuration(Duration::from_millis(400)), ..Default::default() },
+        )
+        .unwrap()
+    }
+    fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+async fn answer_one(
+    mut stream: TcpStream,
+    answer: &(dyn Fn(&Asked) -> Vec<Then> + Send + Sync),
+    log: &Mutex<Vec<Asked>>,
+) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(b) => head.push(b),
+            Err(_) => return,
+        }
+    }
+    let head = String::from_utf8(head).unwrap();
+    let mut lines = head.lines();
+    let mut first = lines.next().unwrap().split(' ');
+    let headers = lines.filter_map(|l| l.split_once(": ")).map(|(k, v)| (k.to_lowercase(), v.to_owned()));
+    let mut asked = Asked {
+        method: first.next().unwrap().to_owned(),
+        target: first.next().unwrap().to_owned(),
+        headers: headers.collect(),
+        body: Vec::new(),
+    };
+    let length = asked.header("content-length").map_or(0, |n| n.parse().unwrap());
+    asked.body = vec![0; length];
+    stream.read_exact(&mut asked.body).await.unwrap();
+    let then = answer(&asked);
+    log.lock().unwrap().push(asked);
+    for step in then {
+        match step {
+            Then::Send(bytes) => {
+                if stream.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+            Then::Wait(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+        }
+    }
+    let _ = stream.shutdown().await;
+}
+
+/// Answers like nginx or S3: Range, ETag, If-None-Match.
+fn well(objects: &Mutex<BTreeMap<String, Vec<u8>>>, asked: &Asked) -> Vec<Then> {
+    let path = asked.target.split('?').next().unwrap().trim_start_matches("/base/").trim_start_matches("/bucket/base/");
+    let path = path.replace("%40", "@");
+    let objects = objects.lock().unwrap();
+    let Some(body) = objects.get(&path) else { return whole("404 Not Found", b"no") };
+    let etag = format!("\"{}\"", Sha256::of(body));
+    let common = [("etag", etag.clone()), ("last-modified", "Sat, 21 Nov 2026 10:00:00 GMT".to_owned())];
+    if asked.header("if-none-match") == Some(&etag) {
+        return reply("304 Not Modified", &common, b"");
+    }
+    let (status, body, range) = match asked.range_start() {
+        Some(n) if n >= body.len() => ("416 Range Not Satisfiable", &b""[..], Some(format!("bytes */{}", body.len()))),
+        Some(n) => ("206 Partial Content", &body[n..], Some(format!("bytes {n}-{}/{}", body.len() - 1, body.len()))),
+        None => ("200 OK", &body[..], None),
+    };
+    let mut headers = common.to_vec();
+    headers.push(("content-length", body.len().to_string()));
+    headers.extend(range.map(|r| ("content-range", r)));
+    if asked.method == "HEAD" {
+        headers.retain(|(k, _)| *k != "content-length");
+        headers.push(("content-length", objects[&path].len().to_string()));
+        return reply("200 OK", &headers, b"");
+    }
+    reply(status, &headers, body)
+}
+
+/// A kind of source, and a way to put objects into it.
+struct Bench {
+    kind: &'static str,
+    source: Source,
+    put: Box<dyn Fn(&str, &[u8])>,
+    _dir: Option<TempDir>,
+}
+
+async fn benches() -> Vec<Bench> {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_owned();
+    let url = url::Url::from_file_path(&root).unwrap();
+    let file = Bench {
+        kind: "file",
+        source: Source::parse(url.as_str(), &SourceOptions::default()).unwrap(),
+        put: Box::new(move |name, bytes| {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }),
+        _dir: Some(dir),
+    };
+    let mut all = vec![file];
+    for kind in ["http", "s3"] {
+        let objects = Arc::new(Mutex::new(BTreeMap::new()));
+        let held = objects.clone();
+        let server = Server::start(move |asked| well(&held, asked)).await;
+        let source = if kind == "http" {
+            server.source()
+        } else {
+            let keys =
+                AmazonS3Builder::new().with_access_key_id("k").with_secret_access_key("s").with_region("us-east-1");
+            let s3 = S3Options { endpoint: Some(format!("http://{}", server.address)), ..Default::default() };
+            let options = SourceOptions { s3, ..Default::default() };
+            let url = "s3://bucket/base";
+            let bucket = bucket::Bucket::build(keys, &url::Url::parse(url).unwrap(), &options).unwrap();
+            Source { url: url.into(), kind: Kind::Bucket(bucket) }
+        };
+        let put = Box::new(move |name: &str, bytes: &[u8]| {
+            objects.lock().unwrap().insert(name.to_owned(), bytes.to_vec());
+        });
+        all.push(Bench { kind, source, put, _dir: None });
+    }
+    all
+}
+
+#[tokio::test]
+async fn small_objects_from_every_source() {
+    for Bench { kind, source, put, _dir } in benches().await {
+        let name: ObjectName = "stores/0421/manifest.json".parse().unwrap();
+        let e = source.get_small(&name, None, None, 100).await.unwrap_err();
+        assert!(e.is_not_found() && e.verdict() == Verdict::Retry, "{kind}: {e:?}");
+        assert!(e.to_string().contains("stores/0421/manifest.json") && e.to_string().contains(source.url()), "{e}");
+
+        put("stores/0421/manifest.json", b"{\"a\":1}");
+        let got = source.get_small(&name, Some(7), None, 7).await.unwrap();
+        let Small::Body { bytes, etag } = got else { panic!("{kind}: {got:?}") };
+        assert_eq!(&bytes[..], b"{\"a\":1}", "{kind}");
+        assert!(etag.is_some(), "{kind}");
+        assert_eq!(source.get_small(&name, None, etag.as_ref(), 7).await.unwrap(), Small::Unchanged, "{kind}");
+
+        put("stores/0421/manifest.json", b"{\"a\":22}");
+        let got = source.get_small(&name, None, etag.as_ref(), 100).await.unwrap();
+        assert!(matches!(got, Small::Body { bytes, .. } if &bytes[..] == b"{\"a\":22}"), "{kind}");
+        let e = source.get_small(&name, None, None, 7).await.unwrap_err();
+        assert_eq!(e.kind, FetchErrorKind::TooLong, "{kind}");
+    }
+}
+
+/// Downloads into `part`, which holds `held` before; what was heard last and the outcome.
+async fn download(source: &Source, want: &Want, part: &Path, held: Option<&[u8]>) -> (u64, Result<(), FetchError>) {
+    if let Some(held) = held {
+        std::fs::write(part, held).unwrap();
+    }
+    let mut heard = 0;
+    let outcome = source.download(&pack(), want, part, &RateFloor::default(), &mut |n| heard = n).await;
+    (heard, outcome)
+}
+
+#[tokio::test]
+async fn packs_from_every_source_fresh_and_resumed() {
+    let body = bytes(700_000);
+    let want = want(&body);
+    let flipped: Vec<u8> = body[..1000].iter().map(|b| b ^ 1).collect();
+    let longer = [&body[..], b"x"].concat();
+    for Bench { kind, source, put, _dir } in benches().await {
+        let dir = tempfile::tempdir().unwrap();
+        let part = dir.path().join("x.part");
+        let (_, outcome) = download(&source, &want, &part, None).await;
+        assert_eq!(outcome.unwrap_err().kind, FetchErrorKind::NotFound, "{kind}");
+        put(PACK, &body);
+        // Fresh; cut short; whole; whole but wrong; a bit wrong; too long.
+        let parts = [
+            None,
+            Some(&body[..300_000]),
+            Some(&body[..]),
+            Some(&bytes(700_001)[1..]),
+            Some(&flipped[..]),
+            Some(&longer[..]),
+        ];
+        for held in parts {
+            let _ = std::fs::remove_file(&part);
+            let (heard, outcome) = download(&source, &want, &part, held).await;
+            assert_eq!(outcome, Ok(()), "{kind} {:?}", held.map(<[u8]>::len));
+            assert!(std::fs::read(&part).unwrap() == body, "{kind}");
+            assert!(heard == want.bytes || held.is_some_and(|h| h == body), "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn other_objects_than_wanted_are_refused_by_every_source() {
+    let body = bytes(300_000);
+    let want = want(&body);
+    let mut flipped = body.clone();
+    flipped[299_999] ^= 0x80;
+    let longer = [&body[..], b"trailing"].concat();
+    let cases = [
+        (&flipped[..], FetchErrorKind::WrongHash),
+        (&longer[..], FetchErrorKind::TooLong),
+        (&body[..200_000], FetchErrorKind::TooShort),
+        (&b""[..], FetchErrorKind::TooShort),
+    ];
+    for Bench { kind, source, put, _dir } in benches().await {
+        let dir = tempfile::tempdir().unwrap();
+        let part = dir.path().join("x.part");
+        for (there, expected) in &cases {
+            put(PACK, there);
+            for held in [None, Some(&body[..100_000]), Some(&body[..250_000])] {
+                let (_, outcome) = download(&source, &want, &part, held).await;
+                let e = outcome.unwrap_err();
+                assert_eq!(e.kind, *expected, "{kind} {:?}: {e}", held.map(<[u8]>::len));
+                assert_eq!(e.verdict(), Verdict::Quarantine);
+                assert!(!part.exists(), "{kind} {expected:?}: the bad part stays");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn links_and_fifos_in_a_directory_are_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(outside.path().join("price@all")).unwrap();
+    std::fs::write(outside.path().join("price@all/0000000001.full.pack"), b"secret").unwrap();
+    std::os::unix::fs::symlink(outside.path(), dir.path().join("packs")).unwrap();
+    std::os::unix::fs::symlink(outside.path().join("price@all/0000000001.full.pack"), dir.path().join("trust.json"))
+        .unwrap();
+    let source = Source::parse(&format!("file://{}", dir.path().display()), &SourceOptions::default()).unwrap();
+    for name in [pack(), ObjectName::Trust] {
+        let e = source.get_small(&name, None, None, 100).await.unwrap_err();
+        assert!(e.kind == FetchErrorKind::Network && e.detail.contains("link"), "{e:?}");
+    }
+    std::fs::create_dir_all(dir.path().join("trust")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("trust/0000000001.json"), rustix::fs::Mode::RWXU).unwrap();
+    assert!(source.get_small(&ObjectName::TrustVersion(1), None, None, 100).await.is_err());
+    // A stick that is not mounted is no 404.
+    let gone = Source::parse("file:///no/such/stick", &SourceOptions::default()).unwrap();
+    assert_eq!(gone.get_small(&ObjectName::Trust, None, None, 9).await.unwrap_err().kind, FetchErrorKind::Network);
+}
+
+#[tokio::test]
+async fn a_connection_cut_again_and_again_wastes_nothing() {
+    let body = bytes(900_000);
+    let held = body.clone();
+    let server = Server::start(move |asked| {
+        let from = asked.range_start().unwrap_or(0);
+        let status = if from == 0 { "200 OK" } else { "206 Partial Content" };
+        let total = held.len();
+        let range = format!("bytes {from}-{}/{total}", total - 1);
+        let end = (from + 100_000).min(total);
+        reply(status, &[("content-length", (total - from).to_string()), ("content-range", range)], &held[from..end])
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let part = dir.path().join("x.part");
+    let (source, want) = (server.source(), want(&body));
+    for n in 1..9 {
+        let (_, outcome) = download(&source, &want, &part, None).await;
+        let e = outcome.unwrap_err();
+        assert_eq!((e.kind, e.verdict()), (FetchErrorKind::NotWhole, Verdict::Retry), "{e}");
+        assert_eq!(std::fs::metadata(&part).unwrap().len(), n * 100_000);
+    }
+    assert_eq!(download(&source, &want, &part, None).await.1, Ok(()));
+    assert_eq!(server.asked().len(), 9);
+    assert!(std::fs::read(&part).unwrap() == body);
+}
+
+#[tokio::test]
+async fn bad_servers_are_told_from_bad_packs() {
+    let html = b"<html><body>Please log in</body></html>".to_vec();
+    let moved = [("location", "ftp://elsewhere/".to_owned()), ("content-length", "0".to_owned())];
+    let to_tls = [("location", "https://127.0.0.1:1/".to_owned()), ("content-length", "0".to_owned())];
+    let wait = [("retry-after", "17".to_owned()), ("content-length", "0".to_owned())];
+    let body = bytes(5000);
+    let chunked = [("transfer-encoding", "chunked".to_owned())];
+    let elsewhere = [("content-range", "bytes 7-4999/5000".to_owned()), ("content-length", "4993".to_owned())];
+    let silent =
+        || vec![Then::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n0123456789".to_vec()), Then::Wait(3000)];
+    type Answer = Box<dyn Fn() -> Vec<Then> + Send + Sync>;
+    let cases: Vec<(&str, Answer, FetchErrorKind)> = vec![
+        (
+            "typed html",
+            Box::new({
+                let h = html.clone();
+                move || {
+                    reply(
+                        "200 OK",
+                        &[("content-type", "text/html; charset=utf-8".into()), ("content-length", h.len().to_string())],
+                        &h,
+                    )
+                }
+            }),
+            FetchErrorKind::NotAnObject,
+        ),
+        (
+            "html of the right length",
+            Box::new(move || {
+                let mut b = html.clone();
+                b.resize(5000, b' ');
+                whole("200 OK", &b)
+            }),
+            FetchErrorKind::NotAnObject,
+        ),
+        ("401", Box::new(|| whole("401 Unauthorized", b"")), FetchErrorKind::Unauthorized),
+        ("403", Box::new(|| whole("403 Forbidden", b"")), FetchErrorKind::Unauthorized),
+        ("410", Box::new(|| whole("410 Gone", b"")), FetchErrorKind::NotFound),
+        (
+            "503",
+            Box::new(move || reply("503 Busy", &wait, b"")),
+            FetchErrorKind::Status { code: 503, retry_after: Some(Duration::from_secs(17)) },
+        ),
+        (
+            "304 unasked",
+            Box::new(|| reply("304 Not Modified", &[], b"")),
+            FetchErrorKind::Status { code: 304, retry_after: None },
+        ),
+        ("another scheme", Box::new(move || reply("302 Found", &moved, b"")), FetchErrorKind::Network),
+        ("tls elsewhere", Box::new(move || reply("302 Found", &to_tls, b"")), FetchErrorKind::Network),
+        ("no HTTP", Box::new(|| vec![Then::Send(b"SSH-2.0-OpenSSH\r\n".to_vec())]), FetchErrorKind::Network),
+        ("nothing", Box::new(Vec::new), FetchErrorKind::Network),
+        ("silence before the head", Box::new(|| vec![Then::Wait(3000)]), FetchErrorKind::Network),
+        ("silence in the body", Box::new(silent), FetchErrorKind::Network),
+        (
+            "short, chunked",
+            Box::new(move || reply("200 OK", &chunked, b"5\r\nhello\r\n0\r\n\r\n")),
+            FetchErrorKind::NotWhole,
+        ),
+        (
+            "a range not asked for",
+            Box::new(move || reply("206 Partial Content", &elsewhere, &body[7..])),
+            FetchErrorKind::NotWhole,
+        ),
+    ];
+    for (what, answer, expected) in cases {
+        let server = Server::start(move |_| answer()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let part = dir.path().join("x.part");
+        let wanted = want(&bytes(5000));
+        let (_, outcome) = download(&server.source(), &wanted, &part, None).await;
+        let e = outcome.unwrap_err();
+        assert_eq!((e.kind, e.verdict()), (expected, Verdict::Retry), "{what}: {e}");
+        if what == "silence in the body" {
+            assert_eq!(std::fs::read(&part).unwrap(), b"0123456789", "what came is kept");
+        } else if expected == FetchErrorKind::NotAnObject {
+            assert_eq!(std::fs::metadata(&part).unwrap().len(), 0, "no page in the part");
+        }
+    }
+    // Nobody there.
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let dead = Source::parse(&format!("http://127.0.0.1:{port}"), &SourceOptions::default()).unwrap();
+    assert_eq!(dead.get_small(&ObjectName::Trust, None, None, 9).await.unwrap_err().kind, FetchErrorKind::Network);
+}
+
+#[tokio::test]
+async fn a_server_without_ranges_sends_all_anew() {
+    let body = bytes(400_000);
+    let held = body.clone();
+    let server = Server::start(move |_| whole("200 OK", &held)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let part = dir.path().join("x.part");
+    let (_, outcome) = download(&server.source(), &want(&body), &part, Some(&body[..100_000])).await;
+    assert_eq!(outcome, Ok(()));
+    assert!(std::fs::read(&part).unwrap() == body);
+}
+
+#[tokio::test]
+async fn a_refused_range_of_a_right_object_starts_over() {
+    let body = bytes(4000);
+    let held = body.clone();
+    let server = Server::start(move |asked| match asked.range_start() {
+        Some(_) => whole("416 Range Not Satisfiable", b""),
+        None => whole("200 OK", &held),
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let part = dir.path().join("x.part");
+    assert_eq!(download(&server.source(), &want(&body), &part, Some(&body[..1000])).await.1, Ok(()));
+}
+
+#[tokio::test]
+async fn endless_bodies_are_read_no_further_than_wanted() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = sent.clone();
+    let server = Server::start(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut then = reply("200 OK", &[("transfer-encoding", "chunked".into())], b"");
+        then.extend((0..200).map(|_| Then::Send([&b"10000\r\n"[..], &[b'x'; 65_536], b"\r\n"].concat())));
+        then
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let part = dir.path().join("x.part");
+    let (heard, outcome) = download(&server.source(), &want(&bytes(100_000)), &part, None).await;
+    assert_eq!(outcome.unwrap_err().kind, FetchErrorKind::TooLong);
+    assert!(heard <= 100_000 && !part.exists());
+    let e = server.source().get_small(&ObjectName::Trust, None, None, 100_000).await.unwrap_err();
+    assert_eq!(e.kind, FetchErrorKind::TooLong);
+}
+
+#[tokio::test]
+async fn a_drip_is_given_up_and_its_bytes_kept() {
+    let server = Server::start(|_| {
+        let mut then = reply("200 OK", &[("content-length", "5000".into())], b"");
+        then.extend((0..100).flat_map(|_| [Then::Send(b"x".to_vec()), Then::Wait(50)]));
+        then
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let part = dir.path().join("x.part");
+    let rules = RateFloor { bytes_per_second: 1024, window: HumanDuration(Duration::from_millis(600)) };
+    let e = server.source().download(&pack(), &want(&bytes(5000)), &part, &rules, &mut |_| {}).await.unwrap_err();
+    assert_eq!((e.kind, e.verdict()), (FetchErrorKind::Slow, Verdict::Retry), "{e}");
+    let kept = std::fs::metadata(&part).unwrap().len();
+    assert!((5..60).contains(&kept), "{kept}");
+}
+
+#[tokio::test]
+async fn the_serial_the_token_and_the_poll_reach_the_server() {
+    let server = Server::start(|asked| match asked.target.as_str() {
+        "/base/v1/versions?wait=0" if asked.header("if-none-match") == Some("\"7\"") => {
+            reply("304 Not Modified", &[], b"")
+        }
+        "/base/v1/versions?wait=0" => {
+            reply("200 OK", &[("etag", "\"7\"".into()), ("content-length", "2".into())], b"{}")
+        }
+        "/base/v1/wake?store=0421&wait=0" => whole("404 Not Found", b""),
+        "/base/v1/heartbeats" => whole("200 OK", &asked.body),
+        _ => whole("200 OK", b"{}"),
+    })
+    .await;
+    let options = SourceOptions { token: Some(Secret::new("abc")), ..Default::default() };
+    let source = Source::parse(&format!("{}/", server.url()), &options).unwrap();
+    source.get_small(&ObjectName::Trust, Some(12), None, 9).await.unwrap();
+    let Polled::Body { bytes, etag } = source.versions_poll(0, None).await.unwrap() else { panic!() };
+    assert_eq!((&bytes[..], etag.as_ref()), (&b"{}"[..], Some(&Etag("\"7\"".into()))));
+    assert_eq!(source.versions_poll(0, etag.as_ref()).await.unwrap(), Polled::Unchanged);
+    assert_eq!(source.long_poll("v1/wake", &[("store", "0421")], 0, None).await.unwrap(), Polled::NoSuchPage);
+    let answer = source.post("v1/heartbeats", "application/json", Bytes::from_static(b"[1]"), 100).await.unwrap();
+    assert_eq!(&answer[..], b"[1]");
+    assert_eq!(
+        source.post("v1/heartbeats", "application/json", Bytes::from_static(b"[1]"), 2).await.unwrap_err().kind,
+        FetchErrorKind::TooLong
+    );
+    let asked = server.asked();
+    assert_eq!(asked[0].target, "/base/trust.json?serial=12");
+    assert!(asked.iter().all(|a| a.header("authorization") == Some("Bearer abc")));
+    assert!(!format!("{source:?}").contains("abc"));
+}
+
+#[tokio::test]
+async fn a_full_disk_is_not_the_packs_fault() {
+    let body = bytes(5000);
+    let held = body.clone();
+    let server = Server::start(move |_| whole("200 OK", &held)).await;
+    let (_, outcome) = download(&server.source(), &want(&body), Path::new("/dev/full"), None).await;
+    // Not even opened: parts are regular files.
+    let e = outcome.unwrap_err();
+    assert_eq!((e.kind, e.verdict()), (FetchErrorKind::Disk, Verdict::Retry), "{e}");
+}
+
+#[test]
+fn urls_that_cannot_work_are_refused_without_telling_secrets() {
+    for (url, expected) in [
+        ("file:objects", "absolute"),
+        ("file://host/objects", "absolute"),
+        ("objects", "file:///dir"),
+        ("ftp://host/x", "unknown"),
+        ("s3:///prefix", "s3://bucket/prefix"),
+    ] {
+        let e = Source::parse(url, &SourceOptions::default()).unwrap_err().to_string();
+        assert!(e.contains(expected), "{url}: {e}");
+    }
+    let e = Source::parse("ftp://user:hunter2@host/x?sig=hunter2", &SourceOptions::default()).unwrap_err().to_string();
+    assert!(!e.contains("hunter2") && e.contains("host/x"), "{e}");
+    let s = Source::parse("http://user:hunter2@host/x?sig=hunter2", &SourceOptions::default()).unwrap();
+    assert_eq!(s.url(), "http://host/x");
+    let options = SourceOptions { ca_file: Some("/no/such.pem".into()), ..Default::default() };
+    assert!(Source::parse("https://host/", &options).unwrap_err().to_string().contains("/no/such.pem"));
+}

@@ -1,0 +1,308 @@
+//! Objects and pages on HTTP servers: relays, CDNs, static servers.
+
+use super::bucket::causes;
+use super::{Etag, FetchErrorKind, Opened, Polled, Small, SourceOptions, Trouble};
+use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt};
+use hyper::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    IF_NONE_MATCH, RANGE, RETRY_AFTER,
+};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, redirect};
+use std::time::Duration;
+use url::Url;
+
+/// A long poll's answer is a line a stream.
+const POLL_BYTES: u64 = 1 << 20;
+
+/// Makes ring the process's TLS provider, if none is set; mains and tests may call it as often as they like.
+pub fn install_tls() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// The bytes of `ca_file`.
+pub(super) fn ca_pem(options: &SourceOptions) -> Result<Option<Vec<u8>>, String> {
+    let Some(path) = &options.ca_file else { return Ok(None) };
+    std::fs::read(path).map(Some).map_err(|e| format!("ca_file {}: {e}", path.display()))
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Web {
+    client: Client,
+    base: Url,
+    read_timeout: Duration,
+}
+
+impl Web {
+    pub(super) fn new(mut base: Url, options: &SourceOptions) -> Result<Self, String> {
+        install_tls();
+        base.set_fragment(None);
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(token) = &options.token {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.reveal()))
+                .map_err(|_| "the token has characters that no header may have".to_owned())?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let mut builder = Client::builder()
+            .user_agent(concat!("tillcast/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers)
+            .connect_timeout(options.connect_timeout.0)
+            .tcp_keepalive(Duration::from_secs(15))
+            .pool_idle_timeout(Duration::from_secs(60))
+            .redirect(redirect::Policy::custom(same_scheme));
+        if base.scheme() == "http" {
+            // Redirects to TLS are refused, so the machine's certificates need not be there.
+            builder = builder.tls_certs_only([]);
+        } else if let Some(pem) = ca_pem(options)? {
+            let more = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| format!("ca_file: {e}"))?;
+            builder = builder.tls_certs_merge(more);
+        }
+        let client = builder.build().map_err(|e| causes(&e))?;
+        Ok(Web { client, base, read_timeout: options.read_timeout.0 })
+    }
+
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        // Only URLs that cannot be a base refuse this, and http ones can.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path.split('/'));
+        }
+        url
+    }
+
+    /// Sends, and waits for the answer's head.
+    async fn send(&self, request: RequestBuilder, wait: Duration) -> Result<Response, Trouble> {
+        match tokio::time::timeout(wait, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(e)) => Err(Trouble::new(FetchErrorKind::Network, causes(&e.without_url()))),
+            Err(_) => Err(Trouble::new(FetchErrorKind::Network, format!("no answer within {} s", wait.as_secs()))),
+        }
+    }
+
+    pub(super) async fn get_small(
+        &self,
+        path: &str,
+        query_serial: Option<u64>,
+        known: Option<&Etag>,
+        max: u64,
+    ) -> Result<Small, Trouble> {
+        let mut url = self.url(path);
+        if let Some(serial) = query_serial {
+            url.query_pairs_mut().append_pair("serial", &serial.to_string());
+        }
+        let response = self.send(conditional(self.client.get(url), known), self.read_timeout).await?;
+        if known.is_some() && response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(Small::Unchanged);
+        }
+        let response = good(response)?;
+        let etag = etag(&response);
+        Ok(Small::Body { bytes: self.whole(response, max).await?, etag })
+    }
+
+    pub(super) async fn long_poll(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        wait_s: u64,
+        known: Option<&Etag>,
+    ) -> Result<Polled, Trouble> {
+        let mut url = self.url(path);
+        url.query_pairs_mut().extend_pairs(query).append_pair("wait", &wait_s.to_string());
+        let wait = self.read_timeout + Duration::from_secs(wait_s);
+        let response = self.send(conditional(self.client.get(url), known), wait).await?;
+        match response.status() {
+            StatusCode::NOT_MODIFIED if known.is_some() => Ok(Polled::Unchanged),
+            // Empty-handed without an ETag to compare.
+            StatusCode::NO_CONTENT => Ok(Polled::Unchanged),
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Ok(Polled::NoSuchPage),
+            _ => {
+                let response = good(response)?;
+                let etag = etag(&response);
+                Ok(Polled::Body { bytes: self.whole(response, POLL_BYTES).await?, etag })
+            }
+        }
+    }
+
+    pub(super) async fn post(&self, path: &str, content_type: &str, body: Bytes, max: u64) -> Result<Bytes, Trouble> {
+        let request = self.client.post(self.url(path)).header(CONTENT_TYPE, content_type).body(body);
+        let response = good(self.send(request, self.read_timeout).await?)?;
+        self.whole(response, max).await
+    }
+
+    /// A body of at most `max` bytes.
+    async fn whole(&self, response: Response, max: u64) -> Result<Bytes, Trouble> {
+        if response.content_length().is_some_and(|n| n > max) {
+            return Err(Trouble::too_long(max));
+        }
+        let mut bytes = Vec::new();
+        let mut body = self.chunks(response);
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk?;
+            if bytes.len() as u64 + chunk.len() as u64 > max {
+                return Err(Trouble::too_long(max));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        if is_page(&bytes) {
+            return Err(Trouble::page());
+        }
+        Ok(bytes.into())
+    }
+
+    pub(super) async fn open(&self, path: &str, start: u64, want: u64) -> Result<Opened, Trouble> {
+        let response = self.get_from(path, start).await?;
+        if response.status() != StatusCode::RANGE_NOT_SATISFIABLE || start == 0 {
+            return self.opened(good(response)?);
+        }
+        match content_range(&response) {
+            // Whole at our part's end or before: the length will be judged.
+            Some((_, Some(total))) if total < want => {
+                Ok(Opened { start: 0, total: Some(total), body: futures_util::stream::empty().boxed() })
+            }
+            _ => self.opened(good(self.get_from(path, 0).await?)?),
+        }
+    }
+
+    async fn get_from(&self, path: &str, start: u64) -> Result<Response, Trouble> {
+        let mut request = self.client.get(self.url(path));
+        if start > 0 {
+            request = request.header(RANGE, format!("bytes={start}-"));
+        }
+        self.send(request, self.read_timeout).await
+    }
+
+    fn opened(&self, response: Response) -> Result<Opened, Trouble> {
+        let (start, total) = if response.status() == StatusCode::PARTIAL_CONTENT {
+            match content_range(&response) {
+                Some((Some(start), total)) => (start, total),
+                _ => {
+                    return Err(Trouble::new(FetchErrorKind::NotWhole, "206 without a Content-Range that can be read"));
+                }
+            }
+        } else {
+            (0, response.content_length())
+        };
+        Ok(Opened { start, total, body: self.chunks(response) })
+    }
+
+    fn chunks(&self, response: Response) -> BoxStream<'static, Result<Bytes, Trouble>> {
+        let cut = |e: reqwest::Error| Trouble::new(FetchErrorKind::NotWhole, causes(&e.without_url()));
+        within(self.read_timeout, response.bytes_stream().map(move |c| c.map_err(cut)).boxed()).boxed()
+    }
+}
+
+/// A stream that ends in an error when its next item takes longer than `wait`.
+pub(super) fn within<S>(
+    wait: Duration,
+    stream: S,
+) -> impl futures_util::Stream<Item = Result<Bytes, Trouble>> + Send + Unpin + use<S>
+where
+    S: futures_util::Stream<Item = Result<Bytes, Trouble>> + Send + Unpin + 'static,
+{
+    let next = move |state: Option<S>| async move {
+        let mut stream = state?;
+        match tokio::time::timeout(wait, stream.next()).await {
+            Ok(Some(item)) => Some((item, Some(stream))),
+            Ok(None) => None,
+            Err(_) => {
+                let silent = format!("nothing arrived for {} s", wait.as_secs());
+                Some((Err(Trouble::new(FetchErrorKind::Network, silent)), None))
+            }
+        }
+    };
+    Box::pin(futures_util::stream::unfold(Some(stream), next))
+}
+
+fn same_scheme(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let from = attempt.previous().last().map(|u| u.scheme().to_owned());
+    if from.as_deref() != Some(attempt.url().scheme()) {
+        let to = attempt.url().scheme().to_owned();
+        return attempt.error(format!("it redirects to another scheme, {to}; name that URL in the settings"));
+    }
+    if attempt.previous().len() > 5 {
+        return attempt.error("it redirects more than 5 times");
+    }
+    attempt.follow()
+}
+
+fn conditional(request: RequestBuilder, known: Option<&Etag>) -> RequestBuilder {
+    match known {
+        Some(etag) => request.header(IF_NONE_MATCH, &etag.0),
+        None => request,
+    }
+}
+
+fn header<'r>(response: &'r Response, name: &HeaderName) -> Option<&'r str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+fn etag(response: &Response) -> Option<Etag> {
+    header(response, &ETAG).map(|e| Etag(e.to_owned()))
+}
+
+/// Whether a body begins as HTML or XML do; neither gzip nor JSON can.
+pub(super) fn is_page(body: &[u8]) -> bool {
+    matches!(body.trim_ascii_start(), [b'<', b'!' | b'?' | b'h' | b'H', ..])
+}
+
+/// 200 or 206 with something that is no web page.
+fn good(response: Response) -> Result<Response, Trouble> {
+    let status = response.status();
+    let told = format!("the server answers {status}");
+    let kind = match status {
+        StatusCode::OK
+        | StatusCode::PARTIAL_CONTENT
+        | StatusCode::CREATED
+        | StatusCode::ACCEPTED
+        | StatusCode::NO_CONTENT => {
+            let html =
+                header(&response, &CONTENT_TYPE).is_some_and(|t| t.to_ascii_lowercase().starts_with("text/html"));
+            return if html { Err(Trouble::page()) } else { Ok(response) };
+        }
+        StatusCode::NOT_FOUND | StatusCode::GONE => FetchErrorKind::NotFound,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchErrorKind::Unauthorized,
+        other => {
+            let retry_after =
+                header(&response, &RETRY_AFTER).and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
+            FetchErrorKind::Status { code: other.as_u16(), retry_after }
+        }
+    };
+    Err(Trouble::new(kind, told))
+}
+
+/// First byte and whole length of `bytes 5-9/10` or `bytes */10`.
+fn content_range(response: &Response) -> Option<(Option<u64>, Option<u64>)> {
+    parse_content_range(header(response, &CONTENT_RANGE)?)
+}
+
+fn parse_content_range(text: &str) -> Option<(Option<u64>, Option<u64>)> {
+    let (range, total) = text.trim().strip_prefix("bytes")?.trim_start().split_once('/')?;
+    let start = match range.trim() {
+        "*" => None,
+        range => Some(range.split_once('-')?.0.trim().parse().ok()?),
+    };
+    let total = match total.trim() {
+        "*" => None,
+        n => Some(n.parse().ok()?),
+    };
+    Some((start, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges_are_read() {
+        assert_eq!(parse_content_range("bytes 5-9/10"), Some((Some(5), Some(10))));
+        assert_eq!(parse_content_range("bytes 5-9/*"), Some((Some(5), None)));
+        assert_eq!(parse_content_range("bytes */10"), Some((None, Some(10))));
+        for bad in
+            ["", "5-9/10", "items 5-9/10", "bytes 5-9", "bytes x-9/10", "bytes 5/10", "bytes 5-9/x", "bytes -5/10"]
+        {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+}
