@@ -1,0 +1,190 @@
+//! What an enrolled device must remember: who it is, its key, how far it walked the trust files,
+//! the manifest it accepted, and small durable facts. One SQLite file, `device.db`, in the
+//! device's data directory, owned by one process.
+//!
+//! Trust state and manifest change in one durable transaction, after the last check: a power cut
+//! leaves the state before or after.
+
+use crate::clock::Timestamp;
+use crate::ids::DeviceId;
+use crate::keys::SecretKey;
+use crate::limits::Limits;
+use crate::manifest::Manifest;
+use crate::replica::sqlite::{self, SqliteError};
+use crate::trust::{Accepted, EnrolCode, Refusal, Seen, TrustState, Verified};
+use rusqlite::{Connection, OptionalExtension};
+use serde::{Serialize, de::DeserializeOwned};
+use std::path::Path;
+
+/// The name of the file in the data directory.
+pub const FILE: &str = "device.db";
+
+/// A device's memory could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Nobody is enrolled here.
+    #[error("{0} holds no enrolment: run `hq-publisher enroll ID` at headquarters and give its code to `enroll` here")]
+    NotEnrolled(String),
+    /// Somebody else is enrolled here.
+    #[error("{dir} is enrolled as {found}, not {wanted}: use another data_dir, or empty this one")]
+    OtherDevice {
+        /// The data directory.
+        dir: String,
+        /// Who is enrolled.
+        found: DeviceId,
+        /// Who should be.
+        wanted: DeviceId,
+    },
+    /// The code was refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// SQLite.
+    #[error("{0}")]
+    Sqlite(#[from] SqliteError),
+    /// A fact that is not what was written.
+    #[error("device.db: {0} is damaged: {1}")]
+    Damaged(&'static str, String),
+}
+
+impl From<rusqlite::Error> for DeviceError {
+    fn from(e: rusqlite::Error) -> Self {
+        DeviceError::Sqlite(SqliteError::new("device.db", e))
+    }
+}
+
+/// A device's memory, open.
+#[derive(Debug)]
+pub struct Device {
+    db: Connection,
+    id: DeviceId,
+    key: SecretKey,
+    trust: TrustState,
+    seen: Seen,
+    manifest: Option<Verified<Manifest>>,
+}
+
+const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID";
+
+impl Device {
+    /// Writes an enrolment. The same device may be enrolled again (a new key); its manifest and
+    /// trust are kept when the pinned roots are the same.
+    pub fn enrol(dir: &Path, code: &EnrolCode) -> Result<(), DeviceError> {
+        let key = code.key()?;
+        let mut db = sqlite::open_private(&dir.join(FILE))?;
+        db.execute_batch(SCHEMA)?;
+        if let Some(found) = get::<DeviceId>(&db, "id")?
+            && found != code.id
+        {
+            return Err(DeviceError::OtherDevice { dir: dir.display().to_string(), found, wanted: code.id.clone() });
+        }
+        let tx = db.transaction()?;
+        let pinned = TrustState::pinned(code.roots.clone(), code.trust_version);
+        put(&tx, "id", &code.id)?;
+        put(&tx, "seed", &key.to_secret_text())?;
+        if get::<serde_json::Value>(&tx, "roots")? != serde_json::to_value(&code.roots).ok() {
+            put(&tx, "roots", &code.roots)?;
+            put(&tx, "trust", &pinned)?;
+            put(&tx, "seen", &Seen::default())?;
+            tx.execute("DELETE FROM fact WHERE name = 'manifest'", [])?;
+        }
+        tx.commit()?;
+        sqlite::checkpoint(&db, sqlite::Checkpoint::Truncate)?;
+        Ok(())
+    }
+
+    /// Opens the memory of the device that a configuration names.
+    pub fn open(dir: &Path, wanted: &DeviceId, limits: &Limits) -> Result<Device, DeviceError> {
+        let file = dir.join(FILE);
+        if !file.exists() {
+            return Err(DeviceError::NotEnrolled(dir.display().to_string()));
+        }
+        let db = sqlite::open_private(&file)?;
+        db.execute_batch(SCHEMA)?;
+        let not_enrolled = || DeviceError::NotEnrolled(dir.display().to_string());
+        let id: DeviceId = get(&db, "id")?.ok_or_else(not_enrolled)?;
+        if &id != wanted {
+            return Err(DeviceError::OtherDevice { dir: dir.display().to_string(), found: id, wanted: wanted.clone() });
+        }
+        let seed: String = get(&db, "seed")?.ok_or_else(not_enrolled)?;
+        let key = seed.parse().map_err(|e| DeviceError::Damaged("seed", format!("{e}")))?;
+        let trust = get(&db, "trust")?.ok_or_else(not_enrolled)?;
+        let seen = get(&db, "seen")?.unwrap_or_default();
+        let manifest = get::<String>(&db, "manifest")?
+            .map(|m| Verified::accepted_before(m.into_bytes(), limits))
+            .transpose()?;
+        Ok(Device { db, id, key, trust, seen, manifest })
+    }
+
+    /// Who this is.
+    pub fn id(&self) -> &DeviceId {
+        &self.id
+    }
+    /// The device's key.
+    pub fn key(&self) -> &SecretKey {
+        &self.key
+    }
+    /// How far the trust files were walked.
+    pub fn trust(&self) -> &TrustState {
+        &self.trust
+    }
+    /// The greatest serial accepted, and the floor of time.
+    pub fn seen(&self) -> &Seen {
+        &self.seen
+    }
+    /// The last manifest accepted.
+    pub fn manifest(&self) -> Option<&Verified<Manifest>> {
+        self.manifest.as_ref()
+    }
+    /// The later of the system's clock and the latest signed time.
+    pub fn time(&self, clock: Timestamp) -> Timestamp {
+        self.seen.time(self.trust.epoch(), clock)
+    }
+
+    /// Saves what was checked, in one durable transaction.
+    pub fn save(&mut self, trust: &TrustState, accepted: Option<&Accepted>) -> Result<(), DeviceError> {
+        let tx = self.db.transaction()?;
+        put(&tx, "trust", trust)?;
+        if let Some(a) = accepted {
+            put(&tx, "seen", &a.seen)?;
+            let envelope = String::from_utf8(a.manifest.envelope().to_vec())
+                .map_err(|e| DeviceError::Damaged("manifest", e.to_string()))?;
+            put(&tx, "manifest", &envelope)?;
+        }
+        tx.commit()?;
+        sqlite::checkpoint(&self.db, sqlite::Checkpoint::Passive)?;
+        self.trust = trust.clone();
+        if let Some(a) = accepted {
+            self.seen = a.seen.clone();
+            self.manifest = Some(a.manifest.clone());
+        }
+        Ok(())
+    }
+
+    /// The next sequence number of a heartbeat: durable before it is used.
+    pub fn next_seq(&mut self) -> Result<u64, DeviceError> {
+        let next = self.fact::<u64>("seq")?.unwrap_or(0) + 1;
+        self.set_fact("seq", &next)?;
+        Ok(next)
+    }
+
+    /// A small durable fact of this tier's own (a latch, an etag).
+    pub fn fact<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, DeviceError> {
+        get(&self.db, name)
+    }
+    /// Writes a fact durably.
+    pub fn set_fact<T: Serialize>(&mut self, name: &'static str, value: &T) -> Result<(), DeviceError> {
+        put(&self.db, name, value)
+    }
+}
+
+fn get<T: DeserializeOwned>(db: &Connection, name: &'static str) -> Result<Option<T>, DeviceError> {
+    let text: Option<String> =
+        db.query_row("SELECT value FROM fact WHERE name = ?1", [name], |r| r.get(0)).optional()?;
+    text.map(|t| serde_json::from_str(&t).map_err(|e| DeviceError::Damaged(name, e.to_string()))).transpose()
+}
+
+fn put<T: Serialize>(db: &Connection, name: &'static str, value: &T) -> Result<(), DeviceError> {
+    let text = serde_json::to_string(value).map_err(|e| DeviceError::Damaged(name, e.to_string()))?;
+    db.execute("INSERT INTO fact VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2", [name, &text])?;
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! DSSE envelopes (github.com/secure-systems-lab/dsse, v1): a signature covers the exact bytes of
+//! the payload and its type, so that nothing is parsed, let alone trusted, before it is verified.
+
+use crate::keys::{PublicKey, SecretKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+/// What an envelope carries. A signature for one type never passes for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadType {
+    /// `trust.json`.
+    Trust,
+    /// A store's manifest.
+    Manifest,
+    /// A register's or relay's heartbeat.
+    Heartbeat,
+    /// A relay's answer to an import.
+    Receipt,
+}
+
+impl PayloadType {
+    /// The media type in the envelope.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PayloadType::Trust => "application/vnd.tillcast.trust+json",
+            PayloadType::Manifest => "application/vnd.tillcast.manifest+json",
+            PayloadType::Heartbeat => "application/vnd.tillcast.heartbeat+json",
+            PayloadType::Receipt => "application/vnd.tillcast.receipt+json",
+        }
+    }
+}
+
+/// An envelope that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DsseError {
+    /// More bytes than the limit.
+    #[error("the envelope is longer than {limit} bytes")]
+    TooLong {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Not an envelope.
+    #[error("not a DSSE envelope: {0}")]
+    NotAnEnvelope(String),
+    /// An envelope of something else.
+    #[error("the envelope carries `{found}`, not `{wanted}`")]
+    OtherType {
+        /// The type in the envelope.
+        found: String,
+        /// The type asked for.
+        wanted: &'static str,
+    },
+    /// Too few good signatures by known keys.
+    #[error("{good} of {threshold} needed signatures are good and by a known key (signed by: {signers})")]
+    NotSigned {
+        /// Good signatures by distinct known keys.
+        good: usize,
+        /// How many are needed.
+        threshold: usize,
+        /// The key ids that the envelope claims.
+        signers: String,
+    },
+}
+
+/// The envelope as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The payload's media type.
+    #[serde(rename = "payloadType")]
+    pub payload_type: String,
+    /// The payload, standard base64.
+    pub payload: String,
+    /// The signatures.
+    pub signatures: Vec<Signature>,
+}
+
+/// One signature of an envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signature {
+    /// Which key claims to have signed; a hint only.
+    pub keyid: String,
+    /// The signature, standard base64.
+    pub sig: String,
+}
+
+/// The bytes that a signature covers.
+fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    let mut out = format!("DSSEv1 {} {} {} ", payload_type.len(), payload_type, payload.len()).into_bytes();
+    out.extend_from_slice(payload);
+    out
+}
+
+/// Wraps and signs a payload; the envelope's JSON bytes.
+pub fn seal(payload_type: PayloadType, payload: &[u8], keys: &[&SecretKey]) -> Vec<u8> {
+    let message = pre_authentication_encoding(payload_type.as_str(), payload);
+    let envelope = Envelope {
+        payload_type: payload_type.as_str().to_owned(),
+        payload: STANDARD.encode(payload),
+        signatures: keys
+            .iter()
+            .map(|k| Signature { keyid: k.public().id(), sig: STANDARD.encode(k.sign(&message)) })
+            .collect(),
+    };
+    // An envelope is three plain strings: writing it cannot fail.
+    serde_json::to_vec(&envelope).unwrap_or_default()
+}
+
+/// Verifies an envelope and gives its payload: at least `threshold` distinct keys of `keys` (told
+/// apart by their bytes, not ids) must have signed it. More than `max` bytes are not looked at.
+pub fn open<'k>(
+    bytes: &[u8],
+    payload_type: PayloadType,
+    keys: impl IntoIterator<Item = &'k PublicKey>,
+    threshold: usize,
+    max: u64,
+) -> Result<Vec<u8>, DsseError> {
+    if bytes.len() as u64 > max {
+        return Err(DsseError::TooLong { limit: max });
+    }
+    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
+    if envelope.payload_type != payload_type.as_str() {
+        let found = envelope.payload_type.chars().take(80).collect();
+        return Err(DsseError::OtherType { found, wanted: payload_type.as_str() });
+    }
+    let payload = STANDARD.decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
+    let message = pre_authentication_encoding(payload_type.as_str(), &payload);
+    let signatures: Vec<Vec<u8>> =
+        envelope.signatures.iter().take(MAX_SIGNATURES).filter_map(|s| STANDARD.decode(&s.sig).ok()).collect();
+    let mut counted: Vec<&[u8; 32]> = Vec::new();
+    for key in keys {
+        if !counted.contains(&key.as_bytes()) && signatures.iter().any(|s| key.verifies(&message, s)) {
+            counted.push(key.as_bytes());
+        }
+    }
+    let threshold = threshold.max(1);
+    if counted.len() >= threshold {
+        return Ok(payload);
+    }
+    let signers: Vec<String> =
+        envelope.signatures.iter().take(MAX_SIGNATURES).map(|s| s.keyid.chars().take(16).collect()).collect();
+    Err(DsseError::NotSigned { good: counted.len(), threshold, signers: signers.join(", ") })
+}
+
+/// Signatures looked at in one envelope: bounds the work that a stranger can ask for.
+const MAX_SIGNATURES: usize = 16;
+
+/// The payload of an envelope whose signature nobody has looked at: to learn a version number or
+/// an id to look a key up by, never to act on.
+pub fn peek<T: for<'de> Deserialize<'de>>(bytes: &[u8], max: u64) -> Result<T, DsseError> {
+    if bytes.len() as u64 > max {
+        return Err(DsseError::TooLong { limit: max });
+    }
+    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
+    let payload = STANDARD.decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
+    serde_json::from_slice(&payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> SecretKey {
+        SecretKey::from_seed([n; 32])
+    }
+
+    #[test]
+    fn every_flipped_bit_is_refused() {
+        let sealed = seal(PayloadType::Manifest, b"{\"serial\":1}", &[&key(1)]);
+        let public = [key(1).public()];
+        let good = open(&sealed, PayloadType::Manifest, &public, 1, 1 << 20).unwrap();
+        for bit in 0..sealed.len() * 8 {
+            let mut bent = sealed.clone();
+            bent[bit / 8] ^= 1 << (bit % 8);
+            // What still opens must be the very payload (a flip in a key id or in base64's unused bits).
+            if let Ok(p) = open(&bent, PayloadType::Manifest, &public, 1, 1 << 20) {
+                assert_eq!(p, good);
+            }
+        }
+    }
+
+    #[test]
+    fn one_key_counts_once_under_any_id() {
+        let mut e: Envelope = serde_json::from_slice(&seal(PayloadType::Trust, b"x", &[&key(1)])).unwrap();
+        e.signatures.push(Signature { keyid: "other".into(), sig: e.signatures[0].sig.clone() });
+        let bytes = serde_json::to_vec(&e).unwrap();
+        let twice = [key(1).public(), key(1).public(), key(2).public()];
+        assert!(matches!(
+            open(&bytes, PayloadType::Trust, &twice, 2, 1 << 20),
+            Err(DsseError::NotSigned { good: 1, threshold: 2, .. })
+        ));
+    }
+
+    #[test]
+    fn type_threshold_and_length_are_held() {
+        let sealed = seal(PayloadType::Heartbeat, b"x", &[&key(1), &key(2)]);
+        let keys = [key(1).public(), key(2).public()];
+        assert!(open(&sealed, PayloadType::Heartbeat, &keys, 2, 1 << 20).is_ok());
+        assert!(matches!(open(&sealed, PayloadType::Manifest, &keys, 1, 1 << 20), Err(DsseError::OtherType { .. })));
+        assert!(matches!(open(&sealed, PayloadType::Heartbeat, &keys, 1, 10), Err(DsseError::TooLong { .. })));
+        assert!(open(&sealed, PayloadType::Heartbeat, &[], 0, 1 << 20).is_err());
+    }
+}

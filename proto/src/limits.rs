@@ -1,0 +1,54 @@
+//! Every maximum in one place, with its default and its reason. Readers enforce them in the
+//! stream, before they trust anything.
+
+use serde::{Deserialize, Serialize};
+
+/// Bounds on what is read from outside. A `[limits]` table in each tier's file sets them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of a manifest's envelope. 4 MiB: 16 streams with 128 packs each are 600 KB.
+    pub manifest_bytes: u64,
+    /// Bytes of a trust file's envelope. 64 KiB: dozens of keys.
+    pub trust_bytes: u64,
+    /// Trust files walked in one refresh. 1,024, as TUF clients do.
+    pub trust_steps: u64,
+    /// Bytes of a heartbeat's envelope. 64 KiB.
+    pub heartbeat_bytes: u64,
+    /// Bytes of one pack on disk. 4 GiB.
+    pub pack_bytes: u64,
+    /// Bytes of one pack unpacked. 32 GiB; also never more than its manifest declares.
+    pub unpacked_bytes: u64,
+    /// Unpacked bytes for each packed one. 200: DEFLATE ends at 1,032, real rows at about 25.
+    pub ratio: u64,
+    /// Bytes of one line of a pack, and of one field or row of a source. 16 MiB.
+    pub line_bytes: u64,
+    /// Rows in one pack. 100 million.
+    pub rows: u64,
+    /// Tables of one stream. 64.
+    pub tables: usize,
+    /// Columns of one table. 256.
+    pub columns: usize,
+    /// Bytes of one stream's DDL. 256 KiB.
+    pub ddl_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const MIB: u64 = 1 << 20;
+        Limits {
+            manifest_bytes: 4 * MIB,
+            trust_bytes: 64 << 10,
+            trust_steps: 1024,
+            heartbeat_bytes: 64 << 10,
+            pack_bytes: 4096 * MIB,
+            unpacked_bytes: 32 * 1024 * MIB,
+            ratio: 200,
+            line_bytes: 16 * MIB,
+            rows: 100_000_000,
+            tables: 64,
+            columns: 256,
+            ddl_bytes: 256 << 10,
+        }
+    }
+}

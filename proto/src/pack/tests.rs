@@ -1,0 +1,174 @@
+use super::*;
+use crate::limits::Limits;
+use crate::manifest::PackEntry;
+use crate::value::Value;
+use std::io::Read;
+
+const DDL: &str = "CREATE TABLE price (sku TEXT PRIMARY KEY, cents INTEGER NOT NULL, note TEXT) STRICT;";
+
+fn header(kind: PackKind, version: u64, base: Option<u64>) -> Header {
+    let contract = Contract::parse(DDL, &Limits::default()).unwrap();
+    Header {
+        format: 1,
+        stream: "price".parse().unwrap(),
+        audience: "zone-east".parse().unwrap(),
+        version: version.try_into().unwrap(),
+        base: base.map(|b| b.try_into().unwrap()),
+        kind,
+        schema: SchemaPart { number: 1, ddl: DDL.into(), sha256: contract.sha256, migrate: vec![] },
+        created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        source: "test".into(),
+        tables: table_heads(&contract),
+    }
+}
+
+fn names(n: &[&str]) -> Vec<ColumnName> {
+    n.iter().map(|n| n.parse().unwrap()).collect()
+}
+
+fn delta(rows: usize) -> (Vec<u8>, PackEntry) {
+    let table: TableName = "price".parse().unwrap();
+    let mut w = PackWriter::new(Vec::new(), &header(PackKind::Delta, 2, Some(1)), 6).unwrap();
+    w.section(&table, Op::Delete, &names(&["sku"])).unwrap();
+    w.row(&[Value::Text("gone".into())]).unwrap();
+    w.section(&table, Op::Update, &names(&["sku", "cents"])).unwrap();
+    for i in 0..rows {
+        w.row(&[Value::Text(format!("sku {i}").into()), Value::Int(i as i64)]).unwrap();
+    }
+    w.section(&table, Op::Insert, &names(&["sku", "cents", "note"])).unwrap();
+    w.row(&[Value::Text("new\n\"1\"".into()), Value::Int(5), Value::Null]).unwrap();
+    let (bytes, written) = w.finish(&BTreeMap::from([(table, StateDigest::default())])).unwrap();
+    let entry = entry_of(&bytes, written.unpacked);
+    assert_eq!((written.bytes, written.sha256), (entry.bytes, entry.sha256));
+    (bytes, entry)
+}
+
+fn entry_of(bytes: &[u8], unpacked: u64) -> PackEntry {
+    PackEntry {
+        version: 2u64.try_into().unwrap(),
+        kind: PackKind::Delta,
+        base: Some(1u64.try_into().unwrap()),
+        bytes: bytes.len() as u64,
+        unpacked,
+        sha256: Sha256::of(bytes),
+    }
+}
+
+fn read_all(bytes: &[u8], entry: &PackEntry, limits: &Limits) -> Result<RowCounts, PackError> {
+    let mut r = PackReader::new(bytes, &"price@zone-east".parse().unwrap(), entry, limits)?;
+    loop {
+        if let Event::End(t) = r.next()? {
+            r.finish()?;
+            return Ok(t.rows);
+        }
+    }
+}
+
+/// A pack of lines put together by hand, with an entry that lists it as it is.
+fn by_hand(lines: &str) -> (Vec<u8>, PackEntry) {
+    use std::io::Write as _;
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gz.write_all(lines.as_bytes()).unwrap();
+    let bytes = gz.finish().unwrap();
+    let entry = entry_of(&bytes, lines.len() as u64);
+    (bytes, entry)
+}
+
+fn text(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    flate2::read::GzDecoder::new(bytes).read_to_string(&mut out).unwrap();
+    out
+}
+
+#[test]
+fn a_pack_is_read_as_written() {
+    let (bytes, entry) = delta(3);
+    let rows = read_all(&bytes, &entry, &Limits::default()).unwrap();
+    assert_eq!(rows, RowCounts { delete: 1, update: 3, insert: 1 });
+}
+
+#[test]
+fn a_pack_cut_anywhere_is_refused() {
+    let (bytes, entry) = delta(3);
+    for cut in 0..bytes.len() {
+        assert!(read_all(&bytes[..cut], &entry, &Limits::default()).is_err(), "cut at {cut}");
+        let listed_so = PackEntry { bytes: cut as u64, sha256: Sha256::of(&bytes[..cut]), ..entry.clone() };
+        assert!(read_all(&bytes[..cut], &listed_so, &Limits::default()).is_err(), "listed as cut at {cut}");
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    let (bytes, entry) = delta(3);
+    for bit in 0..bytes.len() * 8 {
+        let mut bent = bytes.clone();
+        bent[bit / 8] ^= 1 << (bit % 8);
+        assert!(read_all(&bent, &entry, &Limits::default()).is_err(), "bit {bit}");
+    }
+}
+
+#[test]
+fn more_bytes_than_listed_are_not_looked_at() {
+    let (bytes, entry) = delta(3);
+    let mut longer = bytes.clone();
+    longer.extend_from_slice(b"garbage");
+    assert!(matches!(read_all(&longer, &entry, &Limits::default()), Err(PackError::Trailing(_))));
+    let twice = [bytes.as_slice(), bytes.as_slice()].concat();
+    let listed = entry_of(&twice, entry.unpacked);
+    assert!(matches!(read_all(&twice, &listed, &Limits::default()), Err(PackError::Trailing(_))));
+}
+
+#[test]
+fn a_bomb_stops_at_what_was_declared() {
+    let (bytes, entry) = by_hand(&format!("{}\n", "[".repeat(20 << 20)));
+    let small = PackEntry { unpacked: 1000, ..entry.clone() };
+    assert!(matches!(read_all(&bytes, &small, &Limits::default()), Err(PackError::TooMuch { line: 1, .. })));
+    assert!(matches!(read_all(&bytes, &entry, &Limits::default()), Err(PackError::TooMuch { line: 1, .. })));
+}
+
+#[test]
+fn rows_and_nesting_are_bounded() {
+    let (bytes, entry) = delta(50);
+    let limits = Limits { rows: 20, ..Limits::default() };
+    assert!(matches!(read_all(&bytes, &entry, &limits), Err(PackError::TooMuch { .. })));
+    let (bytes, entry) = by_hand(&format!("{}{}\n", "{\"a\":".repeat(100_000), "1"));
+    assert!(matches!(read_all(&bytes, &entry, &Limits::default()), Err(PackError::Line { line: 1, .. })));
+}
+
+#[test]
+fn what_is_not_the_named_pack_is_refused() {
+    let (bytes, entry) = delta(1);
+    let limits = Limits::default();
+    let other = |e: &PackEntry, i: &str| PackReader::new(&bytes[..], &i.parse().unwrap(), e, &limits).map(|_| ()).unwrap_err();
+    assert!(matches!(other(&entry, "price@zone-west"), PackError::OtherPack(_)));
+    assert!(matches!(other(&entry, "promo@zone-east"), PackError::OtherPack(_)));
+    let wrong_base = PackEntry { base: None, kind: PackKind::Full, ..entry.clone() };
+    assert!(matches!(other(&wrong_base, "price@zone-east"), PackError::OtherPack(_)));
+}
+
+#[test]
+fn lines_that_break_the_format_are_refused_by_number() {
+    let good = text(&delta(1).0);
+    let swap = |from: &str, to: &str| {
+        assert!(good.contains(from), "{from} in {good}");
+        let (bytes, entry) = by_hand(&good.replacen(from, to, 1));
+        read_all(&bytes, &entry, &Limits::default()).unwrap_err().to_string()
+    };
+    for (from, to, why) in [
+        ("\"format\":1", "\"format\":2", "format 2"),
+        ("\"op\":\"delete\"", "\"op\":\"upsert\"", "line 2"),
+        ("\"table\":\"price\",\"op\"", "\"table\":\"cost\",\"op\"", "not in the contract"),
+        ("\"columns\":[\"sku\",\"cents\"]}", "\"columns\":[\"cents\",\"sku\"]}", "line 4"),
+        ("\"columns\":[\"sku\",\"cents\"]}", "\"columns\":[\"sku\"]}", "line 4"),
+        ("\"columns\":[\"sku\",\"cents\"]}", "\"columns\":[\"sku\",\"cents\",\"cents\"]}", "line 4"),
+        ("\"op\":\"update\"", "\"op\":\"insert\"", "line 4"),
+        ("\"rows\":{\"delete\":1", "\"rows\":{\"delete\":2", "counts"),
+        ("{\"rows\"", "{ \"rows\"", "line"),
+        ("sku TEXT", "sku2 TEXT", "line 1"),
+    ] {
+        let e = swap(from, to);
+        assert!(e.contains(why), "{from} -> {to}: {e}");
+    }
+    let (bytes, entry) = by_hand(&format!("{good}[\"x\"]\n"));
+    assert!(matches!(read_all(&bytes, &entry, &Limits::default()), Err(PackError::Trailing(_))));
+}

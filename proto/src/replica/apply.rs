@@ -1,0 +1,634 @@
+//! Applying packs: strict operations inside one transaction with the version, proved by digests
+//! before it commits. What the pack says must be exactly true of the rows that are here.
+
+use super::sqlite::{Checkpoint, SqliteError};
+use super::{Held, Replica, read_values, stream_digest, table_digest};
+use crate::clock::Timestamp;
+use crate::digest::{RowHasher, Sha256, StateDigest};
+use crate::ids::{Instance, StreamName, TableName, Version};
+use crate::layout::PackKind;
+use crate::manifest::PackEntry;
+use crate::pack::{Event, Op, PackError, PackReader, RowCounts, Section, Trailer};
+use crate::retry::Verdict;
+use crate::schema::{self, Contract, NotAdditive, SchemaError, Table};
+use crate::value::{self, ColumnType, Value};
+use rusqlite::{Connection, Statement};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A pack's file, and what the manifest says it is.
+#[derive(Debug, Clone, Copy)]
+pub struct PackFile<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// The manifest's entry.
+    pub entry: &'a PackEntry,
+}
+
+/// Packs to apply, in order.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// The stream@audience.
+    pub instance: &'a Instance,
+    /// The trust epoch that the versions are counted in.
+    pub epoch: u64,
+    /// The packs: each builds on the one before, the first on what is held or on nothing.
+    pub packs: &'a [PackFile<'a>],
+    /// This machine's clock, for `applied_at`.
+    pub now: Timestamp,
+    /// Whether to keep a row that tells that each pack was proved (the relay's shadow does).
+    pub prove: bool,
+}
+
+/// What was applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Applied {
+    /// The version now held.
+    pub version: Version,
+    /// Rows changed by operation.
+    pub rows: RowCounts,
+    /// Transactions committed.
+    pub transactions: usize,
+}
+
+/// Why packs were not applied. The transaction was rolled back: the version before is whole.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The pack itself.
+    #[error("{pack}: {source}")]
+    Pack {
+        /// Which pack.
+        pack: String,
+        /// What is wrong with it.
+        source: PackError,
+    },
+    /// A row that does not fit what is here.
+    #[error("{pack}: line {line}: table {table}, {op} of {key}: {reason}")]
+    Row {
+        /// Which pack.
+        pack: String,
+        /// The line in the pack.
+        line: u64,
+        /// The table.
+        table: TableName,
+        /// The operation.
+        op: Op,
+        /// The row's key.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Rows that are not those of the version.
+    #[error("{pack}: table {table} has digest {found} after the pack, it should have {wanted}")]
+    Digest {
+        /// Which pack.
+        pack: String,
+        /// The table.
+        table: TableName,
+        /// The pack's digest.
+        wanted: String,
+        /// The rows' digest.
+        found: StateDigest,
+    },
+    /// A delta that starts elsewhere.
+    #[error("{pack}: it starts from version {base}, here is {held}")]
+    WrongBase {
+        /// Which pack.
+        pack: String,
+        /// The pack's base.
+        base: String,
+        /// What is held.
+        held: String,
+    },
+    /// A change of contract that cannot be taken by a delta.
+    #[error("{pack}: contract: {reason}")]
+    Schema {
+        /// Which pack.
+        pack: String,
+        /// Why.
+        reason: String,
+    },
+    /// References that lead nowhere.
+    #[error("{pack}: {count} rows of table {table} refer to rows that are not there, the first with rowid or key {row}")]
+    ForeignKey {
+        /// Which pack.
+        pack: String,
+        /// The table.
+        table: String,
+        /// How many rows.
+        count: usize,
+        /// The first of them.
+        row: String,
+    },
+    /// SQLite.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+}
+
+impl ApplyError {
+    /// What to do about it. `Quarantine` says that pack and replica do not fit: whoever applied
+    /// asks [`Replica::verify`] first whose fault it is.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            ApplyError::Pack { source: PackError::Io(_), .. } => Verdict::Retry,
+            ApplyError::Sqlite(e) => e.verdict(),
+            _ => Verdict::Quarantine,
+        }
+    }
+
+    /// A stable name of the reason, for reason files, logs and JSON.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ApplyError::Pack { source, .. } => source.code(),
+            ApplyError::Row { .. } => "ROW",
+            ApplyError::Digest { .. } => "DIGEST",
+            ApplyError::WrongBase { .. } => "WRONG_BASE",
+            ApplyError::Schema { .. } => "BAD_SCHEMA",
+            ApplyError::ForeignKey { .. } => "FOREIGN_KEY",
+            ApplyError::Sqlite(e) if e.is_disk_full() => "DISK_FULL",
+            ApplyError::Sqlite(_) => "SQLITE",
+        }
+    }
+
+    /// Whether the rows that are here had a part in it, so that a drift may be the cause.
+    pub fn may_be_drift(&self) -> bool {
+        matches!(self, ApplyError::Row { .. } | ApplyError::Digest { .. } | ApplyError::ForeignKey { .. })
+            || matches!(self, ApplyError::Sqlite(e) if e.verdict() == Verdict::Quarantine)
+    }
+}
+
+impl Replica {
+    /// Applies packs. Each delta is one transaction; a full and the deltas after it, up to at
+    /// least the version that readers saw before, are one, so that no reader sees an older
+    /// version; a change of audience or epoch is one altogether. After an error what was
+    /// committed before stands: ask [`Replica::held`].
+    pub fn apply(&mut self, job: &Job<'_>) -> Result<Applied, ApplyError> {
+        let held = self.held(&job.instance.stream)?;
+        let mut applied = Applied {
+            version: held.as_ref().map_or(Version::FIRST, |h| h.version),
+            rows: RowCounts::default(),
+            transactions: 0,
+        };
+        for group in groups(job, held.as_ref()) {
+            let fulls = group.iter().any(|p| p.entry.kind == PackKind::Full);
+            self.begin(!fulls)?;
+            let result = self.apply_group(job, group).and_then(|rows| {
+                self.commit().map_err(|e| self.explain_commit(job, group, e))?;
+                Ok(rows)
+            });
+            self.rollback();
+            let rows = result?;
+            applied.rows.delete += rows.delete;
+            applied.rows.update += rows.update;
+            applied.rows.insert += rows.insert;
+            applied.transactions += 1;
+            applied.version = group.last().map_or(applied.version, |p| p.entry.version);
+            self.checkpoint(Checkpoint::Passive)?;
+        }
+        Ok(applied)
+    }
+
+    /// Applies packs in a transaction that stays open: HQ's validation, held until the manifests
+    /// are signed. Ends by [`Replica::commit`] or [`Replica::rollback`]; after an error it has
+    /// been rolled back.
+    pub fn apply_uncommitted(&mut self, job: &Job<'_>) -> Result<RowCounts, ApplyError> {
+        self.begin(false)?;
+        let result = self.apply_group(job, job.packs);
+        if result.is_err() {
+            self.rollback();
+        }
+        result
+    }
+
+    /// Begins a transaction and migrates a stream within it, to compare rows under the new
+    /// contract; the caller rolls back.
+    pub fn preview_migration(&mut self, statements: &[String]) -> Result<(), SqliteError> {
+        self.begin(false)?;
+        let result = self.sql("migrating", |db| schema::run_guarded(db, statements, true));
+        if result.is_err() {
+            self.rollback();
+        }
+        result
+    }
+
+    fn apply_group(&mut self, job: &Job<'_>, packs: &[PackFile<'_>]) -> Result<RowCounts, ApplyError> {
+        let mut rows = RowCounts::default();
+        let mut refers = false;
+        for pack in packs {
+            let (counts, has_foreign_keys) = self.apply_pack(job, pack)?;
+            rows.delete += counts.delete;
+            rows.update += counts.update;
+            rows.insert += counts.insert;
+            refers |= has_foreign_keys;
+        }
+        let scanned = refers && !self.foreign_keys_on()?;
+        if scanned && let Some(e) = self.broken_reference(job, packs)? {
+            return Err(e);
+        }
+        Ok(rows)
+    }
+
+    fn foreign_keys_on(&self) -> Result<bool, SqliteError> {
+        self.sql("PRAGMA foreign_keys", |db| db.pragma_query_value(None, "foreign_keys", |r| r.get(0)))
+    }
+
+    /// A COMMIT that fails on a deferred reference names no row; find it.
+    fn explain_commit(&self, job: &Job<'_>, packs: &[PackFile<'_>], e: SqliteError) -> ApplyError {
+        match self.broken_reference(job, packs) {
+            Ok(Some(found)) => found,
+            _ => e.into(),
+        }
+    }
+
+    fn broken_reference(&self, job: &Job<'_>, packs: &[PackFile<'_>]) -> Result<Option<ApplyError>, SqliteError> {
+        let Some(held) = self.held(&job.instance.stream)? else { return Ok(None) };
+        let pack = packs.last().map_or(String::new(), |p| name(job, p));
+        self.sql("PRAGMA foreign_key_check", |db| {
+            for table in held.digests.keys() {
+                let mut check = db.prepare(&format!("PRAGMA foreign_key_check(\"{table}\")"))?;
+                let rows: Vec<Option<i64>> = check.query_map([], |r| r.get(1))?.collect::<Result<_, _>>()?;
+                if let Some(first) = rows.first() {
+                    let row = first.map_or("unknown".into(), |id| id.to_string());
+                    let (table, count) = (table.to_string(), rows.len());
+                    return Ok(Some(ApplyError::ForeignKey { pack, table, count, row }));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// One pack within the open transaction, as docs/FORMAT.md, "Applying", tells.
+    fn apply_pack(&mut self, job: &Job<'_>, pack: &PackFile<'_>) -> Result<(RowCounts, bool), ApplyError> {
+        let pack_name = name(job, pack);
+        let refuse = |source| ApplyError::Pack { pack: pack_name.clone(), source };
+        // 1. Is it the pack that its name says, and does it start from what is here?
+        let file = crate::shelf::open_regular(pack.path)
+            .map_err(|e| refuse(PackError::Io(std::io::Error::other(e))))?;
+        let mut reader = PackReader::new(file, job.instance, pack.entry, &self.limits).map_err(refuse)?;
+        let held = self.held(&job.instance.stream)?;
+        let header = reader.header().clone();
+        let contract = reader.contract().clone();
+        // 2. The tables: made anew by a full, migrated by a delta whose contract has changed.
+        let digests = match (header.kind, &held) {
+            (PackKind::Full, _) => self.make_tables(job, &contract, held.as_ref(), &pack_name)?,
+            (PackKind::Delta, Some(h)) if h.version_of(job.instance, job.epoch) == header.base => {
+                self.migrate(h, &header.schema, &contract, &pack_name)?
+            }
+            (PackKind::Delta, _) => {
+                let base = header.base.map_or("none".into(), |b| b.to_string());
+                let held = held.map_or("nothing".into(), |h| format!("{} of {} in epoch {}", h.version, h.audience, h.epoch));
+                return Err(ApplyError::WrongBase { pack: pack_name, base, held });
+            }
+        };
+        // 3. The rows, counted into the digests.
+        let mut work = Work { db: &self.db, pack: &pack_name, contract: &contract, digests, hasher: RowHasher::default() };
+        let trailer = work.rows(&mut reader)?;
+        let digests = work.digests;
+        // 4. The proof: every table has the digest that HQ's had, and the file is the listed one.
+        prove(&pack_name, &contract, &digests, &trailer)?;
+        reader.finish().map_err(refuse)?;
+        if header.kind == PackKind::Full {
+            let indexes: Vec<String> =
+                contract.tables.iter().flat_map(|t| t.indexes.iter().map(|(_, sql)| sql.clone())).collect();
+            self.guarded("making the indexes", &indexes, &pack_name)?;
+        }
+        // 5. The version, in the same transaction.
+        self.sql("writing the version", |db| {
+            write_held(db, job, &header, &digests)?;
+            if job.prove {
+                write_proof(db, job.instance, (pack.entry.version, pack.entry.kind, pack.entry.sha256), job.now)?;
+            }
+            Ok(())
+        })?;
+        Ok((trailer.rows, contract.tables.iter().any(|t| t.has_foreign_keys)))
+    }
+
+    fn make_tables(&self, job: &Job<'_>, contract: &Contract, held: Option<&Held>, pack: &str) -> Result<Digests, ApplyError> {
+        if let Some(h) = held {
+            self.sql("dropping the old tables", |db| drop_stream(db, &job.instance.stream, h.digests.keys()))?;
+        }
+        let tables: Vec<String> = contract.tables.iter().map(|t| t.create.clone()).collect();
+        self.guarded("making the tables", &tables, pack)?;
+        Ok(contract.tables.iter().map(|t| (t.name.clone(), StateDigest::default())).collect())
+    }
+
+    /// Migrates first, then sums anew the tables that the migration changed, by a scan.
+    fn migrate(&self, held: &Held, new: &crate::pack::SchemaPart, contract: &Contract, pack: &str) -> Result<Digests, ApplyError> {
+        let mut digests = held.digests.clone();
+        if held.ddl == new.ddl {
+            return Ok(digests);
+        }
+        let refuse = |reason: String| ApplyError::Schema { pack: pack.to_owned(), reason };
+        let old = Contract::parse(&held.ddl, &self.limits).map_err(|e: SchemaError| refuse(e.to_string()))?;
+        let statements = contract.additive_since(&old).map_err(|e: NotAdditive| refuse(e.to_string()))?;
+        if statements != new.migrate {
+            return Err(refuse("its migration statements do not follow from the two contracts".into()));
+        }
+        self.guarded("migrating", &statements, pack)?;
+        for table in &contract.tables {
+            let changed = old.table(&table.name).is_none_or(|o| o.columns.len() != table.columns.len());
+            if changed {
+                let (digest, _) = self.sql("summing a table anew", |db| table_digest(db, table))?;
+                digests.insert(table.name.clone(), digest);
+            }
+        }
+        Ok(digests)
+    }
+
+    fn guarded(&self, what: &str, statements: &[String], pack: &str) -> Result<(), ApplyError> {
+        self.sql(what, |db| schema::run_guarded(db, statements, true)).map_err(|e| match e.inner().sqlite_error_code() {
+            Some(rusqlite::ErrorCode::Unknown | rusqlite::ErrorCode::ConstraintViolation | rusqlite::ErrorCode::AuthorizationForStatementDenied) => {
+                ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() }
+            }
+            _ => e.into(),
+        })
+    }
+}
+
+type Digests = BTreeMap<TableName, StateDigest>;
+
+/// Which packs share a transaction.
+fn groups<'a>(job: &Job<'a>, held: Option<&Held>) -> Vec<&'a [PackFile<'a>]> {
+    let mut out = Vec::new();
+    let mut rest = job.packs;
+    // What readers saw: a version of this instance, or (after a change of audience or epoch) one
+    // that only the end of the chain may replace.
+    let seen = held.map(|h| h.version_of(job.instance, job.epoch).unwrap_or(Version::MAX));
+    while let Some(first) = rest.first() {
+        let mut n = 1;
+        if first.entry.kind == PackKind::Full
+            && let Some(seen) = seen
+        {
+            while n < rest.len() && rest[n - 1].entry.version < seen {
+                n += 1;
+            }
+        }
+        let (group, after) = rest.split_at(n);
+        out.push(group);
+        rest = after;
+    }
+    out
+}
+
+fn name(job: &Job<'_>, pack: &PackFile<'_>) -> String {
+    pack.entry.name(job.instance).to_string()
+}
+
+/// The state of one pack being applied.
+struct Work<'a> {
+    db: &'a Connection,
+    pack: &'a str,
+    contract: &'a Contract,
+    digests: Digests,
+    hasher: RowHasher,
+}
+
+impl Work<'_> {
+    fn rows<R: std::io::Read>(&mut self, reader: &mut PackReader<R>) -> Result<Trailer, ApplyError> {
+        let mut writer: Option<SectionWriter<'_>> = None;
+        let (pack, db, contract) = (self.pack, self.db, self.contract);
+        loop {
+            let line = reader.line_number() + 1;
+            match reader.next().map_err(|source| ApplyError::Pack { pack: pack.to_owned(), source })? {
+                Event::Section(section) => {
+                    if let Some(done) = writer.take() {
+                        self.digests.insert(done.table.name.clone(), done.digest);
+                    }
+                    let table = contract.table(&section.table).ok_or_else(|| ApplyError::Schema {
+                        pack: pack.to_owned(),
+                        reason: format!("table {} is not in the contract", section.table),
+                    })?;
+                    let digest = self.digests.get(&table.name).copied().unwrap_or_default();
+                    let new = SectionWriter::new(db, table, &section, digest)
+                        .map_err(|e| SqliteError::new(format!("{pack}: table {}", table.name), e))?;
+                    writer = Some(new);
+                }
+                Event::Row(row) => {
+                    // The reader gives no row before a section.
+                    let Some(w) = writer.as_mut() else { continue };
+                    w.write(row, &mut self.hasher).map_err(|e| e.at(pack, line, w.table, w.op))?;
+                }
+                Event::End(trailer) => {
+                    if let Some(done) = writer.take() {
+                        self.digests.insert(done.table.name.clone(), done.digest);
+                    }
+                    return Ok(trailer);
+                }
+            }
+        }
+    }
+}
+
+/// A row that failed, before it is known where it stood.
+enum RowFault {
+    /// The line is not a row of these columns.
+    Line(serde_json::Error),
+    /// The row does not fit what is here.
+    Row { key: String, reason: String },
+    /// SQLite failed for a reason of its own.
+    Sqlite(rusqlite::Error),
+}
+
+impl RowFault {
+    fn at(self, pack: &str, line: u64, table: &Table, op: Op) -> ApplyError {
+        match self {
+            RowFault::Line(e) => ApplyError::Pack {
+                pack: pack.to_owned(),
+                source: PackError::Line { line, reason: format!("table {}: {e}", table.name) },
+            },
+            RowFault::Row { key, reason } => {
+                ApplyError::Row { pack: pack.to_owned(), line, table: table.name.clone(), op, key, reason }
+            }
+            RowFault::Sqlite(e) => SqliteError::new(format!("{pack}: line {line}: table {}", table.name), e).into(),
+        }
+    }
+}
+
+/// Writes the rows of one section and keeps the table's digest in step.
+struct SectionWriter<'a> {
+    table: &'a Table,
+    op: Op,
+    /// Types of the rows' values.
+    types: Vec<ColumnType>,
+    /// Which value of a row is the key's n-th.
+    key: Vec<usize>,
+    /// For an update: which value of a row replaces the table's n-th column.
+    changed: Vec<Option<usize>>,
+    /// Finds the row that is there.
+    find: Option<Statement<'a>>,
+    write: Statement<'a>,
+    digest: StateDigest,
+}
+
+impl<'a> SectionWriter<'a> {
+    fn new(db: &'a Connection, table: &'a Table, section: &Section, digest: StateDigest) -> rusqlite::Result<Self> {
+        let columns: Vec<usize> = section.columns.iter().filter_map(|c| table.column(c.as_str())).collect();
+        let types = columns.iter().map(|c| table.columns[*c].ty).collect();
+        let key: Vec<usize> = table.key.iter().filter_map(|k| columns.iter().position(|c| c == k)).collect();
+        let name = |c: usize| &table.columns[c].name;
+        // Values are bound by their place in the row: ?1 is the first.
+        let place = |n: usize| format!("?{}", n + 1);
+        let conditions: Vec<String> =
+            table.key.iter().zip(&key).map(|(k, n)| format!("\"{}\" = {}", name(*k), place(*n))).collect();
+        let condition = conditions.join(" AND ");
+        let quoted = table.quoted();
+        let sql = match section.op {
+            Op::Insert => {
+                let places: Vec<String> = (0..columns.len()).map(place).collect();
+                format!("INSERT INTO {quoted} ({}) VALUES ({})", table.column_list(), places.join(", "))
+            }
+            Op::Delete => format!("DELETE FROM {quoted} WHERE {condition}"),
+            Op::Update => {
+                let sets: Vec<String> = columns
+                    .iter()
+                    .enumerate()
+                    .filter(|(n, _)| !key.contains(n))
+                    .map(|(n, c)| format!("\"{}\" = {}", name(*c), place(n)))
+                    .collect();
+                format!("UPDATE {quoted} SET {} WHERE {condition}", sets.join(", "))
+            }
+        };
+        let find = match section.op {
+            Op::Insert => None,
+            _ => Some(db.prepare(&format!("SELECT {} FROM {quoted} WHERE {condition}", table.column_list()))?),
+        };
+        let changed = (0..table.columns.len()).map(|c| columns.iter().position(|x| *x == c)).collect();
+        Ok(SectionWriter { table, op: section.op, types, key, changed, find, write: db.prepare(&sql)?, digest })
+    }
+
+    fn write(&mut self, line: &[u8], hasher: &mut RowHasher) -> Result<(), RowFault> {
+        let mut row: Vec<Value<'_>> = Vec::with_capacity(self.types.len());
+        value::read_row(line, &self.types, &mut row).map_err(RowFault::Line)?;
+        // SQLite would give a NULL in an INTEGER PRIMARY KEY a number of its own choice.
+        if self.key.iter().any(|k| row[*k] == Value::Null) {
+            return Err(self.fault(&row, "a key with NULL"));
+        }
+        match self.op {
+            Op::Insert => {
+                let hash = hasher.hash(&row);
+                self.execute(&row)?;
+                self.digest.add(hash);
+            }
+            Op::Delete => {
+                let (old, _) = self.find_old(&row, hasher)?;
+                self.execute(&row)?;
+                self.digest.subtract(old);
+            }
+            Op::Update => {
+                let (old, new) = self.find_old(&row, hasher)?;
+                self.execute(&row)?;
+                self.digest.subtract(old);
+                self.digest.add(new);
+            }
+        }
+        Ok(())
+    }
+
+    /// The hash of the row that is there, and of what an update makes of it.
+    fn find_old(&mut self, row: &[Value<'_>], hasher: &mut RowHasher) -> Result<(crate::digest::RowHash, crate::digest::RowHash), RowFault> {
+        let missing = RowFault::Row { key: key_text(self.table, &self.key, row), reason: "there is no such row".into() };
+        let Some(find) = self.find.as_mut() else { return Err(missing) };
+        for k in &self.key {
+            find.raw_bind_parameter(k + 1, &row[*k]).map_err(RowFault::Sqlite)?;
+        }
+        let mut rows = find.raw_query();
+        let Some(found) = rows.next().map_err(RowFault::Sqlite)? else { return Err(missing) };
+        let old = read_values(found, self.table.columns.len(), Vec::new()).map_err(RowFault::Sqlite)?;
+        let before = hasher.hash(&old);
+        let after = hasher.hash(old.iter().zip(&self.changed).map(|(o, c)| c.map_or(o, |n| &row[n])));
+        Ok((before, after))
+    }
+
+    fn execute(&mut self, row: &[Value<'_>]) -> Result<(), RowFault> {
+        for (n, v) in row.iter().enumerate() {
+            self.write.raw_bind_parameter(n + 1, v).map_err(RowFault::Sqlite)?;
+        }
+        match self.write.raw_execute() {
+            Ok(1) => Ok(()),
+            Ok(n) => Err(self.fault(row, &format!("{n} rows were changed instead of one"))),
+            Err(e) if super::sqlite::verdict(&e) == Verdict::Quarantine => Err(self.fault(row, &e.to_string())),
+            Err(e) => Err(RowFault::Sqlite(e)),
+        }
+    }
+
+    fn fault(&self, row: &[Value<'_>], reason: &str) -> RowFault {
+        RowFault::Row { key: key_text(self.table, &self.key, row), reason: reason.to_owned() }
+    }
+}
+
+/// A row's key for people: `sku="0042", zone="east"`.
+fn key_text(table: &Table, key: &[usize], row: &[Value<'_>]) -> String {
+    let parts = table.key.iter().zip(key).map(|(k, n)| format!("{}={}", table.columns[*k].name, row[*n].for_people()));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+fn prove(pack: &str, contract: &Contract, found: &Digests, trailer: &Trailer) -> Result<(), ApplyError> {
+    let error = |table: &TableName, wanted: String, found: StateDigest| {
+        Err(ApplyError::Digest { pack: pack.to_owned(), table: table.clone(), wanted, found })
+    };
+    for t in &contract.tables {
+        let digest = found.get(&t.name).copied().unwrap_or_default();
+        match trailer.digests.get(&t.name) {
+            Some(wanted) if *wanted == digest => {}
+            Some(wanted) => return error(&t.name, wanted.to_string(), digest),
+            None => return error(&t.name, "none in the trailer".into(), digest),
+        }
+    }
+    Ok(())
+}
+
+fn write_held(db: &Connection, job: &Job<'_>, header: &crate::pack::Header, digests: &Digests) -> rusqlite::Result<()> {
+    let stream = job.instance.stream.as_str();
+    db.prepare_cached(
+        "INSERT INTO tillcast_stream (stream, audience, version, epoch, schema, schema_sha256, ddl, digest, applied_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT (stream) DO UPDATE SET audience = ?2, version = ?3, epoch = ?4, schema = ?5, schema_sha256 = ?6,
+             ddl = ?7, digest = ?8, applied_at = ?9",
+    )?
+    .execute((
+        stream,
+        job.instance.audience.to_string(),
+        header.version.as_i64(),
+        job.epoch as i64,
+        header.schema.number as i64,
+        header.schema.sha256.to_string(),
+        &header.schema.ddl,
+        stream_digest(digests),
+        job.now.to_string(),
+    ))?;
+    let mut write = db.prepare_cached(
+        "INSERT INTO tillcast_table (name, stream, digest) VALUES (?1, ?2, ?3)
+         ON CONFLICT (name) DO UPDATE SET digest = ?3 WHERE stream = ?2",
+    )?;
+    for (table, digest) in digests {
+        write.execute((table.as_str(), stream, digest.to_string()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn write_proof(db: &Connection, instance: &Instance, proof: (Version, PackKind, Sha256), now: Timestamp) -> rusqlite::Result<()> {
+    let (version, kind, sha256) = proof;
+    db.prepare_cached(
+        "INSERT INTO tillcast_pack (stream, audience, version, kind, sha256, applied_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT DO UPDATE SET sha256 = ?5, applied_at = ?6",
+    )?
+    .execute((
+        instance.stream.as_str(),
+        instance.audience.to_string(),
+        version.as_i64(),
+        kind.to_string(),
+        sha256.to_string(),
+        now.to_string(),
+    ))?;
+    Ok(())
+}
+
+/// Drops a stream's tables and its rows in ours.
+pub(super) fn drop_stream<'t>(db: &Connection, stream: &StreamName, tables: impl Iterator<Item = &'t TableName>) -> rusqlite::Result<()> {
+    for table in tables {
+        db.execute_batch(&format!("DROP TABLE IF EXISTS \"{table}\""))?;
+    }
+    db.execute("DELETE FROM tillcast_table WHERE stream = ?1", [stream.as_str()])?;
+    db.execute("DELETE FROM tillcast_stream WHERE stream = ?1", [stream.as_str()])?;
+    Ok(())
+}

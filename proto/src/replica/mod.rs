@@ -1,0 +1,359 @@
+//! A replica: a SQLite database that holds streams at versions. HQ's published state, the relay's
+//! shadow and the register's data are replicas, and this one room applies packs to all of them.
+//!
+//! A stream's version is a row in the same transaction as its rows (rule D1): after a power cut
+//! the file holds one whole version, the old or the new. It never asks for more than the pack,
+//! and never writes a row that its digest does not account for.
+
+mod apply;
+pub mod sqlite;
+
+pub use apply::{Applied, ApplyError, Job, PackFile};
+
+use crate::clock::Timestamp;
+use crate::digest::{RowHasher, Sha256, StateDigest};
+use crate::ids::{Audience, Instance, StreamName, TableName, Version};
+use crate::layout::PackKind;
+use crate::limits::Limits;
+use crate::schema::{Contract, Table};
+use crate::value::Value;
+use rusqlite::{Connection, OptionalExtension, Row};
+use sqlite::{Checkpoint, SqliteError};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The replica's own tables. `PRAGMA user_version` counts changes of their shape.
+const TABLES: &str = "
+    CREATE TABLE tillcast_stream (
+        stream TEXT PRIMARY KEY, audience TEXT NOT NULL, version INTEGER NOT NULL, epoch INTEGER NOT NULL,
+        schema INTEGER NOT NULL, schema_sha256 TEXT NOT NULL, ddl TEXT NOT NULL,
+        digest TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT;
+    CREATE TABLE tillcast_table (name TEXT PRIMARY KEY, stream TEXT NOT NULL, digest TEXT NOT NULL) STRICT;
+    CREATE TABLE tillcast_pack (
+        stream TEXT NOT NULL, audience TEXT NOT NULL, version INTEGER NOT NULL, kind TEXT NOT NULL,
+        sha256 TEXT NOT NULL, applied_at TEXT NOT NULL,
+        PRIMARY KEY (stream, audience, version, kind)) STRICT, WITHOUT ROWID;
+    PRAGMA user_version = 1;";
+
+/// One stream as a replica holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// For whom.
+    pub audience: Audience,
+    /// The version.
+    pub version: Version,
+    /// The trust epoch that the version is counted in.
+    pub epoch: u64,
+    /// The contract's number.
+    pub schema: u64,
+    /// The contract's text.
+    pub ddl: String,
+    /// The state digest of each table, as applied (not recomputed).
+    pub digests: BTreeMap<TableName, StateDigest>,
+    /// When it was applied, UTC by this machine's clock.
+    pub applied_at: Timestamp,
+}
+
+impl Held {
+    /// The version, if it counts for this instance and epoch: what deltas may build on.
+    pub fn version_of(&self, instance: &Instance, epoch: u64) -> Option<Version> {
+        (self.audience == instance.audience && self.epoch == epoch).then_some(self.version)
+    }
+}
+
+/// One table, recomputed from its rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableCheck {
+    /// The table.
+    pub table: TableName,
+    /// The digest that came with the version.
+    pub stored: StateDigest,
+    /// The digest of the rows as they are; none when the table cannot be read.
+    pub found: Option<StateDigest>,
+    /// Rows read.
+    pub rows: u64,
+}
+
+impl TableCheck {
+    /// Whether the rows are those of the version.
+    pub fn is_right(&self) -> bool {
+        self.found == Some(self.stored)
+    }
+}
+
+/// The digest of a whole stream: the first 16 bytes of SHA-256 over a line `TABLE DIGEST` for each
+/// table in order of name; 32 hex digits.
+pub fn stream_digest(digests: &BTreeMap<TableName, StateDigest>) -> String {
+    let lines: String = digests.iter().map(|(t, d)| format!("{t} {d}\n")).collect();
+    Sha256::of(lines.as_bytes()).to_string()[..32].to_owned()
+}
+
+/// An open replica. One process writes it, through one of these.
+#[derive(Debug)]
+pub struct Replica {
+    db: Connection,
+    path: PathBuf,
+    limits: Limits,
+}
+
+impl Replica {
+    /// Opens a replica for writing; makes an empty one where there is none.
+    pub fn open(path: &Path, limits: &Limits) -> Result<Replica, SqliteError> {
+        let fresh = !path.exists();
+        let db = sqlite::open_private(path)?;
+        let replica = Replica { db, path: path.to_owned(), limits: limits.clone() };
+        let version: i64 = replica.sql("reading user_version", |db| db.pragma_query_value(None, "user_version", |r| r.get(0)))?;
+        match version {
+            0 => {
+                replica.sql("making the replica", |db| db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} COMMIT;")))?;
+                replica.checkpoint(Checkpoint::Truncate)?;
+            }
+            1 => {}
+            newer => {
+                let e = rusqlite::Error::SqliteFailure(
+                    libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_SCHEMA),
+                    Some(format!("the file has shape {newer}, this build knows 1: update this program")),
+                );
+                return Err(SqliteError::new(path.display().to_string(), e));
+            }
+        }
+        if fresh && let Some(dir) = path.parent() {
+            // SQLite syncs the directory for its WAL, not surely for the file itself (rule D3).
+            crate::shelf::sync_dir(dir).map_err(|e| {
+                SqliteError::new(e.to_string(), rusqlite::Error::SqliteFailure(
+                    libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_IOERR_DIR_FSYNC), None))
+            })?;
+        }
+        Ok(replica)
+    }
+
+    /// Opens a replica that another process writes, for reading.
+    pub fn open_read_only(path: &Path, limits: &Limits) -> Result<Replica, SqliteError> {
+        Ok(Replica { db: sqlite::open_read_only(path)?, path: path.to_owned(), limits: limits.clone() })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The connection, for reading rows.
+    pub fn connection(&self) -> &Connection {
+        &self.db
+    }
+
+    /// One stream, if it is held.
+    pub fn held(&self, stream: &StreamName) -> Result<Option<Held>, SqliteError> {
+        Ok(self.read_held(Some(stream))?.pop_first().map(|(_, h)| h))
+    }
+
+    /// All streams held.
+    pub fn all_held(&self) -> Result<BTreeMap<StreamName, Held>, SqliteError> {
+        self.read_held(None)
+    }
+
+    fn read_held(&self, stream: Option<&StreamName>) -> Result<BTreeMap<StreamName, Held>, SqliteError> {
+        self.sql("reading tillcast_stream", |db| {
+            let mut held = BTreeMap::new();
+            let mut streams = db.prepare_cached(
+                "SELECT stream, audience, version, epoch, schema, ddl, applied_at FROM tillcast_stream WHERE ?1 IS NULL OR stream = ?1",
+            )?;
+            let mut tables = db.prepare_cached("SELECT name, digest FROM tillcast_table WHERE stream = ?1")?;
+            let mut rows = streams.query([stream.map(|s| s.as_str())])?;
+            while let Some(r) = rows.next()? {
+                let name: StreamName = parsed(r, 0)?;
+                let mut digests = BTreeMap::new();
+                let mut list = tables.query([name.as_str()])?;
+                while let Some(t) = list.next()? {
+                    digests.insert(parsed(t, 0)?, parsed(t, 1)?);
+                }
+                let version = Version::try_from(r.get::<_, i64>(2)?).map_err(|e| conversion(2, e))?;
+                let h = Held {
+                    audience: parsed(r, 1)?,
+                    version,
+                    epoch: r.get::<_, i64>(3)? as u64,
+                    schema: r.get::<_, i64>(4)? as u64,
+                    ddl: r.get(5)?,
+                    digests,
+                    applied_at: parsed(r, 6)?,
+                };
+                held.insert(name, h);
+            }
+            Ok(held)
+        })
+    }
+
+    /// The packs of an instance that were proved here: applied, with their digests right.
+    pub fn proofs(&self, instance: &Instance) -> Result<Vec<(Version, PackKind, Sha256)>, SqliteError> {
+        self.sql("reading tillcast_pack", |db| {
+            db.prepare_cached("SELECT version, kind, sha256 FROM tillcast_pack WHERE stream = ?1 AND audience = ?2 ORDER BY version")?
+                .query_map([instance.stream.to_string(), instance.audience.to_string()], |r| {
+                    let version = Version::try_from(r.get::<_, i64>(0)?).map_err(|e| conversion(0, e))?;
+                    let kind = if r.get_ref(1)?.as_str()? == "full" { PackKind::Full } else { PackKind::Delta };
+                    Ok((version, kind, parsed(r, 2)?))
+                })?
+                .collect()
+        })
+    }
+
+    /// Records that a pack was proved elsewhere by the same code (a full below the version held,
+    /// tried in a scratch replica).
+    pub fn add_proof(&self, instance: &Instance, proof: (Version, PackKind, Sha256), now: Timestamp) -> Result<(), SqliteError> {
+        self.sql("writing tillcast_pack", |db| apply::write_proof(db, instance, proof, now))
+    }
+
+    /// Forgets the proofs of packs that `keep` does not want.
+    pub fn forget_proofs(&self, keep: impl Fn(&Instance, Version, PackKind) -> bool) -> Result<(), SqliteError> {
+        self.sql("pruning tillcast_pack", |db| {
+            let mut list = db.prepare("SELECT stream, audience, version, kind FROM tillcast_pack")?;
+            let mut rows = list.query([])?;
+            while let Some(r) = rows.next()? {
+                let instance = Instance { stream: parsed(r, 0)?, audience: parsed(r, 1)? };
+                let version = Version::try_from(r.get::<_, i64>(2)?).map_err(|e| conversion(2, e))?;
+                let kind = if r.get_ref(3)?.as_str()? == "full" { PackKind::Full } else { PackKind::Delta };
+                if !keep(&instance, version, kind) {
+                    db.execute(
+                        "DELETE FROM tillcast_pack WHERE stream = ?1 AND audience = ?2 AND version = ?3 AND kind = ?4",
+                        (instance.stream.as_str(), instance.audience.to_string(), version.as_i64(), kind.to_string()),
+                    )?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Recomputes the digests of a stream's tables from their rows. A table that is gone or
+    /// altered is wrong, not an error.
+    pub fn verify(&self, stream: &StreamName) -> Result<Vec<TableCheck>, SqliteError> {
+        // One read transaction, so that a writer's commit does not fall between two tables.
+        self.sql("BEGIN", |db| db.execute_batch("BEGIN"))?;
+        let checks = self.verify_in_transaction(stream);
+        self.sql("COMMIT", |db| db.execute_batch("COMMIT"))?;
+        checks
+    }
+
+    fn verify_in_transaction(&self, stream: &StreamName) -> Result<Vec<TableCheck>, SqliteError> {
+        let Some(held) = self.held(stream)? else { return Ok(Vec::new()) };
+        let contract = Contract::parse(&held.ddl, &self.limits).ok();
+        let check = |(table, stored): (&TableName, &StateDigest)| {
+            let definition = contract.as_ref().and_then(|c| c.table(table));
+            let found = definition.map(|t| table_digest(&self.db, t)).transpose();
+            match found {
+                Ok(found) => Ok(TableCheck {
+                    table: table.clone(),
+                    stored: *stored,
+                    found: found.map(|f| f.0),
+                    rows: found.map_or(0, |f| f.1),
+                }),
+                Err(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::Unknown) => {
+                    Ok(TableCheck { table: table.clone(), stored: *stored, found: None, rows: 0 })
+                }
+                Err(e) => Err(SqliteError::new(format!("reading table {table}"), e)),
+            }
+        };
+        held.digests.iter().map(check).collect()
+    }
+
+    /// Drops the streams that are not wanted any more, with their tables.
+    pub fn drop_streams_except(&mut self, wanted: &[StreamName]) -> Result<Vec<StreamName>, SqliteError> {
+        let gone: Vec<_> = self.all_held()?.into_iter().filter(|(s, _)| !wanted.contains(s)).collect();
+        for (stream, held) in &gone {
+            self.begin(false)?;
+            let dropped = self.sql("dropping a stream", |db| apply::drop_stream(db, stream, held.digests.keys()));
+            self.end(dropped)?;
+        }
+        Ok(gone.into_iter().map(|(s, _)| s).collect())
+    }
+
+    /// Brings the WAL home.
+    pub fn checkpoint(&self, how: Checkpoint) -> Result<(), SqliteError> {
+        sqlite::checkpoint(&self.db, how)
+    }
+
+    /// Begins a transaction. Foreign keys are deferred to its end, or (for fulls, which drop
+    /// tables) checked there by a scan.
+    pub(crate) fn begin(&self, foreign_keys: bool) -> Result<(), SqliteError> {
+        let on = if foreign_keys { "ON" } else { "OFF" };
+        let sql = format!("PRAGMA foreign_keys = {on}; BEGIN IMMEDIATE; PRAGMA defer_foreign_keys = ON;");
+        self.sql("BEGIN", |db| db.execute_batch(&sql))
+    }
+
+    /// Commits the open transaction.
+    pub fn commit(&mut self) -> Result<(), SqliteError> {
+        self.sql("COMMIT", |db| db.execute_batch("COMMIT"))
+    }
+
+    /// Rolls the open transaction back, if there is one.
+    pub fn rollback(&mut self) {
+        if !self.db.is_autocommit()
+            && let Err(e) = self.db.execute_batch("ROLLBACK")
+        {
+            tracing::warn!(path = %self.path.display(), error = %e, "ROLLBACK failed; SQLite has rolled back by itself");
+        }
+    }
+
+    /// Commits after success, rolls back after failure.
+    fn end<T>(&mut self, result: Result<T, SqliteError>) -> Result<T, SqliteError> {
+        let result = result.and_then(|v| self.commit().map(|()| v));
+        self.rollback();
+        result
+    }
+
+    fn sql<T>(&self, what: &str, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, SqliteError> {
+        f(&self.db).map_err(|e| SqliteError::new(format!("{}: {what}", self.path.display()), e))
+    }
+}
+
+/// A column as a parsed type.
+fn parsed<T: std::str::FromStr>(r: &Row<'_>, i: usize) -> rusqlite::Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text = r.get_ref(i)?.as_str()?;
+    text.parse().map_err(|e| conversion(i, e))
+}
+
+fn conversion(i: usize, e: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(i, rusqlite::types::Type::Text, Box::new(e))
+}
+
+/// A table's state digest by a scan, and its rows.
+pub fn table_digest(db: &Connection, table: &Table) -> rusqlite::Result<(StateDigest, u64)> {
+    let mut statement = db.prepare(&format!("SELECT {} FROM {}", table.column_list(), table.quoted()))?;
+    let mut rows = statement.query([])?;
+    let (mut digest, mut count, mut hasher) = (StateDigest::default(), 0, RowHasher::default());
+    let mut row: Vec<Value<'_>> = Vec::with_capacity(table.columns.len());
+    while let Some(r) = rows.next()? {
+        row = read_values(r, table.columns.len(), row)?;
+        digest.add(hasher.hash(&row));
+        row = recycle(row);
+        count += 1;
+    }
+    Ok((digest, count))
+}
+
+/// The first `n` columns of a row, borrowed from it, in a vector used before.
+fn read_values<'r>(r: &'r Row<'_>, n: usize, used: Vec<Value<'_>>) -> rusqlite::Result<Vec<Value<'r>>> {
+    let mut row = recycle(used);
+    for i in 0..n {
+        row.push(r.get_ref(i)?.into());
+    }
+    Ok(row)
+}
+
+/// The vector's memory without its values, for values of another lifetime.
+fn recycle<'b>(mut row: Vec<Value<'_>>) -> Vec<Value<'b>> {
+    row.clear();
+    // Collecting in place keeps the allocation; nothing is left to map.
+    row.into_iter().map(|v| v.into_owned()).collect()
+}
+
+/// Whether the file holds a stream of this name at all (a cheap look for tools).
+pub fn holds(db: &Connection, stream: &StreamName) -> rusqlite::Result<bool> {
+    let one: Option<i64> =
+        db.query_row("SELECT 1 FROM tillcast_stream WHERE stream = ?1", [stream.as_str()], |r| r.get(0)).optional()?;
+    Ok(one.is_some())
+}
+
+#[cfg(test)]
+mod tests;

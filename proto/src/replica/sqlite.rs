@@ -1,0 +1,132 @@
+//! How every SQLite file of ours is opened (reliability rules D2, D7): WAL, synchronous=FULL, own
+//! checkpoints, settings read back, nothing of the dangerous side of SQLite switched on.
+
+use crate::retry::Verdict;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use std::path::Path;
+use std::time::Duration;
+
+/// SQLite failed at something.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct SqliteError {
+    what: String,
+    source: rusqlite::Error,
+}
+
+impl SqliteError {
+    /// An error with the file or action that it happened to.
+    pub fn new(what: impl Into<String>, source: rusqlite::Error) -> Self {
+        SqliteError { what: what.into(), source }
+    }
+    /// SQLite's own error.
+    pub fn inner(&self) -> &rusqlite::Error {
+        &self.source
+    }
+    /// What to do about it.
+    pub fn verdict(&self) -> Verdict {
+        verdict(&self.source)
+    }
+    /// Whether the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        self.source.sqlite_error_code() == Some(ErrorCode::DiskFull)
+    }
+}
+
+/// What to do about an error of SQLite's. A constraint or type error is the caller's to judge: it
+/// knows whose rows they were.
+pub fn verdict(e: &rusqlite::Error) -> Verdict {
+    match e.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Verdict::Rebuild,
+        Some(ErrorCode::SystemIoFailure) if is_failed_sync(e) => Verdict::Halt,
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => Verdict::Quarantine,
+        _ => Verdict::Retry,
+    }
+}
+
+/// SQLITE_IOERR_FSYNC and SQLITE_IOERR_DIR_FSYNC: the kernel may have dropped the pages, so that
+/// another try would succeed without their being on disk.
+fn is_failed_sync(e: &rusqlite::Error) -> bool {
+    use libsqlite3_sys::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
+    e.sqlite_error().is_some_and(|e| [SQLITE_IOERR_FSYNC, SQLITE_IOERR_DIR_FSYNC].contains(&e.extended_code))
+}
+
+/// How much of the WAL to bring home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// What can be moved without waiting for anybody.
+    Passive,
+    /// All, and cut the WAL to nothing; waits for readers up to the busy timeout.
+    Truncate,
+}
+
+/// SQLite 3.51.3 is the first release without the WAL-reset fault.
+pub const MINIMUM_SQLITE: i32 = 3_051_003;
+
+/// WAL bytes that stay allocated after a checkpoint has emptied it.
+pub const WAL_LIMIT: u64 = 64 << 20;
+
+/// Opens (or creates) a file that only this process writes.
+pub fn open_private(path: &Path) -> Result<Connection, SqliteError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let error = |e| SqliteError::new(format!("opening {}", path.display()), e);
+    let db = Connection::open_with_flags(path, flags).map_err(error)?;
+    settings(&db).map_err(error)?;
+    Ok(db)
+}
+
+/// Opens a file of another process for reading.
+pub fn open_read_only(path: &Path) -> Result<Connection, SqliteError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let error = |e| SqliteError::new(format!("opening {}", path.display()), e);
+    let db = Connection::open_with_flags(path, flags).map_err(error)?;
+    db.busy_timeout(Duration::from_secs(5)).map_err(error)?;
+    db.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0").map_err(error)?;
+    Ok(db)
+}
+
+fn settings(db: &Connection) -> rusqlite::Result<()> {
+    let wrong = |what: String| {
+        Err(rusqlite::Error::SqliteFailure(libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_MISUSE), Some(what)))
+    };
+    if rusqlite::version_number() < MINIMUM_SQLITE {
+        return wrong(format!("SQLite {} is older than 3.51.3, which mends a WAL fault", rusqlite::version()));
+    }
+    db.busy_timeout(Duration::from_secs(5))?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
+    // -wal and -shm stay when the last connection closes, for readers that cannot make them.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |r| r.get(0))?;
+    if mode != "wal" {
+        return wrong(format!("journal_mode is {mode} where WAL was asked for"));
+    }
+    db.execute_batch(
+        "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA foreign_keys = ON;
+         PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA cache_size = -8192;",
+    )?;
+    db.pragma_update(None, "journal_size_limit", WAL_LIMIT as i64)?;
+    for (pragma, wanted) in [("synchronous", 2), ("wal_autocheckpoint", 0), ("trusted_schema", 0)] {
+        let found: i64 = db.pragma_query_value(None, pragma, |r| r.get(0))?;
+        if found != wanted {
+            return wrong(format!("{pragma} is {found} where {wanted} was set"));
+        }
+    }
+    Ok(())
+}
+
+/// Brings the WAL home. Busy readers are no error: what is left comes with the next one.
+pub fn checkpoint(db: &Connection, how: Checkpoint) -> Result<(), SqliteError> {
+    let sql = match how {
+        Checkpoint::Passive => "PRAGMA wal_checkpoint(PASSIVE)",
+        Checkpoint::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
+    };
+    match db.query_row(sql, [], |_| Ok(())) {
+        Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+        r => r.map_err(|e| SqliteError::new("checkpoint", e)),
+    }
+}

@@ -1,0 +1,375 @@
+#![allow(clippy::disallowed_methods, reason = "tests write files as they like")]
+use super::*;
+use crate::manifest::PackEntry;
+use crate::pack::{Header, Op, PackWriter, SchemaPart, table_heads};
+use crate::retry::Verdict;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use tempfile::TempDir;
+
+const DDL: &str = "CREATE TABLE item (sku TEXT PRIMARY KEY, plu INTEGER UNIQUE, name TEXT NOT NULL CHECK (length(name) <= 10), price REAL, img BLOB) STRICT;\nCREATE INDEX item_name ON item (name);";
+
+type OwnedRow = (Option<i64>, String, Option<f64>, Option<Vec<u8>>);
+type State = BTreeMap<String, OwnedRow>;
+
+struct Shop {
+    dir: TempDir,
+    ddl: String,
+    schema: u64,
+    extra: bool,
+}
+
+fn v(n: u64) -> Version {
+    Version::try_from(n).unwrap()
+}
+fn instance(audience: &str) -> Instance {
+    format!("catalog@{audience}").parse().unwrap()
+}
+fn now() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+fn text(s: &str) -> Value<'_> {
+    Value::Text(s.into())
+}
+fn values<'a>(sku: &'a str, r: &'a OwnedRow, extra: bool) -> Vec<Value<'a>> {
+    let mut out = vec![
+        text(sku),
+        r.0.map_or(Value::Null, Value::Int),
+        text(&r.1),
+        r.2.map_or(Value::Null, |x| Value::real(x).unwrap()),
+        r.3.as_ref().map_or(Value::Null, |b| Value::Blob(b.as_slice().into())),
+    ];
+    if extra {
+        out.push(Value::Int(19));
+    }
+    out
+}
+fn digest(state: &State, extra: bool) -> StateDigest {
+    let mut d = StateDigest::default();
+    for (sku, r) in state {
+        d.add(RowHasher::default().hash(&values(sku, r, extra)));
+    }
+    d
+}
+
+impl Shop {
+    fn new() -> Self {
+        Shop { dir: TempDir::new().unwrap(), ddl: DDL.into(), schema: 1, extra: false }
+    }
+    fn replica(&self, name: &str) -> Replica {
+        Replica::open(&self.dir.path().join(name), &Limits::default()).unwrap()
+    }
+    fn columns(&self) -> Vec<crate::ids::ColumnName> {
+        let mut c = vec!["sku", "plu", "name", "price", "img"];
+        if self.extra {
+            c.push("vat");
+        }
+        c.into_iter().map(|c| c.parse().unwrap()).collect()
+    }
+    fn write(&self, audience: &str, version: u64, base: Option<u64>, migrate: Vec<String>, digest: StateDigest, fill: impl FnOnce(&mut PackWriter<Vec<u8>>)) -> (PathBuf, PackEntry) {
+        let contract = Contract::parse(&self.ddl, &Limits::default()).unwrap();
+        let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
+        let i = instance(audience);
+        let header = Header {
+            format: 1,
+            stream: i.stream.clone(),
+            audience: i.audience.clone(),
+            version: v(version),
+            base: base.map(v),
+            kind,
+            schema: SchemaPart { number: self.schema, ddl: self.ddl.clone(), sha256: contract.sha256, migrate },
+            created_at: now(),
+            source: "test".into(),
+            tables: table_heads(&contract),
+        };
+        let mut w = PackWriter::new(Vec::new(), &header, 1).unwrap();
+        fill(&mut w);
+        let (bytes, written) = w.finish(&BTreeMap::from([("item".parse().unwrap(), digest)])).unwrap();
+        let path = self.dir.path().join(format!("{audience}-{version}-{kind}.pack"));
+        std::fs::write(&path, &bytes).unwrap();
+        let entry = PackEntry { version: v(version), kind, base: base.map(v), bytes: written.bytes, unpacked: written.unpacked, sha256: written.sha256 };
+        (path, entry)
+    }
+    fn full(&self, audience: &str, version: u64, state: &State) -> (PathBuf, PackEntry) {
+        self.write(audience, version, None, vec![], digest(state, self.extra), |w| {
+            w.section(&"item".parse().unwrap(), Op::Insert, &self.columns()).unwrap();
+            for (sku, r) in state {
+                w.row(&values(sku, r, self.extra)).unwrap();
+            }
+        })
+    }
+    fn delta(&self, version: u64, base: u64, from: &State, to: &State) -> (PathBuf, PackEntry) {
+        self.write("all", version, Some(base), vec![], digest(to, self.extra), |w| {
+            let item = "item".parse().unwrap();
+            let moved = |sku: &String| to.get(sku).is_none_or(|r| r.0 != from[sku].0);
+            w.section(&item, Op::Delete, &self.columns()[..1]).unwrap();
+            from.keys().filter(|s| moved(s)).for_each(|s| w.row(&[text(s)]).unwrap());
+            let columns = self.columns();
+            let changed = [0usize, 2, 3, 4].map(|i| columns[i].clone());
+            w.section(&item, Op::Update, &changed).unwrap();
+            for (sku, r) in to.iter().filter(|(s, r)| from.get(*s).is_some_and(|f| f != *r && f.0 == r.0)) {
+                let all = values(sku, r, false);
+                w.row(&[all[0].clone(), all[2].clone(), all[3].clone(), all[4].clone()]).unwrap();
+            }
+            w.section(&item, Op::Insert, &columns).unwrap();
+            for (sku, r) in to.iter().filter(|(s, _)| !from.contains_key(*s) || moved(s)) {
+                w.row(&values(sku, r, self.extra)).unwrap();
+            }
+        })
+    }
+}
+
+fn apply(replica: &mut Replica, audience: &str, packs: &[&(PathBuf, PackEntry)]) -> Result<Applied, ApplyError> {
+    let files: Vec<_> = packs.iter().map(|(path, entry)| PackFile { path, entry }).collect();
+    replica.apply(&Job { instance: &instance(audience), epoch: 1, packs: &files, now: now(), prove: true })
+}
+
+fn rows(replica: &Replica) -> i64 {
+    replica.connection().query_row("SELECT count(*) FROM item", [], |r| r.get(0)).unwrap()
+}
+
+fn simple(pairs: &[(&str, f64)]) -> State {
+    pairs.iter().map(|(s, p)| (s.to_string(), (None, "n".to_string(), Some(*p), None))).collect()
+}
+
+fn assert_right(replica: &Replica, state: &State, extra: bool) {
+    let checks = replica.verify(&"catalog".parse().unwrap()).unwrap();
+    assert!(checks.iter().all(TableCheck::is_right), "{checks:?}");
+    assert_eq!(checks[0].found, Some(digest(state, extra)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    /// Any states, by any cut of the way into fulls and deltas, end in the same rows and digest.
+    #[test]
+    fn any_way_ends_in_the_same_digest(
+        states in proptest::collection::vec(
+            proptest::collection::btree_map("[aA-c]{1,2}", (proptest::option::of(0i64..6), "[a-cé]{0,4}", proptest::option::of(-2.0..2.0f64), proptest::option::of(proptest::collection::vec(any::<u8>(), 0..3))), 0..8),
+            2..5),
+        use_full in proptest::collection::vec(any::<bool>(), 5),
+    ) {
+        let states: Vec<State> = states.into_iter().map(|mut s| {
+            // UNIQUE: the first holder of a plu keeps it; 0.0 has one sign.
+            let mut seen = std::collections::HashSet::new();
+            for r in s.values_mut() {
+                if r.0.is_some_and(|p| !seen.insert(p)) { r.0 = None; }
+                r.2 = r.2.map(|x| if x == 0.0 { 0.0 } else { x });
+            }
+            s
+        }).collect();
+        let shop = Shop::new();
+        let mut a = shop.replica("a.db");
+        let mut b = shop.replica("b.db");
+        let mut chain = vec![shop.full("all", 1, &states[0])];
+        apply(&mut a, "all", &[&chain[0]]).unwrap();
+        for (i, pair) in states.windows(2).enumerate() {
+            let version = i as u64 + 2;
+            let step = if use_full[i] { shop.full("all", version, &pair[1]) } else { shop.delta(version, version - 1, &pair[0], &pair[1]) };
+            apply(&mut a, "all", &[&step]).unwrap();
+            if use_full[i] { chain.clear(); }
+            chain.push(step);
+        }
+        apply(&mut b, "all", &chain.iter().collect::<Vec<_>>()).unwrap();
+        let last = states.last().unwrap();
+        assert_right(&a, last, false);
+        assert_right(&b, last, false);
+        prop_assert_eq!(a.held(&"catalog".parse().unwrap()).unwrap().unwrap().digests, b.held(&"catalog".parse().unwrap()).unwrap().unwrap().digests);
+    }
+}
+
+#[test]
+fn a_version_and_its_proof_come_with_the_rows() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let (one, two) = (simple(&[("a", 1.0), ("b", 2.0)]), simple(&[("a", 1.5), ("c", 3.0)]));
+    let full = shop.full("all", 1, &one);
+    let delta = shop.delta(4, 1, &one, &two);
+    let applied = apply(&mut r, "all", &[&full, &delta]).unwrap();
+    assert_eq!((applied.version, applied.transactions), (v(4), 2));
+    let held = r.held(&"catalog".parse().unwrap()).unwrap().unwrap();
+    assert_eq!((held.version, held.epoch, held.schema), (v(4), 1, 1));
+    assert_eq!(r.proofs(&instance("all")).unwrap(), [(v(1), PackKind::Full, full.1.sha256), (v(4), PackKind::Delta, delta.1.sha256)]);
+    r.forget_proofs(|_, version, _| version > v(1)).unwrap();
+    assert_eq!(r.proofs(&instance("all")).unwrap().len(), 1);
+    assert_right(&r, &two, false);
+}
+
+#[test]
+fn a_delta_that_does_not_fit_changes_nothing() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let one = simple(&[("a", 1.0), ("b", 2.0)]);
+    apply(&mut r, "all", &[&shop.full("all", 1, &one)]).unwrap();
+    let other = simple(&[("a", 1.0), ("x", 2.0)]);
+    for (from, to, why) in [
+        (&other, simple(&[("a", 1.0)]), "there is no such row"),
+        (&other, simple(&[("a", 1.0), ("x", 9.0)]), "there is no such row"),
+        (&simple(&[]), simple(&[("a", 1.0)]), "UNIQUE"),
+        (&simple(&[("a", 5.0)]), simple(&[("a", 5.0), ("c", 1.0)]), "digest"),
+        (&one, State::from([("a".into(), (None, "12345678901".into(), None, None))]), "CHECK"),
+    ] {
+        let e = apply(&mut r, "all", &[&shop.delta(2, 1, from, &to)]).unwrap_err();
+        assert!(e.to_string().contains(why), "{e}");
+        assert_eq!(e.verdict(), Verdict::Quarantine);
+        assert!(e.may_be_drift(), "{e}");
+        assert_right(&r, &one, false);
+        assert_eq!(r.held(&"catalog".parse().unwrap()).unwrap().unwrap().version, v(1));
+    }
+    let e = apply(&mut r, "all", &[&shop.delta(3, 2, &one, &one)]).unwrap_err();
+    assert!(matches!(e, ApplyError::WrongBase { .. }) && !e.may_be_drift(), "{e}");
+}
+
+#[test]
+fn drift_is_found_by_verify_and_healed_by_a_full() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let one = simple(&[("a", 1.0), ("b", 2.0)]);
+    let full = shop.full("all", 1, &one);
+    apply(&mut r, "all", &[&full]).unwrap();
+    r.connection().execute("UPDATE item SET price = 0.5 WHERE sku = 'b'", []).unwrap();
+    assert!(!r.verify(&"catalog".parse().unwrap()).unwrap()[0].is_right());
+    apply(&mut r, "all", &[&full]).unwrap();
+    assert_right(&r, &one, false);
+    r.connection().execute_batch("DROP TABLE item").unwrap();
+    assert_eq!(r.verify(&"catalog".parse().unwrap()).unwrap()[0].found, None);
+    apply(&mut r, "all", &[&full]).unwrap();
+    assert_right(&r, &one, false);
+}
+
+#[test]
+fn readers_never_see_an_older_version() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let states: Vec<State> = (1..=3).map(|n| simple(&[("a", n as f64)])).collect();
+    let full = shop.full("all", 1, &states[0]);
+    let d2 = shop.delta(2, 1, &states[0], &states[1]);
+    let d3 = shop.delta(3, 2, &states[1], &states[2]);
+    apply(&mut r, "all", &[&full, &d2]).unwrap();
+    // From version 2, by the full of version 1: one transaction up to 2, then one for 3.
+    assert_eq!(apply(&mut r, "all", &[&full, &d2, &d3]).unwrap().transactions, 2);
+    assert_right(&r, &states[2], false);
+    // Another audience, or epoch: the whole chain is one.
+    let west = simple(&[("w", 1.0)]);
+    assert_eq!(apply(&mut r, "zone-west", &[&shop.full("zone-west", 1, &west)]).unwrap().transactions, 1);
+    assert_eq!(r.held(&"catalog".parse().unwrap()).unwrap().unwrap().audience, instance("zone-west").audience);
+    assert_eq!(apply(&mut r, "all", &[&full, &d2, &d3]).unwrap().transactions, 1);
+}
+
+#[test]
+fn a_failed_chain_keeps_what_was_whole() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let (one, two) = (simple(&[("a", 1.0)]), simple(&[("a", 2.0)]));
+    let full = shop.full("all", 1, &one);
+    apply(&mut r, "all", &[&full]).unwrap();
+    let good = shop.delta(2, 1, &one, &two);
+    let bad = shop.delta(3, 2, &simple(&[("z", 1.0)]), &simple(&[]));
+    apply(&mut r, "all", &[&good, &bad]).unwrap_err();
+    assert_right(&r, &two, false);
+    // A full with a bad delta that must share its transaction leaves everything as it was.
+    apply(&mut r, "all", &[&full, &shop.delta(2, 1, &simple(&[("z", 1.0)]), &simple(&[]))]).unwrap_err();
+    assert_right(&r, &two, false);
+}
+
+#[test]
+fn a_changed_file_is_refused_before_the_commit() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let (path, entry) = shop.full("all", 1, &simple(&[("a", 1.0)]));
+    let bytes = std::fs::read(&path).unwrap();
+    let other = shop.full("all", 1, &simple(&[("a", 9.0)]));
+    let e = apply(&mut r, "all", &[&(other.0.clone(), entry.clone())]).unwrap_err();
+    assert!(e.code() == "NOT_LISTED" || e.code() == "TOO_MUCH" || e.code() == "TRUNCATED", "{e}");
+    std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
+    assert_eq!(apply(&mut r, "all", &[&(path, entry)]).unwrap_err().verdict(), Verdict::Quarantine);
+    assert!(r.held(&"catalog".parse().unwrap()).unwrap().is_none());
+}
+
+#[test]
+fn a_contract_migrates_inside_a_delta() {
+    let mut shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let one = simple(&[("a", 1.0), ("b", 2.0)]);
+    apply(&mut r, "all", &[&shop.full("all", 1, &one)]).unwrap();
+    let old = Contract::parse(DDL, &Limits::default()).unwrap();
+    shop.ddl = DDL.replace("img BLOB", "img BLOB, vat INTEGER NOT NULL DEFAULT 19");
+    shop.schema = 2;
+    shop.extra = true;
+    let migrate = Contract::parse(&shop.ddl, &Limits::default()).unwrap().additive_since(&old).unwrap();
+    let forged = shop.write("all", 2, Some(1), vec!["DROP TABLE item".into()], digest(&one, true), |_| {});
+    assert_eq!(apply(&mut r, "all", &[&forged]).unwrap_err().code(), "BAD_SCHEMA");
+    assert_eq!(rows(&r), 2);
+    let delta = shop.write("all", 2, Some(1), migrate, digest(&one, true), |_| {});
+    apply(&mut r, "all", &[&delta]).unwrap();
+    assert_right(&r, &one, true);
+    assert_eq!(r.held(&"catalog".parse().unwrap()).unwrap().unwrap().schema, 2);
+}
+
+#[test]
+fn a_stream_that_is_not_wanted_goes_with_its_tables() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    apply(&mut r, "all", &[&shop.full("all", 1, &simple(&[("a", 1.0)]))]).unwrap();
+    assert_eq!(r.drop_streams_except(&["catalog".parse().unwrap()]).unwrap(), []);
+    assert_eq!(r.drop_streams_except(&[]).unwrap(), ["catalog".parse().unwrap()]);
+    assert!(r.connection().prepare("SELECT * FROM item").is_err());
+}
+
+#[test]
+fn an_open_validation_can_be_taken_back() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let (path, entry) = shop.full("all", 1, &simple(&[("a", 1.0)]));
+    let files = [PackFile { path: &path, entry: &entry }];
+    let i = instance("all");
+    let job = Job { instance: &i, epoch: 1, packs: &files, now: now(), prove: false };
+    r.apply_uncommitted(&job).unwrap();
+    r.rollback();
+    assert!(r.held(&i.stream).unwrap().is_none());
+    r.apply_uncommitted(&job).unwrap();
+    r.commit().unwrap();
+    assert_eq!(rows(&r), 1);
+    assert!(r.proofs(&i).unwrap().is_empty());
+}
+
+#[test]
+fn references_must_lead_somewhere() {
+    let dir = TempDir::new().unwrap();
+    let mut r = Replica::open(&dir.path().join("r.db"), &Limits::default()).unwrap();
+    let ddl = "CREATE TABLE brand (id INTEGER PRIMARY KEY) STRICT; CREATE TABLE item (sku TEXT PRIMARY KEY, brand INTEGER REFERENCES brand (id)) STRICT;";
+    let contract = Contract::parse(ddl, &Limits::default()).unwrap();
+    let pack = |version: u64, base: Option<u64>, brand: Option<i64>, sku: &str, to: i64| {
+        let mut w = PackWriter::new(
+            Vec::new(),
+            &Header {
+                format: 1, stream: "catalog".parse().unwrap(), audience: Audience::All, version: v(version), base: base.map(v),
+                kind: if base.is_some() { PackKind::Delta } else { PackKind::Full },
+                schema: SchemaPart { number: 1, ddl: ddl.into(), sha256: contract.sha256, migrate: vec![] },
+                created_at: now(), source: String::new(), tables: table_heads(&contract),
+            },
+            1,
+        ).unwrap();
+        w.section(&"item".parse().unwrap(), Op::Insert, &["sku".parse().unwrap(), "brand".parse().unwrap()]).unwrap();
+        w.row(&[text(sku), Value::Int(to)]).unwrap();
+        let (mut d, mut b) = (StateDigest::default(), StateDigest::default());
+        d.add(RowHasher::default().hash(&[text(sku), Value::Int(to)]));
+        if base.is_some() { d.add(RowHasher::default().hash(&[text("a"), Value::Int(1)])); }
+        if let Some(id) = brand {
+            w.section(&"brand".parse().unwrap(), Op::Insert, &["id".parse().unwrap()]).unwrap();
+            w.row(&[Value::Int(id)]).unwrap();
+        }
+        b.add(RowHasher::default().hash(&[Value::Int(1)]));
+        let (bytes, wr) = w.finish(&BTreeMap::from([("item".parse().unwrap(), d), ("brand".parse().unwrap(), b)])).unwrap();
+        let path = dir.path().join(format!("{version}-{to}"));
+        std::fs::write(&path, bytes).unwrap();
+        let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
+        (path, PackEntry { version: v(version), kind, base: base.map(v), bytes: wr.bytes, unpacked: wr.unpacked, sha256: wr.sha256 })
+    };
+    // The child stands before its parent in the pack: checked at the end only.
+    apply(&mut r, "all", &[&pack(1, None, Some(1), "a", 1)]).unwrap();
+    let e = apply(&mut r, "all", &[&pack(2, Some(1), None, "b", 7)]).unwrap_err();
+    assert!(matches!(&e, ApplyError::ForeignKey { table, count: 1, .. } if table == "item"), "{e}");
+    assert_eq!(rows(&r), 1);
+    apply(&mut r, "all", &[&pack(2, Some(1), None, "b", 1)]).unwrap();
+    assert_eq!(rows(&r), 2);
+}

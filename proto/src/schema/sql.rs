@@ -1,0 +1,158 @@
+//! Just enough of SQL's tokens to cut a CREATE TABLE into its definitions and to find
+//! `length(column) <= N` in a CHECK. SQLite itself has accepted the text before it comes here.
+
+/// A token: its text without surrounding blanks or comments, and whether it is a quoted name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token<'s> {
+    /// The token as written.
+    pub text: &'s str,
+    /// Where it begins in the statement.
+    pub start: usize,
+}
+
+impl Token<'_> {
+    /// Whether the token is this keyword or name, in any case, quoted or not.
+    pub fn is(&self, word: &str) -> bool {
+        self.name().eq_ignore_ascii_case(word)
+    }
+    /// The name without its quotes.
+    pub fn name(&self) -> &str {
+        let t = self.text;
+        match t.as_bytes().first() {
+            Some(b'"' | b'`' | b'[' | b'\'') if t.len() >= 2 => &t[1..t.len() - 1],
+            _ => t,
+        }
+    }
+}
+
+/// Cuts a statement into tokens; comments and blanks are dropped.
+pub fn tokens(sql: &str) -> Vec<Token<'_>> {
+    let b = sql.as_bytes();
+    let mut out = Vec::new();
+    let mut i = 0;
+    while i < b.len() {
+        let start = i;
+        match b[i] {
+            c if c.is_ascii_whitespace() => {
+                i += 1;
+                continue;
+            }
+            b'-' if b.get(i + 1) == Some(&b'-') => {
+                i = sql[i..].find('\n').map_or(b.len(), |n| i + n);
+                continue;
+            }
+            b'/' if b.get(i + 1) == Some(&b'*') => {
+                i = sql[i + 2..].find("*/").map_or(b.len(), |n| i + n + 4);
+                continue;
+            }
+            quote @ (b'"' | b'\'' | b'`') => i = end_of_quoted(b, i, quote),
+            b'[' => i = sql[i..].find(']').map_or(b.len(), |n| i + n + 1),
+            c if is_word(c) => {
+                while i < b.len() && is_word(b[i]) {
+                    i += 1;
+                }
+            }
+            b'<' | b'>' | b'=' | b'!' | b'|' => {
+                i += 1;
+                if i < b.len() && matches!(b[i], b'<' | b'>' | b'=' | b'|') {
+                    i += 1;
+                }
+            }
+            _ => i += 1,
+        }
+        out.push(Token { text: &sql[start..i], start });
+    }
+    out
+}
+
+fn is_word(c: u8) -> bool {
+    c.is_ascii_alphanumeric() || c == b'_' || c == b'.' || c == b'$' || c >= 0x80
+}
+
+/// The index after the closing quote; a doubled quote stands for itself.
+fn end_of_quoted(b: &[u8], start: usize, quote: u8) -> usize {
+    let mut i = start + 1;
+    while i < b.len() {
+        if b[i] == quote {
+            if b.get(i + 1) != Some(&quote) {
+                return i + 1;
+            }
+            i += 1;
+        }
+        i += 1;
+    }
+    b.len()
+}
+
+/// The definitions between a CREATE TABLE's outer parentheses, and what follows them. Each is
+/// spelt in one way (tokens joined by a blank), so that layout and comments do not count.
+pub fn definitions(create: &str) -> (Vec<String>, String) {
+    let tokens = tokens(create);
+    let Some(open) = tokens.iter().position(|t| t.text == "(") else { return (Vec::new(), String::new()) };
+    let mut depth = 0;
+    let mut parts: Vec<Vec<&str>> = vec![Vec::new()];
+    let mut rest = Vec::new();
+    let mut closed = false;
+    for t in &tokens[open..] {
+        if closed {
+            rest.push(t.text);
+            continue;
+        }
+        match t.text {
+            "(" => depth += 1,
+            ")" => depth -= 1,
+            _ => {}
+        }
+        match (depth, t.text) {
+            (1, "(") => {}
+            (0, ")") => closed = true,
+            (1, ",") => parts.push(Vec::new()),
+            _ => parts.last_mut().into_iter().for_each(|p| p.push(t.text)),
+        }
+    }
+    (parts.iter().map(|p| p.join(" ")).collect(), rest.join(" "))
+}
+
+/// The greatest N of `length(column) <= N`, `< N+1`, or `BETWEEN a AND N` in a CREATE TABLE.
+pub fn length_limit(create: &str, column: &str) -> Option<u64> {
+    let t = tokens(create);
+    let number = |i: usize| t.get(i).and_then(|t| t.text.parse::<u64>().ok());
+    (0..t.len()).find_map(|i| {
+        let call = t[i].is("length")
+            && t.get(i + 1)?.text == "("
+            && t.get(i + 2)?.is(column)
+            && t.get(i + 3)?.text == ")";
+        if !call {
+            return None;
+        }
+        match t.get(i + 4)?.text {
+            "<=" => number(i + 5),
+            "<" => number(i + 5)?.checked_sub(1),
+            w if w.eq_ignore_ascii_case("between") => number(i + 7),
+            _ => None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_do_not_depend_on_layout() {
+        let a = "CREATE TABLE t (sku TEXT PRIMARY KEY, -- a, comment\n n TEXT CHECK(length(n)<=5 AND n<>'a,b)'), /* ( */ UNIQUE(n, sku)) STRICT";
+        let b = "CREATE TABLE t(sku TEXT PRIMARY KEY,n TEXT CHECK ( length(n) <= 5 AND n <> 'a,b)' ),UNIQUE(n,sku))STRICT";
+        assert_eq!(definitions(a), definitions(b));
+        assert_eq!(definitions(a).0.len(), 3);
+        assert_eq!(definitions(a).1, "STRICT");
+    }
+
+    #[test]
+    fn length_limits_are_found_in_their_spellings() {
+        let t = "CREATE TABLE t (a TEXT CHECK (length(a) <= 100), b TEXT CHECK (LENGTH(\"b\")<21), c TEXT CHECK (length(c) BETWEEN 1 AND 7), d TEXT CHECK (length(trim(d)) <= 3))";
+        assert_eq!(length_limit(t, "a"), Some(100));
+        assert_eq!(length_limit(t, "b"), Some(20));
+        assert_eq!(length_limit(t, "c"), Some(7));
+        assert_eq!(length_limit(t, "d"), None);
+    }
+}

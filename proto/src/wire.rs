@@ -1,0 +1,256 @@
+//! What tiers say to each other besides objects: heartbeats, their answers, receipts of imports,
+//! the list of versions, and the report of `status --json`.
+
+use crate::clock::Timestamp;
+use crate::digest::StateDigest;
+use crate::dsse::{self, PayloadType};
+use crate::ids::{DeviceId, Instance, RegisterId, StoreId, TableName, Version};
+use crate::keys::{PublicKey, SecretKey};
+use crate::limits::Limits;
+use crate::trust::Refusal;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The versions that a relay serves, `{"price@zone-east":57,…}`: the body of `/v1/versions`.
+pub type Versions = BTreeMap<Instance, Version>;
+
+/// How a stream stands on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamState {
+    /// At the version that it should be at.
+    Ok,
+    /// On its way to a newer version.
+    Behind,
+    /// A pack was refused; the version before is kept.
+    Error,
+    /// The rows are not those of the version; a full will heal it.
+    Drift,
+    /// A sale is open, or nothing was received yet.
+    Waiting,
+}
+
+/// One stream in a heartbeat and in `status --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// The version held; none before the first full.
+    pub version: Option<Version>,
+    /// The contract's number.
+    pub schema: Option<u64>,
+    /// The state digest of each table.
+    pub digests: BTreeMap<TableName, StateDigest>,
+    /// How it stands.
+    pub state: StreamState,
+}
+
+/// Something that went wrong and has not been mended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// A stable name: `PACK_IN_ERROR`, `DRIFT`, `DISK_FULL`, `REFUSED`, …
+    pub code: String,
+    /// The stream@audience that it concerns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Instance>,
+    /// The pack, file or source that it concerns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// The reason, for people.
+    pub text: String,
+    /// Since when, UTC by the device's clock.
+    pub since: Timestamp,
+}
+
+/// Fault codes that other tiers act on.
+pub mod fault {
+    /// A pack lies in `error/`.
+    pub const PACK_IN_ERROR: &str = "PACK_IN_ERROR";
+    /// Rows differ from the version's digest.
+    pub const DRIFT: &str = "DRIFT";
+    /// No room on disk.
+    pub const DISK_FULL: &str = "DISK_FULL";
+    /// Something signed was refused.
+    pub const REFUSED: &str = "REFUSED";
+    /// A source could not be read.
+    pub const SOURCE: &str = "SOURCE";
+    /// A disk or database that cannot be relied on.
+    pub const HALTED: &str = "HALTED";
+}
+
+/// The network as a device sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// HQ was seen within 120 s.
+    Online,
+    /// The relay answers, HQ has not been seen.
+    InStore,
+    /// The relay is silent; objects come from the CDN or bucket.
+    OnlineRelayDown,
+    /// Nothing answers.
+    Offline,
+}
+
+/// Room on the disk that holds the device's data, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Free for this program.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// What a register or relay reports, signed by its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// 1.
+    pub format: u32,
+    /// Who reports.
+    pub device: DeviceId,
+    /// Rises with each heartbeat of the device, over restarts too.
+    pub seq: u64,
+    /// The device's clock, UTC.
+    pub sent_at: Timestamp,
+    /// The program's version.
+    pub program: String,
+    /// The serial of the manifest held.
+    pub serial: Option<u64>,
+    /// The streams held.
+    pub streams: BTreeMap<Instance, StreamReport>,
+    /// The network as seen.
+    pub network: Network,
+    /// What went wrong and has not been mended.
+    pub errors: Vec<Fault>,
+    /// Gaps that wait to be closed, for people.
+    #[serde(default)]
+    pub debts: Vec<String>,
+    /// Room on the disk.
+    pub disk: Option<Disk>,
+    /// Seconds that the device's clock is ahead of the tier above; negative: behind.
+    pub clock_skew_s: Option<i64>,
+    /// In a relay's: how many seconds ago each of its registers was heard.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub registers: BTreeMap<RegisterId, u64>,
+}
+
+impl Heartbeat {
+    /// Signs; the envelope's bytes.
+    pub fn seal(&self, key: &SecretKey) -> Result<Vec<u8>, serde_json::Error> {
+        Ok(dsse::seal(PayloadType::Heartbeat, &serde_json::to_vec(self)?, &[key]))
+    }
+
+    /// Who claims to have sent it, to look the key up by; not checked.
+    pub fn claimed_device(envelope: &[u8], limits: &Limits) -> Result<DeviceId, Refusal> {
+        #[derive(Deserialize)]
+        struct Claim {
+            device: DeviceId,
+        }
+        Ok(dsse::peek::<Claim>(envelope, limits.heartbeat_bytes)?.device)
+    }
+
+    /// Verifies by the device's key and reads. The id in the payload must be the key's owner's;
+    /// the sequence number is the caller's to compare with the last one.
+    pub fn open(envelope: &[u8], device: &DeviceId, key: &PublicKey, limits: &Limits) -> Result<Heartbeat, Refusal> {
+        let payload = dsse::open(envelope, PayloadType::Heartbeat, [key], 1, limits.heartbeat_bytes)?;
+        let beat: Heartbeat = serde_json::from_slice(&payload)
+            .map_err(|e| dsse::DsseError::NotAnEnvelope(format!("not a heartbeat: {e}")))?;
+        if &beat.device != device || beat.format != 1 {
+            return Err(dsse::DsseError::NotAnEnvelope(format!(
+                "a heartbeat of {} (format {}) signed by the key of {device}",
+                beat.device, beat.format
+            ))
+            .into());
+        }
+        Ok(beat)
+    }
+}
+
+/// The body of `POST /v1/heartbeats`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beats {
+    /// The heartbeats, the newest of each device.
+    pub beats: Vec<Beat>,
+}
+
+/// One heartbeat on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// The signed heartbeat.
+    pub envelope: dsse::Envelope,
+    /// How long ago the tier that passes it on heard it, s.
+    #[serde(default)]
+    pub seen_s: u64,
+}
+
+/// The answer to heartbeats.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BeatAnswer {
+    /// How long ago HQ was heard, s: 0 from HQ itself, none if never.
+    pub hq_seen_s: Option<u64>,
+    /// The answering tier's clock, UTC: for the report of skew only.
+    pub now: Timestamp,
+    /// Devices whose heartbeats were refused, and why.
+    #[serde(default)]
+    pub refused: BTreeMap<String, String>,
+}
+
+/// A relay's signed answer to an import of hand-carried objects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// 1.
+    pub format: u32,
+    /// The store.
+    pub store: StoreId,
+    /// The serial of the manifest held after the import.
+    pub serial: Option<u64>,
+    /// The versions served after the import.
+    pub versions: Versions,
+    /// The state digests by stream and table.
+    pub digests: BTreeMap<Instance, BTreeMap<TableName, StateDigest>>,
+    /// When, UTC by the relay's clock.
+    pub time: Timestamp,
+    /// What was refused: file and reason.
+    pub refusals: Vec<String>,
+}
+
+impl Receipt {
+    /// Signs; the envelope's bytes.
+    pub fn seal(&self, key: &SecretKey) -> Result<Vec<u8>, serde_json::Error> {
+        Ok(dsse::seal(PayloadType::Receipt, &serde_json::to_vec(self)?, &[key]))
+    }
+    /// Whose receipt it claims to be, to look the key up by; not checked.
+    pub fn claimed_store(envelope: &[u8], limits: &Limits) -> Result<StoreId, Refusal> {
+        #[derive(Deserialize)]
+        struct Claim {
+            store: StoreId,
+        }
+        Ok(dsse::peek::<Claim>(envelope, limits.manifest_bytes)?.store)
+    }
+    /// Verifies by the relay's key and reads.
+    pub fn open(envelope: &[u8], key: &PublicKey, limits: &Limits) -> Result<Receipt, Refusal> {
+        let payload = dsse::open(envelope, PayloadType::Receipt, [key], 1, limits.manifest_bytes)?;
+        Ok(serde_json::from_slice(&payload).map_err(|e| dsse::DsseError::NotAnEnvelope(e.to_string()))?)
+    }
+}
+
+/// The report of `status --json` on a relay or register.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Who reports.
+    pub id: DeviceId,
+    /// The streams held.
+    pub streams: BTreeMap<Instance, StreamReport>,
+    /// The serial of the manifest held.
+    pub serial: Option<u64>,
+    /// The network as seen.
+    pub network: Network,
+    /// Gaps that wait to be closed.
+    pub debts: Vec<String>,
+    /// What went wrong and has not been mended.
+    pub errors: Vec<Fault>,
+    /// Room on the disk.
+    pub disk: Option<Disk>,
+    /// Seconds that the clock is ahead of the tier above.
+    pub clock_skew_s: Option<i64>,
+    /// Seconds since HQ was heard of.
+    pub hq_seen_s: Option<u64>,
+}
