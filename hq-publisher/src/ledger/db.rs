@@ -1,19 +1,25 @@
 //! Opening and migrating `fleet.db`; transactions on it.
 
 use crate::config::Config;
-use proto::ids::{Instance, Version};
+use proto::clock::Timestamp;
+use proto::ids::{BadName, Instance, StoreId, Version};
+use sqlx::any::{AnyPoolOptions, AnyRow};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Row, Transaction};
+use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// The ledger failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The database.
-    #[error("the ledger ({url}) failed: {source}")]
-    Database {
-        /// Where, without a password.
-        url: String,
-        /// What it said.
-        source: sqlx::Error,
-    },
+    #[error("the ledger (state.database) failed: {0}")]
+    Database(#[from] sqlx::Error),
+    /// Its directory.
+    #[error("the ledger (state.database): {0}")]
+    Shelf(#[from] proto::shelf::ShelfError),
     /// A value that this build did not write.
     #[error("the ledger holds a {what} that cannot be read: {reason}")]
     Damaged {
@@ -22,6 +28,9 @@ pub enum LedgerError {
         /// Why not.
         reason: String,
     },
+    /// A database that this build must not use.
+    #[error("the ledger (state.database): {0}")]
+    Unfit(String),
     /// Somebody else is the publisher now.
     #[error("the publisher's lease was lost: another publisher took over; nothing more is written by this one")]
     LeaseLost,
@@ -49,7 +58,7 @@ pub enum LedgerError {
     #[error("the manifest of store {store} cannot be made: {reason}")]
     Manifest {
         /// Whose.
-        store: proto::ids::StoreId,
+        store: StoreId,
         /// Why not.
         reason: String,
     },
@@ -62,18 +71,256 @@ pub enum LedgerError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Change(pub i64);
 
-/// The database, open.
+/// Which database it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One file; writers take turns.
+    Sqlite,
+    /// A server; several `serve` may use it.
+    Postgres,
+}
+
+/// The database, open. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Ledger {}
+pub struct Ledger {
+    pool: AnyPool,
+    kind: Kind,
+    url: Arc<str>,
+    /// SQLite has one writer: waiting here is fair, waiting there is polling.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// The name of the PostgreSQL channel that tells of puts.
+pub(super) const CHANNEL: &str = "tillcast_change";
+
+/// Any number, the same in every process: who writes takes turns on PostgreSQL too.
+const WRITE_LOCK: i64 = 0x7469_6c6c;
+
+const MIGRATIONS: [&str; 1] = [include_str!("0001.sql")];
 
 impl Ledger {
     /// Opens, creates and migrates the database that the settings name.
     pub async fn open(config: &Config) -> Result<Ledger, LedgerError> {
-        let _ = config;
-        todo!()
+        Self::open_url(&config.state.database_url()).await
     }
+
+    /// Opens a database by URL: `sqlite:FILE` or `postgres://…`.
+    pub async fn open_url(url: &str) -> Result<Ledger, LedgerError> {
+        sqlx::any::install_default_drivers();
+        let (kind, url) = match url.strip_prefix("sqlite:") {
+            Some(rest) => (Kind::Sqlite, sqlite_url(rest)?),
+            None => (Kind::Postgres, url.to_owned()),
+        };
+        let pool = AnyPoolOptions::new()
+            .max_connections(if kind == Kind::Sqlite { 4 } else { 8 })
+            .acquire_timeout(Duration::from_secs(60))
+            .after_connect(move |c, _| Box::pin(async move { if kind == Kind::Sqlite { settle(c).await } else { Ok(()) } }))
+            .connect(&url)
+            .await?;
+        let ledger = Ledger { pool, kind, url: url.into(), turn: Arc::default() };
+        ledger.migrate().await?;
+        Ok(ledger)
+    }
+
+    /// Which database it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+    /// Its URL, password and all.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+    /// For reading.
+    pub(super) fn pool(&self) -> &AnyPool {
+        &self.pool
+    }
+
+    /// Begins a transaction that writes; at most one is open.
+    pub(super) async fn write(&self) -> Result<Write, LedgerError> {
+        let turn = match self.kind {
+            Kind::Sqlite => Some(Arc::clone(&self.turn).lock_owned().await),
+            Kind::Postgres => None,
+        };
+        let tx = match self.kind {
+            Kind::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await?,
+            Kind::Postgres => {
+                let mut tx = self.pool.begin().await?;
+                sqlx::query("SELECT count(*) FROM pg_advisory_xact_lock($1)").bind(WRITE_LOCK).execute(&mut *tx).await?;
+                tx
+            }
+        };
+        Ok(Write { tx, _turn: turn, kind: self.kind })
+    }
+
+    /// Brings the tables to this build's form; a database of a later build is refused.
+    async fn migrate(&self) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        sqlx::query("CREATE TABLE IF NOT EXISTS migration (number BIGINT PRIMARY KEY)").execute(&mut **w).await?;
+        let row = sqlx::query("SELECT COALESCE(MAX(number), 0) FROM migration").fetch_one(&mut **w).await?;
+        let done = usize::try_from(row.try_get::<i64, _>(0)?).unwrap_or(usize::MAX);
+        if done > MIGRATIONS.len() {
+            return Err(LedgerError::Unfit(format!(
+                "it was written by a later version of this program (migration {done}, this build knows {}): update it",
+                MIGRATIONS.len()
+            )));
+        }
+        for (i, sql) in MIGRATIONS.iter().enumerate().skip(done) {
+            for statement in sql.split(";\n").map(str::trim).filter(|s| !s.is_empty()) {
+                sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut **w).await?;
+            }
+            let number = i64::try_from(i + 1).unwrap_or(i64::MAX);
+            sqlx::query("INSERT INTO migration (number) VALUES ($1)").bind(number).execute(&mut **w).await?;
+        }
+        w.commit().await
+    }
+
     /// The number that rises when manifests were put.
     pub async fn change(&self) -> Result<Change, LedgerError> {
-        todo!()
+        let row = sqlx::query("SELECT n FROM change").fetch_one(&self.pool).await?;
+        Ok(Change(row.try_get(0)?))
     }
+
+    /// Waits until the number may have risen, or `poll` has passed: a notification on PostgreSQL, a
+    /// wait on SQLite. A lost connection ends the wait early; the caller asks for the number anyway.
+    pub async fn await_change(&self, listener: &mut Option<Listener>, poll: Duration) {
+        if self.kind == Kind::Sqlite {
+            return tokio::time::sleep(poll).await;
+        }
+        if listener.is_none() {
+            *listener = Listener::open(self.url()).await.ok();
+        }
+        // Without a listener the poll is all there is.
+        let Some(l) = listener else { return tokio::time::sleep(poll).await };
+        let longest = poll.max(Duration::from_secs(30));
+        if let Ok(Err(_)) = tokio::time::timeout(longest, l.0.recv()).await {
+            *listener = None;
+        }
+    }
+}
+
+/// A connection that hears of puts.
+#[derive(Debug)]
+pub struct Listener(sqlx::postgres::PgListener);
+
+impl Listener {
+    async fn open(url: &str) -> Result<Listener, sqlx::Error> {
+        let mut l = sqlx::postgres::PgListener::connect(url).await?;
+        l.listen(CHANNEL).await?;
+        Ok(Listener(l))
+    }
+}
+
+/// A transaction that writes. Dropped without [`Write::commit`] it did not happen.
+pub(super) struct Write {
+    tx: Transaction<'static, Any>,
+    _turn: Option<tokio::sync::OwnedMutexGuard<()>>,
+    pub(super) kind: Kind,
+}
+
+impl Write {
+    pub(super) async fn commit(self) -> Result<(), LedgerError> {
+        Ok(self.tx.commit().await?)
+    }
+}
+impl Deref for Write {
+    type Target = Transaction<'static, Any>;
+    fn deref(&self) -> &Self::Target {
+        &self.tx
+    }
+}
+impl DerefMut for Write {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.tx
+    }
+}
+
+/// The URL of a SQLite file, its directory made.
+fn sqlite_url(rest: &str) -> Result<String, LedgerError> {
+    let path = PathBuf::from(rest.strip_prefix("//").unwrap_or(rest));
+    if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        proto::shelf::create_dir(dir)?;
+    }
+    let text = path.to_string_lossy();
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-".contains(b);
+    let escaped: String = text.as_bytes().iter().map(|b| if plain(b) { char::from(*b).to_string() } else { format!("%{b:02X}") }).collect();
+    Ok(format!("sqlite://{escaped}?mode=rwc"))
+}
+
+/// WAL and full syncs, read back: a mode that was not taken loses acknowledged commits.
+async fn settle(c: &mut AnyConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("PRAGMA busy_timeout = 30000").execute(&mut *c).await?;
+    let row = sqlx::query("PRAGMA journal_mode = WAL").fetch_one(&mut *c).await?;
+    let mode: String = row.try_get(0)?;
+    if mode != "wal" {
+        return Err(sqlx::Error::Configuration(format!("journal_mode is `{mode}`, not wal").into()));
+    }
+    sqlx::query("PRAGMA synchronous = FULL").execute(&mut *c).await?;
+    Ok(())
+}
+
+/// Seconds since 1970, as stored.
+pub(super) fn seconds(t: Timestamp) -> i64 {
+    t.as_second()
+}
+
+/// A number as stored.
+pub(super) fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Reads columns by place, with the value's name in errors.
+pub(super) trait Columns {
+    fn number(&self, i: usize) -> Result<i64, LedgerError>;
+    fn text(&self, i: usize) -> Result<String, LedgerError>;
+    fn text_or_null(&self, i: usize) -> Result<Option<String>, LedgerError>;
+    fn number_or_null(&self, i: usize) -> Result<Option<i64>, LedgerError>;
+
+    fn unsigned(&self, i: usize) -> Result<u64, LedgerError> {
+        Ok(u64::try_from(self.number(i)?).unwrap_or(0))
+    }
+    fn time(&self, i: usize) -> Result<Timestamp, LedgerError> {
+        to_time(self.number(i)?)
+    }
+    fn time_or_null(&self, i: usize) -> Result<Option<Timestamp>, LedgerError> {
+        self.number_or_null(i)?.map(to_time).transpose()
+    }
+    fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, i: usize, what: &'static str) -> Result<T, LedgerError> {
+        parse(&self.text(i)?, what)
+    }
+    fn json<T: serde::de::DeserializeOwned>(&self, i: usize, what: &'static str) -> Result<T, LedgerError> {
+        serde_json::from_str(&self.text(i)?).map_err(|e| LedgerError::Damaged { what, reason: e.to_string() })
+    }
+    fn version(&self, i: usize) -> Result<Version, LedgerError> {
+        let bad = |e: BadName| LedgerError::Damaged { what: "version", reason: e.to_string() };
+        Version::try_from(self.number(i)?).map_err(bad)
+    }
+}
+
+impl Columns for AnyRow {
+    fn number(&self, i: usize) -> Result<i64, LedgerError> {
+        Ok(self.try_get(i)?)
+    }
+    fn text(&self, i: usize) -> Result<String, LedgerError> {
+        Ok(self.try_get(i)?)
+    }
+    fn text_or_null(&self, i: usize) -> Result<Option<String>, LedgerError> {
+        Ok(self.try_get(i)?)
+    }
+    fn number_or_null(&self, i: usize) -> Result<Option<i64>, LedgerError> {
+        Ok(self.try_get(i)?)
+    }
+}
+
+fn to_time(seconds: i64) -> Result<Timestamp, LedgerError> {
+    Timestamp::from_second(seconds).map_err(|e| LedgerError::Damaged { what: "time", reason: e.to_string() })
+}
+
+/// Parses a stored name.
+pub(super) fn parse<T: FromStr<Err: std::fmt::Display>>(text: &str, what: &'static str) -> Result<T, LedgerError> {
+    text.parse().map_err(|e: T::Err| LedgerError::Damaged { what, reason: e.to_string() })
+}
+
+/// JSON to store.
+pub(super) fn to_json<T: serde::Serialize>(value: &T, what: &'static str) -> Result<String, LedgerError> {
+    serde_json::to_string(value).map_err(|e| LedgerError::Damaged { what, reason: e.to_string() })
 }

@@ -1,9 +1,14 @@
 //! Devices, what they last reported, and receipts.
 
-use super::{Ledger, LedgerError};
+use super::db::{Columns, Write, parse, seconds, signed};
+use super::{Ledger, LedgerError, Which};
 use proto::clock::Timestamp;
+use proto::digest::Sha256;
 use proto::ids::{DeviceId, StoreId};
 use proto::keys::PublicKey;
+use sqlx::AssertSqlSafe;
+use sqlx::any::AnyRow;
+use std::collections::BTreeMap;
 
 /// An enrolled device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +36,8 @@ pub struct BeatRow {
     pub received_at: Timestamp,
     /// When the device was last heard, by HQ or by its relay.
     pub last_seen_at: Timestamp,
+    /// The serial that the device holds, if it is to be counted with; not read back.
+    pub serial: Option<u64>,
 }
 
 /// What became of a heartbeat.
@@ -57,49 +64,217 @@ pub struct ReceiptRow {
     pub envelope: String,
 }
 
+/// How far above the ledger's serial a heartbeat's may be believed: beyond it, it is no loss of the
+/// ledger but a broken or taken-over device.
+const SERIAL_REACH: u64 = 1_000_000;
+
+/// The fact that holds the latest time this ledger was used at.
+const TIME: &str = "time";
+
+fn device(row: &AnyRow) -> Result<DeviceRow, LedgerError> {
+    Ok(DeviceRow {
+        id: row.parsed(0, "device id")?,
+        key: row.parsed(1, "public key")?,
+        enrolled_at: row.time(2)?,
+        revoked_at: row.time_or_null(3)?,
+    })
+}
+
 impl Ledger {
     /// Stores a device's key, in place of an earlier one; its heartbeats are counted anew.
     pub async fn enrol(&self, id: &DeviceId, key: &PublicKey, now: Timestamp) -> Result<(), LedgerError> {
-        let _ = (id, key, now);
-        todo!()
+        let mut w = self.write().await?;
+        sqlx::query(
+            "INSERT INTO device (id, store, public_key, enrolled_s) VALUES ($1, $2, $3, $4) ON CONFLICT (id) \
+             DO UPDATE SET public_key = excluded.public_key, enrolled_s = excluded.enrolled_s, revoked_s = NULL",
+        )
+        .bind(id.as_str())
+        .bind(id.store().as_str())
+        .bind(key.to_string())
+        .bind(seconds(now))
+        .execute(&mut **w)
+        .await?;
+        sqlx::query("DELETE FROM beat WHERE device = $1").bind(id.as_str()).execute(&mut **w).await?;
+        w.commit().await
     }
+
     /// Revokes a device; false when there is none, or it is revoked.
     pub async fn revoke(&self, id: &DeviceId, now: Timestamp) -> Result<bool, LedgerError> {
-        let _ = (id, now);
-        todo!()
+        let mut w = self.write().await?;
+        let done = sqlx::query("UPDATE device SET revoked_s = $1 WHERE id = $2 AND revoked_s IS NULL")
+            .bind(seconds(now))
+            .bind(id.as_str())
+            .execute(&mut **w)
+            .await?;
+        w.commit().await?;
+        Ok(done.rows_affected() == 1)
     }
+
     /// All devices, revoked ones too.
     pub async fn devices(&self) -> Result<Vec<DeviceRow>, LedgerError> {
-        todo!()
+        let rows = sqlx::query("SELECT id, public_key, enrolled_s, revoked_s FROM device ORDER BY id")
+            .fetch_all(self.pool())
+            .await?;
+        rows.iter().map(device).collect()
     }
+
     /// One device.
     pub async fn device(&self, id: &DeviceId) -> Result<Option<DeviceRow>, LedgerError> {
-        let _ = id;
-        todo!()
+        let row = sqlx::query("SELECT id, public_key, enrolled_s, revoked_s FROM device WHERE id = $1")
+            .bind(id.as_str())
+            .fetch_optional(self.pool())
+            .await?;
+        row.as_ref().map(device).transpose()
     }
+
     /// Records heartbeats in one transaction; an answer for each.
     pub async fn record_beats(&self, beats: &[BeatRow]) -> Result<Vec<BeatOutcome>, LedgerError> {
-        let _ = beats;
-        todo!()
+        let mut w = self.write().await?;
+        let mut outcomes = Vec::with_capacity(beats.len());
+        for b in beats {
+            let done = sqlx::query(
+                "INSERT INTO beat (device, seq, envelope, received_s, last_seen_s) VALUES ($1, $2, $3, $4, $5) \
+                 ON CONFLICT (device) DO UPDATE SET seq = excluded.seq, envelope = excluded.envelope, \
+                 received_s = excluded.received_s, last_seen_s = excluded.last_seen_s WHERE beat.seq < excluded.seq",
+            )
+            .bind(b.device.as_str())
+            .bind(signed(b.seq))
+            .bind(&b.envelope)
+            .bind(seconds(b.received_at))
+            .bind(seconds(b.last_seen_at))
+            .execute(&mut **w)
+            .await?;
+            outcomes.push(if done.rows_affected() == 1 {
+                BeatOutcome::Recorded
+            } else {
+                let query = sqlx::query("SELECT seq FROM beat WHERE device = $1").bind(b.device.as_str());
+                let last = query.fetch_one(&mut **w).await?.unsigned(0)?;
+                if last == b.seq { BeatOutcome::Known } else { BeatOutcome::Older(last) }
+            });
+            w.raise_serial_by_beat(b.device.store(), b.serial).await?;
+        }
+        w.commit().await?;
+        Ok(outcomes)
     }
+
     /// The last heartbeat of each device that was received at or after a time (none: all).
     pub async fn beats(&self, since: Option<Timestamp>) -> Result<Vec<BeatRow>, LedgerError> {
-        let _ = since;
-        todo!()
+        let rows = sqlx::query(
+            "SELECT device, seq, envelope, received_s, last_seen_s FROM beat WHERE received_s >= $1 ORDER BY device",
+        )
+        .bind(since.map_or(0, seconds))
+        .fetch_all(self.pool())
+        .await?;
+        rows.iter()
+            .map(|r| {
+                Ok(BeatRow {
+                    device: r.parsed(0, "device id")?,
+                    seq: r.unsigned(1)?,
+                    envelope: r.text(2)?,
+                    received_at: r.time(3)?,
+                    last_seen_at: r.time(4)?,
+                    serial: None,
+                })
+            })
+            .collect()
     }
+
     /// Stores a receipt; the same again is fine.
     pub async fn add_receipt(&self, receipt: &ReceiptRow) -> Result<(), LedgerError> {
-        let _ = receipt;
-        todo!()
+        let mut w = self.write().await?;
+        sqlx::query(
+            "INSERT INTO receipt (store, sha256, time_s, recorded_s, envelope) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (store, sha256) DO NOTHING",
+        )
+        .bind(receipt.store.as_str())
+        .bind(Sha256::of(receipt.envelope.as_bytes()).to_string())
+        .bind(seconds(receipt.time))
+        .bind(seconds(receipt.recorded_at))
+        .bind(&receipt.envelope)
+        .execute(&mut **w)
+        .await?;
+        w.commit().await
     }
+
     /// A durable small fact.
     pub async fn fact(&self, name: &str) -> Result<Option<String>, LedgerError> {
-        let _ = name;
-        todo!()
+        let row = sqlx::query("SELECT value FROM fact WHERE name = $1").bind(name).fetch_optional(self.pool()).await?;
+        row.map(|r| r.text(0)).transpose()
     }
+
     /// Sets a fact.
     pub async fn set_fact(&self, name: &str, value: &str) -> Result<(), LedgerError> {
-        let _ = (name, value);
-        todo!()
+        let mut w = self.write().await?;
+        w.set_fact(name, value).await?;
+        w.commit().await
+    }
+
+    /// The latest time that this ledger was used at; none in a new one.
+    pub async fn latest_time(&self) -> Result<Option<Timestamp>, LedgerError> {
+        self.fact(TIME).await?.map(|t| parse(&t, "time")).transpose()
+    }
+
+    /// The ledger is used now, by a clock that was found right.
+    pub async fn touch(&self, now: Timestamp) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        w.raise_time(now).await?;
+        w.commit().await
+    }
+
+    /// Sets the latest time back or forth (a new epoch, a clock that somebody vouched for).
+    pub async fn set_latest_time(&self, now: Timestamp) -> Result<(), LedgerError> {
+        self.set_fact(TIME, &now.to_string()).await
+    }
+}
+
+impl Write {
+    async fn set_fact(&mut self, name: &str, value: &str) -> Result<(), LedgerError> {
+        sqlx::query(
+            "INSERT INTO fact (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        )
+        .bind(name)
+        .bind(value)
+        .execute(&mut ***self)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn raise_time(&mut self, now: Timestamp) -> Result<(), LedgerError> {
+        let row = sqlx::query("SELECT value FROM fact WHERE name = $1").bind(TIME).fetch_optional(&mut ***self).await?;
+        let last: Option<Timestamp> = row.map(|r| parse(&r.text(0)?, "time")).transpose()?;
+        if last.is_none_or(|l| l < now) { self.set_fact(TIME, &now.to_string()).await } else { Ok(()) }
+    }
+
+    /// A device holds a manifest that this ledger does not know of: it was set back.
+    async fn raise_serial_by_beat(&mut self, store: &StoreId, serial: Option<u64>) -> Result<(), LedgerError> {
+        let Some(serial) = serial else { return Ok(()) };
+        let query = sqlx::query("SELECT serial FROM store WHERE id = $1").bind(store.as_str());
+        let Some(row) = query.fetch_optional(&mut ***self).await? else { return Ok(()) };
+        let known = row.unsigned(0)?;
+        if serial > known && serial - known <= SERIAL_REACH {
+            self.raise_serial(store, serial).await?;
+        }
+        Ok(())
+    }
+
+    /// The keys of all devices that are not revoked, by store.
+    pub(super) async fn device_keys(
+        &mut self,
+        which: Which<'_>,
+    ) -> Result<BTreeMap<StoreId, Vec<(DeviceId, PublicKey)>>, LedgerError> {
+        let (condition, store) = match which {
+            Which::All => ("store <> $1", String::new()),
+            Which::Only(id) => ("store = $1", id.as_str().to_owned()),
+        };
+        let sql = format!(
+            "SELECT id, public_key, enrolled_s, revoked_s FROM device WHERE revoked_s IS NULL AND {condition} ORDER BY id"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql)).bind(store).fetch_all(&mut ***self).await?;
+        let mut keys: BTreeMap<StoreId, Vec<_>> = BTreeMap::new();
+        for row in &rows {
+            let d = device(row)?;
+            keys.entry(d.id.store().clone()).or_default().push((d.id, d.key));
+        }
+        Ok(keys)
     }
 }

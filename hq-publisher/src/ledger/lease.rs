@@ -1,12 +1,13 @@
 //! One publisher at a time: a lease with a fencing number.
 
+use super::db::{Columns, Write, seconds};
 use super::{Ledger, LedgerError};
-use proto::clock::Timestamp;
+use proto::clock::{Timestamp, after};
 use std::time::Duration;
 
 /// The fencing number of a lease; rises with every acquisition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Token(pub(super) i64);
+pub struct Token(i64);
 
 /// The answer to [`Ledger::acquire`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,25 +23,75 @@ pub enum Acquired {
     },
 }
 
+const NAME: &str = "publish";
+
 impl Ledger {
     /// Takes the publisher's lease if it is free or ran out. `holder` is for people: host and pid.
+    /// A lease that ends more than `ttl` from now is of a clock that ran ahead: it counts as run out.
     pub async fn acquire(&self, holder: &str, now: Timestamp, ttl: Duration) -> Result<Acquired, LedgerError> {
-        let _ = (holder, now, ttl);
-        todo!()
+        let mut w = self.write().await?;
+        let row = sqlx::query("SELECT holder, token, until_s FROM lease WHERE name = $1")
+            .bind(NAME)
+            .fetch_optional(&mut **w)
+            .await?;
+        let mut token = 1;
+        if let Some(row) = row {
+            let until = row.time(2)?;
+            if now < until && until <= after(now, ttl * 2) {
+                return Ok(Acquired::HeldBy { holder: row.text(0)?, until });
+            }
+            token = row.number(1)? + 1;
+        }
+        sqlx::query(
+            "INSERT INTO lease (name, holder, token, until_s) VALUES ($1, $2, $3, $4) ON CONFLICT (name) \
+             DO UPDATE SET holder = excluded.holder, token = excluded.token, until_s = excluded.until_s",
+        )
+        .bind(NAME)
+        .bind(holder)
+        .bind(token)
+        .bind(seconds(after(now, ttl)))
+        .execute(&mut **w)
+        .await?;
+        w.commit().await?;
+        Ok(Acquired::Lease(Token(token)))
     }
+
     /// Prolongs the lease; false when it is no longer ours.
     pub async fn renew(&self, token: Token, now: Timestamp, ttl: Duration) -> Result<bool, LedgerError> {
-        let _ = (token, now, ttl);
-        todo!()
+        let mut w = self.write().await?;
+        let done = sqlx::query("UPDATE lease SET until_s = $1 WHERE name = $2 AND token = $3")
+            .bind(seconds(after(now, ttl)))
+            .bind(NAME)
+            .bind(token.0)
+            .execute(&mut **w)
+            .await?;
+        w.commit().await?;
+        Ok(done.rows_affected() == 1)
     }
+
     /// Whether nobody took the lease since. Asked before each batch of puts.
     pub async fn holds(&self, token: Token) -> Result<bool, LedgerError> {
-        let _ = token;
-        todo!()
+        let row =
+            sqlx::query("SELECT token FROM lease WHERE name = $1").bind(NAME).fetch_optional(self.pool()).await?;
+        Ok(row.map(|r| r.number(0)).transpose()? == Some(token.0))
     }
+
     /// Gives the lease back; one that is no longer ours is left alone.
     pub async fn release(&self, token: Token) -> Result<(), LedgerError> {
-        let _ = token;
-        todo!()
+        let mut w = self.write().await?;
+        sqlx::query("UPDATE lease SET until_s = 0 WHERE name = $1 AND token = $2")
+            .bind(NAME)
+            .bind(token.0)
+            .execute(&mut **w)
+            .await?;
+        w.commit().await
+    }
+}
+
+impl Write {
+    /// Fails unless the lease is still the token's: whoever took it over must not be written under.
+    pub(super) async fn check_lease(&mut self, token: Token) -> Result<(), LedgerError> {
+        let row = sqlx::query("SELECT token FROM lease WHERE name = $1").bind(NAME).fetch_optional(&mut ***self).await?;
+        if row.map(|r| r.number(0)).transpose()? == Some(token.0) { Ok(()) } else { Err(LedgerError::LeaseLost) }
     }
 }

@@ -12,9 +12,13 @@ mod outbox;
 mod publications;
 mod stores;
 
-pub use db::{Change, Ledger, LedgerError};
+pub use db::{Change, Kind, Ledger, LedgerError, Listener};
 pub use fleet::{BeatOutcome, BeatRow, DeviceRow, ReceiptRow};
 pub use lease::{Acquired, Token};
 pub use outbox::{Episode, Mail};
 pub use publications::{Head, Publication, PublishedPack, Reserve, Staged, State, listed};
-pub use stores::{NewManifest, SignStore, StoreRow, StoreSeen, TrustRow};
+pub use stores::{Made, Maker, NewManifest, SignStore, StoreRow, StoreSeen, TrustRow, Which};
+
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,10 @@
 //! Episodes (something is wrong, since when) and the mails that tell of them.
 
+use super::db::{Columns, Write, seconds};
 use super::{Ledger, LedgerError};
-use proto::clock::Timestamp;
+use proto::clock::{Timestamp, after};
+use sqlx::AssertSqlSafe;
+use sqlx::any::AnyRow;
 use std::time::Duration;
 
 /// Something that is or was wrong. One mail when it opens, one when it closes.
@@ -34,40 +37,142 @@ pub struct Mail {
     pub last_error: Option<String>,
 }
 
+const MAIL: &str = "SELECT id, subject, body, created_s, attempts, last_error FROM mail";
+
+fn mail(row: &AnyRow) -> Result<Mail, LedgerError> {
+    Ok(Mail {
+        id: row.text(0)?,
+        subject: row.text(1)?,
+        body: row.text(2)?,
+        created_at: row.time(3)?,
+        attempts: u32::try_from(row.number(4)?).unwrap_or(u32::MAX),
+        last_error: row.text_or_null(5)?,
+    })
+}
+
 impl Ledger {
     /// Opens an episode and puts its mail into the outbox, in one transaction; false (and nothing
     /// is written) when it is open already.
     pub async fn open_episode(&self, key: &str, text: &str, mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {
-        let _ = (key, text, mail, now);
-        todo!()
+        let mut w = self.write().await?;
+        let done = sqlx::query(
+            "INSERT INTO episode (key, text, opened_s, closed_s) VALUES ($1, $2, $3, NULL) ON CONFLICT (key) \
+             DO UPDATE SET text = excluded.text, opened_s = excluded.opened_s, closed_s = NULL \
+             WHERE episode.closed_s IS NOT NULL",
+        )
+        .bind(key)
+        .bind(text)
+        .bind(seconds(now))
+        .execute(&mut **w)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        w.add_mail(mail, now).await?;
+        w.commit().await?;
+        Ok(true)
     }
+
     /// Closes an episode and puts the mail of recovery into the outbox; false when none is open.
     pub async fn close_episode(&self, key: &str, mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {
-        let _ = (key, mail, now);
-        todo!()
+        let mut w = self.write().await?;
+        let done = sqlx::query("UPDATE episode SET closed_s = $1 WHERE key = $2 AND closed_s IS NULL")
+            .bind(seconds(now))
+            .bind(key)
+            .execute(&mut **w)
+            .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        w.add_mail(mail, now).await?;
+        w.commit().await?;
+        Ok(true)
     }
+
     /// Open episodes whose key begins so, by key.
     pub async fn open_episodes(&self, prefix: &str) -> Result<Vec<Episode>, LedgerError> {
-        let _ = prefix;
-        todo!()
+        let rows = sqlx::query("SELECT key, text, opened_s, closed_s FROM episode WHERE closed_s IS NULL ORDER BY key")
+            .fetch_all(self.pool())
+            .await?;
+        let mut open = Vec::new();
+        for row in rows {
+            let key = row.text(0)?;
+            if key.starts_with(prefix) {
+                open.push(Episode { key, text: row.text(1)?, opened_at: row.time(2)?, closed_at: row.time_or_null(3)? });
+            }
+        }
+        Ok(open)
     }
-    /// Takes the next mail that is due, for `lease`; nobody else gets it meanwhile.
+
+    /// Takes the next mail that is due, for `lease`; nobody else gets it meanwhile. A due time more
+    /// than a day away is of a clock that ran ahead.
     pub async fn claim_mail(&self, now: Timestamp, lease: Duration) -> Result<Option<Mail>, LedgerError> {
-        let _ = (now, lease);
-        todo!()
+        let mut w = self.write().await?;
+        let sql = format!("{MAIL} WHERE sent_s IS NULL AND (next_s <= $1 OR next_s > $2) ORDER BY n LIMIT 1");
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .bind(seconds(now))
+            .bind(seconds(after(now, Duration::from_secs(86_400))))
+            .fetch_optional(&mut **w)
+            .await?;
+        let Some(mut mail) = row.as_ref().map(mail).transpose()? else { return Ok(None) };
+        mail.attempts += 1;
+        sqlx::query("UPDATE mail SET next_s = $1, attempts = $2 WHERE id = $3")
+            .bind(seconds(after(now, lease)))
+            .bind(i64::from(mail.attempts))
+            .bind(&mail.id)
+            .execute(&mut **w)
+            .await?;
+        w.commit().await?;
+        Ok(Some(mail))
     }
+
     /// A mail was taken by the server.
     pub async fn mail_sent(&self, id: &str, now: Timestamp) -> Result<(), LedgerError> {
-        let _ = (id, now);
-        todo!()
+        let mut w = self.write().await?;
+        sqlx::query("UPDATE mail SET sent_s = $1, last_error = NULL WHERE id = $2")
+            .bind(seconds(now))
+            .bind(id)
+            .execute(&mut **w)
+            .await?;
+        // What was sent long ago is of no more use.
+        sqlx::query("DELETE FROM mail WHERE sent_s < $1").bind(seconds(now) - KEEP_SENT_S).execute(&mut **w).await?;
+        w.commit().await
     }
+
     /// A try failed; the next not before `next`.
     pub async fn mail_failed(&self, id: &str, error: &str, next: Timestamp) -> Result<(), LedgerError> {
-        let _ = (id, error, next);
-        todo!()
+        let mut w = self.write().await?;
+        sqlx::query("UPDATE mail SET last_error = $1, next_s = $2 WHERE id = $3 AND sent_s IS NULL")
+            .bind(error)
+            .bind(seconds(next))
+            .bind(id)
+            .execute(&mut **w)
+            .await?;
+        w.commit().await
     }
+
     /// Mails that wait, oldest first.
     pub async fn unsent_mails(&self) -> Result<Vec<Mail>, LedgerError> {
-        todo!()
+        let sql = format!("{MAIL} WHERE sent_s IS NULL ORDER BY n");
+        sqlx::query(AssertSqlSafe(sql)).fetch_all(self.pool()).await?.iter().map(mail).collect()
+    }
+}
+
+/// Mails sent are kept for 90 days.
+const KEEP_SENT_S: i64 = 90 * 86_400;
+
+impl Write {
+    async fn add_mail(&mut self, mail: &Mail, now: Timestamp) -> Result<(), LedgerError> {
+        sqlx::query(
+            "INSERT INTO mail (n, id, subject, body, created_s, next_s) \
+             SELECT COALESCE(MAX(n), 0) + 1, $1, $2, $3, $4, $4 FROM mail",
+        )
+        .bind(&mail.id)
+        .bind(&mail.subject)
+        .bind(&mail.body)
+        .bind(seconds(now))
+        .execute(&mut ***self)
+        .await?;
+        Ok(())
     }
 }

@@ -1,11 +1,13 @@
 //! Versions on their way: reserved, packed, signed, done; and the head of each instance.
 
+use super::db::{Columns, Write, parse, seconds, signed, to_json};
 use super::{Ledger, LedgerError, Token};
 use proto::clock::Timestamp;
 use proto::digest::{Sha256, StateDigest};
 use proto::ids::{Instance, StreamName, TableName, Version};
 use proto::layout::{PackKind, PackName};
 use proto::manifest::PackEntry;
+use sqlx::any::AnyRow;
 use std::collections::BTreeMap;
 
 /// How far a publication got.
@@ -21,6 +23,27 @@ pub enum State {
     Done,
     /// Given up; the number stays used.
     Abandoned,
+}
+
+impl State {
+    fn as_str(self) -> &'static str {
+        match self {
+            State::Reserved => "reserved",
+            State::Packed => "packed",
+            State::Signed => "signed",
+            State::Done => "done",
+            State::Abandoned => "abandoned",
+        }
+    }
+}
+
+impl std::str::FromStr for State {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        use State::{Abandoned, Done, Packed, Reserved, Signed};
+        let known = [Reserved, Packed, Signed, Done, Abandoned];
+        known.into_iter().find(|k| k.as_str() == s).ok_or_else(|| format!("`{s}` is no state"))
+    }
 }
 
 /// A number to take.
@@ -120,32 +143,109 @@ pub struct PublishedPack {
 /// The packs that a manifest lists, of all those of an instance in order: from the full before the
 /// last one on, so that a chain that someone is on stays listed.
 pub fn listed(packs: &[PackEntry]) -> &[PackEntry] {
-    let _ = packs;
-    todo!()
+    let mut fulls = packs.iter().enumerate().rev().filter(|(_, p)| p.kind == PackKind::Full).map(|(i, _)| i);
+    let last = fulls.next();
+    let from = fulls.next().or(last).unwrap_or(0);
+    &packs[from..]
+}
+
+/// Puts packs in the order of manifests.
+fn in_order(packs: &mut [PackEntry]) {
+    packs.sort_by_key(|p| (p.version, p.kind));
+}
+
+const PUBLICATION: &str = "SELECT instance, version, state, epoch, contract, plan, packs, digests, created_s FROM publication";
+const HEAD: &str = "SELECT instance, version, epoch, contract, digests, packs, signed_s FROM head";
+
+fn publication(row: &AnyRow) -> Result<Publication, LedgerError> {
+    Ok(Publication {
+        instance: row.parsed(0, "instance")?,
+        version: row.version(1)?,
+        state: row.parsed(2, "state")?,
+        epoch: row.unsigned(3)?,
+        schema: row.unsigned(4)?,
+        plan: row.text(5)?,
+        packs: row.json(6, "list of packs")?,
+        digests: row.json(7, "list of digests")?,
+        created_at: row.time(8)?,
+    })
+}
+
+fn head(row: &AnyRow) -> Result<(Instance, Head), LedgerError> {
+    let head = Head {
+        version: row.version(1)?,
+        epoch: row.unsigned(2)?,
+        schema: row.unsigned(3)?,
+        digests: row.json(4, "list of digests")?,
+        packs: row.json(5, "list of packs")?,
+        signed_at: row.time(6)?,
+    };
+    Ok((row.parsed(0, "instance")?, head))
 }
 
 impl Ledger {
     /// The number for a contract's text: that of the stream's newest contract if it is the same
     /// text, else the next one (`true`). Nothing is written before [`Ledger::reserve`].
     pub async fn schema_number(&self, stream: &StreamName, sha256: &Sha256) -> Result<(u64, bool), LedgerError> {
-        let _ = (stream, sha256);
-        todo!()
+        let row = sqlx::query("SELECT number, sha256 FROM contract WHERE stream = $1 ORDER BY number DESC LIMIT 1")
+            .bind(stream.as_str())
+            .fetch_optional(self.pool())
+            .await?;
+        let Some(row) = row else { return Ok((1, true)) };
+        let number = row.unsigned(0)?;
+        let same = row.text(1)? == sha256.to_string();
+        Ok(if same { (number, false) } else { (number + 1, true) })
     }
+
     /// The contract's text of a number.
     pub async fn schema_ddl(&self, stream: &StreamName, number: u64) -> Result<Option<String>, LedgerError> {
-        let _ = (stream, number);
-        todo!()
+        let row = sqlx::query("SELECT ddl FROM contract WHERE stream = $1 AND number = $2")
+            .bind(stream.as_str())
+            .bind(signed(number))
+            .fetch_optional(self.pool())
+            .await?;
+        row.map(|r| r.text(0)).transpose()
     }
+
     /// The greatest number that the ledger knows of an instance, abandoned ones too.
     pub async fn max_version(&self, instance: &Instance) -> Result<Option<Version>, LedgerError> {
-        let _ = instance;
-        todo!()
+        let row = sqlx::query("SELECT version FROM publication WHERE instance = $1 ORDER BY version DESC LIMIT 1")
+            .bind(instance.to_string())
+            .fetch_optional(self.pool())
+            .await?;
+        row.map(|r| r.version(0)).transpose()
     }
+
     /// Takes a number. Fails when the lease is lost or the number is not above all before.
     pub async fn reserve(&self, token: Token, reserve: &Reserve<'_>) -> Result<(), LedgerError> {
-        let _ = (token, reserve);
-        todo!()
+        let mut w = self.write().await?;
+        w.check_lease(token).await?;
+        let instance = reserve.instance.to_string();
+        let row = sqlx::query("SELECT version FROM publication WHERE instance = $1 ORDER BY version DESC LIMIT 1")
+            .bind(&instance)
+            .fetch_optional(&mut **w)
+            .await?;
+        if let Some(max) = row.map(|r| r.version(0)).transpose()?
+            && max >= reserve.version
+        {
+            return Err(LedgerError::VersionTaken { instance: reserve.instance.clone(), version: reserve.version, max });
+        }
+        w.contract(&reserve.instance.stream, reserve.schema, reserve.schema_sha256, reserve.ddl).await?;
+        sqlx::query(
+            "INSERT INTO publication (instance, version, state, epoch, contract, plan, packs, digests, created_s) \
+             VALUES ($1, $2, 'reserved', $3, $4, $5, '[]', '{}', $6)",
+        )
+        .bind(&instance)
+        .bind(reserve.version.as_i64())
+        .bind(signed(reserve.epoch))
+        .bind(signed(reserve.schema))
+        .bind(reserve.plan)
+        .bind(seconds(reserve.now))
+        .execute(&mut **w)
+        .await?;
+        w.commit().await
     }
+
     /// The packs are in the bucket.
     pub async fn packed(
         &self,
@@ -155,59 +255,268 @@ impl Ledger {
         packs: &[PackEntry],
         digests: &BTreeMap<TableName, StateDigest>,
     ) -> Result<(), LedgerError> {
-        let _ = (token, instance, version, packs, digests);
-        todo!()
+        let mut packs = packs.to_vec();
+        in_order(&mut packs);
+        let mut w = self.write().await?;
+        w.check_lease(token).await?;
+        let done = sqlx::query(
+            "UPDATE publication SET state = 'packed', packs = $1, digests = $2 \
+             WHERE instance = $3 AND version = $4 AND state = 'reserved'",
+        )
+        .bind(to_json(&packs, "list of packs")?)
+        .bind(to_json(digests, "list of digests")?)
+        .bind(instance.to_string())
+        .bind(version.as_i64())
+        .execute(&mut **w)
+        .await?;
+        if done.rows_affected() != 1 {
+            return Err(LedgerError::NotInState { instance: instance.clone(), version, wanted: "reserved" });
+        }
+        w.commit().await
     }
+
     /// Gives up a reserved or packed publication; its number stays used.
     pub async fn abandon(&self, token: Token, instance: &Instance, version: Version) -> Result<(), LedgerError> {
-        let _ = (token, instance, version);
-        todo!()
+        self.step(token, instance, version, "('reserved', 'packed')", "abandoned", "reserved or packed").await
     }
+
     /// Manifests are put and the replica is brought up.
     pub async fn done(&self, token: Token, instance: &Instance, version: Version) -> Result<(), LedgerError> {
-        let _ = (token, instance, version);
-        todo!()
+        self.step(token, instance, version, "('signed', 'done')", "done", "signed").await
     }
+
+    async fn step(
+        &self,
+        token: Token,
+        instance: &Instance,
+        version: Version,
+        from: &str,
+        to: &str,
+        wanted: &'static str,
+    ) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        w.check_lease(token).await?;
+        let sql = format!("UPDATE publication SET state = $1 WHERE instance = $2 AND version = $3 AND state IN {from}");
+        let done = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(to)
+            .bind(instance.to_string())
+            .bind(version.as_i64())
+            .execute(&mut **w)
+            .await?;
+        if done.rows_affected() != 1 {
+            return Err(LedgerError::NotInState { instance: instance.clone(), version, wanted });
+        }
+        w.commit().await
+    }
+
     /// Takes over a head found in the bucket's manifests, where the ledger knows none or a lower one
-    /// (a publisher on a new machine). `ddl` is the contract found in its packs.
+    /// (a publisher on a new machine); false when it knows this or a higher one. `contract` is the
+    /// hash and text found in the packs.
     pub async fn adopt(
         &self,
         token: Token,
         instance: &Instance,
         head: &Head,
-        ddl: (&Sha256, &str),
-    ) -> Result<(), LedgerError> {
-        let _ = (token, instance, head, ddl);
-        todo!()
+        contract: (&Sha256, &str),
+    ) -> Result<bool, LedgerError> {
+        let mut w = self.write().await?;
+        w.check_lease(token).await?;
+        if w.head(instance).await?.is_some_and(|known| known.version >= head.version) {
+            return Ok(false);
+        }
+        w.contract(&instance.stream, head.schema, contract.0, contract.1).await?;
+        sqlx::query(
+            "INSERT INTO publication \
+             (instance, version, state, epoch, contract, plan, packs, digests, created_s, signed_s) \
+             VALUES ($1, $2, 'done', $3, $4, 'found in the bucket', $5, $6, $7, $7) ON CONFLICT (instance, version) \
+             DO UPDATE SET state = 'done', epoch = excluded.epoch, contract = excluded.contract, plan = excluded.plan, \
+             packs = excluded.packs, digests = excluded.digests, signed_s = excluded.signed_s",
+        )
+        .bind(instance.to_string())
+        .bind(head.version.as_i64())
+        .bind(signed(head.epoch))
+        .bind(signed(head.schema))
+        .bind(to_json(&head.packs, "list of packs")?)
+        .bind(to_json(&head.digests, "list of digests")?)
+        .bind(seconds(head.signed_at))
+        .execute(&mut **w)
+        .await?;
+        w.set_head(instance, head).await?;
+        w.commit().await?;
+        Ok(true)
     }
+
     /// The newest version of every instance.
     pub async fn heads(&self) -> Result<BTreeMap<Instance, Head>, LedgerError> {
-        todo!()
+        sqlx::query(HEAD).fetch_all(self.pool()).await?.iter().map(head).collect()
     }
+
     /// The newest version of one instance.
     pub async fn head(&self, instance: &Instance) -> Result<Option<Head>, LedgerError> {
-        let _ = instance;
-        todo!()
+        let sql = format!("{HEAD} WHERE instance = $1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(instance.to_string()).fetch_optional(self.pool()).await?;
+        row.map(|r| Ok(head(&r)?.1)).transpose()
     }
+
     /// Publications in a state, oldest first: `Reserved` and `Packed` ones are left by a crash before
     /// the commit point (abandon them), `Signed` ones by a crash after it (finish them).
     pub async fn publications(&self, state: State) -> Result<Vec<Publication>, LedgerError> {
-        let _ = state;
-        todo!()
+        let sql = format!("{PUBLICATION} WHERE state = $1 ORDER BY created_s, instance, version");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(state.as_str()).fetch_all(self.pool()).await?;
+        rows.iter().map(publication).collect()
     }
+
     /// One publication.
     pub async fn publication(&self, i: &Instance, v: Version) -> Result<Option<Publication>, LedgerError> {
-        let _ = (i, v);
-        todo!()
+        let sql = format!("{PUBLICATION} WHERE instance = $1 AND version = $2");
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(i.to_string()).bind(v.as_i64());
+        query.fetch_optional(self.pool()).await?.as_ref().map(publication).transpose()
     }
+
     /// Every pack of an instance that was signed and not deleted, by (version, kind): for retention.
     pub async fn published(&self, instance: &Instance) -> Result<Vec<PublishedPack>, LedgerError> {
-        let _ = instance;
-        todo!()
+        let rows = sqlx::query(
+            "SELECT packs, signed_s FROM publication WHERE instance = $1 AND state IN ('signed', 'done') ORDER BY version",
+        )
+        .bind(instance.to_string())
+        .fetch_all(self.pool())
+        .await?;
+        let mut packs = Vec::new();
+        for row in rows {
+            let signed_at = row.time(1)?;
+            for entry in row.json::<Vec<PackEntry>>(0, "list of packs")? {
+                packs.push(PublishedPack { entry, signed_at, dropped_at: None });
+            }
+        }
+        packs.sort_by_key(|p| (p.entry.version, p.entry.kind));
+        drop_times(&mut packs);
+        Ok(packs)
     }
-    /// A pack is to be deleted from the buckets: first here, so that it is never listed again.
+
+    /// A pack is to be deleted from the buckets: first here, so that it is never counted on again.
     pub async fn forget_pack(&self, token: Token, pack: &PackName) -> Result<(), LedgerError> {
-        let _ = (token, pack);
-        todo!()
+        let mut w = self.write().await?;
+        w.check_lease(token).await?;
+        let instance = pack.instance.to_string();
+        // A head taken over from the bucket has all its packs in one row.
+        let rows = sqlx::query("SELECT version, packs FROM publication WHERE instance = $1 AND version >= $2 ORDER BY version")
+            .bind(&instance)
+            .bind(pack.version.as_i64())
+            .fetch_all(&mut **w)
+            .await?;
+        for row in rows {
+            let mut packs: Vec<PackEntry> = row.json(1, "list of packs")?;
+            let before = packs.len();
+            packs.retain(|p| (p.version, p.kind) != (pack.version, pack.kind));
+            if packs.len() == before {
+                continue;
+            }
+            sqlx::query("UPDATE publication SET packs = $1 WHERE instance = $2 AND version = $3")
+                .bind(to_json(&packs, "list of packs")?)
+                .bind(&instance)
+                .bind(row.number(0)?)
+                .execute(&mut **w)
+                .await?;
+            break;
+        }
+        w.commit().await
+    }
+}
+
+/// A pack is dropped from manifests by the second full after it.
+fn drop_times(packs: &mut [PublishedPack]) {
+    let mut fulls_after: Vec<Timestamp> = Vec::new();
+    for p in packs.iter_mut().rev() {
+        p.dropped_at = fulls_after.len().checked_sub(2).map(|i| fulls_after[i]);
+        if p.entry.kind == PackKind::Full {
+            fulls_after.push(p.signed_at);
+        }
+    }
+}
+
+impl Write {
+    /// Stores a contract's text under its number, if it is new there.
+    async fn contract(&mut self, s: &StreamName, number: u64, sha: &Sha256, ddl: &str) -> Result<(), LedgerError> {
+        let row = sqlx::query("SELECT sha256 FROM contract WHERE stream = $1 AND number = $2")
+            .bind(s.as_str())
+            .bind(signed(number))
+            .fetch_optional(&mut ***self)
+            .await?;
+        if let Some(row) = row {
+            let found: Sha256 = parse(&row.text(0)?, "hash")?;
+            if &found != sha {
+                return Err(LedgerError::Conflict(format!(
+                    "contract {number} of stream {s} is in the ledger with another text: its number was given twice"
+                )));
+            }
+            return Ok(());
+        }
+        sqlx::query("INSERT INTO contract (stream, number, sha256, ddl) VALUES ($1, $2, $3, $4)")
+            .bind(s.as_str())
+            .bind(signed(number))
+            .bind(sha.to_string())
+            .bind(ddl)
+            .execute(&mut ***self)
+            .await?;
+        Ok(())
+    }
+
+    async fn head(&mut self, instance: &Instance) -> Result<Option<Head>, LedgerError> {
+        let sql = format!("{HEAD} WHERE instance = $1");
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(instance.to_string()).fetch_optional(&mut ***self).await?;
+        row.map(|r| Ok(head(&r)?.1)).transpose()
+    }
+
+    async fn set_head(&mut self, instance: &Instance, head: &Head) -> Result<(), LedgerError> {
+        sqlx::query(
+            "INSERT INTO head (instance, version, epoch, contract, digests, packs, signed_s) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (instance) DO UPDATE SET version = excluded.version, \
+             epoch = excluded.epoch, contract = excluded.contract, digests = excluded.digests, packs = excluded.packs, \
+             signed_s = excluded.signed_s",
+        )
+        .bind(instance.to_string())
+        .bind(head.version.as_i64())
+        .bind(signed(head.epoch))
+        .bind(signed(head.schema))
+        .bind(to_json(&head.digests, "list of digests")?)
+        .bind(to_json(&head.packs, "list of packs")?)
+        .bind(seconds(head.signed_at))
+        .execute(&mut ***self)
+        .await?;
+        Ok(())
+    }
+
+    /// Makes a packed publication its instance's head.
+    pub(super) async fn make_head(&mut self, i: &Instance, v: Version, now: Timestamp) -> Result<(), LedgerError> {
+        let sql = format!("{PUBLICATION} WHERE instance = $1 AND version = $2 AND state = 'packed'");
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(i.to_string()).bind(v.as_i64());
+        let row = query.fetch_optional(&mut ***self).await?;
+        let missing = || LedgerError::NotInState { instance: i.clone(), version: v, wanted: "packed" };
+        let p = publication(&row.ok_or_else(missing)?)?;
+        let before = self.head(i).await?;
+        if let Some(before) = &before
+            && before.version >= v
+        {
+            return Err(LedgerError::VersionTaken { instance: i.clone(), version: v, max: before.version });
+        }
+        let mut packs = before.map(|b| b.packs).unwrap_or_default();
+        packs.extend(p.packs);
+        in_order(&mut packs);
+        let packs = listed(&packs).to_vec();
+        let head =
+            Head { version: v, epoch: p.epoch, schema: p.schema, digests: p.digests, packs, signed_at: now };
+        self.set_head(i, &head).await?;
+        sqlx::query("UPDATE publication SET state = 'signed', signed_s = $1 WHERE instance = $2 AND version = $3")
+            .bind(seconds(now))
+            .bind(i.to_string())
+            .bind(v.as_i64())
+            .execute(&mut ***self)
+            .await?;
+        Ok(())
+    }
+
+    /// The newest version of every instance, those just made included.
+    pub(super) async fn heads(&mut self) -> Result<BTreeMap<Instance, Head>, LedgerError> {
+        sqlx::query(HEAD).fetch_all(&mut ***self).await?.iter().map(head).collect()
     }
 }

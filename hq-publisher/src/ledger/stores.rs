@@ -1,5 +1,6 @@
 //! Stores, their manifests, and trust files.
 
+use super::db::{CHANNEL, Columns, Kind, Write, parse, seconds, signed};
 use super::{Head, Ledger, LedgerError, Staged, Token};
 use proto::clock::Timestamp;
 use proto::digest::Sha256;
@@ -7,7 +8,9 @@ use proto::ids::{DeviceId, Instance, StoreId};
 
 pub use crate::source::StoreRow as StoreSeen;
 use proto::keys::PublicKey;
-use std::collections::BTreeMap;
+use sqlx::AssertSqlSafe;
+use sqlx::any::AnyRow;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A store as the ledger knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct StoreRow {
     pub signed_at: Option<Timestamp>,
     /// When it expires.
     pub expires_at: Option<Timestamp>,
+    /// The serial that its next manifest gets.
+    pub next_serial: u64,
 }
 
 /// What a manifest is made from, handed to the maker within [`Ledger::sign`].
@@ -43,8 +48,31 @@ pub struct SignStore<'a> {
     pub heads: &'a BTreeMap<Instance, Head>,
     /// Its devices with their keys, revoked ones left out.
     pub devices: &'a [(DeviceId, PublicKey)],
-    /// Its last manifest's envelope.
-    pub envelope: Option<&'a str>,
+    /// Its last manifest's envelope, once [`Made::NeedsPrevious`] was said.
+    pub previous: Option<&'a str>,
+}
+
+/// The maker's answer.
+#[derive(Debug)]
+pub enum Made {
+    /// The last manifest stands.
+    Unchanged,
+    /// Ask again with the last manifest's envelope (there is one).
+    NeedsPrevious,
+    /// A new one.
+    New(NewManifest),
+}
+
+/// Makes a store's manifest, or says that the last one stands.
+pub type Maker<'m> = &'m mut (dyn FnMut(&SignStore<'_>) -> Result<Made, String> + Send);
+
+/// Which stores [`Ledger::sign`] goes through.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// All.
+    All,
+    /// One.
+    Only(&'a StoreId),
 }
 
 /// A manifest to store.
@@ -77,62 +105,282 @@ pub struct TrustRow {
     pub put: bool,
 }
 
+const ROW: &str = "SELECT id, zone, region, vanished_s, serial, content_serial, put_serial, epoch, signer, content, \
+                   signed_s, expires_s, serial_floor FROM store";
+
+/// Stores read at a time while signing: bounds the memory that ten thousand of them take.
+const BATCH: i64 = 500;
+
+fn store_row(row: &AnyRow) -> Result<StoreRow, LedgerError> {
+    Ok(StoreRow {
+        seen: StoreSeen {
+            id: row.parsed(0, "store id")?,
+            zone: row.text_or_null(1)?.map(|z| parse(&z, "zone")).transpose()?,
+            region: row.text_or_null(2)?,
+        },
+        vanished_at: row.time_or_null(3)?,
+        serial: row.unsigned(4)?,
+        content_serial: row.unsigned(5)?,
+        put_serial: row.unsigned(6)?,
+        epoch: row.unsigned(7)?,
+        signer: row.text(8)?,
+        content: row.text_or_null(9)?.map(|c| parse(&c, "hash")).transpose()?,
+        signed_at: row.time_or_null(10)?,
+        expires_at: row.time_or_null(11)?,
+        next_serial: row.unsigned(4)?.max(row.unsigned(12)?) + 1,
+    })
+}
+
 impl Ledger {
     /// Records what the source tells now; gives the stores that vanished by this.
     pub async fn see_stores(&self, stores: &[StoreSeen], now: Timestamp) -> Result<Vec<StoreId>, LedgerError> {
-        let _ = (stores, now);
-        todo!()
+        let known: BTreeMap<StoreId, StoreRow> =
+            self.stores().await?.into_iter().map(|s| (s.seen.id.clone(), s)).collect();
+        let changed: Vec<&StoreSeen> = stores
+            .iter()
+            .filter(|s| known.get(&s.id).is_none_or(|k| &k.seen != *s || k.vanished_at.is_some()))
+            .collect();
+        let here: BTreeSet<&StoreId> = stores.iter().map(|s| &s.id).collect();
+        let vanished: Vec<StoreId> = known
+            .values()
+            .filter(|k| k.vanished_at.is_none() && !here.contains(&k.seen.id))
+            .map(|k| k.seen.id.clone())
+            .collect();
+        if changed.is_empty() && vanished.is_empty() {
+            return Ok(vanished);
+        }
+        let mut w = self.write().await?;
+        for s in changed {
+            sqlx::query(
+                "INSERT INTO store (id, zone, region) VALUES ($1, $2, $3) ON CONFLICT (id) \
+                 DO UPDATE SET zone = excluded.zone, region = excluded.region, vanished_s = NULL",
+            )
+            .bind(s.id.as_str())
+            .bind(s.zone.as_ref().map(|z| z.as_str().to_owned()))
+            .bind(s.region.clone())
+            .execute(&mut **w)
+            .await?;
+        }
+        for id in &vanished {
+            sqlx::query("UPDATE store SET vanished_s = $1 WHERE id = $2")
+                .bind(seconds(now))
+                .bind(id.as_str())
+                .execute(&mut **w)
+                .await?;
+        }
+        w.commit().await?;
+        Ok(vanished)
     }
-    /// All stores, vanished ones too.
+
+    /// All stores, vanished ones too, by id.
     pub async fn stores(&self) -> Result<Vec<StoreRow>, LedgerError> {
-        todo!()
+        let sql = format!("{ROW} ORDER BY id");
+        sqlx::query(AssertSqlSafe(sql)).fetch_all(self.pool()).await?.iter().map(store_row).collect()
     }
+
     /// One store.
     pub async fn store(&self, id: &StoreId) -> Result<Option<StoreRow>, LedgerError> {
-        let _ = id;
-        todo!()
+        let sql = format!("{ROW} WHERE id = $1");
+        let row = sqlx::query(AssertSqlSafe(sql)).bind(id.as_str()).fetch_optional(self.pool()).await?;
+        row.as_ref().map(store_row).transpose()
     }
+
+    /// A serial seen elsewhere (a manifest in the bucket, a heartbeat): the store's next is above it.
+    pub async fn raise_serial(&self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        w.raise_serial(store, serial).await?;
+        w.commit().await
+    }
+
     /// Signs, in one transaction: makes each staged publication its instance's head and stores what
-    /// `make` gives for each store (`None`: the last manifest stands). Without a token (`enroll`,
-    /// signing anew) nothing may be staged. Its commit is the commit point. Gives the stores signed.
+    /// `make` gives for each store. Without a token (`enroll`, signing anew) nothing may be staged.
+    /// Its commit is the commit point of a publish. Gives the stores signed.
     pub async fn sign(
         &self,
         token: Option<Token>,
         staged: &[Staged],
-        only: Option<&StoreId>,
+        which: Which<'_>,
         now: Timestamp,
-        make: &mut (dyn FnMut(&SignStore<'_>) -> Result<Option<NewManifest>, String> + Send),
+        make: Maker<'_>,
     ) -> Result<Vec<StoreId>, LedgerError> {
-        let _ = (token, staged, only, now, make);
-        todo!()
+        let mut w = self.write().await?;
+        match token {
+            Some(token) => w.check_lease(token).await?,
+            None if staged.is_empty() => {}
+            None => return Err(LedgerError::LeaseLost),
+        }
+        for s in staged {
+            w.make_head(&s.instance, s.version, now).await?;
+        }
+        let heads = w.heads().await?;
+        let devices = w.device_keys(which).await?;
+        let mut done = Vec::new();
+        let mut last = String::new();
+        loop {
+            let rows = w.store_batch(which, &last).await?;
+            let Some(end) = rows.last() else { break };
+            last = end.seen.id.as_str().to_owned();
+            for row in &rows {
+                let id = &row.seen.id;
+                let devices = devices.get(id).map_or(&[][..], Vec::as_slice);
+                let fail = |reason| LedgerError::Manifest { store: id.clone(), reason };
+                let mut made = make(&SignStore { row, heads: &heads, devices, previous: None }).map_err(fail)?;
+                if matches!(made, Made::NeedsPrevious) {
+                    let envelope = w.envelope(id).await?;
+                    let previous = envelope.as_deref();
+                    made = make(&SignStore { row, heads: &heads, devices, previous }).map_err(fail)?;
+                }
+                if let Made::New(manifest) = made {
+                    w.store_manifest(row, &manifest).await?;
+                    done.push(id.clone());
+                }
+            }
+            if matches!(which, Which::Only(_)) {
+                break;
+            }
+        }
+        w.raise_time(now).await?;
+        w.commit().await?;
+        Ok(done)
     }
-    /// Manifests that are signed and not yet put, at most `limit`: store, serial, envelope.
-    pub async fn manifests_to_put(&self, limit: usize) -> Result<Vec<(StoreId, u64, String)>, LedgerError> {
-        let _ = limit;
-        todo!()
+
+    /// Manifests that are signed and not yet put, after a store's id: store, serial, envelope.
+    pub async fn manifests_to_put(
+        &self,
+        after: Option<&StoreId>,
+        limit: usize,
+    ) -> Result<Vec<(StoreId, u64, String)>, LedgerError> {
+        let rows = sqlx::query(
+            "SELECT id, serial, envelope FROM store WHERE put_serial < serial AND id > $1 ORDER BY id LIMIT $2",
+        )
+        .bind(after.map_or("", |s| s.as_str()).to_owned())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(self.pool())
+        .await?;
+        rows.iter().map(|r| Ok((r.parsed(0, "store id")?, r.unsigned(1)?, r.text(2)?))).collect()
     }
+
     /// A store's last manifest: serial and envelope.
     pub async fn manifest(&self, store: &StoreId) -> Result<Option<(u64, String)>, LedgerError> {
-        let _ = store;
-        todo!()
+        let row = sqlx::query("SELECT serial, envelope FROM store WHERE id = $1 AND envelope IS NOT NULL")
+            .bind(store.as_str())
+            .fetch_optional(self.pool())
+            .await?;
+        row.map(|r| Ok((r.unsigned(0)?, r.text(1)?))).transpose()
     }
-    /// Manifests that were put; wakes who waits for them.
-    pub async fn manifests_put(&self, put: &[(StoreId, u64)]) -> Result<(), LedgerError> {
-        let _ = put;
-        todo!()
+
+    /// Manifests that were put; wakes who waits for them. Gives those that were signed again
+    /// meanwhile: what was put may lie over a newer one, so put them once more.
+    pub async fn manifests_put(&self, put: &[(StoreId, u64)]) -> Result<Vec<StoreId>, LedgerError> {
+        let mut w = self.write().await?;
+        let mut again = Vec::new();
+        for (store, serial) in put {
+            let done = sqlx::query("UPDATE store SET put_serial = $1 WHERE id = $2 AND serial = $1")
+                .bind(signed(*serial))
+                .bind(store.as_str())
+                .execute(&mut **w)
+                .await?;
+            if done.rows_affected() == 0 {
+                sqlx::query("UPDATE store SET put_serial = 0 WHERE id = $1").bind(store.as_str()).execute(&mut **w).await?;
+                again.push(store.clone());
+            }
+        }
+        sqlx::query("UPDATE change SET n = n + 1").execute(&mut **w).await?;
+        if w.kind == Kind::Postgres {
+            sqlx::query("SELECT count(*) FROM pg_notify($1, '')").bind(CHANNEL).execute(&mut **w).await?;
+        }
+        w.commit().await?;
+        Ok(again)
     }
+
+    /// For waking: each store's serial of its last changed manifest, where that is in the bucket.
+    pub async fn wake_serials(&self) -> Result<Vec<(StoreId, u64)>, LedgerError> {
+        let rows = sqlx::query("SELECT id, content_serial FROM store WHERE put_serial >= content_serial AND serial > 0")
+            .fetch_all(self.pool())
+            .await?;
+        rows.iter().map(|r| Ok((r.parsed(0, "store id")?, r.unsigned(1)?))).collect()
+    }
+
     /// All trust files, by version.
     pub async fn trust(&self) -> Result<Vec<TrustRow>, LedgerError> {
-        todo!()
+        let rows = sqlx::query("SELECT version, envelope, put FROM trust ORDER BY version").fetch_all(self.pool()).await?;
+        rows.iter()
+            .map(|r| Ok(TrustRow { version: r.unsigned(0)?, envelope: r.text(1)?, put: r.number(2)? != 0 }))
+            .collect()
     }
-    /// Stores the next trust file. Fails when that version is there with other bytes.
+
+    /// Stores the next trust file. The same again is fine; other bytes under its number are not.
     pub async fn add_trust(&self, version: u64, envelope: &str, now: Timestamp) -> Result<(), LedgerError> {
-        let _ = (version, envelope, now);
-        todo!()
+        let mut w = self.write().await?;
+        let row = sqlx::query("SELECT envelope FROM trust WHERE version = $1")
+            .bind(signed(version))
+            .fetch_optional(&mut **w)
+            .await?;
+        match row.map(|r| r.text(0)).transpose()? {
+            Some(there) if there == envelope => return Ok(()),
+            Some(_) => {
+                return Err(LedgerError::Conflict(format!("trust file {version} was made by another command meanwhile")));
+            }
+            None => {}
+        }
+        sqlx::query("INSERT INTO trust (version, envelope, created_s) VALUES ($1, $2, $3)")
+            .bind(signed(version))
+            .bind(envelope)
+            .bind(seconds(now))
+            .execute(&mut **w)
+            .await?;
+        w.commit().await
     }
+
     /// A trust file is in the bucket.
     pub async fn trust_put(&self, version: u64) -> Result<(), LedgerError> {
-        let _ = version;
-        todo!()
+        let mut w = self.write().await?;
+        sqlx::query("UPDATE trust SET put = 1 WHERE version = $1").bind(signed(version)).execute(&mut **w).await?;
+        w.commit().await
+    }
+}
+
+impl Write {
+    async fn store_batch(&mut self, which: Which<'_>, after: &str) -> Result<Vec<StoreRow>, LedgerError> {
+        let (condition, id) = match which {
+            Which::All => ("id > $1", after.to_owned()),
+            Which::Only(id) => ("id = $1", id.as_str().to_owned()),
+        };
+        let sql = format!("{ROW} WHERE {condition} ORDER BY id LIMIT {BATCH}");
+        sqlx::query(AssertSqlSafe(sql)).bind(id).fetch_all(&mut ***self).await?.iter().map(store_row).collect()
+    }
+
+    async fn envelope(&mut self, id: &StoreId) -> Result<Option<String>, LedgerError> {
+        let query = sqlx::query("SELECT envelope FROM store WHERE id = $1").bind(id.as_str());
+        query.fetch_one(&mut ***self).await?.text_or_null(0)
+    }
+
+    async fn store_manifest(&mut self, row: &StoreRow, m: &NewManifest) -> Result<(), LedgerError> {
+        let content_serial = if row.content == Some(m.content) { row.content_serial } else { m.serial };
+        sqlx::query(
+            "UPDATE store SET serial = $1, content_serial = $2, epoch = $3, signer = $4, content = $5, envelope = $6, \
+             signed_s = $7, expires_s = $8 WHERE id = $9",
+        )
+        .bind(signed(m.serial))
+        .bind(signed(content_serial))
+        .bind(signed(m.epoch))
+        .bind(&m.signer)
+        .bind(m.content.to_string())
+        .bind(&m.envelope)
+        .bind(seconds(m.signed_at))
+        .bind(seconds(m.expires_at))
+        .bind(row.seen.id.as_str())
+        .execute(&mut ***self)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn raise_serial(&mut self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
+        sqlx::query("UPDATE store SET serial_floor = $1 WHERE id = $2 AND serial_floor < $1")
+            .bind(signed(serial))
+            .bind(store.as_str())
+            .execute(&mut ***self)
+            .await?;
+        Ok(())
     }
 }

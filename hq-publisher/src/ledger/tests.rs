@@ -1,0 +1,412 @@
+//! Each test runs on SQLite, and on PostgreSQL when `TILLCAST_TEST_POSTGRES` holds the URL of a
+//! database to use (its schema `public` is dropped).
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use super::*;
+use proto::clock::{Timestamp, after};
+use proto::digest::Sha256;
+use proto::ids::{DeviceId, Instance, StoreId, Version};
+use proto::keys::SecretKey;
+use proto::layout::{PackKind, PackName};
+use proto::manifest::PackEntry;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// One PostgreSQL database, one test at a time.
+static POSTGRES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+async fn on_each_database(test: impl AsyncFn(Ledger)) {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("with space/fleet.db").display());
+    test(Ledger::open_url(&url).await.unwrap()).await;
+    // What was written is there for the next process.
+    Ledger::open_url(&url).await.unwrap().change().await.unwrap();
+    if let Ok(url) = std::env::var("TILLCAST_TEST_POSTGRES") {
+        let _turn = POSTGRES.lock().await;
+        sqlx::any::install_default_drivers();
+        let pool = sqlx::AnyPool::connect(&url).await.unwrap();
+        sqlx::raw_sql("DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public").execute(&pool).await.unwrap();
+        pool.close().await;
+        test(Ledger::open_url(&url).await.unwrap()).await;
+    }
+}
+
+fn t(s: i64) -> Timestamp {
+    after("2026-01-01T00:00:00Z".parse().unwrap(), Duration::from_secs(u64::try_from(s).unwrap()))
+}
+fn price() -> Instance {
+    "price@zone-east".parse().unwrap()
+}
+fn store(id: &str) -> StoreSeen {
+    StoreSeen { id: id.parse().unwrap(), zone: Some("east".parse().unwrap()), region: None }
+}
+fn v(n: u64) -> Version {
+    Version::try_from(n).unwrap()
+}
+fn pack(version: u64, kind: PackKind) -> PackEntry {
+    let base = (kind == PackKind::Delta).then(|| v(version - 1));
+    PackEntry { version: v(version), kind, base, bytes: 10, unpacked: 20, sha256: Sha256::of(&version.to_be_bytes()) }
+}
+const TTL: Duration = Duration::from_secs(60);
+
+async fn lease(l: &Ledger, now: Timestamp) -> Token {
+    match l.acquire("test", now, TTL).await.unwrap() {
+        Acquired::Lease(t) => t,
+        held => panic!("{held:?}"),
+    }
+}
+
+async fn pack_one(l: &Ledger, token: Token, version: u64, kinds: &[PackKind]) -> Result<Staged, LedgerError> {
+    let (instance, version) = (price(), v(version));
+    let sha = Sha256::of(b"ddl");
+    let (schema, _) = l.schema_number(&instance.stream, &sha).await?;
+    let reserve = Reserve {
+        instance: &instance,
+        version,
+        epoch: 1,
+        schema,
+        schema_sha256: &sha,
+        ddl: "ddl",
+        plan: "first",
+        now: t(0),
+    };
+    l.reserve(token, &reserve).await?;
+    let packs: Vec<PackEntry> = kinds.iter().map(|k| pack(version.get(), *k)).collect();
+    l.packed(token, &instance, version, &packs, &BTreeMap::new()).await?;
+    Ok(Staged { instance, version })
+}
+
+/// A maker that signs each store once a head is there.
+fn maker(s: &SignStore<'_>) -> Result<Made, String> {
+    let content = Sha256::of(format!("{:?}{:?}", s.heads, s.devices).as_bytes());
+    if s.row.content == Some(content) {
+        return Ok(Made::Unchanged);
+    }
+    Ok(Made::New(NewManifest {
+        serial: s.row.next_serial,
+        epoch: 1,
+        envelope: format!("{{\"serial\":{}}}", s.row.next_serial),
+        signer: "k".into(),
+        content,
+        signed_at: t(1),
+        expires_at: t(100),
+    }))
+}
+
+#[tokio::test]
+async fn one_publisher_at_a_time_and_a_late_one_writes_nothing() {
+    on_each_database(async |l| {
+        let first = lease(&l, t(0)).await;
+        assert_eq!(
+            l.acquire("other", t(59), TTL).await.unwrap(),
+            Acquired::HeldBy { holder: "test".into(), until: t(60) }
+        );
+        assert!(l.renew(first, t(50), TTL).await.unwrap());
+        assert!(matches!(l.acquire("other", t(109), TTL).await.unwrap(), Acquired::HeldBy { .. }));
+        let Acquired::Lease(second) = l.acquire("other", t(110), TTL).await.unwrap() else { panic!() };
+        assert!(second > first);
+        assert!(!l.renew(first, t(111), TTL).await.unwrap());
+        assert!(!l.holds(first).await.unwrap() && l.holds(second).await.unwrap());
+        assert!(matches!(pack_one(&l, first, 1, &[PackKind::Full]).await, Err(LedgerError::LeaseLost)));
+        assert_eq!(l.max_version(&price()).await.unwrap(), None);
+        l.release(first).await.unwrap();
+        assert!(l.holds(second).await.unwrap(), "a lost lease gives nothing back");
+        l.release(second).await.unwrap();
+        assert!(lease(&l, t(112)).await > second);
+        // A holder whose clock was years ahead does not lock everybody out.
+        let ahead = lease(&l, t(1_000_000)).await;
+        assert!(lease(&l, t(200)).await > ahead);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
+    on_each_database(async |l| {
+        let token = lease(&l, t(0)).await;
+        l.see_stores(&[store("1"), store("2")], t(0)).await.unwrap();
+        pack_one(&l, token, 1, &[PackKind::Full]).await.unwrap();
+        // A crash before the commit point: the number is burnt.
+        assert_eq!(l.heads().await.unwrap(), BTreeMap::new());
+        let left = l.publications(State::Packed).await.unwrap();
+        assert_eq!((left.len(), left[0].version, left[0].packs.len()), (1, v(1), 1));
+        l.abandon(token, &price(), v(1)).await.unwrap();
+        assert_eq!(l.max_version(&price()).await.unwrap(), Some(v(1)));
+        assert!(matches!(pack_one(&l, token, 1, &[PackKind::Full]).await, Err(LedgerError::VersionTaken { .. })));
+
+        let staged = pack_one(&l, token, 2, &[PackKind::Full]).await.unwrap();
+        let signed = l.sign(Some(token), &[staged.clone()], Which::All, t(5), &mut maker).await.unwrap();
+        assert_eq!(signed.len(), 2);
+        let head = l.head(&price()).await.unwrap().unwrap();
+        assert_eq!((head.version, head.packs.len(), head.signed_at), (v(2), 1, t(5)));
+        assert_eq!(l.latest_time().await.unwrap(), Some(t(5)));
+        // A crash after it: known as unfinished, its manifests are to be put.
+        assert_eq!(l.publications(State::Signed).await.unwrap().len(), 1);
+        let to_put = l.manifests_to_put(None, 1).await.unwrap();
+        assert_eq!((to_put[0].0.as_str(), to_put[0].1), ("1", 1));
+        assert_eq!(l.manifests_to_put(Some(&to_put[0].0), 9).await.unwrap().len(), 1);
+        l.done(token, &price(), v(2)).await.unwrap();
+        assert!(l.publications(State::Signed).await.unwrap().is_empty());
+        assert!(matches!(l.abandon(token, &price(), v(2)).await, Err(LedgerError::NotInState { .. })));
+        assert!(l.sign(None, &[staged], Which::All, t(6), &mut maker).await.is_err(), "staged without a lease");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_maker_that_fails_leaves_everything_as_it_was() {
+    on_each_database(async |l| {
+        let token = lease(&l, t(0)).await;
+        l.see_stores(&[store("1"), store("2")], t(0)).await.unwrap();
+        let staged = pack_one(&l, token, 1, &[PackKind::Full]).await.unwrap();
+        let mut fails = |s: &SignStore<'_>| if s.row.seen.id.as_str() == "2" { Err("no".into()) } else { maker(s) };
+        let failed = l.sign(Some(token), &[staged], Which::All, t(5), &mut fails).await;
+        assert!(matches!(failed, Err(LedgerError::Manifest { .. })));
+        assert!(l.heads().await.unwrap().is_empty());
+        assert!(l.manifests_to_put(None, 9).await.unwrap().is_empty());
+        assert_eq!(l.publications(State::Packed).await.unwrap().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn waking_follows_puts_of_changed_manifests_only() {
+    on_each_database(async |l| {
+        let id: StoreId = "1".parse().unwrap();
+        l.see_stores(&[store("1")], t(0)).await.unwrap();
+        assert!(l.wake_serials().await.unwrap().is_empty());
+        let before = l.change().await.unwrap();
+        l.sign(None, &[], Which::Only(&id), t(1), &mut maker).await.unwrap();
+        assert_eq!(l.change().await.unwrap(), before, "signed, not put: nothing to fetch yet");
+        assert!(l.wake_serials().await.unwrap().is_empty());
+        assert!(l.manifests_put(&[(id.clone(), 1)]).await.unwrap().is_empty());
+        assert!(l.change().await.unwrap() > before);
+        assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 1)]);
+        // Signed anew, same content: put, but nobody is woken.
+        let mut again = |s: &SignStore<'_>| {
+            let Made::New(m) = maker(&SignStore { row: &StoreRow { content: None, ..s.row.clone() }, ..*s })? else {
+                return Ok(Made::Unchanged);
+            };
+            Ok(Made::New(m))
+        };
+        l.sign(None, &[], Which::Only(&id), t(2), &mut again).await.unwrap();
+        let row = l.store(&id).await.unwrap().unwrap();
+        assert_eq!((row.serial, row.content_serial, row.put_serial), (2, 1, 1));
+        // A slow put of serial 1 that lands now lies over whatever is there: it must be put again.
+        assert_eq!(l.manifests_put(&[(id.clone(), 1)]).await.unwrap(), std::slice::from_ref(&id));
+        assert_eq!(l.manifests_to_put(None, 9).await.unwrap()[0].1, 2);
+        l.manifests_put(&[(id.clone(), 2)]).await.unwrap();
+        assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 1)]);
+        // A serial seen elsewhere is passed.
+        l.raise_serial(&id, 40).await.unwrap();
+        assert_eq!(l.store(&id).await.unwrap().unwrap().next_serial, 41);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn stores_that_vanish_are_told_once_and_come_back() {
+    on_each_database(async |l| {
+        assert!(l.see_stores(&[store("1"), store("2")], t(0)).await.unwrap().is_empty());
+        assert_eq!(l.see_stores(&[store("1")], t(1)).await.unwrap(), ["2".parse().unwrap()]);
+        assert!(l.see_stores(&[store("1")], t(2)).await.unwrap().is_empty());
+        assert_eq!(l.store(&"2".parse().unwrap()).await.unwrap().unwrap().vanished_at, Some(t(1)));
+        let west = StoreSeen { zone: None, region: Some("W".into()), ..store("2") };
+        l.see_stores(&[store("1"), west.clone()], t(3)).await.unwrap();
+        let row = l.store(&"2".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!((row.seen, row.vanished_at), (west, None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn manifests_list_two_fulls_and_what_follows_and_retention_knows_the_rest() {
+    on_each_database(async |l| {
+        let token = lease(&l, t(0)).await;
+        use PackKind::{Delta, Full};
+        for (n, kinds) in [&[Full][..], &[Delta], &[Full, Delta], &[Delta], &[Full, Delta], &[Delta]].iter().enumerate() {
+            let n = n as u64 + 1;
+            let staged = pack_one(&l, token, n, kinds).await.unwrap();
+            l.sign(Some(token), &[staged], Which::All, t(i64::try_from(n).unwrap()), &mut maker).await.unwrap();
+        }
+        let head = l.head(&price()).await.unwrap().unwrap();
+        let names = |packs: &[PackEntry]| packs.iter().map(|p| format!("{}{}", p.version, p.kind)).collect::<Vec<_>>();
+        assert_eq!(names(&head.packs), ["3full", "3delta", "4delta", "5full", "5delta", "6delta"]);
+        assert_eq!(names(&head.deltas_since_full().cloned().collect::<Vec<_>>()), ["6delta"]);
+        assert_eq!(head.last_full().unwrap().version, v(5));
+        let published = l.published(&price()).await.unwrap();
+        assert_eq!(published.len(), 8);
+        let dropped: Vec<_> = published.iter().filter(|p| p.dropped_at == Some(t(5))).map(|p| p.entry.clone()).collect();
+        assert_eq!(names(&dropped), ["1full", "2delta"], "dropped when the second full after them was signed");
+        assert_eq!(published.iter().filter(|p| p.dropped_at.is_some()).count(), 2);
+        l.forget_pack(token, &PackName { instance: price(), version: v(1), kind: Full }).await.unwrap();
+        assert_eq!(l.published(&price()).await.unwrap().len(), 7);
+        assert_eq!(l.head(&price()).await.unwrap().unwrap(), head);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn contracts_are_numbered_by_change_and_never_rewritten() {
+    on_each_database(async |l| {
+        let token = lease(&l, t(0)).await;
+        let stream = price().stream;
+        let (a, b) = (Sha256::of(b"a"), Sha256::of(b"b"));
+        let mut version = 0;
+        for (sha, ddl, number, new) in [(a, "a", 1, true), (a, "a", 1, false), (b, "b", 2, true), (a, "a", 3, true)] {
+            assert_eq!(l.schema_number(&stream, &sha).await.unwrap(), (number, new));
+            version += 1;
+            let instance = price();
+            let r = Reserve {
+                instance: &instance,
+                version: v(version),
+                epoch: 1,
+                schema: number,
+                schema_sha256: &sha,
+                ddl,
+                plan: "",
+                now: t(0),
+            };
+            l.reserve(token, &r).await.unwrap();
+            let twice = Reserve { version: v(version + 50), schema_sha256: &Sha256::of(b"z"), ..r };
+            assert!(matches!(l.reserve(token, &twice).await, Err(LedgerError::Conflict(_))));
+        }
+        assert_eq!(l.schema_ddl(&stream, 2).await.unwrap().as_deref(), Some("b"));
+        assert_eq!(l.schema_ddl(&stream, 9).await.unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_head_found_in_the_bucket_is_taken_over_once() {
+    on_each_database(async |l| {
+        let token = lease(&l, t(0)).await;
+        let sha = Sha256::of(b"ddl");
+        let head = Head {
+            version: v(7),
+            epoch: 2,
+            schema: 4,
+            digests: BTreeMap::new(),
+            packs: vec![pack(6, PackKind::Full), pack(7, PackKind::Delta)],
+            signed_at: t(1),
+        };
+        assert!(l.adopt(token, &price(), &head, (&sha, "ddl")).await.unwrap());
+        assert!(!l.adopt(token, &price(), &head, (&sha, "ddl")).await.unwrap());
+        assert_eq!(l.head(&price()).await.unwrap(), Some(head));
+        assert_eq!(l.max_version(&price()).await.unwrap(), Some(v(7)));
+        assert_eq!(l.schema_number(&price().stream, &sha).await.unwrap(), (4, false));
+        assert_eq!(l.published(&price()).await.unwrap().len(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn devices_and_beats() {
+    on_each_database(async |l| {
+        let id: DeviceId = "1-01".parse().unwrap();
+        let key = SecretKey::from_seed([7; 32]).public();
+        l.see_stores(&[store("1")], t(0)).await.unwrap();
+        l.enrol(&id, &key, t(0)).await.unwrap();
+        let beat = |seq, at| BeatRow {
+            device: id.clone(),
+            seq,
+            envelope: format!("{seq}"),
+            received_at: t(at),
+            last_seen_at: t(at),
+            serial: Some(3),
+        };
+        use BeatOutcome::{Known, Older, Recorded};
+        assert_eq!(
+            l.record_beats(&[beat(5, 10), beat(5, 11), beat(4, 12), beat(6, 13)]).await.unwrap(),
+            [Recorded, Known, Older(5), Recorded]
+        );
+        assert_eq!(l.beats(None).await.unwrap(), [BeatRow { serial: None, ..beat(6, 13) }]);
+        assert!(l.beats(Some(t(14))).await.unwrap().is_empty());
+        assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "a ledger that was set back");
+        l.record_beats(&[BeatRow { serial: Some(u64::MAX), ..beat(7, 13) }]).await.unwrap();
+        assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "not as far as that");
+
+        assert!(l.revoke(&id, t(20)).await.unwrap());
+        assert!(!l.revoke(&id, t(21)).await.unwrap());
+        let mut devices = Vec::new();
+        l.sign(None, &[], Which::All, t(22), &mut |s: &SignStore<'_>| {
+            devices.extend(s.devices.to_vec());
+            Ok(Made::Unchanged)
+        })
+        .await
+        .unwrap();
+        assert!(devices.is_empty(), "a revoked key is in no manifest");
+        let other = SecretKey::from_seed([8; 32]).public();
+        l.enrol(&id, &other, t(30)).await.unwrap();
+        assert_eq!(l.device(&id).await.unwrap().unwrap().key, other);
+        assert_eq!(l.record_beats(&[beat(1, 31)]).await.unwrap(), [Recorded], "a new key counts anew");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_mail_an_episode_and_a_mail_is_nobody_elses_while_claimed() {
+    on_each_database(async |l| {
+        let mail = |id: &str| Mail {
+            id: id.into(),
+            subject: "s".into(),
+            body: "b".into(),
+            created_at: t(0),
+            attempts: 0,
+            last_error: None,
+        };
+        assert!(l.open_episode("k", "text", &mail("1@hq"), t(0)).await.unwrap());
+        assert!(!l.open_episode("k", "text", &mail("2@hq"), t(1)).await.unwrap());
+        assert_eq!(l.open_episodes("k").await.unwrap().len(), 1);
+        assert!(l.close_episode("k", &mail("3@hq"), t(2)).await.unwrap());
+        assert!(!l.close_episode("k", &mail("4@hq"), t(3)).await.unwrap());
+        assert!(l.open_episode("k", "text", &mail("5@hq"), t(4)).await.unwrap(), "a new episode");
+        let ids = async || l.unsent_mails().await.unwrap().into_iter().map(|m| m.id).collect::<Vec<_>>();
+        assert_eq!(ids().await, ["1@hq", "3@hq", "5@hq"]);
+
+        let lease = Duration::from_secs(60);
+        let first = l.claim_mail(t(10), lease).await.unwrap().unwrap();
+        assert_eq!((first.id.as_str(), first.attempts), ("1@hq", 1));
+        assert_eq!(l.claim_mail(t(10), lease).await.unwrap().unwrap().id, "3@hq");
+        l.mail_sent("3@hq", t(11)).await.unwrap();
+        l.mail_failed("1@hq", "no route", t(100)).await.unwrap();
+        assert_eq!(l.claim_mail(t(12), lease).await.unwrap().unwrap().id, "5@hq");
+        assert_eq!(l.claim_mail(t(13), lease).await.unwrap(), None);
+        // A sender that died: its claim runs out.
+        let again = l.claim_mail(t(80), lease).await.unwrap().unwrap();
+        assert_eq!((again.id.as_str(), again.attempts), ("5@hq", 2));
+        let later = l.claim_mail(t(100), lease).await.unwrap().unwrap();
+        assert_eq!((later.id.as_str(), later.last_error.as_deref()), ("1@hq", Some("no route")));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_trust_file_is_not_rewritten_and_a_later_ledger_is_refused() {
+    on_each_database(async |l| {
+        l.add_trust(1, "{}", t(0)).await.unwrap();
+        l.add_trust(1, "{}", t(1)).await.unwrap();
+        assert!(matches!(l.add_trust(1, "{ }", t(1)).await, Err(LedgerError::Conflict(_))));
+        l.trust_put(1).await.unwrap();
+        assert_eq!(l.trust().await.unwrap(), [TrustRow { version: 1, envelope: "{}".into(), put: true }]);
+        sqlx::query("INSERT INTO migration (number) VALUES (99)").execute(l.pool()).await.unwrap();
+        assert!(matches!(Ledger::open_url(l.url()).await, Err(LedgerError::Unfit(_))));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_at_once_wait_for_each_other() {
+    on_each_database(async |l| {
+        let other = Ledger::open_url(l.url()).await.unwrap();
+        let writers = (0..40).map(|i| {
+            let ledger = if i % 2 == 0 { l.clone() } else { other.clone() };
+            tokio::spawn(async move { ledger.set_fact(&format!("f{i}"), "x").await })
+        });
+        for w in writers.collect::<Vec<_>>() {
+            w.await.unwrap().unwrap();
+        }
+        assert_eq!(l.fact("f39").await.unwrap().as_deref(), Some("x"));
+    })
+    .await;
+}
