@@ -1,0 +1,257 @@
+//! File drops: CSV and NDJSON files that a batch job puts into a directory.
+//!
+//! Owns the inbox directory: which files are drops, when they are whole, where they go after. A
+//! drop is read where it lies and moved only when what it says is signed (`done/`) or refused
+//! (`rejected/`, with the reason beside), so that after a power cut it is read once more, and
+//! found to be published already.
+
+mod content;
+mod csv;
+
+pub use content::{read_stores, read_table};
+
+use crate::source::SinkError;
+use proto::clock::Clock;
+use proto::ids::{Instance, TableName};
+use proto::shelf::{self, ShelfError};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How a drop is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A header line with column names, then a line a row.
+    Csv,
+    /// A JSON object a row.
+    Ndjson,
+}
+
+/// What a drop is, by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// `stores.csv`.
+    Stores,
+    /// `STREAM.AUDIENCE.TABLE.csv` or `.ndjson`: all rows of the table for that audience.
+    Table {
+        /// The stream@audience.
+        instance: Instance,
+        /// The table.
+        table: TableName,
+        /// How it is written.
+        format: Format,
+    },
+}
+
+/// A drop that is not what it should be, with the line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileError {
+    /// The line, counted from 1.
+    pub line: Option<u64>,
+    /// What is wrong.
+    pub reason: String,
+    /// Not the file's fault: where its rows go failed.
+    pub sink: Option<SinkError>,
+}
+
+impl FileError {
+    fn at(line: u64, reason: impl Into<String>) -> Self {
+        FileError { line: Some(line), reason: reason.into(), sink: None }
+    }
+    fn read(e: std::io::Error) -> Self {
+        let e = SinkError(format!("reading a drop: {e}"));
+        FileError::from(e)
+    }
+}
+
+impl From<SinkError> for FileError {
+    fn from(e: SinkError) -> Self {
+        FileError { line: None, reason: e.to_string(), sink: Some(e) }
+    }
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "line {line}: {}", self.reason),
+            None => f.write_str(&self.reason),
+        }
+    }
+}
+
+impl std::error::Error for FileError {}
+
+/// Reads a drop's name. `None`: not a drop at all (a marker, a half-copied file, a note).
+pub fn parse_name(name: &str) -> Option<Result<What, String>> {
+    let (stem, format) = if let Some(stem) = name.strip_suffix(".csv") {
+        (stem, Format::Csv)
+    } else if let Some(stem) = name.strip_suffix(".ndjson") {
+        (stem, Format::Ndjson)
+    } else {
+        return None;
+    };
+    if name.starts_with('.') {
+        return None;
+    }
+    if name == "stores.csv" {
+        return Some(Ok(What::Stores));
+    }
+    let parts: Vec<&str> = stem.split('.').collect();
+    let &[stream, audience, table] = parts.as_slice() else {
+        return Some(Err("a drop is named STREAM.AUDIENCE.TABLE.csv or .ndjson, e.g. price.zone-east.price.csv".into()));
+    };
+    let told = |e: proto::ids::BadName| e.to_string();
+    let what = || {
+        let instance = Instance { stream: stream.parse().map_err(told)?, audience: audience.parse().map_err(told)? };
+        Ok(What::Table { instance, table: table.parse().map_err(told)?, format })
+    };
+    Some(what())
+}
+
+/// A file in the inbox as one look saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length and when it was written, ns since 1970: a change of either is a change of it.
+    pub stamp: (u64, i128),
+    /// Whether `NAME.ok` lies beside it.
+    pub marked: bool,
+}
+
+/// A drop that is whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drop {
+    /// The file.
+    pub file: Seen,
+    /// What it is; why its name is refused.
+    pub what: Result<What, String>,
+}
+
+/// Decides when files are whole: marked by `NAME.ok`, or unchanged for the rest period. Looks are
+/// handed in with their time, so that nothing here waits.
+#[derive(Debug)]
+pub struct Watch {
+    rest: Duration,
+    since: BTreeMap<String, ((u64, i128), Duration)>,
+}
+
+/// What a look at the inbox gave.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Drops that are whole.
+    pub ready: Vec<Drop>,
+    /// Names of drops that are not known to be whole yet.
+    pub waiting: Vec<String>,
+    /// When the first of those could be, if nothing changes.
+    pub next: Option<Duration>,
+}
+
+impl Watch {
+    /// Files must rest so long.
+    pub fn new(rest: Duration) -> Self {
+        Watch { rest, since: BTreeMap::new() }
+    }
+
+    /// Takes a look made at monotonic time `now`.
+    pub fn observe(&mut self, files: Vec<Seen>, now: Duration) -> Look {
+        self.since.retain(|name, _| files.iter().any(|f| &f.name == name));
+        let mut look = Look::default();
+        for file in files {
+            let Some(what) = parse_name(&file.name) else { continue };
+            let seen = self.since.entry(file.name.clone()).or_insert((file.stamp, now));
+            if seen.0 != file.stamp {
+                *seen = (file.stamp, now);
+            }
+            let ready_at = seen.1 + self.rest;
+            if file.marked || now >= ready_at {
+                look.ready.push(Drop { file, what });
+            } else {
+                look.next = Some(look.next.map_or(ready_at, |n| n.min(ready_at)));
+                look.waiting.push(file.name);
+            }
+        }
+        look
+    }
+}
+
+/// The inbox directory.
+#[derive(Debug, Clone)]
+pub struct Inbox {
+    dir: PathBuf,
+}
+
+impl Inbox {
+    /// The inbox at a directory that is there.
+    pub fn new(dir: &Path) -> Self {
+        Inbox { dir: dir.to_owned() }
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// One look.
+    pub fn look(&self) -> Result<Vec<Seen>, ShelfError> {
+        let entries = shelf::list(&self.dir)?;
+        let files = entries.iter().filter(|e| !e.is_dir);
+        Ok(files
+            .map(|e| Seen {
+                name: e.name.clone(),
+                path: e.path.clone(),
+                stamp: (e.bytes, e.modified_ns),
+                marked: entries.iter().any(|m| !m.is_dir && m.name.strip_suffix(".ok") == Some(e.name.as_str())),
+            })
+            .collect())
+    }
+
+    /// Looks until every drop is whole, but no longer than a few rest periods: a file that still
+    /// grows is left for the next run.
+    pub async fn settle(&self, rest: Duration, clock: &dyn Clock) -> Result<Look, ShelfError> {
+        const LOOK: Duration = Duration::from_millis(100);
+        let mut watch = Watch::new(rest);
+        let end = clock.monotonic() + rest * 3 + LOOK;
+        loop {
+            let now = clock.monotonic();
+            let look = watch.observe(self.look()?, now);
+            match look.next {
+                Some(next) if now < end => {
+                    tokio::time::sleep(next.saturating_sub(now).clamp(Duration::from_millis(1), LOOK)).await;
+                }
+                _ => return Ok(look),
+            }
+        }
+    }
+
+    /// Moves a drop that was published to `done/`. One that changed since it was read stays: it
+    /// says something else now.
+    pub fn done(&self, drop: &Drop) -> Result<bool, ShelfError> {
+        self.move_to("done", drop)
+    }
+
+    /// Moves a drop that cannot be published to `rejected/`, the reason beside it.
+    pub fn reject(&self, drop: &Drop, reason: &str) -> Result<bool, ShelfError> {
+        let dir = self.dir.join("rejected");
+        shelf::create_dir(&dir)?;
+        // First the reason: a file there always has one.
+        shelf::write_durable(&dir.join(format!("{}.reason.txt", drop.file.name)), format!("{reason}\n").as_bytes())?;
+        self.move_to("rejected", drop)
+    }
+
+    fn move_to(&self, room: &str, drop: &Drop) -> Result<bool, ShelfError> {
+        let now = self.look()?.into_iter().find(|f| f.name == drop.file.name);
+        if now.is_none_or(|f| f.stamp != drop.file.stamp) {
+            return Ok(false);
+        }
+        let dir = self.dir.join(room);
+        shelf::create_dir(&dir)?;
+        // First the marker: alone it would vouch for the next file of that name.
+        shelf::remove(&self.dir.join(format!("{}.ok", drop.file.name)))?;
+        shelf::promote(&drop.file.path, &dir.join(&drop.file.name))?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,356 @@
+//! A SQLite file of its own for one instance's new rows. Loading it *is* the validation of rows:
+//! the contract's own constraints decide, and what they refuse is explained in people's words.
+//!
+//! Owns `state.dir/scratch`. Must never hold anything that is needed again: no journal, no sync;
+//! after a power cut the file is garbage and is thrown away.
+
+use crate::source::{Faults, RowFault, RowSink, SinkError, key_for_people};
+use proto::limits::Limits;
+use proto::schema::{Contract, Table, sql};
+use proto::shelf;
+use proto::value::Value;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags, Statement, ffi};
+use std::path::{Path, PathBuf};
+
+/// The scratch database failed: the disk, never a row.
+#[derive(Debug, thiserror::Error)]
+pub enum ScratchError {
+    /// SQLite.
+    #[error("the scratch database {path}: {source}")]
+    Sqlite {
+        /// Which.
+        path: String,
+        /// What it said.
+        source: rusqlite::Error,
+    },
+    /// Its file.
+    #[error("{0}")]
+    Shelf(#[from] shelf::ShelfError),
+    /// Where the rows went.
+    #[error("{0}")]
+    Sink(#[from] SinkError),
+}
+
+/// New rows under their contract, until it is dropped.
+#[derive(Debug)]
+pub struct Scratch {
+    db: Connection,
+    path: PathBuf,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Left-overs are deleted by the next run too.
+        if let Err(e) = shelf::remove(&self.path) {
+            tracing::debug!(path = %self.path.display(), error = %e, "a scratch file stays for now");
+        }
+    }
+}
+
+impl Scratch {
+    /// Makes the contract's tables in a new file.
+    pub fn create(path: &Path, contract: &Contract) -> Result<Scratch, ScratchError> {
+        shelf::remove(path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let failed = |source| ScratchError::Sqlite { path: path.display().to_string(), source };
+        let scratch = Scratch { db: Connection::open_with_flags(path, flags).map_err(failed)?, path: path.to_owned() };
+        // The journal in memory holds nothing here: every page is new in the one transaction.
+        scratch
+            .db
+            .execute_batch(
+                "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF;
+                 PRAGMA trusted_schema = OFF; PRAGMA foreign_keys = OFF; PRAGMA cache_size = -49152; BEGIN;",
+            )
+            .map_err(failed)?;
+        for table in &contract.tables {
+            scratch.db.execute_batch(&table.create).map_err(failed)?;
+            // Other indexes prove nothing about rows.
+            for (_, create) in table.indexes.iter().filter(|(_, create)| is_unique(create)) {
+                scratch.db.execute_batch(create).map_err(failed)?;
+            }
+        }
+        Ok(scratch)
+    }
+
+    /// The rows.
+    pub fn connection(&self) -> &Connection {
+        &self.db
+    }
+
+    fn failed(&self, source: rusqlite::Error) -> ScratchError {
+        ScratchError::Sqlite { path: self.path.display().to_string(), source }
+    }
+
+    /// Takes the rows of one table.
+    pub fn loader<'s>(&'s self, table: &'s Table, limits: &Limits, faults: &'s mut Faults) -> Result<Loader<'s>, ScratchError> {
+        let places: Vec<String> = (1..=table.columns.len()).map(|n| format!("?{n}")).collect();
+        let insert = format!("INSERT INTO {} ({}) VALUES ({})", table.quoted(), table.column_list(), places.join(", "));
+        let insert = self.db.prepare(&insert).map_err(|e| self.failed(e))?;
+        Ok(Loader { scratch: self, table, insert, limits: limits.clone(), faults, rows: 0 })
+    }
+
+    /// Copies a table's rows from a replica: a table that no drop came for keeps its content.
+    /// Columns that the replica does not have yet get their defaults.
+    pub fn copy(&self, table: &Table, from: &Connection, had: &Table) -> Result<u64, ScratchError> {
+        let columns = had.column_list();
+        let places: Vec<String> = (1..=had.columns.len()).map(|n| format!("?{n}")).collect();
+        let run = || {
+            let mut read = from.prepare(&format!("SELECT {columns} FROM {}", had.quoted()))?;
+            let mut insert =
+                self.db.prepare(&format!("INSERT INTO {} ({columns}) VALUES ({})", table.quoted(), places.join(", ")))?;
+            let mut rows = read.query([])?;
+            let mut count = 0;
+            while let Some(row) = rows.next()? {
+                for i in 0..had.columns.len() {
+                    insert.raw_bind_parameter(i + 1, Value::from(row.get_ref(i)?))?;
+                }
+                insert.raw_execute()?;
+                count += 1;
+            }
+            Ok(count)
+        };
+        run().map_err(|e| self.failed(e))
+    }
+
+    /// Finds rows whose foreign keys lead nowhere; to be asked when all tables are loaded.
+    pub fn check_references(&self, contract: &Contract, faults: &mut Faults) -> Result<(), ScratchError> {
+        for table in contract.tables.iter().filter(|t| t.has_foreign_keys) {
+            self.broken_references(table, faults).map_err(|e| self.failed(e))?;
+        }
+        Ok(())
+    }
+
+    fn broken_references(&self, table: &Table, faults: &mut Faults) -> rusqlite::Result<()> {
+        let keys: Vec<String> = table.key.iter().map(|k| format!("\"{}\"", table.columns[*k].name)).collect();
+        let mut by_rowid =
+            self.db.prepare(&format!("SELECT {} FROM {} WHERE rowid = ?1", keys.join(", "), table.quoted())).ok();
+        let mut check = self.db.prepare(&format!("PRAGMA foreign_key_check({})", table.quoted()))?;
+        let mut rows = check.query([])?;
+        while let Some(row) = rows.next()? {
+            let parent: String = row.get(2)?;
+            let key = match (row.get::<_, Option<i64>>(1)?, by_rowid.as_mut()) {
+                (Some(id), Some(find)) => {
+                    let found: Vec<Value<'static>> = find.query_row([id], |r| {
+                        (0..keys.len()).map(|i| r.get_ref(i).map(|v| Value::from(v).into_owned())).collect()
+                    })?;
+                    let at = |k: usize| table.key.iter().position(|c| *c == k).map(|i| found[i].clone());
+                    key_for_people(table, at)
+                }
+                _ => String::new(),
+            };
+            let problem = format!("refers to a row of table {parent} that is not there");
+            faults.push(RowFault { table: table.name.clone(), line: None, key, column: None, problem });
+        }
+        Ok(())
+    }
+
+    /// Ends the loading; rows can be read.
+    pub fn finish(&self) -> Result<(), ScratchError> {
+        self.db.execute_batch("COMMIT").map_err(|e| self.failed(e))
+    }
+}
+
+fn is_unique(create: &str) -> bool {
+    sql::tokens(create).get(1).is_some_and(|t| t.is("UNIQUE"))
+}
+
+/// Inserts rows as they come; refused ones are explained and counted.
+pub struct Loader<'s> {
+    scratch: &'s Scratch,
+    table: &'s Table,
+    insert: Statement<'s>,
+    limits: Limits,
+    faults: &'s mut Faults,
+    rows: u64,
+}
+
+impl Loader<'_> {
+    /// Good rows so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    fn insert(&mut self, row: &[Value<'_>]) -> rusqlite::Result<()> {
+        for (i, v) in row.iter().enumerate() {
+            self.insert.raw_bind_parameter(i + 1, v)?;
+        }
+        self.insert.raw_execute().map(|_| ())
+    }
+
+    fn tell(&mut self, row: &[Value<'_>], line: Option<u64>, column: Option<usize>, problem: String) {
+        self.faults.push(RowFault {
+            table: self.table.name.clone(),
+            line,
+            key: key_for_people(self.table, |k| row.get(k).cloned()),
+            column: column.map(|c| self.table.columns[c].name.clone()),
+            problem,
+        });
+    }
+
+    /// A row that no reader would take: its line in a pack would be too long.
+    fn too_long(&self, row: &[Value<'_>]) -> Option<String> {
+        let raw: usize = row
+            .iter()
+            .map(|v| match v {
+                Value::Text(t) => t.len(),
+                Value::Blob(b) => b.len() / 3 * 4,
+                _ => 0,
+            })
+            .sum();
+        // A character takes at most 6 bytes in JSON.
+        if (raw as u64).saturating_mul(6) < self.limits.line_bytes {
+            return None;
+        }
+        let mut line = Vec::new();
+        proto::value::write_row(row, &mut line).ok()?;
+        let (found, limit) = (line.len() as u64, self.limits.line_bytes);
+        (found > limit).then(|| format!("the row has {found} bytes as JSON, over limits.line_bytes = {limit}"))
+    }
+
+    /// What a constraint had against a row.
+    fn explain(&self, row: &[Value<'_>], e: &rusqlite::Error) -> (Option<usize>, String) {
+        if let Some(found) = self.column_problem(row) {
+            return found;
+        }
+        let code = e.sqlite_error().map_or(0, |e| e.extended_code);
+        let text = match e {
+            rusqlite::Error::SqliteFailure(_, Some(text)) => text.clone(),
+            other => other.to_string(),
+        };
+        match code {
+            ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID => {
+                (None, "the key is there twice".to_owned())
+            }
+            ffi::SQLITE_CONSTRAINT_UNIQUE => self.duplicate(row, &text),
+            ffi::SQLITE_CONSTRAINT_CHECK => {
+                let rule = text.strip_prefix("CHECK constraint failed: ").unwrap_or(&text);
+                self.broken_check(row, rule)
+            }
+            _ => (None, text),
+        }
+    }
+
+    /// A column whose value alone breaks the contract.
+    fn column_problem(&self, row: &[Value<'_>]) -> Option<(Option<usize>, String)> {
+        for (i, (v, c)) in row.iter().zip(&self.table.columns).enumerate() {
+            if *v == Value::Null && c.not_null {
+                return Some((Some(i), "is NULL, the contract says NOT NULL".to_owned()));
+            }
+            if !v.fits(c.ty) {
+                return Some((Some(i), format!("is {}, the contract has {}", v.for_people(), c.ty)));
+            }
+            let (length, unit) = match v {
+                Value::Text(t) => (t.chars().count() as u64, "characters"),
+                Value::Blob(b) => (b.len() as u64, "bytes"),
+                _ => continue,
+            };
+            if let Some(limit) = c.max_length
+                && length > limit
+            {
+                return Some((Some(i), format!("has {length} {unit}, the limit is {limit}: {}", v.for_people())));
+            }
+        }
+        None
+    }
+
+    /// A UNIQUE that another row was first to: both keys are named.
+    fn duplicate(&self, row: &[Value<'_>], text: &str) -> (Option<usize>, String) {
+        let table = self.table;
+        let prefix = format!("{}.", table.name);
+        let names = text.rsplit(": ").next().unwrap_or("").split(", ");
+        let columns: Vec<usize> =
+            names.filter_map(|n| table.column(n.strip_prefix(&prefix).unwrap_or(n))).collect();
+        if columns.is_empty() {
+            return (None, text.to_owned());
+        }
+        if columns.iter().all(|c| table.key.contains(c)) && columns.len() == table.key.len() {
+            return (None, "the key is there twice".to_owned());
+        }
+        let conditions: Vec<String> =
+            columns.iter().enumerate().map(|(n, c)| format!("\"{}\" = ?{}", table.columns[*c].name, n + 1)).collect();
+        let find = format!("SELECT {} FROM {} WHERE {}", table.key_list(), table.quoted(), conditions.join(" AND "));
+        let other = self.scratch.db.query_row(&find, rusqlite::params_from_iter(columns.iter().map(|c| &row[*c])), |r| {
+            let at = |k: usize| {
+                let i = table.key.iter().position(|c| *c == k)?;
+                r.get_ref(i).ok().map(|v| Value::from(v).into_owned())
+            };
+            Ok(key_for_people(table, at))
+        });
+        let values: Vec<String> = columns.iter().map(|c| row[*c].for_people()).collect();
+        let other = other.map_or_else(|_| "another row".to_owned(), |key| format!("the row with key {key}"));
+        let more: Vec<String> = columns[1..].iter().map(|c| table.columns[*c].name.to_string()).collect();
+        let with = if more.is_empty() { String::new() } else { format!(" (with {})", more.join(", ")) };
+        (Some(columns[0]), format!("is {}{with}, which must be unique, and is in {other} too", values.join(", ")))
+    }
+
+    /// A CHECK, quoted; where it speaks of one column only, that column's value is told.
+    fn broken_check(&self, row: &[Value<'_>], rule: &str) -> (Option<usize>, String) {
+        let words = sql::tokens(rule);
+        let mut named = (0..self.table.columns.len()).filter(|i| {
+            let name = self.table.columns[*i].name.as_str();
+            words.iter().any(|t| t.is(name))
+        });
+        match (named.next(), named.next()) {
+            (Some(i), None) => (Some(i), format!("is {}, which breaks CHECK ({rule})", row[i].for_people())),
+            _ => (None, format!("the row breaks CHECK ({rule})")),
+        }
+    }
+}
+
+impl RowSink for Loader<'_> {
+    fn row(&mut self, row: &[Value<'_>], line: Option<u64>) -> Result<(), SinkError> {
+        // SQLite would give a NULL in an INTEGER PRIMARY KEY a number of its own choice.
+        if let Some(k) = self.table.key.iter().find(|k| row[**k] == Value::Null) {
+            self.tell(row, line, Some(*k), "is NULL; a key's columns never are".to_owned());
+            return Ok(());
+        }
+        if let Some(problem) = self.too_long(row) {
+            self.tell(row, line, None, problem);
+            return Ok(());
+        }
+        match self.insert(row) {
+            Ok(()) => {
+                self.rows += 1;
+                if self.rows > self.limits.rows {
+                    return Err(SinkError(format!("table {}: more than limits.rows = {}", self.table.name, self.limits.rows)));
+                }
+                Ok(())
+            }
+            Err(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) => {
+                let (column, problem) = self.explain(row, &e);
+                self.tell(row, line, column, problem);
+                Ok(())
+            }
+            Err(e) => Err(SinkError(self.scratch.failed(e).to_string())),
+        }
+    }
+
+    fn fault(&mut self, fault: RowFault) -> Result<(), SinkError> {
+        self.faults.push(fault);
+        Ok(())
+    }
+}
+
+/// Compares two stored values by SQLite's order under BINARY collation.
+pub fn order(a: ValueRef<'_>, b: ValueRef<'_>) -> std::cmp::Ordering {
+    use std::cmp::Ordering;
+    fn class(v: &ValueRef<'_>) -> u8 {
+        match v {
+            ValueRef::Null => 0,
+            ValueRef::Integer(_) | ValueRef::Real(_) => 1,
+            ValueRef::Text(_) => 2,
+            ValueRef::Blob(_) => 3,
+        }
+    }
+    match (a, b) {
+        (ValueRef::Integer(a), ValueRef::Integer(b)) => a.cmp(&b),
+        (ValueRef::Real(a), ValueRef::Real(b)) => a.total_cmp(&b),
+        (ValueRef::Text(a), ValueRef::Text(b)) | (ValueRef::Blob(a), ValueRef::Blob(b)) => a.cmp(b),
+        (a, b) => match class(&a).cmp(&class(&b)) {
+            // An integer against a real: keys are of one type, so that this is a change of type.
+            Ordering::Equal => matches!(a, ValueRef::Real(_)).cmp(&matches!(b, ValueRef::Real(_))),
+            other => other,
+        },
+    }
+}

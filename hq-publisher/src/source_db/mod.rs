@@ -1,0 +1,299 @@
+//! Reads a headquarters database: PostgreSQL, MySQL/MariaDB or SQLite. A run reads one snapshot.
+//!
+//! Owns connections and the conversion of rows. Must never write to the source. Rows are streamed:
+//! memory does not grow with a table. Power may go at any time: nothing is kept.
+
+pub mod convert;
+pub mod drivers;
+pub mod query;
+
+use crate::config::{AudienceKind, SourceConfig, SourceKind};
+use crate::source::{BadStores, Problem, RowFault, RowSink, SinkError, StoreList, StoreRow, key_for_people, match_columns};
+use drivers::Fields;
+use futures_util::{FutureExt, TryStreamExt};
+use proto::ids::{StoreId, Zone};
+use proto::schema::Table;
+use proto::value::{ColumnType, Value};
+use query::{Dialect, Param, Query};
+use sqlx::mysql::MySqlConnectOptions;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, Column, ConnectOptions, Connection, Executor, SqlSafeStr, Statement};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The source database could not be read. Nothing of the stream is published.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The URL.
+    #[error("source.url: {0}")]
+    Url(String),
+    /// No connection.
+    #[error("the source database cannot be reached: {0}")]
+    Connect(String),
+    /// A query failed.
+    #[error("{what}: the query failed: {text}")]
+    Query {
+        /// The table, or `stores.query`.
+        what: String,
+        /// What the database said.
+        text: String,
+    },
+    /// The query's columns are not the contract's.
+    #[error("{what}: the query's columns are not the contract's: {text}")]
+    Columns {
+        /// The table, or `stores.query`.
+        what: String,
+        /// Which.
+        text: String,
+    },
+    /// The list of stores.
+    #[error("stores.query: {0}")]
+    Stores(#[from] BadStores),
+    /// Where the rows go.
+    #[error("{0}")]
+    Sink(#[from] SinkError),
+}
+
+/// The values of `:store` and `:zone`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Names<'n> {
+    /// The store that rows are read for.
+    pub store: Option<&'n StoreId>,
+    /// The zone that rows are read for.
+    pub zone: Option<&'n Zone>,
+}
+
+/// Which SQL a source speaks; none for an inbox.
+pub fn dialect(kind: &SourceKind) -> Option<Dialect> {
+    match kind {
+        SourceKind::Sqlite(_) => Some(Dialect::Sqlite),
+        SourceKind::Postgres(_) => Some(Dialect::Postgres),
+        SourceKind::MySql(_) => Some(Dialect::MySql),
+        SourceKind::Inbox(_) => None,
+    }
+}
+
+enum Link {
+    Sqlite(sqlx::SqliteConnection),
+    Postgres(sqlx::PgConnection),
+    MySql(sqlx::MySqlConnection),
+}
+
+/// One snapshot of the source database, on one connection, until it is dropped.
+pub struct Database {
+    link: Link,
+    row_timeout: Duration,
+}
+
+/// Runs one expression over whichever driver it is.
+macro_rules! with_link {
+    ($link:expr, $conn:ident => $body:expr) => {
+        match $link {
+            Link::Sqlite($conn) => $body,
+            Link::Postgres($conn) => $body,
+            Link::MySql($conn) => $body,
+        }
+    };
+}
+
+async fn in_time<T>(limit: Duration, what: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, SourceError> {
+    match tokio::time::timeout(limit, what).await {
+        Ok(done) => done.map_err(|e| SourceError::Connect(e.to_string())),
+        Err(_) => Err(SourceError::Connect(format!("no answer within source.connect_timeout = {} s", limit.as_secs()))),
+    }
+}
+
+impl Database {
+    /// Connects and begins the snapshot that every later read sees.
+    pub async fn open(config: &SourceConfig) -> Result<Database, SourceError> {
+        let bad = |e: sqlx::Error| SourceError::Url(e.to_string());
+        let limit = config.connect_timeout.0;
+        let link = match config.kind().map_err(|e| SourceError::Url(e.0))? {
+            SourceKind::Inbox(_) => return Err(SourceError::Url("an inbox is no database".into())),
+            SourceKind::Sqlite(path) => {
+                let options = SqliteConnectOptions::new()
+                    .filename(&path)
+                    .read_only(true)
+                    .create_if_missing(false)
+                    .busy_timeout(limit)
+                    .row_buffer_size(1024);
+                let mut conn = in_time(limit, options.connect())
+                    .await
+                    .map_err(|e| SourceError::Connect(format!("{}: {e}", path.display())))?;
+                // The snapshot begins with the first read.
+                in_time(limit, conn.execute(sqlx::raw_sql("BEGIN; SELECT count(*) FROM sqlite_schema"))).await?;
+                Link::Sqlite(conn)
+            }
+            SourceKind::Postgres(url) => {
+                let mut conn = in_time(limit, PgConnectOptions::from_str(&url).map_err(bad)?.connect()).await?;
+                let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1";
+                in_time(limit, conn.execute(sqlx::raw_sql(begin))).await?;
+                Link::Postgres(conn)
+            }
+            SourceKind::MySql(url) => {
+                // The server's own sql_mode, so that a query means what it means in its console.
+                let options =
+                    MySqlConnectOptions::from_str(&url).map_err(bad)?.pipes_as_concat(false).no_engine_substitution(false);
+                let mut conn = in_time(limit, options.connect()).await?;
+                for begin in [
+                    "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+                    "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+                ] {
+                    in_time(limit, conn.execute(sqlx::raw_sql(begin))).await?;
+                }
+                Link::MySql(conn)
+            }
+        };
+        Ok(Database { link, row_timeout: config.row_timeout.0 })
+    }
+
+    /// Ends the snapshot.
+    pub async fn close(self) {
+        // A read-only snapshot has nothing to lose.
+        let _ = with_link!(self.link, conn => conn.close().await);
+    }
+
+    /// The names of a query's columns, without running it.
+    async fn columns(&mut self, what: &str, query: &Query) -> Result<Vec<String>, SourceError> {
+        let failed = |e: sqlx::Error| SourceError::Query { what: what.to_owned(), text: e.to_string() };
+        let sql = AssertSqlSafe(query.sql.clone()).into_sql_str();
+        macro_rules! names {
+            ($statement:expr) => {
+                $statement.map_err(failed)?.columns().iter().map(|c| c.name().to_owned()).collect()
+            };
+        }
+        Ok(match &mut self.link {
+            Link::Sqlite(conn) => names!(conn.prepare(sql).await),
+            Link::MySql(conn) => names!(conn.prepare(sql).await),
+            Link::Postgres(conn) => {
+                let text = <String as sqlx::Type<sqlx::Postgres>>::type_info();
+                names!(conn.prepare_with(sql, &vec![text; query.params.len()]).await)
+            }
+        })
+    }
+
+    /// Runs a query and hands on its rows as they come.
+    async fn each(
+        &mut self,
+        what: &str,
+        query: &Query,
+        names: Names<'_>,
+        take: &mut dyn FnMut(&dyn Fields) -> Result<(), SinkError>,
+    ) -> Result<(), SourceError> {
+        let failed = |e: sqlx::Error| SourceError::Query { what: what.to_owned(), text: e.to_string() };
+        let limit = self.row_timeout;
+        let values = query.params.iter().map(|p| match p {
+            Param::Store => names.store.map(|s| s.as_str().to_owned()),
+            Param::Zone => names.zone.map(|z| z.as_str().to_owned()),
+        });
+        with_link!(&mut self.link, conn => {
+            let mut run = sqlx::query(AssertSqlSafe(query.sql.clone())).persistent(false);
+            for value in values {
+                run = run.bind(value);
+            }
+            let mut rows = run.fetch(conn);
+            loop {
+                // Rows mostly wait in the driver's buffer: a timer for each would cost more than they do.
+                let next = match rows.try_next().now_or_never() {
+                    Some(ready) => ready,
+                    None => tokio::time::timeout(limit, rows.try_next()).await.map_err(|_| SourceError::Query {
+                        what: what.to_owned(),
+                        text: format!("no row within source.row_timeout = {} s", limit.as_secs()),
+                    })?,
+                };
+                let Some(row) = next.map_err(failed)? else { break };
+                take(&row)?;
+            }
+        });
+        Ok(())
+    }
+
+    /// Reads a table's rows into the sink, by column name, converted to the contract's types.
+    pub async fn read(
+        &mut self,
+        table: &Table,
+        query: &Query,
+        names: Names<'_>,
+        sink: &mut dyn RowSink,
+    ) -> Result<(), SourceError> {
+        let what = format!("table {}", table.name);
+        let found = self.columns(&what, query).await?;
+        let wanted: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
+        let places: Vec<usize> = match_columns(&found, &wanted, &[])
+            .map_err(|text| SourceError::Columns { what: what.clone(), text })?
+            .into_iter()
+            .flatten()
+            .collect();
+        let types: Vec<ColumnType> = table.columns.iter().map(|c| c.ty).collect();
+        self.each(&what, query, names, &mut |row| take_row(table, &places, &types, row, sink)).await
+    }
+
+    /// Checks that a query runs and has the contract's columns, without reading rows.
+    pub async fn probe(&mut self, table: &Table, query: &Query) -> Result<(), SourceError> {
+        let what = format!("table {}", table.name);
+        let found = self.columns(&what, query).await?;
+        let wanted: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
+        match_columns(&found, &wanted, &[]).map(|_| ()).map_err(|text| SourceError::Columns { what, text })
+    }
+
+    /// Reads the list of stores: column `id`, and `zone` and `region` where there are any.
+    pub async fn stores(&mut self, query: &Query) -> Result<Vec<StoreRow>, SourceError> {
+        let what = "stores.query";
+        let found = self.columns(what, query).await?;
+        let places = match_columns(&found, &["id", "zone", "region"], &["zone", "region"])
+            .map_err(|text| SourceError::Columns { what: what.into(), text })?;
+        let mut list = StoreList::default();
+        self.each(what, query, Names::default(), &mut |row| {
+            let texts: Result<Vec<Option<String>>, Problem> = places.iter().map(|p| text_at(row, *p)).collect();
+            match texts.as_deref() {
+                Ok([id, zone, region]) => list.push(id.as_deref(), zone.as_deref(), region.as_deref()),
+                Ok(_) => {}
+                Err(Problem(text)) => list.unreadable(format!("a store's row {text}")),
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(list.finish()?)
+    }
+}
+
+fn text_at(row: &dyn Fields, place: Option<usize>) -> Result<Option<String>, Problem> {
+    let Some(place) = place else { return Ok(None) };
+    match row.raw(place)?.fit(ColumnType::Text)? {
+        Value::Text(t) => Ok(Some(t.into_owned())),
+        _ => Ok(None),
+    }
+}
+
+fn take_row(
+    table: &Table,
+    places: &[usize],
+    types: &[ColumnType],
+    row: &dyn Fields,
+    sink: &mut dyn RowSink,
+) -> Result<(), SinkError> {
+    let mut values = Vec::with_capacity(places.len());
+    for (i, (place, ty)) in places.iter().zip(types).enumerate() {
+        match row.raw(*place).and_then(|raw| raw.fit(*ty)) {
+            Ok(v) => values.push(v),
+            Err(Problem(problem)) => {
+                let key = key_for_people(table, |k| row.raw(places[k]).and_then(|raw| raw.fit(types[k])).ok());
+                let column = Some(table.columns[i].name.clone());
+                return sink.fault(RowFault { table: table.name.clone(), line: None, key, column, problem });
+            }
+        }
+    }
+    sink.row(&values, None)
+}
+
+/// Parses a table's query and checks its names against the stream's audience.
+pub fn parse_query(text: &str, dialect: Dialect, audience: AudienceKind) -> Result<Query, query::QueryError> {
+    let query = Query::parse(text, dialect)?;
+    query.check(match audience {
+        AudienceKind::All => "all",
+        AudienceKind::Zone => "zone",
+        AudienceKind::Store => "store",
+    })?;
+    Ok(query)
+}
