@@ -1,24 +1,57 @@
-//! The HTTP server's loop, hardened against slow and greedy clients.
+//! The HTTP server's loop, hardened against slow and greedy clients, and what its handlers share.
+//!
+//! Owns connections: how many, from where, for how long. A silent or trickling client is cut within
+//! seconds, one that does not read too; panics end in 500; an order to stop lets requests in work
+//! finish for a while. HTTP/1.1 only: sniffing for HTTP/2 comes before any timeout. Never routes:
+//! handlers do. Nothing here outlives the power.
+
+mod body;
+mod gate;
+mod guard;
+mod object;
 
 use crate::config::HumanDuration;
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use gate::Slot;
+use guard::Guarded;
+use http_body_util::Either;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioTimer;
+use hyper_util::service::TowerToHyperService;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+pub use body::{Body, BodyError, FileBody, Inbound, read_body};
+pub use gate::Gate;
+pub use object::{RangeAsked, Served, answer_object, empty, json, none_match, range_asked, text};
 
 /// Bounds on clients. A `[http]` table in each tier's file sets them.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpLimits {
     /// Connections at once. 512.
     pub connections: usize,
-    /// Connections at once from one address (IPv6: one /64). 32.
+    /// Connections at once from one address (IPv6: one /64). 32; behind a reverse proxy, as many as
+    /// `connections`.
     pub per_ip: usize,
+    /// Of the connections, how many only known addresses get, where the tier knows any. 170.
+    pub reserved: usize,
     /// From connecting, or the last answer, to the end of a request's head. 5 s.
     pub head_timeout: HumanDuration,
-    /// Bytes of a request's head. 16 KiB.
+    /// Bytes of a request's head; at least 8 KiB. 16 KiB.
     pub head_bytes: usize,
     /// Headers of a request. 64.
     pub headers: usize,
@@ -26,7 +59,7 @@ pub struct HttpLimits {
     pub body_timeout: HumanDuration,
     /// From a request's head to its answer's head. 90 s: longer than any long poll.
     pub answer_timeout: HumanDuration,
-    /// Waiting for a client to read counts up to this, then it must have taken `stall_bytes`. 10 s.
+    /// A client may keep us waiting to send for so long; then it must have taken `stall_bytes`. 10 s.
     pub stall: HumanDuration,
     /// 10 KiB: with 10 s of `stall`, 1 KiB/s.
     pub stall_bytes: u64,
@@ -40,6 +73,7 @@ impl Default for HttpLimits {
         HttpLimits {
             connections: 512,
             per_ip: 32,
+            reserved: 170,
             head_timeout: s(5),
             head_bytes: 16 << 10,
             headers: 64,
@@ -52,106 +86,156 @@ impl Default for HttpLimits {
     }
 }
 
-/// A request's body; reading fails when it takes longer than `body_timeout`.
-#[derive(Debug)]
-pub struct Inbound {}
-
-/// An answer's body.
-#[derive(Debug, Default)]
-pub enum Body {
-    /// None.
-    #[default]
-    Empty,
-    /// From memory.
-    Bytes(Bytes),
-    /// From a file, a chunk at a time.
-    File(FileBody),
-}
-
-/// Part of a file, read in chunks of 128 KiB off the async threads.
-#[derive(Debug)]
-pub struct FileBody {}
-
-impl FileBody {
-    /// `length` bytes from `start`; a file that ends earlier cuts the connection.
-    pub fn new(file: File, start: u64, length: u64) -> Self {
-        let _ = (file, start, length);
-        todo!()
-    }
-}
-
 /// Serves until `shutdown` is ready, then drains. `handler` is called for each request with the
 /// client's address; its panics are answered 500.
 pub async fn serve<H, F, B>(
-    listener: tokio::net::TcpListener,
+    listener: TcpListener,
     limits: HttpLimits,
     shutdown: impl Future<Output = ()> + Send,
     handler: H,
 ) where
-    H: Fn(Request<Inbound>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Inbound>, SocketAddr) -> F + Clone + Send + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: hyper::body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let _ = (listener, limits, shutdown, handler);
-    todo!()
+    let limits = HttpLimits { reserved: 0, ..limits };
+    serve_gated(listener, Arc::new(Gate::new(limits)), shutdown, handler).await;
 }
 
-/// Why a request's body could not be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum BodyError {
-    /// More than the limit.
-    #[error("the body has more than {0} bytes")]
-    TooLong(u64),
-    /// Slower than `body_timeout`.
-    #[error("the body took too long")]
-    TooSlow,
-    /// The client went away.
-    #[error("the body was cut off")]
-    Cut,
+/// The same at a gate that knows addresses and counts; the caller keeps a clone.
+pub async fn serve_gated<H, F, B>(
+    listener: TcpListener,
+    gate: Arc<Gate>,
+    shutdown: impl Future<Output = ()> + Send,
+    handler: H,
+) where
+    H: Fn(Request<Inbound>, SocketAddr) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (stop, stopped) = watch::channel(());
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            // Ended ones are reaped; without any this branch rests.
+            Some(_) = connections.join_next() => {}
+            accepted = accept(&listener) => {
+                let Some((stream, peer)) = accepted else { continue };
+                // A refused client's connection closes here.
+                let Some(slot) = gate.admit(peer.ip()) else { continue };
+                connections.spawn(connection(stream, peer, slot, stopped.clone(), handler.clone()));
+            }
+        }
+    }
+    drop(listener);
+    drop(stop);
+    let drain = gate.limits().drain.0;
+    if tokio::time::timeout(drain, async { while connections.join_next().await.is_some() {} }).await.is_err() {
+        tracing::debug!(cut = connections.len(), "connections cut at the end of the drain");
+    }
+    connections.shutdown().await;
 }
 
-impl BodyError {
-    /// 413, 408 or 400.
-    pub fn status(&self) -> StatusCode {
-        match self {
-            BodyError::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            BodyError::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            BodyError::Cut => StatusCode::BAD_REQUEST,
+/// The next connection; none when it broke before we had it. Out of files, it waits for some.
+async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    match listener.accept().await {
+        Ok(accepted) => Some(accepted),
+        Err(e) => {
+            if let Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) = Errno::from_io_error(&e) {
+                tracing::warn!("cannot accept connections for now: {e}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            None
         }
     }
 }
 
-/// Reads a request's body, up to `max` bytes, within its `body_timeout`.
-pub async fn read_body(body: Inbound, max: u64) -> Result<Bytes, BodyError> {
-    let _ = (body, max);
-    todo!()
+async fn connection<H, F, B>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    slot: Slot,
+    mut stopped: watch::Receiver<()>,
+    handler: H,
+) where
+    H: Fn(Request<Inbound>, SocketAddr) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let limits = slot.limits();
+    // Long polls answer in small pieces.
+    let _ = stream.set_nodelay(true);
+    let (body_timeout, answer_timeout) = (limits.body_timeout.0, limits.answer_timeout.0);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let request = request.map(|body| Inbound::new(body, body_timeout));
+        let answer = catch_unwind(AssertUnwindSafe(|| handler(request, peer)));
+        async move {
+            let Ok(answer) = answer else { return Ok(panicked()) };
+            let answer = AssertUnwindSafe(answer).catch_unwind();
+            Ok::<_, Infallible>(match tokio::time::timeout(answer_timeout, answer).await {
+                Ok(Ok(response)) => response.map(Either::Right),
+                Ok(Err(_)) => panicked(),
+                Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "it took too long").map(Either::Left),
+            })
+        }
+    });
+    let io = Guarded::new(stream, limits.stall.0, limits.stall_bytes);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_timeout.0)
+        .max_headers(limits.headers)
+        .max_header_size(limits.head_bytes)
+        .max_buf_size(limits.head_bytes.max(64 << 10))
+        .serve_connection(io, service);
+    let mut connection = std::pin::pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(e) = outcome {
+        tracing::trace!(%peer, "connection ended: {e}");
+    }
 }
 
-/// What a Range header asks of an object of known length.
+fn panicked<B>() -> Response<Either<Body, B>> {
+    tracing::error!("a request's handler panicked");
+    text(StatusCode::INTERNAL_SERVER_ERROR, "internal error").map(Either::Left)
+}
+
+/// Drives a tower service, such as axum's `Router`, by this loop: `serve(…, from_tower(router))`.
+/// The client's address is in the request's extensions as `Peer`.
+pub fn from_tower<S, B>(
+    service: S,
+) -> impl Fn(Request<Inbound>, SocketAddr) -> BoxFuture<'static, Response<B>> + Clone + Send + 'static
+where
+    TowerToHyperService<S>: Service<Request<Inbound>, Response = Response<B>, Error = Infallible>,
+    <TowerToHyperService<S> as Service<Request<Inbound>>>::Future: Send + 'static,
+    S: Clone + Send + 'static,
+{
+    let service = TowerToHyperService::new(service);
+    move |mut request, peer| {
+        request.extensions_mut().insert(Peer(peer));
+        let answer = service.call(request);
+        Box::pin(async move {
+            match answer.await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        })
+    }
+}
+
+/// The client's address, for handlers behind `from_tower`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RangeAsked {
-    /// All of it: no header, or one to be ignored (malformed, several ranges, other units).
-    Whole,
-    /// These bytes.
-    Part {
-        /// The first.
-        start: u64,
-        /// How many; at least one.
-        length: u64,
-    },
-    /// 416.
-    Unsatisfiable,
-}
+pub struct Peer(pub SocketAddr);
 
-/// Reads `Range` and `If-Range` for an object of `length` bytes with the strong ETag `etag`.
-pub fn range_asked(headers: &hyper::HeaderMap, length: u64, etag: &str) -> RangeAsked {
-    let _ = (headers, length, etag);
-    todo!()
-}
-
-/// Whether `If-None-Match` names `etag` (quotes included) or is `*`: answer 304.
-pub fn none_match(headers: &hyper::HeaderMap, etag: &str) -> bool {
-    let _ = (headers, etag);
-    todo!()
-}
+#[cfg(test)]
+mod tests;
