@@ -3,14 +3,29 @@
 //! Owns create-only puts (the same bytes again are a success, other bytes stop the run), pointers
 //! that are overwritten, and what a server does with conditions. Must never decide what is
 //! published. A directory's puts are fsynced; if the power goes, an object is there whole or not.
+//! A mirror is marked as behind before anything is put, and as even after all of it was.
 
-use crate::config::Config;
-use crate::ledger::Ledger;
+mod dir;
+mod s3;
+#[cfg(test)]
+mod tests;
+
+use crate::config::{Config, ObjectsConfig};
+use crate::ledger::{Ledger, LedgerError};
 use bytes::Bytes;
+use dir::Dir;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use proto::digest::Sha256;
 use proto::ids::{Instance, StoreId};
 use proto::layout::{ObjectName, PackName};
-use std::path::Path;
+use proto::limits::Limits;
+use s3::S3;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::Mutex;
+
+pub use s3::Conditions;
 
 /// Something to put.
 #[derive(Debug, Clone)]
@@ -26,6 +41,21 @@ pub enum Content<'a> {
         /// Its hash.
         sha256: Sha256,
     },
+}
+
+impl Content<'_> {
+    fn length(&self) -> u64 {
+        match self {
+            Content::Bytes(b) => b.len() as u64,
+            Content::File { bytes, .. } => *bytes,
+        }
+    }
+    fn sha256(&self) -> Sha256 {
+        match self {
+            Content::Bytes(b) => Sha256::of(b),
+            Content::File { sha256, .. } => *sha256,
+        }
+    }
 }
 
 /// What a create-only put found.
@@ -68,66 +98,397 @@ pub enum BucketError {
         /// Why not.
         reason: String,
     },
-    /// The ledger, which remembers probes and mirrors' lags.
+    /// The ledger, which remembers probes and mirrors.
     #[error(transparent)]
-    Ledger(#[from] crate::ledger::LedgerError),
+    Ledger(#[from] LedgerError),
 }
 
-/// The first bucket, which decides, and its mirrors.
+/// One bucket.
 #[derive(Debug, Clone)]
-pub struct Buckets {}
+pub struct Bucket {
+    url: Arc<str>,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Dir(Dir),
+    S3(S3),
+}
+
+/// What went wrong inside a bucket, before it is named.
+type Inner<T> = Result<T, Trouble>;
+
+#[derive(Debug)]
+enum Trouble {
+    OtherBytesThere,
+    Failed(String),
+}
+
+impl<E: std::error::Error> From<E> for Trouble {
+    fn from(e: E) -> Self {
+        // The reasons below say more than the first line.
+        let mut text = e.to_string();
+        let mut at = e.source();
+        while let Some(source) = at {
+            let more = source.to_string();
+            if !text.contains(&more) {
+                text = format!("{text}: {more}");
+            }
+            at = source.source();
+        }
+        Trouble::Failed(text)
+    }
+}
+
+impl Bucket {
+    /// Opens a bucket by URL; nothing is asked of it yet.
+    pub fn open(url: &str, config: &ObjectsConfig) -> Result<Bucket, BucketError> {
+        let bad = |reason: String| BucketError::BadUrl { url: url.to_owned(), reason };
+        let kind = if let Some(path) = url.strip_prefix("file:") {
+            Kind::Dir(Dir::new(PathBuf::from(path.strip_prefix("//").unwrap_or(path))))
+        } else {
+            Kind::S3(S3::new(url, config).map_err(bad)?)
+        };
+        Ok(Bucket { url: url.into(), kind })
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn name<'t, T>(&'t self, action: &'static str, name: &str, outcome: Inner<T>) -> Result<T, BucketError> {
+        outcome.map_err(|e| match e {
+            Trouble::OtherBytesThere => {
+                BucketError::OtherBytesThere { bucket: self.url.to_string(), name: name.to_owned() }
+            }
+            Trouble::Failed(reason) => {
+                BucketError::Failed { action, name: name.to_owned(), bucket: self.url.to_string(), reason }
+            }
+        })
+    }
+
+    async fn put_new(&self, name: &ObjectName, content: &Content<'_>) -> Result<Put, BucketError> {
+        let path = name.to_string();
+        let outcome = match &self.kind {
+            Kind::Dir(d) => d.put_new(&path, content).await,
+            Kind::S3(s) => s.put_new(&path, Some(name), content).await,
+        };
+        self.name("put", &path, outcome)
+    }
+
+    async fn put_pointer(&self, name: &ObjectName, bytes: Bytes) -> Result<(), BucketError> {
+        let path = name.to_string();
+        let outcome = match &self.kind {
+            Kind::Dir(d) => d.put_pointer(&path, bytes).await,
+            Kind::S3(s) => s.put_pointer(&path, name, bytes).await,
+        };
+        self.name("put", &path, outcome)
+    }
+
+    /// An object of at most `max` bytes; `None` when there is none.
+    pub async fn get(&self, name: &ObjectName, max: u64) -> Result<Option<Bytes>, BucketError> {
+        let path = name.to_string();
+        let outcome = match &self.kind {
+            Kind::Dir(d) => d.get(&path, max).await,
+            Kind::S3(s) => s.get(&path, max).await,
+        };
+        self.name("get", &path, outcome)
+    }
+
+    async fn get_to_file(&self, name: &ObjectName, to: &Path) -> Result<Option<(u64, Sha256)>, BucketError> {
+        let path = name.to_string();
+        let outcome = match &self.kind {
+            Kind::Dir(d) => d.get_to_file(&path, to).await,
+            Kind::S3(s) => s.get_to_file(&path, to).await,
+        };
+        self.name("get", &path, outcome)
+    }
+
+    /// All objects under a prefix (`packs/price@all/`, or none for all) of the layout, with lengths.
+    async fn list(&self, prefix: &str) -> Result<BTreeMap<ObjectName, u64>, BucketError> {
+        let outcome = match &self.kind {
+            Kind::Dir(d) => d.list(prefix).await,
+            Kind::S3(s) => s.list(prefix).await,
+        };
+        // Files that are not of the layout are not ours.
+        let names = self.name("list", prefix, outcome)?;
+        Ok(names.into_iter().filter_map(|(n, bytes)| Some((n.parse().ok()?, bytes))).collect())
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), BucketError> {
+        let path = name.to_string();
+        let outcome = match &self.kind {
+            Kind::Dir(d) => d.delete(&path).await,
+            Kind::S3(s) => s.delete(&path).await,
+        };
+        self.name("delete", &path, outcome)
+    }
+
+    /// Asks the bucket what it does with conditions on puts, by a small object that is deleted again.
+    /// Fails where nothing can be written at all.
+    pub async fn probe(&self) -> Result<Conditions, BucketError> {
+        let outcome = match &self.kind {
+            Kind::Dir(d) => d.probe().await,
+            Kind::S3(s) => s.probe().await,
+        };
+        self.name("probe", "", outcome)
+    }
+
+    /// The bucket's clock, where it has one of its own: the `Date` of an answer.
+    pub async fn date(&self) -> Option<jiff::Timestamp> {
+        match &self.kind {
+            Kind::Dir(_) => None,
+            Kind::S3(s) => s.date().await,
+        }
+    }
+}
+
+/// The first bucket, which decides, and its mirrors. Clones share what they know.
+#[derive(Debug, Clone)]
+pub struct Buckets {
+    first: Bucket,
+    mirrors: Vec<Arc<Mirror>>,
+    ledger: Ledger,
+    limits: Limits,
+    concurrency: usize,
+}
+
+#[derive(Debug)]
+struct Mirror {
+    bucket: Bucket,
+    state: Mutex<MirrorState>,
+}
+
+#[derive(Debug, Default)]
+struct MirrorState {
+    /// The number under which it was marked as behind; none before the first put.
+    mark: Option<i64>,
+    /// It was even before that: only this run's puts can be missing.
+    was_even: bool,
+    /// The first failure of this run; after it, nothing more is tried until the repair.
+    failed: Option<String>,
+}
 
 /// What is still missing in mirrors.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Lag {
-    /// A line a mirror that lags: URL, how many objects, why.
+    /// A line a mirror that lags: its URL and why.
     pub mirrors: Vec<String>,
 }
 
 impl Buckets {
-    /// Opens what the settings name; probes conditions once a bucket and remembers the answer in the
-    /// ledger.
+    /// Opens what the settings name. A bucket that was never probed for conditions is probed now, and
+    /// the answer kept in the ledger.
     pub async fn open(config: &Config, ledger: &Ledger) -> Result<Buckets, BucketError> {
-        let _ = (config, ledger);
-        todo!()
+        let mut all = Vec::new();
+        for url in &config.objects.urls {
+            let mut bucket = Bucket::open(url, &config.objects)?;
+            if let Kind::S3(s3) = &mut bucket.kind
+                && config.objects.s3.conditions.is_none()
+            {
+                let known = ledger.fact(&condition_fact(url)).await?;
+                let probed = match known.as_deref().and_then(Conditions::from_word) {
+                    Some(known) => Ok(known),
+                    None => {
+                        let outcome = s3.probe().await;
+                        bucket.name("probe", "", outcome)
+                    }
+                };
+                match probed {
+                    Ok(conditions) => {
+                        if known.is_none() {
+                            ledger.set_fact(&condition_fact(url), conditions.word()).await?;
+                        }
+                        if let Kind::S3(s3) = &mut bucket.kind {
+                            s3.set_conditions(conditions);
+                        }
+                    }
+                    // The first must be there; a mirror may be down, and is asked again next time.
+                    Err(e) if all.is_empty() => return Err(e),
+                    Err(e) => tracing::warn!(mirror = %url, "cannot probe: {e}"),
+                }
+            }
+            all.push(bucket);
+        }
+        let mut all = all.into_iter();
+        let first = all
+            .next()
+            .ok_or_else(|| BucketError::BadUrl { url: String::new(), reason: "name at least one bucket".into() })?;
+        let mirrors = all.map(|bucket| Arc::new(Mirror { bucket, state: Mutex::default() })).collect();
+        Ok(Buckets {
+            first,
+            mirrors,
+            ledger: ledger.clone(),
+            limits: config.limits.clone(),
+            concurrency: config.objects.concurrency,
+        })
     }
+
+    /// Puts under way at once, as set.
+    pub fn concurrency(&self) -> usize {
+        self.concurrency
+    }
+
     /// Puts what never changes, if the name is free; into mirrors too (a mirror's failure is
     /// remembered and repaired later).
     pub async fn put_new(&self, name: &ObjectName, content: Content<'_>) -> Result<Put, BucketError> {
-        let _ = (name, content);
-        todo!()
+        self.mark_mirrors().await?;
+        let put = self.first.put_new(name, &content).await?;
+        for mirror in &self.mirrors {
+            mirror.attempt(async |b| b.put_new(name, &content).await.map(|_| ())).await;
+        }
+        Ok(put)
     }
+
     /// Puts what is replaced: a manifest, `trust.json`; into mirrors too.
     pub async fn put_pointer(&self, name: &ObjectName, bytes: Bytes) -> Result<(), BucketError> {
-        let _ = (name, bytes);
-        todo!()
+        self.mark_mirrors().await?;
+        self.first.put_pointer(name, bytes.clone()).await?;
+        for mirror in &self.mirrors {
+            mirror.attempt(async |b| b.put_pointer(name, bytes.clone()).await).await;
+        }
+        Ok(())
     }
+
     /// An object of at most `max` bytes; `None` when there is none. From the first bucket.
     pub async fn get(&self, name: &ObjectName, max: u64) -> Result<Option<Bytes>, BucketError> {
-        let _ = (name, max);
-        todo!()
+        self.first.get(name, max).await
     }
-    /// Copies an object into a file, streamed; its length and hash, or `None` when there is none.
+
+    /// Copies an object into a file (replaced if there), streamed and synced; its length and hash, or
+    /// `None` when there is none.
     pub async fn get_to_file(&self, name: &ObjectName, to: &Path) -> Result<Option<(u64, Sha256)>, BucketError> {
-        let _ = (name, to);
-        todo!()
+        self.first.get_to_file(name, to).await
     }
+
     /// The packs of an instance with their lengths, in order.
     pub async fn list_packs(&self, instance: &Instance) -> Result<Vec<(PackName, u64)>, BucketError> {
-        let _ = instance;
-        todo!()
+        let names = self.first.list(&format!("packs/{instance}/")).await?;
+        Ok(names.into_iter().filter_map(|(n, b)| if let ObjectName::Pack(p) = n { Some((p, b)) } else { None }).collect())
     }
+
     /// The stores that have a manifest.
     pub async fn list_stores(&self) -> Result<Vec<StoreId>, BucketError> {
-        todo!()
+        let names = self.first.list("stores/").await?;
+        Ok(names.into_keys().filter_map(|n| if let ObjectName::Manifest(s) = n { Some(s) } else { None }).collect())
     }
+
     /// Deletes a pack, in mirrors too; one that is gone is fine.
     pub async fn delete(&self, name: &ObjectName) -> Result<(), BucketError> {
-        let _ = name;
-        todo!()
+        self.first.delete(name).await?;
+        for mirror in &self.mirrors {
+            // A mirror that keeps it lacks nothing.
+            if let Err(e) = mirror.bucket.delete(name).await {
+                tracing::warn!("{e}");
+            }
+        }
+        Ok(())
     }
-    /// Brings mirrors up to the first bucket; what is left.
+
+    /// Marks the mirrors as behind, durably, before the first put of this run.
+    async fn mark_mirrors(&self) -> Result<(), BucketError> {
+        for mirror in &self.mirrors {
+            let mut state = mirror.state.lock().await;
+            if state.mark.is_none() {
+                let (mark, was_even) = self.ledger.mirror_behind(mirror.bucket.url()).await?;
+                *state = MirrorState { mark: Some(mark), was_even, failed: None };
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings mirrors up to the first bucket, and marks as even those that are; tells of the others.
+    /// Run it after the last put.
     pub async fn repair_mirrors(&self) -> Result<Lag, BucketError> {
-        todo!()
+        let mut lag = Lag::default();
+        if self.mirrors.is_empty() {
+            return Ok(lag);
+        }
+        self.mark_mirrors().await?;
+        for mirror in &self.mirrors {
+            let mut state = mirror.state.lock().await;
+            let outcome = match (&state.failed, state.was_even) {
+                (None, true) => Ok(()),
+                (None, false) => self.copy_all(&mirror.bucket).await.map_err(|e| e.to_string()),
+                (Some(e), _) => Err(e.clone()),
+            };
+            match (outcome, state.mark) {
+                (Ok(()), Some(mark)) => self.ledger.mirror_even(mirror.bucket.url(), mark).await?,
+                (Ok(()), None) => {}
+                (Err(e), _) => lag.mirrors.push(format!("{} lags behind {}: {e}", mirror.bucket.url(), self.first.url())),
+            }
+            // The next puts begin anew.
+            *state = MirrorState::default();
+        }
+        Ok(lag)
     }
+
+    /// Copies to a mirror what it lacks: packs and trust files by name and length, then pointers.
+    async fn copy_all(&self, mirror: &Bucket) -> Result<(), BucketError> {
+        let (ours, theirs) = (self.first.list("").await?, mirror.list("").await?);
+        let (fixed, pointers): (Vec<_>, Vec<_>) = ours.into_iter().partition(|(n, _)| n.is_immutable());
+        let missing = fixed.into_iter().filter(|(n, bytes)| theirs.get(n) != Some(bytes));
+        stream::iter(missing.map(Ok))
+            .try_for_each_concurrent(4, |(name, bytes)| async move { self.copy(mirror, &name, bytes).await })
+            .await?;
+        let pointers = stream::iter(pointers).map(|(name, _)| async move {
+            let max = self.limits.manifest_bytes;
+            let Some(bytes) = self.first.get(&name, max).await? else { return Ok(()) };
+            if mirror.get(&name, max).await?.as_ref() == Some(&bytes) {
+                return Ok(());
+            }
+            mirror.put_pointer(&name, bytes).await
+        });
+        pointers.buffer_unordered(self.concurrency).try_collect::<()>().await
+    }
+
+    async fn copy(&self, mirror: &Bucket, name: &ObjectName, bytes: u64) -> Result<(), BucketError> {
+        if bytes <= s3::SMALL {
+            let Some(all) = self.first.get(name, bytes).await? else { return Ok(()) };
+            return mirror.put_new(name, &Content::Bytes(all)).await.map(|_| ());
+        }
+        let failed = |reason: String| BucketError::Failed {
+            action: "copy",
+            name: name.to_string(),
+            bucket: mirror.url().to_owned(),
+            reason,
+        };
+        let dir = tempdir().map_err(|e| failed(e.to_string()))?;
+        let path = dir.join(name.to_string().replace('/', "_"));
+        let copied = match self.first.get_to_file(name, &path).await {
+            Ok(Some((bytes, sha256))) => {
+                mirror.put_new(name, &Content::File { path: &path, bytes, sha256 }).await.map(|_| ())
+            }
+            Ok(None) => Ok(()),
+            Err(e) => Err(e),
+        };
+        proto::shelf::remove(&path).map_err(|e| failed(e.to_string()))?;
+        copied
+    }
+}
+
+/// Where packs rest on their way to a mirror.
+fn tempdir() -> Result<PathBuf, proto::shelf::ShelfError> {
+    let dir = std::env::temp_dir().join(format!("hq-publisher-{}", std::process::id()));
+    proto::shelf::create_dir(&dir)?;
+    Ok(dir)
+}
+
+impl Mirror {
+    /// Tries a put; the first failure ends the tries of this run.
+    async fn attempt(&self, put: impl AsyncFnOnce(&Bucket) -> Result<(), BucketError>) {
+        if self.state.lock().await.failed.is_some() {
+            return;
+        }
+        if let Err(e) = put(&self.bucket).await {
+            tracing::warn!(mirror = self.bucket.url(), "{e}");
+            self.state.lock().await.failed.get_or_insert(e.to_string());
+        }
+    }
+}
+
+fn condition_fact(url: &str) -> String {
+    format!("conditions {url}")
 }

@@ -102,10 +102,4 @@ CREATE TABLE mail (
     last_error TEXT
 );
 CREATE INDEX mail_unsent ON mail (next_s) WHERE sent_s IS NULL;
-CREATE TABLE mirror (url TEXT PRIMARY KEY, seeded BIGINT NOT NULL);
-CREATE TABLE mirror_lag (
-    url TEXT NOT NULL,
-    object TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    PRIMARY KEY (url, object)
-);
+CREATE TABLE mirror (url TEXT PRIMARY KEY, mark BIGINT NOT NULL, even BIGINT NOT NULL);

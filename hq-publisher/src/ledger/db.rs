@@ -107,7 +107,7 @@ impl Ledger {
     /// Opens a database by URL: `sqlite:FILE` or `postgres://…`.
     pub async fn open_url(url: &str) -> Result<Ledger, LedgerError> {
         sqlx::any::install_default_drivers();
-        let (kind, url) = match url.strip_prefix("sqlite:") {
+        let (kind, full) = match url.strip_prefix("sqlite:") {
             Some(rest) => (Kind::Sqlite, sqlite_url(rest)?),
             None => (Kind::Postgres, url.to_owned()),
         };
@@ -115,7 +115,7 @@ impl Ledger {
             .max_connections(if kind == Kind::Sqlite { 4 } else { 8 })
             .acquire_timeout(Duration::from_secs(60))
             .after_connect(move |c, _| Box::pin(async move { if kind == Kind::Sqlite { settle(c).await } else { Ok(()) } }))
-            .connect(&url)
+            .connect(&full)
             .await?;
         let ledger = Ledger { pool, kind, url: url.into(), turn: Arc::default() };
         ledger.migrate().await?;
@@ -126,7 +126,7 @@ impl Ledger {
     pub fn kind(&self) -> Kind {
         self.kind
     }
-    /// Its URL, password and all.
+    /// Its URL as it was given, password and all.
     pub(super) fn url(&self) -> &str {
         &self.url
     }

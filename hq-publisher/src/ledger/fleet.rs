@@ -209,6 +209,35 @@ impl Ledger {
         w.commit().await
     }
 
+    /// A mirror is about to be put to: marks it as behind. The mark to give to
+    /// [`Ledger::mirror_even`], and whether it was even before.
+    pub async fn mirror_behind(&self, url: &str) -> Result<(i64, bool), LedgerError> {
+        let mut w = self.write().await?;
+        let row = sqlx::query("SELECT mark, even FROM mirror WHERE url = $1").bind(url).fetch_optional(&mut **w).await?;
+        let (mark, even) = row.map(|r| Ok::<_, LedgerError>((r.number(0)?, r.number(1)?))).transpose()?.unwrap_or((0, 0));
+        sqlx::query(
+            "INSERT INTO mirror (url, mark, even) VALUES ($1, $2, 0) ON CONFLICT (url) \
+             DO UPDATE SET mark = excluded.mark, even = 0",
+        )
+        .bind(url)
+        .bind(mark + 1)
+        .execute(&mut **w)
+        .await?;
+        w.commit().await?;
+        Ok((mark + 1, even != 0))
+    }
+
+    /// A mirror has all that the first bucket has, unless somebody marked it since.
+    pub async fn mirror_even(&self, url: &str, mark: i64) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        sqlx::query("UPDATE mirror SET even = 1 WHERE url = $1 AND mark = $2")
+            .bind(url)
+            .bind(mark)
+            .execute(&mut **w)
+            .await?;
+        w.commit().await
+    }
+
     /// The latest time that this ledger was used at; none in a new one.
     pub async fn latest_time(&self) -> Result<Option<Timestamp>, LedgerError> {
         self.fact(TIME).await?.map(|t| parse(&t, "time")).transpose()

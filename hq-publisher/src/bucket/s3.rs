@@ -1,0 +1,327 @@
+//! A bucket behind the S3 API.
+//!
+//! Create-only puts rely on If-None-Match where the server honours it (found by a probe, or said by
+//! the settings). Where it does not, the name is looked at before the put: then the publisher's lease
+//! alone keeps two from writing one name at once.
+
+use super::{Content, Inner, Put, Trouble};
+use crate::config::ObjectsConfig;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
+use object_store::path::Path as Key;
+use object_store::{
+    Attribute, Attributes, BackoffConfig, ClientOptions, Error, ObjectStore, ObjectStoreExt, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, RetryConfig, UpdateVersion, WriteMultipart,
+};
+use proto::digest::{Sha256, Sha256Stream};
+use proto::layout::ObjectName;
+use proto::shelf::{self, PartFile};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is put in one request, in bytes; more goes in parts of this size, four at once.
+pub(super) const SMALL: u64 = 8 << 20;
+
+/// What a server does with conditions on puts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conditions {
+    /// If-None-Match and If-Match hold.
+    Honoured,
+    /// They are ignored: the second create-only put won silently.
+    Ignored,
+    /// They are answered by an error (OSS: 501).
+    Refused,
+}
+
+impl Conditions {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Conditions::Honoured => "honoured",
+            Conditions::Ignored => "ignored",
+            Conditions::Refused => "refused",
+        }
+    }
+    pub(super) fn from_word(word: &str) -> Option<Self> {
+        [Conditions::Honoured, Conditions::Ignored, Conditions::Refused].into_iter().find(|c| c.word() == word)
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct S3 {
+    store: Arc<AmazonS3>,
+    prefix: Arc<str>,
+    endpoint: Arc<str>,
+    conditions: bool,
+}
+
+impl S3 {
+    /// Keys, and what the settings leave open, come from the usual AWS variables.
+    pub(super) fn new(url: &str, config: &ObjectsConfig) -> Result<S3, String> {
+        let parsed = url::Url::parse(url).map_err(|e| e.to_string())?;
+        let bucket = parsed.host_str().filter(|b| !b.is_empty()).ok_or("write s3://bucket/prefix")?;
+        let endpoint = config.s3.endpoint.as_deref();
+        let client = ClientOptions::new()
+            .with_connect_timeout(Duration::from_secs(10))
+            .with_read_timeout(Duration::from_secs(60))
+            .with_timeout_disabled()
+            .with_allow_http(endpoint.is_some_and(|e| e.starts_with("http://")));
+        let mut builder = AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            .with_client_options(client)
+            .with_virtual_hosted_style_request(config.s3.virtual_hosted)
+            // Without a condition the plain mode is all there is; with one, a lost answer comes back
+            // as "already there", and the bytes are compared.
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
+            .with_retry(RetryConfig {
+                backoff: BackoffConfig::default(),
+                max_retries: 4,
+                retry_timeout: Duration::from_secs(30),
+            });
+        if let Some(endpoint) = endpoint {
+            builder = builder.with_endpoint(endpoint);
+        }
+        if let Some(region) = &config.s3.region {
+            builder = builder.with_region(region);
+        }
+        let prefix = parsed.path().trim_matches('/').to_owned();
+        Key::parse(&prefix).map_err(|e| e.to_string())?;
+        let store = builder.build().map_err(|e| e.to_string())?;
+        Ok(S3 {
+            store: Arc::new(store),
+            prefix: prefix.into(),
+            endpoint: endpoint.unwrap_or_default().into(),
+            conditions: config.s3.conditions.unwrap_or(false),
+        })
+    }
+
+    pub(super) fn set_conditions(&mut self, found: Conditions) {
+        self.conditions = found == Conditions::Honoured;
+    }
+
+    fn key(&self, name: &str) -> Inner<Key> {
+        let full = if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix) };
+        Ok(Key::parse(full)?)
+    }
+
+    pub(super) async fn put_new(&self, name: &str, object: Option<&ObjectName>, content: &Content<'_>) -> Inner<Put> {
+        let key = self.key(name)?;
+        let small = content.length() <= SMALL;
+        if !(self.conditions && small) {
+            match self.store.head(&key).await {
+                Ok(_) => return self.compare(&key, content).await,
+                Err(Error::NotFound { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if !small {
+            return self.put_in_parts(&key, object, content).await;
+        }
+        let bytes = read_whole(content).await?;
+        let mode = if self.conditions { PutMode::Create } else { PutMode::Overwrite };
+        match self.store.put_opts(&key, bytes.into(), put_options(object, mode)).await {
+            Ok(_) => Ok(Put::New),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => self.compare(&key, content).await,
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    async fn put_in_parts(&self, key: &Key, object: Option<&ObjectName>, content: &Content<'_>) -> Inner<Put> {
+        let options = PutMultipartOptions { attributes: attributes(object), ..PutMultipartOptions::default() };
+        let upload = self.store.put_multipart_opts(key, options).await?;
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, usize::try_from(SMALL).unwrap_or(8 << 20));
+        let outcome = async {
+            match content {
+                Content::Bytes(b) => writer.put(b.clone()),
+                Content::File { path, .. } => {
+                    let mut file = tokio::fs::File::from_std(shelf::open_regular(path)?);
+                    let mut hash = Sha256Stream::default();
+                    let mut chunk = vec![0; 1 << 20];
+                    loop {
+                        writer.wait_for_capacity(4).await?;
+                        let n = tokio::io::AsyncReadExt::read(&mut file, &mut chunk).await?;
+                        if n == 0 {
+                            break;
+                        }
+                        hash.update(&chunk[..n]);
+                        writer.write(&chunk[..n]);
+                    }
+                    if hash.finish() != content.sha256() {
+                        return Err(Trouble::Failed(format!("{} changed while it was read", path.display())));
+                    }
+                }
+            }
+            Ok(())
+        };
+        match outcome.await {
+            Ok(()) => {
+                writer.finish().await?;
+                Ok(Put::New)
+            }
+            Err(e) => {
+                // Parts left behind cost money; a bucket rule is the second net.
+                let _ = writer.abort().await;
+                Err(e)
+            }
+        }
+    }
+
+    /// The name is taken: by the same bytes?
+    async fn compare(&self, key: &Key, content: &Content<'_>) -> Inner<Put> {
+        let mut body = self.store.get(key).await?.into_stream();
+        let (mut length, mut hash) = (0, Sha256Stream::default());
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk?;
+            length += chunk.len() as u64;
+            if length > content.length() {
+                return Err(Trouble::OtherBytesThere);
+            }
+            hash.update(&chunk);
+        }
+        let same = length == content.length() && hash.finish() == content.sha256();
+        if same { Ok(Put::SameThere) } else { Err(Trouble::OtherBytesThere) }
+    }
+
+    pub(super) async fn put_pointer(&self, name: &str, object: &ObjectName, bytes: Bytes) -> Inner<()> {
+        let options = put_options(Some(object), PutMode::Overwrite);
+        self.store.put_opts(&self.key(name)?, bytes.into(), options).await?;
+        Ok(())
+    }
+
+    pub(super) async fn get(&self, name: &str, max: u64) -> Inner<Option<Bytes>> {
+        let got = match self.store.get(&self.key(name)?).await {
+            Ok(got) => got,
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let mut all = Vec::new();
+        let mut body = got.into_stream();
+        while let Some(chunk) = body.next().await {
+            all.extend_from_slice(&chunk?);
+            if all.len() as u64 > max {
+                return Err(Trouble::Failed(format!("it has more than {max} bytes")));
+            }
+        }
+        Ok(Some(all.into()))
+    }
+
+    pub(super) async fn get_to_file(&self, name: &str, to: &Path) -> Inner<Option<(u64, Sha256)>> {
+        let got = match self.store.get(&self.key(name)?).await {
+            Ok(got) => got,
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let mut part = PartFile::open(to)?;
+        part.restart()?;
+        let (mut length, mut hash) = (0, Sha256Stream::default());
+        let mut body = got.into_stream();
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk?;
+            hash.update(&chunk);
+            length += chunk.len() as u64;
+            part.write(&chunk)?;
+        }
+        part.finish()?;
+        Ok(Some((length, hash.finish())))
+    }
+
+    pub(super) async fn list(&self, prefix: &str) -> Inner<Vec<(String, u64)>> {
+        let room = self.key(prefix.trim_end_matches('/'))?;
+        let mut found = Vec::new();
+        let mut all = self.store.list(Some(&room));
+        while let Some(meta) = all.next().await {
+            let meta = meta?;
+            let key = meta.location.as_ref();
+            let name = key.strip_prefix(&*self.prefix).map_or(key, |n| n.trim_start_matches('/'));
+            found.push((name.to_owned(), meta.size));
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn delete(&self, name: &str) -> Inner<()> {
+        match self.store.delete(&self.key(name)?).await {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Puts one name twice as create-only, then over a version that is not there any more.
+    pub(super) async fn probe(&self) -> Inner<Conditions> {
+        let random = proto::retry::random_unit().to_bits();
+        let key = self.key(&format!("probe/{random:016x}"))?;
+        let put = |bytes: &'static str, mode| {
+            self.store.put_opts(&key, PutPayload::from_static(bytes.as_bytes()), put_options(None, mode))
+        };
+        let found = match put("first", PutMode::Create).await {
+            Err(refused) => {
+                // Either conditions are refused, or nothing can be written at all.
+                put("plain", PutMode::Overwrite).await?;
+                tracing::info!("conditions on puts are refused: {refused}");
+                Conditions::Refused
+            }
+            Ok(first) => {
+                let second = put("second", PutMode::Create).await;
+                let stale = UpdateVersion { e_tag: first.e_tag, version: None };
+                let moved = put("third", PutMode::Overwrite).await;
+                let late = put("fourth", PutMode::Update(stale)).await;
+                moved?;
+                match (second, late) {
+                    (Err(Error::AlreadyExists { .. } | Error::Precondition { .. }), Err(Error::Precondition { .. })) => {
+                        Conditions::Honoured
+                    }
+                    (Ok(_), _) | (_, Ok(_)) => Conditions::Ignored,
+                    _ => Conditions::Refused,
+                }
+            }
+        };
+        self.delete_key(&key).await?;
+        Ok(found)
+    }
+
+    async fn delete_key(&self, key: &Key) -> Inner<()> {
+        match self.store.delete(key).await {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The `Date` header of the server's answer to anything.
+    pub(super) async fn date(&self) -> Option<jiff::Timestamp> {
+        if self.endpoint.is_empty() {
+            return None;
+        }
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().ok()?;
+        let answer = client.head(&*self.endpoint).send().await.ok()?;
+        let date = answer.headers().get("date")?.to_str().ok()?;
+        Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp())
+    }
+}
+
+fn attributes(object: Option<&ObjectName>) -> Attributes {
+    let mut attributes = Attributes::new();
+    if let Some(object) = object {
+        attributes.insert(Attribute::ContentType, object.content_type().into());
+        attributes.insert(Attribute::CacheControl, object.cache_control().into());
+    }
+    attributes
+}
+
+fn put_options(object: Option<&ObjectName>, mode: PutMode) -> PutOptions {
+    PutOptions { mode, attributes: attributes(object), ..PutOptions::default() }
+}
+
+/// The bytes of small content.
+async fn read_whole(content: &Content<'_>) -> Inner<Bytes> {
+    match content {
+        Content::Bytes(b) => Ok(b.clone()),
+        Content::File { path, sha256, .. } => {
+            let (path, sha256) = (path.to_path_buf(), *sha256);
+            let bytes = tokio::task::spawn_blocking(move || shelf::read_bounded(&path, SMALL)).await??;
+            if Sha256::of(&bytes) != sha256 {
+                return Err(Trouble::Failed("the file changed after it was written".into()));
+            }
+            Ok(bytes.into())
+        }
+    }
+}
