@@ -106,7 +106,7 @@ fn overrides(env: impl IntoIterator<Item = (String, String)>) -> Vec<(String, St
 }
 
 fn line_and_column(text: &str, at: usize) -> String {
-    let before = &text[..text.floor_char_boundary(at)];
+    let before = text.get(..at).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
     format!("line {line}, column {column}: ")

@@ -318,11 +318,11 @@ impl Source {
         rules: &RateFloor,
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<(), FetchError> {
-        let outcome = self.into_part(&name.to_string(), want, part, rules, progress).await;
+        let outcome = self.fill_part(&name.to_string(), want, part, rules, progress).await;
         outcome.map_err(|t| self.error(name.to_string(), t))
     }
 
-    async fn into_part(
+    async fn fill_part(
         &self,
         path: &str,
         want: &Want,

@@ -167,11 +167,13 @@ fn well(objects: &Mutex<BTreeMap<String, Vec<u8>>>, asked: &Asked) -> Vec<Then> 
     reply(status, &headers, body)
 }
 
+type Put = Box<dyn Fn(&str, &[u8])>;
+
 /// A kind of source, and a way to put objects into it.
 struct Bench {
     kind: &'static str,
     source: Source,
-    put: Box<dyn Fn(&str, &[u8])>,
+    put: Put,
     _dir: Option<TempDir>,
 }
 
