@@ -1,0 +1,151 @@
+//! What went wrong and has not been mended. Owns the list and its memory over restarts; a fault
+//! that matters to HQ is told at least once, even when it was mended before the next heartbeat.
+
+use proto::clock::Timestamp;
+use proto::ids::Instance;
+use proto::wire::{Fault, fault};
+use serde::{Deserialize, Serialize};
+
+/// Faults kept and reported at most.
+const MOST: usize = 50;
+/// Characters of a fault's text.
+const TEXT: usize = 500;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Noted {
+    fault: Fault,
+    /// A heartbeat that carried it was taken.
+    #[serde(default)]
+    told: bool,
+    #[serde(default)]
+    mended: bool,
+}
+
+/// The list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Faults(Vec<Noted>);
+
+/// Faults that HQ acts on: told although mended.
+fn must_be_told(code: &str) -> bool {
+    [fault::DRIFT, fault::PACK_IN_ERROR].contains(&code)
+}
+
+impl Faults {
+    /// Notes a fault; one of the same code, stream and object keeps its beginning. Whether
+    /// anything changed.
+    pub fn raise(&mut self, code: &str, instance: Option<&Instance>, object: Option<&str>, text: &str, now: Timestamp) -> bool {
+        let text: String = text.chars().take(TEXT).collect();
+        let same = |n: &&mut Noted| {
+            n.fault.code == code && n.fault.instance.as_ref() == instance && n.fault.object.as_deref() == object
+        };
+        if let Some(n) = self.0.iter_mut().find(same) {
+            if n.mended {
+                n.fault.since = now;
+                n.told = false;
+            }
+            let changed = n.mended || n.fault.text != text;
+            n.mended = false;
+            n.fault.text = text;
+            return changed;
+        }
+        if self.0.len() >= MOST {
+            // The oldest go first; a list this long says enough.
+            self.0.remove(0);
+        }
+        let fault = Fault {
+            code: code.to_owned(),
+            instance: instance.cloned(),
+            object: object.map(str::to_owned),
+            text,
+            since: now,
+        };
+        self.0.push(Noted { fault, told: false, mended: false });
+        true
+    }
+
+    /// Ends all faults of a code that `which` admits. Whether there were any.
+    pub fn mend(&mut self, code: &str, which: impl Fn(&Fault) -> bool) -> bool {
+        let before = self.0.len();
+        let mut changed = false;
+        for n in self.0.iter_mut().filter(|n| n.fault.code == code && !n.mended && which(&n.fault)) {
+            n.mended = true;
+            changed = true;
+        }
+        self.0.retain(|n| !n.mended || (must_be_told(&n.fault.code) && !n.told));
+        changed || before != self.0.len()
+    }
+
+    /// What has not been mended.
+    pub fn open(&self) -> Vec<Fault> {
+        self.0.iter().filter(|n| !n.mended).map(|n| n.fault.clone()).collect()
+    }
+
+    /// What a heartbeat carries: also what was mended before it could be told.
+    pub fn to_tell(&self) -> Vec<Fault> {
+        let text = |n: &Noted| if n.mended { format!("{} (mended)", n.fault.text) } else { n.fault.text.clone() };
+        self.0.iter().map(|n| Fault { text: text(n), ..n.fault.clone() }).collect()
+    }
+
+    /// A heartbeat that carried `told` was taken. Whether that changed the list.
+    pub fn told(&mut self, told: &[Fault]) -> bool {
+        let before = self.clone();
+        for n in &mut self.0 {
+            n.told |= told.iter().any(|f| {
+                f.code == n.fault.code
+                    && f.instance == n.fault.instance
+                    && f.object == n.fault.object
+                    && f.since == n.fault.since
+            });
+        }
+        self.0.retain(|n| !(n.mended && n.told));
+        *self != before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn t(s: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + s).unwrap()
+    }
+
+    #[test]
+    fn a_fault_keeps_its_beginning_and_ends_when_mended() {
+        let mut f = Faults::default();
+        assert!(f.raise(fault::DISK_FULL, None, None, "no room", t(0)));
+        assert!(!f.raise(fault::DISK_FULL, None, None, "no room", t(9)));
+        assert!(f.raise(fault::DISK_FULL, None, None, "still no room", t(10)));
+        assert_eq!(f.open()[0].since, t(0));
+        assert!(f.mend(fault::DISK_FULL, |_| true));
+        assert!(f.open().is_empty() && f.to_tell().is_empty());
+    }
+
+    #[test]
+    fn drift_is_told_once_though_healed_before_the_heartbeat() {
+        let price: Instance = "price@all".parse().unwrap();
+        let mut f = Faults::default();
+        f.raise(fault::DRIFT, Some(&price), None, "a row differs", t(0));
+        f.mend(fault::DRIFT, |_| true);
+        assert!(f.open().is_empty());
+        let carried = f.to_tell();
+        assert_eq!(carried[0].text, "a row differs (mended)");
+        f.raise(fault::DRIFT, Some(&price), None, "a row differs", t(5));
+        f.mend(fault::DRIFT, |_| true);
+        f.told(&carried);
+        assert_eq!(f.to_tell().len(), 1, "the second drift was not in that heartbeat");
+        let carried = f.to_tell();
+        assert!(f.told(&carried));
+        assert!(f.to_tell().is_empty());
+    }
+
+    #[test]
+    fn the_list_is_bounded() {
+        let mut f = Faults::default();
+        for n in 0..200 {
+            f.raise(fault::SOURCE, None, Some(&n.to_string()), &"x".repeat(9999), t(n));
+        }
+        assert_eq!(f.open().len(), MOST);
+        assert!(f.open().iter().all(|f| f.text.len() == TEXT));
+    }
+}

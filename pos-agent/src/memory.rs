@@ -1,0 +1,178 @@
+//! What the agent must remember over restarts, in `device.db`: drift latches, packs to avoid, open
+//! faults, the relay's last word. A latch is durable before it is acted on; the rest is written
+//! after the fact, and a power cut only costs another try.
+
+use crate::faults::Faults;
+use crate::upstream::RelayWord;
+use proto::clock::{Timestamp, since};
+use proto::device::{Device, DeviceError};
+use proto::follow::lock;
+use proto::ids::StreamName;
+use proto::layout::PackName;
+use proto::manifest::Manifest;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+const DRIFT: &str = "drift";
+const AVOID: &str = "avoid";
+const FAULTS: &str = "faults";
+const RELAY: &str = "relay_word";
+
+/// A pack that failed here is tried again after so long, in case the fault was this machine's.
+const AVOID_FOR: Duration = Duration::from_secs(3600);
+
+/// Why a pack is avoided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Avoided {
+    /// The reason, for people.
+    pub reason: String,
+    /// Since when, UTC by this machine's clock.
+    pub since: Timestamp,
+    /// The version of this program that failed: another one may read it.
+    pub program: String,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    drift: BTreeMap<StreamName, String>,
+    avoid: BTreeMap<PackName, Avoided>,
+    faults: Faults,
+    unsaved: bool,
+}
+
+/// The memory; shared.
+#[derive(Debug)]
+pub struct Memory {
+    device: Arc<Mutex<Device>>,
+    notes: Mutex<Notes>,
+}
+
+/// Sets the drift latch of streams while no daemon runs.
+pub fn latch_offline(device: &mut Device, found: &BTreeMap<StreamName, String>) -> Result<(), DeviceError> {
+    let mut drift: BTreeMap<StreamName, String> = device.fact(DRIFT)?.unwrap_or_default();
+    drift.extend(found.clone());
+    device.set_fact(DRIFT, &drift)
+}
+
+impl Memory {
+    /// Reads what was remembered.
+    pub fn load(device: Arc<Mutex<Device>>) -> Result<(Memory, RelayWord), DeviceError> {
+        let (notes, word) = {
+            let d = lock(&device);
+            let notes = Notes {
+                drift: d.fact(DRIFT)?.unwrap_or_default(),
+                avoid: d.fact(AVOID)?.unwrap_or_default(),
+                faults: d.fact(FAULTS)?.unwrap_or_default(),
+                unsaved: false,
+            };
+            (notes, d.fact(RELAY)?.unwrap_or_default())
+        };
+        Ok((Memory { device, notes: Mutex::new(notes) }, word))
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Latches that a stream's rows are not those of its version; durable when this returns.
+    pub fn latch_drift(&self, stream: &StreamName, reason: &str) -> Result<(), DeviceError> {
+        let mut notes = self.notes();
+        notes.drift.insert(stream.clone(), reason.to_owned());
+        lock(&self.device).set_fact(DRIFT, &notes.drift)
+    }
+
+    /// A full healed a stream. Failing to write it down costs one more heal.
+    pub fn healed(&self, stream: &StreamName) {
+        let mut notes = self.notes();
+        if notes.drift.remove(stream).is_some()
+            && let Err(e) = lock(&self.device).set_fact(DRIFT, &notes.drift)
+        {
+            tracing::warn!(%stream, error = %e, "the stream is healed, but the latch could not be taken off");
+        }
+    }
+
+    /// Whether a stream's rows are known to be wrong.
+    pub fn drifted(&self, stream: &StreamName) -> bool {
+        self.notes().drift.contains_key(stream)
+    }
+
+    /// The streams whose rows are known to be wrong.
+    pub fn drifts(&self) -> BTreeMap<StreamName, String> {
+        self.notes().drift.clone()
+    }
+
+    /// Leaves a pack out from now on.
+    pub fn avoid(&self, pack: &PackName, reason: &str, now: Timestamp) {
+        let avoided = Avoided { reason: reason.to_owned(), since: now, program: PROGRAM.to_owned() };
+        let mut notes = self.notes();
+        notes.avoid.insert(pack.clone(), avoided);
+        self.save_avoid(&notes);
+    }
+
+    /// Whether a pack is to be left out now.
+    pub fn avoids(&self, pack: &PackName, now: Timestamp) -> bool {
+        let is_fresh = |a: &Avoided| a.program == PROGRAM && since(now, a.since) < AVOID_FOR;
+        self.notes().avoid.get(pack).is_some_and(is_fresh)
+    }
+
+    /// The packs that failed here, also those that are due to be tried again.
+    pub fn avoided(&self) -> BTreeSet<PackName> {
+        self.notes().avoid.keys().cloned().collect()
+    }
+
+    /// Forgets packs that the manifest does not list any more.
+    pub fn prune(&self, manifest: &Manifest) {
+        let listed = |p: &PackName| {
+            manifest.instances().any(|(i, e)| i == p.instance && e.pack(p.version, p.kind).is_some())
+        };
+        let mut notes = self.notes();
+        let before = notes.avoid.len();
+        notes.avoid.retain(|p, _| listed(p));
+        if notes.avoid.len() != before {
+            self.save_avoid(&notes);
+        }
+    }
+
+    fn save_avoid(&self, notes: &Notes) {
+        if let Err(e) = lock(&self.device).set_fact(AVOID, &notes.avoid) {
+            tracing::warn!(error = %e, "the list of bad packs could not be written");
+        }
+    }
+
+    /// Changes the faults; `change` says whether it did.
+    pub fn faults(&self, change: impl FnOnce(&mut Faults) -> bool) {
+        let mut notes = self.notes();
+        notes.unsaved |= change(&mut notes.faults);
+    }
+
+    /// The faults as they are.
+    pub fn look<T>(&self, look: impl FnOnce(&Faults) -> T) -> T {
+        look(&self.notes().faults)
+    }
+
+    /// Writes the faults down if they changed; whether they did.
+    pub fn save_faults(&self) -> bool {
+        let mut notes = self.notes();
+        if !notes.unsaved {
+            return false;
+        }
+        match lock(&self.device).set_fact(FAULTS, &notes.faults) {
+            Ok(()) => notes.unsaved = false,
+            // On a full disk the list lives in memory; it is written when there is room.
+            Err(e) => tracing::debug!(error = %e, "the list of faults could not be written"),
+        }
+        true
+    }
+
+    /// Keeps the relay's last word.
+    pub fn keep_relay_word(&self, word: &RelayWord) {
+        if let Err(e) = lock(&self.device).set_fact(RELAY, word) {
+            tracing::warn!(error = %e, "the relay's list of errors could not be written");
+        }
+    }
+}
+
+/// The version of this program.
+pub const PROGRAM: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,245 @@
+//! The register's database, `store.db`: the one file that the POS application reads.
+//!
+//! Owns the only writing connection and the file's size (checkpoints, room on the disk). Never
+//! changes a row but through a proved pack. If the power goes, the file holds the version before or
+//! the version after, whole: version and rows commit together.
+
+use crate::plan::At;
+use proto::clock::Timestamp;
+use proto::ids::{Instance, StreamName};
+use proto::limits::Limits;
+use proto::manifest::PackEntry;
+use proto::replica::sqlite::{Checkpoint, SqliteError};
+use proto::replica::{Applied, ApplyError, Held, Job, PackFile, Replica, TableCheck};
+use proto::retry::Verdict;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The streams held, by name.
+pub type AllHeld = BTreeMap<StreamName, Held>;
+
+/// The database could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// SQLite.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// The work was cut off (a panic, the end of the process).
+    #[error("work on the database was cut off: {0}")]
+    Cut(String),
+}
+
+impl DbError {
+    /// What to do about it.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            DbError::Sqlite(e) => e.verdict(),
+            DbError::Cut(_) => Verdict::Retry,
+        }
+    }
+    /// Whether the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, DbError::Sqlite(e) if e.is_disk_full())
+    }
+}
+
+/// The database, open; clones share the connection.
+#[derive(Debug, Clone)]
+pub struct RegisterDb {
+    path: PathBuf,
+    limits: Limits,
+    open: Arc<Mutex<Open>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    replica: Replica,
+    /// Device and inode: a file that was swapped below us must not be written any more.
+    file: Option<(u64, u64)>,
+}
+
+impl Open {
+    fn at(path: &Path, limits: &Limits) -> Result<Open, SqliteError> {
+        let replica = Replica::open(path, limits)?;
+        Ok(Open { replica, file: identity(path) })
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+impl RegisterDb {
+    /// Opens the file; makes an empty one where there is none.
+    pub fn open(path: &Path, limits: &Limits) -> Result<RegisterDb, SqliteError> {
+        let open = Open::at(path, limits)?;
+        Ok(RegisterDb { path: path.to_owned(), limits: limits.clone(), open: Arc::new(Mutex::new(open)) })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    async fn work<T, E>(&self, work: impl FnOnce(&mut Replica) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let db = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&mut db.lock().replica)).await;
+        done.unwrap_or_else(|e| Err(DbError::Cut(e.to_string()).into()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The versions held, from the file itself. A file that was removed or replaced by hand is
+    /// opened anew: what lies there now is the truth.
+    pub async fn all_held(&self) -> Result<AllHeld, DbError> {
+        let db = self.clone();
+        let read = move || {
+            let mut open = db.lock();
+            if open.file != identity(&db.path) {
+                tracing::warn!(path = %db.path.display(), "the database was replaced by hand: opening what is there now");
+                *open = Open::at(&db.path, &db.limits)?;
+            }
+            open.replica.all_held().map_err(DbError::from)
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DbError::Cut(e.to_string())))
+    }
+
+    /// Applies the packs of one transaction, proved by their digests before it commits.
+    pub async fn apply(
+        &self,
+        instance: &Instance,
+        epoch: u64,
+        packs: Vec<(PathBuf, PackEntry)>,
+        now: Timestamp,
+    ) -> Result<Applied, ApplyFailure> {
+        let instance = instance.clone();
+        self.work(move |replica| {
+            // What a panic left open; nothing otherwise.
+            replica.rollback();
+            let packs: Vec<PackFile<'_>> = packs.iter().map(|(path, entry)| PackFile { path, entry }).collect();
+            let job = Job { instance: &instance, epoch, packs: &packs, now, prove: false };
+            replica.apply(&job).map_err(ApplyFailure::Apply)
+        })
+        .await
+    }
+
+    /// Recomputes a stream's digests from its rows, on a connection of its own.
+    pub async fn verify(&self, stream: &StreamName) -> Result<Vec<TableCheck>, DbError> {
+        let (path, limits, stream) = (self.path.clone(), self.limits.clone(), stream.clone());
+        let read = move || Ok(Replica::open_read_only(&path, &limits)?.verify(&stream)?);
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DbError::Cut(e.to_string())))
+    }
+
+    /// Cuts the log (-wal) to nothing if no reader needs it; waits for nobody. Whether it is cut.
+    pub async fn truncate_log(&self) -> Result<bool, DbError> {
+        let log = log_path(&self.path);
+        self.work(move |replica| {
+            let db = replica.connection();
+            let wait = |d| db.busy_timeout(d).map_err(|e| SqliteError::new("busy_timeout", e));
+            wait(Duration::ZERO)?;
+            let outcome = replica.checkpoint(Checkpoint::Truncate);
+            wait(BUSY)?;
+            outcome?;
+            Ok(std::fs::metadata(&log).is_ok_and(|m| m.len() == 0))
+        })
+        .await
+    }
+}
+
+/// SQLite's log beside a database.
+pub fn log_path(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+/// What `open_private` sets.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Packs were not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyFailure {
+    /// By the replica.
+    #[error(transparent)]
+    Apply(ApplyError),
+    /// The work was cut off.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// What to do after packs were not applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// No room.
+    MakeRoom,
+    /// The same again, later.
+    Retry,
+    /// The rows here are not those of the version, or may not be: ask the rows.
+    AskRows,
+    /// The pack is bad.
+    AvoidPack,
+    /// The file is damaged.
+    Damaged,
+    /// Touch nothing.
+    Halt,
+}
+
+impl ApplyFailure {
+    /// What to do.
+    pub fn remedy(&self) -> Remedy {
+        let ApplyFailure::Apply(e) = self else { return Remedy::Retry };
+        if e.code() == "DISK_FULL" || matches!(e, ApplyError::Sqlite(s) if s.is_disk_full()) {
+            return Remedy::MakeRoom;
+        }
+        match e.verdict() {
+            Verdict::Quarantine if e.may_be_drift() => Remedy::AskRows,
+            Verdict::Quarantine => Remedy::AvoidPack,
+            Verdict::Rebuild => Remedy::Damaged,
+            Verdict::Halt => Remedy::Halt,
+            // A table or column that is gone reads as a plain error of SQLite's.
+            Verdict::Retry => match e {
+                ApplyError::Sqlite(s) if s.inner().sqlite_error_code() == Some(rusqlite::ErrorCode::Unknown) => {
+                    Remedy::AskRows
+                }
+                _ => Remedy::Retry,
+            },
+        }
+    }
+
+    /// The stable name of the reason.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ApplyFailure::Apply(e) => e.code(),
+            ApplyFailure::Db(_) => "CUT",
+        }
+    }
+
+    /// The pack that failed, as a name; none where SQLite or the disk did.
+    pub fn pack(&self) -> Option<&str> {
+        match self {
+            ApplyFailure::Apply(
+                ApplyError::Pack { pack, .. }
+                | ApplyError::Row { pack, .. }
+                | ApplyError::Digest { pack, .. }
+                | ApplyError::WrongBase { pack, .. }
+                | ApplyError::Schema { pack, .. }
+                | ApplyError::ForeignKey { pack, .. },
+            ) => Some(pack),
+            _ => None,
+        }
+    }
+}
+
+/// What `plan` needs of a stream that is held.
+pub fn at(held: &Held) -> At {
+    At { audience: held.audience.clone(), version: held.version, epoch: held.epoch }
+}

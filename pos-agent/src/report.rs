@@ -1,0 +1,140 @@
+//! Heartbeats: signed, numbered, to the relay; and what its answer tells: how long ago HQ was
+//! seen, and how far the clocks are apart. A heartbeat never claims what is not committed.
+
+use crate::agent::Agent;
+use crate::memory::PROGRAM;
+use crate::status::{self, Facts};
+use proto::clock::Timestamp;
+use proto::device::DeviceError;
+use proto::dsse::Envelope;
+use proto::fetch::{FetchError, FetchErrorKind};
+use proto::follow::lock;
+use proto::wire::{Beat, BeatAnswer, Beats, Fault, Heartbeat, Status, fault};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes of an answer.
+const ANSWER: u64 = 256 << 10;
+
+/// Why a heartbeat was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// This device's memory failed (its number must be durable).
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The relay did not take it.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The answer is not one, or the heartbeat could not be written.
+    #[error("heartbeat: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The relay refused it.
+    #[error("the relay refused this register's heartbeat: {0}")]
+    Refused(String),
+}
+
+/// What the last answer told about the clocks.
+#[derive(Debug, Default)]
+pub struct Skew(Mutex<Option<i64>>);
+
+impl Skew {
+    /// Seconds that this clock is ahead of the relay's.
+    pub fn get(&self) -> Option<i64> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn set(&self, s: i64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(s);
+    }
+}
+
+/// Seconds that `here` is ahead of `there`.
+pub fn skew(here: Timestamp, there: Timestamp) -> i64 {
+    here.as_second() - there.as_second()
+}
+
+/// The report as it stands; `faults` are those of a status, or those of a heartbeat.
+pub fn stand(agent: &Agent, faults: Vec<Fault>) -> Status {
+    let shown = agent.shown().clone();
+    let manifest = lock(&agent.device).manifest().cloned();
+    let now = agent.clock.now();
+    status::status(Facts {
+        id: agent.config.device(),
+        held: &shown.held,
+        manifest: manifest.as_deref(),
+        drifted: status::drifted(&agent.memory),
+        waits: &shown.waits,
+        on_hold: agent.hold.until(agent.clock.monotonic()).is_some(),
+        faults,
+        network: agent.upstream.network(),
+        disk: agent.room.report(),
+        clock_skew_s: agent.skew.get(),
+        hq_seen_s: agent.upstream.hq_seen_s(),
+        now,
+    })
+}
+
+/// The heartbeat that says it.
+pub fn heartbeat(status: Status, seq: u64, sent_at: Timestamp) -> Heartbeat {
+    Heartbeat {
+        format: 1,
+        device: status.id,
+        seq,
+        sent_at,
+        program: PROGRAM.to_owned(),
+        serial: status.serial,
+        streams: status.streams,
+        network: status.network,
+        errors: status.errors,
+        debts: status.debts,
+        disk: status.disk,
+        clock_skew_s: status.clock_skew_s,
+        registers: Default::default(),
+    }
+}
+
+/// Sends one heartbeat and takes in the answer. Static relays take none: `Ok(false)`.
+pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
+    if agent.upstream.is_static() || !agent.upstream.relay().is_web() {
+        return Ok(false);
+    }
+    let outcome = post(agent).await;
+    agent.metrics.beat(outcome.is_ok());
+    let now = agent.clock.now();
+    let source = agent.upstream.relay().url();
+    match &outcome {
+        Ok(()) => agent.memory.faults(|f| f.mend(fault::REFUSED, |f| f.object.as_deref() == Some(HEARTBEAT))),
+        Err(ReportError::Refused(_)) => {
+            let text = format!("{source} does not take this register's heartbeats; if it stays so, enrol the register anew");
+            agent.memory.faults(|f| f.raise(fault::REFUSED, None, Some(HEARTBEAT), &text, now));
+        }
+        Err(_) => {}
+    }
+    agent.memory.save_faults();
+    outcome.map(|()| true)
+}
+
+/// The object of a fault about heartbeats.
+const HEARTBEAT: &str = "heartbeat";
+
+async fn post(agent: &Agent) -> Result<(), ReportError> {
+    let told = agent.memory.look(|f| f.to_tell());
+    let (seq, key) = {
+        let mut device = lock(&agent.device);
+        (device.next_seq()?, device.key().clone())
+    };
+    let beat = heartbeat(stand(agent, told.clone()), seq, agent.clock.now());
+    let envelope: Envelope = serde_json::from_slice(&beat.seal(&key)?)?;
+    let body = serde_json::to_vec(&Beats { beats: vec![Beat { envelope, seen_s: 0 }] })?;
+    let posted = agent.upstream.relay().post("v1/heartbeats", "application/json", body.into(), ANSWER).await;
+    let answer = match posted {
+        Err(e) if e.kind == FetchErrorKind::Unauthorized => return Err(ReportError::Refused(e.detail)),
+        other => serde_json::from_slice::<BeatAnswer>(&other?)?,
+    };
+    agent.upstream.relay_answered();
+    agent.skew.set(skew(agent.clock.now(), answer.now));
+    agent.upstream.hq_seen(answer.hq_seen_s);
+    if let Some(why) = answer.refused.get(agent.config.register.as_str()) {
+        return Err(ReportError::Refused(why.clone()));
+    }
+    agent.memory.faults(|f| f.told(&told));
+    Ok(())
+}

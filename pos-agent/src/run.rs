@@ -1,0 +1,183 @@
+//! The loops around the steps: cycles, the long poll at the relay, heartbeats, the loopback API.
+//! Waits and wakes; decides nothing. All may stop at any point: steps are whole by themselves.
+
+use crate::agent::Agent;
+use crate::local_api;
+use crate::pace::End;
+use crate::report::{self, ReportError};
+use crate::upstream::Heard;
+use proto::cli::{self, Exit};
+use proto::retry::{Backoff, random_unit};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+/// Between tries of a relay that does not answer.
+const RELAY_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10));
+/// Between tries of a heartbeat that was not taken.
+const BEAT_AGAIN: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(30));
+/// Heartbeats are never closer than this, however many news there are.
+const BEAT_GAP: Duration = Duration::from_millis(250);
+/// A long poll that takes this much longer than asked is dead.
+const POLL_MARGIN: Duration = Duration::from_secs(10);
+/// A relay that ignores `wait` is not asked more often than this.
+const POLL_GAP: Duration = Duration::from_millis(500);
+
+/// Runs until `shutdown`.
+pub async fn run(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) {
+    let (stop, mut stopped) = watch::channel(false);
+    let (tell_news, mut news) = watch::channel(0u64);
+    let mut loops = tokio::task::JoinSet::new();
+    loops.spawn(watch_relay(agent.clone(), tell_news));
+    loops.spawn(beats(agent.clone()));
+    if let Some(every) = cli::watchdog_interval() {
+        loops.spawn(async move {
+            loop {
+                cli::notify_watchdog();
+                sleep(every).await;
+            }
+        });
+    }
+    let mut api_stopped = stopped.clone();
+    let api = tokio::spawn(serve(agent.clone(), listener, async move {
+        let _ = api_stopped.wait_for(|s| *s).await;
+    }));
+    tokio::spawn(async move {
+        shutdown.await;
+        stop.send_replace(true);
+    });
+    cli::notify_ready();
+    tokio::select! {
+        () = cycles(&agent, &mut news) => {}
+        _ = stopped.wait_for(|s| *s) => {}
+    }
+    cli::notify_stopping();
+    // A transaction that is running ends by itself before the runtime does.
+    loops.shutdown().await;
+    let _ = api.await;
+}
+
+async fn serve(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
+    let limits = agent.config.http.clone();
+    let handler = move |request, _peer| local_api::answer(agent.clone(), request);
+    proto::http::serve(listener, limits, shutdown, handler).await;
+}
+
+/// Cycle after cycle, as `pace` says.
+async fn cycles(agent: &Agent, news: &mut watch::Receiver<u64>) {
+    // The first look at the relay comes first, whatever it brings.
+    let _ = timeout(agent.upstream.rules().relay_silent, news.changed()).await;
+    let mut failures = 0;
+    loop {
+        let end = agent.cycle(news).await;
+        failures = if end == End::Retry { failures + 1 } else { 0 };
+        let (seen, share) = agent.upstream.seen();
+        let now = agent.clock.monotonic();
+        let wait = agent.upstream.rules().wait(now, &seen, &end, failures.max(1) - 1, share, random_unit());
+        tokio::select! {
+            _ = news.changed() => {}
+            () = agent.wake.notified() => {}
+            () = agent.hold.ended() => {}
+            () = sleep(wait) => {}
+        }
+    }
+}
+
+/// The long poll at the relay: news wake the cycle within a round trip.
+async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
+    let mut silent_for = 0u32;
+    let mut first = true;
+    loop {
+        let rules = agent.upstream.rules();
+        // One that was silent is asked what it has now, not to wait for more.
+        let wait = if silent_for > 0 { Duration::ZERO } else { rules.poll_wait() };
+        let asked = agent.clock.monotonic();
+        let heard = timeout(wait + POLL_MARGIN, agent.upstream.poll_relay(wait)).await;
+        let took = agent.clock.monotonic().saturating_sub(asked);
+        let was_silent = silent_for > 0;
+        silent_for = if matches!(heard, Ok(Heard::Silence(_)) | Err(_)) { silent_for + 1 } else { 0 };
+        let is_news = matches!(heard, Ok(Heard::News));
+        if first || is_news || (was_silent && silent_for == 0) {
+            news.send_modify(|n| *n += 1);
+        }
+        if was_silent && silent_for == 0 {
+            tracing::info!(relay = agent.upstream.relay().url(), "the relay answers again");
+            agent.tell.notify_one();
+        }
+        first = false;
+        match heard {
+            Ok(Heard::News | Heard::Same) => {
+                if agent.upstream.ask_errors().await {
+                    agent.memory.keep_relay_word(&agent.upstream.word());
+                }
+                if !is_news && !was_silent && took < POLL_GAP {
+                    sleep(POLL_GAP).await;
+                }
+            }
+            Ok(Heard::Static) => sleep(rules.poll).await,
+            Ok(Heard::Silence(e)) => {
+                if silent_for == 1 {
+                    tracing::warn!("the relay does not answer: {e}");
+                }
+                sleep(RELAY_AGAIN.delay(silent_for - 1, random_unit())).await;
+            }
+            Err(_) => tracing::warn!(relay = agent.upstream.relay().url(), "the relay left a long poll hanging"),
+        }
+    }
+}
+
+/// Heartbeats: at once when there is something to tell, else in their interval.
+async fn beats(agent: Arc<Agent>) {
+    let mut failures = 0u32;
+    // The first one follows the first cycle.
+    let _ = timeout(Duration::from_secs(5), agent.tell.notified()).await;
+    loop {
+        let wait = match report::send(&agent).await {
+            Ok(_) => {
+                failures = 0;
+                agent.config.heartbeat.0
+            }
+            Err(e) => {
+                if let ReportError::Device(proto::device::DeviceError::Sqlite(e)) = &e
+                    && e.is_disk_full()
+                {
+                    agent.room.release();
+                }
+                if failures == 0 {
+                    tracing::info!("the heartbeat was not taken: {e}");
+                }
+                failures += 1;
+                BEAT_AGAIN.delay(failures - 1, random_unit()).max(BEAT_GAP).min(agent.config.heartbeat.0)
+            }
+        };
+        sleep(BEAT_GAP).await;
+        let _ = timeout(wait, agent.tell.notified()).await;
+    }
+}
+
+/// One cycle and one heartbeat: for cron and tests. Partly when some streams could not go on,
+/// failed when nothing could be read.
+pub async fn once(agent: &Agent) -> Exit {
+    let (_tell, mut news) = watch::channel(0u64);
+    agent.upstream.be_impatient();
+    let heard = timeout(POLL_MARGIN, agent.upstream.poll_relay(Duration::ZERO)).await;
+    if matches!(heard, Ok(Heard::News | Heard::Same)) && agent.upstream.ask_errors().await {
+        agent.memory.keep_relay_word(&agent.upstream.word());
+    }
+    let end = agent.cycle(&mut news).await;
+    if let Err(e) = report::send(agent).await {
+        tracing::warn!("the heartbeat was not taken: {e}");
+    }
+    let (seen, _) = agent.upstream.seen();
+    let shown = agent.shown().clone();
+    let stuck = !shown.waits.is_empty() || agent.memory.look(|f| !f.open().is_empty());
+    match end {
+        End::Done if !stuck => Exit::Done,
+        End::Halted => Exit::Failed,
+        _ if seen.relay.is_none() && seen.fallback.is_none() => Exit::Failed,
+        _ if shown.held.is_empty() => Exit::Failed,
+        _ => Exit::Partly,
+    }
+}

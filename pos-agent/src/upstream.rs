@@ -1,0 +1,278 @@
+//! Where packs come from: the relay while it answers, CDN and buckets while it is silent.
+//!
+//! Owns the sources, what was last heard of each, and the relay's list of versions and errors.
+//! Never decides when to look (that is `pace`), never believes an unsigned word: what the relay
+//! says only leaves packs out. In memory, but for the relay's errors, which the agent keeps; a
+//! power cut costs one poll.
+
+use crate::config::Config;
+use crate::pace::{self, Rules, Seen};
+use crate::plan::Served;
+use proto::clock::Clock;
+use proto::device::Device;
+use proto::fetch::{BadSource, Etag, FetchError, FetchErrorKind, Polled, RateFloor, Source};
+use proto::follow::{Follower, Refreshed};
+use proto::ids::Instance;
+use proto::layout::PackName;
+use proto::limits::Limits;
+use proto::manifest::PackEntry;
+use proto::retry::random_unit;
+use proto::wire::{Fault, Network, Versions, fault};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What the relay said last, kept over restarts: while it is silent, what it refused stays refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayWord {
+    /// What it served.
+    pub versions: Versions,
+    /// Packs that lie in its `error/`.
+    pub errors: BTreeSet<PackName>,
+}
+
+impl RelayWord {
+    /// Whether the relay refused a pack, or the version that it leads to and never got past it.
+    pub fn refuses(&self, instance: &Instance, pack: &PackEntry) -> bool {
+        let got_there = || self.versions.get(instance).is_some_and(|v| *v >= pack.version);
+        self.errors
+            .iter()
+            .any(|e| &e.instance == instance && e.version == pack.version && (e.kind == pack.kind || !got_there()))
+    }
+}
+
+/// What a poll of the relay brought.
+#[derive(Debug)]
+pub enum Heard {
+    /// Other versions than before, or the first ones.
+    News,
+    /// The same.
+    Same,
+    /// It is a static server: there is nothing to wait for.
+    Static,
+    /// It did not answer.
+    Silence(FetchError),
+}
+
+/// The tiers above.
+pub struct Upstream {
+    relay: Source,
+    by_relay: tokio::sync::Mutex<Follower>,
+    by_fallback: tokio::sync::Mutex<Follower>,
+    rules: Rules,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    seen: Seen,
+    /// Whether `/v1/versions` was 404.
+    is_static: bool,
+    /// Whether the list of versions is this process's own hearing, not a memory.
+    heard: bool,
+    word: RelayWord,
+    versions_etag: Option<Etag>,
+    errors_etag: Option<Etag>,
+    /// This register's share of the jitter, drawn anew for each silence.
+    share: f64,
+    /// One look, no patience: a relay that does not answer now is left at once.
+    impatient: bool,
+}
+
+impl Upstream {
+    /// Reads the settings' sources; nothing is asked yet.
+    pub fn new(config: &Config, clock: Arc<dyn Clock>, word: RelayWord) -> Result<Upstream, BadSource> {
+        let source = |url: &String| Source::parse(url, &config.source_options);
+        let relay = source(&config.relay)?;
+        let fallback = config.fallback.iter().map(source).collect::<Result<Vec<_>, _>>()?;
+        let rules = Rules {
+            poll: config.poll.0,
+            relay_silent: config.relay_silent.0,
+            fallback_jitter: config.fallback_jitter.0,
+            heartbeat: config.heartbeat.0,
+            has_fallback: !fallback.is_empty(),
+        };
+        let seen = Seen { started: clock.monotonic(), ..Seen::default() };
+        Ok(Upstream {
+            by_relay: Follower::new(vec![relay.clone()]).into(),
+            by_fallback: Follower::new(fallback).into(),
+            relay,
+            rules,
+            clock,
+            state: State { seen, word, share: random_unit(), ..State::default() }.into(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The settings of pace.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+    /// The relay, for heartbeats.
+    pub fn relay(&self) -> &Source {
+        &self.relay
+    }
+    /// What was seen of each, and this register's share of the jitter.
+    pub fn seen(&self) -> (Seen, f64) {
+        let s = self.state();
+        (s.seen, s.share)
+    }
+    /// The network as it looks now.
+    pub fn network(&self) -> Network {
+        self.rules.network(self.clock.monotonic(), &self.state().seen)
+    }
+    /// Seconds since HQ was seen, by the relay's word.
+    pub fn hq_seen_s(&self) -> Option<u64> {
+        self.state().seen.hq.map(|at| self.clock.monotonic().saturating_sub(at).as_secs())
+    }
+    /// Where to read from now.
+    pub fn read_from(&self) -> pace::From {
+        let s = self.state();
+        if s.impatient && self.rules.has_fallback && s.seen.relay.is_none() {
+            return pace::From::Fallback;
+        }
+        self.rules.read_from(self.clock.monotonic(), &s.seen, s.share)
+    }
+    /// What the relay said last.
+    pub fn word(&self) -> RelayWord {
+        self.state().word.clone()
+    }
+    /// Whether the relay is a static server, which takes no heartbeats.
+    pub fn is_static(&self) -> bool {
+        self.state().is_static
+    }
+
+    /// A single cycle (`once`) cannot wait for a silence to last.
+    pub fn be_impatient(&self) {
+        self.state().impatient = true;
+    }
+
+    /// The relay answered something sensible.
+    pub fn relay_answered(&self) {
+        let mut s = self.state();
+        s.seen.relay = Some(self.clock.monotonic());
+        s.share = random_unit();
+    }
+
+    /// The relay told how long ago it heard HQ.
+    pub fn hq_seen(&self, ago_s: Option<u64>) {
+        let at = ago_s.and_then(|s| self.clock.monotonic().checked_sub(Duration::from_secs(s)));
+        let mut s = self.state();
+        s.seen.hq = s.seen.hq.max(at);
+    }
+
+    /// How far the source can bring an instance. None: the relay has not told yet.
+    pub fn served(&self, from: pace::From, instance: &Instance) -> Option<Served> {
+        let s = self.state();
+        if from == pace::From::Fallback || s.is_static {
+            return Some(Served::All);
+        }
+        s.heard.then(|| s.word.versions.get(instance).map_or(Served::Nothing, |v| Served::Upto(*v)))
+    }
+
+    /// Asks the relay for its versions, waiting up to `wait` for news.
+    pub async fn poll_relay(&self, wait: Duration) -> Heard {
+        let known = {
+            let s = self.state();
+            // Right after a start there is nothing to compare with.
+            if s.heard { s.versions_etag.clone() } else { None }
+        };
+        let wait = if known.is_some() { wait.as_secs() } else { 0 };
+        match self.relay.versions_poll(wait, known.as_ref()).await {
+            Ok(Polled::Unchanged) => {
+                self.relay_answered();
+                Heard::Same
+            }
+            Ok(Polled::NoSuchPage) => {
+                self.state().is_static = true;
+                // A web server that says 404 lives; of a directory only its objects can tell.
+                if self.relay.is_web() {
+                    self.relay_answered();
+                }
+                Heard::Static
+            }
+            Ok(Polled::Body { bytes, etag }) => match serde_json::from_slice::<Versions>(&bytes) {
+                Ok(versions) => {
+                    self.relay_answered();
+                    self.take_versions(versions, etag)
+                }
+                Err(e) => Heard::Silence(FetchError {
+                    source_url: self.relay.url().to_owned(),
+                    name: "v1/versions".into(),
+                    kind: FetchErrorKind::NotAnObject,
+                    detail: format!("not a list of versions: {e}"),
+                }),
+            },
+            Err(e) => Heard::Silence(e),
+        }
+    }
+
+    fn take_versions(&self, versions: Versions, etag: Option<Etag>) -> Heard {
+        let mut s = self.state();
+        s.is_static = false;
+        s.versions_etag = etag;
+        let first = !std::mem::replace(&mut s.heard, true);
+        if !first && s.word.versions == versions {
+            return Heard::Same;
+        }
+        s.word.versions = versions;
+        Heard::News
+    }
+
+    /// Asks the relay which packs lie in its `error/`. Whether that changed; a relay without the
+    /// page leaves what is known.
+    pub async fn ask_errors(&self) -> bool {
+        let known = self.state().errors_etag.clone();
+        let Ok(Polled::Body { bytes, etag }) = self.relay.long_poll("v1/errors", &[], 0, known.as_ref()).await else {
+            return false;
+        };
+        let Ok(faults) = serde_json::from_slice::<Vec<Fault>>(&bytes) else { return false };
+        let errors = faults
+            .into_iter()
+            .filter(|f| f.code == fault::PACK_IN_ERROR)
+            .filter_map(|f| f.object?.parse().ok())
+            .collect();
+        let mut s = self.state();
+        s.errors_etag = etag;
+        let changed = s.word.errors != errors;
+        s.word.errors = errors;
+        changed
+    }
+
+    /// Reads trust and manifest from the source in use, and takes them when they pass.
+    pub async fn refresh(&self, from: pace::From, device: &Mutex<Device>, limits: &Limits) -> Refreshed {
+        let follower = match from {
+            pace::From::Relay => &self.by_relay,
+            pace::From::Fallback => &self.by_fallback,
+        };
+        let refreshed = follower.lock().await.refresh(device, &*self.clock, limits, None).await;
+        if refreshed.reached > 0 {
+            match from {
+                pace::From::Relay => self.relay_answered(),
+                pace::From::Fallback => self.state().seen.fallback = Some(self.clock.monotonic()),
+            }
+        }
+        refreshed
+    }
+
+    /// Brings a pack into `part`, whole and verified.
+    pub async fn fetch_pack(
+        &self,
+        from: pace::From,
+        name: &PackName,
+        entry: &PackEntry,
+        part: &Path,
+    ) -> Result<(), Vec<FetchError>> {
+        let follower = match from {
+            pace::From::Relay => &self.by_relay,
+            pace::From::Fallback => &self.by_fallback,
+        };
+        follower.lock().await.fetch_pack(name, entry, part, &RateFloor::default(), &|_| false).await
+    }
+}
