@@ -86,6 +86,8 @@ pub struct Column {
     pub ty: ColumnType,
     /// Whether NULL is refused (a key's columns always).
     pub not_null: bool,
+    /// Whether it has a DEFAULT other than NULL (a literal).
+    pub has_default: bool,
     /// N, where a CHECK says `length(column) <= N`.
     pub max_length: Option<u64>,
 }
@@ -248,13 +250,17 @@ impl Table {
         if let Some(i) = (0..m).find(|i| defs[*i] != old_defs[*i]) {
             return Err(no(format!("the definition of column {} changes", self.columns[i].name)));
         }
+        // SQLite itself minds only when there are rows.
+        if let Some(c) = self.columns[m..].iter().find(|c| c.not_null && !c.has_default) {
+            return Err(no(format!("the new column {} is NOT NULL without a DEFAULT", c.name)));
+        }
         if defs[n..] != old_defs[m..] {
             return Err(no("its table constraints change".into()));
         }
         let mut out: Vec<String> =
             defs[m..n].iter().map(|d| format!("ALTER TABLE {} ADD COLUMN {d}", self.quoted())).collect();
         for (name, sql) in &old.indexes {
-            if self.indexes.iter().all(|(n, s)| n != name || sql::tokens(s) .iter().map(|t| t.text).ne(sql::tokens(sql).iter().map(|t| t.text))) {
+            if !self.indexes.iter().any(|(n, s)| n == name && sql::same(s, sql)) {
                 return Err(no(format!("index {name} is dropped or changed")));
             }
         }
@@ -314,7 +320,7 @@ fn introspect_table(db: &Connection, name: TableName, limits: &Limits) -> Result
     }
     let mut columns = Vec::new();
     let mut keyed: Vec<(i64, usize)> = Vec::new();
-    let mut statement = db.prepare("SELECT name, type, \"notnull\", pk, hidden FROM pragma_table_xinfo(?1)").map_err(sql)?;
+    let mut statement = db.prepare("SELECT name, type, \"notnull\", pk, hidden, dflt_value FROM pragma_table_xinfo(?1)").map_err(sql)?;
     let mut rows = statement.query([name.as_str()]).map_err(sql)?;
     while let Some(r) = rows.next().map_err(sql)? {
         let get = |i| r.get::<_, i64>(i).map_err(sql);
@@ -330,12 +336,17 @@ fn introspect_table(db: &Connection, name: TableName, limits: &Limits) -> Result
             "BLOB" => ColumnType::Blob,
             _ => return Err(rule(format!("column {column} has type {declared}; use INTEGER, REAL, TEXT or BLOB"))),
         };
+        let default: Option<String> = r.get(5).map_err(sql)?;
+        if default.as_ref().is_some_and(|d| d.contains('(') || d.to_ascii_uppercase().starts_with("CURRENT_")) {
+            return Err(rule(format!("column {column}: its DEFAULT must be a literal; rows come whole from the source")));
+        }
+        let has_default = default.is_some_and(|d| !d.eq_ignore_ascii_case("NULL"));
         let pk = get(3)?;
         if pk > 0 {
             keyed.push((pk, columns.len()));
         }
         let max_length = sql::length_limit(&create, column.as_str());
-        columns.push(Column { name: column, ty, not_null: get(2)? != 0 || pk > 0, max_length });
+        columns.push(Column { name: column, ty, not_null: get(2)? != 0 || pk > 0, has_default, max_length });
     }
     if columns.len() > limits.columns {
         return Err(rule(format!("it has {} columns, over limits.columns = {}", columns.len(), limits.columns)));
@@ -491,7 +502,7 @@ mod tests {
             (ITEM.replace("price REAL, ", ""), "dropped, renamed or moved"),
             (ITEM.replace("plu INTEGER UNIQUE", "x TEXT, plu INTEGER UNIQUE"), "moved"),
             (ITEM.replace("CREATE INDEX item_name ON item (name);", ""), "index item_name"),
-            (ITEM.replace("img BLOB", "img BLOB, z TEXT NOT NULL"), "SQLite refuses"),
+            (ITEM.replace("img BLOB", "img BLOB, z TEXT NOT NULL"), "without a DEFAULT"),
             (ITEM.replace("img BLOB", "img BLOB, z TEXT UNIQUE"), "SQLite refuses"),
             (ITEM.replace("item (sku", "items (sku").replace("ON item", "ON items"), "gone"),
             (ITEM.replace(") STRICT", ") STRICT, WITHOUT ROWID"), "options"),

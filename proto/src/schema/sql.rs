@@ -65,6 +65,11 @@ pub fn tokens(sql: &str) -> Vec<Token<'_>> {
     out
 }
 
+/// Whether two statements differ in layout and comments only.
+pub fn same(a: &str, b: &str) -> bool {
+    tokens(a).iter().map(|t| t.text).eq(tokens(b).iter().map(|t| t.text))
+}
+
 fn is_word(c: u8) -> bool {
     c.is_ascii_alphanumeric() || c == b'_' || c == b'.' || c == b'$' || c >= 0x80
 }
