@@ -279,6 +279,38 @@ async fn one_address_gets_no_more_than_its_share() {
     assert!(server.get("/peer").await.starts_with("HTTP/1.1 200"));
 }
 
+/// Connects from one of loopback's many addresses.
+async fn connect_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((std::net::IpAddr::from(from), 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+#[tokio::test]
+async fn floods_do_not_keep_a_till_from_being_served() {
+    let limits = HttpLimits { connections: 64, per_ip: 4, reserved: 16, head_timeout: ms(4000), ..quick() };
+    let server = start(limits).await;
+    let till = [127, 9, 9, 9];
+    server.gate.befriend(till.into());
+    let mut hostile = Vec::new();
+    // One address with many connections, then many addresses.
+    for n in 0..200u8 {
+        hostile.push(connect_from([127, 1, 0, 1], server.address).await);
+        hostile.push(connect_from([127, 2, 0, n], server.address).await);
+    }
+    while server.gate.open() + server.gate.refused() as usize != 400 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(server.gate.open(), 48);
+    for _ in 0..20 {
+        let mut s = connect_from(till, server.address).await;
+        s.write_all(b"GET /peer HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        s.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("127.9.9.9\n"), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn an_order_to_stop_lets_requests_finish_for_a_while() {
     let mut server = start(HttpLimits { head_timeout: ms(5000), ..quick() }).await;
