@@ -6,8 +6,9 @@ use std::time::Duration;
 
 static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(|| {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // No proxy from the environment: everything is on loopback.
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    // No proxy from the environment: everything is on loopback. A connection a call: what happened to the last one
+    // is not this one's matter.
+    reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap()
 });
 
 /// An answer, whatever its status.

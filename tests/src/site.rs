@@ -1,4 +1,0 @@
-//! Placeholder.
-/// x
-#[derive(Debug)]
-pub struct Site;
