@@ -51,7 +51,7 @@ pub struct HttpLimits {
     pub reserved: usize,
     /// From connecting, or the last answer, to the end of a request's head. 5 s.
     pub head_timeout: HumanDuration,
-    /// Bytes of a request's head; at least 8 KiB. 16 KiB.
+    /// Bytes of a request's head. 16 KiB.
     pub head_bytes: usize,
     /// Headers of a request. 64.
     pub headers: usize,

@@ -123,6 +123,12 @@ pub fn create_dir(path: &Path) -> Result<(), ShelfError> {
             break;
         }
     }
+    if missing.is_empty()
+        && let Ok(above) = File::open(parent(path))
+    {
+        // It may be there since a crash before the directory above it was synced.
+        return above.sync_all().at(Action::Sync, parent(path));
+    }
     for dir in missing.into_iter().rev() {
         match fs::DirBuilder::new().mode(0o755).create(dir) {
             Ok(()) => {}

@@ -59,6 +59,10 @@ impl Web {
             let more = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| format!("ca_file: {e}"))?;
             builder = builder.tls_certs_merge(more);
         }
+        if is_near(&base) {
+            // A relay on the LAN is not behind the proxy that the machine uses for the web.
+            builder = builder.no_proxy();
+        }
         let client = builder.build().map_err(|e| causes(&e))?;
         Ok(Web { client, base, read_timeout: options.read_timeout.0 })
     }
@@ -215,6 +219,16 @@ where
     Box::pin(futures_util::stream::unfold(Some(stream), next))
 }
 
+/// Whether a URL names a machine on the LAN, or this one, by address.
+fn is_near(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback() || ip.is_private() || ip.is_link_local(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
 fn same_scheme(attempt: redirect::Attempt<'_>) -> redirect::Action {
     let from = attempt.previous().last().map(|u| u.scheme().to_owned());
     if from.as_deref() != Some(attempt.url().scheme()) {
@@ -293,6 +307,20 @@ fn parse_content_range(text: &str) -> Option<(Option<u64>, Option<u64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_on_the_lan_are_told_from_the_web() {
+        for (url, near) in [
+            ("http://10.0.0.2:7421/", true),
+            ("http://127.0.0.1/", true),
+            ("http://localhost/", true),
+            ("http://[fd00::1]/", true),
+            ("http://8.8.8.8/", false),
+            ("https://cdn.example.com/", false),
+        ] {
+            assert_eq!(is_near(&url.parse().unwrap()), near, "{url}");
+        }
+    }
 
     #[test]
     fn content_ranges_are_read() {
