@@ -1,10 +1,197 @@
 //! Key files: `root-N.key` and `publisher-N.key` in `state.dir/keys`, 64 hex digits, readable by
 //! their owner alone.
+//!
+//! Owns names and numbers of the files. Must never print a secret, nor replace or delete a file: a
+//! key that is written is there before anything is signed by it, if the power goes too.
+
+use proto::keys::{PublicKey, SecretKey};
+use proto::shelf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 /// A key file is missing or cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// For people.
+    /// The file system.
     #[error("{0}")]
-    Keys(String),
+    Shelf(#[from] shelf::ShelfError),
+    /// Not a key.
+    #[error("{}: {reason}", path.display())]
+    Bad {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// None of the keys that could sign is here.
+    #[error(
+        "none of the publisher keys that trust file {version} names is in {} (wanted: {wanted}): copy the key file \
+         there, or make a new key with `hq-publisher trust rotate`",
+        dir.display()
+    )]
+    NoPublisher {
+        /// The trust file.
+        version: u64,
+        /// Where keys were looked for.
+        dir: PathBuf,
+        /// The key ids that would do.
+        wanted: String,
+    },
+    /// Too few root keys.
+    #[error(
+        "{found} of {wanted} needed root keys are at hand: name their files with --root-key (key ids: {ids})"
+    )]
+    NoRoot {
+        /// How many fit.
+        found: usize,
+        /// How many must sign.
+        wanted: usize,
+        /// The ids of those that would do.
+        ids: String,
+    },
+    /// No trust at all.
+    #[error("there is no trust file yet: run `hq-publisher init`")]
+    NoTrust,
+    /// The trust file cannot be read.
+    #[error("trust file {version} in the ledger cannot be read: {reason}")]
+    BadTrust {
+        /// Which.
+        version: u64,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// What a key signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Trust files. Kept offline but for `trust rotate` and `trust revoke`.
+    Root,
+    /// Manifests.
+    Publisher,
+}
+
+impl Role {
+    fn as_str(self) -> &'static str {
+        match self {
+            Role::Root => "root",
+            Role::Publisher => "publisher",
+        }
+    }
+}
+
+/// A key with the file it came from.
+#[derive(Debug, Clone)]
+pub struct KeyFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// The number in its name.
+    pub number: u64,
+    /// The key.
+    pub key: SecretKey,
+}
+
+impl KeyFile {
+    /// Its public half.
+    pub fn public(&self) -> PublicKey {
+        self.key.public()
+    }
+}
+
+/// The directory of key files.
+#[derive(Debug, Clone)]
+pub struct Keyring {
+    dir: PathBuf,
+}
+
+/// Bytes of a key file looked at.
+const KEY_FILE_BYTES: u64 = 4096;
+
+impl Keyring {
+    /// The keys in a directory; it is made when the first key is.
+    pub fn new(dir: PathBuf) -> Self {
+        Keyring { dir }
+    }
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The keys of a role, by number.
+    pub fn keys(&self, role: Role) -> Result<Vec<KeyFile>, KeysError> {
+        let entries = match shelf::list(&self.dir) {
+            Ok(entries) => entries,
+            Err(e) if e.is_not_found() => return Ok(Vec::new()),
+            Err(e) => return Err(e.into()),
+        };
+        let mut keys = Vec::new();
+        for e in entries.into_iter().filter(|e| !e.is_dir) {
+            if let Some(number) = number_of(&e.name, role) {
+                keys.push(KeyFile { key: read(&e.path)?, path: e.path, number });
+            }
+        }
+        keys.sort_by_key(|k| k.number);
+        Ok(keys)
+    }
+
+    /// Makes a key under the next number and writes it, durably.
+    pub fn create(&self, role: Role) -> Result<KeyFile, KeysError> {
+        shelf::create_dir(&self.dir)?;
+        let number = self.keys(role)?.last().map_or(1, |k| k.number + 1);
+        let path = self.dir.join(format!("{}-{number}.key", role.as_str()));
+        let bad = |reason: String| KeysError::Bad { path: path.clone(), reason };
+        let key = SecretKey::generate().map_err(|e| bad(e.to_string()))?;
+        shelf::write_private(&path, format!("{}\n", key.to_secret_text()).as_bytes())?;
+        Ok(KeyFile { path, number, key })
+    }
+
+    /// The files that others than their owner may read or write: for `doctor`.
+    pub fn exposed(&self) -> Result<Vec<PathBuf>, KeysError> {
+        let mut exposed = Vec::new();
+        for k in self.keys(Role::Root)?.into_iter().chain(self.keys(Role::Publisher)?) {
+            let mode = std::fs::metadata(&k.path).map_or(0, |m| m.permissions().mode());
+            if mode & 0o077 != 0 {
+                exposed.push(k.path);
+            }
+        }
+        Ok(exposed)
+    }
+}
+
+/// Reads one key file.
+pub fn read(path: &Path) -> Result<SecretKey, KeysError> {
+    let bad = |reason: String| KeysError::Bad { path: path.to_owned(), reason };
+    let bytes = shelf::read_bounded(path, KEY_FILE_BYTES)?;
+    let text = String::from_utf8(bytes).map_err(|_| bad("it is no key file: not text".into()))?;
+    text.parse().map_err(|e: proto::keys::BadKey| bad(format!("it is no key file: {e}")))
+}
+
+fn number_of(name: &str, role: Role) -> Option<u64> {
+    name.strip_prefix(role.as_str())?.strip_prefix('-')?.strip_suffix(".key")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+    use super::*;
+
+    #[test]
+    fn keys_are_numbered_private_and_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let ring = Keyring::new(dir.path().join("keys"));
+        assert!(ring.keys(Role::Root).unwrap().is_empty());
+        let one = ring.create(Role::Publisher).unwrap();
+        let two = ring.create(Role::Publisher).unwrap();
+        ring.create(Role::Root).unwrap();
+        assert!(one.path.ends_with("publisher-1.key") && two.path.ends_with("publisher-2.key"));
+        assert_eq!(std::fs::metadata(&one.path).unwrap().permissions().mode() & 0o777, 0o600);
+        let all = ring.keys(Role::Publisher).unwrap();
+        assert_eq!(all.iter().map(KeyFile::public).collect::<Vec<_>>(), [one.public(), two.public()]);
+        assert!(ring.exposed().unwrap().is_empty());
+        std::fs::set_permissions(&one.path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(ring.exposed().unwrap(), [one.path]);
+        std::fs::write(&two.path, "xyz").unwrap();
+        let bad = ring.keys(Role::Publisher).unwrap_err().to_string();
+        assert!(bad.contains("publisher-2.key") && bad.contains("64 lower-case hex digits"), "{bad}");
+    }
 }

@@ -1,10 +1,27 @@
 //! Making, signing and putting manifests.
+//!
+//! Owns what a store's manifest says, when it is signed anew, and the order of puts: trust files,
+//! then manifests. Must never sign while the clock cannot be believed. What is signed is in the
+//! ledger before it is put: if the power goes, the next run puts it.
 
-use crate::bucket::{BucketError, Buckets};
-use crate::config::Config;
-use crate::ledger::{Ledger, LedgerError, Staged, Token};
-use proto::clock::{Clock, Timestamp};
-use proto::ids::StoreId;
+use crate::bucket::{BucketError, Buckets, Content};
+use crate::config::{AudienceKind, Config};
+use crate::keys::{Keyring, KeysError, Role};
+use crate::ledger::{Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreSeen, Token, Which};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use proto::clock::{Clock, Timestamp, after, since};
+use proto::config::HumanDuration;
+use proto::digest::{Sha256, Sha256Stream};
+use proto::dsse::{self, PayloadType};
+use proto::ids::{Audience, DeviceId, Instance, StoreId, StreamName};
+use proto::keys::{PublicKey, SecretKey};
+use proto::layout::ObjectName;
+use proto::limits::Limits;
+use proto::manifest::{self, Manifest, StreamEntry};
+use proto::trust::{Trust, TrustState, sign_manifest};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Manifests could not be made or put.
 #[derive(Debug, thiserror::Error)]
@@ -26,16 +43,56 @@ pub enum ManifestsError {
         /// The ledger's last time.
         last: Timestamp,
         /// publish.clock_leap.
-        leap: proto::config::HumanDuration,
+        leap: HumanDuration,
     },
     /// Keys or trust are not there or do not fit.
     #[error(transparent)]
-    Keys(#[from] crate::keys::KeysError),
+    Keys(#[from] KeysError),
+    /// Trust files found in the bucket.
+    #[error("the trust files in the bucket cannot be taken over: {0}")]
+    Foreign(String),
+}
+
+/// The newest trust file of the ledger.
+pub async fn newest_trust(ledger: &Ledger, limits: &Limits) -> Result<Option<Trust>, ManifestsError> {
+    let Some(row) = ledger.trust().await?.pop() else { return Ok(None) };
+    Ok(Some(parse_trust(row.version, &row.envelope, limits)?))
+}
+
+fn parse_trust(version: u64, envelope: &str, limits: &Limits) -> Result<Trust, KeysError> {
+    dsse::peek(envelope.as_bytes(), limits.trust_bytes)
+        .map_err(|e| KeysError::BadTrust { version, reason: e.to_string() })
+}
+
+/// Fails when the clock has leapt too far past the latest time in the ledger; else remembers the
+/// time. `clock_is_right`: somebody vouched for it.
+pub async fn check_clock(
+    config: &Config,
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    clock_is_right: bool,
+) -> Result<(), ManifestsError> {
+    let now = clock.now();
+    let leap = config.publish.clock_leap;
+    if let Some(last) = ledger.latest_time().await?
+        && since(now, last) > leap.0
+        && !clock_is_right
+    {
+        return Err(ManifestsError::ClockLeapt { now, last, leap });
+    }
+    Ok(ledger.touch(now).await?)
 }
 
 /// What signs: the publisher's key and the trust it stands in.
 #[derive(Debug)]
-pub struct Signer {}
+pub struct Signer {
+    key: SecretKey,
+    trust: Trust,
+    streams: Vec<(StreamName, AudienceKind)>,
+    life: Duration,
+    resign_after: Duration,
+    limits: Limits,
+}
 
 impl Signer {
     /// Opens the keyring and the ledger's newest trust; finds the key to sign with. Fails when the
@@ -46,13 +103,50 @@ impl Signer {
         clock: &dyn Clock,
         clock_is_right: bool,
     ) -> Result<Signer, ManifestsError> {
-        let _ = (config, ledger, clock, clock_is_right);
-        todo!()
+        check_clock(config, ledger, clock, clock_is_right).await?;
+        let trust = newest_trust(ledger, &config.limits).await?.ok_or(KeysError::NoTrust)?;
+        let ring = Keyring::new(config.state.keys());
+        let keys = ring.keys(Role::Publisher)?;
+        let now = clock.now();
+        // The last one in the file is the newest: a rotation under way signs with it.
+        let key = trust
+            .publisher_keys(now)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .find_map(|k| keys.iter().find(|f| &f.public() == k));
+        let Some(key) = key.map(|f| f.key.clone()) else {
+            let wanted: Vec<String> = trust.publisher_keys(now).map(PublicKey::id).collect();
+            return Err(KeysError::NoPublisher {
+                version: trust.version,
+                dir: ring.dir().to_owned(),
+                wanted: if wanted.is_empty() { "none: all have expired".into() } else { wanted.join(", ") },
+            }
+            .into());
+        };
+        Ok(Signer {
+            key,
+            trust,
+            streams: config.streams.iter().map(|s| (s.name.clone(), s.audience)).collect(),
+            life: config.publish.manifest_life.0,
+            resign_after: config.publish.resign_after.0,
+            limits: config.limits.clone(),
+        })
     }
+
     /// The trust epoch that versions are counted in.
     pub fn epoch(&self) -> u64 {
-        todo!()
+        self.trust.epoch
     }
+    /// The trust file that it stands in.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+    /// The key that signs.
+    pub fn key_id(&self) -> String {
+        self.key.public().id()
+    }
+
     /// **The commit point of a publish**: makes each staged publication its instance's head, and signs
     /// a manifest for each store whose content changed (or whose manifest is due to be signed anew),
     /// in one transaction. Gives the stores signed.
@@ -63,19 +157,375 @@ impl Signer {
         staged: &[Staged],
         clock: &dyn Clock,
     ) -> Result<Vec<StoreId>, ManifestsError> {
-        let _ = (ledger, token, staged, clock);
-        todo!()
+        self.sign(ledger, Some(token), staged, Which::All, clock).await
     }
+
+    /// Signs what is due, without the lease: manifests that are old, of another key or epoch, or whose
+    /// devices changed.
+    pub async fn sign_due(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Vec<StoreId>, ManifestsError> {
+        self.sign(ledger, None, &[], Which::All, clock).await
+    }
+
     /// Signs one store's manifest (after `enroll` or `revoke`), without the lease.
     pub async fn sign_one(&self, ledger: &Ledger, store: &StoreId, clock: &dyn Clock) -> Result<(), ManifestsError> {
-        let _ = (ledger, store, clock);
-        todo!()
+        self.sign(ledger, None, &[], Which::Only(store), clock).await.map(|_| ())
+    }
+
+    async fn sign(
+        &self,
+        ledger: &Ledger,
+        token: Option<Token>,
+        staged: &[Staged],
+        which: Which<'_>,
+        clock: &dyn Clock,
+    ) -> Result<Vec<StoreId>, ManifestsError> {
+        // Time is never before what a publisher key signed.
+        let clock = clock.now();
+        let now = ledger.latest_time().await?.map_or(clock, |t| t.max(clock));
+        let mut heads = HeadHashes::default();
+        let mut make = |s: &SignStore<'_>| self.make(s, now, &mut heads);
+        Ok(ledger.sign(token, staged, which, self.trust.version, now, &mut make).await?)
+    }
+
+    /// One store's manifest, or nothing to do.
+    fn make(&self, s: &SignStore<'_>, now: Timestamp, hashes: &mut HeadHashes) -> Result<Made, String> {
+        let vanished = s.row.vanished_at.is_some();
+        let has_manifest = s.row.content.is_some();
+        if vanished && !has_manifest {
+            return Ok(Made::Unchanged);
+        }
+        // What the source or the heads no longer tell is taken from the manifest before.
+        let untold = |(name, kind): &(StreamName, AudienceKind)| {
+            followed(name, *kind, &s.row.seen).is_none_or(|i| !s.heads.contains_key(&i))
+                && s.heads.keys().any(|i| &i.stream == name)
+        };
+        if has_manifest && s.previous.is_none() && (vanished || self.streams.iter().any(untold)) {
+            return Ok(Made::NeedsPrevious);
+        }
+        let before: Option<Manifest> =
+            s.previous.map(|e| dsse::peek(e.as_bytes(), self.limits.manifest_bytes)).transpose().map_err(|e| e.to_string())?;
+        let instances = self.instances(s, before.as_ref());
+        let content = content_hash(&instances, s.heads, s.devices, hashes, &self.limits)?;
+        let due = s.row.content != Some(content)
+            || s.row.epoch != self.trust.epoch
+            || s.row.signer != self.key_id()
+            || s.row.signed_at.is_none_or(|t| since(now, t) >= spread(&s.row.seen.id, self.resign_after));
+        if !due {
+            return Ok(Made::Unchanged);
+        }
+        let manifest = self.build(s, &instances, now);
+        let envelope = sign_manifest(&manifest, &self.key).map_err(|e| e.to_string())?;
+        if envelope.len() as u64 > self.limits.manifest_bytes {
+            return Err(format!("it has {} bytes, over limits.manifest_bytes", envelope.len()));
+        }
+        Ok(Made::New(NewManifest {
+            serial: manifest.serial,
+            epoch: manifest.epoch,
+            envelope: String::from_utf8(envelope).map_err(|e| e.to_string())?,
+            signer: self.key_id(),
+            content,
+            signed_at: now,
+            expires_at: manifest.expires_at,
+        }))
+    }
+
+    /// The instances that the store follows and that have a version. Where the wanted one has none
+    /// (a new zone not yet published), the one followed before stays.
+    fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>) -> Vec<Instance> {
+        let vanished = s.row.vanished_at.is_some();
+        let wanted = |(name, kind): &(StreamName, AudienceKind)| {
+            let wanted = followed(name, *kind, &s.row.seen).filter(|i| !vanished && s.heads.contains_key(i));
+            let kept = || before.and_then(|m| m.instance(name)).filter(|i| s.heads.contains_key(i));
+            wanted.or_else(kept)
+        };
+        self.streams.iter().filter_map(wanted).collect()
+    }
+
+    fn build(&self, s: &SignStore<'_>, instances: &[Instance], now: Timestamp) -> Manifest {
+        let streams = instances
+            .iter()
+            .filter_map(|i| Some((i.stream.clone(), entry(i, s.heads.get(i)?))))
+            .collect();
+        let relay = s.devices.iter().find_map(|(d, k)| matches!(d, DeviceId::Relay(_)).then(|| k.clone()));
+        let register = |(d, k): &(DeviceId, PublicKey)| match d {
+            DeviceId::Register(r) => Some((r.clone(), k.clone())),
+            DeviceId::Relay(_) => None,
+        };
+        Manifest {
+            format: manifest::FORMAT,
+            store: s.row.seen.id.clone(),
+            serial: s.row.next_serial,
+            epoch: self.trust.epoch,
+            created_at: now,
+            expires_at: after(now, self.life),
+            streams,
+            relay,
+            registers: s.devices.iter().filter_map(register).collect(),
+        }
     }
 }
+
+/// The instance of a stream that a store follows; none where it has no zone.
+pub fn followed(stream: &StreamName, kind: AudienceKind, store: &StoreSeen) -> Option<Instance> {
+    let audience = match kind {
+        AudienceKind::All => Audience::All,
+        AudienceKind::Zone => Audience::Zone(store.zone.clone()?),
+        AudienceKind::Store => Audience::Store(store.id.clone()),
+    };
+    Some(Instance { stream: stream.clone(), audience })
+}
+
+fn entry(instance: &Instance, head: &Head) -> StreamEntry {
+    StreamEntry {
+        audience: instance.audience.clone(),
+        version: head.version,
+        schema: head.schema,
+        digests: head.digests.clone(),
+        packs: head.packs.clone(),
+    }
+}
+
+/// When a manifest is signed anew: from three quarters of the time on, spread by store, so that ten
+/// thousand are not due in one minute.
+fn spread(store: &StoreId, resign_after: Duration) -> Duration {
+    let hash = Sha256::of(store.as_str().as_bytes());
+    let share = f64::from(hash.as_bytes()[0]) / 255.0;
+    resign_after.mul_f64(0.75 + 0.25 * share)
+}
+
+/// Hash of each head, made once a signing: ten thousand stores share a handful.
+#[derive(Debug, Default)]
+struct HeadHashes(BTreeMap<Instance, Sha256>);
+
+impl HeadHashes {
+    fn of(&mut self, instance: &Instance, head: &Head, limits: &Limits) -> Result<Sha256, String> {
+        if let Some(hash) = self.0.get(instance) {
+            return Ok(*hash);
+        }
+        let entry = entry(instance, head);
+        let json = serde_json::to_vec(&entry).map_err(|e| e.to_string())?;
+        check_as_readers_do(instance, entry, limits)?;
+        let hash = Sha256::of(&json);
+        self.0.insert(instance.clone(), hash);
+        Ok(hash)
+    }
+}
+
+/// A manifest that readers would refuse must not be signed.
+fn check_as_readers_do(instance: &Instance, entry: StreamEntry, limits: &Limits) -> Result<(), String> {
+    let store = "check".parse().map_err(|e: proto::ids::BadName| e.to_string())?;
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        store,
+        serial: 1,
+        epoch: 1,
+        created_at: Timestamp::UNIX_EPOCH,
+        expires_at: Timestamp::UNIX_EPOCH,
+        streams: BTreeMap::from([(instance.stream.clone(), entry)]),
+        relay: None,
+        registers: BTreeMap::new(),
+    };
+    let payload = manifest.to_payload().map_err(|e| e.to_string())?;
+    Manifest::from_payload(&payload, limits).map(|_| ()).map_err(|e| format!("readers would refuse it: {e}"))
+}
+
+/// Hash of what a manifest says, without serial, epoch and times.
+fn content_hash(
+    instances: &[Instance],
+    heads: &BTreeMap<Instance, Head>,
+    devices: &[(DeviceId, PublicKey)],
+    hashes: &mut HeadHashes,
+    limits: &Limits,
+) -> Result<Sha256, String> {
+    let mut all = Sha256Stream::default();
+    for instance in instances {
+        if let Some(head) = heads.get(instance) {
+            all.update(instance.to_string().as_bytes());
+            all.update(hashes.of(instance, head, limits)?.as_bytes());
+        }
+    }
+    for (device, key) in devices {
+        all.update(device.as_str().as_bytes());
+        all.update(key.as_bytes());
+    }
+    Ok(all.finish())
+}
+
+/// Manifests put between two looks at the lease.
+const BATCH: usize = 256;
 
 /// Puts trust files and manifests that are signed and not yet in the bucket; how many manifests.
 /// Run at the start of a publish (rolls a crashed one forward) and after each signing.
 pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<Token>) -> Result<usize, ManifestsError> {
-    let _ = (ledger, buckets, token);
-    todo!()
+    put_trust(ledger, buckets).await?;
+    let (mut done, mut last, mut failed) = (0, None, None);
+    loop {
+        let batch = ledger.manifests_to_put(last.as_ref(), BATCH).await?;
+        let Some((end, ..)) = batch.last() else { break };
+        last = Some(end.clone());
+        if let Some(token) = token
+            && !ledger.holds(token).await?
+        {
+            return Err(LedgerError::LeaseLost.into());
+        }
+        let (put, error) = put_batch(buckets, batch).await;
+        done += put.len();
+        failed = failed.or(error);
+        for store in ledger.manifests_put(&put).await? {
+            put_store(ledger, buckets, &store).await?;
+        }
+    }
+    match failed {
+        Some(e) => Err(e.into()),
+        None => Ok(done),
+    }
+}
+
+/// Puts some manifests, several at once; those that were, and the first error.
+async fn put_batch(
+    buckets: &Buckets,
+    batch: Vec<(StoreId, u64, String)>,
+) -> (Vec<(StoreId, u64)>, Option<BucketError>) {
+    let puts = stream::iter(batch).map(|(store, serial, envelope)| async move {
+        let name = ObjectName::Manifest(store.clone());
+        buckets.put_pointer(&name, Bytes::from(envelope)).await.map(|()| (store, serial))
+    });
+    let (mut put, mut failed) = (Vec::new(), None);
+    for outcome in puts.buffer_unordered(buckets.concurrency()).collect::<Vec<_>>().await {
+        match outcome {
+            Ok(one) => put.push(one),
+            Err(e) => failed = failed.or(Some(e)),
+        }
+    }
+    (put, failed)
+}
+
+/// Puts one store's newest manifest, again if it was signed anew meanwhile.
+pub async fn put_store(ledger: &Ledger, buckets: &Buckets, store: &StoreId) -> Result<(), ManifestsError> {
+    while let Some((serial, envelope)) = ledger.manifest(store).await? {
+        buckets.put_pointer(&ObjectName::Manifest(store.clone()), envelope.into()).await?;
+        if ledger.manifests_put(&[(store.clone(), serial)]).await?.is_empty() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Puts the trust files that are not in the bucket: each version, then the pointer, then the marks.
+pub async fn put_trust(ledger: &Ledger, buckets: &Buckets) -> Result<(), ManifestsError> {
+    let rows = ledger.trust().await?;
+    let missing: Vec<_> = rows.iter().filter(|r| !r.put).collect();
+    let (Some(newest), false) = (rows.last(), missing.is_empty()) else { return Ok(()) };
+    for row in &missing {
+        let content = Content::Bytes(row.envelope.clone().into());
+        buckets.put_new(&ObjectName::TrustVersion(row.version), content).await?;
+    }
+    buckets.put_pointer(&ObjectName::Trust, newest.envelope.clone().into()).await?;
+    for row in missing {
+        ledger.trust_put(row.version).await?;
+    }
+    Ok(())
+}
+
+/// A head that the manifests in the bucket tell of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundHead {
+    /// Its entry in the manifest.
+    pub entry: StreamEntry,
+    /// The manifest's epoch.
+    pub epoch: u64,
+    /// When the manifest was signed.
+    pub signed_at: Timestamp,
+}
+
+/// What the bucket knows and an empty ledger does not (a new machine): takes over trust files and
+/// serials, and gives the heads that the manifests name, for the caller to adopt with their contracts.
+/// Nothing, when the ledger has heads.
+pub async fn recover(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    clock: &dyn Clock,
+) -> Result<BTreeMap<Instance, FoundHead>, ManifestsError> {
+    if !ledger.heads().await?.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    recover_trust(config, ledger, buckets, clock).await?;
+    let limits = &config.limits;
+    let mut signers: Vec<PublicKey> = Vec::new();
+    for row in ledger.trust().await? {
+        signers.extend(parse_trust(row.version, &row.envelope, limits)?.publishers.into_iter().map(|p| p.key));
+    }
+    let mut found: BTreeMap<Instance, FoundHead> = BTreeMap::new();
+    for store in buckets.list_stores().await? {
+        let name = ObjectName::Manifest(store.clone());
+        let Some(envelope) = buckets.get(&name, limits.manifest_bytes).await? else { continue };
+        // Expired ones count: only the numbers in them are asked for.
+        let opened = dsse::open(&envelope, PayloadType::Manifest, &signers, 1, limits.manifest_bytes);
+        let manifest = opened.map_err(|e| e.to_string()).and_then(|p| Manifest::from_payload(&p, limits).map_err(|e| e.to_string()));
+        let manifest = match manifest {
+            Ok(m) if m.store == store => m,
+            Ok(m) => {
+                tracing::warn!("{name} in the bucket is of store {}: left alone", m.store);
+                continue;
+            }
+            Err(e) => {
+                tracing::warn!("{name} in the bucket is not of this publisher ({e}): left alone");
+                continue;
+            }
+        };
+        ledger.raise_serial(&store, manifest.serial).await?;
+        for (instance, entry) in manifest.instances() {
+            if found.get(&instance).is_none_or(|f| f.entry.version < entry.version) {
+                let head = FoundHead { entry: entry.clone(), epoch: manifest.epoch, signed_at: manifest.created_at };
+                found.insert(instance, head);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Takes over the bucket's trust files into a ledger that has none, if one of the keys here may sign
+/// by them; whether there were any.
+pub async fn recover_trust(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    clock: &dyn Clock,
+) -> Result<bool, ManifestsError> {
+    if !ledger.trust().await?.is_empty() {
+        return Ok(false);
+    }
+    let limits = &config.limits;
+    let foreign = |e: proto::trust::Refusal| ManifestsError::Foreign(e.to_string());
+    let Some(newest) = buckets.get(&ObjectName::Trust, limits.trust_bytes).await? else { return Ok(false) };
+    let claimed = TrustState::claimed_version(&newest, limits).map_err(foreign)?;
+    let mut walked: Option<TrustState> = None;
+    let mut envelopes = Vec::new();
+    for version in 1..=claimed.min(limits.trust_steps) {
+        let name = ObjectName::TrustVersion(version);
+        let missing = || ManifestsError::Foreign(format!("{name} is missing"));
+        let bytes = buckets.get(&name, limits.trust_bytes).await?.ok_or_else(missing)?;
+        let text = String::from_utf8(bytes.to_vec()).map_err(|e| ManifestsError::Foreign(e.to_string()))?;
+        let state = match walked.take() {
+            Some(state) => state,
+            None => TrustState::pinned(parse_trust(version, &text, limits)?.root, version),
+        };
+        walked = Some(state.step(&bytes, limits).map_err(foreign)?);
+        envelopes.push((version, text));
+    }
+    let trust = walked.as_ref().and_then(TrustState::trust);
+    let ours = Keyring::new(config.state.keys()).keys(Role::Publisher)?;
+    let known = trust.is_some_and(|t| t.publishers.iter().any(|p| ours.iter().any(|k| k.public() == p.key)));
+    if !known {
+        return Err(ManifestsError::Foreign(format!(
+            "none of the publisher keys they name is in {}: copy the key files there, or use an empty bucket",
+            config.state.keys().display()
+        )));
+    }
+    for (version, text) in envelopes {
+        ledger.add_trust(version, &text, clock.now()).await?;
+        ledger.trust_put(version).await?;
+    }
+    Ok(true)
 }

@@ -151,15 +151,7 @@ impl Ledger {
         }
         let mut w = self.write().await?;
         for s in changed {
-            sqlx::query(
-                "INSERT INTO store (id, zone, region) VALUES ($1, $2, $3) ON CONFLICT (id) \
-                 DO UPDATE SET zone = excluded.zone, region = excluded.region, vanished_s = NULL",
-            )
-            .bind(s.id.as_str())
-            .bind(s.zone.as_ref().map(|z| z.as_str().to_owned()))
-            .bind(s.region.clone())
-            .execute(&mut **w)
-            .await?;
+            w.put_store(s).await?;
         }
         for id in &vanished {
             sqlx::query("UPDATE store SET vanished_s = $1 WHERE id = $2")
@@ -185,21 +177,34 @@ impl Ledger {
         row.as_ref().map(store_row).transpose()
     }
 
-    /// A serial seen elsewhere (a manifest in the bucket, a heartbeat): the store's next is above it.
+    /// Records one store, or that it is there again.
+    pub async fn add_store(&self, s: &StoreSeen) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        w.put_store(s).await?;
+        w.commit().await
+    }
+
+    /// A serial seen elsewhere (a manifest in the bucket): the store's next is above it.
     pub async fn raise_serial(&self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
+        sqlx::query("INSERT INTO store (id) VALUES ($1) ON CONFLICT (id) DO NOTHING")
+            .bind(store.as_str())
+            .execute(&mut **w)
+            .await?;
         w.raise_serial(store, serial).await?;
         w.commit().await
     }
 
     /// Signs, in one transaction: makes each staged publication its instance's head and stores what
-    /// `make` gives for each store. Without a token (`enroll`, signing anew) nothing may be staged.
+    /// `make` gives for each store. `trust` is the version of the trust file that is signed under: a
+    /// newer one in the ledger fails it. Without a token (`enroll`, signing anew) nothing may be staged.
     /// Its commit is the commit point of a publish. Gives the stores signed.
     pub async fn sign(
         &self,
         token: Option<Token>,
         staged: &[Staged],
         which: Which<'_>,
+        trust: u64,
         now: Timestamp,
         make: Maker<'_>,
     ) -> Result<Vec<StoreId>, LedgerError> {
@@ -208,6 +213,11 @@ impl Ledger {
             Some(token) => w.check_lease(token).await?,
             None if staged.is_empty() => {}
             None => return Err(LedgerError::LeaseLost),
+        }
+        let newest = sqlx::query("SELECT COALESCE(MAX(version), 0) FROM trust").fetch_one(&mut **w).await?.unsigned(0)?;
+        if newest > trust {
+            let text = "the publisher's keys changed meanwhile: run this again, it will sign with the new one";
+            return Err(LedgerError::Conflict(text.into()));
         }
         for s in staged {
             w.make_head(&s.instance, s.version, now).await?;
@@ -370,6 +380,19 @@ impl Write {
         .bind(seconds(m.signed_at))
         .bind(seconds(m.expires_at))
         .bind(row.seen.id.as_str())
+        .execute(&mut ***self)
+        .await?;
+        Ok(())
+    }
+
+    async fn put_store(&mut self, s: &StoreSeen) -> Result<(), LedgerError> {
+        sqlx::query(
+            "INSERT INTO store (id, zone, region) VALUES ($1, $2, $3) ON CONFLICT (id) \
+             DO UPDATE SET zone = excluded.zone, region = excluded.region, vanished_s = NULL",
+        )
+        .bind(s.id.as_str())
+        .bind(s.zone.as_ref().map(|z| z.as_str().to_owned()))
+        .bind(s.region.clone())
         .execute(&mut ***self)
         .await?;
         Ok(())

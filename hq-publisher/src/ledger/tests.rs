@@ -135,7 +135,7 @@ async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
         assert!(matches!(pack_one(&l, token, 1, &[PackKind::Full]).await, Err(LedgerError::VersionTaken { .. })));
 
         let staged = pack_one(&l, token, 2, &[PackKind::Full]).await.unwrap();
-        let signed = l.sign(Some(token), &[staged.clone()], Which::All, t(5), &mut maker).await.unwrap();
+        let signed = l.sign(Some(token), &[staged.clone()], Which::All, 9, t(5), &mut maker).await.unwrap();
         assert_eq!(signed.len(), 2);
         let head = l.head(&price()).await.unwrap().unwrap();
         assert_eq!((head.version, head.packs.len(), head.signed_at), (v(2), 1, t(5)));
@@ -148,7 +148,7 @@ async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
         l.done(token, &price(), v(2)).await.unwrap();
         assert!(l.publications(State::Signed).await.unwrap().is_empty());
         assert!(matches!(l.abandon(token, &price(), v(2)).await, Err(LedgerError::NotInState { .. })));
-        assert!(l.sign(None, &[staged], Which::All, t(6), &mut maker).await.is_err(), "staged without a lease");
+        assert!(l.sign(None, &[staged], Which::All, 9, t(6), &mut maker).await.is_err(), "staged without a lease");
     })
     .await;
 }
@@ -160,7 +160,7 @@ async fn a_maker_that_fails_leaves_everything_as_it_was() {
         l.see_stores(&[store("1"), store("2")], t(0)).await.unwrap();
         let staged = pack_one(&l, token, 1, &[PackKind::Full]).await.unwrap();
         let mut fails = |s: &SignStore<'_>| if s.row.seen.id.as_str() == "2" { Err("no".into()) } else { maker(s) };
-        let failed = l.sign(Some(token), &[staged], Which::All, t(5), &mut fails).await;
+        let failed = l.sign(Some(token), &[staged], Which::All, 9, t(5), &mut fails).await;
         assert!(matches!(failed, Err(LedgerError::Manifest { .. })));
         assert!(l.heads().await.unwrap().is_empty());
         assert!(l.manifests_to_put(None, 9).await.unwrap().is_empty());
@@ -176,7 +176,7 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         l.see_stores(&[store("1")], t(0)).await.unwrap();
         assert!(l.wake_serials().await.unwrap().is_empty());
         let before = l.change().await.unwrap();
-        l.sign(None, &[], Which::Only(&id), t(1), &mut maker).await.unwrap();
+        l.sign(None, &[], Which::Only(&id), 9, t(1), &mut maker).await.unwrap();
         assert_eq!(l.change().await.unwrap(), before, "signed, not put: nothing to fetch yet");
         assert!(l.wake_serials().await.unwrap().is_empty());
         assert!(l.manifests_put(&[(id.clone(), 1)]).await.unwrap().is_empty());
@@ -189,7 +189,7 @@ async fn waking_follows_puts_of_changed_manifests_only() {
             };
             Ok(Made::New(m))
         };
-        l.sign(None, &[], Which::Only(&id), t(2), &mut again).await.unwrap();
+        l.sign(None, &[], Which::Only(&id), 9, t(2), &mut again).await.unwrap();
         let row = l.store(&id).await.unwrap().unwrap();
         assert_eq!((row.serial, row.content_serial, row.put_serial), (2, 1, 1));
         // A slow put of serial 1 that lands now lies over whatever is there: it must be put again.
@@ -227,7 +227,7 @@ async fn manifests_list_two_fulls_and_what_follows_and_retention_knows_the_rest(
         for (n, kinds) in [&[Full][..], &[Delta], &[Full, Delta], &[Delta], &[Full, Delta], &[Delta]].iter().enumerate() {
             let n = n as u64 + 1;
             let staged = pack_one(&l, token, n, kinds).await.unwrap();
-            l.sign(Some(token), &[staged], Which::All, t(i64::try_from(n).unwrap()), &mut maker).await.unwrap();
+            l.sign(Some(token), &[staged], Which::All, 9, t(i64::try_from(n).unwrap()), &mut maker).await.unwrap();
         }
         let head = l.head(&price()).await.unwrap().unwrap();
         let names = |packs: &[PackEntry]| packs.iter().map(|p| format!("{}{}", p.version, p.kind)).collect::<Vec<_>>();
@@ -329,7 +329,7 @@ async fn devices_and_beats() {
         assert!(l.revoke(&id, t(20)).await.unwrap());
         assert!(!l.revoke(&id, t(21)).await.unwrap());
         let mut devices = Vec::new();
-        l.sign(None, &[], Which::All, t(22), &mut |s: &SignStore<'_>| {
+        l.sign(None, &[], Which::All, 9, t(22), &mut |s: &SignStore<'_>| {
             devices.extend(s.devices.to_vec());
             Ok(Made::Unchanged)
         })
@@ -391,6 +391,7 @@ async fn a_trust_file_is_not_rewritten_and_a_later_ledger_is_refused() {
         assert_eq!(l.trust().await.unwrap(), [TrustRow { version: 1, envelope: "{}".into(), put: true }]);
         sqlx::query("INSERT INTO migration (number) VALUES (99)").execute(l.pool()).await.unwrap();
         assert!(matches!(Ledger::open_url(l.url()).await, Err(LedgerError::Unfit(_))));
+        sqlx::query("DELETE FROM migration WHERE number = 99").execute(l.pool()).await.unwrap();
     })
     .await;
 }
