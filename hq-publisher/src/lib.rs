@@ -19,11 +19,16 @@ pub mod inbox;
 pub mod source_db;
 
 pub mod diff;
+pub mod guard;
 pub mod plan;
+pub mod retention;
 pub mod scratch;
+
+pub mod rebuild;
 
 pub mod publish;
 
+pub mod carry;
 pub mod enrol;
 pub mod intake;
 pub mod metrics;

@@ -1,0 +1,392 @@
+//! What changed between the published rows and the new ones: a merge of two scans in key order.
+//!
+//! Compares stored values by their bytes (a type or a letter's case is a change), never by text.
+//! Memory does not grow with the tables: rows of a delta are spooled to a scratch file. Power may
+//! go at any time: nothing here is needed again.
+
+use crate::scratch::order;
+use proto::digest::{RowHasher, StateDigest};
+use proto::ids::{ColumnName, TableName};
+use proto::pack::{Op, PackWriter, RowCounts};
+use proto::schema::Table;
+use proto::value::{Value, write_row};
+use rusqlite::{Connection, Row};
+use serde::Serialize;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Sets of changed columns told apart in one table; rows beyond them carry all columns.
+const COLUMN_SETS: usize = 64;
+
+/// Bytes of a section kept in memory.
+const CHUNK: usize = 64 << 10;
+
+/// Comparing failed: the disk, never a row.
+#[derive(Debug, thiserror::Error)]
+pub enum DiffError {
+    /// Reading rows. A damaged replica shows here.
+    #[error("comparing table {table}: {source}")]
+    Sqlite {
+        /// The table.
+        table: TableName,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The spool.
+    #[error("the spool {path}: {source}")]
+    Spool {
+        /// Its file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What happened to one table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct TableChange {
+    /// Rows published before.
+    pub before: u64,
+    /// Rows now.
+    pub after: u64,
+    /// Keys that are gone.
+    pub gone: u64,
+    /// Rows in the delta by operation (a row whose UNIQUE column changes is a delete and an insert).
+    pub rows: RowCounts,
+}
+
+/// What happened to all tables of an instance.
+#[derive(Debug, Default)]
+pub struct Diff {
+    /// By table.
+    pub tables: BTreeMap<TableName, TableChange>,
+    /// The state digests of the new rows.
+    pub digests: BTreeMap<TableName, StateDigest>,
+}
+
+impl Diff {
+    /// Whether any row differs.
+    pub fn is_empty(&self) -> bool {
+        self.tables.values().all(|t| t.rows.total() == 0)
+    }
+}
+
+/// The rows of a delta on their way, by section.
+#[derive(Debug)]
+pub struct Spool {
+    path: PathBuf,
+    file: Option<File>,
+    end: u64,
+    sections: Vec<Section>,
+}
+
+#[derive(Debug)]
+struct Section {
+    table: TableName,
+    op: Op,
+    columns: Vec<ColumnName>,
+    buffer: Vec<u8>,
+    /// Where its rows lie in the file: offset and length.
+    chunks: Vec<(u64, usize)>,
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if self.file.take().is_some()
+            && let Err(e) = proto::shelf::remove(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), error = %e, "a spool stays for now");
+        }
+    }
+}
+
+impl Spool {
+    /// An empty spool; its file is made when it is needed.
+    pub fn new(path: &Path) -> Self {
+        Spool { path: path.to_owned(), file: None, end: 0, sections: Vec::new() }
+    }
+
+    fn section(&mut self, table: &Table, op: Op, columns: impl Iterator<Item = usize>) -> usize {
+        let columns = columns.map(|c| table.columns[c].name.clone()).collect();
+        self.sections.push(Section { table: table.name.clone(), op, columns, buffer: Vec::new(), chunks: Vec::new() });
+        self.sections.len() - 1
+    }
+
+    fn row(&mut self, section: usize, row: &[Value<'_>]) -> io::Result<()> {
+        let s = &mut self.sections[section];
+        write_row(row, &mut s.buffer)?;
+        if s.buffer.len() < CHUNK {
+            return Ok(());
+        }
+        if self.file.is_none() {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&self.path)?;
+            self.file = Some(file);
+        }
+        if let Some(file) = &mut self.file {
+            file.write_all(&s.buffer)?;
+        }
+        s.chunks.push((self.end, s.buffer.len()));
+        self.end += s.buffer.len() as u64;
+        s.buffer.clear();
+        Ok(())
+    }
+
+    /// Writes the sections into a pack: deletes of all tables, then updates, then inserts.
+    pub fn write<W: Write>(&mut self, pack: &mut PackWriter<W>) -> io::Result<()> {
+        let mut chunk = Vec::new();
+        for op in [Op::Delete, Op::Update, Op::Insert] {
+            for s in self.sections.iter().filter(|s| s.op == op && !(s.buffer.is_empty() && s.chunks.is_empty())) {
+                pack.section(&s.table, op, &s.columns)?;
+                for (at, length) in &s.chunks {
+                    let Some(file) = &mut self.file else { continue };
+                    chunk.resize(*length, 0);
+                    file.seek(SeekFrom::Start(*at))?;
+                    file.read_exact(&mut chunk)?;
+                    raw_rows(pack, &chunk)?;
+                }
+                raw_rows(pack, &s.buffer)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn raw_rows<W: Write>(pack: &mut PackWriter<W>, lines: &[u8]) -> io::Result<()> {
+    lines.split_inclusive(|b| *b == b'\n').try_for_each(|line| pack.raw_row(line))
+}
+
+/// Compares one table. `old` holds it under the same contract (migrated, if need be); `None`: it
+/// was not there.
+pub fn compare(old: Option<&Connection>, new: &Connection, table: &Table, spool: &mut Spool, diff: &mut Diff) -> Result<(), DiffError> {
+    let mut merge = Merge::new(table, spool);
+    merge.run(old, new).map_err(|e| match e {
+        MergeError::Sqlite(source) => DiffError::Sqlite { table: table.name.clone(), source },
+        MergeError::Spool(source) => DiffError::Spool { path: merge.spool.path.display().to_string(), source },
+    })?;
+    let (change, digest) = (std::mem::take(&mut merge.change), merge.digest);
+    diff.tables.insert(table.name.clone(), change);
+    diff.digests.insert(table.name.clone(), digest);
+    Ok(())
+}
+
+enum MergeError {
+    Sqlite(rusqlite::Error),
+    Spool(io::Error),
+}
+impl From<rusqlite::Error> for MergeError {
+    fn from(e: rusqlite::Error) -> Self {
+        MergeError::Sqlite(e)
+    }
+}
+impl From<io::Error> for MergeError {
+    fn from(e: io::Error) -> Self {
+        MergeError::Spool(e)
+    }
+}
+
+/// A scan of all columns in key order.
+fn scan(table: &Table) -> String {
+    format!("SELECT {} FROM {} ORDER BY {}", table.column_list(), table.quoted(), table.key_list())
+}
+
+struct Merge<'a> {
+    table: &'a Table,
+    spool: &'a mut Spool,
+    hasher: RowHasher,
+    change: TableChange,
+    digest: StateDigest,
+    deletes: Option<usize>,
+    inserts: Option<usize>,
+    updates: BTreeMap<Vec<usize>, usize>,
+    /// The update section of all columns.
+    whole: Option<usize>,
+}
+
+impl<'a> Merge<'a> {
+    fn new(table: &'a Table, spool: &'a mut Spool) -> Self {
+        Merge {
+            table,
+            spool,
+            hasher: RowHasher::default(),
+            change: TableChange::default(),
+            digest: StateDigest::default(),
+            deletes: None,
+            inserts: None,
+            updates: BTreeMap::new(),
+            whole: None,
+        }
+    }
+
+    fn run(&mut self, old: Option<&Connection>, new: &Connection) -> Result<(), MergeError> {
+        let sql = scan(self.table);
+        let mut old = old.map(|db| db.prepare(&sql)).transpose()?;
+        let mut new = new.prepare(&sql)?;
+        let mut olds = old.as_mut().map(|s| s.query([])).transpose()?;
+        let mut news = new.query([])?;
+        let mut b = news.next()?;
+        let Some(olds) = olds.as_mut() else {
+            while let Some(row) = b {
+                self.inserted(row)?;
+                b = news.next()?;
+            }
+            return Ok(());
+        };
+        let mut a = olds.next()?;
+        loop {
+            let which = match (a, b) {
+                (None, None) => return Ok(()),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(a), Some(b)) => self.order(a, b)?,
+            };
+            if let Some(a) = a.filter(|_| which != Ordering::Greater) {
+                self.change.before += 1;
+                match b.filter(|_| which == Ordering::Equal) {
+                    Some(b) => self.both(a, b)?,
+                    None => self.deleted(a)?,
+                }
+            }
+            if let Some(b) = b.filter(|_| which == Ordering::Greater) {
+                self.inserted(b)?;
+            }
+            if which != Ordering::Greater {
+                a = olds.next()?;
+            }
+            if which != Ordering::Less {
+                b = news.next()?;
+            }
+        }
+    }
+
+    fn order(&self, a: &Row<'_>, b: &Row<'_>) -> rusqlite::Result<Ordering> {
+        for k in &self.table.key {
+            let o = order(a.get_ref(*k)?, b.get_ref(*k)?);
+            if o != Ordering::Equal {
+                return Ok(o);
+            }
+        }
+        Ok(Ordering::Equal)
+    }
+
+    /// Counts a new row into the digest; gives its values.
+    fn count<'r>(&mut self, row: &'r Row<'_>) -> rusqlite::Result<Vec<Value<'r>>> {
+        let values = values(row, 0..self.table.columns.len())?;
+        self.digest.add(self.hasher.hash(&values));
+        self.change.after += 1;
+        Ok(values)
+    }
+
+    fn both(&mut self, a: &Row<'_>, b: &Row<'_>) -> Result<(), MergeError> {
+        let values = self.count(b)?;
+        let mut changed: Vec<usize> = Vec::new();
+        for i in 0..values.len() {
+            if order(a.get_ref(i)?, b.get_ref(i)?) != Ordering::Equal {
+                changed.push(i);
+            }
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        // Two rows may swap a UNIQUE value: only deletes before inserts can do that.
+        if changed.iter().any(|c| self.table.unique.contains(c)) {
+            self.delete(a)?;
+            return self.insert(&values);
+        }
+        let section = self.update_section(changed.clone());
+        let columns = if Some(section) == self.whole { self.data_columns() } else { changed };
+        let row: Vec<Value<'_>> = self.table.key.iter().chain(&columns).map(|c| values[*c].clone()).collect();
+        self.change.rows.count(Op::Update);
+        Ok(self.spool.row(section, &row)?)
+    }
+
+    /// All columns but the key's.
+    fn data_columns(&self) -> Vec<usize> {
+        (0..self.table.columns.len()).filter(|c| !self.table.key.contains(c)).collect()
+    }
+
+    fn update_section(&mut self, changed: Vec<usize>) -> usize {
+        if let Some(section) = self.updates.get(&changed) {
+            return *section;
+        }
+        let table = self.table;
+        let key = table.key.iter().copied();
+        if self.updates.len() < COLUMN_SETS {
+            let section = self.spool.section(table, Op::Update, key.chain(changed.iter().copied()));
+            self.updates.insert(changed, section);
+            return section;
+        }
+        if let Some(section) = self.whole {
+            return section;
+        }
+        let all = self.data_columns();
+        let section = self.spool.section(table, Op::Update, key.chain(all));
+        self.whole = Some(section);
+        section
+    }
+
+    fn deleted(&mut self, a: &Row<'_>) -> Result<(), MergeError> {
+        self.change.gone += 1;
+        self.delete(a)
+    }
+
+    fn delete(&mut self, a: &Row<'_>) -> Result<(), MergeError> {
+        let table = self.table;
+        let section = match self.deletes {
+            Some(section) => section,
+            None => *self.deletes.insert(self.spool.section(table, Op::Delete, table.key.iter().copied())),
+        };
+        self.change.rows.count(Op::Delete);
+        Ok(self.spool.row(section, &values(a, table.key.iter().copied())?)?)
+    }
+
+    fn inserted(&mut self, b: &Row<'_>) -> Result<(), MergeError> {
+        let values = self.count(b)?;
+        self.insert(&values)
+    }
+
+    fn insert(&mut self, values: &[Value<'_>]) -> Result<(), MergeError> {
+        let table = self.table;
+        let section = match self.inserts {
+            Some(section) => section,
+            None => *self.inserts.insert(self.spool.section(table, Op::Insert, 0..table.columns.len())),
+        };
+        self.change.rows.count(Op::Insert);
+        Ok(self.spool.row(section, values)?)
+    }
+}
+
+/// Values of a row, borrowed from it.
+fn values<'r>(row: &'r Row<'_>, columns: impl ExactSizeIterator<Item = usize>) -> rusqlite::Result<Vec<Value<'r>>> {
+    let mut out = Vec::with_capacity(columns.len());
+    for c in columns {
+        out.push(Value::from(row.get_ref(c)?));
+    }
+    Ok(out)
+}
+
+/// Writes all rows of a table into a full pack, in key order; their count and digest.
+pub fn write_all<W: Write>(
+    db: &Connection,
+    table: &Table,
+    pack: &mut PackWriter<W>,
+) -> Result<(u64, StateDigest), DiffError> {
+    let failed = |source| DiffError::Sqlite { table: table.name.clone(), source };
+    let spool = |source| DiffError::Spool { path: "of the pack".into(), source };
+    let columns: Vec<ColumnName> = table.columns.iter().map(|c| c.name.clone()).collect();
+    let mut statement = db.prepare(&scan(table)).map_err(failed)?;
+    let mut rows = statement.query([]).map_err(failed)?;
+    let (mut count, mut digest, mut hasher) = (0, StateDigest::default(), RowHasher::default());
+    while let Some(row) = rows.next().map_err(failed)? {
+        if count == 0 {
+            pack.section(&table.name, Op::Insert, &columns).map_err(spool)?;
+        }
+        let values = values(row, 0..columns.len()).map_err(failed)?;
+        digest.add(hasher.hash(&values));
+        pack.row(&values).map_err(spool)?;
+        count += 1;
+    }
+    Ok((count, digest))
+}

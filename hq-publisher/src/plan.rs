@@ -1,0 +1,140 @@
+//! What to publish, and why. Pure: the facts come in, a plan with its reasons goes out.
+
+use serde::Serialize;
+use std::fmt;
+
+/// What is known of one instance when its new rows have been compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Whether anything was published before.
+    pub published: bool,
+    /// Rows that differ.
+    pub changed_rows: u64,
+    /// The contract's text changed.
+    pub new_contract: bool,
+    /// Why the published rows cannot be built on: the contract is not additive.
+    pub rebuild: Option<String>,
+    /// The trust epoch changed: versions before it count no more.
+    pub new_epoch: bool,
+    /// The bucket has higher versions than the ledger knows.
+    pub ahead: bool,
+    /// `--full`.
+    pub asked: bool,
+    /// A device reported an error or drift that no full answers yet.
+    pub reported: Option<String>,
+    /// Deltas since the last full.
+    pub deltas: u64,
+    /// Their bytes.
+    pub delta_bytes: u64,
+    /// Bytes of the last full.
+    pub full_bytes: u64,
+    /// The setting `publish.deltas`.
+    pub most_deltas: u64,
+}
+
+/// What to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The changes since the version before.
+    pub delta: bool,
+    /// All rows.
+    pub full: bool,
+    /// Why, in few words.
+    pub reason: String,
+}
+
+impl Plan {
+    fn new(delta: bool, full: bool, reason: impl Into<String>) -> Self {
+        Plan { delta, full, reason: reason.into() }
+    }
+    /// Whether there is nothing to do.
+    pub fn is_nothing(&self) -> bool {
+        !self.delta && !self.full
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match (self.delta, self.full) {
+            (false, false) => "nothing",
+            (true, false) => "delta",
+            (false, true) => "full",
+            (true, true) => "delta and full",
+        };
+        write!(f, "{what}: {}", self.reason)
+    }
+}
+
+/// Decides. Rules stand in order; the first that forbids a delta or asks for a full is the reason.
+pub fn plan(facts: &Facts) -> Plan {
+    if !facts.published {
+        return Plan::new(false, true, "first publish");
+    }
+    if let Some(why) = &facts.rebuild {
+        return Plan::new(false, true, format!("new contract, rebuilt by a full: {why}"));
+    }
+    if facts.new_epoch {
+        return Plan::new(false, true, "a new trust epoch: versions before it do not count");
+    }
+    let changed = facts.changed_rows > 0 || facts.new_contract;
+    if facts.ahead {
+        return Plan::new(false, true, "the bucket has versions that the ledger does not know");
+    }
+    if !changed && !facts.asked {
+        return Plan::new(false, false, "nothing changed");
+    }
+    let what = match (facts.changed_rows, facts.new_contract) {
+        (0, false) => "nothing changed".to_owned(),
+        (0, true) => "new contract".to_owned(),
+        (n, false) => format!("{n} rows changed"),
+        (n, true) => format!("new contract, {n} rows changed"),
+    };
+    let full = if facts.asked {
+        Some("--full".to_owned())
+    } else if let Some(who) = &facts.reported {
+        Some(format!("reported: {who}"))
+    } else if facts.full_bytes == 0 {
+        Some("no full is listed".to_owned())
+    } else if facts.deltas >= facts.most_deltas {
+        Some(format!("{} deltas since the last full", facts.deltas))
+    } else if facts.delta_bytes > facts.full_bytes {
+        Some("the deltas outweigh the last full".to_owned())
+    } else {
+        None
+    };
+    match full {
+        Some(why) => Plan::new(true, true, format!("{what}; {why}")),
+        None => Plan::new(true, false, what),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usual() -> Facts {
+        Facts { published: true, changed_rows: 3, full_bytes: 1000, delta_bytes: 10, deltas: 1, most_deltas: 64, ..Facts::default() }
+    }
+    fn what(facts: Facts) -> String {
+        plan(&facts).to_string()
+    }
+
+    #[test]
+    fn each_rule_has_its_plan_and_reason() {
+        assert_eq!(what(usual()), "delta: 3 rows changed");
+        assert_eq!(what(Facts { changed_rows: 0, ..usual() }), "nothing: nothing changed");
+        assert_eq!(what(Facts { published: false, ..usual() }), "full: first publish");
+        assert_eq!(what(Facts { new_contract: true, changed_rows: 0, ..usual() }), "delta: new contract");
+        assert!(what(Facts { rebuild: Some("x".into()), changed_rows: 0, ..usual() }).starts_with("full: new contract"));
+        assert!(what(Facts { new_epoch: true, ..usual() }).starts_with("full: a new trust epoch"));
+        assert!(what(Facts { deltas: 64, ..usual() }).starts_with("delta and full: 3 rows changed; 64 deltas"));
+        assert!(!plan(&Facts { deltas: 63, ..usual() }).full);
+        assert!(what(Facts { delta_bytes: 1001, ..usual() }).contains("outweigh"));
+        assert!(!plan(&Facts { delta_bytes: 1000, ..usual() }).full);
+        assert_eq!(what(Facts { asked: true, changed_rows: 0, ..usual() }), "delta and full: nothing changed; --full");
+        assert!(what(Facts { reported: Some("0421: DRIFT".into()), ..usual() }).contains("reported: 0421: DRIFT"));
+        assert!(plan(&Facts { reported: Some("x".into()), changed_rows: 0, ..usual() }).is_nothing());
+        assert!(plan(&Facts { deltas: 99, changed_rows: 0, ..usual() }).is_nothing());
+        assert!(what(Facts { ahead: true, ..usual() }).starts_with("full: the bucket"));
+    }
+}
