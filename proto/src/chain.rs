@@ -9,12 +9,12 @@ use crate::manifest::PackEntry;
 /// are left out. Empty when already there; `None` when there is no way.
 ///
 /// `packs` are ordered by version, fulls first, as a manifest lists them.
-pub fn cheapest<'p>(
-    packs: &'p [PackEntry],
+pub fn cheapest(
+    packs: &[PackEntry],
     from: Option<Version>,
     target: Version,
     usable: impl Fn(&PackEntry) -> bool,
-) -> Option<Vec<&'p PackEntry>> {
+) -> Option<Vec<&PackEntry>> {
     if from == Some(target) {
         return Some(Vec::new());
     }
@@ -53,12 +53,12 @@ pub fn cheapest<'p>(
 
 /// The highest version up to `target` that some way leads to, with that way: what to do when a
 /// pack on the way to the head is missing or bad.
-pub fn furthest<'p>(
-    packs: &'p [PackEntry],
+pub fn furthest(
+    packs: &[PackEntry],
     from: Option<Version>,
     target: Version,
     usable: impl Fn(&PackEntry) -> bool,
-) -> Option<(Version, Vec<&'p PackEntry>)> {
+) -> Option<(Version, Vec<&PackEntry>)> {
     let mut versions: Vec<Version> =
         packs.iter().map(|p| p.version).filter(|v| *v <= target && from.is_none_or(|f| *v > f)).collect();
     versions.dedup();
