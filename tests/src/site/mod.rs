@@ -8,8 +8,8 @@ pub use node::Node;
 pub use sample::{DDL, model_tables, sample_sql};
 
 use crate::servers::{S3, StandIn};
-use crate::{Output, Product, digest, servers};
-use base64::Engine as _;
+use crate::{Output, Product, digest, forge, servers};
+use ed25519_dalek::SigningKey;
 use rusqlite::Connection;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -411,7 +411,11 @@ impl Site {
     pub fn put_object(&self, name: &str, body: &[u8]) {
         match &self.objects {
             Objects::S3(s3) => s3.put(&self.key(name), body),
-            _ => std::fs::write(self.bucket().join(name), body).unwrap(),
+            _ => {
+                let path = self.bucket().join(name);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, body).unwrap();
+            }
         }
     }
 
@@ -422,11 +426,67 @@ impl Site {
     /// A store's manifest as it lies in the bucket, its signature unchecked.
     #[track_caller]
     pub fn manifest(&self, store: &str) -> Value {
-        let bytes =
-            self.object(&format!("stores/{store}/manifest.json")).unwrap_or_else(|| panic!("{store} has no manifest"));
-        let envelope: Value = serde_json::from_slice(&bytes).unwrap();
-        let payload = base64::engine::general_purpose::STANDARD.decode(envelope["payload"].as_str().unwrap()).unwrap();
-        serde_json::from_slice(&payload).unwrap()
+        let bytes = self.object(&format!("stores/{store}/manifest.json"));
+        forge::payload(&bytes.unwrap_or_else(|| panic!("{store} has no manifest")))
+    }
+
+    /// The newest file `KIND-N.key` of headquarters, `publisher` or `root`.
+    #[track_caller]
+    pub fn signing_key(&self, kind: &str) -> SigningKey {
+        let number = |p: &Path| p.file_stem()?.to_str()?.strip_prefix(kind)?.strip_prefix('-')?.parse::<u32>().ok();
+        let dir = self.hq.dir.join("state/keys");
+        let files = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let newest = files.flatten().map(|e| e.path()).filter(|p| number(p).is_some()).max_by_key(|p| number(p));
+        forge::key_file(&newest.unwrap_or_else(|| panic!("no {kind} key in {}", dir.display())))
+    }
+
+    /// Puts a changed manifest with the next serial, well signed: what a headquarters that errs would say.
+    #[track_caller]
+    pub fn resign(&self, store: &str, change: impl FnOnce(&mut Value)) {
+        let mut manifest = self.manifest(store);
+        manifest["serial"] = (manifest["serial"].as_u64().unwrap() + 1).into();
+        change(&mut manifest);
+        let envelope =
+            forge::seal("manifest", &serde_json::to_vec(&manifest).unwrap(), &[&self.signing_key("publisher")]);
+        self.put_object(&format!("stores/{store}/manifest.json"), &envelope);
+    }
+
+    /// Puts a pack that headquarters never made, and lists it in a well signed manifest of the store: at its version,
+    /// as the head, with the digests of its trailer (if it has one).
+    #[track_caller]
+    pub fn publish_forged(&self, store: &str, stream: &str, pack: &[u8]) {
+        let lines = forge::unpack(pack);
+        self.list_pack(store, stream, pack, forge::entry(pack), lines.last().unwrap());
+    }
+
+    /// As [`Site::publish_forged`], but the manifest says `entry` of the pack, whatever it is, and takes the digests
+    /// from this trailer.
+    #[track_caller]
+    pub fn list_pack(&self, store: &str, stream: &str, pack: &[u8], entry: Value, trailer: &str) {
+        let trailer: Value = serde_json::from_str(trailer).unwrap_or_default();
+        let (version, kind) = (entry["version"].as_u64().unwrap(), entry["kind"].as_str().unwrap().to_owned());
+        let audience = self.manifest(store)["streams"][stream]["audience"].as_str().unwrap().to_owned();
+        self.put_object(&format!("packs/{stream}@{audience}/{version:010}.{kind}.pack"), pack);
+        self.resign(store, |manifest| {
+            let stream = &mut manifest["streams"][stream];
+            stream["version"] = version.into();
+            stream["packs"].as_array_mut().unwrap().push(entry);
+            if trailer["digests"].is_object() {
+                stream["digests"] = trailer["digests"].clone();
+            }
+        });
+    }
+
+    /// The head pack of a stream of a store: its name and bytes (the delta, where there is one).
+    #[track_caller]
+    pub fn head_pack(&self, store: &str, stream: &str) -> (String, Vec<u8>) {
+        let manifest = self.manifest(store);
+        let entry = &manifest["streams"][stream];
+        let pack = entry["packs"].as_array().unwrap().last().unwrap();
+        let (version, kind) = (pack["version"].as_u64().unwrap(), pack["kind"].as_str().unwrap());
+        let name = format!("packs/{stream}@{}/{version:010}.{kind}.pack", entry["audience"].as_str().unwrap());
+        let bytes = self.object(&name).unwrap_or_else(|| panic!("{name} is not there"));
+        (name, bytes)
     }
 
     /// The version of a stream in a store's manifest.

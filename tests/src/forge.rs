@@ -1,0 +1,98 @@
+//! Makes objects as headquarters would, and as it never would: packs line by line, envelopes by any key. It shares
+//! no code with the product, so that nothing stops it from lying.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::{Signer as _, SigningKey};
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+
+/// A pack's lines, without their newlines.
+#[track_caller]
+pub fn unpack(pack: &[u8]) -> Vec<String> {
+    let mut text = String::new();
+    MultiGzDecoder::new(pack).read_to_string(&mut text).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// A pack of these lines.
+pub fn pack<S: AsRef<str>>(lines: &[S]) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    for line in lines {
+        gzip.write_all(line.as_ref().as_bytes()).unwrap();
+        gzip.write_all(b"\n").unwrap();
+    }
+    gzip.finish().unwrap()
+}
+
+/// What a manifest lists of a pack, read from its header: true in all it says.
+#[track_caller]
+pub fn entry(pack: &[u8]) -> Value {
+    let lines = unpack(pack);
+    let header: Value = serde_json::from_str(&lines[0]).unwrap();
+    let unpacked: usize = lines.iter().map(|l| l.len() + 1).sum();
+    let mut entry = json!({"version": header["version"], "kind": header["kind"], "bytes": pack.len(), "unpacked": unpacked, "sha256": sha256(pack)});
+    if !header["base"].is_null() {
+        entry["base"] = header["base"].clone();
+    }
+    entry
+}
+
+/// 64 hex digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// A DSSE envelope; `kind` is `trust`, `manifest`, `heartbeat` or `receipt`.
+pub fn seal(kind: &str, payload: &[u8], keys: &[&SigningKey]) -> Vec<u8> {
+    let kind = format!("application/vnd.tillcast.{kind}+json");
+    let mut message = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len()).into_bytes();
+    message.extend(payload);
+    let id = |k: &SigningKey| hex::encode(&Sha256::digest(k.verifying_key().as_bytes())[..8]);
+    let sign = |k: &&SigningKey| json!({"keyid": id(k), "sig": STANDARD.encode(k.sign(&message).to_bytes())});
+    let signatures: Vec<Value> = keys.iter().map(sign).collect();
+    serde_json::to_vec(&json!({"payloadType": kind, "payload": STANDARD.encode(payload), "signatures": signatures}))
+        .unwrap()
+}
+
+/// An envelope's payload, its signatures unchecked.
+#[track_caller]
+pub fn payload(envelope: &[u8]) -> Value {
+    let envelope: Value = serde_json::from_slice(envelope).unwrap();
+    serde_json::from_slice(&STANDARD.decode(envelope["payload"].as_str().unwrap()).unwrap()).unwrap()
+}
+
+/// A key file of headquarters: 64 hex digits, the seed.
+#[track_caller]
+pub fn key_file(path: &Path) -> SigningKey {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    SigningKey::from_bytes(&hex::decode(text.trim()).unwrap().try_into().unwrap())
+}
+
+/// The key of a seed of one repeated byte: a stranger's.
+pub fn strange_key(n: u8) -> SigningKey {
+    SigningKey::from_bytes(&[n; 32])
+}
+
+/// A public key as manifests and trust files write it.
+pub fn public(key: &SigningKey) -> String {
+    hex::encode(key.verifying_key().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_back() {
+        let lines = [r#"{"version":2,"kind":"delta","base":1}"#, "[1]", r#"{"rows":{}}"#];
+        let packed = pack(&lines);
+        assert_eq!(unpack(&packed), lines);
+        assert_eq!(entry(&packed)["unpacked"], lines.iter().map(|l| l.len() + 1).sum::<usize>());
+        assert_eq!(payload(&seal("manifest", b"{\"a\":1}", &[&strange_key(1)])), json!({"a": 1}));
+    }
+}
