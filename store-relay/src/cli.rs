@@ -1,0 +1,279 @@
+//! The command line. Orders go to the relay that runs on the data directory; where none runs, this process
+//! opens the directory itself, under its lock.
+
+use crate::config::{self, Config};
+use crate::control::{self, Answer, Order};
+use crate::relay::{Relay, RelayError, Tools};
+use crate::run;
+use crate::steps::Steps;
+use crate::trial::{self, Runner};
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
+use proto::cli::{self, Common, Exit};
+use proto::clock::{Clock, SystemClock};
+use proto::config::{ConfigError, Loaded};
+use proto::device::{Device, DeviceError};
+use proto::fetch::Small;
+use proto::ids::DeviceId;
+use proto::layout::{ObjectName, PackName};
+use proto::shelf::{self, LockError, LockFile};
+use proto::trust::EnrolCode;
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Mirrors headquarters' packs into a store, tries them on a shadow database, serves them on the LAN.
+#[derive(Debug, Parser)]
+#[command(name = "store-relay", version)]
+pub struct Line {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make this machine the relay of its store, by a code from `hq-publisher enroll STORE`.
+    Enroll {
+        /// The code.
+        code: String,
+    },
+    /// Run the service.
+    Run,
+    /// One cycle: manifest, packs, trial; then end.
+    Once,
+    /// How the store stands.
+    Status,
+    /// Recompute the shadow's digests from its rows, and hash the served packs.
+    Verify,
+    /// Take in hand-carried objects from a folder, and answer with a signed receipt.
+    Import {
+        /// The folder, e.g. a stick's.
+        dir: PathBuf,
+    },
+    /// Fetch and try a pack in error/ again.
+    Retry {
+        /// E.g. price@zone-east/0000000057.delta.pack
+        #[arg(value_parser = control::pack_name)]
+        pack: PackName,
+    },
+    /// Read the settings, say what they come to.
+    CheckConfig,
+    /// Look for what would keep the relay from working.
+    Doctor,
+    /// Write a shell's completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the man page.
+    Man,
+    /// The process that runs packs on the shadow; the relay starts it itself.
+    #[command(hide = true)]
+    Trial,
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let line = Line::parse();
+    match &line.verb {
+        // Before logs, TLS and threads: it must start fast and stay small.
+        Verb::Trial => return trial::child_main(),
+        Verb::Completions { shell } => {
+            cli::completions(Line::command(), *shell);
+            return ExitCode::SUCCESS;
+        }
+        Verb::Man => {
+            cli::man(Line::command());
+            return ExitCode::SUCCESS;
+        }
+        _ => cli::start(&line.common),
+    }
+    let loaded = match config::load(line.common.config.as_deref(), proto::config::environment()) {
+        Ok(loaded) => loaded,
+        Err(e) => {
+            cli::complain(e);
+            return Exit::Usage.into();
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            cli::complain(e);
+            return Exit::Failed.into();
+        }
+    };
+    let done = runtime.block_on(perform(line, loaded));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            cli::complain(format_args!("{e:#}"));
+            let usage = e.downcast_ref::<ConfigError>().is_some()
+                || matches!(e.downcast_ref::<RelayError>(), Some(RelayError::Config(_)));
+            if usage { Exit::Usage.into() } else { Exit::Failed.into() }
+        }
+    }
+}
+
+async fn perform(line: Line, loaded: Loaded<Config>) -> anyhow::Result<u8> {
+    let json = line.common.json;
+    match line.verb {
+        Verb::Enroll { code } => enroll(&loaded.value, &code, json),
+        Verb::Run => {
+            let relay = Arc::new(open(loaded.value)?);
+            run::serve(relay, cli::shutdown_signal()).await?;
+            Ok(0)
+        }
+        Verb::Once => order(loaded.value, Order::Once, json).await,
+        Verb::Status => order(loaded.value, Order::Status, json).await,
+        Verb::Verify => order(loaded.value, Order::Verify, json).await,
+        Verb::Import { dir } => {
+            let dir = std::fs::canonicalize(&dir).with_context(|| format!("{}", dir.display()))?;
+            order(loaded.value, Order::Import { dir }, json).await
+        }
+        Verb::Retry { pack } => order(loaded.value, Order::Retry { pack }, json).await,
+        Verb::CheckConfig => Ok(check_config(&loaded, json)),
+        Verb::Doctor => doctor(&loaded.value, json).await,
+        Verb::Completions { .. } | Verb::Man | Verb::Trial => Ok(0),
+    }
+}
+
+fn open(config: Config) -> Result<Relay, RelayError> {
+    let tools = Tools { runner: Runner::this_binary(), steps: Steps::default() };
+    Relay::open(config, Arc::new(SystemClock::default()), tools)
+}
+
+/// Hands over to the running relay, or does it here.
+async fn order(config: Config, order: Order, json: bool) -> anyhow::Result<u8> {
+    let dir = config.data_dir.clone();
+    let mut answer = control::ask(&dir, &order).await?;
+    if answer.is_none() {
+        answer = match open(config) {
+            Ok(relay) => Some(control::obey(&relay, order).await),
+            // A relay that starts at this moment opens its socket soon.
+            Err(RelayError::Lock(e @ LockError::Held { .. })) => Some(ask_soon(&dir, &order).await?.ok_or(e)?),
+            Err(e) => return Err(e.into()),
+        };
+    }
+    let answer = answer.unwrap_or_else(|| Answer::failed("no answer"));
+    if json {
+        cli::print_json(&answer.report);
+    } else {
+        for line in &answer.lines {
+            cli::print_line(line);
+        }
+    }
+    Ok(answer.exit)
+}
+
+async fn ask_soon(dir: &std::path::Path, order: &Order) -> std::io::Result<Option<Answer>> {
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        if let Some(answer) = control::ask(dir, order).await? {
+            return Ok(Some(answer));
+        }
+    }
+    Ok(None)
+}
+
+fn enroll(config: &Config, code: &str, json: bool) -> anyhow::Result<u8> {
+    let now = SystemClock::default().now();
+    let code = EnrolCode::from_text(code.trim(), now).map_err(DeviceError::from)?;
+    let wanted = DeviceId::Relay(config.store.clone());
+    anyhow::ensure!(code.id == wanted, "the code is for {}, relay.toml says store = {}", code.id, config.store);
+    shelf::create_dir(&config.data_dir)?;
+    let _lock = LockFile::acquire(&config.data_dir)?;
+    Device::enrol(&config.data_dir, &code)?;
+    if json {
+        cli::print_json(&json!({ "id": code.id, "data_dir": config.data_dir }));
+    } else {
+        cli::print_line(format_args!("{} is enrolled; start `store-relay run`", code.id));
+    }
+    Ok(0)
+}
+
+fn check_config(loaded: &Loaded<Config>, json: bool) -> u8 {
+    let config = &loaded.value;
+    if json {
+        cli::print_json(config);
+        return 0;
+    }
+    let file = loaded.file.as_ref().map_or("the environment".to_owned(), |f| f.display().to_string());
+    cli::print_line(format_args!("{file} is valid: store {}, data in {}", config.store, config.data_dir.display()));
+    for source in &config.sources {
+        cli::print_line(format_args!("  source {source}"));
+    }
+    cli::print_line(format_args!("  headquarters {}", config.hq.as_deref().unwrap_or("none: sources are only polled")));
+    cli::print_line(format_args!("  serves on {}", config.listen));
+    0
+}
+
+/// One thing that was looked at.
+struct Finding {
+    what: String,
+    well: bool,
+    text: String,
+}
+
+async fn doctor(config: &Config, json: bool) -> anyhow::Result<u8> {
+    let mut findings = vec![check_dir(config), check_enrolment(config)];
+    for source in config.sources()? {
+        let name = ObjectName::Manifest(config.store.clone());
+        let got = source.get_small(&name, None, None, config.limits.manifest_bytes).await;
+        let (well, text) = match got {
+            Ok(Small::Body { bytes, .. }) => (true, format!("{name}: {} bytes", bytes.len())),
+            Ok(Small::Unchanged) => (true, format!("{name}: there")),
+            Err(e) => (false, e.to_string()),
+        };
+        findings.push(Finding { what: format!("source {}", source.url()), well, text });
+    }
+    if let Some(hq) = config.hq_source()? {
+        let query = [("store", config.store.as_str())];
+        let (well, text) = match hq.long_poll("v1/wake", &query, 0, None).await {
+            Ok(_) => (true, "answers".to_owned()),
+            Err(e) => (false, e.to_string()),
+        };
+        findings.push(Finding { what: format!("headquarters {}", hq.url()), well, text });
+    }
+    let running = control::ask(&config.data_dir, &Order::Status).await?.is_some();
+    if !running {
+        let bound = std::net::TcpListener::bind(config.listen);
+        let text = bound.as_ref().map_or_else(ToString::to_string, |_| "free".into());
+        findings.push(Finding { what: format!("address {}", config.listen), well: bound.is_ok(), text });
+    }
+    let well = findings.iter().all(|f| f.well);
+    if json {
+        let list: Vec<_> =
+            findings.iter().map(|f| json!({ "what": f.what, "well": f.well, "text": f.text })).collect();
+        cli::print_json(&json!({ "well": well, "running": running, "findings": list }));
+    } else {
+        for f in &findings {
+            cli::print_line(format_args!("{} {}: {}", if f.well { "ok  " } else { "FAIL" }, f.what, f.text));
+        }
+    }
+    Ok(u8::from(!well))
+}
+
+fn check_dir(config: &Config) -> Finding {
+    let what = format!("data directory {}", config.data_dir.display());
+    match shelf::create_dir(&config.data_dir).and_then(|()| shelf::free_space(&config.data_dir)) {
+        Ok(space) => Finding { what, well: space.free > 64 << 20, text: format!("{} MiB free", space.free >> 20) },
+        Err(e) => Finding { what, well: false, text: e.to_string() },
+    }
+}
+
+fn check_enrolment(config: &Config) -> Finding {
+    let id = DeviceId::Relay(config.store.clone());
+    let what = "enrolment".to_owned();
+    match Device::open(&config.data_dir, &id, &config.limits) {
+        Ok(device) => {
+            let text = format!("{id}, trust {}, serial {}", device.trust().version(), device.seen().serial);
+            Finding { what, well: true, text }
+        }
+        Err(e) => Finding { what, well: false, text: e.to_string() },
+    }
+}

@@ -1,0 +1,314 @@
+//! How other commands hand over to a running relay: a Unix socket in the data directory, one line of JSON each way.
+//! Only the directory's owner may use it. Nothing here outlives the power: orders are carried out by
+//! rooms that are durable themselves.
+
+use crate::import::Imported;
+use crate::relay::{Pace, Relay, Round};
+use crate::shadow::ShadowError;
+use crate::shelves::{self, Room};
+use crate::stream::Outcome;
+use crate::trial;
+use proto::layout::{ObjectName, PackName};
+use proto::replica::TableCheck;
+use proto::shelf;
+use proto::wire::{Status, StreamState};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+/// The socket in the data directory.
+pub const SOCKET: &str = "control.sock";
+const MAX_LINE: u64 = 8 << 20;
+
+/// What a relay can be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "lowercase")]
+pub enum Order {
+    /// How do you stand?
+    Status,
+    /// Recompute digests from the rows, hash the served packs.
+    Verify,
+    /// One cycle.
+    Once,
+    /// Import a folder.
+    Import {
+        /// The folder, absolute.
+        dir: PathBuf,
+    },
+    /// Try a pack in `error/` again.
+    Retry {
+        /// Which.
+        pack: PackName,
+    },
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The command's exit code.
+    pub exit: u8,
+    /// For `--json`.
+    pub report: Value,
+    /// For people.
+    pub lines: Vec<String>,
+}
+
+impl Answer {
+    fn new(exit: u8, report: &impl Serialize, lines: Vec<String>) -> Answer {
+        Answer { exit, report: serde_json::to_value(report).unwrap_or_default(), lines }
+    }
+    /// Nothing was done.
+    pub fn failed(why: impl std::fmt::Display) -> Answer {
+        let why = why.to_string();
+        Answer::new(1, &json!({ "error": why }), vec![format!("error: {why}")])
+    }
+}
+
+/// Carries out an order.
+pub async fn obey(relay: &Relay, order: Order) -> Answer {
+    match order {
+        Order::Status => status(&relay.hall.status()),
+        Order::Verify => verify(relay).await,
+        Order::Once => {
+            let round = relay.mirror_once(Pace::Once).await;
+            relay.report_now().await;
+            once(&round, relay)
+        }
+        Order::Import { dir } => match relay.import(&dir).await {
+            Ok(done) => imported(&done),
+            Err(e) => Answer::failed(e),
+        },
+        Order::Retry { pack } => retry(relay, &pack),
+    }
+}
+
+fn status(status: &Status) -> Answer {
+    let mut lines = vec![format!(
+        "{}: manifest {}, network {}",
+        status.id,
+        status.serial.map_or("none".into(), |s| s.to_string()),
+        serde_json::to_value(status.network).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default(),
+    )];
+    for (instance, report) in &status.streams {
+        let version = report.version.map_or("none".into(), |v| v.to_string());
+        let state = match report.state {
+            StreamState::Ok => "ok",
+            StreamState::Behind => "behind",
+            StreamState::Error => "error",
+            StreamState::Drift => "drift",
+            StreamState::Waiting => "waiting",
+        };
+        lines.push(format!("  {instance}: {version} ({state})"));
+    }
+    lines.extend(status.debts.iter().map(|d| format!("debt: {d}")));
+    lines.extend(status.errors.iter().map(|e| {
+        format!("{}: {}{}", e.code, e.object.as_ref().map(|o| format!("{o}: ")).unwrap_or_default(), e.text)
+    }));
+    Answer::new(0, status, lines)
+}
+
+/// Drift found here is latched, and healed by the next cycle.
+async fn verify(relay: &Relay) -> Answer {
+    let shadow = Arc::clone(&relay.shadow);
+    let checks = match tokio::task::spawn_blocking(move || shadow.verify()).await {
+        Ok(Ok(checks)) => checks,
+        Ok(Err(e)) => return Answer::failed(ShadowError::from(e)),
+        Err(e) => return Answer::failed(e),
+    };
+    let (mut lines, mut streams, mut wrong) = (Vec::new(), BTreeMap::new(), false);
+    for (stream, tables) in &checks {
+        let drift = trial::drift_text(stream, tables);
+        for t in tables {
+            lines.push(format!("{stream}.{}: {} rows, {}", t.table, t.rows, if t.is_right() { "right" } else { "WRONG" }));
+        }
+        if let Some(text) = drift {
+            wrong = true;
+            relay.latch_drift(stream, &text);
+        }
+        streams.insert(stream.clone(), tables.iter().map(check_json).collect::<Vec<_>>());
+    }
+    let rotten = rotten_packs(relay).await;
+    for name in &rotten {
+        lines.push(format!("{name}: its bytes have changed on the disk; it is fetched anew"));
+        relay.hall.event("BIT_ROT", &name.to_string(), "found by verify");
+        relay.throw_away(name);
+    }
+    wrong |= !rotten.is_empty();
+    if wrong {
+        relay.hall.wake.notify_one();
+    }
+    Answer::new(u8::from(wrong), &json!({ "streams": streams, "rotten": rotten, "right": !wrong }), lines)
+}
+
+fn check_json(t: &TableCheck) -> Value {
+    json!({ "table": t.table, "stored": t.stored, "found": t.found, "rows": t.rows, "right": t.is_right() })
+}
+
+/// The packs in `ok/` whose bytes are not what was proved.
+async fn rotten_packs(relay: &Relay) -> Vec<PackName> {
+    let known: Vec<_> = relay.hall.state().ok.iter().filter_map(|(n, h)| Some((n.clone(), (*h)?))).collect();
+    let shelves = relay.hall.shelves.clone();
+    let look = move || {
+        let is_rotten = |(name, sha256): &(PackName, proto::digest::Sha256)| {
+            !shelves::hash_file(&shelves.pack(Room::Ok, name)).is_ok_and(|h| &h == sha256)
+        };
+        known.into_iter().filter(is_rotten).map(|(n, _)| n).collect()
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+fn once(round: &Round, relay: &Relay) -> Answer {
+    let behind: Vec<String> = round
+        .streams
+        .iter()
+        .filter(|(_, o)| **o != Outcome::AtHead)
+        .map(|(s, o)| match o {
+            Outcome::Again(_, why) | Outcome::NoWay(why) => format!("{s}: {why}"),
+            other => format!("{s}: {other:?}"),
+        })
+        .collect();
+    let configured = !relay.sources.is_empty();
+    let exit = if round.streams.is_empty() && configured || configured && round.reached == 0 {
+        1
+    } else if !behind.is_empty() || !round.problems.is_empty() {
+        3
+    } else {
+        0
+    };
+    let versions = relay.hall.state().versions();
+    let mut lines: Vec<String> = versions.iter().map(|(i, v)| format!("{i}: {v}")).collect();
+    lines.extend(behind.iter().cloned());
+    lines.extend(round.problems.iter().cloned());
+    let report = json!({
+        "versions": versions, "behind": behind, "problems": round.problems, "reached": round.reached,
+        "status": relay.hall.status(),
+    });
+    Answer::new(exit, &report, lines)
+}
+
+fn imported(done: &Imported) -> Answer {
+    let exit = if done.refused {
+        1
+    } else if !done.receipt.refusals.is_empty() || !done.behind.is_empty() {
+        3
+    } else {
+        0
+    };
+    let mut lines = Vec::new();
+    if done.already_here {
+        lines.push("already here".into());
+    } else {
+        lines.push(format!("{} objects taken", done.taken.len()));
+    }
+    lines.extend(done.receipt.refusals.iter().map(|r| format!("refused: {r}")));
+    lines.extend(done.behind.iter().map(|(s, why)| format!("{s}: {why}")));
+    lines.push(format!("receipt: {}", done.receipt_file.display()));
+    Answer::new(exit, done, lines)
+}
+
+fn retry(relay: &Relay, pack: &PackName) -> Answer {
+    if !relay.hall.state().attempts.contains_key(pack) {
+        return Answer::failed(format!("{pack} has not failed here; see `store-relay status`"));
+    }
+    match relay.forgive(pack) {
+        Ok(()) => {
+            relay.hall.wake.notify_one();
+            Answer::new(0, &json!({ "retried": pack }), vec![format!("{pack} is fetched and tried anew by the next cycle")])
+        }
+        Err(e) => Answer::failed(e),
+    }
+}
+
+/// A pack as people name it: with or without `packs/` in front.
+pub fn pack_name(text: &str) -> Result<PackName, proto::ids::BadName> {
+    match text.parse() {
+        Ok(ObjectName::Pack(name)) => Ok(name),
+        _ => text.parse(),
+    }
+}
+
+/// The socket's address; a long path goes by way of its open directory, since addresses end at 108 bytes.
+fn address(dir: &Path) -> io::Result<(PathBuf, Option<File>)> {
+    let path = dir.join(SOCKET);
+    if path.as_os_str().len() < 100 {
+        return Ok((path, None));
+    }
+    let open = File::open(dir)?;
+    Ok((PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", open.as_raw_fd())), Some(open)))
+}
+
+/// Opens the socket; only under the directory's lock.
+pub fn listen(dir: &Path) -> io::Result<UnixListener> {
+    shelf::remove(&dir.join(SOCKET)).map_err(|e| e.source)?;
+    let (path, _open) = address(dir)?;
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Takes orders until the process ends.
+pub async fn serve(relay: Arc<Relay>, listener: UnixListener) {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let relay = Arc::clone(&relay);
+                    tokio::spawn(async move {
+                        if let Err(e) = converse(&relay, stream).await {
+                            tracing::debug!(error = %e, "an order was not answered");
+                        }
+                    });
+                }
+                Err(e) => {
+                    tracing::warn!(error = %e, "the control socket");
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                }
+            },
+            () = relay.hall.stop.cancelled() => return,
+        }
+    }
+}
+
+async fn converse(relay: &Arc<Relay>, stream: UnixStream) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(read.take(MAX_LINE)).read_line(&mut line).await?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(order) => {
+            tracing::info!(?order, "order");
+            let relay = Arc::clone(relay);
+            // A folder is copied in one go: on a thread of its own, so that the LAN does not wait.
+            let handle = tokio::runtime::Handle::current();
+            let done = tokio::task::spawn_blocking(move || handle.block_on(obey(&relay, order)));
+            done.await.unwrap_or_else(Answer::failed)
+        }
+        Err(e) => Answer::failed(format!("not an order: {e}")),
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    write.write_all(&line).await
+}
+
+/// Asks the relay that runs on a data directory; `None` if none does.
+pub async fn ask(dir: &Path, order: &Order) -> io::Result<Option<Answer>> {
+    let Ok((path, _open)) = address(dir) else { return Ok(None) };
+    let Ok(stream) = UnixStream::connect(&path).await else { return Ok(None) };
+    let (read, mut write) = stream.into_split();
+    let mut line = serde_json::to_vec(order)?;
+    line.push(b'\n');
+    write.write_all(&line).await?;
+    let mut answer = String::new();
+    BufReader::new(read.take(MAX_LINE)).read_line(&mut answer).await?;
+    if answer.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the relay ended before it answered"));
+    }
+    Ok(Some(serde_json::from_str(&answer)?))
+}

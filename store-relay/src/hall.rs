@@ -1,0 +1,429 @@
+//! What the rooms share: settings, clock, files, and what is known at this moment. Everything in `State` is
+//! a copy of what lies on disk or of what was heard; a restart rebuilds it. Never holds the state's lock
+//! over a wait or a slow call.
+
+use crate::config::Config;
+use crate::debts::Standing;
+use crate::lan::objects::Objects;
+use crate::metrics::Metrics;
+use crate::shelves::Shelves;
+use crate::spool::{Event, Spool};
+use crate::tries::Attempts;
+use bytes::Bytes;
+use proto::clock::{Clock, Timestamp};
+use proto::device::Device;
+use proto::digest::Sha256;
+use proto::dsse::Envelope;
+use proto::ids::{DeviceId, Instance, RegisterId, StreamName, Version};
+use proto::layout::PackName;
+use proto::manifest::{Manifest, StreamEntry};
+use proto::replica::Held;
+use proto::shelf;
+use proto::wire::{Disk, Fault, Heartbeat, Network, Status, StreamReport, StreamState, Versions, fault};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// HQ or a source counts as seen for so long.
+const SEEN: Duration = Duration::from_secs(120);
+
+/// The pause between looks at the sources that unknown registers ask for.
+const LOOK_PAUSE: Duration = Duration::from_secs(5);
+
+/// A register as last heard.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// What it said.
+    pub beat: Heartbeat,
+    /// As it was signed, to be passed on.
+    pub envelope: Envelope,
+    /// The key that it was signed by.
+    pub key: String,
+    /// When, by the monotonic clock; before this process started: less than zero, see `earlier`.
+    pub at: Duration,
+    /// How long before this process started it was heard.
+    pub earlier: Duration,
+    /// Whether HQ has it.
+    pub forwarded: bool,
+}
+
+impl Heard {
+    /// How long ago.
+    pub fn ago(&self, monotonic: Duration) -> Duration {
+        monotonic.saturating_sub(self.at) + self.earlier
+    }
+}
+
+/// What is known at this moment.
+#[derive(Debug, Default)]
+pub struct State {
+    /// The manifest accepted last.
+    pub manifest: Option<Arc<Manifest>>,
+    /// Epoch and serial of the manifest that has been put to work in full.
+    pub adopted: Option<(u64, u64)>,
+    /// What the shadow holds.
+    pub held: BTreeMap<StreamName, Held>,
+    /// What the shadow proved.
+    pub proofs: BTreeMap<PackName, Sha256>,
+    /// The packs in `ok/`, and the hash of each where it is known.
+    pub ok: BTreeMap<PackName, Option<Sha256>>,
+    /// The packs in `ready/`, and the hash that each was verified with.
+    pub ready: BTreeMap<PackName, Sha256>,
+    /// The packs that failed.
+    pub attempts: BTreeMap<PackName, Attempts>,
+    /// Streams whose shadow rows were found wrong.
+    pub drifts: BTreeMap<StreamName, (Timestamp, String)>,
+    /// Why a stream does not go on.
+    pub waits: BTreeMap<Instance, String>,
+    /// Other faults, by code and subject.
+    pub faults: BTreeMap<(String, String), Fault>,
+    /// Registers heard.
+    pub registers: BTreeMap<RegisterId, Heard>,
+    /// When HQ was last seen, by the monotonic clock.
+    pub hq_seen: Option<Duration>,
+    /// When a source last answered.
+    pub source_seen: Option<Duration>,
+    /// When an unknown register last made us look.
+    pub looked: Option<Duration>,
+    /// Seconds that this clock is ahead of HQ's.
+    pub skew: Option<i64>,
+}
+
+impl State {
+    /// The manifest's streams.
+    pub fn instances(&self) -> impl Iterator<Item = (Instance, &StreamEntry)> {
+        self.manifest.iter().flat_map(|m| m.instances())
+    }
+
+    /// The version that the shadow holds of an instance, if deltas may build on it.
+    pub fn held_version(&self, instance: &Instance) -> Option<Version> {
+        let epoch = self.manifest.as_ref()?.epoch;
+        self.held.get(&instance.stream)?.version_of(instance, epoch)
+    }
+
+    /// What is in `ok/` of the manifest's streams: the newest pack of each.
+    pub fn versions(&self) -> Versions {
+        let newest = |instance: &Instance, head: Version| {
+            self.ok.keys().filter(|p| &p.instance == instance && p.version <= head).map(|p| p.version).max()
+        };
+        self.instances().filter_map(|(i, e)| newest(&i, e.version).map(|v| (i, v))).collect()
+    }
+
+    fn with_standing<T>(&self, mut f: impl FnMut(&Standing<'_>) -> T) -> Vec<T> {
+        let served: BTreeSet<PackName> = self.ok.keys().cloned().collect();
+        let standing = |(instance, entry): (Instance, &StreamEntry)| {
+            f(&Standing {
+                instance: &instance,
+                entry,
+                held: self.held_version(&instance),
+                served: &served,
+                attempts: &self.attempts,
+                waits_for: self.waits.get(&instance).map(String::as_str),
+            })
+        };
+        self.instances().map(standing).collect()
+    }
+
+    /// Gaps that wait to be closed.
+    pub fn debts(&self) -> Vec<String> {
+        self.with_standing(|s| s.debts()).into_iter().flatten().collect()
+    }
+
+    /// What went wrong and has not been mended.
+    pub fn all_faults(&self) -> Vec<Fault> {
+        let mut faults: Vec<Fault> = self.faults.values().cloned().collect();
+        for packs in self.with_standing(|s| s.in_the_way().map(|(n, a)| pack_fault(n, a)).collect::<Vec<_>>()) {
+            faults.extend(packs);
+        }
+        for (stream, (since, text)) in &self.drifts {
+            faults.push(Fault {
+                code: fault::DRIFT.into(),
+                instance: self.manifest.as_ref().and_then(|m| m.instance(stream)),
+                object: None,
+                text: text.clone(),
+                since: *since,
+            });
+        }
+        faults
+    }
+
+    /// The listed packs that were given up.
+    pub fn given_up(&self) -> Vec<Fault> {
+        self.instances()
+            .flat_map(|(i, e)| e.packs.iter().map(move |p| (p.name(&i), p.sha256)))
+            .filter_map(|(name, sha256)| {
+                let attempts = self.attempts.get(&name).filter(|a| a.in_error && a.sha256 == sha256)?;
+                Some(pack_fault(name, attempts))
+            })
+            .collect()
+    }
+
+    /// The streams as reported.
+    pub fn streams(&self) -> BTreeMap<Instance, StreamReport> {
+        self.with_standing(|s| {
+            let held = s.held.and_then(|_| self.held.get(&s.instance.stream));
+            let state = if self.drifts.contains_key(&s.instance.stream) {
+                StreamState::Drift
+            } else if s.held == Some(s.entry.version) {
+                StreamState::Ok
+            } else if s.in_the_way().next().is_some() {
+                StreamState::Error
+            } else if s.held.is_none() {
+                StreamState::Waiting
+            } else {
+                StreamState::Behind
+            };
+            let report = StreamReport {
+                version: s.held,
+                schema: held.map(|h| h.schema),
+                digests: held.map(|h| h.digests.clone()).unwrap_or_default(),
+                state,
+            };
+            (s.instance.clone(), report)
+        })
+        .into_iter()
+        .collect()
+    }
+
+    /// Whether every stream of the manifest is served.
+    pub fn is_ready(&self) -> Result<(), String> {
+        let Some(manifest) = &self.manifest else { return Err("no manifest was accepted yet".into()) };
+        let served = self.versions();
+        let missing: Vec<String> =
+            manifest.instances().map(|(i, _)| i).filter(|i| !served.contains_key(i)).map(|i| i.to_string()).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("nothing served yet of {}", missing.join(", "))) }
+    }
+}
+
+fn pack_fault(name: PackName, attempts: &Attempts) -> Fault {
+    Fault {
+        code: fault::PACK_IN_ERROR.into(),
+        instance: Some(name.instance.clone()),
+        object: Some(name.to_string()),
+        text: format!("{}: {}", attempts.code, attempts.reason),
+        since: attempts.since,
+    }
+}
+
+/// The body of `/v1/versions`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// What it says.
+    pub versions: Versions,
+    /// As JSON.
+    pub body: Bytes,
+    /// Its ETag, quotes included.
+    pub etag: String,
+}
+
+impl Listing {
+    fn new(versions: Versions) -> Listing {
+        // A map of names and numbers: writing it as JSON cannot fail.
+        let body = Bytes::from(serde_json::to_vec(&versions).unwrap_or_default());
+        let etag = format!("\"{}\"", &Sha256::of(&body).to_string()[..16]);
+        Listing { versions, body, etag }
+    }
+}
+
+/// What the rooms share.
+#[derive(Debug)]
+pub struct Hall {
+    /// Settings.
+    pub config: Config,
+    /// Who this is.
+    pub id: DeviceId,
+    /// Time.
+    pub clock: ClockBox,
+    /// Directories.
+    pub shelves: Shelves,
+    /// `relay.db`.
+    pub spool: Spool,
+    /// `device.db`.
+    pub device: Mutex<Device>,
+    /// What is served.
+    pub objects: Objects,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Look at the sources now.
+    pub wake: Notify,
+    /// Tell HQ soon.
+    pub report: Notify,
+    /// The process is to end.
+    pub stop: CancellationToken,
+    state: Mutex<State>,
+    versions: watch::Sender<Arc<Listing>>,
+}
+
+/// A clock that can be shown in a debug text.
+#[derive(Clone)]
+pub struct ClockBox(pub Arc<dyn Clock>);
+
+impl std::fmt::Debug for ClockBox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clock")
+    }
+}
+impl std::ops::Deref for ClockBox {
+    type Target = dyn Clock;
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+/// The durable parts of a hall.
+#[derive(Debug)]
+pub struct Files {
+    /// Directories.
+    pub shelves: Shelves,
+    /// `relay.db`.
+    pub spool: Spool,
+    /// `device.db`.
+    pub device: Device,
+}
+
+impl Hall {
+    /// A hall around opened files.
+    pub fn new(config: Config, clock: Arc<dyn Clock>, files: Files, objects: Objects) -> Hall {
+        Hall {
+            id: files.device.id().clone(),
+            clock: ClockBox(clock),
+            shelves: files.shelves,
+            spool: files.spool,
+            device: Mutex::new(files.device),
+            objects,
+            metrics: Metrics::new(),
+            wake: Notify::new(),
+            report: Notify::new(),
+            stop: CancellationToken::new(),
+            state: Mutex::default(),
+            versions: watch::Sender::new(Arc::new(Listing::new(Versions::new()))),
+            config,
+        }
+    }
+
+    /// What is known; hold it briefly.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the LAN what is in `ok/`, if that has changed.
+    pub fn publish_versions(&self) {
+        let listing = Listing::new(self.state().versions());
+        let changed = self.versions.send_if_modified(|now| {
+            let changed = now.etag != listing.etag;
+            if changed {
+                *now = Arc::new(listing);
+            }
+            changed
+        });
+        if changed {
+            self.report.notify_one();
+        }
+    }
+
+    /// What is in `ok/`, to look at and to wait on.
+    pub fn versions(&self) -> watch::Receiver<Arc<Listing>> {
+        self.versions.subscribe()
+    }
+
+    /// Asks for a look at the sources on a stranger's word: at most once in a while.
+    pub fn look_soon(&self) {
+        let now = self.clock.monotonic();
+        let due = {
+            let mut state = self.state();
+            let due = state.looked.is_none_or(|at| now.saturating_sub(at) >= LOOK_PAUSE);
+            if due {
+                state.looked = Some(now);
+            }
+            due
+        };
+        if due {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Seconds since HQ was seen.
+    pub fn hq_seen_s(&self) -> Option<u64> {
+        self.state().hq_seen.map(|at| self.clock.monotonic().saturating_sub(at).as_secs())
+    }
+
+    /// The network as seen from here.
+    pub fn network(&self) -> Network {
+        let now = self.clock.monotonic();
+        let state = self.state();
+        let fresh = |seen: Option<Duration>| seen.is_some_and(|at| now.saturating_sub(at) <= SEEN.max(self.config.poll.0 * 2));
+        match (&self.config.hq, fresh(state.hq_seen), fresh(state.source_seen)) {
+            (_, true, _) | (None, _, true) => Network::Online,
+            (Some(_), false, true) => Network::InStore,
+            _ => Network::Offline,
+        }
+    }
+
+    /// The report of `status`.
+    pub fn status(&self) -> Status {
+        let (hq_seen_s, network, disk) = (self.hq_seen_s(), self.network(), self.disk());
+        let state = self.state();
+        Status {
+            id: self.id.clone(),
+            streams: state.streams(),
+            serial: state.manifest.as_ref().map(|m| m.serial),
+            network,
+            debts: state.debts(),
+            errors: state.all_faults(),
+            disk,
+            clock_skew_s: state.skew,
+            hq_seen_s,
+        }
+    }
+
+    /// Room on the disk.
+    pub fn disk(&self) -> Option<Disk> {
+        let space = shelf::free_space(&self.config.data_dir).ok()?;
+        Some(Disk { free: space.free, total: space.total })
+    }
+
+    /// Takes a fault down, once; it is logged when it is new.
+    pub fn fault(&self, code: &str, instance: Option<&Instance>, subject: &str, text: impl Into<String>) {
+        let (text, now) = (text.into(), self.clock.now());
+        let new = {
+            let mut state = self.state();
+            let key = (code.to_owned(), subject.to_owned());
+            let since = state.faults.get(&key).map(|f| f.since);
+            let fault = Fault {
+                code: code.to_owned(),
+                instance: instance.cloned(),
+                object: (!subject.is_empty()).then(|| subject.to_owned()),
+                text: text.clone(),
+                since: since.unwrap_or(now),
+            };
+            state.faults.insert(key, fault);
+            since.is_none()
+        };
+        if new {
+            tracing::error!(code, subject, "{text}");
+            self.event(code, subject, &text);
+            self.report.notify_one();
+        }
+    }
+
+    /// A fault is mended.
+    pub fn mended(&self, code: &str, subject: &str) {
+        let was = self.state().faults.remove(&(code.to_owned(), subject.to_owned())).is_some();
+        if was {
+            tracing::info!(code, subject, "mended");
+            self.event("MENDED", subject, code);
+            self.report.notify_one();
+        }
+    }
+
+    /// Writes the event log; a log that cannot be written stops nothing.
+    pub fn event(&self, code: &str, subject: &str, text: &str) {
+        let event =
+            Event { at: self.clock.now(), code: code.to_owned(), subject: subject.to_owned(), text: text.to_owned() };
+        if let Err(e) = self.spool.log(&event) {
+            tracing::warn!(error = %e, "the event log was not written");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What is in `ok/`, as it is served: an index by URL path, and a bounded memory cache in front of the
+//! disk. A hot answer touches no disk and copies no bytes. Nothing is served that was not put here by
+//! name, so that no URL can lead anywhere else. Holds no state that a restart does not rebuild.
+
+use crate::config::CacheRules;
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Response, StatusCode};
+use proto::digest::Sha256;
+use proto::http::{Body, FileBody, RangeAsked, none_match, range_asked};
+use proto::layout::{ObjectName, PackName};
+use proto::shelf;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::mpsc;
+
+/// An object that is served.
+#[derive(Debug)]
+pub struct Object {
+    name: ObjectName,
+    path: PathBuf,
+    length: u64,
+    sha256: Sha256,
+    etag: String,
+    /// Of a 200, whole.
+    headers: HeaderMap,
+    cached: RwLock<Option<Bytes>>,
+    /// When it was last asked for, in requests.
+    used: AtomicU64,
+    loading: tokio::sync::Mutex<()>,
+}
+
+impl Object {
+    fn new(name: ObjectName, path: PathBuf, length: u64, sha256: Sha256, cached: Option<Bytes>) -> Object {
+        let etag = format!("\"{}\"", &sha256.to_string()[..32]);
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(name.content_type()));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(name.cache_control()));
+        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        if let Ok(etag) = HeaderValue::from_str(&etag) {
+            headers.insert(header::ETAG, etag);
+        }
+        Object {
+            name,
+            path,
+            length,
+            sha256,
+            etag,
+            headers,
+            cached: RwLock::new(cached),
+            used: AtomicU64::new(0),
+            loading: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    fn in_memory(&self) -> Option<Bytes> {
+        self.cached.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The index and its cache.
+#[derive(Debug)]
+pub struct Objects {
+    by_path: RwLock<HashMap<String, Arc<Object>>>,
+    rules: CacheRules,
+    /// Bytes of packs in memory.
+    held: AtomicU64,
+    clock: AtomicU64,
+    rotten: mpsc::UnboundedSender<PackName>,
+}
+
+impl Objects {
+    /// An empty index. Packs whose files turn out rotten are told to `rotten`.
+    pub fn new(rules: CacheRules, rotten: mpsc::UnboundedSender<PackName>) -> Objects {
+        Objects { by_path: RwLock::default(), rules, held: AtomicU64::new(0), clock: AtomicU64::new(0), rotten }
+    }
+
+    /// Serves a pack from its file.
+    pub fn put_pack(&self, name: PackName, path: PathBuf, length: u64, sha256: Sha256) {
+        self.insert(Object::new(name.into(), path, length, sha256, None));
+    }
+
+    /// Serves a small object from memory.
+    pub fn put_small(&self, name: ObjectName, bytes: Bytes) {
+        let (length, sha256) = (bytes.len() as u64, Sha256::of(&bytes));
+        self.insert(Object::new(name, PathBuf::new(), length, sha256, Some(bytes)));
+    }
+
+    fn insert(&self, object: Object) {
+        let key = format!("/{}", object.name);
+        let old = self.by_path.write().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::new(object));
+        self.let_go(old.as_deref());
+    }
+
+    /// Serves an object no more.
+    pub fn remove(&self, name: &ObjectName) {
+        let old = self.by_path.write().unwrap_or_else(PoisonError::into_inner).remove(&format!("/{name}"));
+        self.let_go(old.as_deref());
+    }
+
+    /// Takes a pack's bytes out of memory.
+    fn let_go(&self, object: Option<&Object>) -> bool {
+        let Some(object) = object.filter(|o| matches!(o.name, ObjectName::Pack(_))) else { return false };
+        let there = object.cached.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(bytes) = &there {
+            self.held.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+        }
+        there.is_some()
+    }
+
+    /// The object of a URL path.
+    pub fn get(&self, path: &str) -> Option<Arc<Object>> {
+        self.by_path.read().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+    }
+
+    /// Bytes of packs in memory.
+    pub fn cached_bytes(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Reads a new pack into memory, before everybody asks for it.
+    pub async fn warm(&self, name: &PackName) {
+        if let Some(object) = self.get(&format!("/packs/{name}")) {
+            let _ = self.load(&object).await;
+        }
+    }
+
+    /// Answers GET and HEAD of an object.
+    pub async fn answer(&self, object: &Arc<Object>, asked: &HeaderMap, head_only: bool) -> Response<Body> {
+        object.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        if asked.contains_key(header::IF_NONE_MATCH) && none_match(asked, &object.etag) {
+            return not_modified(object);
+        }
+        let range = if asked.contains_key(header::RANGE) && !head_only {
+            range_asked(asked, object.length, &object.etag)
+        } else {
+            RangeAsked::Whole
+        };
+        let (start, length) = match range {
+            RangeAsked::Whole => (0, object.length),
+            RangeAsked::Part { start, length } => (start, length),
+            RangeAsked::Unsatisfiable => return unsatisfiable(object.length),
+        };
+        let body = if head_only {
+            Ok(Body::Empty)
+        } else if let Some(bytes) = object.in_memory() {
+            Ok(slice(bytes, start, length))
+        } else {
+            self.body_from_disk(object, start, length).await
+        };
+        match body {
+            Ok(body) => whole_or_part(object, body, range),
+            Err(_) => unavailable(),
+        }
+    }
+
+    async fn body_from_disk(&self, object: &Arc<Object>, start: u64, length: u64) -> Result<Body, Gone> {
+        if let Some(bytes) = self.load(object).await? {
+            return Ok(slice(bytes, start, length));
+        }
+        let path = object.path.clone();
+        let opened = tokio::task::spawn_blocking(move || shelf::open_regular(&path)).await;
+        match opened {
+            Ok(Ok(file)) => Ok(Body::File(FileBody::new(file, start, length))),
+            Ok(Err(e)) => Err(self.lost(object, &e.to_string())),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    /// Brings an object into memory, once however many ask; none if it is too large for that. Its
+    /// hash is checked on the way.
+    async fn load(&self, object: &Arc<Object>) -> Result<Option<Bytes>, Gone> {
+        if object.length > self.rules.object.0.min(self.rules.bytes.0) {
+            return Ok(None);
+        }
+        let _one = object.loading.lock().await;
+        if let Some(bytes) = object.in_memory() {
+            return Ok(Some(bytes));
+        }
+        let (path, length) = (object.path.clone(), object.length);
+        let read = tokio::task::spawn_blocking(move || shelf::read_bounded(&path, length)).await;
+        let bytes = match read {
+            Ok(Ok(bytes)) => Bytes::from(bytes),
+            Ok(Err(e)) => return Err(self.lost(object, &e.to_string())),
+            Err(_) => return Err(Gone),
+        };
+        if Sha256::of(&bytes) != object.sha256 {
+            return Err(self.lost(object, "its bytes have changed on the disk"));
+        }
+        *object.cached.write().unwrap_or_else(PoisonError::into_inner) = Some(bytes.clone());
+        self.held.fetch_add(length, Ordering::Relaxed);
+        self.make_room(object);
+        // It may have been removed meanwhile; then its bytes must not stay counted.
+        let current = self.get(&format!("/{}", object.name));
+        if !current.is_some_and(|c| Arc::ptr_eq(&c, object)) {
+            self.let_go(Some(object));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Lets the least used packs go until the cache is within its bound.
+    fn make_room(&self, newest: &Arc<Object>) {
+        while self.cached_bytes() > self.rules.bytes.0 {
+            let by_path = self.by_path.read().unwrap_or_else(PoisonError::into_inner);
+            let oldest = by_path
+                .values()
+                .filter(|o| matches!(o.name, ObjectName::Pack(_)) && !Arc::ptr_eq(o, newest) && o.in_memory().is_some())
+                .min_by_key(|o| o.used.load(Ordering::Relaxed))
+                .cloned();
+            drop(by_path);
+            if !self.let_go(oldest.as_deref()) {
+                return;
+            }
+        }
+    }
+
+    fn lost(&self, object: &Object, why: &str) -> Gone {
+        tracing::error!(object = %object.name, "cannot be served: {why}");
+        self.remove(&object.name);
+        if let ObjectName::Pack(name) = &object.name {
+            let _ = self.rotten.send(name.clone());
+        }
+        Gone
+    }
+}
+
+/// The file is gone or damaged.
+struct Gone;
+
+fn slice(bytes: Bytes, start: u64, length: u64) -> Body {
+    let end = usize::try_from(start + length).unwrap_or(usize::MAX).min(bytes.len());
+    let start = usize::try_from(start).unwrap_or(usize::MAX).min(end);
+    Body::Bytes(if start == 0 && end == bytes.len() { bytes } else { bytes.slice(start..end) })
+}
+
+fn whole_or_part(object: &Object, body: Body, range: RangeAsked) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.headers_mut() = object.headers.clone();
+    if let RangeAsked::Part { start, length } = range {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        let range = format!("bytes {start}-{}/{}", start + length - 1, object.length);
+        if let Ok(range) = HeaderValue::from_str(&range) {
+            headers.insert(header::CONTENT_RANGE, range);
+        }
+    }
+    response
+}
+
+fn not_modified(object: &Object) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    for name in [header::ETAG, header::CACHE_CONTROL] {
+        if let Some(value) = object.headers.get(&name) {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    response
+}
+
+fn unsatisfiable(length: u64) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+    if let Ok(range) = HeaderValue::from_str(&format!("bytes */{length}")) {
+        response.headers_mut().insert(header::CONTENT_RANGE, range);
+    }
+    response
+}
+
+fn unavailable() -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    response
+}
+
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+    use proto::config::HumanBytes;
+
+    fn name(n: u64) -> PackName {
+        format!("price@all/{n:010}.full.pack").parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_cache_keeps_its_bound_and_rot_is_not_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, mut rotten) = mpsc::unbounded_channel();
+        let objects = Objects::new(CacheRules { bytes: HumanBytes(250), object: HumanBytes(100) }, tell);
+        for n in 1..=4 {
+            let path = dir.path().join(n.to_string());
+            let length = if n == 4 { 101 } else { 100 };
+            let body = vec![n as u8; length];
+            std::fs::write(&path, &body).unwrap();
+            objects.put_pack(name(n), path, length as u64, Sha256::of(&body));
+            objects.warm(&name(n)).await;
+            assert!(objects.cached_bytes() <= 250, "{}", objects.cached_bytes());
+        }
+        // 1 was the least used when 3 came; 4 is too large for memory and is served from disk.
+        let cached = |n| objects.get(&format!("/packs/{}", name(n))).unwrap().in_memory().is_some();
+        assert_eq!([1, 2, 3, 4].map(cached), [false, true, true, false]);
+        let four = objects.get(&format!("/packs/{}", name(4))).unwrap();
+        assert!(matches!(objects.answer(&four, &HeaderMap::new(), false).await.body(), Body::File(_)));
+        objects.remove(&name(2).into());
+        assert_eq!(objects.cached_bytes(), 100);
+        // A bit flips on the disk.
+        std::fs::write(dir.path().join("1"), vec![9; 100]).unwrap();
+        let one = objects.get(&format!("/packs/{}", name(1))).unwrap();
+        assert_eq!(objects.answer(&one, &HeaderMap::new(), false).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(rotten.try_recv().unwrap(), name(1));
+        assert!(objects.get(&format!("/packs/{}", name(1))).is_none());
+    }
+}

@@ -1,0 +1,556 @@
+//! The spine: what a relay does, once. `mirror_once` reads like the design's section Store; the loop around it is
+//! in `run`. Each step leaves the disk in a state that `Relay::open` understands, so that the power may go
+//! between any two.
+
+use crate::beats;
+use crate::config::Config;
+use crate::debts::Standing;
+use crate::hall::{Files, Hall};
+use crate::lan::objects::Objects;
+use crate::shadow::{Shadow, ShadowError};
+use crate::shelves::{Room, Shelves, Truth};
+use crate::spool::{Spool, SpoolError};
+use crate::steps::Steps;
+use crate::stream::{Outcome, Supply};
+use crate::trial::Runner;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use proto::clock::Clock;
+use proto::config::ConfigError;
+use proto::device::{Device, DeviceError};
+use proto::fetch::{Small, Source};
+use proto::follow::{self, FollowError, Follower, Refreshed};
+use proto::ids::{DeviceId, Instance, StreamName};
+use proto::layout::{ObjectName, PackName};
+use proto::manifest::Manifest;
+use proto::retry::Verdict;
+use proto::shelf::{self, Ballast, LockError, LockFile, ShelfError};
+use proto::trust::TrustState;
+use proto::wire::fault;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The ballast's file in the data directory.
+pub const BALLAST: &str = "ballast";
+
+/// Why a relay cannot be opened or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// Another process has the data directory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Not enrolled, or its memory failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// `relay.db`.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// `shadow.db`.
+    #[error(transparent)]
+    Shadow(#[from] ShadowError),
+    /// Files.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    /// A setting that only shows here.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+impl RelayError {
+    fn is_disk_full(&self) -> bool {
+        match self {
+            RelayError::Device(DeviceError::Sqlite(e)) => e.is_disk_full(),
+            RelayError::Spool(e) => e.is_disk_full(),
+            RelayError::Shadow(e) => e.is_disk_full(),
+            RelayError::Shelf(e) | RelayError::Lock(LockError::Shelf(e)) => e.is_disk_full(),
+            _ => false,
+        }
+    }
+}
+
+/// How a cycle goes about failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// One try of a pack, no waiting: `once`, `import`.
+    Once,
+    /// Pauses between tries; a loop comes back.
+    Service,
+}
+
+/// What one cycle brought.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// Sources that answered.
+    pub reached: usize,
+    /// Sources that failed, or whose objects were refused.
+    pub problems: Vec<String>,
+    /// How each stream ended.
+    pub streams: BTreeMap<StreamName, Outcome>,
+}
+
+/// An enrolled relay with its files open.
+#[derive(Debug)]
+pub struct Relay {
+    /// What the rooms share.
+    pub hall: Arc<Hall>,
+    /// The replica that packs are tried on.
+    pub shadow: Arc<Shadow>,
+    /// The sources in order.
+    pub(crate) sources: Vec<Source>,
+    /// One a source: a dead one must not hold up the others.
+    followers: Vec<tokio::sync::Mutex<Follower>>,
+    /// Sources that failed lately, until when they are asked last.
+    pub(crate) down: Mutex<BTreeMap<String, Duration>>,
+    /// Packs that failed lately, until when they wait.
+    pub(crate) pauses: Mutex<BTreeMap<PackName, Duration>>,
+    /// Packs in `ok/` whose files turned out damaged.
+    pub(crate) rotten: tokio::sync::Mutex<mpsc::UnboundedReceiver<PackName>>,
+    /// Ends scratch proofs, when there is something better to do.
+    pub(crate) spare: Mutex<CancellationToken>,
+    /// One a stream: the loop and an import must not work on the same.
+    pub(crate) locks: Mutex<BTreeMap<StreamName, Arc<tokio::sync::Mutex<()>>>>,
+    /// Whether an import is at work.
+    pub(crate) importing: watch::Sender<bool>,
+    _lock: LockFile,
+}
+
+/// What a relay is opened with besides its settings.
+#[derive(Debug)]
+pub struct Tools {
+    /// Who runs trials.
+    pub runner: Runner,
+    /// Who hears of durable steps.
+    pub steps: Steps,
+}
+
+impl Relay {
+    /// Opens the data directory of an enrolled relay, puts it in order, and fills the hall.
+    pub fn open(config: Config, clock: Arc<dyn Clock>, tools: Tools) -> Result<Relay, RelayError> {
+        shelf::create_dir(&config.data_dir)?;
+        let lock = LockFile::acquire(&config.data_dir)?;
+        let ballast = config.data_dir.join(BALLAST);
+        match Relay::open_files(&config, &tools) {
+            Err(e) if e.is_disk_full() && ballast.exists() => {
+                tracing::error!(error = %e, "the disk is full; the ballast is let go");
+                shelf::remove(&ballast)?;
+                let opened = Relay::open_files(&config, &tools)?;
+                Relay::start(config, clock, lock, opened)
+            }
+            opened => Relay::start(config, clock, lock, opened?),
+        }
+    }
+
+    fn open_files(config: &Config, tools: &Tools) -> Result<(Files, Shadow, bool), RelayError> {
+        let dir = &config.data_dir;
+        let device = Device::open(dir, &DeviceId::Relay(config.store.clone()), &config.limits)?;
+        let shelves = Shelves::open(dir, tools.steps.clone())?;
+        let spool = Spool::open(dir, config.events)?;
+        let (shadow, lost) = Shadow::open(dir, &config.limits, tools.runner.clone())?;
+        Ok((Files { shelves, spool, device }, shadow, lost))
+    }
+
+    fn start(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        lock: LockFile,
+        (files, shadow, lost): (Files, Shadow, bool),
+    ) -> Result<Relay, RelayError> {
+        let sources = config.sources()?;
+        let (tell, rotten) = mpsc::unbounded_channel();
+        let objects = Objects::new(config.cache.clone(), tell);
+        let hall = Arc::new(Hall::new(config, clock, files, objects));
+        let followers = sources.iter().map(|s| tokio::sync::Mutex::new(Follower::new(vec![s.clone()]))).collect();
+        let relay = Relay {
+            hall,
+            shadow: Arc::new(shadow),
+            sources,
+            followers,
+            down: Mutex::default(),
+            pauses: Mutex::default(),
+            rotten: tokio::sync::Mutex::new(rotten),
+            spare: Mutex::default(),
+            locks: Mutex::default(),
+            importing: watch::Sender::new(false),
+            _lock: lock,
+        };
+        if lost {
+            relay.hall.event("SHADOW_LOST", "", "shadow.db was damaged; it is made anew from ok/");
+        }
+        relay.where_are_we()?;
+        relay.hold_ballast();
+        Ok(relay)
+    }
+
+    /// Step 1 of a cycle, at a start: the directories are made to agree with what the shadow proved.
+    fn where_are_we(&self) -> Result<(), RelayError> {
+        let hall = &self.hall;
+        let (manifest, trust_version) = {
+            let device = follow::lock(&hall.device);
+            (device.manifest().map(|m| (Arc::new(m.get().clone()), m.envelope().to_vec())), device.trust().version())
+        };
+        {
+            let mut state = hall.state();
+            // A format that this build may have learnt since is tried anew.
+            state.attempts = hall.spool.attempts()?;
+            state.attempts.retain(|_, a| a.code != "UNKNOWN_FORMAT");
+            state.drifts = hall.spool.drifts()?;
+            state.adopted = manifest.as_ref().map(|(m, _)| (m.epoch, m.serial));
+            state.manifest = manifest.as_ref().map(|(m, _)| Arc::clone(m));
+        }
+        self.read_shadow()?;
+        let truth = self.truth();
+        let contents = hall.shelves.reconcile(&truth)?;
+        for (name, length) in &contents.ok {
+            let sha256 = truth.listed.get(name).map(|e| e.sha256).or_else(|| truth.proofs.get(name).copied());
+            self.serve_pack(name, *length, sha256);
+        }
+        hall.state().ready =
+            contents.ready.keys().filter_map(|n| Some((n.clone(), truth.listed.get(n)?.sha256))).collect();
+        if let Some((_, envelope)) = manifest {
+            self.put_manifest(&envelope)?;
+        }
+        for (n, path) in hall.shelves.trust_files()? {
+            let bytes = shelf::read_bounded(&path, hall.config.limits.trust_bytes)?;
+            self.show_trust(n, n == trust_version, bytes.into());
+        }
+        beats::restore(hall)?;
+        beats::forget_unlisted(hall);
+        hall.publish_versions();
+        Ok(())
+    }
+
+    fn truth(&self) -> Truth {
+        let state = self.hall.state();
+        let entries = |(i, e): (Instance, &proto::manifest::StreamEntry)| {
+            e.packs.iter().map(|p| (p.name(&i), p.clone())).collect::<Vec<_>>()
+        };
+        Truth {
+            listed: state.instances().flat_map(entries).collect(),
+            proofs: state.proofs.clone(),
+            attempts: state.attempts.clone(),
+        }
+    }
+
+    /// Reads what the shadow holds and has proved into the hall.
+    pub(crate) fn read_shadow(&self) -> Result<(), ShadowError> {
+        let instances: Vec<Instance> = self.hall.state().instances().map(|(i, _)| i).collect();
+        let contents = self.shadow.read(&instances)?;
+        let mut state = self.hall.state();
+        state.held = contents.held;
+        state.proofs = contents.proofs;
+        Ok(())
+    }
+
+    /// A pack in `ok/` is served. Without a known hash it is not: nobody could ask for it anyway.
+    pub(crate) fn serve_pack(&self, name: &PackName, length: u64, sha256: Option<proto::digest::Sha256>) {
+        if let Some(sha256) = sha256 {
+            let path = self.hall.shelves.pack(Room::Ok, name);
+            self.hall.objects.put_pack(name.clone(), path, length, sha256);
+        }
+        self.hall.state().ok.insert(name.clone(), sha256);
+    }
+
+    fn put_manifest(&self, envelope: &[u8]) -> Result<(), ShelfError> {
+        let name = ObjectName::Manifest(self.hall.config.store.clone());
+        self.hall.shelves.put_small(&name, envelope)?;
+        self.hall.objects.put_small(name, Bytes::copy_from_slice(envelope));
+        Ok(())
+    }
+
+    fn show_trust(&self, n: u64, newest: bool, bytes: Bytes) {
+        self.hall.objects.put_small(ObjectName::TrustVersion(n), bytes.clone());
+        if newest {
+            self.hall.objects.put_small(ObjectName::Trust, bytes);
+        }
+    }
+
+    fn put_trust(&self, n: u64, newest: bool, bytes: Bytes) -> Result<(), ShelfError> {
+        self.hall.shelves.put_small(&ObjectName::TrustVersion(n), &bytes)?;
+        if newest {
+            self.hall.shelves.put_small(&ObjectName::Trust, &bytes)?;
+        }
+        self.show_trust(n, newest, bytes);
+        Ok(())
+    }
+
+    /// One cycle: where are we → trust and manifest → each stream on its own → a complete chain → order.
+    pub async fn mirror_once(&self, pace: Pace) -> Round {
+        let mut round = Round::default();
+        // 1. What a crash left of an import is used, like any source.
+        if self.hall.shelves.import_waits() {
+            self.finish_import().await;
+        }
+        // 2. Trust walk and manifest: the highest valid serial over all sources.
+        for (reached, problems) in join_all((0..self.sources.len()).map(|n| self.refresh(n))).await {
+            round.reached += reached;
+            round.problems.extend(problems);
+        }
+        // 3. Each stream: fetch → verify → ready → trial → ok, or error with its reason.
+        round.streams = self.bring_all_up(Supply { sources: &self.sources, only: None }, pace).await;
+        // 4. A complete chain, full to head, for registers that are new.
+        for instance in self.incomplete() {
+            self.complete(&instance).await;
+        }
+        // 5. What nobody wants any more goes.
+        self.tidy().await;
+        round
+    }
+
+    /// Tells headquarters how it stands, if it is to be told; a report that does not arrive stops nothing.
+    pub async fn report_now(&self) {
+        let Ok(Some(hq)) = self.hall.config.hq_source() else { return };
+        if let Err(e) = crate::report::report_once(&self.hall, &hq).await {
+            tracing::warn!(error = %e, "not reported");
+        }
+    }
+
+    /// Step 3 for all streams, none waiting for another but at the shadow's door.
+    pub(crate) async fn bring_all_up(&self, supply: Supply<'_>, pace: Pace) -> BTreeMap<StreamName, Outcome> {
+        let streams: Vec<StreamName> = self.streams();
+        let outcomes = join_all(streams.iter().map(|s| self.bring_up(s, supply, pace))).await;
+        streams.into_iter().zip(outcomes).collect()
+    }
+
+    /// The streams that the manifest lists.
+    pub fn streams(&self) -> Vec<StreamName> {
+        self.hall.state().manifest.as_ref().map(|m| m.streams.keys().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Step 2 for one source. How many answered (0 or 1), and what was wrong.
+    pub async fn refresh(&self, n: usize) -> (usize, Vec<String>) {
+        let Some(follower) = self.followers.get(n) else { return (0, Vec::new()) };
+        let mut follower = follower.lock().await;
+        let hall = &self.hall;
+        let refreshed = follower.refresh(&hall.device, &*hall.clock, &hall.config.limits, None).await;
+        drop(follower);
+        let source = self.sources.get(n..=n).unwrap_or_default();
+        if refreshed.reached > 0 {
+            hall.state().source_seen = Some(hall.clock.monotonic());
+        }
+        self.note_problems(&refreshed, source);
+        let mut problems: Vec<String> = refreshed.problems.iter().map(FollowError::to_string).collect();
+        problems.extend(self.take_news(&refreshed, source).await);
+        (refreshed.reached, problems)
+    }
+
+    /// A source's faults are raised or mended.
+    fn note_problems(&self, news: &Refreshed, sources: &[Source]) {
+        let hall = &self.hall;
+        for source in sources {
+            let problem = news.problems.iter().find(|p| !matches!(p, FollowError::Device(_)));
+            match problem {
+                Some(p @ FollowError::Refused { .. }) => {
+                    hall.mended(fault::SOURCE, source.url());
+                    hall.fault(fault::REFUSED, None, source.url(), format!("{}: {p}", p.code()));
+                }
+                Some(p) => hall.fault(fault::SOURCE, None, source.url(), p.to_string()),
+                None => {
+                    hall.mended(fault::SOURCE, source.url());
+                    hall.mended(fault::REFUSED, source.url());
+                }
+            }
+        }
+        for problem in news.problems.iter().filter(|p| matches!(p, FollowError::Device(_))) {
+            self.own_trouble(problem.verdict(), is_device_full(problem), &problem.to_string());
+        }
+    }
+
+    /// Puts what was accepted to work; the trouble with that, if any.
+    pub(crate) async fn take_news(&self, news: &Refreshed, sources: &[Source]) -> Option<String> {
+        let e = self.adopt(news, sources).await.err()?;
+        self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        Some(e.to_string())
+    }
+
+    /// What was accepted goes into `ok/` at once: registers judge it for themselves.
+    async fn adopt(&self, news: &Refreshed, sources: &[Source]) -> Result<(), AdoptError> {
+        let (manifest, envelope, trust) = {
+            let device = follow::lock(&self.hall.device);
+            let Some(m) = device.manifest() else { return Ok(()) };
+            (m.get().clone(), m.envelope().to_vec(), device.trust().version())
+        };
+        for (n, bytes) in &news.trust {
+            self.put_trust(*n, *n == trust, bytes.clone())?;
+        }
+        let this = Some((manifest.epoch, manifest.serial));
+        if self.hall.state().adopted == this && self.hall.objects.get("/trust.json").is_some() {
+            return Ok(());
+        }
+        self.fill_trust(trust, sources).await?;
+        self.put_manifest(&envelope)?;
+        if self.hall.state().adopted != this {
+            tracing::info!(serial = manifest.serial, epoch = manifest.epoch, "manifest accepted");
+            self.follow_manifest(manifest).await?;
+            // Only now: what failed on the way is done again by the next look.
+            self.hall.state().adopted = this;
+        }
+        Ok(())
+    }
+
+    /// Makes a new manifest the one that the relay works by.
+    async fn follow_manifest(&self, manifest: Manifest) -> Result<(), AdoptError> {
+        let hall = &self.hall;
+        let wanted: Vec<StreamName> = manifest.streams.keys().cloned().collect();
+        let gone = {
+            let mut state = hall.state();
+            state.manifest = Some(Arc::new(manifest));
+            state.waits.clear();
+            state.held.keys().any(|s| !wanted.contains(s))
+        };
+        if gone {
+            // Before another stream takes over the names of its tables.
+            for stream in self.shadow.forget(&wanted, |_| true).await.map_err(ShadowError::from)? {
+                hall.event("STREAM_GONE", stream.as_str(), "the manifest lists it no more");
+                hall.spool.clear_drift(&stream)?;
+                hall.state().drifts.remove(&stream);
+            }
+        }
+        self.read_shadow()?;
+        self.drop_replaced()?;
+        beats::forget_unlisted(hall);
+        hall.publish_versions();
+        hall.report.notify_one();
+        Ok(())
+    }
+
+    /// A file in `ok/` that is not the one now listed under its name (a new epoch) goes.
+    fn drop_replaced(&self) -> Result<(), ShelfError> {
+        let listed = self.truth().listed;
+        let there = self.hall.state().ok.clone();
+        for (name, known) in there {
+            let Some(entry) = listed.get(&name) else { continue };
+            let sha256 = match known {
+                Some(sha256) => sha256,
+                None => crate::shelves::hash_file(&self.hall.shelves.pack(Room::Ok, &name))?,
+            };
+            if sha256 == entry.sha256 {
+                self.serve_pack(&name, entry.bytes, Some(sha256));
+            } else {
+                self.unserve(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a pack out of `ok/`.
+    pub(crate) fn unserve(&self, name: &PackName) -> Result<(), ShelfError> {
+        self.hall.objects.remove(&name.clone().into());
+        self.hall.state().ok.remove(name);
+        self.hall.shelves.drop_pack(Room::Ok, name)
+    }
+
+    /// Registers enrolled before this relay walk trust files that it never had to read.
+    async fn fill_trust(&self, newest: u64, sources: &[Source]) -> Result<(), ShelfError> {
+        let there: BTreeSet<u64> = self.hall.shelves.trust_files()?.into_iter().map(|(n, _)| n).collect();
+        let limits = &self.hall.config.limits;
+        for n in (1..=newest).filter(|n| !there.contains(n)) {
+            for source in sources {
+                let got = source.get_small(&ObjectName::TrustVersion(n), None, None, limits.trust_bytes).await;
+                if let Ok(Small::Body { bytes, .. }) = got
+                    && TrustState::claimed_version(&bytes, limits) == Ok(n)
+                {
+                    self.put_trust(n, n == newest, bytes)?;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Trouble with this machine's own files.
+    pub(crate) fn own_trouble(&self, verdict: Verdict, disk_full: bool, text: &str) {
+        if disk_full {
+            self.disk_full(text);
+        } else if verdict == Verdict::Halt {
+            self.hall.fault(fault::HALTED, None, "", format!("{text}; nothing is written until a restart"));
+        } else {
+            tracing::warn!("{text}");
+        }
+    }
+
+    /// Whether a failed sync has stopped all writing.
+    pub fn is_halted(&self) -> bool {
+        self.hall.state().faults.values().any(|f| f.code == fault::HALTED)
+    }
+
+    /// Lets the ballast go, so that the databases can be brought into order, and says so.
+    pub(crate) fn disk_full(&self, text: &str) {
+        let ballast = self.hall.config.data_dir.join(BALLAST);
+        let held = ballast.exists();
+        if held && let Err(e) = shelf::remove(&ballast) {
+            tracing::error!(error = %e, "the ballast cannot be let go");
+        }
+        self.hall.fault(fault::DISK_FULL, None, "", text);
+        for checkpoint in [
+            self.shadow.truncate_wal().map_err(|e| e.to_string()),
+            self.hall.spool.checkpoint(proto::replica::sqlite::Checkpoint::Truncate).map_err(|e| e.to_string()),
+        ] {
+            if let Err(e) = checkpoint {
+                tracing::warn!("the WAL cannot be brought home yet: {e}");
+            }
+        }
+    }
+
+    /// Takes the ballast up (again), when there is room for it and as much besides.
+    pub(crate) fn hold_ballast(&self) {
+        let config = &self.hall.config;
+        let path = config.data_dir.join(BALLAST);
+        let Ok(space) = shelf::free_space(&config.data_dir) else { return };
+        let bytes = config.ballast.map_or_else(|| shelf::ballast_bytes(space.total), |b| b.0);
+        let there = std::fs::symlink_metadata(&path).is_ok_and(|m| m.len() == bytes);
+        if there || (bytes > 0 && space.free < bytes.saturating_mul(2)) {
+            return;
+        }
+        if let Err(e) = Ballast::ensure(&path, bytes) {
+            tracing::warn!(error = %e, "no ballast");
+        }
+    }
+
+    /// The instances at their shadow's version whose chain in `ok/` has a gap.
+    pub(crate) fn incomplete(&self) -> Vec<Instance> {
+        let state = self.hall.state();
+        let served: BTreeSet<PackName> = state.ok.keys().cloned().collect();
+        let is_incomplete = |(instance, entry): &(Instance, &proto::manifest::StreamEntry)| {
+            let held = state.held_version(instance);
+            let standing =
+                Standing { instance, entry, held, served: &served, attempts: &state.attempts, waits_for: None };
+            held.is_some_and(|v| !standing.is_complete_to(v)) && !state.drifts.contains_key(&instance.stream)
+        };
+        state.instances().filter(is_incomplete).map(|(i, _)| i).collect()
+    }
+}
+
+fn is_device_full(e: &FollowError) -> bool {
+    matches!(e, FollowError::Device(DeviceError::Sqlite(e)) if e.is_disk_full())
+}
+
+/// What can go wrong with a manifest that was accepted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdoptError {
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    #[error(transparent)]
+    Shadow(#[from] ShadowError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+impl AdoptError {
+    pub(crate) fn verdict(&self) -> Verdict {
+        match self {
+            AdoptError::Shelf(e) => e.verdict(),
+            AdoptError::Shadow(e) => e.verdict(),
+            AdoptError::Spool(e) => e.verdict(),
+        }
+    }
+    pub(crate) fn is_disk_full(&self) -> bool {
+        match self {
+            AdoptError::Shelf(e) => e.is_disk_full(),
+            AdoptError::Shadow(e) => e.is_disk_full(),
+            AdoptError::Spool(e) => e.is_disk_full(),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Heartbeats to headquarters: the relay's own, and the latest of each register that headquarters has not heard. What
+//! is not answered is sent again; headquarters keeps the newest by sequence number, so that nothing is
+//! counted twice.
+
+use crate::hall::Hall;
+use bytes::Bytes;
+use proto::device::DeviceError;
+use proto::dsse::Envelope;
+use proto::fetch::{FetchError, Source};
+use proto::follow;
+use proto::ids::RegisterId;
+use proto::retry::{Backoff, random_unit};
+use proto::wire::{Beat, BeatAnswer, Beats, Heartbeat};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Heartbeats of registers in one post: 16 of at most 64 KiB are 1 MiB.
+const BATCH: usize = 14;
+/// Bytes of an answer.
+const MAX_ANSWER: u64 = 256 << 10;
+/// The least pause between posts, so that many changes make one.
+const GATHER: Duration = Duration::from_millis(300);
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(60));
+
+/// Why a report did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The way to headquarters.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// This device's own memory.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// What was said or answered.
+    #[error("a heartbeat cannot be written or its answer not read: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Headquarters does not take it.
+    #[error("headquarters refuses this relay's heartbeat: {0}")]
+    Refused(String),
+}
+
+/// The relay's heartbeat of this moment, signed. Takes a sequence number durably.
+pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
+    let status = hall.status();
+    let (registers, now) = (registers_heard(hall), hall.clock.now());
+    let mut device = follow::lock(&hall.device);
+    let beat = Heartbeat {
+        format: 1,
+        device: status.id,
+        seq: device.next_seq()?,
+        sent_at: now,
+        program: concat!("store-relay ", env!("CARGO_PKG_VERSION")).to_owned(),
+        serial: status.serial,
+        streams: status.streams,
+        network: status.network,
+        errors: status.errors,
+        debts: status.debts,
+        disk: status.disk,
+        clock_skew_s: status.clock_skew_s,
+        registers,
+    };
+    Ok(serde_json::from_slice(&beat.seal(device.key())?)?)
+}
+
+fn registers_heard(hall: &Hall) -> std::collections::BTreeMap<RegisterId, u64> {
+    let now = hall.clock.monotonic();
+    hall.state().registers.iter().map(|(r, h)| (r.clone(), h.ago(now).as_secs())).collect()
+}
+
+/// Reports once: own heartbeat, and what headquarters has not heard of registers.
+pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
+    loop {
+        let (beats, sent) = next_post(hall)?;
+        let more = sent.len() == BATCH;
+        let body = Bytes::from(serde_json::to_vec(&beats)?);
+        let started = hall.clock.monotonic();
+        let answer = hq.post("v1/heartbeats", "application/json", body, MAX_ANSWER).await?;
+        let answer: BeatAnswer = serde_json::from_slice(&answer)?;
+        note_answer(hall, &answer, &sent, started);
+        if let Some(why) = answer.refused.get(hall.id.as_str()) {
+            return Err(ReportError::Refused(why.clone()));
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+/// The registers' heartbeats in a post, by sequence number.
+type Sent = Vec<(RegisterId, u64)>;
+
+fn next_post(hall: &Hall) -> Result<(Beats, Sent), ReportError> {
+    let mut beats = vec![Beat { envelope: own_beat(hall)?, seen_s: 0 }];
+    let (state, now) = (hall.state(), hall.clock.monotonic());
+    let mut sent = Vec::new();
+    for (register, heard) in state.registers.iter().filter(|(_, h)| !h.forwarded).take(BATCH) {
+        beats.push(Beat { envelope: heard.envelope.clone(), seen_s: heard.ago(now).as_secs() });
+        sent.push((register.clone(), heard.beat.seq));
+    }
+    Ok((Beats { beats }, sent))
+}
+
+fn note_answer(hall: &Hall, answer: &BeatAnswer, sent: &Sent, started: Duration) {
+    let (now, wall) = (hall.clock.monotonic(), hall.clock.now());
+    let mut state = hall.state();
+    state.hq_seen = Some(now);
+    // The answer was written about half the way back ago.
+    let half = i64::try_from((now.saturating_sub(started) / 2).as_secs()).unwrap_or(0);
+    state.skew = Some(wall.as_second() - answer.now.as_second() - half);
+    for (register, seq) in sent {
+        // A newer one may have come meanwhile; a refused one is not sent again and again.
+        if let Some(heard) = state.registers.get_mut(register).filter(|h| h.beat.seq == *seq) {
+            heard.forwarded = true;
+        }
+    }
+    for (device, why) in &answer.refused {
+        tracing::warn!(device, why, "headquarters refuses a heartbeat");
+    }
+}
+
+/// Reports at every interval and soon after a change, until the process ends.
+pub async fn run(hall: Arc<Hall>, hq: Source) {
+    let mut failures = 0;
+    loop {
+        let wait = match report_once(&hall, &hq).await {
+            Ok(()) => {
+                failures = 0;
+                hall.config.heartbeat.0
+            }
+            Err(e) => {
+                if failures == 0 {
+                    tracing::warn!(error = %e, "not reported; it is tried again");
+                }
+                failures += 1;
+                BACKOFF.delay(failures, random_unit()).max(GATHER).min(hall.config.heartbeat.0)
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = hall.report.notified(), if failures == 0 => tokio::time::sleep(GATHER).await,
+            () = hall.stop.cancelled() => return,
+        }
+    }
+}

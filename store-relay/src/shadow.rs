@@ -1,0 +1,166 @@
+//! `shadow.db`: the replica on which every pack is tried before a register sees it. Trials write it, one at a time,
+//! in a child process; this process only reads it, and makes it anew when it is lost. If the power goes, it
+//! is at the version before or after.
+
+use crate::spool;
+use crate::trial::{self, Runner, Trial, TrialEnd};
+use proto::digest::Sha256;
+use proto::ids::{Instance, StreamName};
+use proto::layout::PackName;
+use proto::limits::Limits;
+use proto::replica::sqlite::{Checkpoint, SqliteError};
+use proto::replica::{Held, Replica, TableCheck};
+use proto::retry::Verdict;
+use proto::shelf::ShelfError;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+/// The shadow's file in the data directory.
+pub const FILE: &str = "shadow.db";
+/// Where fulls at or below the shadow's version are proved.
+pub const SCRATCH: &str = "scratch.db";
+
+/// The shadow could not be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub enum ShadowError {
+    /// SQLite.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// Setting a damaged file aside.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+}
+
+impl ShadowError {
+    /// What to do about it.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            ShadowError::Sqlite(e) => e.verdict(),
+            ShadowError::Shelf(e) => e.verdict(),
+        }
+    }
+    /// Whether the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            ShadowError::Sqlite(e) => e.is_disk_full(),
+            ShadowError::Shelf(e) => e.is_disk_full(),
+        }
+    }
+}
+
+/// What the shadow says of itself.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// The streams held.
+    pub held: BTreeMap<StreamName, Held>,
+    /// The packs proved, of the instances asked for.
+    pub proofs: BTreeMap<PackName, Sha256>,
+}
+
+/// The shadow and who tries packs on it.
+#[derive(Debug)]
+pub struct Shadow {
+    path: PathBuf,
+    limits: Limits,
+    runner: Runner,
+    /// Held by whoever writes.
+    gate: Mutex<()>,
+}
+
+impl Shadow {
+    /// Opens the shadow; one that is damaged is set aside and made anew, which `true` tells.
+    pub fn open(dir: &Path, limits: &Limits, runner: Runner) -> Result<(Shadow, bool), ShadowError> {
+        let shadow =
+            Shadow { path: dir.join(FILE), limits: limits.clone(), runner, gate: Mutex::new(()) };
+        trial::remove_database(&dir.join(SCRATCH))?;
+        let lost = match shadow.open_whole() {
+            Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild => {
+                tracing::error!(error = %e, "the shadow is damaged; it is set aside and made anew from ok/");
+                shadow.make_anew()?;
+                true
+            }
+            Err(e) => return Err(e),
+            Ok(()) => false,
+        };
+        Ok((shadow, lost))
+    }
+
+    /// Brings what a crash left in the WAL into order, and sees whether the file can be read.
+    fn open_whole(&self) -> Result<(), ShadowError> {
+        let replica = Replica::open(&self.path, &self.limits)?;
+        replica.all_held()?;
+        Ok(())
+    }
+
+    fn make_anew(&self) -> Result<(), ShadowError> {
+        spool::set_aside(&self.path)?;
+        Replica::open(&self.path, &self.limits)?;
+        Ok(())
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it holds now. Blocks on the disk, briefly.
+    pub fn read<'i>(&self, instances: impl IntoIterator<Item = &'i Instance>) -> Result<Contents, SqliteError> {
+        let replica = Replica::open_read_only(&self.path, &self.limits)?;
+        let mut contents = Contents { held: replica.all_held()?, ..Contents::default() };
+        for instance in instances {
+            for (version, kind, sha256) in replica.proofs(instance)? {
+                contents.proofs.insert(PackName { instance: instance.clone(), version, kind }, sha256);
+            }
+        }
+        Ok(contents)
+    }
+
+    /// Tries packs; the only way into the shadow. One trial at a time.
+    pub async fn advance(&self, trial: Trial, time: Duration, stop: &CancellationToken) -> TrialEnd {
+        let _alone = self.gate.lock().await;
+        self.runner.run(trial, time, stop).await
+    }
+
+    /// Proves packs in the scratch database; does not wait for, nor hold up, other trials.
+    pub async fn prove(&self, trial: Trial, time: Duration, stop: &CancellationToken) -> TrialEnd {
+        self.runner.run(trial, time, stop).await
+    }
+
+    /// Throws a damaged shadow away.
+    pub async fn rebuild(&self) -> Result<(), ShadowError> {
+        let _alone = self.gate.lock().await;
+        self.make_anew()
+    }
+
+    /// Forgets streams and proofs that nobody wants any more; returns the streams that went.
+    pub async fn forget(
+        &self,
+        streams: &[StreamName],
+        keep: impl Fn(&PackName) -> bool,
+    ) -> Result<Vec<StreamName>, SqliteError> {
+        let _alone = self.gate.lock().await;
+        let mut replica = Replica::open(&self.path, &self.limits)?;
+        let gone = replica.drop_streams_except(streams)?;
+        replica.forget_proofs(|instance, version, kind| {
+            keep(&PackName { instance: instance.clone(), version, kind })
+        })?;
+        Ok(gone)
+    }
+
+    /// Brings the whole WAL home and cuts it, unless a trial runs.
+    pub fn truncate_wal(&self) -> Result<(), SqliteError> {
+        match self.gate.try_lock() {
+            Ok(_alone) => Replica::open(&self.path, &self.limits)?.checkpoint(Checkpoint::Truncate),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Recomputes the digests of all tables from their rows. Blocks for a scan.
+    pub fn verify(&self) -> Result<BTreeMap<StreamName, Vec<TableCheck>>, SqliteError> {
+        let replica = Replica::open_read_only(&self.path, &self.limits)?;
+        replica.all_held()?.into_keys().map(|s| Ok((s.clone(), replica.verify(&s)?))).collect()
+    }
+}

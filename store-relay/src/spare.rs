@@ -1,0 +1,136 @@
+//! What is done when there is nothing better to do: a complete chain in `ok/` for registers that are new, and
+//! order. All of it may be broken off at any point and begun again.
+
+use crate::relay::{Relay, RelayError};
+use crate::shadow;
+use crate::shelves::Room;
+use crate::trial::{Aim, TrialEnd};
+use crate::stream::Supply;
+use crate::tries;
+use proto::chain;
+use proto::clock::since;
+use proto::ids::Instance;
+use proto::layout::{ObjectName, PackName};
+use proto::manifest::PackEntry;
+use proto::replica::sqlite::Checkpoint;
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+use tokio_util::sync::CancellationToken;
+
+impl Relay {
+    /// Closes a gap in the chain in `ok/`: fetches what is missing, and proves it in a scratch database, which
+    /// must end in the shadow's digests. The shadow itself is not touched but for the proofs.
+    pub(crate) async fn complete(&self, instance: &Instance) {
+        // 1. The cheapest chain from nothing to what the shadow holds; what is at hand costs nothing.
+        let Some((epoch, packs, digests)) = self.chain_from_nothing(instance) else { return };
+        let supply = Supply { sources: &self.sources, only: None };
+        let (packs, missing) = self.gather(instance, &packs, supply).await;
+        if let Some(missing) = missing {
+            tracing::debug!(%instance, ?missing, "the chain stays incomplete for now");
+            return;
+        }
+        // 2. Proved where nobody reads.
+        let file = self.hall.config.data_dir.join(shadow::SCRATCH);
+        let trial = self.trial(instance, epoch, Aim::Scratch { file, digests }, &packs);
+        let stop = self.spare_token();
+        let end = self.shadow.prove(trial, self.hall.config.trial.time.0, &stop).await;
+        // 3. Served, or taken down as bad.
+        match end {
+            TrialEnd::Done => {
+                let passed = match self.read_shadow() {
+                    Ok(()) => self.pass(instance, &packs).await.map_err(RelayError::from),
+                    Err(e) => Err(e.into()),
+                };
+                if let Err(e) = passed {
+                    tracing::warn!(error = %e, "the chain stays incomplete for now");
+                }
+            }
+            TrialEnd::Stopped => {}
+            TrialEnd::Rotten { pack: Some(name), text } => {
+                self.hall.event("BIT_ROT", &name.to_string(), &text);
+                self.throw_away(&name);
+            }
+            end => self.not_proved(instance, &packs, end),
+        }
+    }
+
+    /// The token that ends scratch proofs.
+    fn spare_token(&self) -> CancellationToken {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        *spare = self.hall.stop.child_token();
+        spare.clone()
+    }
+
+    /// There is something better to do.
+    pub(crate) fn end_spare(&self) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).cancel();
+    }
+
+    fn chain_from_nothing(&self, instance: &Instance) -> Option<(u64, Vec<PackEntry>, crate::trial::Digests)> {
+        let (now, rules) = (self.hall.clock.now(), &self.hall.config.tries);
+        let state = self.hall.state();
+        let manifest = state.manifest.clone()?;
+        let entry = manifest.streams.get(&instance.stream).filter(|e| e.audience == instance.audience)?;
+        let version = state.held_version(instance)?;
+        let digests = state.held.get(&instance.stream)?.digests.clone();
+        let usable = |p: &PackEntry| tries::usable(state.attempts.get(&p.name(instance)), &p.sha256, now, rules);
+        let priced = self.priced(instance, entry, &state);
+        let way = chain::cheapest(&priced, None, version, usable)?;
+        let packs = way.iter().filter_map(|p| entry.pack(p.version, p.kind).cloned()).collect();
+        Some((manifest.epoch, packs, digests))
+    }
+
+    /// The listed, the recent and the failed stay; the rest goes.
+    pub(crate) async fn tidy(&self) {
+        if let Err(e) = self.try_tidy().await {
+            tracing::warn!(error = %e, "not all is in order; it is looked at again");
+        }
+        self.hold_ballast();
+    }
+
+    async fn try_tidy(&self) -> Result<(), RelayError> {
+        let hall = &self.hall;
+        let now = hall.clock.now();
+        let Some(manifest) = hall.state().manifest.clone() else { return Ok(()) };
+        let listed: BTreeSet<PackName> =
+            manifest.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| p.name(&i))).collect();
+        // 1. Packs in ok/ that have not been listed for the time of grace.
+        let unlisted: Vec<ObjectName> =
+            hall.state().ok.keys().filter(|n| !listed.contains(n)).map(|n| n.clone().into()).collect();
+        for (object, seen) in hall.spool.unlisted(&unlisted, now)? {
+            if let ObjectName::Pack(name) = object
+                && since(now, seen) >= hall.config.grace.0
+            {
+                tracing::info!(pack = %name, "removed from ok/: no longer listed");
+                self.unserve(&name)?;
+            }
+        }
+        // 2. What was to be tried and is not listed any more; failures that nobody asks about.
+        let stale: Vec<PackName> = hall.state().ready.keys().filter(|n| !listed.contains(n)).cloned().collect();
+        for name in stale {
+            hall.shelves.drop_pack(Room::Ready, &name)?;
+            hall.state().ready.remove(&name);
+        }
+        let old = |a: &tries::Attempts| since(now, a.last) >= hall.config.error_grace.0;
+        let forgotten: Vec<PackName> = {
+            let state = hall.state();
+            state.attempts.iter().filter(|(n, a)| !listed.contains(n) && old(a)).map(|(n, _)| n.clone()).collect()
+        };
+        for name in forgotten {
+            self.forgive(&name)?;
+        }
+        // 3. Proofs of packs that are neither listed nor there.
+        let there: BTreeSet<PackName> = hall.state().ok.keys().cloned().collect();
+        let streams: Vec<_> = manifest.streams.keys().cloned().collect();
+        let proofs_to_go = hall.state().proofs.keys().any(|n| !listed.contains(n) && !there.contains(n));
+        if proofs_to_go {
+            let keep = |n: &PackName| listed.contains(n) || there.contains(n);
+            self.shadow.forget(&streams, keep).await.map_err(crate::shadow::ShadowError::from)?;
+            self.read_shadow()?;
+        }
+        // 4. WALs brought home and cut.
+        self.shadow.truncate_wal().map_err(crate::shadow::ShadowError::from)?;
+        hall.spool.checkpoint(Checkpoint::Truncate)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,347 @@
+//! `relay.db`: what must survive a restart beside the shadow: the latest heartbeat of each register, the
+//! capped event log, failed tries, and since when an object is no longer listed. One connection, one
+//! process. Every call is one durable transaction: at success it survives a power cut, before that
+//! nothing of it happened. A damaged file is set aside and begun anew: what it held comes again.
+
+use crate::tries::Attempts;
+use proto::clock::Timestamp;
+use proto::ids::{DeviceId, RegisterId, StreamName};
+use proto::layout::{ObjectName, PackName};
+use proto::replica::sqlite::{self, Checkpoint, SqliteError};
+use proto::retry::Verdict;
+use proto::shelf::{self, ShelfError};
+use rusqlite::{Connection, Row};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The file's name in the data directory.
+pub const FILE: &str = "relay.db";
+
+/// The spool failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// SQLite.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// Setting a damaged file aside.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+}
+
+impl SpoolError {
+    /// What to do about it.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            SpoolError::Sqlite(e) => e.verdict(),
+            SpoolError::Shelf(e) => e.verdict(),
+        }
+    }
+    /// Whether the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            SpoolError::Sqlite(e) => e.is_disk_full(),
+            SpoolError::Shelf(e) => e.is_disk_full(),
+        }
+    }
+}
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS beat (
+        register TEXT PRIMARY KEY, key TEXT NOT NULL, seq INTEGER NOT NULL, heard_at TEXT NOT NULL,
+        envelope TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS event (
+        id INTEGER PRIMARY KEY, at TEXT NOT NULL, code TEXT NOT NULL, subject TEXT NOT NULL, text TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS attempt (pack TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS drift (stream TEXT PRIMARY KEY, since TEXT NOT NULL, text TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS unlisted (object TEXT PRIMARY KEY, since TEXT NOT NULL) STRICT;";
+
+/// The latest heartbeat of a register, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptBeat {
+    /// Who sent it.
+    pub register: RegisterId,
+    /// The key that it is signed by (64 hex digits): a new one starts its sequence anew.
+    pub key: String,
+    /// Its sequence number.
+    pub seq: u64,
+    /// When it was heard, by this machine's clock.
+    pub heard_at: Timestamp,
+    /// The signed envelope as JSON.
+    pub envelope: String,
+}
+
+/// Something that happened, for whoever asks later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, UTC by this machine's clock.
+    pub at: Timestamp,
+    /// A stable name.
+    pub code: String,
+    /// The stream, pack, register or source that it concerns; may be empty.
+    pub subject: String,
+    /// For people.
+    pub text: String,
+}
+
+/// The open spool.
+#[derive(Debug)]
+pub struct Spool {
+    db: Mutex<Connection>,
+    events: u32,
+}
+
+impl Spool {
+    /// Opens the spool, and keeps at most `events` entries in its log.
+    pub fn open(dir: &Path, events: u32) -> Result<Spool, SpoolError> {
+        let path = dir.join(FILE);
+        let db = match open_file(&path) {
+            Err(e) if e.verdict() == Verdict::Rebuild => {
+                tracing::error!(error = %e, "relay.db is damaged; it is set aside and begun anew");
+                set_aside(&path)?;
+                open_file(&path)?
+            }
+            opened => opened?,
+        };
+        Ok(Spool { db: Mutex::new(db), events })
+    }
+
+    fn db(&self) -> MutexGuard<'_, Connection> {
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a heartbeat in place of the register's last.
+    pub fn keep_beat(&self, beat: &KeptBeat) -> Result<(), SpoolError> {
+        self.write("keeping a heartbeat", |db| {
+            db.prepare_cached("INSERT OR REPLACE INTO beat VALUES (?1, ?2, ?3, ?4, ?5)")?.execute((
+                beat.register.as_str(),
+                &beat.key,
+                i64::try_from(beat.seq).unwrap_or(i64::MAX),
+                beat.heard_at.to_string(),
+                &beat.envelope,
+            ))
+        })
+    }
+
+    /// The latest heartbeat of each register.
+    pub fn beats(&self) -> Result<Vec<KeptBeat>, SpoolError> {
+        self.read("reading heartbeats", "SELECT register, key, seq, heard_at, envelope FROM beat", |r| {
+            Ok(KeptBeat {
+                register: parsed(r, 0)?,
+                key: r.get(1)?,
+                seq: u64::try_from(r.get::<_, i64>(2)?).unwrap_or_default(),
+                heard_at: parsed(r, 3)?,
+                envelope: r.get(4)?,
+            })
+        })
+    }
+
+    /// Forgets a register that the manifest lists no more.
+    pub fn forget_beat(&self, device: &DeviceId) -> Result<(), SpoolError> {
+        self.write("forgetting a register", |db| db.execute("DELETE FROM beat WHERE register = ?1", [device.as_str()]))
+    }
+
+    /// Adds to the log; the oldest entries go.
+    pub fn log(&self, event: &Event) -> Result<(), SpoolError> {
+        self.write("writing the log", |db| {
+            db.prepare_cached("INSERT INTO event (at, code, subject, text) VALUES (?1, ?2, ?3, ?4)")?.execute((
+                event.at.to_string(),
+                &event.code,
+                &event.subject,
+                &event.text,
+            ))?;
+            let oldest = db.last_insert_rowid() - i64::from(self.events);
+            db.prepare_cached("DELETE FROM event WHERE id <= ?1")?.execute([oldest])
+        })
+    }
+
+    /// The newest entries of the log, newest first.
+    pub fn events(&self, count: u32) -> Result<Vec<Event>, SpoolError> {
+        let sql = format!("SELECT at, code, subject, text FROM event ORDER BY id DESC LIMIT {count}");
+        self.read("reading the log", &sql, |r| {
+            Ok(Event { at: parsed(r, 0)?, code: r.get(1)?, subject: r.get(2)?, text: r.get(3)? })
+        })
+    }
+
+    /// The packs that failed.
+    pub fn attempts(&self) -> Result<BTreeMap<PackName, Attempts>, SpoolError> {
+        let rows = self.read("reading tries", "SELECT pack, record FROM attempt", |r| {
+            let record = serde_json::from_str(r.get_ref(1)?.as_str()?).map_err(|e| conversion(1, e))?;
+            Ok((parsed(r, 0)?, record))
+        })?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Records a pack's failure.
+    pub fn put_attempts(&self, pack: &PackName, attempts: &Attempts) -> Result<(), SpoolError> {
+        // Plain fields: writing them as JSON cannot fail.
+        let record = serde_json::to_string(attempts).unwrap_or_default();
+        self.write("recording a try", |db| {
+            db.execute("INSERT OR REPLACE INTO attempt VALUES (?1, ?2)", (pack.to_string(), record))
+        })
+    }
+
+    /// Forgets a pack's failures.
+    pub fn forget_attempts(&self, pack: &PackName) -> Result<(), SpoolError> {
+        self.write("forgetting tries", |db| db.execute("DELETE FROM attempt WHERE pack = ?1", [pack.to_string()]))
+    }
+
+    /// The streams whose shadow rows were found wrong, since when, and what was found.
+    pub fn drifts(&self) -> Result<BTreeMap<StreamName, (Timestamp, String)>, SpoolError> {
+        let sql = "SELECT stream, since, text FROM drift";
+        let rows = self.read("reading drifts", sql, |r| Ok((parsed(r, 0)?, (parsed(r, 1)?, r.get(2)?))))?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Latches a drift until a full has healed it.
+    pub fn latch_drift(&self, stream: &StreamName, since: Timestamp, text: &str) -> Result<(), SpoolError> {
+        self.write("latching a drift", |db| {
+            db.execute("INSERT OR IGNORE INTO drift VALUES (?1, ?2, ?3)", (stream.as_str(), since.to_string(), text))
+        })
+    }
+
+    /// The drift is healed.
+    pub fn clear_drift(&self, stream: &StreamName) -> Result<(), SpoolError> {
+        self.write("clearing a drift", |db| db.execute("DELETE FROM drift WHERE stream = ?1", [stream.as_str()]))
+    }
+
+    /// Takes down which objects are not listed now; gives since when each has not been.
+    pub fn unlisted(&self, objects: &[ObjectName], now: Timestamp) -> Result<BTreeMap<ObjectName, Timestamp>, SpoolError> {
+        let known = self.read("reading unlisted objects", "SELECT object, since FROM unlisted", |r| {
+            Ok((parsed::<ObjectName>(r, 0)?, parsed::<Timestamp>(r, 1)?))
+        })?;
+        let known: BTreeMap<_, _> = known.into_iter().collect();
+        let since: BTreeMap<ObjectName, Timestamp> =
+            objects.iter().map(|o| (o.clone(), known.get(o).copied().unwrap_or(now))).collect();
+        if since != known {
+            self.write("writing unlisted objects", |db| {
+                db.execute("DELETE FROM unlisted", [])?;
+                let mut insert = db.prepare("INSERT INTO unlisted VALUES (?1, ?2)")?;
+                for (object, since) in &since {
+                    insert.execute((object.to_string(), since.to_string()))?;
+                }
+                Ok(0)
+            })?;
+        }
+        Ok(since)
+    }
+
+    /// Brings the WAL home.
+    pub fn checkpoint(&self, how: Checkpoint) -> Result<(), SpoolError> {
+        Ok(sqlite::checkpoint(&self.db(), how)?)
+    }
+
+    fn write(&self, what: &str, f: impl FnOnce(&Connection) -> rusqlite::Result<usize>) -> Result<(), SpoolError> {
+        let error = |e| SqliteError::new(format!("{FILE}: {what}"), e);
+        let mut db = self.db();
+        let tx = db.transaction().map_err(error)?;
+        f(&tx).map_err(error)?;
+        tx.commit().map_err(error)?;
+        // Small and often: the WAL would grow without end otherwise.
+        sqlite::checkpoint(&db, Checkpoint::Passive)?;
+        Ok(())
+    }
+
+    fn read<T>(
+        &self,
+        what: &str,
+        sql: &str,
+        row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, SpoolError> {
+        let db = self.db();
+        let rows = || -> rusqlite::Result<Vec<T>> { db.prepare_cached(sql)?.query_map([], row)?.collect() };
+        rows().map_err(|e| SqliteError::new(format!("{FILE}: {what}"), e).into())
+    }
+}
+
+fn open_file(path: &Path) -> Result<Connection, SpoolError> {
+    let db = sqlite::open_private(path)?;
+    db.execute_batch(SCHEMA).map_err(|e| SqliteError::new(format!("opening {}", path.display()), e))?;
+    Ok(db)
+}
+
+/// Moves a damaged database out of the way, to be looked at later; an older one of its kind goes.
+pub fn set_aside(path: &Path) -> Result<(), ShelfError> {
+    for suffix in ["-wal", "-shm", ""] {
+        let (mut from, mut to) = (path.as_os_str().to_owned(), path.as_os_str().to_owned());
+        from.push(suffix);
+        to.push(format!(".damaged{suffix}"));
+        let (from, to) = (Path::new(&from), Path::new(&to));
+        if from.is_file() {
+            shelf::promote(from, to)?;
+        } else {
+            shelf::remove(to)?;
+        }
+    }
+    Ok(())
+}
+
+fn parsed<T: FromStr>(r: &Row<'_>, i: usize) -> rusqlite::Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    r.get_ref(i)?.as_str()?.parse().map_err(|e| conversion(i, e))
+}
+
+fn conversion(i: usize, e: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(i, rusqlite::types::Type::Text, Box::new(e))
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+
+    fn t(s: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + s).unwrap()
+    }
+
+    #[test]
+    fn what_was_kept_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let beat = |seq| KeptBeat {
+            register: "0421-03".parse().unwrap(),
+            key: "ab".into(),
+            seq,
+            heard_at: t(0),
+            envelope: "{}".into(),
+        };
+        let (stream, object): (StreamName, ObjectName) = ("price".parse().unwrap(), "trust.json".parse().unwrap());
+        {
+            let spool = Spool::open(dir.path(), 10).unwrap();
+            spool.keep_beat(&beat(1)).unwrap();
+            spool.keep_beat(&beat(2)).unwrap();
+            spool.latch_drift(&stream, t(1), "table price").unwrap();
+            spool.latch_drift(&stream, t(9), "again").unwrap();
+            spool.unlisted(std::slice::from_ref(&object), t(2)).unwrap();
+        }
+        let spool = Spool::open(dir.path(), 10).unwrap();
+        assert_eq!(spool.beats().unwrap(), [beat(2)]);
+        assert_eq!(spool.drifts().unwrap()[&stream], (t(1), "table price".into()));
+        assert_eq!(spool.unlisted(std::slice::from_ref(&object), t(50)).unwrap()[&object], t(2));
+        assert!(spool.unlisted(&[], t(60)).unwrap().is_empty());
+        assert_eq!(spool.unlisted(std::slice::from_ref(&object), t(70)).unwrap()[&object], t(70));
+    }
+
+    #[test]
+    fn the_log_is_capped_and_newest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 3).unwrap();
+        for n in 0..10 {
+            spool.log(&Event { at: t(n), code: "X".into(), subject: String::new(), text: n.to_string() }).unwrap();
+        }
+        let texts: Vec<String> = spool.events(100).unwrap().into_iter().map(|e| e.text).collect();
+        assert_eq!(texts, ["9", "8", "7"]);
+    }
+
+    #[test]
+    fn a_damaged_spool_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), "rubbish, and more of it than a header of SQLite has bytes, which are a hundred, so this goes on").unwrap();
+        let spool = Spool::open(dir.path(), 3).unwrap();
+        assert!(spool.beats().unwrap().is_empty());
+        assert!(dir.path().join("relay.db.damaged").is_file());
+    }
+}

@@ -1,0 +1,668 @@
+//! Bringing one stream up to what the manifest lists: plan → fetch → trial → `ok/` or `error/`. Knows nothing of
+//! other streams, so that none can stop another. Decides by `proto::chain` and `tries`; every move is
+//! `shelves`'.
+
+use crate::relay::{Pace, Relay};
+use crate::shelves::Room;
+use crate::tries::{self, Attempts, Cause, Failure};
+use crate::trial::{Aim, Trial, TrialEnd};
+use proto::chain;
+use proto::digest::Sha256;
+use proto::fetch::{FetchError, FetchErrorKind, Source, Want};
+use proto::ids::{Instance, StreamName, Version};
+use proto::layout::{ObjectName, PackName};
+use proto::manifest::{PackEntry, StreamEntry};
+use proto::retry::Verdict;
+use proto::shelf::{self, ShelfError};
+use proto::wire::fault;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A source that failed is asked last for so long.
+const DOWN: Duration = Duration::from_secs(30);
+/// The pause after surroundings failed.
+const SOON: Duration = Duration::from_secs(5);
+/// Turns of one call: packs of one stream that are given up in a row, and heals.
+const TURNS: usize = 32;
+
+/// Where packs may be got from.
+#[derive(Debug, Clone, Copy)]
+pub struct Supply<'a> {
+    /// The sources in order.
+    pub sources: &'a [Source],
+    /// They hold these and no others; none: they may hold anything.
+    pub only: Option<&'a BTreeSet<PackName>>,
+}
+
+impl Supply<'_> {
+    fn may_have(&self, name: &PackName) -> bool {
+        self.only.is_none_or(|o| o.contains(name))
+    }
+}
+
+/// How a stream ended for now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// At the manifest's version.
+    AtHead,
+    /// Something failed that may be better after this.
+    Again(Duration, String),
+    /// There is no way now; a new manifest, or time, may bring one.
+    NoWay(String),
+    /// Nothing may be written any more.
+    Halted,
+    /// The process ends.
+    Stopped,
+}
+
+/// What to do next for a stream.
+#[derive(Debug)]
+enum Plan {
+    /// It is where it should be.
+    There,
+    /// Apply these.
+    Go(Way),
+    /// Not before this has passed.
+    Wait(Duration, String),
+    /// There is no way.
+    NoWay(String),
+}
+
+/// A chain of packs to take.
+#[derive(Debug)]
+struct Way {
+    instance: Instance,
+    epoch: u64,
+    packs: Vec<PackEntry>,
+    /// Chains that end below this must not be applied: readers saw it.
+    least: Option<Version>,
+}
+
+/// A pack at hand, and where.
+pub(crate) type AtHand = (PathBuf, PackEntry);
+
+impl Relay {
+    /// Brings one stream up as far as it goes now.
+    pub async fn bring_up(&self, stream: &StreamName, supply: Supply<'_>, pace: Pace) -> Outcome {
+        let own = self.stream_lock(stream);
+        let _alone = own.lock().await;
+        for _ in 0..TURNS {
+            if self.is_halted() {
+                return Outcome::Halted;
+            }
+            // 1. The cheapest way by bytes, around what is bad.
+            let way = match self.plan(stream, supply) {
+                Plan::There => {
+                    self.waits(stream, None);
+                    return Outcome::AtHead;
+                }
+                Plan::Wait(pause, why) => {
+                    self.waits(stream, Some(&why));
+                    return Outcome::Again(pause, why);
+                }
+                Plan::NoWay(why) => {
+                    self.waits(stream, Some(&why));
+                    return Outcome::NoWay(why);
+                }
+                Plan::Go(way) => way,
+            };
+            // 2. Fetch and verify what is not at hand.
+            let (packs, missing) = self.gather(&way.instance, &way.packs, supply).await;
+            let reaches = packs.last().map(|(_, e)| e.version);
+            if reaches.is_none_or(|r| way.least.is_some_and(|l| r < l)) {
+                match self.not_gathered(stream, missing, pace) {
+                    Some(outcome) => return outcome,
+                    None => continue,
+                }
+            }
+            // 3. Trial: the registers' own code, on the shadow.
+            let end = self.try_on_shadow(&way, &packs).await;
+            // 4. What was proved goes to ok/, what failed is judged.
+            if let Some(outcome) = self.settle(stream, &way, &packs, end, pace).await {
+                return outcome;
+            }
+            if missing.is_some()
+                && let Some(outcome) = self.not_gathered(stream, missing, pace)
+            {
+                return outcome;
+            }
+        }
+        Outcome::Again(SOON, format!("{stream}: {TURNS} turns without an end"))
+    }
+
+    fn stream_lock(&self, stream: &StreamName) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(locks.entry(stream.clone()).or_default())
+    }
+
+    fn waits(&self, stream: &StreamName, why: Option<&str>) {
+        let mut state = self.hall.state();
+        let Some(instance) = state.manifest.as_ref().and_then(|m| m.instance(stream)) else { return };
+        match why {
+            Some(why) => state.waits.insert(instance, why.to_owned()),
+            None => state.waits.remove(&instance),
+        };
+    }
+
+    /// Step 1: pure but for looking at the hall and the clock.
+    fn plan(&self, stream: &StreamName, supply: Supply<'_>) -> Plan {
+        let (now, monotonic) = (self.hall.clock.now(), self.hall.clock.monotonic());
+        let rules = &self.hall.config.tries;
+        let state = self.hall.state();
+        let Some(manifest) = state.manifest.clone() else { return Plan::NoWay("no manifest yet".into()) };
+        let (Some(entry), Some(instance)) = (manifest.streams.get(stream), manifest.instance(stream)) else {
+            return Plan::There;
+        };
+        let held = state.held_version(&instance);
+        let drifted = state.drifts.contains_key(stream);
+        if held == Some(entry.version) && !drifted {
+            return Plan::There;
+        }
+        // What is at hand costs nothing.
+        let priced = self.priced(&instance, entry, &state);
+        let usable = |p: &PackEntry| {
+            let name = p.name(&instance);
+            tries::usable(state.attempts.get(&name), &p.sha256, now, rules) && (p.bytes == 0 || supply.may_have(&name))
+        };
+        let from = held.filter(|_| !drifted);
+        let Some((reached, way)) = chain::furthest(&priced, from, entry.version, usable) else {
+            return Plan::NoWay(match from {
+                Some(v) => format!("no usable pack leads on from {v}"),
+                None => format!("no usable full leads to {}", entry.version),
+            });
+        };
+        let least = held.filter(|_| drifted);
+        if least.is_some_and(|l| reached < l) {
+            return Plan::NoWay(format!("drifted, and no usable full leads to {}", entry.version));
+        }
+        let packs: Vec<PackEntry> = way.iter().filter_map(|p| entry.pack(p.version, p.kind).cloned()).collect();
+        drop(state);
+        let pauses = self.pauses();
+        let paused = packs.iter().filter_map(|p| pauses.get(&p.name(&instance))).max();
+        match paused.and_then(|until| until.checked_sub(monotonic)).filter(|p| !p.is_zero()) {
+            Some(pause) => Plan::Wait(pause, "a pack failed; it is tried again in a moment".into()),
+            None => Plan::Go(Way { instance, epoch: manifest.epoch, packs, least }),
+        }
+    }
+
+    /// The listed packs with the bytes that each would cost now.
+    pub(crate) fn priced(
+        &self,
+        instance: &Instance,
+        entry: &StreamEntry,
+        state: &crate::hall::State,
+    ) -> Vec<PackEntry> {
+        let price = |p: &PackEntry| {
+            let name = p.name(instance);
+            let there = state.ok.get(&name) == Some(&Some(p.sha256)) || state.ready.get(&name) == Some(&p.sha256);
+            PackEntry { bytes: if there { 0 } else { p.bytes }, ..p.clone() }
+        };
+        entry.packs.iter().map(price).collect()
+    }
+
+    fn pauses(&self) -> MutexGuard<'_, BTreeMap<PackName, Duration>> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Step 2: the packs in order, as far as they could be got; and what stopped it.
+    pub(crate) async fn gather(
+        &self,
+        instance: &Instance,
+        packs: &[PackEntry],
+        supply: Supply<'_>,
+    ) -> (Vec<AtHand>, Option<Missing>) {
+        let mut files = Vec::with_capacity(packs.len());
+        for entry in packs {
+            let name = entry.name(instance);
+            match self.at_hand(&name, entry) {
+                Ok(Some(path)) => files.push((path, entry.clone())),
+                Ok(None) => match self.fetch(&name, entry, supply).await {
+                    Ok(path) => files.push((path, entry.clone())),
+                    Err(missing) => return (files, Some(missing)),
+                },
+                Err(e) => return (files, Some(Missing::Disk(e))),
+            }
+        }
+        (files, None)
+    }
+
+    /// Where a pack lies already.
+    fn at_hand(&self, name: &PackName, entry: &PackEntry) -> Result<Option<PathBuf>, ShelfError> {
+        let (in_ok, in_ready, given_up) = {
+            let state = self.hall.state();
+            let attempts = state.attempts.get(name).filter(|a| a.in_error && a.sha256 == entry.sha256);
+            (
+                state.ok.get(name) == Some(&Some(entry.sha256)),
+                state.ready.get(name).copied(),
+                attempts.is_some_and(|a| a.cause != Cause::Hash),
+            )
+        };
+        let shelves = &self.hall.shelves;
+        if in_ok {
+            return Ok(Some(shelves.pack(Room::Ok, name)));
+        }
+        if in_ready.is_some_and(|h| h != entry.sha256) {
+            shelves.drop_pack(Room::Ready, name)?;
+            self.hall.state().ready.remove(name);
+        } else if in_ready.is_some() {
+            return Ok(Some(shelves.pack(Room::Ready, name)));
+        }
+        if given_up && shelves.take_back(name, entry.bytes)? {
+            self.hall.state().ready.insert(name.clone(), entry.sha256);
+            return Ok(Some(shelves.pack(Room::Ready, name)));
+        }
+        Ok(None)
+    }
+
+    /// Downloads a pack from the first source that has it right; sources that failed lately come last.
+    async fn fetch(&self, name: &PackName, entry: &PackEntry, supply: Supply<'_>) -> Result<PathBuf, Missing> {
+        let hall = &self.hall;
+        let part = hall.shelves.part(name).map_err(Missing::Disk)?;
+        let there = std::fs::symlink_metadata(&part).map_or(0, |m| m.len());
+        if let Ok(space) = shelf::free_space(&hall.config.data_dir)
+            && space.free < entry.bytes.saturating_sub(there)
+        {
+            return Err(Missing::NoRoom(format!("{name} has {} bytes, {} are free", entry.bytes, space.free)));
+        }
+        let want = Want { bytes: entry.bytes, sha256: entry.sha256 };
+        let mut errors = Vec::new();
+        let mut importing = self.importing.subscribe();
+        let object = ObjectName::Pack(name.clone());
+        for source in self.in_order(supply.sources) {
+            let mut silent = |_| {};
+            let got = tokio::select! {
+                got = source.download(&object, &want, &part, &hall.config.rate, &mut silent) => got,
+                () = hall.stop.cancelled() => return Err(Missing::Stopped),
+                // A stick does not wait for a slow line.
+                _ = importing.wait_for(|now| *now), if supply.only.is_none() => return Err(Missing::Import),
+            };
+            match got {
+                Ok(()) => {
+                    self.note_source(source.url(), true);
+                    hall.metrics.downloaded.inc_by(entry.bytes.saturating_sub(there));
+                    return self.whole(name, entry.sha256).await.map_err(Missing::Disk);
+                }
+                Err(e) => {
+                    self.note_source(source.url(), e.verdict() != Verdict::Retry || e.kind == FetchErrorKind::NotFound);
+                    errors.push(e);
+                }
+            }
+        }
+        Err(Missing::Fetch(name.clone(), entry.sha256, errors))
+    }
+
+    /// A verified part goes to `ready/`.
+    async fn whole(&self, name: &PackName, sha256: Sha256) -> Result<PathBuf, ShelfError> {
+        let (shelves, moved) = (self.hall.shelves.clone(), name.clone());
+        off_thread(move || shelves.part_is_whole(&moved)).await?;
+        self.hall.state().ready.insert(name.clone(), sha256);
+        Ok(self.hall.shelves.pack(Room::Ready, name))
+    }
+
+    fn in_order<'s>(&self, sources: &'s [Source]) -> Vec<&'s Source> {
+        let now = self.hall.clock.monotonic();
+        let down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut order: Vec<&Source> = sources.iter().collect();
+        order.sort_by_key(|s| down.get(s.url()).is_some_and(|until| *until > now));
+        order
+    }
+
+    fn note_source(&self, url: &str, answers: bool) {
+        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers {
+            down.remove(url);
+        } else {
+            down.insert(url.to_owned(), self.hall.clock.monotonic() + DOWN);
+        }
+    }
+
+    /// What follows when a pack could not be got; `None`: plan again.
+    fn not_gathered(&self, stream: &StreamName, missing: Option<Missing>, pace: Pace) -> Option<Outcome> {
+        match missing? {
+            Missing::Stopped => Some(Outcome::Stopped),
+            Missing::Import => Some(Outcome::Again(SOON, "an import goes first".into())),
+            Missing::NoRoom(text) => {
+                self.disk_full(&text);
+                self.waits(stream, Some(&text));
+                Some(Outcome::Again(SOON, text))
+            }
+            Missing::Disk(e) => {
+                let text = e.to_string();
+                self.own_trouble(e.verdict(), e.is_disk_full(), &text);
+                self.waits(stream, Some(&text));
+                Some(Outcome::Again(SOON, text))
+            }
+            Missing::Fetch(name, sha256, errors) => {
+                let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                if errors.iter().any(|e| e.kind == FetchErrorKind::Halt) {
+                    self.own_trouble(Verdict::Halt, false, &text);
+                    return Some(Outcome::Halted);
+                }
+                if errors.iter().any(|e| e.kind == FetchErrorKind::Disk) {
+                    // The part itself may be what fills the disk.
+                    let _ = self.hall.shelves.drop_pack(Room::Incoming, &name);
+                    self.disk_full(&text);
+                }
+                let failures: Vec<&FetchError> = errors.iter().filter(|e| tries::fetch_cause(e).is_some()).collect();
+                if failures.is_empty() {
+                    let text = if text.is_empty() { format!("{name}: there is no source") } else { text };
+                    self.waits(stream, Some(&text));
+                    return Some(Outcome::Again(SOON, text));
+                }
+                // A whole body with a wrong hash is a try per source.
+                let mut given_up = false;
+                for e in failures {
+                    let (code, reason) = (wrong_body(&e.kind).to_owned(), e.to_string());
+                    given_up |= self.count(&name, sha256, Failure { cause: Cause::Hash, code, reason });
+                }
+                self.after_a_try(stream, &name, given_up, text, pace)
+            }
+        }
+    }
+
+    /// Step 3.
+    async fn try_on_shadow(&self, way: &Way, packs: &[AtHand]) -> TrialEnd {
+        let trial = self.trial(&way.instance, way.epoch, Aim::Advance, packs);
+        let rules = &self.hall.config.trial;
+        let started = self.hall.clock.monotonic();
+        let end = self.shadow.advance(trial, rules.time.0, &self.hall.stop).await;
+        let took = self.hall.clock.monotonic().saturating_sub(started);
+        tracing::debug!(instance = %way.instance, packs = packs.len(), ?took, ?end, "trial");
+        self.hall.metrics.trials.with_label_values(&[end_label(&end)]).inc();
+        end
+    }
+
+    /// A trial of packs at hand.
+    pub(crate) fn trial(&self, instance: &Instance, epoch: u64, aim: Aim, packs: &[AtHand]) -> Trial {
+        Trial {
+            parent: i32::try_from(std::process::id()).unwrap_or_default(),
+            shadow: self.shadow.path().to_owned(),
+            aim,
+            memory: self.hall.config.trial.memory.0,
+            limits: self.hall.config.limits.clone(),
+            instance: instance.clone(),
+            epoch,
+            now: self.hall.clock.now(),
+            packs: packs.to_vec(),
+        }
+    }
+
+    /// Step 4. `None`: go on with the next turn.
+    async fn settle(
+        &self,
+        stream: &StreamName,
+        way: &Way,
+        packs: &[AtHand],
+        end: TrialEnd,
+        pace: Pace,
+    ) -> Option<Outcome> {
+        // What the shadow says now is the truth, whatever the child said before it died.
+        if let Err(e) = self.read_shadow() {
+            let text = e.to_string();
+            self.own_trouble(e.verdict(), e.is_disk_full(), &text);
+            return Some(Outcome::Again(SOON, text));
+        }
+        let passed = self.pass(&way.instance, packs).await;
+        if let Err(e) = passed {
+            let text = e.to_string();
+            self.own_trouble(e.verdict(), e.is_disk_full(), &text);
+            return Some(Outcome::Again(SOON, text));
+        }
+        match end {
+            TrialEnd::Done => {
+                self.healed(stream);
+                self.hall.mended(fault::DISK_FULL, "");
+                None
+            }
+            TrialEnd::Stopped => Some(Outcome::Stopped),
+            TrialEnd::Refused { .. } | TrialEnd::Died { .. } => {
+                let (name, failure) = self.guilty(way, packs, end)?;
+                let entry = packs.iter().find(|(_, e)| e.name(&way.instance) == name)?.1.clone();
+                let text = format!("{name}: {}", failure.reason);
+                let given_up = self.count(&name, entry.sha256, failure);
+                self.after_a_try(stream, &name, given_up, text, pace)
+            }
+            TrialEnd::Rotten { pack, text } => {
+                tracing::error!("{text}");
+                self.hall.event("BIT_ROT", stream.as_str(), &text);
+                if let Some(name) = pack {
+                    self.throw_away(&name);
+                }
+                None
+            }
+            TrialEnd::Drifted { text } => {
+                self.latch_drift(stream, &text);
+                None
+            }
+            TrialEnd::Surroundings { text, disk_full, .. } => {
+                self.own_trouble(Verdict::Retry, disk_full, &text);
+                self.waits(stream, Some(&text));
+                Some(Outcome::Again(SOON, text))
+            }
+            TrialEnd::Unsound { text } => {
+                self.hall.event("SHADOW_LOST", "", &text);
+                match self.shadow.rebuild().await.and_then(|()| self.read_shadow()) {
+                    Ok(()) => None,
+                    Err(e) => {
+                        self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+                        Some(Outcome::Again(SOON, e.to_string()))
+                    }
+                }
+            }
+            TrialEnd::Halted { text } => {
+                self.own_trouble(Verdict::Halt, false, &text);
+                Some(Outcome::Halted)
+            }
+        }
+    }
+
+    /// Which pack a failed trial is held against: the named one, or the first that is not proved.
+    fn guilty(&self, way: &Way, packs: &[AtHand], end: TrialEnd) -> Option<(PackName, Failure)> {
+        let (named, failure) = match end {
+            TrialEnd::Refused { pack, code, text } => (pack, Failure { cause: Cause::Content, code, reason: text }),
+            TrialEnd::Died { how } => {
+                let reason = format!("the process that tried it died: {how}");
+                (None, Failure { cause: Cause::Crash, code: "CRASH".into(), reason })
+            }
+            _ => return None,
+        };
+        let state = self.hall.state();
+        let proved = |e: &PackEntry| state.proofs.get(&e.name(&way.instance)) == Some(&e.sha256);
+        let suspect = packs.iter().map(|(_, e)| e).find(|e| !proved(e)).or(packs.first().map(|(_, e)| e));
+        named.or(suspect.map(|e| e.name(&way.instance))).map(|name| (name, failure))
+    }
+
+    /// A scratch proof that failed: as a trial's failure, without the shadow.
+    pub(crate) fn not_proved(&self, instance: &Instance, packs: &[AtHand], end: TrialEnd) {
+        match &end {
+            TrialEnd::Refused { .. } | TrialEnd::Died { .. } => {
+                let way = Way { instance: instance.clone(), epoch: 0, packs: Vec::new(), least: None };
+                if let Some((name, failure)) = self.guilty(&way, packs, end)
+                    && let Some((_, entry)) = packs.iter().find(|(_, e)| e.name(instance) == name)
+                {
+                    self.count(&name, entry.sha256, failure);
+                }
+            }
+            TrialEnd::Surroundings { text, disk_full, .. } => self.own_trouble(Verdict::Retry, *disk_full, text),
+            TrialEnd::Halted { text } => self.own_trouble(Verdict::Halt, false, text),
+            end => tracing::warn!(%instance, ?end, "the chain was not proved"),
+        }
+    }
+
+    /// What follows a counted failure.
+    fn after_a_try(
+        &self,
+        stream: &StreamName,
+        name: &PackName,
+        given_up: bool,
+        text: String,
+        pace: Pace,
+    ) -> Option<Outcome> {
+        if given_up {
+            return None; // The next turn goes around it.
+        }
+        self.waits(stream, Some(&text));
+        let pause = self.hall.state().attempts.get(name).map(|a| tries::pause(a, &self.hall.config.tries))?;
+        if pace == Pace::Service {
+            self.pauses().insert(name.clone(), self.hall.clock.monotonic() + pause);
+        }
+        Some(Outcome::Again(pause, text))
+    }
+
+    /// Counts a failure durably; whether the pack now lies in `error/`.
+    fn count(&self, name: &PackName, sha256: Sha256, failure: Failure) -> bool {
+        let hall = &self.hall;
+        let before = hall.state().attempts.get(name).cloned();
+        let was_in_error = before.as_ref().is_some_and(|b| b.in_error && b.sha256 == sha256);
+        tracing::warn!(pack = %name, code = failure.code, "{}", failure.reason);
+        let attempts = tries::count(before.as_ref(), sha256, failure, hall.clock.now(), &hall.config.tries);
+        if let Err(e) = hall.spool.put_attempts(name, &attempts) {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+        hall.state().attempts.insert(name.clone(), attempts.clone());
+        if attempts.in_error {
+            if let Err(e) = hall.shelves.refuse(name, &attempts) {
+                self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+            }
+            hall.state().ready.remove(name);
+            if !was_in_error {
+                tracing::error!(pack = %name, code = attempts.code, "given up after {} tries", attempts.tries);
+                hall.event(fault::PACK_IN_ERROR, &name.to_string(), &attempts.reason);
+                hall.report.notify_one();
+            }
+        }
+        attempts.in_error
+    }
+
+    /// What the shadow has proved of these packs goes to `ok/`, and the LAN hears of it.
+    pub(crate) async fn pass(&self, instance: &Instance, packs: &[AtHand]) -> Result<(), ShelfError> {
+        let hall = &self.hall;
+        for (_, entry) in packs {
+            let name = entry.name(instance);
+            let (proved, there) = {
+                let state = hall.state();
+                (state.proofs.get(&name) == Some(&entry.sha256), state.ok.get(&name) == Some(&Some(entry.sha256)))
+            };
+            if !proved {
+                continue;
+            }
+            if !there {
+                let (shelves, moved) = (hall.shelves.clone(), name.clone());
+                off_thread(move || shelves.passed(&moved)).await?;
+                hall.state().ready.remove(&name);
+                self.serve_pack(&name, entry.bytes, Some(entry.sha256));
+                hall.objects.warm(&name).await;
+                tracing::info!(pack = %name, "proved and served");
+            }
+            self.forgive(&name)?;
+        }
+        hall.publish_versions();
+        Ok(())
+    }
+
+    /// A pack that failed before is good after all, or is to be tried anew.
+    pub(crate) fn forgive(&self, name: &PackName) -> Result<(), ShelfError> {
+        let before: Option<Attempts> = self.hall.state().attempts.remove(name);
+        self.pauses().remove(name);
+        if before.is_none() {
+            return Ok(());
+        }
+        if let Err(e) = self.hall.spool.forget_attempts(name) {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+        self.hall.report.notify_one();
+        self.hall.shelves.forgive(name)
+    }
+
+    /// A file that is not what it was: it is fetched anew.
+    pub(crate) fn throw_away(&self, name: &PackName) {
+        self.hall.state().ready.remove(name);
+        for e in [self.unserve(name), self.hall.shelves.drop_pack(Room::Ready, name)].into_iter().filter_map(Result::err) {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+        self.hall.publish_versions();
+    }
+
+    /// The shadow's rows are wrong: a full is to heal them.
+    pub fn latch_drift(&self, stream: &StreamName, text: &str) {
+        let now = self.hall.clock.now();
+        tracing::error!(%stream, "the shadow has drifted; it is healed by a full: {text}");
+        if let Err(e) = self.hall.spool.latch_drift(stream, now, text) {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+        self.hall.state().drifts.entry(stream.clone()).or_insert_with(|| (now, text.to_owned()));
+        self.hall.event(fault::DRIFT, stream.as_str(), text);
+        self.hall.report.notify_one();
+    }
+
+    fn healed(&self, stream: &StreamName) {
+        if self.hall.state().drifts.remove(stream).is_none() {
+            return;
+        }
+        if let Err(e) = self.hall.spool.clear_drift(stream) {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+        self.hall.event("HEALED", stream.as_str(), "healed by a full");
+        self.hall.report.notify_one();
+    }
+}
+
+/// Why a pack is not at hand.
+#[derive(Debug)]
+pub(crate) enum Missing {
+    /// No source gave it.
+    Fetch(PackName, Sha256, Vec<FetchError>),
+    /// Our own files.
+    Disk(ShelfError),
+    /// It would not fit.
+    NoRoom(String),
+    /// The process ends.
+    Stopped,
+    /// An import wants the stream.
+    Import,
+}
+
+fn wrong_body(kind: &FetchErrorKind) -> &'static str {
+    match kind {
+        FetchErrorKind::TooLong => "TOO_LONG",
+        FetchErrorKind::TooShort => "TOO_SHORT",
+        _ => "WRONG_HASH",
+    }
+}
+
+/// How a trial ended, as a metric's label.
+fn end_label(end: &TrialEnd) -> &'static str {
+    match end {
+        TrialEnd::Done => "done",
+        TrialEnd::Refused { .. } => "refused",
+        TrialEnd::Rotten { .. } => "rotten",
+        TrialEnd::Drifted { .. } => "drifted",
+        TrialEnd::Surroundings { .. } => "surroundings",
+        TrialEnd::Unsound { .. } => "unsound",
+        TrialEnd::Halted { .. } => "halted",
+        TrialEnd::Died { .. } => "died",
+        TrialEnd::Stopped => "stopped",
+    }
+}
+
+/// Runs what blocks on the disk off the async threads.
+async fn off_thread<T: Send + 'static>(
+    f: impl FnOnce() -> Result<T, ShelfError> + Send + 'static,
+) -> Result<T, ShelfError> {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(done) => done,
+        // A step observer pulled the plug, or the process ends.
+        Err(e) => match e.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(e) => Err(ShelfError {
+                action: shelf::Action::Write,
+                path: PathBuf::new(),
+                source: std::io::Error::other(e),
+            }),
+        },
+    }
+}
