@@ -40,8 +40,24 @@ pub struct Seen {
     pub relay: Option<Duration>,
     /// When a fallback last answered.
     pub fallback: Option<Duration>,
-    /// When HQ was last seen, by the relay's word.
-    pub hq: Option<Duration>,
+    /// HQ, by the relay's word.
+    pub hq: Option<HqSeen>,
+}
+
+/// What the relay said of HQ, and when: HQ may have been seen before this process began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HqSeen {
+    /// When the relay said it.
+    pub told: Duration,
+    /// How long ago it was then.
+    pub ago: Duration,
+}
+
+impl HqSeen {
+    /// How long ago it is now.
+    pub fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.told).saturating_add(self.ago)
+    }
 }
 
 /// Where to read from.
@@ -74,7 +90,7 @@ impl Rules {
     pub fn network(&self, now: Duration, seen: &Seen) -> Network {
         let within = |at: Option<Duration>, limit: Duration| at.is_some_and(|t| now.saturating_sub(t) <= limit);
         // HQ is heard of once a heartbeat: a rare one must not read as a lost HQ.
-        let hq = within(seen.hq, HQ_SEEN.max(self.heartbeat * 2));
+        let hq = seen.hq.is_some_and(|h| h.age(now) <= HQ_SEEN.max(self.heartbeat * 2));
         match within(seen.relay, self.relay_silent) {
             true if hq => Network::Online,
             true => Network::InStore,
@@ -147,7 +163,7 @@ mod tests {
         Rules { poll: s(30), relay_silent: s(120), fallback_jitter: s(30), heartbeat: s(60), has_fallback: true }
     }
     fn seen(relay: Option<u64>, fallback: Option<u64>, hq: Option<u64>) -> Seen {
-        Seen { started: s(1000), relay: relay.map(s), fallback: fallback.map(s), hq: hq.map(s) }
+        Seen { started: s(1000), relay: relay.map(s), fallback: fallback.map(s), hq: hq.map(|t| HqSeen { told: s(t), ago: Duration::ZERO }) }
     }
 
     #[test]
@@ -166,6 +182,8 @@ mod tests {
         ] {
             assert_eq!(rules().network(now, &seen(relay, fallback, hq)), expected, "{relay:?} {fallback:?} {hq:?}");
         }
+        let before_the_start = HqSeen { told: s(1), ago: s(100) };
+        assert_eq!(rules().network(s(5), &Seen { relay: Some(s(4)), hq: Some(before_the_start), ..Seen::default() }), Network::Online);
         let rare = Rules { heartbeat: s(600), ..rules() };
         assert_eq!(rare.network(now, &seen(Some(1999), None, Some(1000))), Network::Online);
     }

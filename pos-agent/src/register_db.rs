@@ -155,6 +155,20 @@ impl RegisterDb {
     }
 }
 
+#[cfg(test)]
+impl RegisterDb {
+    /// Lets SQLite say that the disk is full at so many pages.
+    pub async fn limit_pages(&self, pages: i64) {
+        let done: Result<(), DbError> = self
+            .work(move |r| {
+                let set = r.connection().pragma_update(None, "max_page_count", pages);
+                set.map_err(|e| SqliteError::new("max_page_count", e).into())
+            })
+            .await;
+        done.unwrap();
+    }
+}
+
 /// SQLite's log beside a database.
 pub fn log_path(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();

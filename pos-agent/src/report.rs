@@ -113,7 +113,7 @@ pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
 }
 
 /// The object of a fault about heartbeats.
-const HEARTBEAT: &str = "heartbeat";
+pub const HEARTBEAT: &str = "heartbeat";
 
 async fn post(agent: &Agent) -> Result<(), ReportError> {
     let told = agent.memory.look(|f| f.to_tell());

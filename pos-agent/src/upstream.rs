@@ -6,7 +6,7 @@
 //! power cut costs one poll.
 
 use crate::config::Config;
-use crate::pace::{self, Rules, Seen};
+use crate::pace::{self, HqSeen, Rules, Seen};
 use crate::plan::Served;
 use proto::clock::Clock;
 use proto::device::Device;
@@ -129,7 +129,7 @@ impl Upstream {
     }
     /// Seconds since HQ was seen, by the relay's word.
     pub fn hq_seen_s(&self) -> Option<u64> {
-        self.state().seen.hq.map(|at| self.clock.monotonic().saturating_sub(at).as_secs())
+        self.state().seen.hq.map(|hq| hq.age(self.clock.monotonic()).as_secs())
     }
     /// Where to read from now.
     pub fn read_from(&self) -> pace::From {
@@ -162,9 +162,12 @@ impl Upstream {
 
     /// The relay told how long ago it heard HQ.
     pub fn hq_seen(&self, ago_s: Option<u64>) {
-        let at = ago_s.and_then(|s| self.clock.monotonic().checked_sub(Duration::from_secs(s)));
+        let told = self.clock.monotonic();
+        let Some(said) = ago_s.map(|s| HqSeen { told, ago: Duration::from_secs(s) }) else { return };
         let mut s = self.state();
-        s.seen.hq = s.seen.hq.max(at);
+        if s.seen.hq.is_none_or(|known| said.age(told) <= known.age(told)) {
+            s.seen.hq = Some(said);
+        }
     }
 
     /// How far the source can bring an instance. None: the relay has not told yet.

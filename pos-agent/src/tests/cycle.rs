@@ -1,0 +1,409 @@
+//! Cycles against a directory, which is a static source.
+
+use super::kit::*;
+use crate::agent::Step;
+use crate::memory;
+use crate::pace::End;
+use crate::report;
+use crate::verify;
+use proto::device::Device;
+use proto::layout::PackKind;
+use proto::limits::Limits;
+use proto::wire::{Network, StreamState, fault};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+fn codes(agent: &crate::agent::Agent) -> Vec<String> {
+    agent.memory.look(|f| f.open().into_iter().map(|f| f.code).collect())
+}
+
+/// Two streams at their first fulls.
+fn usual() -> Hq {
+    let mut hq = Hq::new();
+    hq.full("price@zone-east", 50, &rows(100, 100));
+    hq.full("promo@all", 7, &rows(10, 1));
+    hq.sign();
+    hq
+}
+
+#[tokio::test]
+async fn install_then_deltas_and_the_digests_are_the_signed_ones() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, "price@zone-east"), version(&agent, "promo@all")), (Some(50), Some(7)));
+    let mut after = rows(100, 100);
+    after.insert(5, 999);
+    after.remove(&6);
+    after.insert(500, 1);
+    hq.delta("price@zone-east", 51, &after);
+    hq.delta("price@zone-east", 53, &rows(99, 98));
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(r.rows("price"), rows(99, 98));
+    assert_eq!(r.downloads(), 0, "packs are deleted after being applied");
+    let status = report::stand(&agent, Vec::new());
+    let price = &status.streams[&instance("price@zone-east")];
+    assert_eq!((price.version, price.state), (Some(v(53)), StreamState::Ok));
+    assert_eq!(price.digests, hq.streams[&instance("price@all").stream].digests);
+    assert_eq!((status.serial, status.network), (Some(2), Network::InStore));
+    assert_eq!(agent.metrics.transactions(), 4);
+    assert_eq!(cycle(&agent).await, End::Done, "and again: nothing to do");
+    assert_eq!(agent.metrics.transactions(), 4);
+    assert!(!verify::check(agent.db.path(), &Limits::default()).unwrap().drift);
+}
+
+#[tokio::test]
+async fn a_kill_at_any_step_leaves_a_whole_version_and_the_next_start_finishes() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let mut stop_at = 0;
+    loop {
+        let mut hq = usual();
+        let r = Register::enrolled(&hq, &hq.url(), &[]);
+        poll_and_cycle(&r.open()).await;
+        hq.delta("price@zone-east", 51, &rows(100, 101));
+        hq.full("price@zone-east", 52, &rows(100, 102));
+        hq.delta("promo@all", 8, &rows(12, 2));
+        hq.sign();
+        count.store(0, Ordering::Relaxed);
+        let (counter, stop) = (count.clone(), stop_at);
+        let observer = Arc::new(move |_: &Step| counter.fetch_add(1, Ordering::Relaxed) < stop);
+        poll_and_cycle(&r.watched(Some(observer))).await;
+        let reached_the_end = count.load(Ordering::Relaxed) <= stop_at;
+        let seen = r.rows("price");
+        assert!((100..=102).any(|c| seen == rows(100, c)), "a mixture after step {stop_at}");
+        let agent = r.open();
+        poll_and_cycle(&agent).await;
+        assert_eq!(r.rows("price"), rows(100, 102));
+        assert_eq!(r.rows("promo"), rows(12, 2));
+        assert_eq!(r.downloads(), 0);
+        if reached_the_end {
+            break;
+        }
+        stop_at += 1;
+    }
+    assert!(stop_at > 8, "{stop_at} steps");
+}
+
+#[tokio::test]
+async fn drift_is_found_at_the_next_touching_delta_and_healed_by_a_full_and_told() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    for (n, tampering) in ["UPDATE price SET cents = 1 WHERE sku = 5", "DELETE FROM price WHERE sku = 5", "DROP TABLE price"]
+        .into_iter()
+        .enumerate()
+    {
+        r.tamper(tampering);
+        let mut next = rows(100, 100);
+        next.insert(5, 700 + n as i64);
+        hq.delta("price@zone-east", 51 + n as u64, &next);
+        hq.sign();
+        assert_eq!(cycle(&agent).await, End::Done, "{tampering}");
+        assert_eq!(r.rows("price"), next, "{tampering}");
+        assert!(agent.memory.drifts().is_empty());
+        assert!(codes(&agent).is_empty(), "healed: {:?}", codes(&agent));
+        let told = agent.memory.look(|f| f.to_tell());
+        assert_eq!(told[0].code, fault::DRIFT, "HQ hears of it all the same");
+        assert_eq!(version(&agent, "promo@all"), Some(7));
+    }
+}
+
+#[tokio::test]
+async fn verify_latches_drift_and_the_next_cycle_heals_at_the_same_version() {
+    let mut hq = usual();
+    hq.delta("price@zone-east", 51, &rows(100, 101));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    r.tamper("DELETE FROM price WHERE sku = 9");
+    let found = verify::check(&r.config.store_db(), &Limits::default()).unwrap();
+    assert!(found.drift);
+    assert!(found.text().contains("DRIFT: the 99 rows of table price have digest"), "{}", found.text());
+    {
+        let mut device = Device::open(&r.config.data_dir, &r.config.device(), &Limits::default()).unwrap();
+        memory::latch_offline(&mut device, &found.drifted()).unwrap();
+    }
+    let agent = r.open();
+    agent.upstream.poll_relay(Duration::ZERO).await;
+    // The only full is older than what readers saw: it comes with the delta, in one transaction.
+    let before = agent.metrics.transactions();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(agent.metrics.transactions(), before + 1);
+    assert_eq!(r.rows("price"), rows(100, 101));
+    assert!(!verify::check(&r.config.store_db(), &Limits::default()).unwrap().drift);
+    drop(agent);
+    assert!(r.open().memory.drifts().is_empty(), "the latch is off for good");
+}
+
+#[tokio::test]
+async fn a_bad_pack_is_avoided_and_reported_while_other_streams_go_on_and_a_way_round_is_taken() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    hq.poisoned_delta("price@zone-east", 51, &rows(100, 666));
+    hq.delta("promo@all", 8, &rows(10, 2));
+    hq.sign();
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    assert_eq!((version(&agent, "price@zone-east"), version(&agent, "promo@all")), (Some(50), Some(8)));
+    assert_eq!(r.rows("price"), rows(100, 100), "still selling at the old prices");
+    assert_eq!(codes(&agent), [fault::PACK_IN_ERROR]);
+    let status = report::stand(&agent, agent.memory.look(|f| f.open()));
+    assert_eq!(status.streams[&instance("price@zone-east")].state, StreamState::Error);
+    assert_eq!(status.errors[0].object.as_deref(), Some("price@zone-east/0000000051.delta.pack"));
+    drop(agent);
+    // Over a restart it stays avoided; a full later leads past it.
+    hq.full("price@zone-east", 52, &rows(100, 102));
+    hq.sign();
+    let agent = r.open();
+    let before = agent.metrics.transactions();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!(agent.metrics.transactions(), before + 1, "the bad pack was not tried again");
+    assert_eq!(r.rows("price"), rows(100, 102));
+    assert!(codes(&agent).is_empty());
+    assert_eq!(agent.memory.look(|f| f.to_tell())[0].code, fault::PACK_IN_ERROR);
+}
+
+#[tokio::test]
+async fn a_corrupt_file_at_the_source_is_refused_and_its_way_round_taken_at_once() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.delta("price@zone-east", 51, &rows(100, 101));
+    hq.full("price@zone-east", 51, &rows(100, 101));
+    hq.delta("promo@all", 8, &rows(11, 8));
+    hq.sign();
+    for (i, n) in [("price@zone-east", 51), ("promo@all", 8)] {
+        let path = hq.pack_path(i, n, PackKind::Delta);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+    cycle(&agent).await;
+    assert_eq!(version(&agent, "price@zone-east"), Some(51), "by the full");
+    assert_eq!((version(&agent, "promo@all"), r.rows("promo")), (Some(7), rows(10, 1)));
+    assert!(codes(&agent).contains(&fault::REFUSED.to_owned()));
+    // Put right at the source: taken, and the fault ends.
+    let (good, at) = (usual(), hq.pack_path("promo@all", 8, PackKind::Delta));
+    drop(good);
+    let mut again = usual();
+    again.delta("promo@all", 8, &rows(11, 8));
+    std::fs::copy(again.pack_path("promo@all", 8, PackKind::Delta), at).unwrap();
+    cycle(&agent).await;
+    assert_eq!(version(&agent, "promo@all"), Some(8));
+    assert!(!codes(&agent).contains(&fault::REFUSED.to_owned()), "{:?}", codes(&agent));
+}
+
+#[tokio::test]
+async fn what_is_not_there_yet_is_waited_for_as_far_as_a_way_leads() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.delta("price@zone-east", 51, &rows(100, 101));
+    hq.delta("price@zone-east", 52, &rows(100, 102));
+    hq.sign();
+    let late = hq.pack_path("price@zone-east", 52, PackKind::Delta);
+    let hidden = late.with_extension("hidden");
+    std::fs::rename(&late, &hidden).unwrap();
+    assert_eq!(cycle(&agent).await, End::Done, "no hurry at a static source");
+    assert_eq!(version(&agent, "price@zone-east"), Some(51));
+    let status = report::stand(&agent, Vec::new());
+    assert!(status.debts[0].starts_with("price@zone-east: no usable pack leads from version 51"), "{:?}", status.debts);
+    std::fs::rename(&hidden, &late).unwrap();
+    cycle(&agent).await;
+    assert_eq!(version(&agent, "price@zone-east"), Some(52));
+    assert!(report::stand(&agent, Vec::new()).debts.is_empty());
+}
+
+#[tokio::test]
+async fn a_zone_switch_and_a_new_epoch_are_one_transaction_each() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.full("price@zone-west", 3, &rows(80, 300));
+    hq.delta("price@zone-west", 4, &rows(80, 301));
+    hq.sign();
+    let before = agent.metrics.transactions();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, "price@zone-west"), agent.metrics.transactions()), (Some(4), before + 1));
+    assert_eq!(r.rows("price"), rows(80, 301));
+    // A stolen key jumped ahead; the new epoch leads back to low numbers.
+    hq.new_epoch();
+    hq.serial = 0;
+    hq.streams.clear();
+    hq.full("price@zone-west", 2, &rows(80, 400));
+    hq.full("promo@all", 1, &rows(3, 3));
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, "price@zone-west"), version(&agent, "promo@all")), (Some(2), Some(1)));
+    assert_eq!(r.rows("price"), rows(80, 400));
+}
+
+#[tokio::test]
+async fn a_hold_lets_packs_come_but_not_in() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.delta("price@zone-east", 51, &rows(100, 101));
+    hq.sign();
+    agent.hold.place(Duration::from_secs(1000), Duration::from_secs(60));
+    assert_eq!(cycle(&agent).await, End::Held { until: Duration::from_secs(1060) });
+    assert_eq!((r.rows("price"), r.downloads()), (rows(100, 100), 1));
+    let status = report::stand(&agent, Vec::new());
+    assert_eq!(status.streams[&instance("price@zone-east")].state, StreamState::Waiting);
+    r.clock.advance(Duration::from_secs(61));
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((r.rows("price"), r.downloads()), (rows(100, 101), 0));
+}
+
+#[tokio::test]
+async fn downloads_resume_after_a_kill_and_useless_ones_are_swept() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    hq.full("price@zone-east", 60, &(1..5000).map(|n| (n, n * 7919)).collect());
+    hq.sign();
+    let whole = std::fs::read(hq.pack_path("price@zone-east", 60, PackKind::Full)).unwrap();
+    let folder = r.config.data_dir.join("packs/price@zone-east");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("0000000060.full.pack"), &whole[..whole.len() / 2]).unwrap();
+    std::fs::write(folder.join("0000000050.full.pack"), b"old").unwrap();
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, "price@zone-east"), r.downloads()), (Some(60), 0));
+}
+
+#[tokio::test]
+async fn a_lost_or_replaced_database_is_installed_anew() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    for end in ["", "-wal", "-shm"] {
+        std::fs::remove_file(r.config.data_dir.join(format!("store.db{end}"))).unwrap();
+    }
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(r.rows("price"), rows(100, 100));
+}
+
+#[tokio::test]
+async fn hostile_manifests_are_refused_and_the_last_good_one_stays() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    let name = proto::layout::ObjectName::Manifest(STORE.parse().unwrap());
+    let good = std::fs::read(hq.path(&name)).unwrap();
+    let mut bent = good.clone();
+    bent[good.len() / 2] ^= 1;
+    for (bad, code) in [(bent, "BAD_SIGNATURE"), (b"<html>".to_vec(), "NOT_AN_ENVELOPE"), (vec![b' '; 5 << 20], "SOURCE")] {
+        hq.put(&name, &bad);
+        cycle(&agent).await;
+        let faults = agent.memory.look(|f| f.open());
+        assert!(faults.iter().any(|f| f.text.contains(code) || f.code == code), "{code}: {faults:?}");
+        assert_eq!(report::stand(&agent, Vec::new()).serial, Some(1));
+        assert_eq!(r.rows("price"), rows(100, 100));
+    }
+    hq.serial = 0;
+    hq.full("price@zone-east", 51, &rows(100, 1));
+    hq.sign();
+    cycle(&agent).await;
+    assert!(agent.memory.look(|f| f.open())[0].text.contains("SAME_SERIAL_OTHER_BYTES"));
+    hq.serial = 1;
+    hq.sign();
+    cycle(&agent).await;
+    assert_eq!(version(&agent, "price@zone-east"), Some(51));
+    assert!(codes(&agent).is_empty());
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_by_hours_or_decades_stops_nothing() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    for (n, at) in ["1970-01-01T00:00:00Z", "2026-01-01T00:00:00Z"].into_iter().enumerate() {
+        r.clock.leap(at.parse().unwrap());
+        hq.delta("price@zone-east", 51 + n as u64, &rows(100, 500 + n as i64));
+        hq.sign();
+        assert_eq!(cycle(&agent).await, End::Done, "{at}");
+        assert_eq!(version(&agent, "price@zone-east"), Some(51 + n as u64));
+    }
+}
+
+/// The POS application's view: every read is one whole version, and none waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pos_that_reads_all_the_while_sees_whole_versions_only_and_never_waits() {
+    let mut hq = usual();
+    hq.full("price@zone-east", 51, &rows(3000, 51));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (over, path) = (stop.clone(), r.config.store_db());
+    let pos = std::thread::spawn(move || {
+        let db = read(&path);
+        let (mut seen, mut worst) = (BTreeSet::new(), Duration::ZERO);
+        while !over.load(Ordering::Relaxed) {
+            let asked = Instant::now();
+            db.execute_batch("BEGIN").unwrap();
+            let said: i64 =
+                db.query_row("SELECT version FROM tillcast_stream WHERE stream = 'price'", [], |r| r.get(0)).unwrap();
+            let (n, least, most): (i64, i64, i64) = db
+                .query_row("SELECT count(*), min(cents), max(cents) FROM price", [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+                .unwrap();
+            db.execute_batch("COMMIT").unwrap();
+            worst = worst.max(asked.elapsed());
+            assert_eq!((n, least, most), (3000, said, said), "a mixture of versions");
+            seen.insert(said);
+        }
+        (seen, worst)
+    });
+    for n in 52..72 {
+        let next = rows(3000, n as i64);
+        if n % 5 == 0 {
+            hq.full("price@zone-east", n, &next);
+        } else {
+            hq.delta("price@zone-east", n, &next);
+        }
+        hq.sign();
+        assert_eq!(cycle(&agent).await, End::Done);
+        cycle(&agent).await; // idle: the log is cut under the reader
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (seen, worst) = pos.join().unwrap();
+    assert!(seen.len() > 3, "{seen:?}");
+    // The figure itself is for a release build (tests/bench); here: no wait of the busy kind.
+    assert!(worst < Duration::from_millis(500), "{worst:?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_the_old_version_whole_and_is_recovered_from() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.full("price@zone-east", 60, &(1..20_000).map(|n| (n, n * 7919)).collect());
+    hq.delta("promo@all", 8, &rows(10, 2));
+    hq.sign();
+    // SQLite says SQLITE_FULL at this size, as it does on a full disk.
+    agent.db.limit_pages(40).await;
+    assert_eq!(cycle(&agent).await, End::DiskFull);
+    assert_eq!((r.rows("price"), codes(&agent)), (rows(100, 100), vec![fault::DISK_FULL.to_owned()]));
+    assert_eq!(version(&agent, "promo@all"), Some(8), "what fits goes in");
+    assert_eq!(cycle(&agent).await, End::DiskFull);
+    agent.db.limit_pages(1 << 20).await;
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, "price@zone-east"), codes(&agent)), (Some(60), vec![]));
+}

@@ -1,0 +1,6 @@
+//! The agent as a whole, against a headquarters in a directory and a relay on loopback.
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used)]
+
+mod cycle;
+mod kit;
+mod relay;

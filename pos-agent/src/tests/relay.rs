@@ -1,0 +1,308 @@
+//! The relay: long poll, silence, fallback, return; heartbeats; the loopback API; the loops.
+
+use super::kit::*;
+use crate::local_api::HoldAnswer;
+use crate::pace::{End, From};
+use crate::report;
+use crate::run;
+use crate::upstream::Heard;
+use proto::clock::SystemClock;
+use proto::fetch::{Polled, Source, SourceOptions};
+use proto::wire::{Fault, Network, Status, StreamState, fault};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+
+const S: Duration = Duration::from_secs(1);
+
+/// Headquarters with `price` at 50 and 51, its relay with 50.
+async fn store() -> (Hq, Relay, Register) {
+    let mut hq = Hq::new();
+    hq.full("price@zone-east", 50, &rows(100, 50));
+    hq.delta("price@zone-east", 51, &rows(100, 51));
+    hq.sign();
+    let relay = Relay::serving(&hq).await;
+    relay.lists(&[("price@zone-east", 50)]);
+    let register = Register::enrolled(&hq, &relay.url, &[hq.url()]);
+    (hq, relay, register)
+}
+
+#[tokio::test]
+async fn the_target_is_the_lesser_of_relay_and_manifest_and_an_advance_stays() {
+    let (_hq, relay, r) = store().await;
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!(version(&agent, "price@zone-east"), Some(50));
+    relay.lists(&[("price@zone-east", 99)]);
+    poll_and_cycle(&agent).await;
+    assert_eq!(version(&agent, "price@zone-east"), Some(51), "not beyond what is signed");
+    relay.lists(&[("price@zone-east", 50)]);
+    poll_and_cycle(&agent).await;
+    assert_eq!(version(&agent, "price@zone-east"), Some(51), "ahead of its relay: it stays");
+    assert_eq!(report::stand(&agent, Vec::new()).streams[&instance("price@zone-east")].state, StreamState::Ok);
+}
+
+#[tokio::test]
+async fn a_relay_that_lists_nothing_yet_is_waited_for() {
+    let (_hq, relay, r) = store().await;
+    relay.lists(&[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    assert_eq!(version(&agent, "price@zone-east"), None);
+    let status = report::stand(&agent, Vec::new());
+    assert_eq!(status.streams[&instance("price@zone-east")].state, StreamState::Waiting);
+    assert!(status.debts[0].contains("the relay does not serve it yet"));
+}
+
+#[tokio::test]
+async fn after_two_silent_minutes_the_fallback_is_read_without_what_the_relay_refused_and_then_it_comes_back() {
+    let (mut hq, relay, r) = store().await;
+    relay.desk.errors.lock().unwrap().push(Fault {
+        code: fault::PACK_IN_ERROR.into(),
+        instance: Some(instance("price@zone-east")),
+        object: Some("price@zone-east/0000000051.delta.pack".into()),
+        text: "trial failed".into(),
+        since: proto::clock::Timestamp::UNIX_EPOCH,
+    });
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    assert!(agent.upstream.ask_errors().await);
+    agent.memory.keep_relay_word(&agent.upstream.word());
+    relay.be_silent(true);
+    assert!(matches!(agent.upstream.poll_relay(Duration::ZERO).await, Heard::Silence(_)));
+    r.clock.advance(119 * S);
+    assert_eq!(agent.upstream.read_from(), From::Relay);
+    assert_eq!(cycle(&agent).await, End::Retry, "not yet");
+    r.clock.advance(S);
+    assert_eq!(agent.upstream.read_from(), From::Fallback);
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(version(&agent, "price@zone-east"), Some(50), "51 was refused by the relay");
+    r.clock.advance(S);
+    assert_eq!(agent.upstream.network(), Network::OnlineRelayDown);
+    hq.full("price@zone-east", 52, &rows(100, 52));
+    hq.sign();
+    drop(agent);
+    // What the relay refused stays refused over a restart.
+    let agent = r.open();
+    r.clock.advance(120 * S);
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(version(&agent, "price@zone-east"), Some(52), "the way round");
+    // The relay is back, behind: the register stays where it is.
+    relay.be_silent(false);
+    assert!(matches!(agent.upstream.poll_relay(Duration::ZERO).await, Heard::News));
+    assert_eq!(agent.upstream.read_from(), From::Relay);
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, "price@zone-east"), agent.upstream.network()), (Some(52), Network::InStore));
+}
+
+#[tokio::test]
+async fn everything_dead_for_days_is_offline_and_then_caught_up_with() {
+    let (mut hq, relay, r) = store().await;
+    let mut r = r;
+    r.config.fallback = vec!["http://127.0.0.1:9".into()];
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    relay.be_silent(true);
+    r.clock.advance(86_400 * 3 * S);
+    assert_eq!(cycle(&agent).await, End::Retry);
+    assert_eq!(agent.upstream.network(), Network::Offline);
+    assert_eq!(r.rows("price"), rows(100, 50), "selling goes on");
+    for n in 52..60 {
+        hq.delta("price@zone-east", n, &rows(100, n as i64));
+    }
+    hq.sign();
+    relay.be_silent(false);
+    relay.lists(&[("price@zone-east", 59)]);
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!(r.rows("price"), rows(100, 59));
+}
+
+#[tokio::test]
+async fn a_static_server_is_known_by_its_404_and_a_relay_by_its_answer() {
+    let (_hq, relay, r) = store().await;
+    relay.desk.versions.send_replace(None);
+    let agent = r.open();
+    assert!(matches!(agent.upstream.poll_relay(30 * S).await, Heard::Static));
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(version(&agent, "price@zone-east"), Some(51), "as far as the manifest says");
+    assert!(!report::send(&agent).await.unwrap(), "no heartbeats to a static server");
+    relay.lists(&[("price@zone-east", 51)]);
+    assert!(matches!(agent.upstream.poll_relay(30 * S).await, Heard::News));
+    assert!(!agent.upstream.is_static());
+}
+
+#[tokio::test]
+async fn a_long_poll_ends_with_news_or_with_its_time() {
+    let (_hq, relay, r) = store().await;
+    let agent = r.open();
+    assert!(matches!(agent.upstream.poll_relay(30 * S).await, Heard::News), "the first is answered at once");
+    assert!(matches!(agent.upstream.poll_relay(Duration::ZERO).await, Heard::Same));
+    let asked = Instant::now();
+    let (heard, ()) = tokio::join!(agent.upstream.poll_relay(30 * S), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        relay.lists(&[("price@zone-east", 51)]);
+    });
+    assert!(matches!(heard, Heard::News));
+    assert!(asked.elapsed() < 2 * S, "{:?}", asked.elapsed());
+    relay.be_silent(true);
+    assert!(matches!(agent.upstream.poll_relay(Duration::ZERO).await, Heard::Silence(_)));
+}
+
+#[tokio::test]
+async fn heartbeats_are_signed_numbered_over_restarts_and_bring_hq_and_the_skew() {
+    let (_hq, relay, r) = store().await;
+    {
+        let agent = r.open();
+        poll_and_cycle(&agent).await;
+        r.clock.advance(7200 * S);
+        assert!(report::send(&agent).await.unwrap());
+        assert_eq!(agent.upstream.network(), Network::Online);
+        let skew = agent.skew.get().unwrap();
+        assert!((7195..=7205).contains(&skew), "{skew}");
+        report::send(&agent).await.unwrap();
+    }
+    let agent = r.open();
+    agent.upstream.poll_relay(Duration::ZERO).await;
+    cycle(&agent).await;
+    relay.desk.answer.lock().unwrap().hq_seen_s = Some(300);
+    report::send(&agent).await.unwrap();
+    assert_eq!((agent.upstream.network(), agent.upstream.hq_seen_s()), (Network::InStore, Some(300)));
+    let beats = relay.desk.beats.lock().unwrap().clone();
+    assert_eq!(beats.iter().map(|b| b.seq).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(beats[0].streams[&instance("price@zone-east")].version, Some(v(50)));
+    assert!((7195..=7205).contains(&beats[1].clock_skew_s.unwrap()));
+    relay.desk.answer.lock().unwrap().refused.insert(REGISTER.into(), "revoked".into());
+    assert!(report::send(&agent).await.is_err());
+    assert_eq!(agent.memory.look(|f| f.open())[0].code, fault::REFUSED);
+}
+
+/// The loops, in real time.
+struct Running {
+    api: Source,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(r: &Register, relay_silent: Duration) -> Running {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let api = Source::parse(&format!("http://{}", listener.local_addr().unwrap()), &SourceOptions::default()).unwrap();
+        let mut config = r.config.clone();
+        config.relay_silent.0 = relay_silent;
+        config.poll.0 = S;
+        let clock = Arc::new(SystemClock::default());
+        let agent = Arc::new(crate::agent::Agent::open(config, clock, None).unwrap());
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let shutdown = async move {
+            let _ = stopped.await;
+        };
+        Running { api, stop: Some(stop), task: tokio::spawn(run::run(agent, listener, shutdown)) }
+    }
+    async fn status(&self) -> Status {
+        match self.api.long_poll("v1/status", &[], 0, None).await {
+            Ok(Polled::Body { bytes, .. }) => serde_json::from_slice(&bytes).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+    async fn until(&self, what: &str, is_so: impl Fn(&Status) -> bool) -> Status {
+        let began = Instant::now();
+        loop {
+            let s = self.status().await;
+            if is_so(&s) {
+                return s;
+            }
+            assert!(began.elapsed() < 20 * S, "{what}: {s:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    async fn stop(mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        tokio::time::timeout(10 * S, &mut self.task).await.expect("it stops").unwrap();
+    }
+}
+
+fn at(n: u64) -> impl Fn(&Status) -> bool {
+    move |s| s.streams.get(&instance("price@zone-east")).is_some_and(|p| p.version == Some(v(n)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn news_at_the_relay_are_rows_at_the_register_within_a_moment() {
+    let (mut hq, relay, r) = store().await;
+    let agent = Running::start(&r, 120 * S).await;
+    agent.until("installed", at(50)).await;
+    agent.until("reported", |s| s.network == Network::Online).await;
+    let mut worst = Duration::ZERO;
+    let pos = r.reader();
+    for n in 51..61u64 {
+        if n > 51 {
+            hq.delta("price@zone-east", n, &rows(100, n as i64));
+        }
+        hq.sign();
+        // Let the register settle into its long poll.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let told = Instant::now();
+        relay.lists(&[("price@zone-east", n)]);
+        while rows_of(&pos, "price")[&1] != n as i64 {
+            assert!(told.elapsed() < 5 * S, "version {n}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        worst = worst.max(told.elapsed());
+    }
+    println!("from the relay's list to committed rows, worst of 10: {worst:?}");
+    assert!(worst < S, "{worst:?}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_leaves_a_dead_relay_and_comes_back() {
+    let (mut hq, relay, r) = store().await;
+    let agent = Running::start(&r, 2 * S).await;
+    agent.until("installed", at(50)).await;
+    relay.be_silent(true);
+    agent.until("read from the fallback", at(51)).await;
+    agent.until("says so", |s| s.network == Network::OnlineRelayDown).await;
+    relay.be_silent(false);
+    agent.until("back", |s| s.network == Network::Online).await;
+    hq.delta("price@zone-east", 52, &rows(100, 52));
+    hq.sign();
+    relay.lists(&[("price@zone-east", 52)]);
+    agent.until("by the relay again", at(52)).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_loopback_api_holds_verifies_and_keeps_web_pages_out() {
+    let (_hq, relay, r) = store().await;
+    let agent = Running::start(&r, 120 * S).await;
+    agent.until("installed", at(50)).await;
+    let post = async |body: &'static str| agent.api.post("v1/hold", "application/json", body.into(), 4096).await;
+    let held: HoldAnswer = serde_json::from_slice(&post("{\"seconds\":100000}").await.unwrap()).unwrap();
+    assert_eq!(held, HoldAnswer { held_s: 900, settled: true });
+    assert!(post("{\"seconds\":0}").await.is_err());
+    assert!(post("{}").await.is_err());
+    relay.lists(&[("price@zone-east", 51)]);
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(r.rows("price"), rows(100, 50), "a sale is open");
+    let http = reqwest::Client::new();
+    let base = agent.api.url().trim_end_matches('/').to_owned();
+    let steered = http.post(format!("{base}/v1/hold")).header("origin", "http://evil.example").body("{\"seconds\":9}").send();
+    assert_eq!(steered.await.unwrap().status(), 403);
+    let ended = http.delete(format!("{base}/v1/hold")).send().await.unwrap();
+    assert_eq!(ended.text().await.unwrap(), "{\"held_s\":0,\"settled\":true}");
+    agent.until("applied at once", at(51)).await;
+    r.tamper("UPDATE price SET cents = 0 WHERE sku = 1");
+    let found = agent.api.post("v1/verify", "application/json", "".into(), 1 << 20).await.unwrap();
+    let found: crate::verify::Report = serde_json::from_slice(&found).unwrap();
+    assert!(found.drift);
+    let began = Instant::now();
+    while r.rows("price") != rows(100, 51) {
+        assert!(began.elapsed() < 10 * S, "not healed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(http.get(format!("{base}/healthz")).send().await.unwrap().status(), 200);
+    let metrics = http.get(format!("{base}/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("agent_stream_version{stream=\"price@zone-east\"} 51"), "{metrics}");
+    assert!(metrics.contains("agent_drifts_total 1"), "{metrics}");
+    assert_eq!(http.put(format!("{base}/v1/hold")).send().await.unwrap().status(), 405);
+    agent.stop().await;
+}
