@@ -539,16 +539,18 @@ impl Site {
         self.registers.iter().filter(move |(id, _)| id.starts_with(&prefix)).map(|(id, n)| (id.as_str(), n))
     }
 
-    /// One value from a register's rows, as text; None when there is no row.
+    /// One value from a register's rows, as text; None when it is NULL or there is no row.
     #[track_caller]
     pub fn read(&self, register: &str, sql: &str) -> Option<String> {
-        use rusqlite::OptionalExtension as _;
-        let db = digest::open_read_only(&self.store_db(register));
-        let sql = format!("SELECT CAST(value AS TEXT) FROM (SELECT ({sql}) AS value)");
-        db.query_row(&sql, [], |r| r.get::<_, Option<String>>(0))
-            .optional()
-            .unwrap_or_else(|e| panic!("{sql}: {e}"))
-            .flatten()
+        self.try_read(register, sql).unwrap_or_else(|e| panic!("{register}: {e}: {sql}"))
+    }
+
+    /// As [`Site::read`]; an error where [`Site::read`] panics, e.g. before the first install.
+    pub fn try_read(&self, register: &str, sql: &str) -> rusqlite::Result<Option<String>> {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let db = Connection::open_with_flags(self.store_db(register), flags)?;
+        db.busy_timeout(crate::PATIENCE)?;
+        db.query_row(&format!("SELECT CAST(({sql}) AS TEXT)"), [], |r| r.get(0))
     }
 }
 
