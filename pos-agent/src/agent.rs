@@ -12,8 +12,8 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
-use crate::report::Skew;
 use crate::register_db::{AllHeld, ApplyFailure, RegisterDb, Remedy, at};
+use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::Upstream;
 use proto::clock::Clock;
@@ -67,7 +67,9 @@ pub enum OpenError {
     #[error(transparent)]
     Shelf(#[from] shelf::ShelfError),
     /// The register's database.
-    #[error("{0}; if it is damaged: stop the POS application, move store.db, store.db-wal and store.db-shm away, start again")]
+    #[error(
+        "{0}; if it is damaged: stop the POS application, move store.db, store.db-wal and store.db-shm away, start again"
+    )]
     Database(#[from] SqliteError),
     /// The settings name a source that cannot work.
     #[error(transparent)]
@@ -265,7 +267,13 @@ impl Agent {
     }
 
     /// Steps 3 to 6 for one stream, transaction by transaction.
-    async fn bring(&self, goal: &Goal, instance: &Instance, entry: &StreamEntry, news: &mut watch::Receiver<u64>) -> End {
+    async fn bring(
+        &self,
+        goal: &Goal,
+        instance: &Instance,
+        entry: &StreamEntry,
+        news: &mut watch::Receiver<u64>,
+    ) -> End {
         let mut without = BTreeSet::new();
         loop {
             // 3. The cheapest chain of packs by bytes, from what the database says.
@@ -328,9 +336,7 @@ impl Agent {
         match next {
             Next::Nothing => Next::Nothing,
             Next::Wait(why) => Next::Wait(why),
-            Next::Apply(packs) => {
-                Next::Apply(packs.iter().filter_map(|p| entry.pack(p.version, p.kind)).collect())
-            }
+            Next::Apply(packs) => Next::Apply(packs.iter().filter_map(|p| entry.pack(p.version, p.kind)).collect()),
         }
     }
 
@@ -485,7 +491,11 @@ impl Agent {
             // A full makes the stream's tables anew; what it cannot mend is beyond this program.
             Remedy::Damaged if first.kind == proto::layout::PackKind::Delta => self.drifted(instance, &text),
             Remedy::Damaged => {
-                self.trouble(Verdict::Halt, false, &format!("{text}: stop the POS application and this agent, move store.db* away, start both"));
+                self.trouble(
+                    Verdict::Halt,
+                    false,
+                    &format!("{text}: stop the POS application and this agent, move store.db* away, start both"),
+                );
                 Went::Over(End::Halted)
             }
         }
@@ -579,7 +589,9 @@ impl Agent {
             .iter()
             .map(|p| match p {
                 FollowError::Fetch(e) => (fault::SOURCE, e.source_url.clone(), e.to_string()),
-                FollowError::Refused { source_url, .. } => (fault::REFUSED, source_url.clone(), format!("{}: {p}", p.code())),
+                FollowError::Refused { source_url, .. } => {
+                    (fault::REFUSED, source_url.clone(), format!("{}: {p}", p.code()))
+                }
                 FollowError::Device(e) => (fault::SOURCE, proto::device::FILE.to_owned(), e.to_string()),
             })
             .collect();
@@ -595,7 +607,8 @@ impl Agent {
         self.memory.faults(|f| {
             let mut changed = false;
             for code in [fault::SOURCE, fault::REFUSED] {
-                let still = |object: Option<&str>| found.iter().any(|(c, o, _)| *c == code && Some(o.as_str()) == object);
+                let still =
+                    |object: Option<&str>| found.iter().any(|(c, o, _)| *c == code && Some(o.as_str()) == object);
                 changed |= f.mend(code, |f| f.instance.is_none() && !still(f.object.as_deref()));
             }
             for (code, object, text) in &found {
@@ -634,7 +647,8 @@ impl Agent {
         let avoided = self.memory.avoided();
         let deadly = self.tries.last().filter(|t| t.is_alarming());
         let is_behind = |name: &PackName| {
-            held.get(&name.instance.stream).is_some_and(|h| h.audience == name.instance.audience && h.version >= name.version)
+            held.get(&name.instance.stream)
+                .is_some_and(|h| h.audience == name.instance.audience && h.version >= name.version)
         };
         self.memory.faults(|f| {
             let mut changed = f.mend(fault::PACK_IN_ERROR, |f| {
@@ -643,7 +657,8 @@ impl Agent {
                 name.is_none_or(|n| is_behind(&n) || !(avoided.contains(&n) || is_deadly(&n)))
             });
             if let Some(t) = &deadly {
-                let text = format!("this agent died {} times while applying it; trying again with growing delay", t.deaths);
+                let text =
+                    format!("this agent died {} times while applying it; trying again with growing delay", t.deaths);
                 changed |= f.raise(fault::PACK_IN_ERROR, Some(&t.pack.instance), Some(&t.pack.to_string()), &text, now);
             }
             changed

@@ -155,7 +155,8 @@ mod tests {
         let mut text = String::new();
         for line in include_str!("../../deploy/agent.toml").lines() {
             let bare = line.strip_prefix("# ").unwrap_or(line);
-            let is_setting = bare.split_once(" = ").is_some_and(|(k, _)| k.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+            let is_setting =
+                bare.split_once(" = ").is_some_and(|(k, _)| k.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
             text += if is_setting || bare.starts_with('[') { bare } else { line };
             text += "\n";
         }

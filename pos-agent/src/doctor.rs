@@ -56,7 +56,11 @@ pub async fn examine(config: &Config, clock: &dyn Clock) -> Vec<Check> {
         out.push(source(config, name, url, n == 0).await);
     }
     if clock.now().as_second() < 1_760_000_000 {
-        out.push(check("clock", Mark::Warn, format!("it says {}: set the clock; the agent works, its times mislead", clock.now())));
+        out.push(check(
+            "clock",
+            Mark::Warn,
+            format!("it says {}: set the clock; the agent works, its times mislead", clock.now()),
+        ));
     }
     out
 }
@@ -66,7 +70,11 @@ fn sqlite() -> Check {
     if rusqlite::version_number() >= MINIMUM_SQLITE {
         check("sqlite", Mark::Pass, version)
     } else {
-        check("sqlite", Mark::Fail, format!("{version} is older than 3.51.3, which mends a WAL fault: use a release build"))
+        check(
+            "sqlite",
+            Mark::Fail,
+            format!("{version} is older than 3.51.3, which mends a WAL fault: use a release build"),
+        )
     }
 }
 
@@ -104,7 +112,9 @@ fn database(config: &Config) -> Check {
         Err(e) => check(
             "database",
             Mark::Fail,
-            format!("{e}: stop the POS application and the agent, move store.db* away, start both; it is installed anew"),
+            format!(
+                "{e}: stop the POS application and the agent, move store.db* away, start both; it is installed anew"
+            ),
         ),
     }
 }
@@ -123,7 +133,9 @@ async fn source(config: &Config, name: String, url: &str, is_relay: bool) -> Che
         Err(e) => return check(name, mark, e.to_string()),
     };
     match source.get_small(&manifest, None, None, config.limits.manifest_bytes).await {
-        Ok(Small::Body { .. } | Small::Unchanged) => check(name, Mark::Pass, format!("{} ({kind}) has the store's manifest", source.url())),
+        Ok(Small::Body { .. } | Small::Unchanged) => {
+            check(name, Mark::Pass, format!("{} ({kind}) has the store's manifest", source.url()))
+        }
         Err(e) => check(name, mark, e.to_string()),
     }
 }

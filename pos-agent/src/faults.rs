@@ -33,7 +33,14 @@ fn must_be_told(code: &str) -> bool {
 impl Faults {
     /// Notes a fault; one of the same code, stream and object keeps its beginning. Whether
     /// anything changed.
-    pub fn raise(&mut self, code: &str, instance: Option<&Instance>, object: Option<&str>, text: &str, now: Timestamp) -> bool {
+    pub fn raise(
+        &mut self,
+        code: &str,
+        instance: Option<&Instance>,
+        object: Option<&str>,
+        text: &str,
+        now: Timestamp,
+    ) -> bool {
         let text: String = text.chars().take(TEXT).collect();
         let same = |n: &&mut Noted| {
             n.fault.code == code && n.fault.instance.as_ref() == instance && n.fault.object.as_deref() == object

@@ -56,7 +56,10 @@ pub async fn answer(agent: Arc<Agent>, request: Request<Inbound>) -> Response<Bo
         (_, "/healthz" | "/metrics" | "/v1/status" | "/v1/hold" | "/v1/verify") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         }
-        _ => text(StatusCode::NOT_FOUND, "GET /v1/status, POST or DELETE /v1/hold, POST /v1/verify, GET /healthz, GET /metrics"),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "GET /v1/status, POST or DELETE /v1/hold, POST /v1/verify, GET /healthz, GET /metrics",
+        ),
     }
 }
 

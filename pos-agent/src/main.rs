@@ -218,7 +218,11 @@ async fn verify_rows(config: &Config, json: bool) -> anyhow::Result<Exit> {
         }
         None => verify_files(config)?,
     };
-    if json { cli::print_json(&found) } else { cli::print_line(found.text()) }
+    if json {
+        cli::print_json(&found)
+    } else {
+        cli::print_line(found.text())
+    }
     Ok(if found.drift { Exit::Failed } else { Exit::Done })
 }
 

@@ -124,9 +124,8 @@ impl Memory {
 
     /// Forgets packs that the manifest does not list any more.
     pub fn prune(&self, manifest: &Manifest) {
-        let listed = |p: &PackName| {
-            manifest.instances().any(|(i, e)| i == p.instance && e.pack(p.version, p.kind).is_some())
-        };
+        let listed =
+            |p: &PackName| manifest.instances().any(|(i, e)| i == p.instance && e.pack(p.version, p.kind).is_some());
         let mut notes = self.notes();
         let before = notes.avoid.len();
         notes.avoid.retain(|p, _| listed(p));

@@ -83,12 +83,15 @@ impl Metrics {
         };
         // Names are parsed types of plain letters: nothing to escape.
         let streams = status.streams.iter();
-        let versions: Vec<_> = streams
-            .map(|(i, s)| (format!("{{stream=\"{i}\"}}"), s.version.map_or(0, |v| v.as_i64())))
-            .collect();
+        let versions: Vec<_> =
+            streams.map(|(i, s)| (format!("{{stream=\"{i}\"}}"), s.version.map_or(0, |v| v.as_i64()))).collect();
         let one = |v: i64| [(String::new(), v)];
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        gauge("agent_build_info", "The program's version.", &[(format!("{{version=\"{}\"}}", crate::memory::PROGRAM), 1)]);
+        gauge(
+            "agent_build_info",
+            "The program's version.",
+            &[(format!("{{version=\"{}\"}}", crate::memory::PROGRAM), 1)],
+        );
         gauge("agent_stream_version", "Version held.", &versions);
         let states = [Network::Online, Network::InStore, Network::OnlineRelayDown, Network::Offline];
         let states: Vec<_> = states

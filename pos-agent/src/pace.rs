@@ -163,7 +163,12 @@ mod tests {
         Rules { poll: s(30), relay_silent: s(120), fallback_jitter: s(30), heartbeat: s(60), has_fallback: true }
     }
     fn seen(relay: Option<u64>, fallback: Option<u64>, hq: Option<u64>) -> Seen {
-        Seen { started: s(1000), relay: relay.map(s), fallback: fallback.map(s), hq: hq.map(|t| HqSeen { told: s(t), ago: Duration::ZERO }) }
+        Seen {
+            started: s(1000),
+            relay: relay.map(s),
+            fallback: fallback.map(s),
+            hq: hq.map(|t| HqSeen { told: s(t), ago: Duration::ZERO }),
+        }
     }
 
     #[test]
@@ -183,7 +188,10 @@ mod tests {
             assert_eq!(rules().network(now, &seen(relay, fallback, hq)), expected, "{relay:?} {fallback:?} {hq:?}");
         }
         let before_the_start = HqSeen { told: s(1), ago: s(100) };
-        assert_eq!(rules().network(s(5), &Seen { relay: Some(s(4)), hq: Some(before_the_start), ..Seen::default() }), Network::Online);
+        assert_eq!(
+            rules().network(s(5), &Seen { relay: Some(s(4)), hq: Some(before_the_start), ..Seen::default() }),
+            Network::Online
+        );
         let rare = Rules { heartbeat: s(600), ..rules() };
         assert_eq!(rare.network(now, &seen(Some(1999), None, Some(1000))), Network::Online);
     }

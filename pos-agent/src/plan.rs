@@ -178,6 +178,10 @@ mod tests {
         assert_eq!(names(next(s, without(PackKind::Delta, 57))), "d54");
         assert_eq!(names(next(s, |p| p.version > v(56))), "wait");
         let healing = Standing { drifted: true, ..s };
-        assert_eq!(names(next(healing, |p| p.kind == PackKind::Full && p.version == v(50))), "wait", "50 is older than 53");
+        assert_eq!(
+            names(next(healing, |p| p.kind == PackKind::Full && p.version == v(50))),
+            "wait",
+            "50 is older than 53"
+        );
     }
 }

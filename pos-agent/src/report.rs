@@ -103,7 +103,8 @@ pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
     match &outcome {
         Ok(()) => agent.memory.faults(|f| f.mend(fault::REFUSED, |f| f.object.as_deref() == Some(HEARTBEAT))),
         Err(ReportError::Refused(_)) => {
-            let text = format!("{source} does not take this register's heartbeats; if it stays so, enrol the register anew");
+            let text =
+                format!("{source} does not take this register's heartbeats; if it stays so, enrol the register anew");
             agent.memory.faults(|f| f.raise(fault::REFUSED, None, Some(HEARTBEAT), &text, now));
         }
         Err(_) => {}

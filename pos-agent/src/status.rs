@@ -54,7 +54,8 @@ pub fn status(f: Facts<'_>) -> Status {
         let instance = Instance { stream: stream.clone(), audience: h.audience.clone() };
         let listed = f.manifest.is_none_or(|m| m.streams.contains_key(stream));
         if !listed {
-            debts.push(format!("{instance}: the manifest lists it no more; its rows are kept at version {}", h.version));
+            debts
+                .push(format!("{instance}: the manifest lists it no more; its rows are kept at version {}", h.version));
         }
         let report = StreamReport {
             version: Some(h.version),
@@ -90,16 +91,16 @@ pub fn status(f: Facts<'_>) -> Status {
 }
 
 fn state(f: &Facts<'_>, instance: &Instance) -> StreamState {
-    let bad = |e: &Fault| e.code == fault::PACK_IN_ERROR && e.instance.as_ref().is_some_and(|i| i.stream == instance.stream);
+    let bad =
+        |e: &Fault| e.code == fault::PACK_IN_ERROR && e.instance.as_ref().is_some_and(|i| i.stream == instance.stream);
     if f.drifted.contains(&instance.stream) {
         return StreamState::Drift;
     }
     let Some(manifest) = f.manifest else { return StreamState::Waiting };
     let Some(entry) = manifest.streams.get(&instance.stream) else { return StreamState::Ok };
     let held = f.held.get(&instance.stream);
-    let there = held.is_some_and(|h| {
-        h.audience == entry.audience && h.epoch == manifest.epoch && h.version >= entry.version
-    });
+    let there =
+        held.is_some_and(|h| h.audience == entry.audience && h.epoch == manifest.epoch && h.version >= entry.version);
     match held {
         _ if there => StreamState::Ok,
         _ if f.faults.iter().any(bad) => StreamState::Error,

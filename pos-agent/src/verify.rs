@@ -54,7 +54,11 @@ impl Report {
             let verdict = if s.ok { "ok".to_owned() } else { format!("DRIFT: {}", s.reason()) };
             format!("{i:<24} version {:<10} {rows:>9} rows  {verdict}", s.version)
         };
-        if self.streams.is_empty() { "no streams are held".into() } else { self.streams.iter().map(line).collect::<Vec<_>>().join("\n") }
+        if self.streams.is_empty() {
+            "no streams are held".into()
+        } else {
+            self.streams.iter().map(line).collect::<Vec<_>>().join("\n")
+        }
     }
 }
 
@@ -63,7 +67,10 @@ impl StreamFound {
     pub fn reason(&self) -> String {
         let wrong = self.tables.iter().filter(|(_, t)| t.found != Some(t.digest));
         let parts = wrong.map(|(name, t)| match t.found {
-            Some(found) => format!("the {} rows of table {name} have digest {found}, version {} has {}", t.rows, self.version, t.digest),
+            Some(found) => format!(
+                "the {} rows of table {name} have digest {found}, version {} has {}",
+                t.rows, self.version, t.digest
+            ),
             None => format!("table {name} is gone or altered"),
         });
         parts.collect::<Vec<_>>().join("; ")
@@ -85,7 +92,9 @@ pub fn check(database: &Path, limits: &Limits) -> Result<Report, SqliteError> {
             tables.insert(t.table, TableFound { rows: t.rows, digest: t.stored, found: t.found });
         }
         report.drift |= !ok;
-        report.streams.insert(Instance { stream, audience: held.audience }, StreamFound { version: held.version, ok, tables });
+        report
+            .streams
+            .insert(Instance { stream, audience: held.audience }, StreamFound { version: held.version, ok, tables });
     }
     Ok(report)
 }

@@ -94,9 +94,10 @@ async fn drift_is_found_at_the_next_touching_delta_and_healed_by_a_full_and_told
     let r = Register::enrolled(&hq, &hq.url(), &[]);
     let agent = r.open();
     poll_and_cycle(&agent).await;
-    for (n, tampering) in ["UPDATE price SET cents = 1 WHERE sku = 5", "DELETE FROM price WHERE sku = 5", "DROP TABLE price"]
-        .into_iter()
-        .enumerate()
+    for (n, tampering) in
+        ["UPDATE price SET cents = 1 WHERE sku = 5", "DELETE FROM price WHERE sku = 5", "DROP TABLE price"]
+            .into_iter()
+            .enumerate()
     {
         r.tamper(tampering);
         let mut next = rows(100, 100);
@@ -306,7 +307,9 @@ async fn hostile_manifests_are_refused_and_the_last_good_one_stays() {
     let good = std::fs::read(hq.path(&name)).unwrap();
     let mut bent = good.clone();
     bent[good.len() / 2] ^= 1;
-    for (bad, code) in [(bent, "BAD_SIGNATURE"), (b"<html>".to_vec(), "NOT_AN_ENVELOPE"), (vec![b' '; 5 << 20], "SOURCE")] {
+    for (bad, code) in
+        [(bent, "BAD_SIGNATURE"), (b"<html>".to_vec(), "NOT_AN_ENVELOPE"), (vec![b' '; 5 << 20], "SOURCE")]
+    {
         hq.put(&name, &bad);
         cycle(&agent).await;
         let faults = agent.memory.look(|f| f.open());
@@ -361,7 +364,9 @@ async fn a_pos_that_reads_all_the_while_sees_whole_versions_only_and_never_waits
             let said: i64 =
                 db.query_row("SELECT version FROM tillcast_stream WHERE stream = 'price'", [], |r| r.get(0)).unwrap();
             let (n, least, most): (i64, i64, i64) = db
-                .query_row("SELECT count(*), min(cents), max(cents) FROM price", [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+                .query_row("SELECT count(*), min(cents), max(cents) FROM price", [], |r| {
+                    Ok((r.get(0)?, r.get(1)?, r.get(2)?))
+                })
                 .unwrap();
             db.execute_batch("COMMIT").unwrap();
             worst = worst.max(asked.elapsed());

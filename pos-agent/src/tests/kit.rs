@@ -81,7 +81,8 @@ impl Hq {
     fn put_trust(&mut self) {
         self.trust_version += 1;
         let now = SystemClock::default().now();
-        let publishers = vec![PublisherKey { key: key(2).public(), expires_at: after(now, Duration::from_secs(1 << 25)) }];
+        let publishers =
+            vec![PublisherKey { key: key(2).public(), expires_at: after(now, Duration::from_secs(1 << 25)) }];
         let trust = Trust {
             format: 1,
             version: self.trust_version,
@@ -428,7 +429,8 @@ async fn versions(desk: &Desk, request: &Request<Inbound>) -> Response<Body> {
         let is_known = none_match(request.headers(), &etag);
         let waited = is_known && tokio::time::timeout_at(until, news.changed()).await.is_ok();
         if !waited {
-            let mut r = if is_known { proto::http::empty(StatusCode::NOT_MODIFIED) } else { json(StatusCode::OK, body) };
+            let mut r =
+                if is_known { proto::http::empty(StatusCode::NOT_MODIFIED) } else { json(StatusCode::OK, body) };
             r.headers_mut().insert("etag", etag.parse().unwrap());
             return r;
         }

@@ -186,7 +186,8 @@ struct Running {
 impl Running {
     async fn start(r: &Register, relay_silent: Duration) -> Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let api = Source::parse(&format!("http://{}", listener.local_addr().unwrap()), &SourceOptions::default()).unwrap();
+        let api =
+            Source::parse(&format!("http://{}", listener.local_addr().unwrap()), &SourceOptions::default()).unwrap();
         let mut config = r.config.clone();
         config.relay_silent.0 = relay_silent;
         config.poll.0 = S;
@@ -285,7 +286,8 @@ async fn the_loopback_api_holds_verifies_and_keeps_web_pages_out() {
     assert_eq!(r.rows("price"), rows(100, 50), "a sale is open");
     let http = reqwest::Client::new();
     let base = agent.api.url().trim_end_matches('/').to_owned();
-    let steered = http.post(format!("{base}/v1/hold")).header("origin", "http://evil.example").body("{\"seconds\":9}").send();
+    let steered =
+        http.post(format!("{base}/v1/hold")).header("origin", "http://evil.example").body("{\"seconds\":9}").send();
     assert_eq!(steered.await.unwrap().status(), 403);
     let ended = http.delete(format!("{base}/v1/hold")).send().await.unwrap();
     assert_eq!(ended.text().await.unwrap(), "{\"held_s\":0,\"settled\":true}");
