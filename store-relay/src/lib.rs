@@ -33,3 +33,6 @@ pub mod control;
 pub mod run;
 
 pub mod cli;
+
+#[cfg(test)]
+mod kit;

@@ -554,3 +554,6 @@ impl AdoptError {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -190,6 +190,7 @@ impl Objects {
         if Sha256::of(&bytes) != object.sha256 {
             return Err(self.lost(object, "its bytes have changed on the disk"));
         }
+        object.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         *object.cached.write().unwrap_or_else(PoisonError::into_inner) = Some(bytes.clone());
         self.held.fetch_add(length, Ordering::Relaxed);
         self.make_room(object);

@@ -1,0 +1,523 @@
+#![allow(clippy::disallowed_methods)]
+use super::*;
+use crate::kit::{Hq, Make, Store, now, rooms_of, secret, served, state, v};
+use crate::steps::Moment;
+use crate::trial::remove_database;
+use proto::digest::StateDigest;
+use proto::layout::PackKind::{Delta, Full};
+use proto::replica::Replica;
+use proto::wire::StreamState;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A headquarters with two streams at version 1, and a store that reads its bucket.
+fn two_streams() -> (Hq, Store) {
+    let mut hq = Hq::new();
+    hq.follow("price", "zone-east");
+    hq.follow("promo", "all");
+    hq.publish("price", &[(1, Some("a")), (2, Some("b"))], Make::Full);
+    hq.publish("promo", &[(7, Some("x"))], Make::Full);
+    hq.sign();
+    let store = Store::enrolled(&[hq.url()]);
+    (hq, store)
+}
+
+fn bent(d: StateDigest) -> StateDigest {
+    let mut other = d;
+    other.add(proto::digest::RowHasher::default().hash(&[proto::value::Value::Int(0)]));
+    other
+}
+
+fn shadow_digest(relay: &Relay, stream: &str) -> String {
+    let replica = Replica::open_read_only(relay.shadow.path(), &relay.hall.config.limits).unwrap();
+    let checks = replica.verify(&stream.parse().unwrap()).unwrap();
+    checks[0].found.unwrap().to_string()
+}
+
+fn fault_codes(relay: &Relay) -> Vec<String> {
+    state(relay).all_faults().into_iter().map(|f| f.code).collect()
+}
+
+async fn once(relay: &Relay) -> Round {
+    relay.mirror_once(Pace::Once).await
+}
+
+#[tokio::test]
+async fn packs_come_are_proved_and_served() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    let round = once(&relay).await;
+    assert!(round.problems.is_empty() && round.streams.values().all(|o| *o == Outcome::AtHead), "{round:?}");
+    hq.publish("price", &[(1, Some("c")), (2, None), (3, Some("d"))], Make::Delta);
+    hq.sign();
+    once(&relay).await;
+    let price = hq.instance("price");
+    assert_eq!(served(&relay, &price), Some(2));
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    for (version, kind) in [(1, Full), (2, Delta)] {
+        let name = hq.pack("price", version, kind);
+        assert_eq!(rooms_of(&relay, &name), ["ok"]);
+        assert!(relay.hall.objects.get(&format!("/packs/{name}")).is_some());
+    }
+    for object in ["trust.json", "trust/0000000001.json", "stores/0421/manifest.json"] {
+        assert_eq!(
+            fs::read(store.data().join("ok").join(object)).unwrap(),
+            fs::read(hq.bucket.path().join(object)).unwrap(),
+            "{object}"
+        );
+    }
+    assert!(relay.incomplete().is_empty() && state(&relay).debts().is_empty() && fault_codes(&relay).is_empty());
+    assert!(state(&relay).is_ready().is_ok());
+    // A restart knows all of it without a source.
+    drop(relay);
+    fs::remove_dir_all(hq.bucket.path()).unwrap();
+    let relay = store.open();
+    assert_eq!(served(&relay, &price), Some(2));
+    assert!(relay.hall.objects.get("/stores/0421/manifest.json").is_some());
+    assert!(relay.hall.objects.get("/trust.json").is_some());
+}
+
+#[tokio::test]
+async fn three_tries_make_an_error_and_other_streams_go_on() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish_with("price", &[(1, Some("poison"))], Make::Delta, bent);
+    hq.publish("promo", &[(8, Some("y"))], Make::Delta);
+    hq.sign();
+    let bad = hq.pack("price", 2, Delta);
+    for n in 1..=3 {
+        let round = once(&relay).await;
+        assert_eq!(served(&relay, &hq.instance("promo")), Some(2), "{n}");
+        assert_eq!(served(&relay, &hq.instance("price")), Some(1), "{n}");
+        assert_ne!(round.streams["price"], Outcome::AtHead);
+        assert_eq!(rooms_of(&relay, &bad), [if n < 3 { "ready" } else { "error" }], "{n}");
+    }
+    let reason = fs::read_to_string(store.data().join(format!("error/packs/{bad}.reason.json"))).unwrap();
+    assert!(reason.contains("DIGEST") && reason.contains("price_row"), "{reason}");
+    assert_eq!(fault_codes(&relay), ["PACK_IN_ERROR"]);
+    assert_eq!(state(&relay).streams()[&hq.instance("price")].state, StreamState::Error);
+    assert!(state(&relay).debts()[0].contains("0000000002.delta.pack is in error/"));
+    assert_eq!(state(&relay).given_up().len(), 1);
+    // The same after a restart, and content does not mend itself with time.
+    drop(relay);
+    let relay = store.open();
+    store.clock.advance(HOUR * 48);
+    once(&relay).await;
+    assert_eq!((rooms_of(&relay, &bad), served(&relay, &hq.instance("price"))), (vec!["error"], Some(1)));
+}
+
+#[tokio::test]
+async fn the_way_goes_round_a_bad_pack_and_the_debt_closes() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish_with("price", &[(1, Some("poison"))], Make::Delta, bent);
+    hq.sign();
+    for _ in 0..3 {
+        once(&relay).await;
+    }
+    assert_eq!(fault_codes(&relay), ["PACK_IN_ERROR"]);
+    // HQ heard of the error: the next publish makes a full, too.
+    hq.publish("price", &[(1, Some("good"))], Make::Both);
+    hq.publish("price", &[(2, Some("later"))], Make::Delta);
+    hq.sign();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(4));
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    assert!(fault_codes(&relay).is_empty() && state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
+    assert_eq!(state(&relay).given_up().len(), 1, "registers are still told");
+}
+
+#[tokio::test]
+async fn a_wrong_hash_is_kept_reported_and_fetched_again_hourly() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    let name = hq.pack("price", 2, Delta);
+    let good = hq.spoil(&name);
+    for _ in 0..3 {
+        once(&relay).await;
+    }
+    assert_eq!(fault_codes(&relay), ["PACK_IN_ERROR"]);
+    assert!(store.data().join(format!("error/packs/{name}.reason.json")).is_file());
+    once(&relay).await;
+    assert_eq!(state(&relay).attempts[&name].tries, 3, "not asked for again within the hour");
+    store.clock.advance(HOUR);
+    once(&relay).await;
+    assert_eq!(state(&relay).attempts[&name].tries, 4);
+    hq.put(&name.clone().into(), &good);
+    store.clock.advance(HOUR);
+    once(&relay).await;
+    assert_eq!((served(&relay, &hq.instance("price")), rooms_of(&relay, &name)), (Some(2), vec!["ok"]));
+    assert!(fault_codes(&relay).is_empty());
+}
+
+#[tokio::test]
+async fn a_cut_pack_or_a_dead_source_is_no_try() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    let name = hq.pack("price", 2, Delta);
+    let path = hq.path(&name.clone().into());
+    let good = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    for _ in 0..5 {
+        let round = once(&relay).await;
+        assert!(matches!(round.streams["price"], Outcome::Again(..)));
+    }
+    assert!(state(&relay).attempts.is_empty());
+    assert!(state(&relay).debts()[0].contains("price@zone-east: at 1, headquarters is at 2"));
+    fs::write(&path, good).unwrap();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+}
+
+#[tokio::test]
+async fn a_drifted_shadow_is_healed_by_a_full_without_a_try() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    {
+        let db = rusqlite::Connection::open(relay.shadow.path()).unwrap();
+        db.execute("UPDATE price_row SET name = 'by hand' WHERE id = 2", []).unwrap();
+    }
+    hq.publish("price", &[(2, None)], Make::Delta);
+    hq.sign();
+    once(&relay).await;
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    assert!(state(&relay).attempts.is_empty() && state(&relay).drifts.is_empty());
+    let events: Vec<String> = relay.hall.spool.events(10).unwrap().into_iter().map(|e| e.code).collect();
+    assert_eq!(events, ["HEALED", "DRIFT"]);
+}
+
+#[tokio::test]
+async fn drift_that_verify_finds_is_latched_over_a_restart_and_healed() {
+    let (hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    {
+        let db = rusqlite::Connection::open(relay.shadow.path()).unwrap();
+        db.execute("DELETE FROM price_row WHERE id = 1", []).unwrap();
+    }
+    let answer = crate::control::obey(&relay, crate::control::Order::Verify).await;
+    assert_eq!(answer.exit, 1);
+    assert!(answer.lines.iter().any(|l| l.contains("price_row") && l.contains("WRONG")), "{:?}", answer.lines);
+    drop(relay);
+    let relay = store.open();
+    assert_eq!(fault_codes(&relay), ["DRIFT"]);
+    assert_eq!(served(&relay, &hq.instance("price")), Some(1), "what is in ok/ is right and goes on being served");
+    // The bucket is not needed: the full lies in ok/.
+    fs::remove_dir_all(hq.bucket.path().join("packs")).unwrap();
+    once(&relay).await;
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    assert!(fault_codes(&relay).is_empty());
+    assert_eq!(crate::control::obey(&relay, crate::control::Order::Verify).await.exit, 0);
+}
+
+#[tokio::test]
+async fn a_lost_shadow_is_rebuilt_from_what_is_served() {
+    for damaged in [false, true] {
+        let (mut hq, store) = two_streams();
+        hq.publish("price", &[(3, Some("c"))], Make::Delta);
+        hq.sign();
+        let relay = store.open();
+        once(&relay).await;
+        let shadow = relay.shadow.path().to_owned();
+        drop(relay);
+        remove_database(&shadow).unwrap();
+        if damaged {
+            fs::write(&shadow, vec![0x55; 8192]).unwrap();
+        }
+        fs::remove_dir_all(hq.bucket.path()).unwrap();
+        let relay = store.open();
+        assert_eq!(served(&relay, &hq.instance("price")), Some(2), "served all the while");
+        once(&relay).await;
+        assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+        assert_eq!(state(&relay).held_version(&hq.instance("price")), Some(v(2)));
+    }
+}
+
+#[tokio::test]
+async fn a_rotten_file_is_fetched_anew_and_is_no_try() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let name = hq.pack("price", 1, Full);
+    let in_ok = relay.hall.shelves.pack(Room::Ok, &name);
+    let shadow = relay.shadow.path().to_owned();
+    drop(relay);
+    let mut bytes = fs::read(&in_ok).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&in_ok, bytes).unwrap();
+    remove_database(&shadow).unwrap();
+    hq.publish("promo", &[(9, Some("z"))], Make::Delta);
+    hq.sign();
+    // With no proof left the file itself must say, and says no.
+    let relay = store.open();
+    assert_eq!(served(&relay, &hq.instance("price")), None);
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(1));
+    assert!(state(&relay).attempts.is_empty());
+    // With its proof it is believed, until somebody reads it.
+    let mut bytes = fs::read(&in_ok).unwrap();
+    bytes[last] ^= 1;
+    fs::write(&in_ok, bytes).unwrap();
+    let answer = crate::control::obey(&relay, crate::control::Order::Verify).await;
+    assert_eq!(answer.exit, 1);
+    assert_eq!(served(&relay, &hq.instance("price")), None);
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(1));
+}
+
+#[tokio::test]
+async fn a_change_of_zone_is_a_full_of_the_other_instance() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let east = hq.instance("price");
+    hq.follow("price", "zone-west");
+    hq.publish("price", &[(1, Some("west")), (5, Some("w"))], Make::Full);
+    hq.sign();
+    once(&relay).await;
+    assert_eq!((served(&relay, &hq.instance("price")), served(&relay, &east)), (Some(1), None));
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    // The old zone's packs go after the time of grace.
+    let old = hq_pack(&east, 1);
+    assert_eq!(rooms_of(&relay, &old), ["ok"]);
+    store.clock.advance(HOUR * 25);
+    once(&relay).await;
+    assert_eq!(rooms_of(&relay, &old), [] as [&str; 0]);
+}
+
+fn hq_pack(instance: &Instance, version: u64) -> PackName {
+    PackName { instance: instance.clone(), version: v(version), kind: Full }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_listed_no_more_leaves_room_for_others() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.lines.remove("promo");
+    hq.sign();
+    once(&relay).await;
+    assert_eq!(state(&relay).held.keys().map(|s| s.to_string()).collect::<Vec<_>>(), ["price"]);
+}
+
+#[tokio::test]
+async fn other_bytes_under_a_served_name_replace_it_in_a_new_epoch() {
+    let (mut hq, store) = two_streams();
+    hq.publish("price", &[(1, Some("stolen"))], Make::Delta);
+    hq.sign();
+    let relay = store.open();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    // The key was stolen: a new epoch, and the numbers begin anew with other bytes.
+    hq.publisher = secret(11);
+    hq.epoch = 2;
+    hq.put_trust();
+    hq.follow("price", "zone-east");
+    hq.publish("price", &[(1, Some("right")), (2, Some("b"))], Make::Full);
+    hq.publish("price", &[(1, Some("right too"))], Make::Delta);
+    hq.serial = 0;
+    hq.sign();
+    once(&relay).await;
+    assert_eq!(state(&relay).adopted, Some((2, 1)));
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    for (version, kind) in [(1, Full), (2, Delta)] {
+        let name = hq.pack("price", version, kind);
+        let in_ok = fs::read(relay.hall.shelves.pack(Room::Ok, &name)).unwrap();
+        assert_eq!(in_ok, fs::read(hq.path(&name.into())).unwrap());
+    }
+    // promo has kept its bytes: nothing was fetched for it but the proof is of this epoch.
+    assert_eq!(state(&relay).held_version(&hq.instance("promo")), Some(v(1)));
+}
+
+#[tokio::test]
+async fn a_complete_chain_is_kept_when_its_full_is_listed_no_more() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("b2"))], Make::Both);
+    hq.publish("price", &[(1, Some("b3"))], Make::Delta);
+    hq.sign();
+    once(&relay).await;
+    let newer = hq.pack("price", 2, Full);
+    assert_eq!(rooms_of(&relay, &newer), [] as [&str; 0], "its own full is still listed");
+    hq.lines.get_mut("price").unwrap().entries.remove(0);
+    hq.sign();
+    once(&relay).await;
+    assert_eq!(rooms_of(&relay, &newer), ["ok"]);
+    assert!(state(&relay).proofs.contains_key(&newer) && relay.incomplete().is_empty());
+    assert!(!store.data().join("scratch.db").exists());
+    // A full that does not lead to the shadow's rows is bad, and the shadow is right.
+    let wrong = hq.lines["price"].entries[0].clone();
+    drop(relay);
+    let relay = store.open();
+    assert_eq!(served(&relay, &hq.instance("price")), Some(3));
+    assert_eq!(state(&relay).proofs[&newer], wrong.sha256);
+}
+
+#[tokio::test]
+async fn refused_manifests_leave_the_last_good_one() {
+    let (mut hq, store) = two_streams();
+    hq.sign();
+    let relay = store.open();
+    once(&relay).await;
+    let name = ObjectName::Manifest("0421".parse().unwrap());
+    let good = fs::read(hq.path(&name)).unwrap();
+    let sign = |hq: &Hq, change: &dyn Fn(&mut Manifest), key: u8| {
+        let mut manifest = hq.manifest();
+        manifest.serial += 5;
+        change(&mut manifest);
+        proto::trust::sign_manifest(&manifest, &secret(key)).unwrap()
+    };
+    let day = Duration::from_secs(86_400);
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("BAD_SIGNATURE", sign(&hq, &|_| {}, 66)),
+        ("OTHER_STORE", sign(&hq, &|m| (m.store, m.registers) = ("0999".parse().unwrap(), BTreeMap::new()), 10)),
+        ("OLDER_SERIAL", sign(&hq, &|m| m.serial = 1, 10)),
+        ("SAME_SERIAL_OTHER_BYTES", sign(&hq, &|m| (m.serial, m.created_at) = (2, now() - day), 10)),
+        ("EXPIRED", sign(&hq, &|m| m.expires_at = now() - day, 10)),
+        ("UNKNOWN_FORMAT", sign(&hq, &|m| m.format = 9, 10)),
+        ("NOT_AN_ENVELOPE", b"<html>Welcome to the hotel</html>".to_vec()),
+        ("SOURCE", vec![b'x'; 5 << 20]),
+    ];
+    for (code, bytes) in cases {
+        hq.put(&name, &bytes);
+        let round = once(&relay).await;
+        assert_eq!(round.problems.len(), 1, "{code}");
+        let texts: Vec<String> = state(&relay).all_faults().into_iter().map(|f| f.code + ": " + &f.text).collect();
+        assert!(texts.iter().any(|t| t.contains(code)), "{code}: {texts:?}");
+        assert_eq!(state(&relay).adopted, Some((1, 2)), "{code}");
+        assert_eq!(fs::read(store.data().join("ok").join(name.to_string())).unwrap(), good, "{code}");
+    }
+    hq.sign();
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty());
+}
+
+#[tokio::test]
+async fn what_crashes_is_given_up_and_tried_again_ever_later() {
+    let (hq, store) = two_streams();
+    let child = store.dir.path().join("child");
+    fs::write(&child, "#!/bin/sh\nkill -9 $$\n").unwrap();
+    fs::set_permissions(&child, fs::Permissions::from_mode(0o755)).unwrap();
+    let relay = store.open_with(Runner::Child(child), Steps::default());
+    let name = hq.pack("price", 1, Full);
+    for _ in 0..3 {
+        once(&relay).await;
+    }
+    assert_eq!(rooms_of(&relay, &name), ["error"]);
+    assert_eq!(state(&relay).attempts[&name].code, "CRASH");
+    for (wait, tries) in [(59, 3), (1, 4), (119, 4), (1, 5)] {
+        store.clock.advance(Duration::from_secs(wait));
+        once(&relay).await;
+        assert_eq!(state(&relay).attempts[&name].tries, tries);
+        assert_eq!(rooms_of(&relay, &name), ["error"]);
+    }
+    // The cause is gone (more memory, a mended program).
+    drop(relay);
+    let relay = store.open();
+    store.clock.advance(HOUR);
+    once(&relay).await;
+    assert_eq!((rooms_of(&relay, &name), served(&relay, &hq.instance("price"))), (vec!["ok"], Some(1)));
+    assert!(state(&relay).attempts.is_empty());
+}
+
+#[tokio::test]
+async fn the_pauses_between_tries_are_kept_in_service() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish_with("price", &[(1, Some("poison"))], Make::Delta, bent);
+    hq.sign();
+    for (pause, tries) in [(0, 1), (0, 1), (1000, 2), (4000, 2), (1000, 3)] {
+        store.clock.advance(Duration::from_millis(pause));
+        relay.mirror_once(Pace::Service).await;
+        assert_eq!(state(&relay).attempts[&hq.pack("price", 2, Delta)].tries, tries, "{pause}");
+    }
+}
+
+/// Pulls the plug before and after each durable step of a cycle, starts again, and looks.
+#[tokio::test]
+async fn a_power_cut_at_any_step_is_put_right_by_the_next_cycle() {
+    let mut cut = 0;
+    loop {
+        let (mut hq, store) = two_streams();
+        {
+            let relay = store.open();
+            once(&relay).await;
+        }
+        hq.publish("price", &[(1, Some("c"))], Make::Both);
+        hq.publish_with("promo", &[(7, Some("poison"))], Make::Delta, bent);
+        hq.sign();
+        let seen = AtomicUsize::new(0);
+        let steps = Steps::observed(move |_, _: Moment| {
+            assert!(seen.fetch_add(1, Ordering::SeqCst) != cut, "power cut");
+        });
+        let relay = Arc::new(store.open_with(Runner::Here, steps));
+        let work = Arc::clone(&relay);
+        let ended = tokio::spawn(async move {
+            for _ in 0..3 {
+                once(&work).await;
+            }
+        })
+        .await;
+        drop(relay);
+        let relay = store.open();
+        assert!(served(&relay, &hq.instance("price")).is_some_and(|v| v == 1 || v == 2));
+        assert_eq!(served(&relay, &hq.instance("promo")), Some(1));
+        for _ in 0..3 {
+            once(&relay).await;
+        }
+        assert_eq!(served(&relay, &hq.instance("price")), Some(2), "cut at {cut}");
+        assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+        assert_eq!(rooms_of(&relay, &hq.pack("promo", 2, Delta)), ["error"], "cut at {cut}");
+        assert_eq!(rooms_of(&relay, &hq.pack("price", 2, Delta)), ["ok"], "cut at {cut}");
+        if ended.is_ok() {
+            break;
+        }
+        cut += 1;
+    }
+    assert!(cut > 8, "only {cut} steps were seen");
+}
+
+#[tokio::test]
+async fn the_highest_valid_serial_wins_over_dead_and_lagging_sources() {
+    let (mut hq, _) = two_streams();
+    let lagging = tempfile::tempdir().unwrap();
+    copy_tree(hq.bucket.path(), lagging.path());
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    let file = |p: &std::path::Path| format!("file://{}", p.display());
+    let dead = lagging.path().join("none");
+    let store = Store::enrolled(&[file(&dead), file(lagging.path()), hq.url()]);
+    let relay = store.open();
+    let round = once(&relay).await;
+    assert_eq!((served(&relay, &hq.instance("price")), round.reached), (Some(2), 2));
+    assert!(fault_codes(&relay).contains(&"SOURCE".to_owned()));
+}
+
+pub(crate) fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
