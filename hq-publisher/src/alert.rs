@@ -1,1 +1,153 @@
-//! (to come)
+//! Who is told what: pure. Findings and open episodes go in, notices come out: one mail when an
+//! episode opens, one when it ends, and one for many that open at once. Writes nothing.
+
+use crate::fleet::{Assessment, Finding, long};
+use crate::ledger::Episode;
+use proto::clock::{Timestamp, since};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The episodes that [`crate::publish`] opens and closes itself.
+pub const PUBLISH: &str = "publish-";
+
+/// One mail to write, with the episodes that it opens or closes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// The episodes: key and the line that people read.
+    pub episodes: Vec<(String, String)>,
+    /// The mail's subject.
+    pub subject: String,
+    /// The mail's text.
+    pub body: String,
+}
+
+/// What is to be told now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Due {
+    /// Episodes that begin.
+    pub open: Vec<Notice>,
+    /// Episodes that end.
+    pub close: Vec<Notice>,
+}
+
+/// From so many of one kind at once, they share a mail: a carrier's outage is one event.
+const FOLD: usize = 6;
+
+/// Lines of a folded mail.
+const LISTED: usize = 200;
+
+/// Compares findings with the open episodes.
+pub fn due(assessment: &Assessment, open: &[Episode], now: Timestamp) -> Due {
+    let known: BTreeSet<&str> = open.iter().map(|e| e.key.as_str()).collect();
+    let begins = assessment.findings.values().filter(|f| !known.contains(f.key.as_str())).map(begin);
+    let ends = open
+        .iter()
+        .filter(|e| !e.key.starts_with(PUBLISH))
+        .filter(|e| !assessment.findings.contains_key(&e.key) && !assessment.undecided.contains(&e.key))
+        .map(|e| end(e, now));
+    Due { open: fold(begins, ""), close: fold(ends, "Recovered: ") }
+}
+
+fn begin(f: &Finding) -> Notice {
+    Notice {
+        episodes: vec![(f.key.clone(), f.subject.clone())],
+        subject: f.subject.clone(),
+        body: format!("{}.\n\n{}\n", f.subject, f.lines.join("\n")),
+    }
+}
+
+/// The notice that an episode is over.
+pub fn end(e: &Episode, now: Timestamp) -> Notice {
+    let lasted = long(since(now, e.opened_at));
+    Notice {
+        episodes: vec![(e.key.clone(), e.text.clone())],
+        subject: format!("Recovered: {}", e.text),
+        body: format!("Over, after {lasted}: {}.\n\nIt began at {}.\n", e.text, e.opened_at),
+    }
+}
+
+/// Joins the notices of a kind where there are many.
+fn fold(notices: impl Iterator<Item = Notice>, before: &str) -> Vec<Notice> {
+    let mut kinds: BTreeMap<String, Vec<Notice>> = BTreeMap::new();
+    for n in notices {
+        let key = n.episodes.first().map(|(k, _)| k.as_str()).unwrap_or_default();
+        let kind = key.split('/').next().unwrap_or_default().to_owned();
+        kinds.entry(kind).or_default().push(n);
+    }
+    let joined = kinds.into_iter().flat_map(|(kind, some)| if some.len() < FOLD { some } else { vec![join(&kind, some, before)] });
+    joined.collect()
+}
+
+fn join(kind: &str, some: Vec<Notice>, before: &str) -> Notice {
+    let subject = format!("{before}{} at once: {}", some.len(), kind.replace('-', " "));
+    let mut lines: Vec<&str> = some.iter().flat_map(|n| &n.episodes).map(|(_, text)| text.as_str()).take(LISTED).collect();
+    let more = format!("… and {} more", some.len().saturating_sub(LISTED));
+    if some.len() > LISTED {
+        lines.push(&more);
+    }
+    let body = format!("{subject}.\n\n{}\n", lines.join("\n"));
+    Notice { subject, body, episodes: some.into_iter().flat_map(|n| n.episodes).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn finding(key: &str) -> Finding {
+        Finding { key: key.into(), subject: format!("{key} is wrong"), lines: vec!["because".into()] }
+    }
+    fn wrong(keys: &[&str], undecided: &[&str]) -> Assessment {
+        Assessment {
+            findings: keys.iter().map(|k| ((*k).to_owned(), finding(k))).collect(),
+            undecided: undecided.iter().map(|k| (*k).to_owned()).collect(),
+        }
+    }
+    fn open(keys: &[&str]) -> Vec<Episode> {
+        let episode = |k: &&str| Episode {
+            key: (*k).to_owned(),
+            text: format!("{k} is wrong"),
+            opened_at: Timestamp::UNIX_EPOCH,
+            closed_at: None,
+        };
+        keys.iter().map(episode).collect()
+    }
+    fn now() -> Timestamp {
+        Timestamp::from_second(600).unwrap()
+    }
+
+    #[test]
+    fn first_again_over_and_unknown() {
+        type Case<'a> = (&'a str, Assessment, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+        let table: &[Case<'_>] = &[
+            ("first", wrong(&["a/1"], &[]), &[], &["a/1 is wrong"], &[]),
+            ("again", wrong(&["a/1"], &[]), &["a/1"], &[], &[]),
+            ("over", wrong(&[], &[]), &["a/1"], &[], &["Recovered: a/1 is wrong"]),
+            ("cannot be told", wrong(&[], &["a/1"]), &["a/1"], &[], &[]),
+            ("not ours to close", wrong(&[], &[]), &["publish-refused/price@all/SHRINK"], &[], &[]),
+            ("one begins, one ends", wrong(&["a/2"], &[]), &["a/1"], &["a/2 is wrong"], &["Recovered: a/1 is wrong"]),
+        ];
+        for (name, assessment, known, opened, closed) in table {
+            let due = due(assessment, &open(known), now());
+            let subjects = |n: &[Notice]| n.iter().map(|n| n.subject.clone()).collect::<Vec<_>>();
+            assert_eq!(subjects(&due.open), *opened, "{name}");
+            assert_eq!(subjects(&due.close), *closed, "{name}");
+        }
+        let over = due(&wrong(&[], &[]), &open(&["a/1"]), now());
+        assert!(over.close[0].body.contains("after 10 min"), "{}", over.close[0].body);
+    }
+
+    #[test]
+    fn ten_thousand_stores_at_once_are_one_mail_each_way() {
+        let keys: Vec<String> = (0..10_000).map(|n| format!("store-silent/{n}")).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let mut all = keys.clone();
+        all.push("register-silent/x-1");
+        let begun = due(&wrong(&all, &[]), &[], now());
+        assert_eq!(begun.open.len(), 2);
+        assert_eq!(begun.open[1].subject, "10000 at once: store silent");
+        assert_eq!(begun.open[1].episodes.len(), 10_000);
+        assert!(begun.open[1].body.lines().count() < 250);
+        let ended = due(&wrong(&[], &[]), &open(&keys), now());
+        assert_eq!((ended.close.len(), ended.close[0].subject.as_str()), (1, "Recovered: 10000 at once: store silent"));
+    }
+}

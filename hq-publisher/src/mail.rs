@@ -1,11 +1,91 @@
 //! Mails: written into the ledger's outbox, sent from there.
+//!
+//! Owns what a mail looks like and how it is handed to the SMTP server. Must never lose one: it leaves
+//! the outbox when the server took it. If the power goes between, it is sent again under the same
+//! Message-ID. Text from outside (names, reasons) is cleaned before it gets near a header.
 
-use crate::ledger::{Ledger, LedgerError};
-use proto::clock::Clock;
+use crate::alert::{self, Notice};
+use crate::config::MailConfig;
+use crate::ledger::{Ledger, LedgerError, Mail};
+use lettre::message::{Mailbox, header::ContentType};
+use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+use proto::clock::{Clock, Timestamp, after};
+use proto::config::ConfigError;
 use proto::ids::Instance;
+use proto::retry::{Backoff, random_unit};
+use std::time::Duration;
+
+/// Characters of a subject.
+const SUBJECT: usize = 140;
+
+/// Bytes of a body.
+const BODY: usize = 64 << 10;
+
+/// How long a claimed mail is one sender's; longer than any try.
+const CLAIM: Duration = Duration::from_secs(180);
+
+/// The longest try.
+const TRY: Duration = Duration::from_secs(120);
+
+/// Between tries of one mail.
+const BETWEEN: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(900));
+
+/// Why a mail was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct SendError {
+    /// Whether this mail, not the server, is to blame: others may go on.
+    pub of_this_mail: bool,
+    /// What the server or the network said.
+    pub text: String,
+}
+
+/// Hands one mail on.
+pub trait Transport: Send + Sync {
+    /// Done when the server took it.
+    fn send(&self, mail: &Mail) -> impl Future<Output = Result<(), SendError>> + Send;
+}
+
+/// Without control characters (they would begin a new header), and cut.
+fn clean(text: &str, chars: usize) -> String {
+    let mut out: String = text
+        .chars()
+        .map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { ' ' } else { c })
+        .take(chars + 1)
+        .collect();
+    if out.chars().count() > chars {
+        out = out.chars().take(chars - 1).chain(['…']).collect();
+    }
+    out
+}
+
+/// A mail of a notice, with a Message-ID that stays.
+pub fn compose(notice: &Notice, now: Timestamp) -> Mail {
+    let random = (random_unit().to_bits(), random_unit().to_bits());
+    let mut body: String = notice.body.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+    if body.len() > BODY {
+        let end = (0..=BODY).rev().find(|i| body.is_char_boundary(*i)).unwrap_or(0);
+        body.truncate(end);
+        body.push_str("\n… (cut)\n");
+    }
+    Mail {
+        id: format!("{:016x}{:016x}@tillcast", random.0, random.1),
+        subject: clean(&format!("[Tillcast] {}", notice.subject), SUBJECT),
+        body,
+        created_at: now,
+        attempts: 0,
+        last_error: None,
+    }
+}
+
+fn refused_key(instance: &Instance) -> String {
+    format!("{}refused/{instance}/", alert::PUBLISH)
+}
 
 /// A stream's publish was refused: opens the episode of (instance, reason) and writes its mail,
-/// unless that episode is open. `reason` is a short stable name (`BAD_ROWS`, `SHRINK`, …), `text` what people read (rows, counts, remedy).
+/// unless that episode is open. `reason` is a short stable name (`BAD_ROWS`, `SHRINK`, …), `text`
+/// what people read (rows, counts, remedy).
 pub async fn publish_refused(
     ledger: &Ledger,
     clock: &dyn Clock,
@@ -13,12 +93,330 @@ pub async fn publish_refused(
     reason: &str,
     text: &str,
 ) -> Result<(), LedgerError> {
-    let _ = (ledger, clock, instance, reason, text);
-    todo!()
+    let now = clock.now();
+    let subject = format!("Publishing {instance} was refused ({reason})");
+    let body = format!("{subject}.\n\n{text}\n\nThe version before stays in the stores; other streams go on.\n");
+    let notice = Notice { episodes: Vec::new(), subject: subject.clone(), body };
+    let key = format!("{}{}", refused_key(instance), clean(reason, 40));
+    if ledger.open_episode(&key, &subject, &compose(&notice, now), now).await? {
+        tracing::info!(%key, "mail written");
+    }
+    Ok(())
 }
 
 /// A stream was published, or had nothing to do: closes its episodes, with a mail for each.
 pub async fn publish_recovered(ledger: &Ledger, clock: &dyn Clock, instance: &Instance) -> Result<(), LedgerError> {
-    let _ = (ledger, clock, instance);
-    todo!()
+    let now = clock.now();
+    for episode in ledger.open_episodes(&refused_key(instance)).await? {
+        ledger.close_episode(&episode.key, &compose(&alert::end(&episode, now), now), now).await?;
+    }
+    Ok(())
+}
+
+/// Opens the episode of anything else that a publish found (a mirror that lags, stores that vanished),
+/// or closes it. `what` names it, e.g. `mirror`.
+pub async fn publish_notice(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    what: &str,
+    problem: Option<(&str, &str)>,
+) -> Result<(), LedgerError> {
+    let now = clock.now();
+    let key = format!("{}notice/{what}", alert::PUBLISH);
+    match problem {
+        Some((subject, text)) => {
+            let notice =
+                Notice { episodes: Vec::new(), subject: subject.to_owned(), body: format!("{subject}.\n\n{text}\n") };
+            ledger.open_episode(&key, subject, &compose(&notice, now), now).await?;
+        }
+        None => {
+            for episode in ledger.open_episodes(&key).await?.into_iter().filter(|e| e.key == key) {
+                ledger.close_episode(&key, &compose(&alert::end(&episode, now), now), now).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What [`send_one`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sent {
+    /// Nothing was due.
+    Nothing,
+    /// One was taken.
+    One,
+    /// This one was not taken; others may be.
+    Refused(String),
+    /// The server cannot be used now.
+    Down(String),
+}
+
+/// Sends the next mail that is due.
+pub async fn send_one(ledger: &Ledger, transport: &impl Transport, clock: &dyn Clock) -> Result<Sent, LedgerError> {
+    let Some(mail) = ledger.claim_mail(clock.now(), CLAIM).await? else { return Ok(Sent::Nothing) };
+    let error = match transport.send(&mail).await {
+        Ok(()) => {
+            ledger.mail_sent(&mail.id, clock.now()).await?;
+            return Ok(Sent::One);
+        }
+        Err(e) => e,
+    };
+    let wait = BETWEEN.delay(mail.attempts.saturating_sub(1), 0.5 + random_unit() / 2.0);
+    ledger.mail_failed(&mail.id, &clean(&error.text, 500), after(clock.now(), wait)).await?;
+    Ok(if error.of_this_mail { Sent::Refused(error.text) } else { Sent::Down(error.text) })
+}
+
+/// Sends what is due, until nothing is or the server cannot be used; what kept it from going on.
+pub async fn drain(ledger: &Ledger, transport: &impl Transport, clock: &dyn Clock) -> Result<Option<String>, LedgerError> {
+    loop {
+        match send_one(ledger, transport, clock).await? {
+            Sent::Nothing => return Ok(None),
+            Sent::One => {}
+            Sent::Refused(why) => tracing::warn!("a mail was refused, it is tried again later: {why}"),
+            Sent::Down(why) => return Ok(Some(why)),
+        }
+    }
+}
+
+/// The SMTP server of the settings.
+#[derive(Debug, Clone)]
+pub struct Smtp {
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    from: Mailbox,
+    to: Vec<Mailbox>,
+}
+
+impl Smtp {
+    /// Reads the settings; connects to nothing.
+    pub fn new(config: &MailConfig) -> Result<Smtp, ConfigError> {
+        let bad = |what: &str, e: &dyn std::fmt::Display| ConfigError(format!("mail.{what}: {e}"));
+        let url = config.smtp.reveal();
+        let mut builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
+            .map_err(|e| bad("smtp", &format!("{e}; write smtp://host:25, smtp://user:password@host:587?tls=required or smtps://…")))?
+            .timeout(Some(config.timeout.0));
+        if let Some(tls) = own_tls(url, config)? {
+            builder = builder.tls(tls);
+        }
+        let mailbox = |text: &str, what| clean(text, 320).parse::<Mailbox>().map_err(|e| bad(what, &format!("`{text}`: {e}")));
+        Ok(Smtp {
+            transport: builder.build(),
+            from: mailbox(&config.from, "from")?,
+            to: config.to.iter().map(|t| mailbox(t, "to")).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Says EHLO (and starts TLS, and logs in): for `doctor`.
+    pub async fn test(&self) -> Result<(), String> {
+        match self.transport.test_connection().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("the server does not answer NOOP".into()),
+            Err(e) => Err(with_causes(&e)),
+        }
+    }
+
+    fn message(&self, mail: &Mail) -> Result<Message, String> {
+        let mut builder = Message::builder()
+            .from(self.from.clone())
+            .subject(clean(&mail.subject, SUBJECT))
+            .message_id(Some(format!("<{}>", mail.id)))
+            .header(ContentType::TEXT_PLAIN);
+        for to in &self.to {
+            builder = builder.to(to.clone());
+        }
+        builder.body(mail.body.clone()).map_err(|e| e.to_string())
+    }
+}
+
+/// TLS with certificates of one's own, in the way that the URL asks for.
+fn own_tls(url: &str, config: &MailConfig) -> Result<Option<Tls>, ConfigError> {
+    let Some(file) = &config.ca_file else { return Ok(None) };
+    let bad = |e: &dyn std::fmt::Display| ConfigError(format!("mail.ca_file {}: {e}", file.display()));
+    let parsed = url::Url::parse(url).map_err(|e| ConfigError(format!("mail.smtp: {e}")))?;
+    let pem = proto::shelf::read_bounded(file, 1 << 20).map_err(|e| bad(&e))?;
+    let host = parsed.host_str().unwrap_or_default().to_owned();
+    let ca = Certificate::from_pem(&pem).map_err(|e| bad(&e))?;
+    let parameters = TlsParameters::builder(host).add_root_certificate(ca).build().map_err(|e| bad(&e))?;
+    let asked = parsed.query_pairs().find(|(k, _)| k == "tls").map(|(_, v)| v.into_owned());
+    Ok(match (parsed.scheme(), asked.as_deref()) {
+        ("smtps", _) => Some(Tls::Wrapper(parameters)),
+        (_, Some("required")) => Some(Tls::Required(parameters)),
+        (_, Some("opportunistic")) => Some(Tls::Opportunistic(parameters)),
+        _ => None,
+    })
+}
+
+fn with_causes(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut at = e.source();
+    while let Some(source) = at {
+        text = format!("{text}: {source}");
+        at = source.source();
+    }
+    text
+}
+
+impl Transport for Smtp {
+    async fn send(&self, mail: &Mail) -> Result<(), SendError> {
+        let this = |text: String| SendError { of_this_mail: true, text };
+        let server = |text: String| SendError { of_this_mail: false, text };
+        let (smtp, mail) = (self.clone(), mail.clone());
+        // A task of its own: what a mail library does with odd text must not take the service down.
+        let work = tokio::spawn(async move {
+            let message = smtp.message(&mail).map_err(this)?;
+            match smtp.transport.send(message).await {
+                Ok(_) => Ok(()),
+                // A 5xx to this sender or text; while logging in it is the server's.
+                Err(e) if e.is_permanent() && e.status().is_some_and(|s| u16::from(s) != 535 && u16::from(s) != 530) => Err(this(with_causes(&e))),
+                Err(e) => Err(server(with_causes(&e))),
+            }
+        });
+        match tokio::time::timeout(TRY, work).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(panic)) => Err(this(format!("the mail could not be built: {panic}"))),
+            Err(_) => Err(server(format!("no answer within {} s", TRY.as_secs()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testclock::TestClock;
+    use std::sync::Mutex;
+
+    /// Takes mails, or fails as told.
+    #[derive(Default)]
+    struct Fake {
+        taken: Mutex<Vec<Mail>>,
+        fail: Mutex<Option<SendError>>,
+    }
+    impl Transport for Fake {
+        async fn send(&self, mail: &Mail) -> Result<(), SendError> {
+            if let Some(e) = self.fail.lock().unwrap().clone() {
+                return Err(e);
+            }
+            self.taken.lock().unwrap().push(mail.clone());
+            Ok(())
+        }
+    }
+    impl Fake {
+        fn fail(&self, of_this_mail: bool) {
+            *self.fail.lock().unwrap() = Some(SendError { of_this_mail, text: "no".into() });
+        }
+        fn work(&self) {
+            *self.fail.lock().unwrap() = None;
+        }
+        fn subjects(&self) -> Vec<String> {
+            self.taken.lock().unwrap().iter().map(|m| m.subject.clone()).collect()
+        }
+    }
+
+    async fn ledger(dir: &tempfile::TempDir) -> Ledger {
+        Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap()
+    }
+    fn price() -> Instance {
+        "price@zone-east".parse().unwrap()
+    }
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn one_mail_for_a_refusal_one_for_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::default());
+        for _ in 0..3 {
+            publish_refused(&l, &clock, &price(), "BAD_ROWS", "row 7: name is too long").await.unwrap();
+            clock.advance(HOUR);
+        }
+        publish_refused(&l, &clock, &price(), "SHRINK", "900 of 1000 rows would go").await.unwrap();
+        publish_recovered(&l, &clock, &"price@all".parse().unwrap()).await.unwrap();
+        assert_eq!(drain(&l, &fake, &clock).await.unwrap(), None);
+        assert_eq!(
+            fake.subjects(),
+            ["[Tillcast] Publishing price@zone-east was refused (BAD_ROWS)", "[Tillcast] Publishing price@zone-east was refused (SHRINK)"]
+        );
+        publish_recovered(&l, &clock, &price()).await.unwrap();
+        publish_recovered(&l, &clock, &price()).await.unwrap();
+        drain(&l, &fake, &clock).await.unwrap();
+        assert_eq!(fake.subjects().len(), 4);
+        assert!(fake.subjects()[2].starts_with("[Tillcast] Recovered: Publishing price@zone-east"));
+        publish_notice(&l, &clock, "mirror", Some(("A mirror lags", "s3://b"))).await.unwrap();
+        publish_notice(&l, &clock, "mirror", Some(("A mirror lags", "s3://b"))).await.unwrap();
+        publish_notice(&l, &clock, "mirror", None).await.unwrap();
+        publish_notice(&l, &clock, "mirror", None).await.unwrap();
+        drain(&l, &fake, &clock).await.unwrap();
+        assert_eq!(fake.subjects().len(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_dead_server_loses_nothing_and_a_bad_mail_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::default());
+        for reason in ["A", "B"] {
+            publish_refused(&l, &clock, &price(), reason, "x").await.unwrap();
+        }
+        fake.fail(false);
+        for _ in 0..20 {
+            assert!(drain(&l, &fake, &clock).await.unwrap().is_some(), "stops at the first");
+            clock.advance(HOUR);
+        }
+        // Restarted, the server back: each once, under the Message-ID that it had.
+        let before: Vec<String> = l.unsent_mails().await.unwrap().into_iter().map(|m| m.id).collect();
+        let l = ledger(&dir).await;
+        fake.work();
+        drain(&l, &fake, &clock).await.unwrap();
+        let after: Vec<String> = fake.taken.lock().unwrap().iter().map(|m| m.id.clone()).collect();
+        assert_eq!(after, before);
+        assert_eq!(drain(&l, &fake, &clock).await.unwrap(), None);
+        assert_eq!(fake.subjects().len(), 2);
+
+        publish_refused(&l, &clock, &price(), "C", "x").await.unwrap();
+        fake.fail(true);
+        assert_eq!(drain(&l, &fake, &clock).await.unwrap(), None, "put off, the others go on");
+        assert_eq!(l.unsent_mails().await.unwrap()[0].last_error.as_deref(), Some("no"));
+    }
+
+    #[test]
+    fn hostile_text_stays_out_of_headers() {
+        let config = MailConfig {
+            smtp: proto::config::Secret::new("smtp://127.0.0.1:1"),
+            from: "Till\r\nBcc: x@y.z <tillcast@example.com>".into(),
+            to: vec!["IT <it@example.com>".into(), "b@example.com".into()],
+            ca_file: None,
+            timeout: proto::config::HumanDuration(Duration::from_secs(1)),
+        };
+        // A name that will not do is refused, or harmless; it never panics.
+        let config = match Smtp::new(&config) {
+            Ok(_) | Err(_) => MailConfig { from: "Tillcast <tillcast@example.com>".into(), ..config },
+        };
+        let smtp = Smtp::new(&config).unwrap();
+        let notice = Notice {
+            episodes: Vec::new(),
+            subject: format!("Zürich\r\nBcc: x@y.z\u{2028}{}", "a".repeat(200_000)),
+            body: format!("line one\r\n.\r\nline\u{0} two {}", "é".repeat(100_000)),
+        };
+        let mail = compose(&notice, Timestamp::UNIX_EPOCH);
+        assert!(mail.subject.chars().count() <= SUBJECT && mail.body.len() < BODY + 20);
+        let text = String::from_utf8(smtp.message(&mail).unwrap().formatted()).unwrap();
+        let head = text.split("\r\n\r\n").next().unwrap();
+        assert!(!head.lines().any(|l| l.starts_with("Bcc")), "{head}");
+        assert!(head.contains(&format!("Message-ID: <{}>", mail.id)), "{head}");
+    }
+
+    #[test]
+    fn addresses_and_servers_that_cannot_be_are_told() {
+        let config = |smtp: &str, to: &str| MailConfig {
+            smtp: proto::config::Secret::new(smtp),
+            from: "a@example.com".into(),
+            to: vec![to.into()],
+            ca_file: None,
+            timeout: proto::config::HumanDuration(Duration::from_secs(1)),
+        };
+        assert!(Smtp::new(&config("smtp://u:p%40ss@h:587?tls=required", "it@example.com")).is_ok());
+        assert!(Smtp::new(&config("smtps://h", "it@example.com")).is_ok());
+        let e = Smtp::new(&config("http://h", "it@example.com")).unwrap_err().to_string();
+        assert!(e.starts_with("mail.smtp"), "{e}");
+        let e = Smtp::new(&config("smtp://h", "nobody")).unwrap_err().to_string();
+        assert!(e.starts_with("mail.to") && e.contains("nobody"), "{e}");
+    }
 }

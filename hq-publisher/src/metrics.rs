@@ -1,1 +1,139 @@
-//! (to come)
+//! Numbers for Prometheus, made at each scrape from what `serve` knows.
+
+use crate::fleet::DeviceView;
+use crate::ledger::{Head, StoreRow};
+use prometheus::{Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use proto::ids::{DeviceId, Instance};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What `serve` counts.
+pub struct Metrics {
+    registry: Registry,
+    /// Heartbeats recorded or known.
+    pub beats: IntCounter,
+    /// Heartbeats refused.
+    pub beats_refused: IntCounter,
+    /// Long polls that wait now.
+    pub waiting: IntGauge,
+    /// Long polls answered because something changed.
+    pub woken: IntCounter,
+    stores: IntGaugeVec,
+    devices: IntGaugeVec,
+    version: IntGaugeVec,
+    behind: IntGaugeVec,
+    mails: IntGauge,
+    episodes: IntGauge,
+    memory: IntGauge,
+}
+
+/// What a scrape looks at.
+#[derive(Debug)]
+pub struct Scrape<'a> {
+    /// Stores.
+    pub stores: &'a [StoreRow],
+    /// Devices.
+    pub devices: &'a [DeviceView],
+    /// Heads.
+    pub heads: &'a BTreeMap<Instance, Head>,
+    /// Mails that wait.
+    pub mails: usize,
+    /// Episodes that are open.
+    pub episodes: usize,
+    /// When a relay counts as silent.
+    pub store_silent: Duration,
+    /// When a register does.
+    pub register_silent: Duration,
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new();
+        let name = |n: &str| format!("tillcast_{n}");
+        let counter = |n: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let c = IntCounter::new(name(n), help)?;
+            registry.register(Box::new(c.clone()))?;
+            Ok(c)
+        };
+        let gauge = |n: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
+            let g = IntGauge::new(name(n), help)?;
+            registry.register(Box::new(g.clone()))?;
+            Ok(g)
+        };
+        let vector = |n: &str, help: &str, labels: &[&str]| -> Result<IntGaugeVec, prometheus::Error> {
+            let g = IntGaugeVec::new(Opts::new(name(n), help), labels)?;
+            registry.register(Box::new(g.clone()))?;
+            Ok(g)
+        };
+        Ok(Metrics {
+            beats: counter("heartbeats_total", "Heartbeats taken.")?,
+            beats_refused: counter("heartbeats_refused_total", "Heartbeats refused.")?,
+            waiting: gauge("wake_waiting", "Long polls that wait now.")?,
+            woken: counter("wakes_total", "Long polls answered because a manifest changed.")?,
+            stores: vector("stores", "Stores, by state.", &["state"])?,
+            devices: vector("devices", "Enrolled devices, by role and state.", &["role", "state"])?,
+            version: vector("stream_version", "The newest version of each stream and audience.", &["stream", "audience"])?,
+            behind: vector("devices_behind", "Devices that hold an older version or none.", &["stream", "audience"])?,
+            mails: gauge("mails_waiting", "Mails in the outbox.")?,
+            episodes: gauge("episodes_open", "Things that are wrong now.")?,
+            memory: gauge("process_resident_memory_bytes", "Resident memory.")?,
+            registry,
+        })
+    }
+
+    /// The text of a scrape.
+    pub fn text(&self, s: &Scrape<'_>) -> Result<Vec<u8>, prometheus::Error> {
+        let vanished = s.stores.iter().filter(|r| r.vanished_at.is_some()).count();
+        self.stores.with_label_values(&["listed"]).set(number(s.stores.len() - vanished));
+        self.stores.with_label_values(&["vanished"]).set(number(vanished));
+        self.count_devices(s);
+        self.version.reset();
+        self.behind.reset();
+        for (instance, head) in s.heads {
+            let labels = [instance.stream.to_string(), instance.audience.to_string()];
+            self.version.with_label_values(&labels).set(head.version.as_i64());
+            let behind = s.devices.iter().filter(|d| is_behind(d, instance, head)).count();
+            self.behind.with_label_values(&labels).set(number(behind));
+        }
+        self.mails.set(number(s.mails));
+        self.episodes.set(number(s.episodes));
+        self.memory.set(resident_bytes());
+        let mut out = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
+        Ok(out)
+    }
+
+    fn count_devices(&self, s: &Scrape<'_>) {
+        for role in ["relay", "register"] {
+            for state in ["heard", "silent", "never heard"] {
+                let of = |d: &&DeviceView| (role == "relay") == matches!(d.id, DeviceId::Relay(_));
+                let limit = if role == "relay" { s.store_silent } else { s.register_silent };
+                let at = |d: &&DeviceView| match d.silent_for {
+                    None => "never heard",
+                    Some(silent) if silent >= limit => "silent",
+                    Some(_) => "heard",
+                };
+                let n = s.devices.iter().filter(of).filter(|d| at(d) == state).count();
+                self.devices.with_label_values(&[role, state]).set(number(n));
+            }
+        }
+    }
+}
+
+/// Whether a device reports this instance at an older version.
+fn is_behind(d: &DeviceView, instance: &Instance, head: &Head) -> bool {
+    let report = d.beat.as_ref().and_then(|b| b.streams.get(instance));
+    report.is_some_and(|r| r.version.is_none_or(|v| v < head.version))
+}
+
+fn number(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Resident memory of this process, bytes; 0 where /proc does not tell.
+fn resident_bytes() -> i64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: i64 = statm.split(' ').nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
+    pages * 4096
+}

@@ -127,6 +127,15 @@ impl Ledger {
         row.as_ref().map(device).transpose()
     }
 
+    /// The devices of one store.
+    pub async fn devices_of(&self, store: &StoreId) -> Result<Vec<DeviceRow>, LedgerError> {
+        let rows = sqlx::query("SELECT id, public_key, enrolled_s, revoked_s FROM device WHERE store = $1 ORDER BY id")
+            .bind(store.as_str())
+            .fetch_all(self.pool())
+            .await?;
+        rows.iter().map(device).collect()
+    }
+
     /// Records heartbeats in one transaction; an answer for each.
     pub async fn record_beats(&self, beats: &[BeatRow]) -> Result<Vec<BeatOutcome>, LedgerError> {
         let mut w = self.write().await?;

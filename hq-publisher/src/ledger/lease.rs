@@ -25,9 +25,12 @@ pub enum Acquired {
 
 const NAME: &str = "publish";
 
+/// No publisher is given a longer lease, whatever its settings.
+const LONGEST: Duration = Duration::from_secs(3600);
+
 impl Ledger {
     /// Takes the publisher's lease if it is free or ran out. `holder` is for people: host and pid.
-    /// A lease that ends more than `ttl` from now is of a clock that ran ahead: it counts as run out.
+    /// A lease that ends more than an hour from now is of a clock that ran ahead: it counts as run out.
     pub async fn acquire(&self, holder: &str, now: Timestamp, ttl: Duration) -> Result<Acquired, LedgerError> {
         let mut w = self.write().await?;
         let row = sqlx::query("SELECT holder, token, until_s FROM lease WHERE name = $1")
@@ -37,7 +40,7 @@ impl Ledger {
         let mut token = 1;
         if let Some(row) = row {
             let until = row.time(2)?;
-            if now < until && until <= after(now, ttl * 2) {
+            if now < until && until <= after(now, LONGEST.max(ttl * 2)) {
                 return Ok(Acquired::HeldBy { holder: row.text(0)?, until });
             }
             token = row.number(1)? + 1;
@@ -54,6 +57,17 @@ impl Ledger {
         .await?;
         w.commit().await?;
         Ok(Acquired::Lease(Token(token)))
+    }
+
+    /// Ends the lease of a holder that is known to be dead (the lock file of its directory is free).
+    pub async fn expire(&self, holder: &str) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        sqlx::query("UPDATE lease SET until_s = 0 WHERE name = $1 AND holder = $2")
+            .bind(NAME)
+            .bind(holder)
+            .execute(&mut **w)
+            .await?;
+        w.commit().await
     }
 
     /// Prolongs the lease; false when it is no longer ours.

@@ -54,39 +54,47 @@ impl Ledger {
     /// Opens an episode and puts its mail into the outbox, in one transaction; false (and nothing
     /// is written) when it is open already.
     pub async fn open_episode(&self, key: &str, text: &str, mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {
+        self.open_many(&[(key.to_owned(), text.to_owned())], mail, now).await
+    }
+
+    /// Opens several episodes that one mail tells of; no mail when all are open already.
+    pub async fn open_many(&self, all: &[(String, String)], mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {
         let mut w = self.write().await?;
-        let done = sqlx::query(
-            "INSERT INTO episode (key, text, opened_s, closed_s) VALUES ($1, $2, $3, NULL) ON CONFLICT (key) \
-             DO UPDATE SET text = excluded.text, opened_s = excluded.opened_s, closed_s = NULL \
-             WHERE episode.closed_s IS NOT NULL",
-        )
-        .bind(key)
-        .bind(text)
-        .bind(seconds(now))
-        .execute(&mut **w)
-        .await?;
-        if done.rows_affected() == 0 {
-            return Ok(false);
+        let mut opened = 0;
+        for (key, text) in all {
+            let done = sqlx::query(
+                "INSERT INTO episode (key, text, opened_s, closed_s) VALUES ($1, $2, $3, NULL) ON CONFLICT (key) \
+                 DO UPDATE SET text = excluded.text, opened_s = excluded.opened_s, closed_s = NULL \
+                 WHERE episode.closed_s IS NOT NULL",
+            )
+            .bind(key)
+            .bind(text)
+            .bind(seconds(now))
+            .execute(&mut **w)
+            .await?;
+            opened += done.rows_affected();
         }
-        w.add_mail(mail, now).await?;
-        w.commit().await?;
-        Ok(true)
+        w.tell(opened > 0, mail, now).await
     }
 
     /// Closes an episode and puts the mail of recovery into the outbox; false when none is open.
     pub async fn close_episode(&self, key: &str, mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {
+        self.close_many(&[(key.to_owned(), String::new())], mail, now).await
+    }
+
+    /// Closes several episodes that one mail tells of; no mail when none was open.
+    pub async fn close_many(&self, all: &[(String, String)], mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {
         let mut w = self.write().await?;
-        let done = sqlx::query("UPDATE episode SET closed_s = $1 WHERE key = $2 AND closed_s IS NULL")
-            .bind(seconds(now))
-            .bind(key)
-            .execute(&mut **w)
-            .await?;
-        if done.rows_affected() == 0 {
-            return Ok(false);
+        let mut closed = 0;
+        for (key, _) in all {
+            let done = sqlx::query("UPDATE episode SET closed_s = $1 WHERE key = $2 AND closed_s IS NULL")
+                .bind(seconds(now))
+                .bind(key)
+                .execute(&mut **w)
+                .await?;
+            closed += done.rows_affected();
         }
-        w.add_mail(mail, now).await?;
-        w.commit().await?;
-        Ok(true)
+        w.tell(closed > 0, mail, now).await
     }
 
     /// Open episodes whose key begins so, by key.
@@ -151,6 +159,16 @@ impl Ledger {
         w.commit().await
     }
 
+    /// Nobody is to be told (no `[mail]` in the settings): what waits is put aside.
+    pub async fn discard_mails(&self, now: Timestamp) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        sqlx::query("UPDATE mail SET sent_s = $1, last_error = 'not sent: no [mail] in the settings' WHERE sent_s IS NULL")
+            .bind(seconds(now))
+            .execute(&mut **w)
+            .await?;
+        w.commit().await
+    }
+
     /// Mails that wait, oldest first.
     pub async fn unsent_mails(&self) -> Result<Vec<Mail>, LedgerError> {
         let sql = format!("{MAIL} WHERE sent_s IS NULL ORDER BY n");
@@ -162,6 +180,14 @@ impl Ledger {
 const KEEP_SENT_S: i64 = 90 * 86_400;
 
 impl Write {
+    async fn tell(mut self, anything: bool, mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {
+        if anything {
+            self.add_mail(mail, now).await?;
+            self.commit().await?;
+        }
+        Ok(anything)
+    }
+
     async fn add_mail(&mut self, mail: &Mail, now: Timestamp) -> Result<(), LedgerError> {
         sqlx::query(
             "INSERT INTO mail (n, id, subject, body, created_s, next_s) \

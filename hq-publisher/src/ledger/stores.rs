@@ -303,12 +303,20 @@ impl Ledger {
         Ok(again)
     }
 
-    /// For waking: each store's serial of its last changed manifest, where that is in the bucket.
+    /// For waking: each store's serial of its last changed manifest; 0 while that is not in the bucket.
     pub async fn wake_serials(&self) -> Result<Vec<(StoreId, u64)>, LedgerError> {
-        let rows = sqlx::query("SELECT id, content_serial FROM store WHERE put_serial >= content_serial AND serial > 0")
+        let sql = "SELECT id, CASE WHEN put_serial >= content_serial THEN content_serial ELSE 0 END FROM store";
+        let rows = sqlx::query(sql).fetch_all(self.pool()).await?;
+        rows.iter().map(|r| Ok((r.parsed(0, "store id")?, r.unsigned(1)?))).collect()
+    }
+
+    /// Stores (not vanished ones) whose manifest expires before a time, and when it does.
+    pub async fn expiring(&self, before: Timestamp) -> Result<Vec<(StoreId, Timestamp)>, LedgerError> {
+        let rows = sqlx::query("SELECT id, expires_s FROM store WHERE expires_s < $1 AND vanished_s IS NULL ORDER BY id")
+            .bind(seconds(before))
             .fetch_all(self.pool())
             .await?;
-        rows.iter().map(|r| Ok((r.parsed(0, "store id")?, r.unsigned(1)?))).collect()
+        rows.iter().map(|r| Ok((r.parsed(0, "store id")?, r.time(1)?))).collect()
     }
 
     /// All trust files, by version.

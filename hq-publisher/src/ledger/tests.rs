@@ -174,11 +174,11 @@ async fn waking_follows_puts_of_changed_manifests_only() {
     on_each_database(async |l| {
         let id: StoreId = "1".parse().unwrap();
         l.see_stores(&[store("1")], t(0)).await.unwrap();
-        assert!(l.wake_serials().await.unwrap().is_empty());
+        assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 0)]);
         let before = l.change().await.unwrap();
         l.sign(None, &[], Which::Only(&id), 9, t(1), &mut maker).await.unwrap();
         assert_eq!(l.change().await.unwrap(), before, "signed, not put: nothing to fetch yet");
-        assert!(l.wake_serials().await.unwrap().is_empty());
+        assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 0)]);
         assert!(l.manifests_put(&[(id.clone(), 1)]).await.unwrap().is_empty());
         assert!(l.change().await.unwrap() > before);
         assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 1)]);

@@ -1,0 +1,242 @@
+//! Readers are asked: what a walk of the bucket's trust files accepts is what counts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+use super::*;
+use crate::cli::{RevokeKey, Rotate};
+use crate::testclock::TestClock;
+use proto::layout::ObjectName;
+use proto::limits::Limits;
+use proto::trust::{Accepted, Refusal, Seen, TrustState, accept_manifest};
+use std::fs;
+
+struct World {
+    dir: tempfile::TempDir,
+    config: Config,
+    clock: TestClock,
+}
+
+impl World {
+    async fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(
+            dir.path().join("hq.toml"),
+            "[source]\nurl = \"sqlite:hq.db\"\n[objects]\nurls = [\"file:objects\"]\n[state]\ndir = \"state\"\n\
+             [stores]\nquery = \"SELECT id, zone, region FROM store\"\n",
+        )
+        .unwrap();
+        let db = rusqlite::Connection::open(dir.path().join("hq.db")).unwrap();
+        db.execute_batch("CREATE TABLE store (id TEXT, zone TEXT, region TEXT); INSERT INTO store VALUES ('0421', 'east', NULL);")
+            .unwrap();
+        let config = crate::config::load(Some(&dir.path().join("hq.toml")), []).unwrap().value;
+        World { dir, config, clock: TestClock::at("2026-01-01T00:00:00Z") }
+    }
+    async fn desk(&self) -> Desk<'_> {
+        Desk::open(&self.config, &self.clock, false).await.unwrap()
+    }
+    fn object(&self, name: &ObjectName) -> Vec<u8> {
+        fs::read(self.dir.path().join("objects").join(name.to_string())).unwrap()
+    }
+    fn code(&self, text: &str) -> EnrolCode {
+        EnrolCode::from_text(text, self.clock.now()).unwrap()
+    }
+    /// Walks from a state to the newest trust file.
+    fn walk(&self, mut state: TrustState) -> Result<TrustState, Refusal> {
+        let limits = Limits::default();
+        let claimed = TrustState::claimed_version(&self.object(&ObjectName::Trust), &limits).unwrap();
+        for n in state.steps_to(claimed, &limits)? {
+            state = state.step(&self.object(&ObjectName::TrustVersion(n)), &limits)?;
+        }
+        Ok(state)
+    }
+    fn accept(&self, state: &TrustState, seen: &Seen) -> Result<Accepted, Refusal> {
+        let store = "0421".parse().unwrap();
+        let bytes = self.object(&ObjectName::Manifest("0421".parse().unwrap()));
+        accept_manifest(&bytes, &store, state, seen, self.clock.now(), &Limits::default())
+    }
+    fn publisher(&self, n: u64) -> SecretKey {
+        keys::read(&self.dir.path().join(format!("state/keys/publisher-{n}.key"))).unwrap()
+    }
+}
+
+fn day(n: u64) -> Duration {
+    Duration::from_secs(n * 86_400)
+}
+fn id(s: &str) -> DeviceId {
+    s.parse().unwrap()
+}
+
+#[tokio::test]
+async fn init_enrol_revoke() {
+    let w = World::new().await;
+    assert!(matches!(w.desk().await.enroll(&id("0421")).await, Err(EnrolError::Manifests(_))), "no trust yet");
+    assert_eq!(w.desk().await.init().await.unwrap().outcome, "made");
+    let again = w.desk().await.init().await.unwrap();
+    assert_eq!((again.outcome, again.root_keys.len(), again.publisher_keys.len()), ("found", 1, 1));
+    assert!(matches!(w.desk().await.enroll(&id("0999")).await, Err(EnrolError::UnknownStore(_))));
+
+    // Before the first publish: the store is looked up in the source.
+    let relay = w.desk().await.enroll(&id("0421")).await.unwrap();
+    let register = w.desk().await.enroll(&id("0421-03")).await.unwrap();
+    let code = w.code(&register.code);
+    let state = w.walk(TrustState::pinned(code.roots.clone(), code.trust_version)).unwrap();
+    let m = w.accept(&state, &Seen::default()).unwrap();
+    assert_eq!(m.manifest.relay, Some(w.code(&relay.code).key().unwrap().public()));
+    assert_eq!(m.manifest.registers.values().collect::<Vec<_>>(), [&code.key().unwrap().public()]);
+    assert!(m.manifest.streams.is_empty());
+
+    w.desk().await.revoke(&id("0421-03")).await.unwrap();
+    let m = w.accept(&state, &m.seen).unwrap();
+    assert!(m.manifest.registers.is_empty() && m.manifest.relay.is_some());
+    w.desk().await.revoke(&id("0421-03")).await.expect("again is fine");
+    assert!(matches!(w.desk().await.revoke(&id("0421-09")).await, Err(EnrolError::NotEnrolled(_))));
+}
+
+#[tokio::test]
+async fn three_rotations_pass_over_a_store_that_is_away() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    let code = w.code(&w.desk().await.enroll(&id("0421")).await.unwrap().code);
+    let away = TrustState::pinned(code.roots, code.trust_version);
+    let first = w.accept(&w.walk(away.clone()).unwrap(), &Seen::default()).unwrap();
+
+    for n in 0..3 {
+        w.clock.advance(Duration::from_secs(3600));
+        let report = w.desk().await.rotate(&Rotate { root: n == 1, ..Rotate::default() }).await.unwrap();
+        assert_eq!((report.publishers.len(), report.manifests_signed), (1, Some(1)));
+    }
+    let state = w.walk(away).unwrap();
+    assert_eq!(state.version(), 7);
+    assert_eq!(state.trust().unwrap().publishers[0].key, w.publisher(4).public());
+    let m = w.accept(&state, &first.seen).unwrap();
+    assert!(m.seen.serial > first.seen.serial);
+    // The root was replaced too: the old file no longer signs.
+    let old = Rotate { root_key: vec![w.dir.path().join("state/keys/root-1.key")], ..Rotate::default() };
+    assert!(matches!(w.desk().await.rotate(&old).await, Err(EnrolError::Keys(KeysError::NoRoot { .. }))));
+}
+
+#[tokio::test]
+async fn a_rotation_in_two_steps_and_one_cut_short() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    w.desk().await.enroll(&id("0421")).await.unwrap();
+    assert!(matches!(
+        w.desk().await.rotate(&Rotate { finish: true, ..Rotate::default() }).await,
+        Err(EnrolError::NothingToFinish(1))
+    ));
+    let half = w.desk().await.rotate(&Rotate { keep_old: true, ..Rotate::default() }).await.unwrap();
+    assert_eq!((half.version, half.publishers.len()), (2, 2));
+    let done = w.desk().await.rotate(&Rotate { finish: true, ..Rotate::default() }).await.unwrap();
+    assert_eq!((done.version, done.publishers.len()), (3, 1));
+    assert_eq!(done.publishers[0].id, w.publisher(2).public().id());
+
+    // Killed after the key was written: the next run takes that key, not another.
+    w.desk().await.keyring().create(Role::Publisher).unwrap();
+    let next = w.desk().await.rotate(&Rotate::default()).await.unwrap();
+    assert_eq!(next.publishers[0].id, w.publisher(3).public().id());
+    assert!(!w.dir.path().join("state/keys/publisher-4.key").exists());
+    // While somebody publishes, keys stay.
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let config = Config {
+        publish: crate::config::PublishConfig {
+            lease_wait: proto::config::HumanDuration(Duration::ZERO),
+            ..w.config.publish.clone()
+        },
+        ..w.config.clone()
+    };
+    ledger.acquire("publish on hq1", w.clock.now(), Duration::from_secs(60)).await.unwrap();
+    let busy = Desk::open(&config, &w.clock, false).await.unwrap().rotate(&Rotate::default()).await;
+    assert!(matches!(busy, Err(EnrolError::Busy { .. })));
+}
+
+#[tokio::test]
+async fn a_stolen_key_that_jumped_ahead_is_overcome_by_a_new_epoch() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    let code = w.code(&w.desk().await.enroll(&id("0421")).await.unwrap().code);
+    let state = w.walk(TrustState::pinned(code.roots, code.trust_version)).unwrap();
+    let good = w.accept(&state, &Seen::default()).unwrap();
+
+    // The thief signs a manifest far ahead in serial and time.
+    let thief = w.publisher(1);
+    let mut evil = good.manifest.get().clone();
+    evil.serial = u64::MAX / 4;
+    evil.created_at = after(w.clock.now(), day(3650));
+    evil.expires_at = after(w.clock.now(), day(7300));
+    let bytes = trust::sign_manifest(&evil, &thief).unwrap();
+    let store = "0421".parse().unwrap();
+    let fooled = accept_manifest(&bytes, &store, &state, &good.seen, w.clock.now(), &Limits::default()).unwrap();
+
+    let revoke = RevokeKey { key: thief.public().id(), new_epoch: true, root_key: Vec::new(), clock_is_right: false };
+    let report = w.desk().await.revoke_key(&revoke).await.unwrap();
+    assert_eq!((report.epoch, report.publishers.len()), (2, 1));
+    assert_ne!(report.publishers[0].id, thief.public().id());
+    w.desk().await.revoke_key(&revoke).await.expect("again only finishes");
+    let state = w.walk(state).unwrap();
+    let m = w.accept(&state, &fooled.seen).expect("the way back");
+    assert_eq!(m.seen.serial, good.seen.serial + 1);
+    let refused = accept_manifest(&bytes, &store, &state, &m.seen, w.clock.now(), &Limits::default()).unwrap_err();
+    assert_eq!(refused.code(), "BAD_SIGNATURE");
+    let unknown = RevokeKey { key: "ffff0000".into(), ..revoke };
+    assert!(matches!(w.desk().await.revoke_key(&unknown).await, Err(EnrolError::UnknownKey { .. })));
+}
+
+#[tokio::test]
+async fn a_clock_that_leapt_signs_nothing_until_somebody_vouches() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    w.desk().await.enroll(&id("0421")).await.unwrap();
+    w.clock.advance(day(400));
+    let e = w.desk().await.enroll(&id("0421-01")).await.unwrap_err();
+    assert!(matches!(e, EnrolError::Manifests(ManifestsError::ClockLeapt { .. })), "{e}");
+    let vouched = Desk::open(&w.config, &w.clock, true).await.unwrap();
+    vouched.enroll(&id("0421-01")).await.unwrap();
+    w.desk().await.enroll(&id("0421-02")).await.expect("and from then on");
+    // A clock that is behind signs by the latest time that was signed.
+    w.clock.set("2026-01-01T00:00:00Z".parse().unwrap());
+    w.desk().await.enroll(&id("0421-03")).await.unwrap();
+    let row = w.desk().await.ledger.store(&"0421".parse().unwrap()).await.unwrap().unwrap();
+    assert!(row.signed_at.unwrap() > after(w.clock.now(), day(399)));
+}
+
+#[tokio::test]
+async fn manifests_are_signed_anew_by_age_without_waking_anyone() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    w.desk().await.enroll(&id("0421")).await.unwrap();
+    let desk = w.desk().await;
+    let store = "0421".parse().unwrap();
+    let serial = async || desk.ledger.store(&store).await.unwrap().unwrap().serial;
+    for (days, signed) in [(5, 0), (2, 1), (0, 0)] {
+        for _ in 0..days {
+            w.clock.advance(day(1));
+            desk.ledger.touch(w.clock.now()).await.unwrap();
+        }
+        let due = desk.signer().await.unwrap().sign_due(&desk.ledger, &w.clock).await.unwrap();
+        assert_eq!(due.len(), signed, "after {days} days");
+    }
+    assert_eq!(serial().await, 2);
+    manifests::put_unfinished(&desk.ledger, &desk.buckets, None).await.unwrap();
+    assert_eq!(desk.ledger.wake_serials().await.unwrap(), [(store.clone(), 1)]);
+}
+
+#[tokio::test]
+async fn a_new_machine_takes_over_by_its_key_and_goes_on_counting() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    w.desk().await.enroll(&id("0421")).await.unwrap();
+    let code = w.code(&w.desk().await.enroll(&id("0421-01")).await.unwrap().code);
+    // The ledger is lost; keys and bucket are there.
+    for f in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+        let _ = fs::remove_file(w.dir.path().join("state").join(f));
+    }
+    assert_eq!(w.desk().await.init().await.unwrap().outcome, "taken over");
+    let desk = w.desk().await;
+    manifests::recover(&w.config, &desk.ledger, &desk.buckets, &w.clock).await.unwrap();
+    desk.enroll(&id("0421-02")).await.unwrap();
+    let state = w.walk(TrustState::pinned(code.roots, code.trust_version)).unwrap();
+    assert_eq!(w.accept(&state, &Seen::default()).unwrap().seen.serial, 3);
+    // Without the key the bucket is somebody else's.
+    fs::remove_dir_all(w.dir.path().join("state")).unwrap();
+    let e = w.desk().await.init().await.unwrap_err();
+    assert!(e.to_string().contains("none of the publisher keys"), "{e}");
+}
