@@ -390,3 +390,232 @@ pub fn write_all<W: Write>(
     }
     Ok((count, digest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+    use crate::source::{Faults, RowSink};
+    use proptest::prelude::*;
+    use proto::ids::{Instance, Version};
+    use proto::layout::PackKind;
+    use proto::limits::Limits;
+    use proto::manifest::PackEntry;
+    use proto::pack::{FORMAT, Header, SchemaPart, table_heads};
+    use proto::replica::{Job, PackFile, Replica};
+    use proto::schema::Contract;
+    use proto::value::OwnedValue;
+
+    const DDL: &str = "
+        CREATE TABLE item (sku TEXT NOT NULL PRIMARY KEY, plu INTEGER UNIQUE, name TEXT, cents INTEGER, weight REAL, pic BLOB) STRICT;
+        CREATE TABLE link (a INTEGER NOT NULL, b TEXT NOT NULL, n INTEGER, PRIMARY KEY (a, b)) STRICT, WITHOUT ROWID;
+        CREATE INDEX item_name ON item (name);";
+
+    type Rows = BTreeMap<Vec<u8>, Vec<OwnedValue>>;
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        contract: Contract,
+        instance: Instance,
+    }
+
+    impl Bench {
+        fn new(ddl: &str) -> Self {
+            let contract = Contract::parse(ddl, &Limits::default()).unwrap();
+            Bench { dir: tempfile::tempdir().unwrap(), contract, instance: "catalog@all".parse().unwrap() }
+        }
+        fn scratch(&self, tables: &[(&str, &Rows)]) -> Scratch {
+            let scratch = Scratch::create(&self.dir.path().join("scratch.db"), &self.contract).unwrap();
+            let mut faults = Faults::telling(5);
+            for (name, rows) in tables {
+                let table = self.contract.table(&name.parse().unwrap()).unwrap();
+                let mut loader = scratch.loader(table, &Limits::default(), &mut faults).unwrap();
+                rows.values().for_each(|r| loader.row(r, None).unwrap());
+            }
+            assert!(faults.is_empty(), "{faults:?}");
+            scratch.finish().unwrap();
+            scratch
+        }
+        fn pack(&self, version: u64, base: Option<u64>, body: impl FnOnce(&mut PackWriter<File>) -> BTreeMap<TableName, StateDigest>) -> (PackEntry, PathBuf) {
+            let v = |n: u64| Version::try_from(n).unwrap();
+            let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
+            let header = Header {
+                format: FORMAT,
+                stream: self.instance.stream.clone(),
+                audience: self.instance.audience.clone(),
+                version: v(version),
+                base: base.map(v),
+                kind,
+                schema: SchemaPart { number: 1, ddl: self.contract.ddl.clone(), sha256: self.contract.sha256, migrate: vec![] },
+                created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+                source: "test".into(),
+                tables: table_heads(&self.contract),
+            };
+            let path = self.dir.path().join(format!("{version}.{kind}.pack"));
+            let mut w = PackWriter::new(File::create(&path).unwrap(), &header, 6).unwrap();
+            let digests = body(&mut w);
+            let (_, written) = w.finish(&digests).unwrap();
+            let entry = PackEntry {
+                version: v(version),
+                kind,
+                base: base.map(v),
+                bytes: written.bytes,
+                unpacked: written.unpacked,
+                sha256: written.sha256,
+            };
+            (entry, path)
+        }
+        fn full(&self, version: u64, scratch: &Scratch) -> (PackEntry, PathBuf) {
+            self.pack(version, None, |w| {
+                let all = |t: &Table| (t.name.clone(), write_all(scratch.connection(), t, w).unwrap().1);
+                self.contract.tables.iter().map(all).collect()
+            })
+        }
+        fn delta(&self, version: u64, base: u64, old: &Replica, new: &Scratch) -> ((PackEntry, PathBuf), Diff) {
+            let mut diff = Diff::default();
+            let mut spool = Spool::new(&self.dir.path().join("spool"));
+            for t in &self.contract.tables {
+                compare(Some(old.connection()), new.connection(), t, &mut spool, &mut diff).unwrap();
+            }
+            let pack = self.pack(version, Some(base), |w| {
+                spool.write(w).unwrap();
+                diff.digests.clone()
+            });
+            (pack, diff)
+        }
+        fn apply(&self, replica: &mut Replica, pack: &(PackEntry, PathBuf)) -> BTreeMap<TableName, StateDigest> {
+            let packs = [PackFile { path: &pack.1, entry: &pack.0 }];
+            let now = "2026-01-01T00:00:00Z".parse().unwrap();
+            replica.apply(&Job { instance: &self.instance, epoch: 1, packs: &packs, now, prove: false }).unwrap();
+            let checks = replica.verify(&self.instance.stream).unwrap();
+            assert!(checks.iter().all(proto::replica::TableCheck::is_right), "{checks:?}");
+            replica.held(&self.instance.stream).unwrap().unwrap().digests
+        }
+        fn replica(&self, name: &str) -> Replica {
+            Replica::open(&self.dir.path().join(name), &Limits::default()).unwrap()
+        }
+    }
+
+    fn text() -> impl Strategy<Value = OwnedValue> {
+        prop_oneof![Just("a"), Just("A"), Just("1"), Just("ä\"\n\\"), Just("")].prop_map(|t| Value::Text(t.into()))
+    }
+    fn or_null(s: impl Strategy<Value = OwnedValue>) -> impl Strategy<Value = OwnedValue> {
+        prop_oneof![1 => Just(Value::Null), 4 => s]
+    }
+
+    prop_compose! {
+        fn item()(key in 0u8..12, plu in proptest::option::of(0i64..8), name in or_null(text()), cents in or_null((0i64..3).prop_map(Value::Int)),
+            weight in or_null(prop_oneof![Just(0.0), Just(1.5), Just(1e300)].prop_map(Value::Real)), pic in or_null(proptest::collection::vec(any::<u8>(), 0..3).prop_map(|b| Value::Blob(b.into())))
+        ) -> Vec<OwnedValue> {
+            // Keys whose order by bytes differs from that by number or letter.
+            let sku = ["1", "10", "2", "A", "a", "aa", "b", "Z", "ä", "é", "~", "_"][key as usize];
+            vec![Value::Text(sku.into()), plu.map_or(Value::Null, Value::Int), name, cents, weight, pic]
+        }
+    }
+    prop_compose! {
+        fn link()(a in -2i64..3, b in text(), n in or_null((0i64..2).prop_map(Value::Int))) -> Vec<OwnedValue> { vec![Value::Int(a), b, n] }
+    }
+
+    /// Rows by key; a second row with a PLU that is taken gets none.
+    fn by_key(rows: Vec<Vec<OwnedValue>>, key: usize, unique: Option<usize>) -> Rows {
+        let mut out = Rows::new();
+        for mut row in rows {
+            let mut k = Vec::new();
+            row[..key].iter().for_each(|v| v.canonical(&mut k));
+            if let Some(u) = unique
+                && row[u] != Value::Null
+                && out.iter().any(|(other, r)| *other != k && r[u] == row[u])
+            {
+                row[u] = Value::Null;
+            }
+            out.insert(k, row);
+        }
+        out
+    }
+
+    prop_compose! {
+        fn content()(items in proptest::collection::vec(item(), 0..14), links in proptest::collection::vec(link(), 0..8)) -> (Rows, Rows) {
+            (by_key(items, 1, Some(1)), by_key(links, 2, None))
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+        /// Whatever changed, the delta leads a second replica to what a full of the new rows gives.
+        #[test]
+        fn a_delta_leads_where_a_full_leads(before in content(), after in content()) {
+            let bench = Bench::new(DDL);
+            let first = bench.full(1, &bench.scratch(&[("item", &before.0), ("link", &before.1)]));
+            let mut hq = bench.replica("hq.db");
+            let mut register = bench.replica("register.db");
+            bench.apply(&mut hq, &first);
+            bench.apply(&mut register, &first);
+            let new = bench.scratch(&[("item", &after.0), ("link", &after.1)]);
+            let (delta, diff) = bench.delta(2, 1, &hq, &new);
+            let full = bench.full(2, &new);
+            prop_assert_eq!(diff.is_empty(), before == after);
+            let by_delta = bench.apply(&mut register, &delta);
+            prop_assert_eq!(&by_delta, &diff.digests);
+            prop_assert_eq!(by_delta, bench.apply(&mut bench.replica("fresh.db"), &full));
+        }
+    }
+
+    fn rows(list: &[(&str, i64, i64)]) -> Rows {
+        by_key(list.iter().map(|(sku, plu, cents)| vec![Value::Text((*sku).to_owned().into()), Value::Int(*plu), Value::Null, Value::Int(*cents), Value::Null, Value::Null]).collect(), 1, None)
+    }
+
+    #[test]
+    fn only_changed_columns_travel_and_unique_values_may_swap() {
+        let bench = Bench::new(DDL);
+        let old = rows(&[("a", 1, 10), ("b", 2, 20), ("c", 3, 30), ("d", 4, 40)]);
+        let mut hq = bench.replica("hq.db");
+        bench.apply(&mut hq, &bench.full(1, &bench.scratch(&[("item", &old)])));
+        let new = rows(&[("a", 2, 10), ("b", 1, 20), ("c", 3, 31), ("e", 5, 50)]);
+        let (delta, diff) = bench.delta(2, 1, &hq, &bench.scratch(&[("item", &new)]));
+        let item = &diff.tables[&"item".parse::<TableName>().unwrap()];
+        assert_eq!(item.rows, RowCounts { delete: 3, update: 1, insert: 3 });
+        assert_eq!((item.before, item.after, item.gone), (4, 4, 1));
+        let mut unpacked = String::new();
+        flate2::read::GzDecoder::new(File::open(&delta.1).unwrap()).read_to_string(&mut unpacked).unwrap();
+        assert!(unpacked.contains(r#"{"table":"item","op":"update","columns":["sku","cents"]}"#), "{unpacked}");
+        assert!(unpacked.contains(r#"["c",31]"#));
+        bench.apply(&mut hq, &delta);
+    }
+
+    #[test]
+    fn beyond_64_sets_of_columns_rows_carry_all() {
+        let columns: Vec<String> = (0..8).map(|n| format!("c{n} INTEGER")).collect();
+        let bench = Bench::new(&format!("CREATE TABLE wide (id INTEGER PRIMARY KEY, {}) STRICT;", columns.join(", ")));
+        let table = |changed: bool| -> Rows {
+            let row = |id: i64| {
+                let bits = (0..8).map(|c| Value::Int(if changed && id >> c & 1 == 1 { 1 } else { 0 }));
+                std::iter::once(Value::Int(id)).chain(bits).collect()
+            };
+            by_key((0..256).map(row).collect(), 1, None)
+        };
+        let mut hq = bench.replica("hq.db");
+        bench.apply(&mut hq, &bench.full(1, &bench.scratch(&[("wide", &table(false))])));
+        let (delta, diff) = bench.delta(2, 1, &hq, &bench.scratch(&[("wide", &table(true))]));
+        assert_eq!(diff.tables.values().next().unwrap().rows.update, 255);
+        let mut unpacked = String::new();
+        flate2::read::GzDecoder::new(File::open(&delta.1).unwrap()).read_to_string(&mut unpacked).unwrap();
+        assert_eq!(unpacked.matches("\"op\":\"update\"").count(), 65);
+        bench.apply(&mut hq, &delta);
+    }
+
+    #[test]
+    fn a_spool_that_does_not_fit_into_memory_comes_back_whole() {
+        let bench = Bench::new(DDL);
+        let long = "x".repeat(3000);
+        let many = |suffix: &str| -> Rows {
+            let row = |n: i64| vec![Value::Text(format!("{n:04}").into()), Value::Int(n), Value::Text(format!("{long}{suffix}").into()), Value::Null, Value::Null, Value::Null];
+            by_key((0..200).map(row).collect(), 1, None)
+        };
+        let mut hq = bench.replica("hq.db");
+        bench.apply(&mut hq, &bench.full(1, &bench.scratch(&[("item", &many(""))])));
+        let new = bench.scratch(&[("item", &many("y"))]);
+        let (delta, _) = bench.delta(2, 1, &hq, &new);
+        bench.apply(&mut hq, &delta);
+        assert!(!bench.dir.path().join("spool").exists(), "the spool is tidied away");
+    }
+}

@@ -1,0 +1,87 @@
+//! Streams as configured, with their contracts and queries understood: every mistake that can be
+//! found without a connection is found here, before anything is touched.
+
+use crate::config::{AudienceKind, Config, StreamConfig};
+use crate::source_db::query::{Dialect, Query};
+use crate::source_db::{self, parse_query};
+use proto::config::ConfigError;
+use proto::ids::{Audience, StreamName, TableName, Zone};
+use proto::schema::{Contract, names_clash};
+use proto::shelf;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A stream, ready to be published.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// Its name.
+    pub name: StreamName,
+    /// For whom its instances are made.
+    pub audience: AudienceKind,
+    /// Its tables.
+    pub contract: Contract,
+    /// The query of each table; none with an inbox.
+    pub queries: BTreeMap<TableName, Query>,
+}
+
+/// All streams, and the stores' query.
+#[derive(Debug, Clone)]
+pub struct Contracts {
+    /// In the order of the settings.
+    pub streams: Vec<Stream>,
+    /// The stores' query; none with an inbox.
+    pub stores: Option<Query>,
+}
+
+/// Reads the contracts and parses the queries.
+pub fn load(config: &Config) -> Result<Contracts, ConfigError> {
+    let dialect = source_db::dialect(&config.source.kind()?);
+    let streams = config.streams.iter().map(|s| stream(config, s, dialect)).collect::<Result<Vec<_>, _>>()?;
+    let named: Vec<_> = streams.iter().map(|s| (&s.name, &s.contract)).collect();
+    if let Some(clash) = names_clash(&named) {
+        return Err(ConfigError(format!("{clash}; registers keep all streams in one file")));
+    }
+    let stores = match (dialect, &config.stores.query) {
+        (Some(dialect), Some(text)) => Some(
+            parse_query(text, dialect, AudienceKind::All).map_err(|e| ConfigError(format!("stores.query: {e}")))?,
+        ),
+        _ => None,
+    };
+    Ok(Contracts { streams, stores })
+}
+
+fn stream(config: &Config, s: &StreamConfig, dialect: Option<Dialect>) -> Result<Stream, ConfigError> {
+    let bad = |text: String| ConfigError(format!("stream {}: {text}", s.name));
+    let path = s.schema.display();
+    let bytes = shelf::read_bounded(&s.schema, config.limits.ddl_bytes as u64).map_err(|e| bad(e.to_string()))?;
+    let ddl = String::from_utf8(bytes).map_err(|_| bad(format!("{path} is not UTF-8")))?;
+    let contract = Contract::parse(&ddl, &config.limits).map_err(|e| bad(format!("{path}: {e}")))?;
+    let mut queries = BTreeMap::new();
+    for t in &s.tables {
+        if contract.table(&t.name).is_none() {
+            return Err(bad(format!("table {} has a query but is not in {path}", t.name)));
+        }
+        if let Some(dialect) = dialect {
+            let query = parse_query(&t.query, dialect, s.audience)
+                .map_err(|e| bad(format!("the query of table {}: {e}", t.name)))?;
+            queries.insert(t.name.clone(), query);
+        }
+    }
+    if dialect.is_some()
+        && let Some(t) = contract.tables.iter().find(|t| !queries.contains_key(&t.name))
+    {
+        return Err(bad(format!("table {} of {path} has no [[stream.table]] with a query", t.name)));
+    }
+    Ok(Stream { name: s.name.clone(), audience: s.audience, contract, queries })
+}
+
+/// For whom instances of a stream are made, given the stores; with the zone that `:zone` means.
+pub fn audiences(kind: AudienceKind, stores: &[crate::source::StoreRow]) -> Vec<(Audience, Option<Zone>)> {
+    match kind {
+        AudienceKind::All => vec![(Audience::All, None)],
+        AudienceKind::Zone => {
+            let zones: BTreeSet<&Zone> = stores.iter().filter_map(|s| s.zone.as_ref()).collect();
+            zones.into_iter().map(|z| (Audience::Zone(z.clone()), Some(z.clone()))).collect()
+        }
+        AudienceKind::Store => stores.iter().map(|s| (Audience::Store(s.id.clone()), s.zone.clone())).collect(),
+    }
+}

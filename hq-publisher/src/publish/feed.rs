@@ -1,0 +1,265 @@
+//! Where a run's rows come from: one snapshot of a database, or the drops that are whole.
+
+use super::contracts::{Contracts, Stream};
+use super::{PublishError, PublishOptions};
+use crate::config::{AudienceKind, Config, SourceKind};
+use crate::inbox::{self, Drop, FileError, Inbox, What};
+use crate::scratch::{Scratch, ScratchError};
+use crate::source::{Faults, RowFault, StoreRow};
+use crate::source_db::{Database, Names, SourceError};
+use proto::clock::Clock;
+use proto::ids::{Audience, Instance, TableName, Zone};
+use proto::replica::Replica;
+use proto::schema::{Contract, Table};
+use proto::shelf;
+use std::collections::BTreeMap;
+
+/// What a run reads from.
+pub enum Feed {
+    /// A snapshot.
+    Database(Box<Database>),
+    /// Drops by instance and table.
+    Inbox(Drops),
+}
+
+/// The drops of one look at the inbox.
+#[derive(Debug)]
+pub struct Drops {
+    /// The directory.
+    pub inbox: Inbox,
+    /// What is to be published.
+    pub tables: BTreeMap<Instance, BTreeMap<TableName, Drop>>,
+    /// `stores.csv`.
+    pub stores: Option<Drop>,
+    /// Drops that cannot be: with the reason, and the instance where the name gives one.
+    pub rejected: Vec<(Drop, String)>,
+    /// What keeps drops waiting, for people.
+    pub problems: Vec<String>,
+}
+
+/// Reading one instance's rows went wrong.
+#[derive(Debug)]
+pub enum ReadError {
+    /// The source: nothing of the stream is published.
+    Source(&'static str, String),
+    /// A drop that cannot be read.
+    Drop(Box<Drop>, FileError),
+    /// This machine.
+    Scratch(ScratchError),
+}
+
+impl From<ScratchError> for ReadError {
+    fn from(e: ScratchError) -> Self {
+        ReadError::Scratch(e)
+    }
+}
+
+/// The rows published before, for tables that no drop came for.
+pub struct Kept<'a> {
+    /// The replica.
+    pub replica: &'a Replica,
+    /// Its contract.
+    pub contract: &'a Contract,
+}
+
+impl Feed {
+    /// Begins the snapshot, or looks at the inbox until its files rest.
+    pub async fn open(config: &Config, options: &PublishOptions, clock: &dyn Clock) -> Result<Feed, PublishError> {
+        match config.source.kind()? {
+            SourceKind::Inbox(dir) => {
+                let inbox = Inbox::new(&dir);
+                let look = inbox.settle(config.source.rest.0, clock).await?;
+                Ok(Feed::Inbox(Drops::sort(inbox, look, config, options)))
+            }
+            _ => Ok(Feed::Database(Box::new(Database::open(&config.source).await?))),
+        }
+    }
+
+    /// What a pack's header says it was made from.
+    pub fn name(&self, config: &Config) -> &'static str {
+        match config.source.kind() {
+            Ok(SourceKind::Sqlite(_)) => "sqlite",
+            Ok(SourceKind::Postgres(_)) => "postgres",
+            Ok(SourceKind::MySql(_)) => "mysql",
+            _ => "inbox",
+        }
+    }
+
+    /// The stores of a database.
+    pub async fn stores(&mut self, contracts: &Contracts) -> Result<Option<Vec<StoreRow>>, SourceError> {
+        match (self, &contracts.stores) {
+            (Feed::Database(db), Some(query)) => db.stores(query).await.map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Ends the snapshot: the source is not held up by what follows.
+    pub async fn close(self) -> Option<Drops> {
+        match self {
+            Feed::Database(db) => {
+                db.close().await;
+                None
+            }
+            Feed::Inbox(drops) => Some(drops),
+        }
+    }
+
+    /// The drops of an instance.
+    pub fn drops_of(&self, instance: &Instance) -> Vec<Drop> {
+        match self {
+            Feed::Inbox(d) => d.tables.get(instance).into_iter().flat_map(|t| t.values().cloned()).collect(),
+            Feed::Database(_) => Vec::new(),
+        }
+    }
+
+    /// Reads all tables of an instance into the scratch database.
+    pub async fn read(
+        &mut self,
+        config: &Config,
+        stream: &Stream,
+        instance: &Instance,
+        zone: Option<&Zone>,
+        kept: Option<Kept<'_>>,
+        scratch: &Scratch,
+        faults: &mut Faults,
+    ) -> Result<(), ReadError> {
+        for table in &stream.contract.tables {
+            match self {
+                Feed::Database(db) => {
+                    let mut loader = scratch.loader(table, &config.limits, faults)?;
+                    let query = stream.queries.get(&table.name).ok_or_else(|| {
+                        ReadError::Source("MISSING_TABLE", format!("table {} has no query", table.name))
+                    })?;
+                    let store = match &instance.audience {
+                        Audience::Store(s) => Some(s),
+                        _ => None,
+                    };
+                    db.read(table, query, Names { store, zone }, &mut loader).await.map_err(|e| match e {
+                        SourceError::Sink(e) => ReadError::Scratch(e.into()),
+                        SourceError::Columns { .. } => ReadError::Source("COLUMNS", e.to_string()),
+                        other => ReadError::Source("SOURCE", other.to_string()),
+                    })?;
+                }
+                Feed::Inbox(drops) => {
+                    let drop = drops.tables.get(instance).and_then(|t| t.get(&table.name));
+                    tokio::task::block_in_place(|| match drop {
+                        Some(drop) => read_drop(config, drop, table, scratch, faults),
+                        None => keep(table, kept.as_ref(), scratch),
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_drop(config: &Config, drop: &Drop, table: &Table, scratch: &Scratch, faults: &mut Faults) -> Result<(), ReadError> {
+    let Ok(What::Table { format, .. }) = drop.what else { return Ok(()) };
+    let file = shelf::open_regular(&drop.file.path).map_err(|e| ReadError::Source("DROP", e.to_string()))?;
+    let mut loader = scratch.loader(table, &config.limits, faults)?;
+    inbox::read_table(&file, format, drop.file.marked, config.limits.line_bytes, table, &mut loader).map_err(|e| match e.sink {
+        Some(sink) => ReadError::Scratch(sink.into()),
+        None => ReadError::Drop(Box::new(drop.clone()), e),
+    })?;
+    let now = file.metadata().map(|m| (m.len(), shelf::modified_ns(&m))).ok();
+    if now != Some(drop.file.stamp) {
+        let reason = format!("{} changed while it was read; it is left for the next run", drop.file.name);
+        return Err(ReadError::Source("DROP_CHANGED", reason));
+    }
+    Ok(())
+}
+
+/// A table that no drop came for keeps what is published.
+fn keep(table: &Table, kept: Option<&Kept<'_>>, scratch: &Scratch) -> Result<(), ReadError> {
+    match kept {
+        Some(k) => match k.contract.table(&table.name) {
+            Some(had) => Ok(scratch.copy(table, k.replica.connection(), had).map(|_| ())?),
+            None => Ok(()),
+        },
+        None => Err(ReadError::Source(
+            "MISSING_TABLE",
+            format!("nothing is published yet and no drop has come for table {}: drop the stream's other tables too", table.name),
+        )),
+    }
+}
+
+impl Drops {
+    /// Sorts what was found into what can be published, what cannot, and what must wait.
+    fn sort(inbox: Inbox, look: inbox::Look, config: &Config, options: &PublishOptions) -> Drops {
+        let mut out = Drops { inbox, tables: BTreeMap::new(), stores: None, rejected: Vec::new(), problems: Vec::new() };
+        for name in look.waiting {
+            tracing::info!(%name, "still growing; left for the next run");
+        }
+        for drop in look.ready {
+            match drop.what.clone() {
+                Err(reason) => out.rejected.push((drop, reason)),
+                Ok(What::Stores) => out.stores = Some(drop),
+                Ok(What::Table { instance, .. }) if options.stream.as_ref().is_some_and(|s| s != &instance.stream) => {}
+                Ok(What::Table { instance, table, .. }) => match wrong_place(config, &instance) {
+                    Some(reason) => out.rejected.push((drop, reason)),
+                    None => out.take(instance, table, drop),
+                },
+            }
+        }
+        out
+    }
+
+    fn take(&mut self, instance: Instance, table: TableName, drop: Drop) {
+        let tables = self.tables.entry(instance).or_default();
+        if let Some(other) = tables.get(&table) {
+            let problem = format!("{} and {} are for one table: take one away", other.file.name, drop.file.name);
+            self.problems.push(problem);
+            return;
+        }
+        tables.insert(table, drop);
+    }
+
+    /// Rejects drops whose table or audience is not there: known only with contracts and stores.
+    pub fn check(&mut self, contracts: &Contracts, stores: &[StoreRow]) {
+        for stream in &contracts.streams {
+            let there: Vec<Audience> =
+                super::contracts::audiences(stream.audience, stores).into_iter().map(|(a, _)| a).collect();
+            for (instance, tables) in self.tables.iter_mut().filter(|(i, _)| i.stream == stream.name) {
+                let gone: Vec<TableName> = tables.keys().cloned().collect();
+                for name in gone {
+                    let reason = if stream.contract.table(&name).is_none() {
+                        format!("table {name} is not in the contract of stream {}", stream.name)
+                    } else if !there.contains(&instance.audience) {
+                        format!("no store has the audience {}", instance.audience)
+                    } else {
+                        continue;
+                    };
+                    if let Some(drop) = tables.remove(&name) {
+                        self.rejected.push((drop, reason));
+                    }
+                }
+            }
+        }
+        self.tables.retain(|_, t| !t.is_empty());
+    }
+}
+
+/// Why a drop's stream or kind of audience cannot be.
+fn wrong_place(config: &Config, instance: &Instance) -> Option<String> {
+    let Some(stream) = config.stream(&instance.stream) else {
+        return Some(format!("stream {} is not in the settings", instance.stream));
+    };
+    let kind = match &instance.audience {
+        Audience::All => AudienceKind::All,
+        Audience::Zone(_) => AudienceKind::Zone,
+        Audience::Store(_) => AudienceKind::Store,
+    };
+    let wanted = match stream.audience {
+        AudienceKind::All => "all",
+        AudienceKind::Zone => "zone-NAME",
+        AudienceKind::Store => "store-ID",
+    };
+    (kind != stream.audience).then(|| format!("stream {} is made for {wanted}, not for {}", stream.name, instance.audience))
+}
+
+/// The bad rows of one table, for the reason beside a rejected drop.
+pub fn faults_text(instance: &Instance, faults: &Faults, table: &TableName) -> String {
+    let lines: Vec<String> =
+        faults.first.iter().filter(|f: &&RowFault| &f.table == table).map(|f| format!("{instance}: {f}")).collect();
+    format!("{} bad rows in this version of {instance}; of this table:\n{}", faults.count, lines.join("\n"))
+}

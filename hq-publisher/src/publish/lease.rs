@@ -1,0 +1,105 @@
+//! One publisher at a time: a lock file for this machine, a lease in the ledger for all of them.
+//!
+//! The kernel frees the lock when a process dies, however it dies; so whoever has the lock knows
+//! that a lease of the same machine and directory is of a dead process, and takes it over at once.
+
+use super::PublishError;
+use crate::config::Config;
+use crate::ledger::{Acquired, Ledger, Token};
+use proto::clock::Clock;
+use proto::shelf::{self, LockError, LockFile};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a publisher that waits looks again.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The lease, renewed in the background until it is given back or dropped.
+#[derive(Debug)]
+pub struct Lease {
+    token: Token,
+    ledger: Ledger,
+    renewing: tokio::task::JoinHandle<()>,
+    _lock: LockFile,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.renewing.abort();
+    }
+}
+
+impl Lease {
+    /// Waits for the lease up to `publish.lease_wait`; then an error names who has it.
+    pub async fn acquire(config: &Config, ledger: &Ledger, clock: &Arc<dyn Clock>) -> Result<Lease, PublishError> {
+        let dir = config.state.dir.join("publish");
+        shelf::create_dir(&dir)?;
+        let place = format!("{}:{}", host(), config.state.dir.display());
+        let holder = format!("{place}, process {}", std::process::id());
+        let ttl = config.publish.lease.0;
+        let mut by = String::from("another publisher");
+        let waiting = async {
+            let lock = loop {
+                match LockFile::acquire(&dir) {
+                    Ok(lock) => break lock,
+                    Err(LockError::Held { pid, .. }) => {
+                        by = pid.map_or_else(|| format!("{place}, another process"), |p| format!("{place}, process {p}"));
+                        tokio::time::sleep(LOOK).await;
+                    }
+                    Err(e) => return Err(PublishError::Lock(e)),
+                }
+            };
+            loop {
+                match ledger.acquire(&holder, clock.now(), ttl).await? {
+                    Acquired::Lease(token) => return Ok((lock, token)),
+                    Acquired::HeldBy { holder, .. } if holder.starts_with(&format!("{place}, ")) => {
+                        tracing::info!(%holder, "taking over the lease of a publisher that died");
+                        ledger.expire(&holder).await?;
+                    }
+                    Acquired::HeldBy { holder, .. } => {
+                        by = holder;
+                        tokio::time::sleep(LOOK).await;
+                    }
+                }
+            }
+        };
+        let wait = config.publish.lease_wait.0;
+        let got = tokio::time::timeout(wait, waiting).await;
+        let (lock, token) = match got {
+            Ok(got) => got?,
+            Err(_) => return Err(PublishError::LeaseHeld { holder: by, waited: wait.as_secs() }),
+        };
+        let renewing = tokio::spawn(renew(ledger.clone(), token, ttl, clock.clone()));
+        Ok(Lease { token, ledger: ledger.clone(), renewing, _lock: lock })
+    }
+
+    /// The number that fences every write.
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// Gives the lease back.
+    pub async fn release(self) {
+        // It would run out by itself.
+        if let Err(e) = self.ledger.release(self.token).await {
+            tracing::warn!(error = %e, "the lease could not be given back");
+        }
+    }
+}
+
+async fn renew(ledger: Ledger, token: Token, ttl: Duration, clock: Arc<dyn Clock>) {
+    loop {
+        tokio::time::sleep(ttl / 3).await;
+        match ledger.renew(token, clock.now(), ttl).await {
+            Ok(true) => {}
+            // Every write of the run asks for the token: it stops there.
+            Ok(false) => return tracing::error!("the publisher's lease was lost"),
+            Err(e) => tracing::warn!(error = %e, "the lease could not be renewed"),
+        }
+    }
+}
+
+/// This machine's name, for people.
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "this machine".into(), |h| h.trim().to_owned())
+}

@@ -1,0 +1,638 @@
+//! The spine of headquarters: from the source to signed manifests in the bucket.
+//!
+//! Owns the order of durable steps. Must never decide by itself what changed (`diff`), what to make
+//! of it (`plan`), whether it may be (`guard`), or how things are kept (`ledger`, `bucket`). If the
+//! power goes before the signature, the number is burnt and nothing has happened; after it, the
+//! next run finishes.
+
+pub mod contracts;
+mod feed;
+mod lease;
+pub mod report;
+mod stage;
+pub mod steps;
+
+pub use report::PublishReport;
+pub use steps::{Aborted, Phase, Progress, Quiet, Step, Steps};
+
+use crate::bucket::{BucketError, Buckets};
+use crate::config::Config;
+use crate::guard;
+use crate::inbox::{self, Drop, What};
+use crate::ledger::{Head, Ledger, LedgerError, Staged, State, Token};
+use crate::mail;
+use crate::manifests::{ManifestsError, Signer, put_unfinished};
+use crate::rebuild::{self, Workshop};
+use crate::retention::{self, Keep};
+use crate::scratch::ScratchError;
+use crate::source::StoreRow;
+use crate::source_db::SourceError;
+use contracts::{Contracts, Stream, audiences};
+use feed::{Drops, Feed};
+use lease::Lease;
+use proto::clock::{Clock, Timestamp};
+use proto::config::ConfigError;
+use proto::digest::Sha256;
+use proto::dsse;
+use proto::ids::{Audience, Instance, StreamName, Zone};
+use proto::layout::ObjectName;
+use proto::replica::sqlite::{Checkpoint, SqliteError};
+use proto::replica::{Job, PackFile, Replica};
+use proto::shelf::{self, LockError, ShelfError};
+use proto::wire::{Heartbeat, fault};
+use report::{InstanceReport, Outcome, Rejected};
+use stage::{Ready, Refusal, Stop, Task};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Transactions on published replicas that are kept open until the signature. Beyond them a
+/// replica is rolled back and applied once more after it.
+const OPEN_REPLICAS: usize = 64;
+
+/// Heartbeats older than this say nothing about today's faults.
+const FRESH_BEATS: Duration = Duration::from_secs(900);
+
+/// What `publish` was asked to do.
+#[derive(Debug, Clone, Default)]
+pub struct PublishOptions {
+    /// Only this stream.
+    pub stream: Option<StreamName>,
+    /// Tell what would change, publish nothing, mail nothing.
+    pub dry_run: bool,
+    /// Make fulls.
+    pub full: bool,
+    /// Let tables shrink: `None` no, `Some(None)` any stream, `Some(Some(s))` that stream.
+    pub allow_shrink: Option<Option<StreamName>>,
+    /// Let a contract change that needs a rebuild by full.
+    pub allow_rebuild: bool,
+    /// The clock is right though the ledger is old.
+    pub clock_is_right: bool,
+}
+
+/// Why `publish` ended as a whole. What was signed before stays and is finished by the next run.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// Settings or contracts.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Somebody else publishes.
+    #[error("another publisher is at work: {holder} (waited {waited} s, publish.lease_wait)")]
+    LeaseHeld {
+        /// Who.
+        holder: String,
+        /// Seconds waited.
+        waited: u64,
+    },
+    /// The lock file.
+    #[error(transparent)]
+    Lock(LockError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A bucket.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
+    /// Manifests.
+    #[error(transparent)]
+    Manifests(#[from] ManifestsError),
+    /// The source as a whole.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The list of stores lost too much.
+    #[error("{0}. If that is right, run again with --allow-shrink")]
+    StoresShrunk(String),
+    /// A file.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    /// SQLite.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// A scratch database.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    /// Something else of this machine.
+    #[error("{0}")]
+    Machine(String),
+    /// A test cut the run.
+    #[error(transparent)]
+    Aborted(#[from] Aborted),
+}
+
+impl PublishError {
+    /// 2 for settings, else 1.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, PublishError::Config(_)) { 2 } else { 1 }
+    }
+}
+
+/// Publishes what changed.
+pub async fn run(
+    config: &Config,
+    options: &PublishOptions,
+    clock: &Arc<dyn Clock>,
+    progress: &dyn Progress,
+    steps: &dyn Steps,
+) -> Result<PublishReport, PublishError> {
+    // 1. Mistakes in settings and contracts, before anything is touched.
+    let contracts = contracts::load(config)?;
+    if let Some(s) = &options.stream
+        && config.stream(s).is_none()
+    {
+        return Err(ConfigError(format!("--stream {s}: there is no such stream in the settings")).into());
+    }
+    let ledger = Ledger::open(config).await?;
+    let buckets = Buckets::open(config, &ledger).await?;
+    let signer = Signer::open(config, &ledger, clock.as_ref(), options.clock_is_right).await?;
+    // 2. One publisher at a time. A dry run is none.
+    let lease = if options.dry_run { None } else { Some(Lease::acquire(config, &ledger, clock).await?) };
+    let run = Run::new(config, options, clock.as_ref(), &ledger, &buckets, &signer, lease.as_ref().map(Lease::token), progress, steps);
+    let result = match run {
+        Ok(run) => run.publish(&contracts).await,
+        Err(e) => Err(e),
+    };
+    if let Some(lease) = lease
+        && !matches!(result, Err(PublishError::Aborted(_)))
+    {
+        lease.release().await;
+    }
+    result
+}
+
+/// One run.
+struct Run<'a> {
+    config: &'a Config,
+    options: &'a PublishOptions,
+    clock: &'a dyn Clock,
+    ledger: &'a Ledger,
+    buckets: &'a Buckets,
+    signer: &'a Signer,
+    epoch: u64,
+    token: Option<Token>,
+    progress: &'a dyn Progress,
+    steps: &'a dyn Steps,
+    /// What is published.
+    heads: BTreeMap<Instance, Head>,
+    /// Each stream's newest contract, where it is today's text: number and hash.
+    contract_numbers: BTreeMap<StreamName, (u64, Sha256)>,
+    /// Errors and drift that devices report: since when, and who.
+    reported: BTreeMap<Instance, (Timestamp, String)>,
+    scratch_dir: PathBuf,
+    packs_dir: PathBuf,
+    problems: Mutex<Vec<String>>,
+}
+
+impl<'a> Run<'a> {
+    #[allow(clippy::too_many_arguments, reason = "called once, from the line above")]
+    fn new(
+        config: &'a Config,
+        options: &'a PublishOptions,
+        clock: &'a dyn Clock,
+        ledger: &'a Ledger,
+        buckets: &'a Buckets,
+        signer: &'a Signer,
+        token: Option<Token>,
+        progress: &'a dyn Progress,
+        steps: &'a dyn Steps,
+    ) -> Result<Self, PublishError> {
+        let state = &config.state.dir;
+        // A dry run works aside of a run that may be under way.
+        let (scratch_dir, packs_dir) = if options.dry_run {
+            let own = state.join("scratch").join(format!("dry-{}", std::process::id()));
+            (own.clone(), own)
+        } else {
+            (state.join("scratch"), state.join("packs"))
+        };
+        for dir in [&scratch_dir, &packs_dir, &state.join("replicas")] {
+            shelf::create_dir(dir)?;
+        }
+        let run = Run {
+            config,
+            options,
+            clock,
+            ledger,
+            buckets,
+            signer,
+            epoch: signer.epoch(),
+            token,
+            progress,
+            steps,
+            heads: BTreeMap::new(),
+            contract_numbers: BTreeMap::new(),
+            reported: BTreeMap::new(),
+            scratch_dir,
+            packs_dir,
+            problems: Mutex::default(),
+        };
+        run.sweep()?;
+        Ok(run)
+    }
+
+    /// Deletes what earlier runs left in the scratch rooms.
+    fn sweep(&self) -> Result<(), PublishError> {
+        for dir in [&self.scratch_dir, &self.packs_dir] {
+            for entry in shelf::list(dir)?.iter().filter(|e| !e.is_dir) {
+                shelf::remove(&entry.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The spine, from step 3 on.
+    async fn publish(mut self, contracts: &Contracts) -> Result<PublishReport, PublishError> {
+        let mut report = PublishReport { dry_run: self.options.dry_run, ..PublishReport::default() };
+        // 3. What an earlier run left.
+        self.finish_earlier(&mut report).await?;
+        self.learn(contracts).await?;
+        // 4. One snapshot; the stores, and with them the audiences.
+        let mut feed = Feed::open(self.config, self.options, self.clock).await?;
+        let stores = self.stores(contracts, &mut feed, &mut report).await?;
+        if let Feed::Inbox(drops) = &mut feed {
+            drops.check(contracts, &stores);
+        }
+        // 5. Each stream, each audience: up to packs in the bucket.
+        let mut ready = Vec::new();
+        let mut settled = Vec::new();
+        let wanted: Vec<&Stream> =
+            contracts.streams.iter().filter(|s| self.options.stream.as_ref().is_none_or(|o| o == &s.name)).collect();
+        self.progress.planned(wanted.iter().map(|s| audiences(s.audience, &stores).len()).sum());
+        for stream in wanted {
+            self.stage_stream(stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
+        }
+        let drops = feed.close().await;
+        if !self.options.dry_run {
+            // 6. The commit point, and what follows from it.
+            self.sign(ready, &mut report).await?;
+            if let Some(drops) = drops {
+                self.clear_inbox(drops, &settled, &mut report).await?;
+            }
+            report.lag = self.buckets.repair_mirrors().await?;
+        }
+        // 7. What was done.
+        self.tell(&mut report).await?;
+        Ok(report)
+    }
+
+    /// A durable step, watched.
+    async fn step<T, E: Into<PublishError>>(&self, step: Step, work: impl Future<Output = Result<T, E>>) -> Result<T, PublishError> {
+        self.steps.before(&step)?;
+        let done = work.await.map_err(Into::into)?;
+        self.steps.after(&step)?;
+        Ok(done)
+    }
+
+    /// Asked before each batch of puts.
+    async fn still_publisher(&self) -> Result<(), PublishError> {
+        match self.token {
+            Some(token) if !self.ledger.holds(token).await? => Err(LedgerError::LeaseLost.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn problem(&self, text: String) {
+        tracing::warn!("{text}");
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+    }
+
+    fn workshop(&self) -> Workshop<'_> {
+        Workshop { buckets: self.buckets, limits: &self.config.limits, packs: &self.packs_dir, now: self.clock.now() }
+    }
+
+    fn replicas_dir(&self) -> PathBuf {
+        self.config.state.dir.join("replicas")
+    }
+
+    fn replica_path(&self, instance: &Instance) -> PathBuf {
+        rebuild::replica_path(&self.replicas_dir(), instance)
+    }
+
+    /// Rolls forward what was signed, gives up what was not, takes over what a lost ledger forgot.
+    async fn finish_earlier(&self, report: &mut PublishReport) -> Result<(), PublishError> {
+        let Some(token) = self.token else { return Ok(()) };
+        self.step(Step::Adopt, rebuild::adopt(self.workshop(), self.ledger, token)).await?;
+        for state in [State::Reserved, State::Packed] {
+            for p in self.ledger.publications(state).await? {
+                let step = Step::Abandon(p.instance.clone(), p.version);
+                self.step(step, self.ledger.abandon(token, &p.instance, p.version)).await?;
+            }
+        }
+        self.still_publisher().await?;
+        self.step(Step::PutManifests, put_unfinished(self.ledger, self.buckets, Some(token))).await?;
+        for p in self.ledger.publications(State::Signed).await? {
+            if let Some(head) = self.ledger.head(&p.instance).await? {
+                let path = self.replica_path(&p.instance);
+                match rebuild::published(self.workshop(), &path, &p.instance, &head, false).await {
+                    Ok(_) => {}
+                    // It is tried again when the instance is looked at, and told there.
+                    Err(e) if e.needs_full() => tracing::warn!(instance = %p.instance, error = %e, "not brought up yet"),
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            let step = Step::Done(p.instance.clone(), p.version);
+            self.step(step, self.ledger.done(token, &p.instance, p.version)).await?;
+            report.finished.push(format!("{} {}", p.instance, p.version));
+        }
+        Ok(())
+    }
+
+    /// What the ledger knows: heads, contracts, and what devices complain of.
+    async fn learn(&mut self, contracts: &Contracts) -> Result<(), PublishError> {
+        self.heads = self.ledger.heads().await?;
+        for s in &contracts.streams {
+            let (number, is_new) = self.ledger.schema_number(&s.name, &s.contract.sha256).await?;
+            if !is_new {
+                self.contract_numbers.insert(s.name.clone(), (number, s.contract.sha256));
+            }
+        }
+        let now = self.clock.now();
+        let since = now.checked_sub(jiff::SignedDuration::try_from(FRESH_BEATS).unwrap_or_default()).unwrap_or(now);
+        for beat in self.ledger.beats(Some(since)).await? {
+            let Ok(heard) = dsse::peek::<Heartbeat>(beat.envelope.as_bytes(), self.config.limits.heartbeat_bytes) else {
+                continue;
+            };
+            for f in heard.errors.iter().filter(|f| [fault::PACK_IN_ERROR, fault::DRIFT].contains(&f.code.as_str())) {
+                let Some(instance) = &f.instance else { continue };
+                // A device's clock may run ahead; what it reports began before it was heard.
+                let since = f.since.min(beat.received_at);
+                let newer = self.reported.get(instance).is_none_or(|(known, _)| *known < since);
+                if newer {
+                    self.reported.insert(instance.clone(), (since, format!("{} {}", beat.device, f.code)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The stores of the source; guarded like a table, and recorded.
+    async fn stores(&self, contracts: &Contracts, feed: &mut Feed, report: &mut PublishReport) -> Result<Vec<StoreRow>, PublishError> {
+        let known: Vec<StoreRow> =
+            self.ledger.stores().await?.into_iter().filter(|s| s.vanished_at.is_none()).map(|s| s.seen).collect();
+        let told = match feed {
+            Feed::Database(_) => feed.stores(contracts).await?,
+            Feed::Inbox(drops) => self.dropped_stores(drops),
+        };
+        let Some(mut told) = told else {
+            report.stores = known.len();
+            return Ok(known);
+        };
+        let gone = known.iter().filter(|k| !told.iter().any(|t| t.id == k.id)).count() as u64;
+        let shrunk = guard::check("the list of stores", known.len() as u64, gone, told.len() as u64, self.bounds());
+        if let Some(shrunk) = shrunk.filter(|_| self.options.allow_shrink != Some(None)) {
+            if let Feed::Database(_) = feed {
+                return Err(PublishError::StoresShrunk(shrunk.to_string()));
+            }
+            self.problem(format!("stores.csv is held: {shrunk}. If that is right, run again with --allow-shrink"));
+            if let Feed::Inbox(drops) = feed {
+                drops.stores = None;
+            }
+            told = known;
+        } else if !self.options.dry_run {
+            report.vanished = self.step(Step::SeeStores, self.ledger.see_stores(&told, self.clock.now())).await?;
+        }
+        report.stores = told.len();
+        self.tell_stores_without_zone(contracts, &told);
+        Ok(told)
+    }
+
+    fn dropped_stores(&self, drops: &mut Drops) -> Option<Vec<StoreRow>> {
+        let drop = drops.stores.clone()?;
+        let read = shelf::open_regular(&drop.file.path).map_err(|e| e.to_string()).and_then(|file| {
+            inbox::read_stores(file, drop.file.marked, self.config.limits.line_bytes).map_err(|e| e.to_string())
+        });
+        match read {
+            Ok(stores) => Some(stores),
+            Err(reason) => {
+                drops.stores = None;
+                drops.rejected.push((drop, reason));
+                None
+            }
+        }
+    }
+
+    fn tell_stores_without_zone(&self, contracts: &Contracts, stores: &[StoreRow]) {
+        let by_zone = contracts.streams.iter().find(|s| s.audience == crate::config::AudienceKind::Zone);
+        let without: Vec<&str> = stores.iter().filter(|s| s.zone.is_none()).map(|s| s.id.as_str()).collect();
+        if let (Some(stream), Some(first)) = (by_zone, without.first()) {
+            let n = without.len();
+            self.problem(format!("{n} stores have no zone (the first is {first}): they get no stream that is made by zone, like {}", stream.name));
+        }
+    }
+
+    /// All audiences of one stream. If one is refused, none is published.
+    async fn stage_stream(
+        &self,
+        stream: &Stream,
+        stores: &[StoreRow],
+        feed: &mut Feed,
+        report: &mut PublishReport,
+        ready: &mut Vec<Ready>,
+        settled: &mut Vec<Instance>,
+    ) -> Result<(), PublishError> {
+        let first = ready.len();
+        let mut refused = false;
+        for (audience, zone) in audiences(stream.audience, stores) {
+            let instance = Instance { stream: stream.name.clone(), audience };
+            let mut entry = InstanceReport::default();
+            let keep_open = ready.iter().filter(|r| r.replica.is_some()).count() < OPEN_REPLICAS;
+            match self.stage_one(stream, &instance, zone.as_ref(), refused, keep_open, feed, &mut entry).await {
+                Ok(Some(one)) => ready.push(one),
+                Ok(None) if entry.outcome == Outcome::Unchanged => settled.push(instance.clone()),
+                Ok(None) => {}
+                Err(Stop::Fatal(e)) => return Err(e),
+                Err(Stop::Refused(refusal)) => {
+                    refused = true;
+                    self.refuse(&instance, *refusal, feed, &mut entry).await?;
+                }
+            }
+            self.progress.finished(&instance, &entry);
+            report.instances.insert(instance, entry);
+        }
+        if refused {
+            for one in ready.drain(first..) {
+                self.unstage(one, report).await?;
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the loop above, cut in two")]
+    async fn stage_one(
+        &self,
+        stream: &Stream,
+        instance: &Instance,
+        zone: Option<&Zone>,
+        only_check: bool,
+        keep_open: bool,
+        feed: &mut Feed,
+        entry: &mut InstanceReport,
+    ) -> Result<Option<Ready>, Stop> {
+        let task = Task { stream, instance, zone, only_check, keep_open };
+        let asks_zone = stream.queries.values().any(|q| q.asks(crate::source_db::query::Param::Zone));
+        if zone.is_none() && asks_zone && matches!(instance.audience, Audience::Store(_)) {
+            let text = format!("{} has no zone, and the stream's queries ask for :zone", instance.audience);
+            return Err(Stop::Refused(Box::new(Refusal { code: "NO_ZONE", text, faults: Default::default(), reject: Vec::new() })));
+        }
+        Box::pin(self.stage(&task, feed, entry)).await
+    }
+
+    /// Tells of a refusal: in the report, by mail, and to the sender of a drop.
+    async fn refuse(&self, instance: &Instance, refusal: Refusal, feed: &mut Feed, entry: &mut InstanceReport) -> Result<(), PublishError> {
+        entry.outcome = Outcome::Refused;
+        entry.code = Some(refusal.code);
+        entry.reason.clone_from(&refusal.text);
+        let mut text = refusal.text;
+        for fault in &refusal.faults.first {
+            text.push_str(&format!("\n{instance}: {fault}"));
+        }
+        if refusal.faults.untold() > 0 {
+            text.push_str(&format!("\nand {} more", refusal.faults.untold()));
+        }
+        tracing::error!(%instance, code = refusal.code, "refused: {text}");
+        if let Feed::Inbox(drops) = feed {
+            drops.rejected.extend(refusal.reject);
+        }
+        if !self.options.dry_run {
+            mail::publish_refused(self.ledger, self.clock, instance, refusal.code, &text).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes back a version that was staged before another of its stream was refused.
+    async fn unstage(&self, one: Ready, report: &mut PublishReport) -> Result<(), PublishError> {
+        if let Some(mut replica) = one.replica {
+            replica.rollback();
+        }
+        if let Some(token) = self.token {
+            let step = Step::Abandon(one.instance.clone(), one.version);
+            self.step(step, self.ledger.abandon(token, &one.instance, one.version)).await?;
+        }
+        for path in &one.aside {
+            shelf::remove(path)?;
+        }
+        if let Some(entry) = report.instances.get_mut(&one.instance) {
+            entry.outcome = Outcome::HeldBack;
+            entry.reason = "another instance of the stream is refused".into();
+            entry.version = self.heads.get(&one.instance).map(|h| h.version);
+        }
+        Ok(())
+    }
+
+    /// The commit point and what follows from it.
+    async fn sign(&self, mut ready: Vec<Ready>, report: &mut PublishReport) -> Result<(), PublishError> {
+        let Some(token) = self.token else { return Ok(()) };
+        self.progress.signing(ready.len());
+        let staged: Vec<Staged> =
+            ready.iter().map(|r| Staged { instance: r.instance.clone(), version: r.version }).collect();
+        let signed = self.step(Step::Sign, self.signer.sign_all(self.ledger, token, &staged, self.clock)).await?;
+        report.signed = signed.len();
+        let mut behind = Vec::new();
+        for one in &mut ready {
+            let step = Step::CommitReplica(one.instance.clone());
+            if let Err(e) = self.step(step, async { self.commit_replica(one) }).await {
+                if matches!(e, PublishError::Aborted(_)) {
+                    return Err(e);
+                }
+                // It is out already; the next run brings the replica up from the pack.
+                self.problem(format!("{}: the published replica could not follow: {e}", one.instance));
+                behind.push(one.instance.clone());
+            }
+        }
+        self.still_publisher().await?;
+        self.step(Step::PutManifests, put_unfinished(self.ledger, self.buckets, Some(token))).await?;
+        for one in ready {
+            if !behind.contains(&one.instance) {
+                let step = Step::Done(one.instance.clone(), one.version);
+                self.step(step, self.ledger.done(token, &one.instance, one.version)).await?;
+            }
+            for path in &one.aside {
+                shelf::remove(path)?;
+            }
+            report.deleted += self.retain(token, &one.instance).await?;
+        }
+        Ok(())
+    }
+
+    fn commit_replica(&self, one: &mut Ready) -> Result<(), PublishError> {
+        tokio::task::block_in_place(|| {
+            let mut replica = match one.replica.take() {
+                Some(replica) => replica,
+                None => {
+                    let (mut replica, _) = rebuild::open(&self.replica_path(&one.instance), &one.instance, &self.config.limits)?;
+                    let (entry, path) = &one.pack;
+                    let packs = [PackFile { path, entry }];
+                    let job = Job { instance: &one.instance, epoch: self.epoch, packs: &packs, now: self.clock.now(), prove: false };
+                    replica.apply_uncommitted(&job).map_err(|e| PublishError::Machine(e.to_string()))?;
+                    replica
+                }
+            };
+            replica.commit()?;
+            Ok(replica.checkpoint(Checkpoint::Truncate)?)
+        })
+    }
+
+    /// Deletes packs that nobody needs any more: first off the ledger, then out of the buckets.
+    async fn retain(&self, token: Token, instance: &Instance) -> Result<usize, PublishError> {
+        let p = &self.config.publish;
+        let keep = Keep { age: p.keep.0, bytes: p.keep_bytes.0, settled: p.delete_after.0 };
+        let packs = self.ledger.published(instance).await?;
+        let gone: Vec<_> = retention::expendable(&packs, keep, self.clock.now()).into_iter().map(|p| p.entry.name(instance)).collect();
+        if !gone.is_empty() {
+            self.still_publisher().await?;
+        }
+        for name in &gone {
+            self.step(Step::ForgetPack(name.clone()), self.ledger.forget_pack(token, name)).await?;
+            self.step(Step::DeletePack(name.clone()), self.buckets.delete(&ObjectName::Pack(name.clone()))).await?;
+        }
+        Ok(gone.len())
+    }
+
+    /// Moves drops: published ones to `done/`, refused ones to `rejected/`, held ones stay.
+    async fn clear_inbox(&self, drops: Drops, settled: &[Instance], report: &mut PublishReport) -> Result<(), PublishError> {
+        let published = |i: &Instance| report.instances.get(i).is_some_and(|r| r.outcome == Outcome::Published);
+        let rejected: Vec<&str> = drops.rejected.iter().map(|(d, _)| d.file.name.as_str()).collect();
+        let tables = drops.tables.iter().filter(|(i, _)| published(i) || settled.contains(i));
+        let done: Vec<&Drop> = tables.flat_map(|(_, t)| t.values()).chain(drops.stores.as_ref()).collect();
+        for drop in done.into_iter().filter(|d| !rejected.contains(&d.file.name.as_str())) {
+            self.step(Step::MoveDrop(drop.file.name.clone()), async { drops.inbox.done(drop) }).await?;
+        }
+        for (drop, reason) in &drops.rejected {
+            self.step(Step::MoveDrop(drop.file.name.clone()), async { drops.inbox.reject(drop, reason) }).await?;
+            // A refusal of the instance was mailed already.
+            if let Ok(What::Table { instance, .. }) = &drop.what
+                && !report.instances.get(instance).is_some_and(|r| r.outcome == Outcome::Refused)
+            {
+                let text = format!("{} was rejected: {reason}", drop.file.name);
+                mail::publish_refused(self.ledger, self.clock, instance, "DROP", &text).await?;
+            }
+            report.rejected.push(Rejected { name: drop.file.name.clone(), reason: reason.clone() });
+        }
+        for problem in drops.problems {
+            self.problem(problem);
+        }
+        Ok(())
+    }
+
+    /// Closes what is well again, and ends the report.
+    async fn tell(&self, report: &mut PublishReport) -> Result<(), PublishError> {
+        report.problems.append(&mut self.problems.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.options.dry_run {
+            self.sweep()?;
+            shelf::remove_empty_dir(&self.scratch_dir)?;
+            return Ok(());
+        }
+        for (instance, entry) in &report.instances {
+            if matches!(entry.outcome, Outcome::Published | Outcome::Unchanged) {
+                mail::publish_recovered(self.ledger, self.clock, instance).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens the published replica of an instance for reading, if it is at its head.
+fn read_only_at(path: &Path, instance: &Instance, head: &Head, config: &Config) -> Option<Replica> {
+    let replica = Replica::open_read_only(path, &config.limits).ok()?;
+    let held = replica.held(&instance.stream).ok()?;
+    rebuild::is_at(held.as_ref(), instance, head).then_some(replica)
+}

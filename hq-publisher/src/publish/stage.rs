@@ -1,0 +1,689 @@
+//! One instance, from its source to its packs in the bucket: everything before the commit point.
+
+use super::contracts::Stream;
+use super::feed::{Feed, Kept, ReadError, faults_text};
+use super::report::{InstanceReport, Outcome, PackReport};
+use super::steps::{Phase, Step};
+use super::{PublishError, Run};
+use crate::bucket::Content;
+use crate::diff::{Diff, DiffError, Spool, TableChange, compare, write_all};
+use crate::guard::{self, Bounds};
+use crate::inbox::{Drop, What};
+use crate::ledger::{Head, Reserve};
+use crate::plan::{Facts, Plan, plan};
+use crate::rebuild::{self, RebuildError};
+use crate::scratch::{Scratch, ScratchError};
+use crate::source::Faults;
+use proto::digest::StateDigest;
+use proto::ids::{Instance, TableName, Version, Zone};
+use proto::layout::{ObjectName, PackKind, PackName};
+use proto::manifest::PackEntry;
+use proto::pack::{FORMAT, Header, PackWriter, RowCounts, SchemaPart, Written, table_heads};
+use proto::replica::{ApplyError, Job, PackFile, Replica};
+use proto::retry::Verdict;
+use proto::schema::Contract;
+use proto::shelf;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter};
+use std::path::PathBuf;
+
+/// Objects whose version is further ahead than this are somebody's mistake, not ours.
+const FAR_AHEAD: u64 = 1_000_000;
+
+/// A version whose packs are in the bucket, waiting for the signature.
+pub struct Ready {
+    /// Whose.
+    pub instance: Instance,
+    /// Its number.
+    pub version: Version,
+    /// The published replica with the version applied and not committed; none when too many are open.
+    pub replica: Option<Replica>,
+    /// The pack to apply (the delta if there is one), where it lies aside.
+    pub pack: (PackEntry, PathBuf),
+    /// Files to delete when all is done.
+    pub aside: Vec<PathBuf>,
+    /// The drops that it came from.
+    pub drops: Vec<Drop>,
+}
+
+/// An instance that cannot be published.
+pub struct Refusal {
+    /// A stable name.
+    pub code: &'static str,
+    /// For people.
+    pub text: String,
+    /// Bad rows.
+    pub faults: Faults,
+    /// Drops to move to `rejected/`, with the reason for each.
+    pub reject: Vec<(Drop, String)>,
+}
+
+/// Why staging ended.
+pub enum Stop {
+    /// This stream is not published; others go on.
+    Refused(Box<Refusal>),
+    /// The whole run ends.
+    Fatal(PublishError),
+}
+
+impl<E: Into<PublishError>> From<E> for Stop {
+    fn from(e: E) -> Self {
+        Stop::Fatal(e.into())
+    }
+}
+
+fn refused(code: &'static str, text: impl Into<String>) -> Stop {
+    Stop::Refused(Box::new(Refusal { code, text: text.into(), faults: Faults::default(), reject: Vec::new() }))
+}
+
+/// The published rows and what they are published under.
+struct Published {
+    replica: Replica,
+    contract: Contract,
+    ddl_is_same: bool,
+}
+
+/// How the new rows compare.
+struct Compared {
+    diff: Diff,
+    spool: Spool,
+    /// The statements that bring the published contract to the new one.
+    migrate: Vec<String>,
+    /// Why only a full can.
+    rebuild: Option<String>,
+}
+
+/// What to do for an instance.
+pub struct Task<'t> {
+    /// The stream.
+    pub stream: &'t Stream,
+    /// The instance.
+    pub instance: &'t Instance,
+    /// The zone that `:zone` means.
+    pub zone: Option<&'t Zone>,
+    /// Only find out whether it could be published: its stream is refused already.
+    pub only_check: bool,
+    /// Keep the transaction on its replica open.
+    pub keep_open: bool,
+}
+
+impl Run<'_> {
+    /// Reads, compares, plans and (if there is something to publish) packs, validates and puts one
+    /// instance. Gives what is ready to be signed, if anything.
+    pub async fn stage(&self, task: &Task<'_>, feed: &mut Feed, report: &mut InstanceReport) -> Result<Option<Ready>, Stop> {
+        let (instance, contract) = (task.instance, &task.stream.contract);
+        let head = self.heads.get(instance);
+        report.version = head.map(|h| h.version);
+        let drops = feed.drops_of(instance);
+        if self.may_rest(task, feed, head, &drops, report) {
+            return Ok(None);
+        }
+        // 1. What is published, and the new rows under their contract.
+        let mut published = self.published(instance, head, contract, false).await?;
+        self.progress.phase(instance, Phase::Reading);
+        let scratch = self.read(task, feed, published.as_ref(), &drops, report).await?;
+        for attempt in 0.. {
+            // 2. What changed, and whether that may be.
+            self.progress.phase(instance, Phase::Comparing);
+            let compared = tokio::task::block_in_place(|| self.compare(task, &scratch, published.as_mut()));
+            let mut compared = match compared {
+                Err(CompareError::Damaged(why)) if attempt == 0 => {
+                    tracing::warn!(%instance, why, "the published replica is made anew");
+                    drop(published.take());
+                    published = self.published(instance, head, contract, true).await?;
+                    continue;
+                }
+                other => other.map_err(Stop::from)?,
+            };
+            report.tables = compared.diff.tables.clone();
+            self.guard(task, &compared)?;
+            // 3. What to make of it.
+            let mut facts = self.facts(task, head, &compared, published.as_ref()).await?;
+            if plan(&facts).is_nothing() {
+                report.plan = Some(plan(&facts));
+                return Ok(None);
+            }
+            let next = self.next_version(instance, head, &mut facts).await?;
+            let plan = plan(&facts);
+            report.plan = Some(plan.clone());
+            if task.only_check {
+                report.outcome = Outcome::HeldBack;
+                report.reason = "another instance of the stream is refused".into();
+                return Ok(None);
+            }
+            // 4. The packs, aside; applied to the published replica: the code that registers run.
+            let making = Making { run: self, task, head, version: next, plan: &plan, source: feed.name(self.config) };
+            let made = making.make(&scratch, &mut compared, published.take(), report).await;
+            let made = match made {
+                Err(MakeError::Drift(why)) if attempt == 0 => {
+                    tracing::warn!(%instance, why, "the published replica drifted; it is made anew");
+                    self.give_up(instance, next).await?;
+                    published = self.published(instance, head, contract, true).await?;
+                    continue;
+                }
+                Err(MakeError::Drift(why)) => {
+                    self.give_up(instance, next).await?;
+                    return Err(refused("VALIDATION", format!("the packs do not apply to the published rows: {why}")));
+                }
+                Err(MakeError::Stop(Stop::Refused(r))) => {
+                    self.give_up(instance, next).await?;
+                    return Err(Stop::Refused(r));
+                }
+                Err(MakeError::Stop(fatal)) => return Err(fatal),
+                Ok(made) => made,
+            };
+            report.outcome = Outcome::Published;
+            report.version = Some(next);
+            let Some(mut ready) = made else { return Ok(None) };
+            ready.drops = drops;
+            return Ok(Some(ready));
+        }
+        Ok(None)
+    }
+
+    /// With an inbox: whether there is nothing to read at all.
+    fn may_rest(&self, task: &Task<'_>, feed: &Feed, head: Option<&Head>, drops: &[Drop], report: &mut InstanceReport) -> bool {
+        if !matches!(feed, Feed::Inbox(_)) || !drops.is_empty() {
+            return false;
+        }
+        let same = self.contract_is_known(task.instance, head, &task.stream.contract);
+        if head.is_none() {
+            report.outcome = Outcome::Waiting;
+            report.reason = "no drop has come for it yet".into();
+            return true;
+        }
+        same && !self.options.full && head.is_some_and(|h| h.epoch == self.epoch)
+    }
+
+    /// Whether the head was published under this very contract.
+    fn contract_is_known(&self, instance: &Instance, head: Option<&Head>, contract: &Contract) -> bool {
+        let known = self.contract_numbers.get(&instance.stream);
+        head.is_some_and(|h| known.is_some_and(|(number, sha256)| *number == h.schema && *sha256 == contract.sha256))
+    }
+
+    /// The published replica, at its head.
+    async fn published(&self, instance: &Instance, head: Option<&Head>, new: &Contract, anew: bool) -> Result<Option<Published>, Stop> {
+        let Some(head) = head else { return Ok(None) };
+        let replica = match self.replica_at_head(instance, head, new, anew).await {
+            Ok(replica) => replica,
+            // Only new rows can mend that, and somebody must say so: nothing guards them.
+            Err(e) if e.needs_full() && self.options.full => {
+                tracing::warn!(%instance, error = %e, "published anew by --full");
+                return Ok(None);
+            }
+            Err(e) if e.needs_full() => {
+                return Err(refused("REPLICA", format!("{e}. To publish it anew from the source, run again with --full")));
+            }
+            Err(e) => return Err(PublishError::from(e).into()),
+        };
+        let held = replica.held(&instance.stream)?;
+        let ddl = held.map_or_else(|| new.ddl.clone(), |h| h.ddl);
+        let ddl_is_same = ddl == new.ddl;
+        let contract = if ddl_is_same {
+            new.clone()
+        } else {
+            Contract::parse(&ddl, &self.config.limits)
+                .map_err(|e| refused("REPLICA", format!("the published contract cannot be read: {e}")))?
+        };
+        Ok(Some(Published { replica, contract, ddl_is_same }))
+    }
+
+    /// A dry run leaves the replica alone: it reads it as it lies, or makes one of its own.
+    async fn replica_at_head(&self, instance: &Instance, head: &Head, new: &Contract, anew: bool) -> Result<Replica, RebuildError> {
+        let path = self.replica_path(instance);
+        if !self.options.dry_run {
+            return rebuild::published(self.workshop(), &path, instance, head, anew).await;
+        }
+        let same_contract = self.contract_is_known(instance, Some(head), new);
+        if !anew && same_contract && let Some(replica) = super::read_only_at(&path, instance, head, self.config) {
+            return Ok(replica);
+        }
+        let path = self.scratch_dir.join(format!("{instance}.published.db"));
+        rebuild::published(self.workshop(), &path, instance, head, true).await
+    }
+
+    /// Loads the new rows into a scratch database. Bad rows are a refusal.
+    async fn read(
+        &self,
+        task: &Task<'_>,
+        feed: &mut Feed,
+        published: Option<&Published>,
+        drops: &[Drop],
+        report: &mut InstanceReport,
+    ) -> Result<Scratch, Stop> {
+        let (instance, contract) = (task.instance, &task.stream.contract);
+        let path = self.scratch_dir.join(format!("{instance}.db"));
+        let scratch = tokio::task::block_in_place(|| Scratch::create(&path, contract))?;
+        let mut faults = Faults::telling(self.config.publish.errors_listed);
+        let kept = published.map(|p| Kept { replica: &p.replica, contract: &p.contract });
+        match feed.read(self.config, task.stream, instance, task.zone, kept, &scratch, &mut faults).await {
+            Ok(()) => {}
+            Err(ReadError::Scratch(e)) => return Err(e.into()),
+            Err(ReadError::Source(code, text)) => return Err(refused(code, text)),
+            Err(ReadError::Drop(drop, e)) => {
+                let text = format!("{}: {e}", drop.file.name);
+                let reject = vec![(*drop, e.to_string())];
+                return Err(Stop::Refused(Box::new(Refusal { code: "DROP", text, faults, reject })));
+            }
+        }
+        tokio::task::block_in_place(|| {
+            scratch.check_references(contract, &mut faults)?;
+            scratch.finish()
+        })?;
+        if faults.is_empty() {
+            return Ok(scratch);
+        }
+        report.bad_rows = faults.count;
+        report.faults = faults.first.iter().map(|f| format!("{instance}: {f}")).collect();
+        let of_bad_table = |d: &&Drop| matches!(&d.what, Ok(What::Table { table, .. }) if faults.first.iter().any(|f| &f.table == table));
+        let reject = drops
+            .iter()
+            .filter(of_bad_table)
+            .map(|d| match &d.what {
+                Ok(What::Table { table, .. }) => (d.clone(), faults_text(instance, &faults, table)),
+                _ => (d.clone(), String::new()),
+            })
+            .collect();
+        let text = format!("{} bad rows; nothing of stream {} is published", faults.count, instance.stream);
+        Err(Stop::Refused(Box::new(Refusal { code: "BAD_ROWS", text, faults, reject })))
+    }
+
+    /// Compares the new rows with the published ones.
+    fn compare(&self, task: &Task<'_>, scratch: &Scratch, published: Option<&mut Published>) -> Result<Compared, CompareError> {
+        let (instance, contract) = (task.instance, &task.stream.contract);
+        let spool = Spool::new(&self.scratch_dir.join(format!("{instance}.spool")));
+        let mut compared = Compared { diff: Diff::default(), spool, migrate: Vec::new(), rebuild: None };
+        let Some(p) = published else {
+            compared.diff = counted(scratch, contract, None)?;
+            return Ok(compared);
+        };
+        if !p.ddl_is_same {
+            match contract.additive_since(&p.contract) {
+                Ok(statements) => compared.migrate = statements,
+                Err(e) if self.options.allow_rebuild => {
+                    compared.rebuild = Some(e.reason.clone());
+                    compared.diff = counted(scratch, contract, Some(p))?;
+                    return Ok(compared);
+                }
+                Err(e) => return Err(CompareError::Stop(refused("REBUILD", e.to_string()))),
+            }
+        }
+        if !compared.migrate.is_empty() {
+            p.replica.preview_migration(&compared.migrate).map_err(|e| damaged(e.verdict(), &e))?;
+        }
+        let result = contract.tables.iter().try_for_each(|table| {
+            compare(Some(p.replica.connection()), scratch.connection(), table, &mut compared.spool, &mut compared.diff)
+        });
+        p.replica.rollback();
+        result.map_err(|e| match &e {
+            DiffError::Sqlite { source, .. } => damaged(proto::replica::sqlite::verdict(source), &e),
+            DiffError::Spool { .. } => CompareError::Stop(Stop::Fatal(PublishError::Machine(e.to_string()))),
+        })?;
+        Ok(compared)
+    }
+
+    /// The shrink guard.
+    fn guard(&self, task: &Task<'_>, compared: &Compared) -> Result<(), Stop> {
+        let allowed = match &self.options.allow_shrink {
+            Some(None) => true,
+            Some(Some(stream)) => stream == &task.stream.name,
+            None => false,
+        };
+        if allowed {
+            return Ok(());
+        }
+        let shrunk = guard::check_tables(&compared.diff.tables, self.bounds());
+        if shrunk.is_empty() {
+            return Ok(());
+        }
+        let what: Vec<String> = shrunk.iter().map(ToString::to_string).collect();
+        let text = format!("{}. If that is right, run again with --allow-shrink {}", what.join("; "), task.stream.name);
+        Err(refused("SHRINK", text))
+    }
+
+    /// `publish.shrink_percent` and `publish.shrink_rows`.
+    pub fn bounds(&self) -> Bounds {
+        Bounds { percent: self.config.publish.shrink_percent, rows: self.config.publish.shrink_rows }
+    }
+
+    async fn facts(&self, task: &Task<'_>, head: Option<&Head>, c: &Compared, published: Option<&Published>) -> Result<Facts, PublishError> {
+        let reported = match (head, self.reported.get(task.instance)) {
+            (Some(_), Some((since, who))) => self.unanswered(task.instance, *since, who).await?,
+            _ => None,
+        };
+        Ok(Facts {
+            published: published.is_some(),
+            changed_rows: c.diff.tables.values().map(|t| t.rows.total()).sum(),
+            new_contract: published.is_some_and(|p| !p.ddl_is_same),
+            rebuild: c.rebuild.clone(),
+            new_epoch: head.is_some_and(|h| h.epoch != self.epoch),
+            ahead: false,
+            asked: self.options.full,
+            reported,
+            deltas: head.map_or(0, |h| h.deltas_since_full().count() as u64),
+            delta_bytes: head.map_or(0, |h| h.deltas_since_full().map(|p| p.bytes).sum()),
+            full_bytes: head.and_then(|h| h.last_full()).map_or(0, |p| p.bytes),
+            most_deltas: self.config.publish.deltas,
+        })
+    }
+
+    /// A fault that devices report and that is younger than the last full.
+    async fn unanswered(&self, instance: &Instance, since: proto::clock::Timestamp, who: &str) -> Result<Option<String>, PublishError> {
+        let packs = self.ledger.published(instance).await?;
+        let full = packs.iter().rfind(|p| p.entry.kind == PackKind::Full);
+        Ok(full.is_none_or(|f| f.signed_at < since).then(|| who.to_owned()))
+    }
+
+    /// 1 + the greatest of the ledger, the head (from manifests) and the objects listed.
+    async fn next_version(&self, instance: &Instance, head: Option<&Head>, facts: &mut Facts) -> Result<Version, PublishError> {
+        let known = self.ledger.max_version(instance).await?.max(head.map(|h| h.version));
+        let known = known.map_or(0, Version::get);
+        let mut greatest = known;
+        for (name, _) in self.buckets.list_packs(instance).await? {
+            let version = name.version.get();
+            if version > known.saturating_add(FAR_AHEAD) {
+                self.problem(format!("{name} in the bucket is far beyond version {known}: it is not ours and is left out of account"));
+            } else {
+                greatest = greatest.max(version);
+            }
+        }
+        facts.ahead = greatest > known && head.is_some();
+        Version::try_from(greatest.saturating_add(1)).map_err(|e| PublishError::Machine(format!("{instance}: {e}")))
+    }
+
+    async fn give_up(&self, instance: &Instance, version: Version) -> Result<(), PublishError> {
+        let Some(token) = self.token else { return Ok(()) };
+        let step = Step::Abandon(instance.clone(), version);
+        self.step(step, self.ledger.abandon(token, instance, version)).await
+    }
+}
+
+/// Comparing went wrong.
+enum CompareError {
+    /// The published replica cannot be read.
+    Damaged(String),
+    /// Something else.
+    Stop(Stop),
+}
+impl From<CompareError> for Stop {
+    fn from(e: CompareError) -> Self {
+        match e {
+            CompareError::Damaged(why) => refused("REPLICA", format!("the published replica is damaged: {why}")),
+            CompareError::Stop(stop) => stop,
+        }
+    }
+}
+impl From<ScratchError> for CompareError {
+    fn from(e: ScratchError) -> Self {
+        CompareError::Stop(e.into())
+    }
+}
+
+fn damaged(verdict: Verdict, e: &dyn std::fmt::Display) -> CompareError {
+    match verdict {
+        Verdict::Rebuild | Verdict::Quarantine => CompareError::Damaged(e.to_string()),
+        _ => CompareError::Stop(Stop::Fatal(PublishError::Machine(e.to_string()))),
+    }
+}
+
+/// Rows of the scratch database counted, without a comparison: everything is new.
+fn counted(scratch: &Scratch, contract: &Contract, published: Option<&Published>) -> Result<Diff, CompareError> {
+    let fatal = |e: rusqlite::Error| CompareError::Stop(Stop::Fatal(PublishError::Machine(e.to_string())));
+    let count = |db: &rusqlite::Connection, table: &TableName| -> Result<u64, CompareError> {
+        db.query_row(&format!("SELECT count(*) FROM \"{table}\""), [], |r| r.get::<_, i64>(0))
+            .map(i64::unsigned_abs)
+            .map_err(fatal)
+    };
+    let mut diff = Diff::default();
+    for table in &contract.tables {
+        let after = count(scratch.connection(), &table.name)?;
+        let before = match published {
+            Some(p) if p.contract.table(&table.name).is_some() => count(p.replica.connection(), &table.name)?,
+            _ => 0,
+        };
+        let rows = RowCounts { insert: after, ..RowCounts::default() };
+        let change = TableChange { before, after, gone: before.saturating_sub(after), rows };
+        diff.tables.insert(table.name.clone(), change);
+    }
+    Ok(diff)
+}
+
+/// Making packs went wrong.
+enum MakeError {
+    /// The published rows are not what the delta builds on.
+    Drift(String),
+    /// Something else.
+    Stop(Stop),
+}
+impl<E: Into<Stop>> From<E> for MakeError {
+    fn from(e: E) -> Self {
+        MakeError::Stop(e.into())
+    }
+}
+
+type Digests = BTreeMap<TableName, StateDigest>;
+
+/// Making one version.
+struct Making<'m, 'r> {
+    run: &'m Run<'r>,
+    task: &'m Task<'m>,
+    head: Option<&'m Head>,
+    version: Version,
+    plan: &'m Plan,
+    source: &'static str,
+}
+
+impl Making<'_, '_> {
+    /// Reserves, writes, validates and puts. In a dry run only writes, to know the bytes.
+    async fn make(
+        &self,
+        scratch: &Scratch,
+        compared: &mut Compared,
+        published: Option<Published>,
+        report: &mut InstanceReport,
+    ) -> Result<Option<Ready>, MakeError> {
+        let (run, instance) = (self.run, self.task.instance);
+        let number = self.reserve().await?;
+        run.progress.phase(instance, Phase::Packing);
+        let mut packs: Vec<(PackEntry, PathBuf)> = Vec::new();
+        let mut digests = compared.diff.digests.clone();
+        if self.plan.delta {
+            let migrate = compared.migrate.clone();
+            let spool = &mut compared.spool;
+            let (entry, path, _) = self.write(PackKind::Delta, number, migrate, report, |w| {
+                spool.write(w).map_err(|e| PublishError::Machine(format!("a delta: {e}")))?;
+                Ok(digests.clone())
+            })?;
+            packs.push((entry, path));
+        }
+        if self.plan.full {
+            let (entry, path, found) = self.write(PackKind::Full, number, Vec::new(), report, |w| self.all_rows(scratch, w))?;
+            digests = found;
+            packs.push((entry, path));
+        }
+        if run.options.dry_run {
+            packs.iter().try_for_each(|(_, path)| shelf::remove(path))?;
+            return Ok(None);
+        }
+        run.progress.phase(instance, Phase::Applying);
+        let replica = tokio::task::block_in_place(|| self.validate(published, &packs))?;
+        run.progress.phase(instance, Phase::Putting);
+        self.put(&packs, &digests).await?;
+        let aside: Vec<PathBuf> = packs.iter().map(|(_, p)| p.clone()).collect();
+        let pack = packs.swap_remove(0);
+        Ok(Some(Ready { instance: instance.clone(), version: self.version, replica, pack, aside, drops: Vec::new() }))
+    }
+
+    /// Takes the number; gives the contract's.
+    async fn reserve(&self) -> Result<u64, Stop> {
+        let (run, instance, contract) = (self.run, self.task.instance, &self.task.stream.contract);
+        let (number, _) = run.ledger.schema_number(&instance.stream, &contract.sha256).await?;
+        // A contract that went back to an earlier text is a new number all the same.
+        let Some(token) = run.token else { return Ok(number) };
+        let plan = self.plan.to_string();
+        let reserve = Reserve {
+            instance,
+            version: self.version,
+            epoch: run.epoch,
+            schema: number,
+            schema_sha256: &contract.sha256,
+            ddl: &contract.ddl,
+            plan: &plan,
+            now: run.clock.now(),
+        };
+        run.step(Step::Reserve(instance.clone(), self.version), run.ledger.reserve(token, &reserve)).await?;
+        Ok(number)
+    }
+
+    fn header(&self, kind: PackKind, number: u64, migrate: Vec<String>) -> Header {
+        let contract = &self.task.stream.contract;
+        let base = match kind {
+            PackKind::Full => None,
+            PackKind::Delta => self.head.map(|h| h.version),
+        };
+        Header {
+            format: FORMAT,
+            stream: self.task.instance.stream.clone(),
+            audience: self.task.instance.audience.clone(),
+            version: self.version,
+            base,
+            kind,
+            schema: SchemaPart { number, ddl: contract.ddl.clone(), sha256: contract.sha256, migrate },
+            created_at: self.run.clock.now(),
+            source: self.source.to_owned(),
+            tables: table_heads(contract),
+        }
+    }
+
+    /// Writes a pack aside. Nothing needs it after a power cut, so that it is not synced.
+    fn write(
+        &self,
+        kind: PackKind,
+        number: u64,
+        migrate: Vec<String>,
+        report: &mut InstanceReport,
+        body: impl FnOnce(&mut PackWriter<BufWriter<File>>) -> Result<Digests, PublishError>,
+    ) -> Result<(PackEntry, PathBuf, Digests), Stop> {
+        let run = self.run;
+        let name = PackName { instance: self.task.instance.clone(), version: self.version, kind };
+        let path = run.packs_dir.join(format!("{}.{}", self.task.instance, name.file_name()));
+        let header = self.header(kind, number, migrate);
+        let base = header.base;
+        let write = || -> Result<(Written, Digests), PublishError> {
+            let failed = |e: io::Error| PublishError::Machine(format!("writing {}: {e}", path.display()));
+            let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path).map_err(failed)?;
+            let out = BufWriter::with_capacity(256 << 10, file);
+            let mut writer = PackWriter::new(out, &header, run.config.publish.level).map_err(failed)?;
+            let digests = body(&mut writer)?;
+            let (_, written) = writer.finish(&digests).map_err(failed)?;
+            Ok((written, digests))
+        };
+        run.steps.before(&Step::WritePack(name.clone()))?;
+        let (written, digests) = tokio::task::block_in_place(write)?;
+        run.steps.after(&Step::WritePack(name.clone()))?;
+        report.packs.push(PackReport { kind, bytes: written.bytes, rows: written.rows.total() });
+        let Written { bytes, unpacked, sha256, .. } = written;
+        let limits = &run.config.limits;
+        if bytes > limits.pack_bytes || unpacked > limits.unpacked_bytes || unpacked / limits.ratio.max(1) > bytes {
+            let text = format!(
+                "{name} has {bytes} bytes and {unpacked} unpacked: readers refuse that (limits.pack_bytes = {}, \
+                 limits.unpacked_bytes = {}, limits.ratio = {}; raise them at every tier)",
+                limits.pack_bytes, limits.unpacked_bytes, limits.ratio
+            );
+            shelf::remove(&path)?;
+            return Err(refused("PACK_LIMITS", text));
+        }
+        Ok((PackEntry { version: self.version, kind, base, bytes, unpacked, sha256 }, path, digests))
+    }
+
+    fn all_rows(&self, scratch: &Scratch, w: &mut PackWriter<BufWriter<File>>) -> Result<Digests, PublishError> {
+        let mut digests = Digests::new();
+        for table in &self.task.stream.contract.tables {
+            let (_, digest) = write_all(scratch.connection(), table, w).map_err(|e| PublishError::Machine(e.to_string()))?;
+            digests.insert(table.name.clone(), digest);
+        }
+        Ok(digests)
+    }
+
+    /// Applies the first pack to the published replica, in a transaction that stays open. A full
+    /// that stands beside a delta is proved in a replica of its own.
+    fn validate(&self, published: Option<Published>, packs: &[(PackEntry, PathBuf)]) -> Result<Option<Replica>, MakeError> {
+        let (run, instance) = (self.run, self.task.instance);
+        let drift = published.is_some();
+        let mut replica = match published {
+            Some(p) => p.replica,
+            None => {
+                let path = run.replica_path(instance);
+                let (replica, held) = rebuild::open(&path, instance, &run.config.limits).map_err(PublishError::from)?;
+                // What nothing is known of was never published.
+                if held.is_some() {
+                    drop(replica);
+                    rebuild::discard(&path)?;
+                    rebuild::open(&path, instance, &run.config.limits).map_err(PublishError::from)?.0
+                } else {
+                    replica
+                }
+            }
+        };
+        self.apply(&mut replica, &packs[0]).map_err(|e| if drift && e.may_be_drift() { MakeError::Drift(e.to_string()) } else { self.fatal(e).into() })?;
+        if let [_, full] = packs {
+            let path = run.scratch_dir.join(format!("{instance}.proof.db"));
+            rebuild::discard(&path)?;
+            let mut proof = Replica::open(&path, &run.config.limits)?;
+            let result = self.apply(&mut proof, full);
+            proof.rollback();
+            drop(proof);
+            rebuild::discard(&path)?;
+            result.map_err(|e| self.fatal(e))?;
+        }
+        if self.task.keep_open {
+            replica.connection().execute_batch("PRAGMA shrink_memory").map_err(|e| PublishError::Machine(e.to_string()))?;
+            return Ok(Some(replica));
+        }
+        replica.rollback();
+        Ok(None)
+    }
+
+    fn apply(&self, replica: &mut Replica, pack: &(PackEntry, PathBuf)) -> Result<RowCounts, ApplyError> {
+        let packs = [PackFile { path: &pack.1, entry: &pack.0 }];
+        let job =
+            Job { instance: self.task.instance, epoch: self.run.epoch, packs: &packs, now: self.run.clock.now(), prove: false };
+        replica.apply_uncommitted(&job)
+    }
+
+    /// A pack of ours that does not apply: this machine, or rows that pass the scratch database
+    /// and not a register.
+    fn fatal(&self, e: ApplyError) -> Stop {
+        match e.verdict() {
+            Verdict::Quarantine => refused("VALIDATION", format!("registers would refuse it: {e}")),
+            _ => Stop::Fatal(PublishError::Machine(e.to_string())),
+        }
+    }
+
+    /// Puts the packs, each only if its name is free, and records them.
+    async fn put(&self, packs: &[(PackEntry, PathBuf)], digests: &Digests) -> Result<(), Stop> {
+        let (run, instance) = (self.run, self.task.instance);
+        let Some(token) = run.token else { return Ok(()) };
+        run.still_publisher().await?;
+        for (entry, path) in packs {
+            let name = entry.name(instance);
+            let content = Content::File { path: path.as_path(), bytes: entry.bytes, sha256: entry.sha256 };
+            run.step(Step::PutPack(name.clone()), run.buckets.put_new(&ObjectName::Pack(name), content)).await?;
+        }
+        let entries: Vec<PackEntry> = packs.iter().map(|(e, _)| e.clone()).collect();
+        let packed = run.ledger.packed(token, instance, self.version, &entries, digests);
+        run.step(Step::Packed(instance.clone(), self.version), packed).await?;
+        Ok(())
+    }
+}
+
+impl From<RebuildError> for PublishError {
+    fn from(e: RebuildError) -> Self {
+        match e {
+            RebuildError::Bucket(e) => e.into(),
+            RebuildError::Ledger(e) => e.into(),
+            other => PublishError::Machine(other.to_string()),
+        }
+    }
+}
