@@ -339,3 +339,6 @@ fn behind(outcomes: &BTreeMap<StreamName, Outcome>) -> BTreeMap<StreamName, Stri
     };
     outcomes.iter().filter_map(|(s, o)| Some((s.clone(), why(o)?))).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -352,7 +352,7 @@ impl Runner {
                     .unwrap_or_else(|e| TrialEnd::Died { how: e.to_string() });
             }
         };
-        let child = Arc::new(Mutex::new(None));
+        let child = Running::default();
         let killer = Killer(Arc::clone(&child));
         // The thread that starts the child must outlive it: the death signal is bound to it.
         let mut running = tokio::task::spawn_blocking(move || run_child(&program, &trial, &child));
@@ -377,20 +377,23 @@ impl Runner {
     }
 }
 
-/// The child while it runs.
-type Running = Arc<Mutex<Option<Child>>>;
+/// The child while it runs, and whether it is to die (perhaps before it was born).
+#[derive(Default)]
+struct Life {
+    child: Option<Child>,
+    doomed: bool,
+}
+type Running = Arc<Mutex<Life>>;
 
 /// Kills the child when told, or when whoever waits for it is dropped.
 struct Killer(Running);
 
 impl Killer {
     fn kill(&self) {
-        // Locked by the waiter only when the child has closed its stdout: it is ending by itself.
-        if let Ok(mut child) = self.0.try_lock()
-            && let Some(child) = child.as_mut()
-        {
-            let _ = child.kill();
-        }
+        // Locked by the waiter only for a moment, or when the child has closed its stdout: it is ending.
+        let mut life = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        life.doomed = true;
+        let _ = life.child.as_mut().map(Child::kill);
     }
 }
 impl Drop for Killer {
@@ -411,7 +414,11 @@ fn run_child(program: &Path, trial: &Trial, running: &Running) -> TrialEnd {
     let (stdin, stdout) = match spawned {
         Ok(mut child) => {
             let pipes = (child.stdin.take(), child.stdout.take());
-            *running.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(child);
+            let mut life = running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if life.doomed {
+                let _ = child.kill();
+            }
+            life.child = Some(child);
             pipes
         }
         Err(e) => return failed(e),
@@ -420,8 +427,8 @@ fn run_child(program: &Path, trial: &Trial, running: &Running) -> TrialEnd {
     let _ = stdin.map(|mut s| s.write_all(&line));
     let mut answer = String::new();
     let _ = stdout.map(|s| s.take(MAX_LINE).read_to_string(&mut answer));
-    let mut child = running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let status = match child.as_mut().map(Child::wait) {
+    let mut life = running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let status = match life.child.as_mut().map(Child::wait) {
         Some(Ok(status)) => status,
         Some(Err(e)) => return failed(e),
         None => return failed(std::io::Error::other("no child")),

@@ -192,3 +192,6 @@ fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) 
 fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     text(status, "application/json", serde_json::to_vec(value).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;
