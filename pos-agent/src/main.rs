@@ -144,6 +144,11 @@ fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool) -> anyhow:
     }
     shelf::create_dir(&config.data_dir)?;
     let _lock = shelf::LockFile::acquire(&config.data_dir)?;
+    // The file holds the device's key. SQLite gives its log and index the same mode.
+    let memory = config.data_dir.join(proto::device::FILE);
+    if !memory.exists() {
+        shelf::write_private(&memory, b"")?;
+    }
     Device::enrol(&config.data_dir, &code)?;
     if json {
         cli::print_json(&serde_json::json!({ "id": code.id, "data_dir": config.data_dir }));
@@ -204,7 +209,12 @@ async fn running(config: &Config) -> Option<(Source, Status)> {
 async fn show_status(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
     let status = match running(config).await {
         Some((_, status)) => status,
-        None => status::from_files(config, clock)?,
+        None => {
+            if !json {
+                cli::print_line("no agent is running here (or its API cannot be reached); from the files:");
+            }
+            status::from_files(config, clock)?
+        }
     };
     print_status(&status, json);
     Ok(Exit::Done)

@@ -4,6 +4,7 @@
 //! changes a row but through a proved pack. If the power goes, the file holds the version before or
 //! the version after, whole: version and rows commit together.
 
+use crate::agent::move_aside;
 use crate::plan::At;
 use proto::clock::Timestamp;
 use proto::ids::{Instance, StreamName};
@@ -12,6 +13,7 @@ use proto::manifest::PackEntry;
 use proto::replica::sqlite::{Checkpoint, SqliteError};
 use proto::replica::{Applied, ApplyError, Held, Job, PackFile, Replica, TableCheck};
 use proto::retry::Verdict;
+use proto::shelf::ShelfError;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,9 @@ pub enum DbError {
     /// SQLite.
     #[error(transparent)]
     Sqlite(#[from] SqliteError),
+    /// The file could not be moved aside.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
     /// The work was cut off (a panic, the end of the process).
     #[error("work on the database was cut off: {0}")]
     Cut(String),
@@ -37,12 +42,17 @@ impl DbError {
     pub fn verdict(&self) -> Verdict {
         match self {
             DbError::Sqlite(e) => e.verdict(),
+            DbError::Shelf(e) => e.verdict(),
             DbError::Cut(_) => Verdict::Retry,
         }
     }
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, DbError::Sqlite(e) if e.is_disk_full())
+        match self {
+            DbError::Sqlite(e) => e.is_disk_full(),
+            DbError::Shelf(e) => e.is_disk_full(),
+            DbError::Cut(_) => false,
+        }
     }
 }
 
@@ -111,6 +121,15 @@ impl RegisterDb {
             open.replica.all_held().map_err(DbError::from)
         };
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DbError::Cut(e.to_string())))
+    }
+
+    /// Moves the damaged file aside and begins an empty one. A POS application that has the old file
+    /// open goes on reading what it can of it until it opens the new one.
+    pub fn begin_anew(&self) -> Result<(), DbError> {
+        let mut open = self.lock();
+        move_aside(&self.path)?;
+        *open = Open::at(&self.path, &self.limits)?;
+        Ok(())
     }
 
     /// Applies the packs of one transaction, proved by their digests before it commits.

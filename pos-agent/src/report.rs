@@ -91,9 +91,9 @@ pub fn heartbeat(status: Status, seq: u64, sent_at: Timestamp) -> Heartbeat {
     }
 }
 
-/// Sends one heartbeat and takes in the answer. Static relays take none: `Ok(false)`.
+/// Sends one heartbeat and takes in the answer. Static relays and silent ones take none: `Ok(false)`.
 pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
-    if agent.upstream.is_static() || !agent.upstream.relay().is_web() {
+    if !agent.upstream.takes_heartbeats() {
         return Ok(false);
     }
     let outcome = post(agent).await;

@@ -13,8 +13,8 @@ use std::time::Duration;
 const PATIENCE: u32 = 3;
 /// Deaths in a row before HQ is told.
 const ALARM: u32 = 5;
-/// The longest wait after a start.
-const LONGEST: Duration = Duration::from_secs(600);
+/// The longest wait after a start: the other streams have had their turn by then.
+const LONGEST: Duration = Duration::from_secs(15);
 
 /// A pack that was being applied when the process died.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ impl Trying {
     fn wait(&self) -> Duration {
         match self.deaths.checked_sub(PATIENCE) {
             None => Duration::ZERO,
-            Some(n) => Duration::from_secs(5u64 << n.min(10)).min(LONGEST),
+            Some(n) => Duration::from_secs(1u64 << n.min(10)).min(LONGEST),
         }
     }
     /// Whether it died so often that HQ should know.

@@ -71,6 +71,8 @@ struct State {
     seen: Seen,
     /// Whether `/v1/versions` was 404.
     is_static: bool,
+    /// The last poll was not answered.
+    fails: bool,
     /// Whether the list of versions is this process's own hearing, not a memory.
     heard: bool,
     word: RelayWord,
@@ -179,8 +181,20 @@ impl Upstream {
         s.heard.then(|| s.word.versions.get(instance).map_or(Served::Nothing, |v| Served::Upto(*v)))
     }
 
+    /// Whether the relay takes heartbeats now.
+    pub fn takes_heartbeats(&self) -> bool {
+        let s = self.state();
+        self.relay.is_web() && !s.is_static && !s.fails
+    }
+
     /// Asks the relay for its versions, waiting up to `wait` for news.
     pub async fn poll_relay(&self, wait: Duration) -> Heard {
+        let heard = self.poll(wait).await;
+        self.state().fails = matches!(heard, Heard::Silence(_));
+        heard
+    }
+
+    async fn poll(&self, wait: Duration) -> Heard {
         let known = {
             let s = self.state();
             // Right after a start there is nothing to compare with.

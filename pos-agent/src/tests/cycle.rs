@@ -192,8 +192,7 @@ async fn a_corrupt_file_at_the_source_is_refused_and_its_way_round_taken_at_once
     assert_eq!((version(&agent, "promo@all"), r.rows("promo")), (Some(7), rows(10, 1)));
     assert!(codes(&agent).contains(&fault::REFUSED.to_owned()));
     // Put right at the source: taken, and the fault ends.
-    let (good, at) = (usual(), hq.pack_path("promo@all", 8, PackKind::Delta));
-    drop(good);
+    let at = hq.pack_path("promo@all", 8, PackKind::Delta);
     let mut again = usual();
     again.delta("promo@all", 8, &rows(11, 8));
     std::fs::copy(again.pack_path("promo@all", 8, PackKind::Delta), at).unwrap();
@@ -295,6 +294,44 @@ async fn a_lost_or_replaced_database_is_installed_anew() {
     }
     assert_eq!(cycle(&agent).await, End::Done);
     assert_eq!(r.rows("price"), rows(100, 100));
+}
+
+#[tokio::test]
+async fn a_damaged_database_is_begun_anew_and_told() {
+    let mut hq = usual();
+    hq.full("price@zone-east", 51, &rows(5000, 51));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    cycle(&agent).await;
+    drop(agent);
+    // The header: found when it is opened.
+    let path = r.config.store_db();
+    let good = std::fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    bad[..100].fill(7);
+    std::fs::write(&path, bad).unwrap();
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!(r.rows("price"), rows(5000, 51));
+    assert_eq!(agent.memory.look(|f| f.to_tell())[0].code, fault::DRIFT);
+    cycle(&agent).await;
+    drop(agent);
+    // Pages of a table: found by the delta that touches them.
+    let mut bad = std::fs::read(&path).unwrap();
+    let half = bad.len() / 2;
+    bad[half..].fill(7);
+    std::fs::write(&path, bad).unwrap();
+    hq.delta("price@zone-east", 52, &rows(5000, 52));
+    hq.sign();
+    let agent = r.open();
+    for _ in 0..3 {
+        poll_and_cycle(&agent).await;
+    }
+    assert_eq!(r.rows("price"), rows(5000, 52));
+    assert!(codes(&agent).is_empty(), "{:?}", codes(&agent));
+    assert!(!verify::check(&path, &Limits::default()).unwrap().drift);
 }
 
 #[tokio::test]

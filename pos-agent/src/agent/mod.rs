@@ -5,6 +5,11 @@
 //! stop another. If the power goes at any line, `store.db` holds whole versions and the next cycle
 //! begins from what it says; downloads go on from their length.
 
+mod remedy;
+mod tidy;
+
+pub(crate) use remedy::move_aside;
+
 use crate::config::Config;
 use crate::disk::Room;
 use crate::hold::Hold;
@@ -12,16 +17,16 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
-use crate::register_db::{AllHeld, ApplyFailure, RegisterDb, Remedy, at};
+use crate::register_db::{AllHeld, RegisterDb, at};
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::Upstream;
 use proto::clock::Clock;
 use proto::device::{Device, DeviceError};
-use proto::fetch::{BadSource, FetchError, FetchErrorKind};
-use proto::follow::{FollowError, lock};
-use proto::ids::{Instance, StreamName};
-use proto::layout::PackName;
+use proto::fetch::BadSource;
+use proto::follow::lock;
+use proto::ids::Instance;
+use proto::layout::{PackKind, PackName};
 use proto::manifest::{Manifest, PackEntry, StreamEntry};
 use proto::replica::sqlite::SqliteError;
 use proto::retry::Verdict;
@@ -130,6 +135,8 @@ pub struct Agent {
     log_dirty: AtomicBool,
     /// This cycle met a full disk.
     full: AtomicBool,
+    /// The database was damaged and begun anew by this process: not twice, the disk may be dying.
+    rebuilt: AtomicBool,
     swept_for: Mutex<Option<u64>>,
     shown: Mutex<Shown>,
     observer: Option<Observer>,
@@ -165,11 +172,21 @@ impl Agent {
         let device = Arc::new(Mutex::new(Device::open(&dir, &config.device(), &config.limits)?));
         let (memory, word) = Memory::load(device.clone())?;
         let room = Room::open(&dir, config.ballast)?;
-        let db = RegisterDb::open(&config.store_db(), &config.limits)?;
+        let (db, damage) = match RegisterDb::open(&config.store_db(), &config.limits) {
+            Err(e) if e.verdict() == Verdict::Rebuild => {
+                let damage = e.to_string();
+                move_aside(&config.store_db())?;
+                (RegisterDb::open(&config.store_db(), &config.limits)?, Some(damage))
+            }
+            other => (other?, None),
+        };
         shelf::create_dir(&dir.join("packs"))?;
         let upstream = Upstream::new(&config, clock.clone(), word)?;
         // A halt lasts until somebody restarted the service.
         memory.faults(|f| f.mend(fault::HALTED, |_| true));
+        if let Some(damage) = &damage {
+            memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), damage, clock.now()));
+        }
         let tries = Tries::open(&dir, clock.monotonic());
         Ok(Agent {
             config,
@@ -188,6 +205,7 @@ impl Agent {
             halted: AtomicBool::new(false),
             log_dirty: AtomicBool::new(true),
             full: AtomicBool::new(false),
+            rebuilt: AtomicBool::new(damage.is_some()),
             swept_for: Mutex::new(None),
             shown: Mutex::new(Shown::default()),
             observer,
@@ -227,6 +245,10 @@ impl Agent {
             Ok(held) => {
                 self.shown().held = held.clone();
                 self.at(Step::Looked).then_some(held)
+            }
+            Err(e) if e.verdict() == Verdict::Rebuild => {
+                self.rebuild(&e.to_string());
+                None
             }
             Err(e) => {
                 self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
@@ -388,32 +410,6 @@ impl Agent {
         Went::On(files)
     }
 
-    async fn not_fetched<T>(&self, name: &PackName, errors: &[FetchError]) -> Went<T> {
-        let text = errors.iter().map(|e| e.to_string()).collect::<Vec<_>>().join("; ");
-        let any = |kind| errors.iter().any(|e| e.kind == kind);
-        if any(FetchErrorKind::Halt) {
-            self.trouble(Verdict::Halt, false, &text);
-            return Went::Over(End::Halted);
-        }
-        if any(FetchErrorKind::Disk) {
-            self.no_room(&text).await;
-            return Went::Over(End::DiskFull);
-        }
-        if errors.iter().any(|e| e.verdict() == Verdict::Quarantine) {
-            // The source's copy is wrong, not the pack: leave it for now, take another way.
-            tracing::warn!(pack = %name, %text, "a pack was refused");
-            let (instance, now) = (name.instance.clone(), self.clock.now());
-            self.memory.faults(|f| f.raise(fault::REFUSED, Some(&instance), Some(&name.to_string()), &text, now));
-            return Went::Without(name.clone());
-        }
-        if errors.iter().all(FetchError::is_not_found) {
-            tracing::debug!(pack = %name, "the pack is not there yet");
-            return Went::Without(name.clone());
-        }
-        tracing::info!(pack = %name, %text, "the pack could not be fetched now");
-        Went::Over(End::Retry)
-    }
-
     /// Steps 5 and 6.
     async fn apply(&self, goal: &Goal, instance: &Instance, files: Vec<(PathBuf, PackEntry)>) -> Went<()> {
         let Some(first) = files.first().map(|(_, e)| e.name(instance)) else { return Went::On(()) };
@@ -434,10 +430,17 @@ impl Agent {
         if let Ok(held) = self.db.all_held().await {
             self.shown().held = held;
         }
+        let outcome = match outcome {
+            Err(e) if self.is_committed(goal, instance, &files) => {
+                tracing::warn!(%instance, error = %e, "committed, but not tidied up after");
+                Ok(None)
+            }
+            other => other.map(|applied| Some(applied.rows)),
+        };
         match outcome {
-            Ok(applied) => {
-                let kind = first.kind.to_string();
-                tracing::info!(%instance, version = %applied.version, %kind, rows = ?applied.rows, ms = took.as_millis() as u64, "applied");
+            Ok(rows) => {
+                let (kind, version) = (first.kind.to_string(), files.last().map(|(_, e)| e.version.get()));
+                tracing::info!(%instance, version, %kind, ?rows, ms = took.as_millis() as u64, "applied");
                 self.metrics.applied(&kind, took);
                 self.tell.notify_one();
                 if !self.at(Step::Applied(first)) {
@@ -450,254 +453,28 @@ impl Agent {
         }
     }
 
+    /// Whether the last pack is in although its application ended with an error (a checkpoint after
+    /// the commit that met a full disk).
+    fn is_committed(&self, goal: &Goal, instance: &Instance, files: &[(PathBuf, PackEntry)]) -> bool {
+        let shown = self.shown();
+        let held = shown.held.get(&instance.stream).and_then(|h| h.version_of(instance, goal.manifest.epoch));
+        // A heal ends at the version that was held before: there it says nothing.
+        held.is_some() && held == files.last().map(|(_, e)| e.version) && !self.memory.drifted(&instance.stream)
+    }
+
     /// What an applied pack mends, and its file.
     fn after_apply(&self, instance: &Instance, files: &[(PathBuf, PackEntry)]) {
-        let full = files.iter().any(|(_, e)| e.kind == proto::layout::PackKind::Full);
+        let full = files.iter().any(|(_, e)| e.kind == PackKind::Full);
         if full && self.memory.drifted(&instance.stream) {
             self.memory.healed(&instance.stream);
-            self.memory.faults(|f| f.mend(fault::DRIFT, |f| f.instance.as_ref() == Some(instance)));
+            self.memory
+                .faults(|f| f.mend(fault::DRIFT, |f| f.instance.as_ref().is_none_or(|i| i.stream == instance.stream)));
             tracing::info!(%instance, "healed by a full pack");
         }
         for (part, _) in files {
             if let Err(e) = shelf::remove(part) {
                 tracing::warn!(error = %e, "an applied pack could not be deleted");
             }
-        }
-    }
-
-    /// Whose fault was it? The rows here say.
-    async fn not_applied(&self, instance: &Instance, first: &PackName, failure: &ApplyFailure) -> Went<()> {
-        let text = failure.to_string();
-        self.metrics.refused(failure.code());
-        match failure.remedy() {
-            Remedy::MakeRoom => {
-                self.no_room(&text).await;
-                Went::Over(End::DiskFull)
-            }
-            Remedy::Retry => {
-                tracing::warn!(%instance, %text, "not applied now");
-                Went::Over(End::Retry)
-            }
-            Remedy::Halt => {
-                self.trouble(Verdict::Halt, false, &text);
-                Went::Over(End::Halted)
-            }
-            Remedy::AvoidPack => self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &text),
-            Remedy::AskRows => match self.rows_are_right(&instance.stream).await {
-                Some(true) => self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &text),
-                Some(false) => self.drifted(instance, &text),
-                None => Went::Over(End::Retry),
-            },
-            // A full makes the stream's tables anew; what it cannot mend is beyond this program.
-            Remedy::Damaged if first.kind == proto::layout::PackKind::Delta => self.drifted(instance, &text),
-            Remedy::Damaged => {
-                self.trouble(
-                    Verdict::Halt,
-                    false,
-                    &format!("{text}: stop the POS application and this agent, move store.db* away, start both"),
-                );
-                Went::Over(End::Halted)
-            }
-        }
-    }
-
-    /// Whether the rows of a stream are those of its version; unknown when they cannot be read now.
-    async fn rows_are_right(&self, stream: &StreamName) -> Option<bool> {
-        match self.db.verify(stream).await {
-            Ok(checks) => Some(checks.iter().all(proto::replica::TableCheck::is_right)),
-            Err(e) if e.verdict() == Verdict::Rebuild => Some(false),
-            Err(e) => {
-                tracing::warn!(%stream, error = %e, "the rows could not be checked");
-                None
-            }
-        }
-    }
-
-    /// The rows here drifted: heal by a full.
-    fn drifted(&self, instance: &Instance, why: &str) -> Went<()> {
-        if self.memory.drifted(&instance.stream) {
-            // Latched already: a heal is under way and met this error itself.
-            return Went::Over(End::Retry);
-        }
-        tracing::error!(%instance, %why, "the rows are not those of the version; a full pack will heal them");
-        match self.latch(instance, why) {
-            Ok(()) => Went::On(()),
-            Err(e) => {
-                self.trouble(Verdict::Retry, false, &e.to_string());
-                Went::Over(End::Retry)
-            }
-        }
-    }
-
-    /// Sets the durable latch that the next cycle heals.
-    pub fn latch(&self, instance: &Instance, why: &str) -> Result<(), DeviceError> {
-        let now = self.clock.now();
-        self.memory.latch_drift(&instance.stream, why)?;
-        self.memory.faults(|f| f.raise(fault::DRIFT, Some(instance), None, why, now));
-        self.metrics.drifted();
-        self.tell.notify_one();
-        Ok(())
-    }
-
-    /// The pack is bad: go on without it, keep selling.
-    fn avoid(&self, instance: &Instance, pack: &str, why: &str) -> Went<()> {
-        let Ok(name) = pack.parse::<PackName>() else { return Went::Over(End::Retry) };
-        tracing::error!(%instance, pack, %why, "the pack is bad; the version before is kept");
-        let now = self.clock.now();
-        self.memory.avoid(&name, why, now);
-        self.memory.faults(|f| f.raise(fault::PACK_IN_ERROR, Some(instance), Some(pack), why, now));
-        if let Err(e) = shelf::remove(&self.part(&name)) {
-            tracing::warn!(error = %e, "a bad pack could not be deleted");
-        }
-        self.tell.notify_one();
-        Went::Without(name)
-    }
-
-    /// No room: let the ballast go, so that SQLite can clean up; the version held stays whole.
-    async fn no_room(&self, why: &str) {
-        let now = self.clock.now();
-        self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, why, now));
-        if !self.full.swap(true, Ordering::Relaxed) {
-            tracing::error!(%why, "no room on the disk; the versions held stay");
-        }
-        self.room.release();
-        if let Err(e) = self.db.truncate_log().await {
-            tracing::warn!(error = %e, "the log could not be cut");
-        }
-    }
-
-    /// A failure of the surroundings.
-    fn trouble(&self, verdict: Verdict, disk_full: bool, text: &str) {
-        let now = self.clock.now();
-        if verdict == Verdict::Halt {
-            tracing::error!(%text, "halted: the disk or the database cannot be relied on; restart after a look at it");
-            self.halted.store(true, Ordering::Relaxed);
-            self.memory.faults(|f| f.raise(fault::HALTED, None, None, text, now));
-        } else if disk_full {
-            self.full.store(true, Ordering::Relaxed);
-            self.room.release();
-            self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, text, now));
-        } else {
-            tracing::warn!(%text, "trying again");
-        }
-    }
-
-    /// Sources that failed or were refused, as faults that end when they answer again.
-    fn note_sources(&self, problems: &[FollowError]) {
-        let now = self.clock.now();
-        let found: Vec<(&str, String, String)> = problems
-            .iter()
-            .map(|p| match p {
-                FollowError::Fetch(e) => (fault::SOURCE, e.source_url.clone(), e.to_string()),
-                FollowError::Refused { source_url, .. } => {
-                    (fault::REFUSED, source_url.clone(), format!("{}: {p}", p.code()))
-                }
-                FollowError::Device(e) => (fault::SOURCE, proto::device::FILE.to_owned(), e.to_string()),
-            })
-            .collect();
-        for p in problems {
-            match p {
-                FollowError::Device(e) => {
-                    let full = matches!(e, DeviceError::Sqlite(e) if e.is_disk_full());
-                    self.trouble(p.verdict(), full, &e.to_string());
-                }
-                p => tracing::info!(code = p.code(), "{p}"),
-            }
-        }
-        self.memory.faults(|f| {
-            let mut changed = false;
-            for code in [fault::SOURCE, fault::REFUSED] {
-                let still =
-                    |object: Option<&str>| found.iter().any(|(c, o, _)| *c == code && Some(o.as_str()) == object);
-                changed |= f.mend(code, |f| f.instance.is_none() && !still(f.object.as_deref()));
-            }
-            for (code, object, text) in &found {
-                changed |= f.raise(code, None, Some(object), text, now);
-            }
-            changed
-        });
-    }
-
-    /// Step 7: what the cycle mended, what it found, and idle work.
-    async fn settle(&self, end: End, advanced: bool) -> End {
-        let end = if self.halted.load(Ordering::Relaxed) { End::Halted } else { end };
-        if !self.full.load(Ordering::Relaxed) && !matches!(end, End::Retry | End::Halted) {
-            self.memory.faults(|f| f.mend(fault::DISK_FULL, |_| true));
-        }
-        self.mend_packs();
-        if end == End::Done && !advanced {
-            self.room.restore();
-            if self.log_dirty.load(Ordering::Relaxed) {
-                match self.db.truncate_log().await {
-                    Ok(cut) => self.log_dirty.store(!cut, Ordering::Relaxed),
-                    Err(e) => tracing::warn!(error = %e, "the log could not be cut"),
-                }
-            }
-        }
-        if self.memory.save_faults() {
-            self.tell.notify_one();
-        }
-        end
-    }
-
-    /// A bad pack that was left behind, or is listed no more, is a fault no more; one that kills
-    /// this process again and again is.
-    fn mend_packs(&self) {
-        let (held, now) = (self.shown().held.clone(), self.clock.now());
-        let avoided = self.memory.avoided();
-        let deadly = self.tries.last().filter(|t| t.is_alarming());
-        let is_behind = |name: &PackName| {
-            held.get(&name.instance.stream)
-                .is_some_and(|h| h.audience == name.instance.audience && h.version >= name.version)
-        };
-        self.memory.faults(|f| {
-            let mut changed = f.mend(fault::PACK_IN_ERROR, |f| {
-                let name: Option<PackName> = f.object.as_deref().and_then(|o| o.parse().ok());
-                let is_deadly = |n: &PackName| deadly.as_ref().is_some_and(|d| &d.pack == n);
-                name.is_none_or(|n| is_behind(&n) || !(avoided.contains(&n) || is_deadly(&n)))
-            });
-            if let Some(t) = &deadly {
-                let text =
-                    format!("this agent died {} times while applying it; trying again with growing delay", t.deaths);
-                changed |= f.raise(fault::PACK_IN_ERROR, Some(&t.pack.instance), Some(&t.pack.to_string()), &text, now);
-            }
-            changed
-        });
-    }
-
-    /// Deletes downloads that no plan will want any more, once a manifest.
-    async fn sweep_packs(&self, goal: &Goal) {
-        let swept = self.swept_for.lock().unwrap_or_else(PoisonError::into_inner).replace(goal.manifest.serial);
-        if swept == Some(goal.manifest.serial) {
-            return;
-        }
-        let held = self.shown().held.clone();
-        let wanted: BTreeSet<PathBuf> = goal
-            .manifest
-            .instances()
-            .flat_map(|(i, e)| {
-                let at = held.get(&i.stream).and_then(|h| h.version_of(&i, goal.manifest.epoch));
-                let drifted = self.memory.drifted(&i.stream);
-                let ahead = move |p: &&PackEntry| drifted || at.is_none_or(|v| p.version > v);
-                e.packs.iter().filter(ahead).map(|p| self.part(&p.name(&i))).collect::<Vec<_>>()
-            })
-            .collect();
-        let root = self.config.data_dir.join("packs");
-        let sweep = move || {
-            for dir in shelf::list(&root)? {
-                for file in if dir.is_dir { shelf::list(&dir.path)? } else { vec![dir.clone()] } {
-                    if !wanted.contains(&file.path) && !file.is_dir {
-                        shelf::remove(&file.path)?;
-                    }
-                }
-                if dir.is_dir {
-                    shelf::remove_empty_dir(&dir.path)?;
-                }
-            }
-            Ok::<(), shelf::ShelfError>(())
-        };
-        if let Ok(Err(e)) = tokio::task::spawn_blocking(sweep).await {
-            tracing::warn!(error = %e, "old downloads could not be deleted");
         }
     }
 

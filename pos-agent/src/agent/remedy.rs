@@ -1,0 +1,225 @@
+//! What to do when a step fails: whose fault it is, what is latched, what is told. Never touches a
+//! row; what it latches is durable before it counts.
+
+use super::{Agent, Went};
+use crate::pace::End;
+use crate::register_db::{ApplyFailure, Remedy};
+use proto::device::DeviceError;
+use proto::fetch::{FetchError, FetchErrorKind};
+use proto::follow::FollowError;
+use proto::ids::{Instance, StreamName};
+use proto::layout::{PackKind, PackName};
+use proto::retry::Verdict;
+use proto::shelf::{self, ShelfError};
+use proto::wire::fault;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+/// Moves a damaged database out of the way; its log and index are of no use without it.
+pub(crate) fn move_aside(database: &Path) -> Result<(), ShelfError> {
+    let beside = |end: &str| {
+        let mut name = database.as_os_str().to_owned();
+        name.push(end);
+        PathBuf::from(name)
+    };
+    shelf::promote(database, &beside(".damaged"))?;
+    shelf::remove(&beside("-wal"))?;
+    shelf::remove(&beside("-shm"))
+}
+
+impl Agent {
+    pub(super) async fn not_fetched<T>(&self, name: &PackName, errors: &[FetchError]) -> Went<T> {
+        let text = errors.iter().map(|e| e.to_string()).collect::<Vec<_>>().join("; ");
+        let any = |kind| errors.iter().any(|e| e.kind == kind);
+        if any(FetchErrorKind::Halt) {
+            self.trouble(Verdict::Halt, false, &text);
+            return Went::Over(End::Halted);
+        }
+        if any(FetchErrorKind::Disk) {
+            self.no_room(&text).await;
+            return Went::Over(End::DiskFull);
+        }
+        if errors.iter().any(|e| e.verdict() == Verdict::Quarantine) {
+            // The source's copy is wrong, not the pack: leave it for now, take another way.
+            tracing::warn!(pack = %name, %text, "a pack was refused");
+            let (instance, now) = (name.instance.clone(), self.clock.now());
+            self.memory.faults(|f| f.raise(fault::REFUSED, Some(&instance), Some(&name.to_string()), &text, now));
+            return Went::Without(name.clone());
+        }
+        if errors.iter().all(FetchError::is_not_found) {
+            tracing::debug!(pack = %name, "the pack is not there yet");
+            return Went::Without(name.clone());
+        }
+        tracing::info!(pack = %name, %text, "the pack could not be fetched now");
+        Went::Over(End::Retry)
+    }
+
+    /// Whose fault was it? The rows here say.
+    pub(super) async fn not_applied(&self, instance: &Instance, first: &PackName, failure: &ApplyFailure) -> Went<()> {
+        let text = failure.to_string();
+        self.metrics.refused(failure.code());
+        match failure.remedy() {
+            Remedy::MakeRoom => {
+                self.no_room(&text).await;
+                Went::Over(End::DiskFull)
+            }
+            Remedy::Retry => {
+                tracing::warn!(%instance, %text, "not applied now");
+                Went::Over(End::Retry)
+            }
+            Remedy::Halt => {
+                self.trouble(Verdict::Halt, false, &text);
+                Went::Over(End::Halted)
+            }
+            // A full and what follows it do not depend on the rows that were here.
+            Remedy::AskRows if first.kind == PackKind::Full => {
+                self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &text)
+            }
+            Remedy::AvoidPack => self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &text),
+            Remedy::AskRows => match self.rows_are_right(&instance.stream).await {
+                Some(true) => self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &text),
+                Some(false) => self.drifted(instance, &text),
+                None => Went::Over(End::Retry),
+            },
+            // A full makes the stream's tables anew; what it cannot mend needs a new file.
+            Remedy::Damaged if first.kind == PackKind::Delta => self.drifted(instance, &text),
+            Remedy::Damaged => Went::Over(self.rebuild(&text)),
+        }
+    }
+
+    /// Whether the rows of a stream are those of its version; unknown when they cannot be read now.
+    pub(super) async fn rows_are_right(&self, stream: &StreamName) -> Option<bool> {
+        match self.db.verify(stream).await {
+            Ok(checks) => Some(checks.iter().all(proto::replica::TableCheck::is_right)),
+            Err(e) if e.verdict() == Verdict::Rebuild => Some(false),
+            Err(e) => {
+                tracing::warn!(%stream, error = %e, "the rows could not be checked");
+                None
+            }
+        }
+    }
+
+    /// The file is damaged: begin a new one, which the next cycle fills by fulls. Once a process.
+    pub(super) fn rebuild(&self, why: &str) -> End {
+        if self.rebuilt.swap(true, Ordering::Relaxed) {
+            self.trouble(Verdict::Halt, false, &format!("{why}; the database was damaged twice: look at the disk"));
+            return End::Halted;
+        }
+        tracing::error!(%why, "the database is damaged: beginning a new one");
+        let now = self.clock.now();
+        self.memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), why, now));
+        if let Err(e) = self.db.begin_anew() {
+            self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+        self.wake.notify_one();
+        End::Retry
+    }
+
+    /// The rows here drifted: heal by a full.
+    pub(super) fn drifted(&self, instance: &Instance, why: &str) -> Went<()> {
+        if self.memory.drifted(&instance.stream) {
+            // Latched already: a heal is under way and met this error itself.
+            return Went::Over(End::Retry);
+        }
+        tracing::error!(%instance, %why, "the rows are not those of the version; a full pack will heal them");
+        match self.latch(instance, why) {
+            Ok(()) => Went::On(()),
+            Err(e) => {
+                self.trouble(Verdict::Retry, false, &e.to_string());
+                Went::Over(End::Retry)
+            }
+        }
+    }
+
+    /// Sets the durable latch that the next cycle heals.
+    pub fn latch(&self, instance: &Instance, why: &str) -> Result<(), DeviceError> {
+        let now = self.clock.now();
+        self.memory.latch_drift(&instance.stream, why)?;
+        self.memory.faults(|f| f.raise(fault::DRIFT, Some(instance), None, why, now));
+        self.metrics.drifted();
+        self.tell.notify_one();
+        Ok(())
+    }
+
+    /// The pack is bad: go on without it, keep selling.
+    pub(super) fn avoid(&self, instance: &Instance, pack: &str, why: &str) -> Went<()> {
+        let Ok(name) = pack.parse::<PackName>() else { return Went::Over(End::Retry) };
+        tracing::error!(%instance, pack, %why, "the pack is bad; the version before is kept");
+        let now = self.clock.now();
+        self.memory.avoid(&name, why, now);
+        self.memory.faults(|f| f.raise(fault::PACK_IN_ERROR, Some(instance), Some(pack), why, now));
+        if let Err(e) = shelf::remove(&self.part(&name)) {
+            tracing::warn!(error = %e, "a bad pack could not be deleted");
+        }
+        self.tell.notify_one();
+        Went::Without(name)
+    }
+
+    /// No room: let the ballast go, so that SQLite can clean up; the version held stays whole.
+    pub(super) async fn no_room(&self, why: &str) {
+        let now = self.clock.now();
+        self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, why, now));
+        if !self.full.swap(true, Ordering::Relaxed) {
+            tracing::error!(%why, "no room on the disk; the versions held stay");
+        }
+        self.room.release();
+        // Applied packs may still lie there.
+        *self.swept_for.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Err(e) = self.db.truncate_log().await {
+            tracing::warn!(error = %e, "the log could not be cut");
+        }
+    }
+
+    /// A failure of the surroundings.
+    pub(super) fn trouble(&self, verdict: Verdict, disk_full: bool, text: &str) {
+        let now = self.clock.now();
+        if verdict == Verdict::Halt {
+            tracing::error!(%text, "halted: the disk or the database cannot be relied on; restart after a look at it");
+            self.halted.store(true, Ordering::Relaxed);
+            self.memory.faults(|f| f.raise(fault::HALTED, None, None, text, now));
+        } else if disk_full {
+            self.full.store(true, Ordering::Relaxed);
+            self.room.release();
+            self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, text, now));
+        } else {
+            tracing::warn!(%text, "trying again");
+        }
+    }
+
+    /// Sources that failed or were refused, as faults that end when they answer again.
+    pub(super) fn note_sources(&self, problems: &[FollowError]) {
+        let now = self.clock.now();
+        let found: Vec<(&str, String, String)> = problems
+            .iter()
+            .map(|p| match p {
+                FollowError::Fetch(e) => (fault::SOURCE, e.source_url.clone(), e.to_string()),
+                FollowError::Refused { source_url, .. } => {
+                    (fault::REFUSED, source_url.clone(), format!("{}: {p}", p.code()))
+                }
+                FollowError::Device(e) => (fault::SOURCE, proto::device::FILE.to_owned(), e.to_string()),
+            })
+            .collect();
+        for p in problems {
+            match p {
+                FollowError::Device(e) => {
+                    let full = matches!(e, DeviceError::Sqlite(e) if e.is_disk_full());
+                    self.trouble(p.verdict(), full, &e.to_string());
+                }
+                p => tracing::info!(code = p.code(), "{p}"),
+            }
+        }
+        self.memory.faults(|f| {
+            let mut changed = false;
+            for code in [fault::SOURCE, fault::REFUSED] {
+                let still =
+                    |object: Option<&str>| found.iter().any(|(c, o, _)| *c == code && Some(o.as_str()) == object);
+                changed |= f.mend(code, |f| f.instance.is_none() && !still(f.object.as_deref()));
+            }
+            for (code, object, text) in &found {
+                changed |= f.raise(code, None, Some(object), text, now);
+            }
+            changed
+        });
+    }
+}

@@ -1,0 +1,98 @@
+//! The end of a cycle: what it mended, what may be deleted, idle work. All of it may be cut off and
+//! comes again with the next cycle.
+
+use super::{Agent, Goal};
+use crate::pace::End;
+use proto::layout::PackName;
+use proto::manifest::PackEntry;
+use proto::shelf;
+use proto::wire::fault;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+impl Agent {
+    /// Step 7: what the cycle mended, what it found, and idle work.
+    pub(super) async fn settle(&self, end: End, advanced: bool) -> End {
+        let end = if self.halted.load(Ordering::Relaxed) { End::Halted } else { end };
+        if !self.full.load(Ordering::Relaxed) && !matches!(end, End::Retry | End::Halted) {
+            self.memory.faults(|f| f.mend(fault::DISK_FULL, |_| true));
+        }
+        self.mend_packs();
+        if end == End::Done && !advanced {
+            self.room.restore();
+            if self.log_dirty.load(Ordering::Relaxed) {
+                match self.db.truncate_log().await {
+                    Ok(cut) => self.log_dirty.store(!cut, Ordering::Relaxed),
+                    Err(e) => tracing::warn!(error = %e, "the log could not be cut"),
+                }
+            }
+        }
+        if self.memory.save_faults() {
+            self.tell.notify_one();
+        }
+        end
+    }
+
+    /// A bad pack that was left behind, or is listed no more, is a fault no more; one that kills
+    /// this process again and again is.
+    pub(super) fn mend_packs(&self) {
+        let (held, now) = (self.shown().held.clone(), self.clock.now());
+        let avoided = self.memory.avoided();
+        let deadly = self.tries.last().filter(|t| t.is_alarming());
+        let is_behind = |name: &PackName| {
+            held.get(&name.instance.stream)
+                .is_some_and(|h| h.audience == name.instance.audience && h.version >= name.version)
+        };
+        self.memory.faults(|f| {
+            let mut changed = f.mend(fault::PACK_IN_ERROR, |f| {
+                let name: Option<PackName> = f.object.as_deref().and_then(|o| o.parse().ok());
+                let is_deadly = |n: &PackName| deadly.as_ref().is_some_and(|d| &d.pack == n);
+                name.is_none_or(|n| is_behind(&n) || !(avoided.contains(&n) || is_deadly(&n)))
+            });
+            if let Some(t) = &deadly {
+                let text =
+                    format!("this agent died {} times while applying it; trying again with growing delay", t.deaths);
+                changed |= f.raise(fault::PACK_IN_ERROR, Some(&t.pack.instance), Some(&t.pack.to_string()), &text, now);
+            }
+            changed
+        });
+    }
+
+    /// Deletes downloads that no plan will want any more, once a manifest.
+    pub(super) async fn sweep_packs(&self, goal: &Goal) {
+        let swept = self.swept_for.lock().unwrap_or_else(PoisonError::into_inner).replace(goal.manifest.serial);
+        if swept == Some(goal.manifest.serial) {
+            return;
+        }
+        let held = self.shown().held.clone();
+        let wanted: BTreeSet<PathBuf> = goal
+            .manifest
+            .instances()
+            .flat_map(|(i, e)| {
+                let at = held.get(&i.stream).and_then(|h| h.version_of(&i, goal.manifest.epoch));
+                let drifted = self.memory.drifted(&i.stream);
+                let ahead = move |p: &&PackEntry| drifted || at.is_none_or(|v| p.version > v);
+                e.packs.iter().filter(ahead).map(|p| self.part(&p.name(&i))).collect::<Vec<_>>()
+            })
+            .collect();
+        let root = self.config.data_dir.join("packs");
+        let sweep = move || {
+            for dir in shelf::list(&root)? {
+                for file in if dir.is_dir { shelf::list(&dir.path)? } else { vec![dir.clone()] } {
+                    if !wanted.contains(&file.path) && !file.is_dir {
+                        shelf::remove(&file.path)?;
+                    }
+                }
+                if dir.is_dir {
+                    shelf::remove_empty_dir(&dir.path)?;
+                }
+            }
+            Ok::<(), shelf::ShelfError>(())
+        };
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(sweep).await {
+            tracing::warn!(error = %e, "old downloads could not be deleted");
+        }
+    }
+}
