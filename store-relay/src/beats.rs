@@ -65,8 +65,8 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<(), Refused> {
         return Err(Refused::Unknown(who, "no key of this register is in the manifest".into()));
     };
     // 2. Signed by it? (The key may have been changed at HQ just now.)
-    let heartbeat = Heartbeat::open(&envelope, &claimed, &key, limits)
-        .map_err(|e| Refused::Unknown(who.clone(), e.to_string()))?;
+    let heartbeat =
+        Heartbeat::open(&envelope, &claimed, &key, limits).map_err(|e| Refused::Unknown(who.clone(), e.to_string()))?;
     // 3. Newer than the last?
     let key = key.to_string();
     let (last, news) = {

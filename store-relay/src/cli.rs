@@ -247,8 +247,7 @@ async fn doctor(config: &Config, json: bool) -> anyhow::Result<u8> {
     }
     let well = findings.iter().all(|f| f.well);
     if json {
-        let list: Vec<_> =
-            findings.iter().map(|f| json!({ "what": f.what, "well": f.well, "text": f.text })).collect();
+        let list: Vec<_> = findings.iter().map(|f| json!({ "what": f.what, "well": f.well, "text": f.text })).collect();
         cli::print_json(&json!({ "well": well, "running": running, "findings": list }));
     } else {
         for f in &findings {

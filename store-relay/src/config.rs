@@ -214,6 +214,7 @@ impl Config {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
     use std::fs;
@@ -239,7 +240,8 @@ mod tests {
     #[test]
     fn paths_are_relative_to_the_file_and_the_environment_wins() {
         let text = "store = \"0421\"\ndata_dir = \"data\"\n";
-        let loaded = from_text(text, &[("TILLCAST__POLL", "200ms"), ("TILLCAST__SOURCES", "[\"file:objects\"]")]).unwrap();
+        let loaded =
+            from_text(text, &[("TILLCAST__POLL", "200ms"), ("TILLCAST__SOURCES", "[\"file:objects\"]")]).unwrap();
         assert_eq!(loaded.value.data_dir, loaded.dir.join("data"));
         assert_eq!(loaded.value.poll.0, Duration::from_millis(200));
         let objects = loaded.dir.join("objects");

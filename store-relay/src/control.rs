@@ -109,9 +109,11 @@ fn status(status: &Status) -> Answer {
         lines.push(format!("  {instance}: {version} ({state})"));
     }
     lines.extend(status.debts.iter().map(|d| format!("debt: {d}")));
-    lines.extend(status.errors.iter().map(|e| {
-        format!("{}: {}{}", e.code, e.object.as_ref().map(|o| format!("{o}: ")).unwrap_or_default(), e.text)
-    }));
+    lines.extend(
+        status.errors.iter().map(|e| {
+            format!("{}: {}{}", e.code, e.object.as_ref().map(|o| format!("{o}: ")).unwrap_or_default(), e.text)
+        }),
+    );
     Answer::new(0, status, lines)
 }
 
@@ -127,7 +129,12 @@ async fn verify(relay: &Relay) -> Answer {
     for (stream, tables) in &checks {
         let drift = trial::drift_text(stream, tables);
         for t in tables {
-            lines.push(format!("{stream}.{}: {} rows, {}", t.table, t.rows, if t.is_right() { "right" } else { "WRONG" }));
+            lines.push(format!(
+                "{stream}.{}: {} rows, {}",
+                t.table,
+                t.rows,
+                if t.is_right() { "right" } else { "WRONG" }
+            ));
         }
         if let Some(text) = drift {
             wrong = true;
@@ -176,7 +183,7 @@ fn once(round: &Round, relay: &Relay) -> Answer {
         })
         .collect();
     let configured = !relay.sources.is_empty();
-    let exit = if round.streams.is_empty() && configured || configured && round.reached == 0 {
+    let exit = if configured && (round.streams.is_empty() || round.reached == 0) {
         1
     } else if !behind.is_empty() || !round.problems.is_empty() {
         3
@@ -221,7 +228,11 @@ fn retry(relay: &Relay, pack: &PackName) -> Answer {
     match relay.forgive(pack) {
         Ok(()) => {
             relay.hall.wake.notify_one();
-            Answer::new(0, &json!({ "retried": pack }), vec![format!("{pack} is fetched and tried anew by the next cycle")])
+            Answer::new(
+                0,
+                &json!({ "retried": pack }),
+                vec![format!("{pack} is fetched and tried anew by the next cycle")],
+            )
         }
         Err(e) => Answer::failed(e),
     }

@@ -59,7 +59,9 @@ impl Standing<'_> {
         if let Some(held) = self.held
             && !self.is_complete_to(held)
         {
-            out.push(format!("{instance}: no complete chain to {held} in ok/: a new register cannot install from here yet"));
+            out.push(format!(
+                "{instance}: no complete chain to {held} in ok/: a new register cannot install from here yet"
+            ));
         }
         out
     }
@@ -112,10 +114,19 @@ mod tests {
             },
         )]);
         let served: BTreeSet<_> = [entry.packs[0].name(&instance)].into();
-        let at = |held| Standing { instance: &instance, entry: &entry, held, served: &served, attempts: &attempts, waits_for: None };
+        let at = |held| Standing {
+            instance: &instance,
+            entry: &entry,
+            held,
+            served: &served,
+            attempts: &attempts,
+            waits_for: None,
+        };
         let debts = at(Some(v(1))).debts();
         assert_eq!(debts.len(), 1, "{debts:?}");
-        assert!(debts[0].contains("at 1, headquarters is at 3") && debts[0].contains("0000000002.delta.pack is in error/"));
+        assert!(
+            debts[0].contains("at 1, headquarters is at 3") && debts[0].contains("0000000002.delta.pack is in error/")
+        );
         assert!(at(None).debts()[0].contains("nothing yet"));
         // The head was reached by another way: the pack is no longer in the way, but the chain is not whole.
         let debts = at(Some(v(3))).debts();

@@ -353,7 +353,8 @@ impl Hall {
     pub fn network(&self) -> Network {
         let now = self.clock.monotonic();
         let state = self.state();
-        let fresh = |seen: Option<Duration>| seen.is_some_and(|at| now.saturating_sub(at) <= SEEN.max(self.config.poll.0 * 2));
+        let fresh =
+            |seen: Option<Duration>| seen.is_some_and(|at| now.saturating_sub(at) <= SEEN.max(self.config.poll.0 * 2));
         match (&self.config.hq, fresh(state.hq_seen), fresh(state.source_seen)) {
             (_, true, _) | (None, _, true) => Network::Online,
             (Some(_), false, true) => Network::InStore,

@@ -72,7 +72,9 @@ impl Relay {
         self.hall.shelves.clear_import()?;
         let store = &self.hall.config.store;
         if !work.copy_claims()? {
-            return Err(folder(format!("there is no stores/{store}/manifest.json in it: was it exported for this store?")));
+            return Err(folder(format!(
+                "there is no stores/{store}/manifest.json in it: was it exported for this store?"
+            )));
         }
         let older = self.judge_import(&mut work).await?;
         // 2. The packs that the manifest lists and this store lacks.
@@ -83,7 +85,11 @@ impl Relay {
         self.hall.shelves.clear_import()?;
         let behind = behind(&outcomes);
         let (receipt_file, receipt) = self.write_receipt(dir, &work.refusals)?;
-        self.hall.event("IMPORT", &dir.display().to_string(), &format!("{} new, {} refused", work.taken.len(), work.refusals.len()));
+        self.hall.event(
+            "IMPORT",
+            &dir.display().to_string(),
+            &format!("{} new, {} refused", work.taken.len(), work.refusals.len()),
+        );
         self.hall.wake.notify_one();
         Ok(Imported {
             already_here: work.taken.is_empty() && work.refusals.is_empty(),
@@ -121,10 +127,8 @@ impl Relay {
 
     fn import_source(&self) -> Result<Source, ImportError> {
         let config = &self.hall.config;
-        let dir = std::path::absolute(self.hall.shelves.import_dir()).map_err(|e| ImportError::Folder {
-            dir: config.data_dir.clone(),
-            reason: e.to_string(),
-        })?;
+        let dir = std::path::absolute(self.hall.shelves.import_dir())
+            .map_err(|e| ImportError::Folder { dir: config.data_dir.clone(), reason: e.to_string() })?;
         Ok(Source::parse(&format!("file://{}", dir.display()), &config.source)?)
     }
 
@@ -307,7 +311,11 @@ impl Work<'_> {
             }
             let found = hash.finish();
             if found != entry.sha256 {
-                return self.refuse(part, &relative, &format!("its SHA-256 is {found}, the manifest says {}", entry.sha256));
+                return self.refuse(
+                    part,
+                    &relative,
+                    &format!("its SHA-256 is {found}, the manifest says {}", entry.sha256),
+                );
             }
         }
         part.finish()?;

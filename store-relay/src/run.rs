@@ -48,9 +48,12 @@ pub async fn serve(relay: Arc<Relay>, shutdown: impl Future<Output = ()>) -> Res
     let orders = control::listen(&hall.config.data_dir).map_err(RunError::Control)?;
     let mut tasks = JoinSet::new();
     let (desk, stop) = (Arc::clone(&hall), hall.stop.clone());
-    tasks.spawn(proto::http::serve(listener, hall.config.http.clone(), stop.cancelled_owned(), move |request, _from| {
-        lan::answer(Arc::clone(&desk), request)
-    }));
+    tasks.spawn(proto::http::serve(
+        listener,
+        hall.config.http.clone(),
+        stop.cancelled_owned(),
+        move |request, _from| lan::answer(Arc::clone(&desk), request),
+    ));
     tasks.spawn(control::serve(Arc::clone(&relay), orders));
     if let Some(hq) = hall.config.hq_source()? {
         tasks.spawn(wake::run(Arc::clone(&hall), hq.clone()));

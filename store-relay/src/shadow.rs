@@ -73,8 +73,7 @@ pub struct Shadow {
 impl Shadow {
     /// Opens the shadow; one that is damaged is set aside and made anew, which `true` tells.
     pub fn open(dir: &Path, limits: &Limits, runner: Runner) -> Result<(Shadow, bool), ShadowError> {
-        let shadow =
-            Shadow { path: dir.join(FILE), limits: limits.clone(), runner, gate: Mutex::new(()) };
+        let shadow = Shadow { path: dir.join(FILE), limits: limits.clone(), runner, gate: Mutex::new(()) };
         trial::remove_database(&dir.join(SCRATCH))?;
         let lost = match shadow.open_whole() {
             Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild => {
@@ -144,9 +143,8 @@ impl Shadow {
         let _alone = self.gate.lock().await;
         let mut replica = Replica::open(&self.path, &self.limits)?;
         let gone = replica.drop_streams_except(streams)?;
-        replica.forget_proofs(|instance, version, kind| {
-            keep(&PackName { instance: instance.clone(), version, kind })
-        })?;
+        replica
+            .forget_proofs(|instance, version, kind| keep(&PackName { instance: instance.clone(), version, kind }))?;
         Ok(gone)
     }
 

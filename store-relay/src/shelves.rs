@@ -498,7 +498,7 @@ mod tests {
                 let place = is_in(&again, 1);
                 let wanted = if bad { Room::Error } else { Room::Ok };
                 // A part is fetched on; everything else is where it belongs.
-                assert!(place == [wanted] || (place == [Room::Incoming] && killed_at == 0) , "{killed_at}: {place:?}");
+                assert!(place == [wanted] || (place == [Room::Incoming] && killed_at == 0), "{killed_at}: {place:?}");
                 if way.is_ok() {
                     break;
                 }

@@ -4,8 +4,8 @@
 use crate::relay::{Relay, RelayError};
 use crate::shadow;
 use crate::shelves::Room;
-use crate::trial::{Aim, TrialEnd};
 use crate::stream::Supply;
+use crate::trial::{Aim, TrialEnd};
 use crate::tries;
 use proto::chain;
 use proto::clock::since;

@@ -208,7 +208,11 @@ impl Spool {
     }
 
     /// Takes down which objects are not listed now; gives since when each has not been.
-    pub fn unlisted(&self, objects: &[ObjectName], now: Timestamp) -> Result<BTreeMap<ObjectName, Timestamp>, SpoolError> {
+    pub fn unlisted(
+        &self,
+        objects: &[ObjectName],
+        now: Timestamp,
+    ) -> Result<BTreeMap<ObjectName, Timestamp>, SpoolError> {
         let known = self.read("reading unlisted objects", "SELECT object, since FROM unlisted", |r| {
             Ok((parsed::<ObjectName>(r, 0)?, parsed::<Timestamp>(r, 1)?))
         })?;
@@ -339,7 +343,11 @@ mod tests {
     #[test]
     fn a_damaged_spool_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(FILE), "rubbish, and more of it than a header of SQLite has bytes, which are a hundred, so this goes on").unwrap();
+        std::fs::write(
+            dir.path().join(FILE),
+            "rubbish, and more of it than a header of SQLite has bytes, which are a hundred, so this goes on",
+        )
+        .unwrap();
         let spool = Spool::open(dir.path(), 3).unwrap();
         assert!(spool.beats().unwrap().is_empty());
         assert!(dir.path().join("relay.db.damaged").is_file());

@@ -4,8 +4,8 @@
 
 use crate::relay::{Pace, Relay};
 use crate::shelves::Room;
-use crate::tries::{self, Attempts, Cause, Failure};
 use crate::trial::{Aim, Trial, TrialEnd};
+use crate::tries::{self, Attempts, Cause, Failure};
 use proto::chain;
 use proto::digest::Sha256;
 use proto::fetch::{FetchError, FetchErrorKind, Source, Want};
@@ -581,7 +581,9 @@ impl Relay {
     /// A file that is not what it was: it is fetched anew.
     pub(crate) fn throw_away(&self, name: &PackName) {
         self.hall.state().ready.remove(name);
-        for e in [self.unserve(name), self.hall.shelves.drop_pack(Room::Ready, name)].into_iter().filter_map(Result::err) {
+        for e in
+            [self.unserve(name), self.hall.shelves.drop_pack(Room::Ready, name)].into_iter().filter_map(Result::err)
+        {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
         self.hall.publish_versions();
@@ -658,11 +660,9 @@ async fn off_thread<T: Send + 'static>(
         // A step observer pulled the plug, or the process ends.
         Err(e) => match e.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            Err(e) => Err(ShelfError {
-                action: shelf::Action::Write,
-                path: PathBuf::new(),
-                source: std::io::Error::other(e),
-            }),
+            Err(e) => {
+                Err(ShelfError { action: shelf::Action::Write, path: PathBuf::new(), source: std::io::Error::other(e) })
+            }
         },
     }
 }

@@ -226,7 +226,10 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError) -> TrialEnd 
         && !crate::shelves::hash_file(path).is_ok_and(|h| h == entry.sha256)
     {
         let pack = Some(entry.name(&trial.instance));
-        return TrialEnd::Rotten { pack, text: format!("{} is not the file that was verified ({text})", path.display()) };
+        return TrialEnd::Rotten {
+            pack,
+            text: format!("{} is not the file that was verified ({text})", path.display()),
+        };
     }
     // 2. The shadow: a strict failure of a delta asks first whether the base is what it should be.
     if error.may_be_drift() && guilty.as_ref().is_none_or(|(_, e)| e.base.is_some()) {
@@ -277,12 +280,7 @@ fn guilty_pack(trial: &Trial, shadow: &Replica, error: &ApplyError) -> Option<(P
 }
 
 /// Proves packs at or below the shadow's version: run from nothing, they must end in its digests.
-fn scratch(
-    trial: &Trial,
-    files: &[PackFile<'_>],
-    path: &Path,
-    digests: &Digests,
-) -> TrialEnd {
+fn scratch(trial: &Trial, files: &[PackFile<'_>], path: &Path, digests: &Digests) -> TrialEnd {
     if let Err(e) = remove_database(path) {
         return TrialEnd::Surroundings { code: "SCRATCH".into(), text: e.to_string(), disk_full: e.is_disk_full() };
     }
@@ -410,7 +408,8 @@ fn run_child(program: &Path, trial: &Trial, running: &Running) -> TrialEnd {
     };
     let mut line = serde_json::to_vec(trial).unwrap_or_default();
     line.push(b'\n');
-    let spawned = Command::new(program).arg0("store-relay").arg("trial").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let spawned =
+        Command::new(program).arg0("store-relay").arg("trial").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let (stdin, stdout) = match spawned {
         Ok(mut child) => {
             let pipes = (child.stdin.take(), child.stdout.take());

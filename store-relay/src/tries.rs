@@ -46,7 +46,7 @@ pub fn trial_cause(end: &TrialEnd) -> Option<Cause> {
     match end {
         TrialEnd::Refused { .. } => Some(Cause::Content),
         TrialEnd::Died { .. } => Some(Cause::Crash),
-        TrialEnd::Done { .. }
+        TrialEnd::Done
         | TrialEnd::Drifted { .. }
         | TrialEnd::Rotten { .. }
         | TrialEnd::Surroundings { .. }
@@ -92,7 +92,13 @@ pub struct Failure {
 }
 
 /// The record after one more failure of the file with this hash.
-pub fn count(before: Option<&Attempts>, sha256: Sha256, failure: Failure, now: Timestamp, rules: &TryRules) -> Attempts {
+pub fn count(
+    before: Option<&Attempts>,
+    sha256: Sha256,
+    failure: Failure,
+    now: Timestamp,
+    rules: &TryRules,
+) -> Attempts {
     let before = before.filter(|b| b.sha256 == sha256);
     let tries = before.map_or(0, |b| b.tries).saturating_add(1);
     Attempts {
@@ -159,7 +165,7 @@ mod tests {
         }
         let status = Status { code: 503, retry_after: None };
         for kind in [NotFound, Unauthorized, Network, status, NotWhole, NotAnObject, Slow, Disk, Halt] {
-            assert_eq!(fetch_cause(&fetch(kind.clone())), None, "{kind:?}");
+            assert_eq!(fetch_cause(&fetch(kind)), None, "{kind:?}");
         }
     }
 

@@ -248,7 +248,11 @@ fn a_wake_brings_a_version_within_moments_and_term_ends_in_0() {
     });
     // Other commands hand over to the one that runs.
     let (exit, status) = store.json(&["status"]);
-    assert_eq!((exit, &status["network"], &status["hq_seen_s"]), (0, &Value::from("online"), &Value::from(0)), "{status}");
+    assert_eq!(
+        (exit, &status["network"], &status["hq_seen_s"]),
+        (0, &Value::from("online"), &Value::from(0)),
+        "{status}"
+    );
     assert_eq!(store.json(&["verify"]).1["right"], true);
     assert_eq!(store.json(&["once"]).0, 0);
     assert_eq!(store.run(&["run"]).status.code(), Some(1), "two on one directory");
@@ -294,7 +298,11 @@ fn kills_at_any_moment_lose_nothing() {
     let store = Store::new(&[hq.url()], "poll = \"50ms\"").enrolled(&hq);
     for n in 0..25u64 {
         let daemon = store.command(&["run"]).stderr(Stdio::null()).spawn().map(Daemon).unwrap();
-        hq.publish("price", &[(i64::try_from(n).unwrap(), Some("changed"))], if n % 3 == 0 { Make::Both } else { Make::Delta });
+        hq.publish(
+            "price",
+            &[(i64::try_from(n).unwrap(), Some("changed"))],
+            if n % 3 == 0 { Make::Both } else { Make::Delta },
+        );
         hq.sign();
         std::thread::sleep(Duration::from_millis(5 + n * 13 % 170));
         daemon.end(rustix::process::Signal::KILL);

@@ -90,8 +90,22 @@ async fn links_and_damage_are_refused_and_named() {
     let good = fs::read(hq.path(&delta.clone().into())).unwrap();
     fs::remove_file(&on_stick).unwrap();
     for (bytes, word) in [
-        ({ let mut b = good.clone(); b[9] ^= 1; b }, "SHA-256"),
-        ({ let mut b = good.clone(); b.push(0); b }, "longer"),
+        (
+            {
+                let mut b = good.clone();
+                b[9] ^= 1;
+                b
+            },
+            "SHA-256",
+        ),
+        (
+            {
+                let mut b = good.clone();
+                b.push(0);
+                b
+            },
+            "longer",
+        ),
         (good[..good.len() - 1].to_vec(), "the manifest says"),
     ] {
         fs::write(&on_stick, bytes).unwrap();

@@ -279,7 +279,6 @@ fn unavailable() -> Response<Body> {
     response
 }
 
-
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)]
 mod tests {

@@ -65,8 +65,7 @@ fn summary(status: &Status) -> Markup {
 }
 
 fn streams(hall: &Hall, status: &Status) -> Markup {
-    let heads: std::collections::BTreeMap<_, _> =
-        hall.state().instances().map(|(i, e)| (i, e.version)).collect();
+    let heads: std::collections::BTreeMap<_, _> = hall.state().instances().map(|(i, e)| (i, e.version)).collect();
     html! {
         h2 { "Data" }
         table {

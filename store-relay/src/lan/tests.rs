@@ -161,7 +161,12 @@ async fn no_url_leads_out_of_ok() {
     ] {
         assert_eq!(scene.get(path, "").await.status, 404, "{path}");
     }
-    let put = raw(scene.address, "PUT /trust.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\n", b"x").await;
+    let put = raw(
+        scene.address,
+        "PUT /trust.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\n",
+        b"x",
+    )
+    .await;
     assert_eq!(put.status, 405);
 }
 
@@ -223,7 +228,12 @@ async fn heartbeats_are_verified_kept_and_answered() {
     // An unknown register made the relay ask for the manifest anew.
     let woken = tokio::time::timeout(Duration::from_secs(1), scene.relay.hall.wake.notified()).await;
     assert!(woken.is_ok());
-    let bad = raw(scene.address, "POST /v1/heartbeats HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\n", b"{]").await;
+    let bad = raw(
+        scene.address,
+        "POST /v1/heartbeats HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\n",
+        b"{]",
+    )
+    .await;
     assert_eq!(bad.status, 400);
 }
 
