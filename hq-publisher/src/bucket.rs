@@ -236,6 +236,11 @@ impl Bucket {
         self.name("probe", "", outcome)
     }
 
+    /// Keeps what a probe found for the next runs.
+    pub async fn remember(&self, ledger: &Ledger, found: Conditions) -> Result<(), BucketError> {
+        Ok(ledger.set_fact(&condition_fact(&self.url), found.word()).await?)
+    }
+
     /// The bucket's clock, where it has one of its own: the `Date` of an answer.
     pub async fn date(&self) -> Option<jiff::Timestamp> {
         match &self.kind {
@@ -299,7 +304,7 @@ impl Buckets {
                 match probed {
                     Ok(conditions) => {
                         if known.is_none() {
-                            ledger.set_fact(&condition_fact(url), conditions.word()).await?;
+                            bucket.remember(ledger, conditions).await?;
                         }
                         if let Kind::S3(s3) = &mut bucket.kind {
                             s3.set_conditions(conditions);

@@ -431,3 +431,83 @@ impl Config {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hq.toml");
+        std::fs::write(&file, text).unwrap();
+        load(Some(&file), []).map(|l| l.value)
+    }
+    const LEAST: &str = "[source]\nurl = \"sqlite:a.db\"\n[objects]\nurls = [\"file:o\"]\n[state]\ndir = \"s\"\n[stores]\nquery = \"SELECT id\"\n";
+
+    #[test]
+    fn the_samples_are_valid() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let sample = load(Some(&root.join("../deploy/hq.toml")), []).unwrap().value;
+        assert_eq!(sample.streams[0].audience, AudienceKind::Zone);
+        assert_eq!(sample.alerts.register_silent.0, Duration::from_secs(1800));
+        let first = load(Some(&root.join("src/init/hq.toml")), []).unwrap().value;
+        assert_eq!(first.publish.lease.0, PublishConfig::default().lease.0);
+        let ddl = include_str!("init/price.sql");
+        proto::schema::Contract::parse(ddl, &Limits::default()).unwrap();
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file_and_the_environment_overrides() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hq.toml");
+        std::fs::write(&file, LEAST).unwrap();
+        let over = env(&[
+            ("TILLCAST__SERVE__LISTEN", "127.0.0.1:9"),
+            ("TILLCAST__OBJECTS__URLS", "[\"file:x\", \"s3://b/p\"]"),
+            ("TILLCAST__PUBLISH__SHRINK_ROWS", "7"),
+        ]);
+        let c = load(Some(&file), over).unwrap().value;
+        assert_eq!(c.source.kind().unwrap(), SourceKind::Sqlite(dir.path().join("a.db")));
+        assert_eq!(c.state.database_url(), format!("sqlite:{}", dir.path().join("s/fleet.db").display()));
+        assert_eq!((c.serve.listen.port(), c.publish.shrink_rows, c.objects.urls.len()), (9, 7, 2));
+        assert!(c.objects.urls[0].contains(dir.path().to_str().unwrap()));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, told) in [
+            (LEAST.replace("sqlite:a.db", "oracle://x"), "source.url"),
+            (LEAST.replace("[\"file:o\"]", "[]"), "objects.urls"),
+            (LEAST.replace("file:o", "ftp://o"), "ftp://o"),
+            (LEAST.replace("query = \"SELECT id\"", ""), "stores.query"),
+            (format!("{LEAST}[publish]\nlevel = 12\n"), "publish.level"),
+            (format!("{LEAST}[publish]\nresign_after = \"40d\"\n"), "publish.resign_after"),
+            (format!("{LEAST}[mail]\nsmtp = \"smtp://h\"\nfrom = \"a@b.c\"\nto = []\n"), "mail.to"),
+            (format!("{LEAST}[server]\nlisten = \"x\"\n"), "serve"),
+            (format!("{LEAST}[[stream]]\nname = \"p\"\naudience = \"all\"\nschema = \"p.sql\"\n"), "[[stream.table]]"),
+            (format!("{LEAST}[[stream]]\nname = \"P\"\naudience = \"all\"\nschema = \"p.sql\"\n"), "stream name"),
+        ] {
+            let e = parse(&text).unwrap_err().to_string();
+            assert!(e.contains(told), "{told}: {e}");
+        }
+        let twice = format!(
+            "{LEAST}{0}{1}",
+            "[[stream]]\nname = \"a\"\naudience = \"all\"\nschema = \"p.sql\"\n[[stream.table]]\nname = \"t\"\nquery = \"q\"\n",
+            "[[stream]]\nname = \"b\"\naudience = \"all\"\nschema = \"p.sql\"\n[[stream.table]]\nname = \"t\"\nquery = \"q\"\n"
+        );
+        assert!(parse(&twice).unwrap_err().to_string().contains("belongs to one stream"));
+        assert!(parse(&LEAST.replace("[stores]\nquery = \"SELECT id\"", "").replace("sqlite:a.db", "inbox:in")).is_ok());
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let text = LEAST.replace("sqlite:a.db", "postgres://u:hunter2@h/d");
+        let c = parse(&text).unwrap();
+        assert!(!format!("{c:?}").contains("hunter2"));
+        assert!(!serde_json::to_string(&c).unwrap().contains("hunter2"));
+    }
+}

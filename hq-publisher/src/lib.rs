@@ -29,9 +29,16 @@ pub mod rebuild;
 pub mod publish;
 
 pub mod carry;
+pub mod doctor;
 pub mod enrol;
 pub mod intake;
 pub mod metrics;
+pub mod progress;
+pub mod status;
 pub mod web;
 
 pub mod cli;
+pub mod commands;
+
+#[cfg(test)]
+mod testclock;

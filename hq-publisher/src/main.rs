@@ -2,8 +2,10 @@
 
 use clap::Parser;
 use hq_publisher::cli::Cli;
+use std::process::ExitCode;
 
-fn main() {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     proto::cli::start(&cli.common);
+    hq_publisher::commands::main(&cli).into()
 }

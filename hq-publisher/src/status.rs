@@ -1,0 +1,249 @@
+//! `status`: how streams, stores, devices and mails stand. Reads the ledger, changes nothing.
+
+use crate::config::Config;
+use crate::fleet::{self, DeviceView, Digests, Fleet, long};
+use crate::intake;
+use crate::ledger::{Ledger, LedgerError, State, StoreRow};
+use crate::manifests::{followed, newest_trust};
+use proto::clock::{Clock, Timestamp, after};
+use proto::ids::{DeviceId, Instance, StoreId, Version};
+use proto::wire::{Fault, StreamState};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How everything stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Each instance that was published.
+    pub streams: BTreeMap<Instance, StreamLine>,
+    /// Each store.
+    pub stores: Vec<StoreLine>,
+    /// Each enrolled device.
+    pub devices: Vec<DeviceLine>,
+    /// What is wrong now, as `serve` would judge it.
+    pub errors: Vec<String>,
+    /// What was told and is not over.
+    pub episodes: Vec<EpisodeLine>,
+    /// Mails that wait.
+    pub outbox: Vec<MailLine>,
+    /// Versions that a run left between signature and end: the next publish finishes them.
+    pub unfinished: Vec<String>,
+    /// The trust file's version and epoch; none before `init`.
+    pub trust: Option<(u64, u64)>,
+}
+
+/// One instance.
+#[derive(Debug, Clone, Serialize)]
+pub struct StreamLine {
+    /// Its newest version.
+    pub version: Version,
+    /// Its contract's number.
+    pub schema: u64,
+    /// Its digests.
+    pub digests: Digests,
+    /// `ok`, or `behind` while a store that was heard has not got it.
+    pub state: &'static str,
+    /// When it was signed.
+    pub signed_at: Timestamp,
+    /// Packs that manifests list.
+    pub packs: usize,
+    /// Stores whose relay reports an older version or none.
+    pub stores_behind: usize,
+}
+
+/// One store.
+#[derive(Debug, Clone, Serialize)]
+pub struct StoreLine {
+    /// Its id.
+    pub id: StoreId,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// Its region.
+    pub region: Option<String>,
+    /// Its manifest's serial; 0 before the first.
+    pub serial: u64,
+    /// Whether that is in the bucket.
+    pub put: bool,
+    /// When it expires.
+    pub expires_at: Option<Timestamp>,
+    /// When the source no longer had the store.
+    pub vanished_at: Option<Timestamp>,
+    /// Instances that its relay has not at the newest version.
+    pub behind: Vec<Instance>,
+}
+
+/// One device.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeviceLine {
+    /// Its id.
+    pub id: DeviceId,
+    /// Seconds since it was heard; none: never.
+    pub heard_s: Option<u64>,
+    /// Its program's version.
+    pub program: Option<String>,
+    /// The serial of the manifest that it holds.
+    pub serial: Option<u64>,
+    /// What it holds.
+    pub streams: BTreeMap<Instance, (Option<Version>, StreamState)>,
+    /// What it reports as wrong.
+    pub errors: Vec<Fault>,
+    /// How far its clock is ahead, s.
+    pub clock_skew_s: Option<i64>,
+}
+
+/// One open episode.
+#[derive(Debug, Clone, Serialize)]
+pub struct EpisodeLine {
+    /// Its key.
+    pub key: String,
+    /// What is wrong.
+    pub text: String,
+    /// Since when.
+    pub opened_at: Timestamp,
+}
+
+/// One mail that waits.
+#[derive(Debug, Clone, Serialize)]
+pub struct MailLine {
+    /// Its Message-ID.
+    pub id: String,
+    /// Its subject.
+    pub subject: String,
+    /// Tries so far.
+    pub attempts: u32,
+    /// Why the last one failed.
+    pub last_error: Option<String>,
+}
+
+/// Looks.
+pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Result<Report, LedgerError> {
+    let now = clock.now();
+    let (views, published) = intake::glance(ledger, now, &config.limits).await?;
+    let heads = ledger.heads().await?;
+    let stores = ledger.stores().await?;
+    let expiring = ledger.expiring(after(now, config.alerts.manifest_expires.0)).await?;
+    let assessment = fleet::assess(&Fleet {
+        devices: &views,
+        published: &published,
+        expiring: &expiring,
+        alerts: &config.alerts,
+        now,
+    });
+    let lines: Vec<StoreLine> = stores.iter().map(|s| store_line(config, s, &views, &heads)).collect();
+    let stream = |(i, h): (&Instance, &crate::ledger::Head)| {
+        let behind = lines.iter().filter(|s| s.behind.contains(i)).count();
+        let line = StreamLine {
+            version: h.version,
+            schema: h.schema,
+            digests: h.digests.clone(),
+            state: if behind == 0 { "ok" } else { "behind" },
+            signed_at: h.signed_at,
+            packs: h.packs.len(),
+            stores_behind: behind,
+        };
+        (i.clone(), line)
+    };
+    let unfinished = ledger.publications(State::Signed).await?;
+    let trust = newest_trust(ledger, &config.limits).await.ok().flatten();
+    Ok(Report {
+        streams: heads.iter().map(stream).collect(),
+        stores: lines,
+        devices: views.iter().map(device_line).collect(),
+        errors: assessment.findings.values().map(|f| format!("{}: {}", f.subject, f.lines.join("; "))).collect(),
+        episodes: ledger
+            .open_episodes("")
+            .await?
+            .into_iter()
+            .map(|e| EpisodeLine { key: e.key, text: e.text, opened_at: e.opened_at })
+            .collect(),
+        outbox: ledger
+            .unsent_mails()
+            .await?
+            .into_iter()
+            .map(|m| MailLine { id: m.id, subject: m.subject, attempts: m.attempts, last_error: m.last_error })
+            .collect(),
+        unfinished: unfinished.iter().map(|p| format!("{} {}", p.instance, p.version)).collect(),
+        trust: trust.map(|t| (t.version, t.epoch)),
+    })
+}
+
+fn store_line(
+    config: &Config,
+    s: &StoreRow,
+    views: &[DeviceView],
+    heads: &BTreeMap<Instance, crate::ledger::Head>,
+) -> StoreLine {
+    let relay = views.iter().find(|v| v.id == DeviceId::Relay(s.seen.id.clone()));
+    let beat = relay.and_then(|r| r.beat.as_ref());
+    let late = |i: &Instance| {
+        let held = beat.and_then(|b| b.streams.get(i)).and_then(|r| r.version);
+        heads.get(i).is_some_and(|h| held.is_none_or(|v| v < h.version))
+    };
+    // Without a relay nobody says what the store has.
+    let follows = config.streams.iter().filter_map(|c| followed(&c.name, c.audience, &s.seen));
+    StoreLine {
+        id: s.seen.id.clone(),
+        zone: s.seen.zone.as_ref().map(ToString::to_string),
+        region: s.seen.region.clone(),
+        serial: s.serial,
+        put: s.put_serial >= s.serial,
+        expires_at: s.expires_at,
+        vanished_at: s.vanished_at,
+        behind: if relay.is_some() { follows.filter(late).collect() } else { Vec::new() },
+    }
+}
+
+fn device_line(v: &DeviceView) -> DeviceLine {
+    let beat = v.beat.as_deref();
+    DeviceLine {
+        id: v.id.clone(),
+        heard_s: v.silent_for.as_ref().map(Duration::as_secs),
+        program: beat.map(|b| b.program.clone()),
+        serial: beat.and_then(|b| b.serial),
+        streams: beat.map(|b| b.streams.iter().map(|(i, r)| (i.clone(), (r.version, r.state))).collect()).unwrap_or_default(),
+        errors: beat.map(|b| b.errors.clone()).unwrap_or_default(),
+        clock_skew_s: beat.and_then(|b| b.clock_skew_s),
+    }
+}
+
+/// Stores and devices listed for people; JSON has them all.
+const LISTED: usize = 50;
+
+impl Report {
+    /// The report for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        if self.trust.is_none() {
+            out.push("not initialised: run `hq-publisher init`".to_owned());
+        }
+        for (i, s) in &self.streams {
+            let behind = if s.stores_behind == 0 { String::new() } else { format!(", {} stores behind", s.stores_behind) };
+            out.push(format!("{i}: version {} ({} packs listed{behind})", s.version, s.packs));
+        }
+        let vanished = self.stores.iter().filter(|s| s.vanished_at.is_some()).count();
+        let heard = self.devices.iter().filter(|d| d.heard_s.is_some()).count();
+        out.push(format!(
+            "{} stores ({vanished} no longer in the source), {} devices enrolled, {heard} of them heard",
+            self.stores.len(),
+            self.devices.len()
+        ));
+        let behind = self.stores.iter().filter(|s| !s.behind.is_empty()).take(LISTED);
+        out.extend(behind.map(|s| {
+            let of: Vec<String> = s.behind.iter().map(ToString::to_string).collect();
+            format!("store {}: behind in {}", s.id, of.join(", "))
+        }));
+        out.extend(self.devices.iter().filter(|d| !d.errors.is_empty()).take(LISTED).map(|d| {
+            let of: Vec<String> = d.errors.iter().map(|e| format!("{}: {}", e.code, e.text)).collect();
+            let heard = d.heard_s.map_or_else(String::new, |s| format!(" (heard {} ago)", long(Duration::from_secs(s))));
+            format!("{}{heard}: {}", d.id, of.join("; "))
+        }));
+        out.extend(self.errors.iter().map(|e| format!("wrong: {e}")));
+        out.extend(self.unfinished.iter().map(|u| format!("unfinished: {u}; the next publish goes on with it")));
+        if !self.outbox.is_empty() {
+            let last = self.outbox.iter().rev().find_map(|m| m.last_error.as_deref()).unwrap_or("not tried yet");
+            out.push(format!("{} mails waiting ({last})", self.outbox.len()));
+        }
+        out
+    }
+}

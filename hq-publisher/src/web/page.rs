@@ -1,0 +1,211 @@
+//! The page at `/`: streams, what is wrong, stores and their devices. Plain HTML, no script; every
+//! text from outside is escaped by the template.
+
+use super::{App, unavailable};
+use crate::fleet::{DeviceView, long};
+use crate::ledger::{Episode, Head, LedgerError, StoreRow};
+use crate::manifests::followed;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use maud::{DOCTYPE, Markup, html};
+use proto::clock::{Timestamp, since};
+use proto::ids::{DeviceId, Instance, StoreId};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Stores on one page.
+const STORES: usize = 500;
+
+#[derive(Debug, Default, Deserialize)]
+pub struct Filter {
+    q: Option<String>,
+}
+
+struct View<'a> {
+    app: &'a App,
+    now: Timestamp,
+    heads: BTreeMap<Instance, Head>,
+    stores: Vec<StoreRow>,
+    devices: BTreeMap<StoreId, Vec<DeviceView>>,
+    episodes: Vec<Episode>,
+    mails: usize,
+    filter: String,
+}
+
+pub async fn fleet(State(app): State<Arc<App>>, filter: Result<Query<Filter>, QueryRejection>) -> Response {
+    match view(&app, filter.ok().and_then(|f| f.0.q).unwrap_or_default()).await {
+        Ok(view) => {
+            let policy = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+            let headers = [
+                (CONTENT_TYPE, "text/html; charset=utf-8"),
+                (CONTENT_SECURITY_POLICY, policy),
+                (CACHE_CONTROL, "no-store"),
+            ];
+            (headers, page(&view).into_string()).into_response()
+        }
+        Err(e) => unavailable(&e),
+    }
+}
+
+pub async fn style() -> Response {
+    ([(CONTENT_TYPE, "text/css"), (CACHE_CONTROL, "public, max-age=3600")], include_str!("style.css")).into_response()
+}
+
+async fn view(app: &App, filter: String) -> Result<View<'_>, LedgerError> {
+    let mut devices: BTreeMap<StoreId, Vec<DeviceView>> = BTreeMap::new();
+    for d in app.intake.views(&app.ledger.devices().await?) {
+        devices.entry(d.id.store().clone()).or_default().push(d);
+    }
+    Ok(View {
+        app,
+        now: app.clock.now(),
+        heads: app.ledger.heads().await?,
+        stores: app.ledger.stores().await?,
+        devices,
+        episodes: app.ledger.open_episodes("").await?,
+        mails: app.ledger.unsent_mails().await?.len(),
+        filter,
+    })
+}
+
+fn page(v: &View<'_>) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta http-equiv="refresh" content="10";
+                title { "Tillcast headquarters" }
+                link rel="stylesheet" href="/style.css";
+            }
+            body {
+                h1 { "Tillcast headquarters" }
+                p.meta { (v.now) " UTC · " (v.stores.len()) " stores · " (v.mails) " mails waiting" }
+                (episodes(v))
+                (streams(v))
+                (stores(v))
+            }
+        }
+    }
+}
+
+fn episodes(v: &View<'_>) -> Markup {
+    html! {
+        h2 { "What is wrong" }
+        @if v.episodes.is_empty() {
+            p.ok { "Nothing." }
+        } @else {
+            ul.bad {
+                @for e in v.episodes.iter().take(STORES) {
+                    li { (e.text) " " span.meta { "for " (long(since(v.now, e.opened_at))) } }
+                }
+            }
+        }
+    }
+}
+
+fn streams(v: &View<'_>) -> Markup {
+    html! {
+        h2 { "Streams" }
+        table {
+            thead { tr { th { "Stream" } th { "Audience" } th { "Version" } th { "Signed" } th { "Packs listed" } } }
+            tbody {
+                @for (i, h) in v.heads.iter().take(STORES) {
+                    tr {
+                        td { (i.stream) }
+                        td { (i.audience) }
+                        td.n { (h.version) }
+                        td { (long(since(v.now, h.signed_at))) " ago" }
+                        td.n { (h.packs.len()) }
+                    }
+                }
+                @if v.heads.is_empty() { tr { td colspan="5" { "Nothing was published yet." } } }
+            }
+        }
+    }
+}
+
+fn stores(v: &View<'_>) -> Markup {
+    let fits = |s: &&StoreRow| v.filter.is_empty() || s.seen.id.as_str().contains(&v.filter);
+    let some: Vec<&StoreRow> = v.stores.iter().filter(fits).collect();
+    html! {
+        h2 { "Stores" }
+        @if v.stores.len() > 20 {
+            form method="get" action="/" {
+                input type="search" name="q" value=(v.filter) placeholder="store id";
+                button { "Find" }
+            }
+        }
+        table {
+            thead { tr { th { "Store" } th { "Zone" } th { "Manifest" } th { "Device" } th { "Heard" } th { "Versions" } th { "State" } } }
+            tbody { @for s in some.iter().take(STORES) { (store(v, s)) } }
+        }
+        @if some.len() > STORES { p.meta { "… and " (some.len() - STORES) " more: find by id" } }
+    }
+}
+
+fn store(v: &View<'_>, s: &StoreRow) -> Markup {
+    let none = Vec::new();
+    let devices = v.devices.get(&s.seen.id).unwrap_or(&none);
+    let rows = devices.len().max(1);
+    let first = html! {
+        td rowspan=(rows) { (s.seen.id) @if let Some(r) = &s.seen.region { " " span.meta { (r) } } }
+        td rowspan=(rows) { @if let Some(z) = &s.seen.zone { (z) } }
+        td.n rowspan=(rows) {
+            @if s.serial > 0 { (s.serial) @if s.put_serial < s.serial { " " span.bad { "not put" } } }
+            @if s.vanished_at.is_some() { " " span.bad { "no longer in the source" } }
+        }
+    };
+    html! {
+        @if devices.is_empty() {
+            tr { (first) td colspan="4" { span.meta { "no device is enrolled" } } }
+        }
+        @for (n, d) in devices.iter().enumerate() {
+            tr { @if n == 0 { (first) } (device(v, s, d)) }
+        }
+    }
+}
+
+fn device(v: &View<'_>, s: &StoreRow, d: &DeviceView) -> Markup {
+    let (role, limit) = match d.id {
+        DeviceId::Relay(_) => ("relay", v.app.config.alerts.store_silent.0),
+        DeviceId::Register(_) => ("register", v.app.config.alerts.register_silent.0),
+    };
+    let behind = behind(v, s, d);
+    html! {
+        td { (d.id) " " span.meta { (role) } }
+        @match d.silent_for {
+            None => td { span.meta { "never" } },
+            Some(silent) => td class=[(silent >= limit).then_some("bad")] { (long(silent)) " ago" },
+        }
+        td {
+            @if let Some(beat) = &d.beat {
+                @for (i, r) in &beat.streams {
+                    span.stream { (i) " " @match r.version { Some(n) => b { (n) }, None => b { "–" } } }
+                }
+            }
+        }
+        td {
+            @if let Some(beat) = &d.beat {
+                @for e in beat.errors.iter().take(5) { div.bad { (e.code) ": " (e.text) } }
+                @for i in &behind { div.warn { "behind in " (i.stream) } }
+                @if beat.errors.is_empty() && behind.is_empty() { span.ok { "ok" } }
+            }
+        }
+    }
+}
+
+/// The instances of its store that a device does not have at the newest version.
+fn behind(v: &View<'_>, s: &StoreRow, d: &DeviceView) -> Vec<Instance> {
+    let Some(beat) = &d.beat else { return Vec::new() };
+    let wanted = v.app.config.streams.iter().filter_map(|c| followed(&c.name, c.audience, &s.seen));
+    let late = |i: &Instance| {
+        let held = beat.streams.get(i).and_then(|r| r.version);
+        v.heads.get(i).is_some_and(|h| held.is_none_or(|held| held < h.version))
+    };
+    wanted.filter(late).collect()
+}

@@ -1,0 +1,214 @@
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use super::*;
+use crate::ledger::{Made, NewManifest, SignStore, StoreSeen, Which};
+use crate::testclock::TestClock;
+use axum::body::Body;
+use axum::http::Request;
+use http_body_util::BodyExt;
+use proto::digest::Sha256;
+use proto::dsse::Envelope;
+use proto::keys::SecretKey;
+use proto::wire::{Beat, BeatAnswer, Fault, Heartbeat, Network, StreamReport, StreamState, fault};
+use std::collections::BTreeMap;
+use tower::ServiceExt;
+
+struct World {
+    _dir: tempfile::TempDir,
+    app: Arc<App>,
+    clock: Arc<TestClock>,
+    stop: watch::Sender<bool>,
+}
+
+impl World {
+    async fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hq.toml");
+        let text = "[source]\nurl = \"sqlite:hq.db\"\n[objects]\nurls = [\"file:objects\"]\n[state]\ndir = \"state\"\n\
+                    [stores]\nquery = \"SELECT 1\"\n";
+        std::fs::write(&file, text).unwrap();
+        let config = crate::config::load(Some(&file), []).unwrap().value;
+        let clock = Arc::new(TestClock::at("2026-01-01T00:00:00Z"));
+        let (stop, stopping) = watch::channel(false);
+        let app = App::open(&config, clock.clone(), stopping).await.unwrap();
+        let east = StoreSeen { id: "1".parse().unwrap(), zone: Some("east".parse().unwrap()), region: Some("<b>North</b>".into()) };
+        app.ledger.see_stores(&[east], clock.now()).await.unwrap();
+        for (n, id) in [(1, "1"), (2, "1-1")] {
+            app.ledger.enrol(&id.parse().unwrap(), &key(n).public(), clock.now()).await.unwrap();
+        }
+        app.wakes.refresh(&app.ledger).await.unwrap();
+        World { _dir: dir, app, clock, stop }
+    }
+
+    async fn ask(&self, request: Request<Body>) -> (StatusCode, HeaderMap, String) {
+        let response = self.app.router().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        (head.status, head.headers, String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    }
+    async fn get(&self, path: &str) -> (StatusCode, String) {
+        let (status, _, body) = self.ask(Request::get(path).body(Body::empty()).unwrap()).await;
+        (status, body)
+    }
+    async fn beat(&self, beat: &Heartbeat, by: &SecretKey) -> BeatAnswer {
+        let envelope: Envelope = serde_json::from_slice(&beat.seal(by).unwrap()).unwrap();
+        let body = serde_json::to_vec(&Beats { beats: vec![Beat { envelope, seen_s: 0 }] }).unwrap();
+        let (status, _, text) = self.ask(Request::post("/v1/heartbeats").body(body.into()).unwrap()).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+    /// Signs and puts a manifest with other content.
+    async fn publish(&self) -> u64 {
+        let id: StoreId = "1".parse().unwrap();
+        let mut make = |s: &SignStore<'_>| {
+            Ok(Made::New(NewManifest {
+                serial: s.row.next_serial,
+                epoch: 1,
+                envelope: "{}".into(),
+                signer: "k".into(),
+                content: Sha256::of(&s.row.next_serial.to_be_bytes()),
+                signed_at: self.clock.now(),
+                expires_at: self.clock.now(),
+            }))
+        };
+        self.app.ledger.sign(None, &[], Which::Only(&id), 9, self.clock.now(), &mut make).await.unwrap();
+        let serial = self.app.ledger.store(&id).await.unwrap().unwrap().serial;
+        self.app.ledger.manifests_put(&[(id, serial)]).await.unwrap();
+        serial
+    }
+    async fn subjects(&self) -> Vec<String> {
+        self.app.ledger.unsent_mails().await.unwrap().into_iter().map(|m| m.subject).collect()
+    }
+}
+
+fn key(n: u8) -> SecretKey {
+    SecretKey::from_seed([n; 32])
+}
+fn heartbeat(id: &str, seq: u64) -> Heartbeat {
+    Heartbeat {
+        format: 1,
+        device: id.parse().unwrap(),
+        seq,
+        sent_at: jiff::Timestamp::UNIX_EPOCH,
+        program: "x".into(),
+        serial: None,
+        streams: BTreeMap::new(),
+        network: Network::Online,
+        errors: Vec::new(),
+        debts: Vec::new(),
+        disk: None,
+        clock_skew_s: None,
+        registers: BTreeMap::new(),
+    }
+}
+fn wake_request(known: Option<&str>, wait: u64) -> Request<Body> {
+    let mut r = Request::get(format!("/v1/wake?store=1&wait={wait}"));
+    if let Some(known) = known {
+        r = r.header(IF_NONE_MATCH, known);
+    }
+    r.body(Body::empty()).unwrap()
+}
+
+#[tokio::test]
+async fn a_relay_is_woken_by_its_next_manifest() {
+    let w = World::new().await;
+    assert_eq!(w.ask(wake_request(None, 0)).await.0, StatusCode::NOT_MODIFIED, "nothing is there yet");
+    let one = w.publish().await;
+    ticks::wake(&w.app, None).await.unwrap();
+    let (status, headers, body) = w.ask(wake_request(None, 30)).await;
+    assert_eq!((status, body.as_str(), &headers[ETAG]), (StatusCode::OK, "{\"serial\":1}", &HeaderValue::from_static("\"1\"")));
+    assert_eq!(one, 1);
+    assert_eq!(w.ask(wake_request(Some("\"1\""), 0)).await.0, StatusCode::NOT_MODIFIED);
+
+    let app = Arc::clone(&w.app);
+    let waiting = tokio::spawn(async move { app.router().oneshot(wake_request(Some("\"1\""), 30)).await.unwrap().status() });
+    while w.app.metrics.waiting.get() == 0 {
+        tokio::task::yield_now().await;
+    }
+    w.publish().await;
+    ticks::wake(&w.app, None).await.unwrap();
+    assert_eq!(waiting.await.unwrap(), StatusCode::OK);
+    // One who has a manifest that was only signed anew, or more, waits on.
+    assert_eq!(w.ask(wake_request(Some("W/\"7\""), 0)).await.0, StatusCode::NOT_MODIFIED);
+    assert_eq!(w.get("/v1/wake?store=9").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(w.get("/v1/wake?store=../x").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(w.get("/v1/wake").await.0, StatusCode::BAD_REQUEST);
+    // Stopping ends waits at once.
+    w.stop.send(true).unwrap();
+    assert_eq!(w.ask(wake_request(Some("\"2\""), 30)).await.0, StatusCode::NOT_MODIFIED);
+}
+
+#[tokio::test]
+async fn silence_is_mailed_once_and_its_end_too() {
+    let w = World::new().await;
+    let s = Duration::from_secs;
+    assert!(w.beat(&heartbeat("1", 1), &key(1)).await.refused.is_empty());
+    assert!(w.beat(&heartbeat("1-1", 1), &key(2)).await.refused.is_empty());
+    for (pass, mails) in [(299, 0), (1, 1), (3600, 1)] {
+        w.clock.advance(s(pass));
+        ticks::alerts(&w.app).await.unwrap();
+        assert_eq!(w.subjects().await.len(), mails, "after {pass} s more");
+    }
+    assert_eq!(w.subjects().await, ["[Tillcast] Store 1 is silent"]);
+    w.beat(&heartbeat("1", 2), &key(1)).await;
+    ticks::alerts(&w.app).await.unwrap();
+    assert_eq!(w.subjects().await.len(), 2, "{:?}", w.subjects().await);
+    // The relay is there, the register is not.
+    for n in 3..33 {
+        w.clock.advance(s(60));
+        w.beat(&heartbeat("1", n), &key(1)).await;
+        ticks::alerts(&w.app).await.unwrap();
+    }
+    assert_eq!(w.subjects().await[2], "[Tillcast] Register 1-1 is silent");
+    w.beat(&heartbeat("1-1", 2), &key(2)).await;
+    ticks::alerts(&w.app).await.unwrap();
+    assert_eq!(w.subjects().await[3], "[Tillcast] Recovered: Register 1-1 is silent");
+}
+
+#[tokio::test]
+async fn faults_are_mailed_and_shown() {
+    let w = World::new().await;
+    let mut beat = heartbeat("1", 1);
+    beat.errors = vec![Fault {
+        code: fault::PACK_IN_ERROR.into(),
+        instance: "price@zone-east".parse().ok(),
+        object: Some("0000000007.delta.pack".into()),
+        text: "<script>alert(1)</script>".into(),
+        since: jiff::Timestamp::UNIX_EPOCH,
+    }];
+    let report = StreamReport { version: None, schema: None, digests: BTreeMap::new(), state: StreamState::Drift };
+    beat.streams.insert("price@zone-east".parse().unwrap(), report);
+    w.beat(&beat, &key(1)).await;
+    ticks::alerts(&w.app).await.unwrap();
+    ticks::alerts(&w.app).await.unwrap();
+    let mails = w.app.ledger.unsent_mails().await.unwrap();
+    assert_eq!(mails.len(), 2);
+    assert!(mails.iter().any(|m| m.body.contains("0000000007.delta.pack")), "{mails:?}");
+
+    let (status, headers, page) = w.ask(Request::get("/").body(Body::empty()).unwrap()).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(headers[CONTENT_TYPE].to_str().unwrap().starts_with("text/html"));
+    assert!(page.contains("PACK_IN_ERROR") && page.contains("&lt;script&gt;") && !page.contains("<script>"));
+    assert!(page.contains("&lt;b&gt;North") && page.contains("A pack of price@zone-east is in error"));
+    let (status, metrics) = w.get("/metrics").await;
+    assert_eq!(status, StatusCode::OK);
+    for line in ["tillcast_episodes_open 2", "tillcast_mails_waiting 2", "tillcast_heartbeats_total 1", "tillcast_devices{role=\"relay\",state=\"heard\"} 1"] {
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+    // No [mail] in the settings: nothing piles up.
+    ticks::mails(&w.app).await.unwrap();
+    assert!(w.subjects().await.is_empty());
+}
+
+#[tokio::test]
+async fn odd_requests() {
+    let w = World::new().await;
+    assert_eq!(w.get("/healthz").await.0, StatusCode::OK);
+    assert_eq!(w.get("/readyz").await.0, StatusCode::OK);
+    assert_eq!(w.get("/style.css").await.0, StatusCode::OK);
+    assert_eq!(w.get("/nothing").await.0, StatusCode::NOT_FOUND);
+    let post = async |body: Vec<u8>| w.ask(Request::post("/v1/heartbeats").body(body.into()).unwrap()).await.0;
+    assert_eq!(post(b"x".to_vec()).await, StatusCode::BAD_REQUEST);
+    assert_eq!(post(vec![b' '; 5 << 20]).await, StatusCode::PAYLOAD_TOO_LARGE);
+    // Nothing to keep before `init`.
+    ticks::manifests(&w.app).await.unwrap();
+}

@@ -1,0 +1,89 @@
+//! What the loops of `serve` do once. Each is safe to run at any time, twice, or by two processes.
+
+use super::App;
+use crate::alert::{self, Notice};
+use crate::bucket::Buckets;
+use crate::fleet::{self, Fleet};
+use crate::ledger::{Change, Kind, LedgerError};
+use crate::mail;
+use crate::manifests::{self, ManifestsError, Signer};
+use proto::clock::after;
+
+/// Wakes who waits, if the number of puts is not `known`; the number now.
+pub async fn wake(app: &App, known: Option<Change>) -> Result<Change, LedgerError> {
+    let now = app.ledger.change().await?;
+    if known != Some(now) {
+        app.wakes.refresh(&app.ledger).await?;
+    }
+    Ok(now)
+}
+
+/// Judges the fleet; opens and closes episodes, with their mails.
+pub async fn alerts(app: &App) -> Result<(), String> {
+    judge(app).await.map_err(|e| e.to_string())
+}
+
+async fn judge(app: &App) -> Result<(), LedgerError> {
+    let (ledger, now) = (&app.ledger, app.clock.now());
+    if ledger.kind() == Kind::Postgres {
+        app.intake.read_ledger().await?;
+    }
+    let views = app.intake.views(&ledger.devices().await?);
+    let published = app.intake.published(&views).await?;
+    let expiring = ledger.expiring(after(now, app.config.alerts.manifest_expires.0)).await?;
+    let assessment = fleet::assess(&Fleet {
+        devices: &views,
+        published: &published,
+        expiring: &expiring,
+        alerts: &app.config.alerts,
+        now,
+    });
+    let due = alert::due(&assessment, &ledger.open_episodes("").await?, now);
+    for Notice { episodes, subject, .. } in &due.open {
+        tracing::warn!(episodes = episodes.len(), "{subject}");
+    }
+    for n in &due.open {
+        ledger.open_many(&n.episodes, &mail::compose(n, now), now).await?;
+    }
+    for n in &due.close {
+        tracing::info!("{}", n.subject);
+        ledger.close_many(&n.episodes, &mail::compose(n, now), now).await?;
+    }
+    Ok(())
+}
+
+/// Sends what is in the outbox.
+pub async fn mails(app: &App) -> Result<(), String> {
+    let Some(smtp) = &app.smtp else {
+        return app.ledger.discard_mails(app.clock.now()).await.map_err(|e| e.to_string());
+    };
+    match mail::drain(&app.ledger, smtp, app.clock.as_ref()).await {
+        Ok(None) => Ok(()),
+        Ok(Some(down)) => Err(format!("the server cannot be used, mails wait: {down}")),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Signs manifests that are due anew, puts what is not in the bucket, repairs mirrors.
+pub async fn manifests(app: &App) -> Result<(), String> {
+    match keep_manifests(app).await {
+        Ok(()) => Ok(()),
+        // Before `init` there is nothing to keep.
+        Err(ManifestsError::Keys(crate::keys::KeysError::NoTrust)) => Ok(()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
+    let signer = Signer::open(&app.config, &app.ledger, app.clock.as_ref(), false).await?;
+    let signed = signer.sign_due(&app.ledger, app.clock.as_ref()).await?;
+    if !signed.is_empty() {
+        tracing::info!("signed {} manifests anew", signed.len());
+    }
+    let buckets = Buckets::open(&app.config, &app.ledger).await?;
+    manifests::put_unfinished(&app.ledger, &buckets, None).await?;
+    for lag in buckets.repair_mirrors().await?.mirrors {
+        tracing::warn!("{lag}");
+    }
+    Ok(())
+}
