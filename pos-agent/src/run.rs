@@ -116,7 +116,7 @@ async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
                     sleep(POLL_GAP).await;
                 }
             }
-            Ok(Heard::Static) => sleep(rules.poll).await,
+            Ok(Heard::Static) => sleep(rules.poll.min(rules.poll_wait())).await,
             Ok(Heard::Silence(e)) => {
                 if silent_for == 1 {
                     tracing::warn!("the relay does not answer: {e}");

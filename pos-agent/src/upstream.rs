@@ -71,6 +71,8 @@ struct State {
     seen: Seen,
     /// Whether `/v1/versions` was 404.
     is_static: bool,
+    /// The manifest could not be read from the relay.
+    is_empty: bool,
     /// The last poll was not answered.
     fails: bool,
     /// Whether the list of versions is this process's own hearing, not a memory.
@@ -136,7 +138,7 @@ impl Upstream {
     /// Where to read from now.
     pub fn read_from(&self) -> pace::From {
         let s = self.state();
-        if s.impatient && self.rules.has_fallback && s.seen.relay.is_none() {
+        if s.impatient && self.rules.has_fallback && s.fails {
             return pace::From::Fallback;
         }
         self.rules.read_from(self.clock.monotonic(), &s.seen, s.share)
@@ -207,9 +209,14 @@ impl Upstream {
                 Heard::Same
             }
             Ok(Polled::NoSuchPage) => {
-                self.state().is_static = true;
-                // A web server that says 404 lives; of a directory only its objects can tell.
-                if self.relay.is_web() {
+                let is_empty = {
+                    let mut s = self.state();
+                    s.is_static = true;
+                    s.is_empty
+                };
+                // A web server that says 404 lives, unless it has no manifest for us either; of a
+                // directory only its objects can tell.
+                if self.relay.is_web() && !is_empty {
                     self.relay_answered();
                 }
                 Heard::Static
@@ -269,6 +276,9 @@ impl Upstream {
             pace::From::Fallback => &self.by_fallback,
         };
         let refreshed = follower.lock().await.refresh(device, &*self.clock, limits, None).await;
+        if from == pace::From::Relay {
+            self.state().is_empty = refreshed.reached == 0;
+        }
         if refreshed.reached > 0 {
             match from {
                 pace::From::Relay => self.relay_answered(),

@@ -440,7 +440,7 @@ impl Agent {
         match outcome {
             Ok(rows) => {
                 let (kind, version) = (first.kind.to_string(), files.last().map(|(_, e)| e.version.get()));
-                tracing::info!(%instance, version, %kind, ?rows, ms = took.as_millis() as u64, "applied");
+                tracing::info!(%instance, version, %kind, rows = rows.map(|r| r.total()), ms = took.as_millis() as u64, "applied");
                 self.metrics.applied(&kind, took);
                 self.tell.notify_one();
                 if !self.at(Step::Applied(first)) {

@@ -132,6 +132,40 @@ async fn a_static_server_is_known_by_its_404_and_a_relay_by_its_answer() {
 }
 
 #[tokio::test]
+async fn a_static_server_without_the_manifest_is_left_like_a_silent_one() {
+    let (hq, relay, r) = store().await;
+    relay.desk.versions.send_replace(None);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    let empty = Hq::new();
+    let (manifest, hidden) = (hq.dir.path().join("stores"), empty.dir.path().join("stores"));
+    std::fs::rename(&manifest, &hidden).unwrap();
+    assert_eq!(poll_and_cycle(&agent).await, End::Retry);
+    for _ in 0..13 {
+        r.clock.advance(10 * S);
+        agent.upstream.poll_relay(30 * S).await;
+    }
+    assert_eq!(agent.upstream.read_from(), From::Fallback);
+    std::fs::rename(&hidden, &manifest).unwrap();
+}
+
+#[tokio::test]
+async fn a_single_cycle_does_not_wait_for_a_silence_to_last() {
+    let (_hq, relay, r) = store().await;
+    relay.be_silent(true);
+    let agent = r.open();
+    assert_eq!(run::once(&agent).await, proto::cli::Exit::Done);
+    assert_eq!((version(&agent, "price@zone-east"), agent.upstream.network()), (Some(51), Network::OnlineRelayDown));
+    drop(agent);
+    let mut alone = r;
+    alone.config.fallback.clear();
+    assert_eq!(run::once(&alone.open()).await, proto::cli::Exit::Failed);
+    relay.be_silent(false);
+    assert_eq!(run::once(&alone.open()).await, proto::cli::Exit::Done);
+    assert_eq!(relay.desk.beats.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_long_poll_ends_with_news_or_with_its_time() {
     let (_hq, relay, r) = store().await;
     let agent = r.open();
