@@ -37,7 +37,6 @@ pub struct Town {
     /// Where everything lies.
     pub dir: PathBuf,
     programs: PathBuf,
-    smtp: u16,
     /// `hq-publisher serve`.
     pub hq: Option<Running>,
     /// The relays.
@@ -67,7 +66,7 @@ impl Town {
         let port = free_port()?;
         proto::shelf::write_durable(&hq.join("hq.toml"), hq_toml(port, smtp).as_bytes())?;
         let web = reqwest::Client::builder().timeout(std::time::Duration::from_secs(5)).build()?;
-        Ok(Town { dir, programs, smtp, hq: None, relays: Vec::new(), agents: Vec::new(), web })
+        Ok(Town { dir, programs, hq: None, relays: Vec::new(), agents: Vec::new(), web })
     }
 
     /// The bucket.
@@ -85,10 +84,6 @@ impl Town {
             .with_context(|| format!("opening {}", file.display()))?;
         db.busy_timeout(std::time::Duration::from_secs(5))?;
         Ok(db)
-    }
-    /// Where the mail catcher listens.
-    pub fn smtp(&self) -> u16 {
-        self.smtp
     }
 
     /// Runs one command of headquarters' and gives exit code and output.
@@ -172,11 +167,6 @@ impl Town {
         Ok(Running { id: id.to_owned(), url: format!("http://{url}"), child })
     }
 
-    /// What a register says of itself on its loopback port.
-    pub async fn status(&self, agent: &Running) -> Option<Value> {
-        let answer = self.web.get(format!("{}/v1/status", agent.url)).send().await.ok()?;
-        answer.json().await.ok()
-    }
     /// Whether something answers there.
     pub async fn is_up(&self, url: &str) -> bool {
         self.web.get(format!("{url}/healthz")).send().await.is_ok_and(|r| r.status().is_success())
