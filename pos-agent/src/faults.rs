@@ -6,9 +6,9 @@ use proto::ids::Instance;
 use proto::wire::{Fault, fault};
 use serde::{Deserialize, Serialize};
 
-/// Faults kept and reported at most.
-const MOST: usize = 50;
-/// Characters of a fault's text.
+/// Faults kept and reported at most: they must fit into a heartbeat of 64 KiB.
+const MOST: usize = 40;
+/// Bytes of a fault's text.
 const TEXT: usize = 500;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +41,7 @@ impl Faults {
         text: &str,
         now: Timestamp,
     ) -> bool {
-        let text: String = text.chars().take(TEXT).collect();
+        let text = text[..text.floor_char_boundary(TEXT)].to_owned();
         let same = |n: &&mut Noted| {
             n.fault.code == code && n.fault.instance.as_ref() == instance && n.fault.object.as_deref() == object
         };
@@ -150,9 +150,9 @@ mod tests {
     fn the_list_is_bounded() {
         let mut f = Faults::default();
         for n in 0..200 {
-            f.raise(fault::SOURCE, None, Some(&n.to_string()), &"x".repeat(9999), t(n));
+            f.raise(fault::SOURCE, None, Some(&n.to_string()), &"ä€".repeat(9999), t(n));
         }
         assert_eq!(f.open().len(), MOST);
-        assert!(f.open().iter().all(|f| f.text.len() == TEXT));
+        assert!(f.open().iter().all(|f| f.text.len() <= TEXT && f.text.len() > TEXT - 4));
     }
 }

@@ -10,6 +10,7 @@ use crate::report;
 use crate::verify;
 use http::{Method, Request, Response, StatusCode};
 use proto::http::{Body, Inbound, json, read_body, text};
+use proto::wire::fault;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +44,7 @@ pub async fn answer(agent: Arc<Agent>, request: Request<Inbound>) -> Response<Bo
     let (parts, body) = request.into_parts();
     let route = (parts.method.clone(), parts.uri.path());
     match (&route.0, route.1) {
-        (&Method::GET, "/healthz") => text(StatusCode::OK, "ok"),
+        (&Method::GET, "/healthz") => health(&agent),
         (&Method::GET, "/metrics") => metrics(&agent),
         (&Method::GET, "/v1/status") => json_of(&report::stand(&agent, agent.memory.look(|f| f.open()))),
         (&Method::GET, "/v1/hold") => json_of(&held(&agent, true)),
@@ -60,6 +61,14 @@ pub async fn answer(agent: Arc<Agent>, request: Request<Inbound>) -> Response<Bo
             StatusCode::NOT_FOUND,
             "GET /v1/status, POST or DELETE /v1/hold, POST /v1/verify, GET /healthz, GET /metrics",
         ),
+    }
+}
+
+fn health(agent: &Agent) -> Response<Body> {
+    let halted = agent.memory.look(|f| f.open().into_iter().find(|f| f.code == fault::HALTED));
+    match halted {
+        Some(f) => text(StatusCode::SERVICE_UNAVAILABLE, &f.text),
+        None => text(StatusCode::OK, "ok"),
     }
 }
 

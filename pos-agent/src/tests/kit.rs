@@ -116,6 +116,9 @@ impl Hq {
         let entry = self.streams[&instance(i).stream].pack(v(version), kind).unwrap();
         self.path(&entry.name(&instance(i)).into())
     }
+    pub fn has(&self, i: &str, version: u64, kind: PackKind) -> bool {
+        self.streams[&instance(i).stream].pack(v(version), kind).is_some()
+    }
     pub fn code(&self) -> EnrolCode {
         EnrolCode {
             format: 1,
@@ -293,6 +296,11 @@ impl Register {
         let db = Connection::open(self.config.store_db()).unwrap();
         db.busy_timeout(Duration::from_secs(5)).unwrap();
         db.execute_batch(sql).unwrap();
+    }
+    /// Whether the table is there.
+    pub fn holds(&self, table: &str) -> bool {
+        let db = self.reader();
+        db.query_row("SELECT count(*) FROM sqlite_schema WHERE name = ?1", [table], |r| r.get::<_, i64>(0)).unwrap() > 0
     }
     pub fn downloads(&self) -> usize {
         let packs = self.config.data_dir.join("packs");
