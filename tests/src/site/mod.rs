@@ -126,11 +126,16 @@ impl Builder {
         self
     }
 
-    /// Writes all files, runs `init` and enrols everybody. Publishes nothing.
+    /// Writes all files, runs `init` and enrols everybody. Publishes nothing, but from an inbox the sample:
+    /// headquarters learns of its stores there.
     #[track_caller]
     pub fn build(self) -> Site {
         let mut site = self.prepare();
         site.hq.run(&["init"]).ok();
+        if matches!(site.source, Source::Inbox) {
+            site.drop_all();
+            site.publish();
+        }
         let (relays, registers): (Vec<String>, Vec<String>) =
             (site.relays.keys().cloned().collect(), site.registers.keys().cloned().collect());
         relays.iter().chain(&registers).for_each(|id| site.enroll(id));

@@ -75,7 +75,7 @@ pub(super) fn streams(inbox: bool) -> String {
         write!(toml, "[[stream]]\nname = '{stream}'\naudience = '{audience}'\nschema = 'schema/{stream}.sql'\n")
             .unwrap();
         for (_, _, table, query) in TABLES.iter().filter(|t| t.0 == stream && !inbox) {
-            write!(toml, "[[stream.table]]\nname = '{table}'\nquery = '{query}'\n").unwrap();
+            write!(toml, "[[stream.table]]\nname = '{table}'\nquery = \"{query}\"\n").unwrap();
         }
     }
     toml

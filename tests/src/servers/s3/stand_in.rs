@@ -1,4 +1,5 @@
-//! An S3 subset on a directory: PUT, GET with Range and If-None-Match, HEAD, DELETE, list (v2), multipart.
+//! An S3 subset on a directory: PUT, GET with Range and If-None-Match, HEAD, DELETE, delete of many, list (v2),
+//! multipart.
 //! By default it behaves as Alibaba's OSS does towards S3 clients: conditions on PUT are answered by 501.
 
 use crate::RUNTIME;
@@ -166,6 +167,7 @@ impl State {
             (&Method::GET | &Method::HEAD, _, _) => self.read(key, header("range"), header("if-none-match")),
             (&Method::PUT, _, Some(id)) => self.put_part(id, query.get("partNumber"), body),
             (&Method::PUT, _, None) => self.put(key, header("if-match"), header("if-none-match"), &body),
+            (&Method::POST, "", None) if query.get("delete").is_some() => self.delete_many(&body),
             (&Method::POST, _, None) if query.get("uploads").is_some() => self.begin_upload(),
             (&Method::POST, _, Some(id)) => {
                 let whole = self.uploads.remove(id).map(|parts| parts.into_values().collect::<Vec<_>>().concat());
@@ -268,6 +270,18 @@ impl State {
                 keys.len()
             ),
         )
+    }
+
+    fn delete_many(&self, body: &[u8]) -> Answer {
+        let text = String::from_utf8_lossy(body);
+        let mut done = String::new();
+        for key in text.split("<Key>").skip(1).filter_map(|k| k.split_once("</Key>")).map(|(key, _)| key) {
+            if !key.split('/').any(|s| s == "..") {
+                let _ = std::fs::remove_file(self.root.join(key));
+            }
+            done += &format!("<Deleted><Key>{key}</Key></Deleted>");
+        }
+        xml(200, &format!("<DeleteResult>{done}</DeleteResult>"))
     }
 
     fn begin_upload(&mut self) -> Answer {
