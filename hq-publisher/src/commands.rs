@@ -18,7 +18,7 @@ use proto::cli::{Exit, print_json, print_line, shutdown_signal};
 use proto::clock::{Clock, SystemClock};
 use proto::config::{ConfigError, Loaded, environment};
 use proto::ids::{DeviceId, StoreId};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -200,7 +200,7 @@ impl Shop<'_> {
         } else {
             print_line(&code.code);
             // The code alone on stdout, so that a script can take it.
-            eprintln!("{id} is enrolled; give the code to `enroll` there, until {}. It is a secret.", code.expires_at);
+            let _ = writeln!(std::io::stderr(), "{id} is enrolled; give the code to `enroll` there, until {}. It is a secret.", code.expires_at);
         }
         Ok(Exit::Done)
     }

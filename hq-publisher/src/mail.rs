@@ -162,7 +162,7 @@ pub async fn send_one(ledger: &Ledger, transport: &impl Transport, clock: &dyn C
         Err(e) => e,
     };
     let wait = BETWEEN.delay(mail.attempts.saturating_sub(1), 0.5 + random_unit() / 2.0);
-    ledger.mail_failed(&mail.id, &clean(&error.text, 500), after(clock.now(), wait)).await?;
+    ledger.mail_failed(&mail.id, &clean(&error.text, 500), error.of_this_mail, after(clock.now(), wait)).await?;
     Ok(if error.of_this_mail { Sent::Refused(error.text) } else { Sent::Down(error.text) })
 }
 
@@ -369,6 +369,18 @@ mod tests {
         assert_eq!(after, before);
         assert_eq!(drain(&l, &fake, &clock).await.unwrap(), None);
         assert_eq!(fake.subjects().len(), 2);
+
+        // Down again for one; what comes meanwhile does not overtake it.
+        for reason in ["D", "E"] {
+            publish_refused(&l, &clock, &price(), reason, "x").await.unwrap();
+            fake.fail(false);
+            drain(&l, &fake, &clock).await.unwrap();
+        }
+        fake.work();
+        publish_refused(&l, &clock, &price(), "F", "x").await.unwrap();
+        drain(&l, &fake, &clock).await.unwrap();
+        let last: Vec<String> = fake.subjects().split_off(2).iter().map(|s| s.replace(')', "").split_off(s.len() - 2)).collect();
+        assert_eq!(last, ["D", "E", "F"]);
 
         publish_refused(&l, &clock, &price(), "C", "x").await.unwrap();
         fake.fail(true);

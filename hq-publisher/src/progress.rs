@@ -67,9 +67,8 @@ impl Progress for Shown {
     fn finished(&self, instance: &Instance, report: &InstanceReport) {
         match &self.bar {
             Some(bar) => bar.inc(1),
-            None if report.outcome == Outcome::Refused => {
-                tracing::warn!(%instance, "refused: {}", report.reason);
-            }
+            // The refusal itself is logged where it is decided.
+            None if report.outcome == Outcome::Refused => {}
             None => tracing::info!(%instance, "{:?}", report.outcome),
         }
     }

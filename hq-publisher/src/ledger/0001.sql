@@ -98,6 +98,8 @@ CREATE TABLE mail (
     created_s BIGINT NOT NULL,
     attempts BIGINT NOT NULL DEFAULT 0,
     next_s BIGINT NOT NULL,
+    claimed_s BIGINT NOT NULL DEFAULT 0,
+    own_fault BIGINT NOT NULL DEFAULT 0,
     sent_s BIGINT,
     last_error TEXT
 );

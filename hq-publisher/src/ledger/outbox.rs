@@ -112,19 +112,22 @@ impl Ledger {
         Ok(open)
     }
 
-    /// Takes the next mail that is due, for `lease`; nobody else gets it meanwhile. A due time more
-    /// than a day away is of a clock that ran ahead.
+    /// Takes a mail, for `lease`; nobody else gets it meanwhile. When one is due, the oldest goes first,
+    /// also one that waits for the server to come back: mails keep their order. A time more than a day
+    /// away is of a clock that ran ahead.
     pub async fn claim_mail(&self, now: Timestamp, lease: Duration) -> Result<Option<Mail>, LedgerError> {
+        let (now_s, far) = (seconds(now), seconds(after(now, Duration::from_secs(86_400))));
+        let free = "sent_s IS NULL AND (claimed_s <= $1 OR claimed_s > $2)";
+        let due = "(next_s <= $1 OR next_s > $2)";
         let mut w = self.write().await?;
-        let sql = format!("{MAIL} WHERE sent_s IS NULL AND (next_s <= $1 OR next_s > $2) ORDER BY n LIMIT 1");
-        let row = sqlx::query(AssertSqlSafe(sql))
-            .bind(seconds(now))
-            .bind(seconds(after(now, Duration::from_secs(86_400))))
-            .fetch_optional(&mut **w)
-            .await?;
+        let sql = format!(
+            "{MAIL} WHERE {free} AND ({due} OR own_fault = 0) AND EXISTS (SELECT 1 FROM mail WHERE {free} AND {due}) \
+             ORDER BY n LIMIT 1"
+        );
+        let row = sqlx::query(AssertSqlSafe(sql)).bind(now_s).bind(far).fetch_optional(&mut **w).await?;
         let Some(mut mail) = row.as_ref().map(mail).transpose()? else { return Ok(None) };
         mail.attempts += 1;
-        sqlx::query("UPDATE mail SET next_s = $1, attempts = $2 WHERE id = $3")
+        sqlx::query("UPDATE mail SET claimed_s = $1, attempts = $2 WHERE id = $3")
             .bind(seconds(after(now, lease)))
             .bind(i64::from(mail.attempts))
             .bind(&mail.id)
@@ -147,15 +150,18 @@ impl Ledger {
         w.commit().await
     }
 
-    /// A try failed; the next not before `next`.
-    pub async fn mail_failed(&self, id: &str, error: &str, next: Timestamp) -> Result<(), LedgerError> {
+    /// A try failed; the next not before `next`. `own_fault`: this mail is to blame, not the server.
+    pub async fn mail_failed(&self, id: &str, error: &str, own_fault: bool, next: Timestamp) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
-        sqlx::query("UPDATE mail SET last_error = $1, next_s = $2 WHERE id = $3 AND sent_s IS NULL")
-            .bind(error)
-            .bind(seconds(next))
-            .bind(id)
-            .execute(&mut **w)
-            .await?;
+        sqlx::query(
+            "UPDATE mail SET last_error = $1, next_s = $2, own_fault = $3, claimed_s = 0 WHERE id = $4 AND sent_s IS NULL",
+        )
+        .bind(error)
+        .bind(seconds(next))
+        .bind(i64::from(own_fault))
+        .bind(id)
+        .execute(&mut **w)
+        .await?;
         w.commit().await
     }
 

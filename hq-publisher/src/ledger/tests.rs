@@ -369,7 +369,7 @@ async fn one_mail_an_episode_and_a_mail_is_nobody_elses_while_claimed() {
         assert_eq!((first.id.as_str(), first.attempts), ("1@hq", 1));
         assert_eq!(l.claim_mail(t(10), lease).await.unwrap().unwrap().id, "3@hq");
         l.mail_sent("3@hq", t(11)).await.unwrap();
-        l.mail_failed("1@hq", "no route", t(100)).await.unwrap();
+        l.mail_failed("1@hq", "no route", true, t(100)).await.unwrap();
         assert_eq!(l.claim_mail(t(12), lease).await.unwrap().unwrap().id, "5@hq");
         assert_eq!(l.claim_mail(t(13), lease).await.unwrap(), None);
         // A sender that died: its claim runs out.
