@@ -73,13 +73,16 @@ fn fold(notices: impl Iterator<Item = Notice>, before: &str) -> Vec<Notice> {
         let kind = key.split('/').next().unwrap_or_default().to_owned();
         kinds.entry(kind).or_default().push(n);
     }
-    let joined = kinds.into_iter().flat_map(|(kind, some)| if some.len() < FOLD { some } else { vec![join(&kind, some, before)] });
+    let joined = kinds
+        .into_iter()
+        .flat_map(|(kind, some)| if some.len() < FOLD { some } else { vec![join(&kind, some, before)] });
     joined.collect()
 }
 
 fn join(kind: &str, some: Vec<Notice>, before: &str) -> Notice {
     let subject = format!("{before}{} at once: {}", some.len(), kind.replace('-', " "));
-    let mut lines: Vec<&str> = some.iter().flat_map(|n| &n.episodes).map(|(_, text)| text.as_str()).take(LISTED).collect();
+    let mut lines: Vec<&str> =
+        some.iter().flat_map(|n| &n.episodes).map(|(_, text)| text.as_str()).take(LISTED).collect();
     let more = format!("… and {} more", some.len().saturating_sub(LISTED));
     if some.len() > LISTED {
         lines.push(&more);

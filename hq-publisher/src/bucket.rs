@@ -158,7 +158,7 @@ impl Bucket {
         &self.url
     }
 
-    fn name<'t, T>(&'t self, action: &'static str, name: &str, outcome: Inner<T>) -> Result<T, BucketError> {
+    fn name<T>(&self, action: &'static str, name: &str, outcome: Inner<T>) -> Result<T, BucketError> {
         outcome.map_err(|e| match e {
             Trouble::OtherBytesThere => {
                 BucketError::OtherBytesThere { bucket: self.url.to_string(), name: name.to_owned() }
@@ -371,7 +371,10 @@ impl Buckets {
     /// The packs of an instance with their lengths, in order.
     pub async fn list_packs(&self, instance: &Instance) -> Result<Vec<(PackName, u64)>, BucketError> {
         let names = self.first.list(&format!("packs/{instance}/")).await?;
-        Ok(names.into_iter().filter_map(|(n, b)| if let ObjectName::Pack(p) = n { Some((p, b)) } else { None }).collect())
+        Ok(names
+            .into_iter()
+            .filter_map(|(n, b)| if let ObjectName::Pack(p) = n { Some((p, b)) } else { None })
+            .collect())
     }
 
     /// The stores that have a manifest.
@@ -422,7 +425,9 @@ impl Buckets {
             match (outcome, state.mark) {
                 (Ok(()), Some(mark)) => self.ledger.mirror_even(mirror.bucket.url(), mark).await?,
                 (Ok(()), None) => {}
-                (Err(e), _) => lag.mirrors.push(format!("{} lags behind {}: {e}", mirror.bucket.url(), self.first.url())),
+                (Err(e), _) => {
+                    lag.mirrors.push(format!("{} lags behind {}: {e}", mirror.bucket.url(), self.first.url()))
+                }
             }
             // The next puts begin anew.
             *state = MirrorState::default();

@@ -171,17 +171,23 @@ pub struct ReceiptLine {
 }
 
 /// Verifies a receipt file by the relay's key and records it.
-pub async fn receipt(ledger: &Ledger, file: &Path, limits: &Limits, clock: &dyn Clock) -> Result<ReceiptLine, CarryError> {
-    let mut line =
-        ReceiptLine { file: file.to_owned(), refused: None, receipt: None, behind: BTreeMap::new(), differ: Vec::new() };
+pub async fn receipt(
+    ledger: &Ledger,
+    file: &Path,
+    limits: &Limits,
+    clock: &dyn Clock,
+) -> Result<ReceiptLine, CarryError> {
+    let mut line = ReceiptLine {
+        file: file.to_owned(),
+        refused: None,
+        receipt: None,
+        behind: BTreeMap::new(),
+        differ: Vec::new(),
+    };
     match read_receipt(ledger, file, limits).await {
         Ok((receipt, envelope)) => {
-            let row = ReceiptRow {
-                store: receipt.store.clone(),
-                time: receipt.time,
-                recorded_at: clock.now(),
-                envelope,
-            };
+            let row =
+                ReceiptRow { store: receipt.store.clone(), time: receipt.time, recorded_at: clock.now(), envelope };
             ledger.add_receipt(&row).await?;
             compare(ledger, &receipt, &mut line).await?;
             line.receipt = Some(receipt);

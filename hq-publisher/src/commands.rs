@@ -80,7 +80,9 @@ fn write_settings(cli: &Cli) -> anyhow::Result<bool> {
     let _ = proto::shelf::write_new(&schema.join("price.sql"), include_bytes!("init/price.sql"))?;
     let _ = proto::shelf::write_new(path, include_bytes!("init/hq.toml"))?;
     print_line(format_args!("wrote {} and {}", path.display(), schema.join("price.sql").display()));
-    print_line("edit them to fit your database, try them with `hq-publisher check-config`, then run `hq-publisher init` again");
+    print_line(
+        "edit them to fit your database, try them with `hq-publisher check-config`, then run `hq-publisher init` again",
+    );
     Ok(true)
 }
 
@@ -108,7 +110,10 @@ impl Shop<'_> {
         }
         let state = self.config.state.dir.display();
         match report.outcome {
-            "found" => print_line(format_args!("{state} is initialised: trust file {}, epoch {}", report.trust_version, report.epoch)),
+            "found" => print_line(format_args!(
+                "{state} is initialised: trust file {}, epoch {}",
+                report.trust_version, report.epoch
+            )),
             "taken over" => print_line(format_args!(
                 "took trust file {} (epoch {}) over from the bucket; the next publish rebuilds the rest",
                 report.trust_version, report.epoch
@@ -123,7 +128,10 @@ impl Shop<'_> {
                     ));
                 }
                 for key in &report.publisher_keys {
-                    print_line(format_args!("publisher key: {}\n  It signs every publish. Back it up with {state}.", key.display()));
+                    print_line(format_args!(
+                        "publisher key: {}\n  It signs every publish. Back it up with {state}.",
+                        key.display()
+                    ));
                 }
                 print_line("next: `hq-publisher publish`, and `hq-publisher enroll STORE` for each relay");
             }
@@ -200,7 +208,11 @@ impl Shop<'_> {
         } else {
             print_line(&code.code);
             // The code alone on stdout, so that a script can take it.
-            let _ = writeln!(std::io::stderr(), "{id} is enrolled; give the code to `enroll` there, until {}. It is a secret.", code.expires_at);
+            let _ = writeln!(
+                std::io::stderr(),
+                "{id} is enrolled; give the code to `enroll` there, until {}. It is a secret.",
+                code.expires_at
+            );
         }
         Ok(Exit::Done)
     }
@@ -210,7 +222,9 @@ impl Shop<'_> {
         if self.json {
             print_json(&serde_json::json!({ "id": id, "revoked": true }));
         } else {
-            print_line(format_args!("{id} is revoked: its heartbeats are refused, its store's manifest no longer names its key"));
+            print_line(format_args!(
+                "{id} is revoked: its heartbeats are refused, its store's manifest no longer names its key"
+            ));
         }
         Ok(Exit::Done)
     }
@@ -249,7 +263,13 @@ impl Shop<'_> {
         } else {
             print_line(format_args!(
                 "store {}: manifest {} (until {}) and {} packs, {} bytes, in {} ({} were there)",
-                done.store, done.serial, done.expires_at, done.packs, done.bytes, dir.display(), done.kept
+                done.store,
+                done.serial,
+                done.expires_at,
+                done.packs,
+                done.bytes,
+                dir.display(),
+                done.kept
             ));
         }
         Ok(Exit::Done)
@@ -309,7 +329,8 @@ fn exit_by(code: u8) -> Exit {
 
 fn trust_lines(r: &TrustReport) -> Vec<String> {
     let mut out = vec![format!("trust file {}, epoch {}, of {}", r.version, r.epoch, r.created_at)];
-    let file = |k: &crate::enrol::KeyLine| k.file.as_ref().map_or_else(|| "not here".into(), |f| f.display().to_string());
+    let file =
+        |k: &crate::enrol::KeyLine| k.file.as_ref().map_or_else(|| "not here".into(), |f| f.display().to_string());
     out.extend(r.root.iter().map(|k| format!("root       {}  {}", k.id, file(k))));
     out.extend(r.publishers.iter().map(|k| {
         let until = k.expires_at.map(|t| format!("  until {t}")).unwrap_or_default();

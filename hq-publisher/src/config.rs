@@ -500,7 +500,9 @@ mod tests {
             "[[stream]]\nname = \"b\"\naudience = \"all\"\nschema = \"p.sql\"\n[[stream.table]]\nname = \"t\"\nquery = \"q\"\n"
         );
         assert!(parse(&twice).unwrap_err().to_string().contains("belongs to one stream"));
-        assert!(parse(&LEAST.replace("[stores]\nquery = \"SELECT id\"", "").replace("sqlite:a.db", "inbox:in")).is_ok());
+        assert!(
+            parse(&LEAST.replace("[stores]\nquery = \"SELECT id\"", "").replace("sqlite:a.db", "inbox:in")).is_ok()
+        );
     }
 
     #[test]

@@ -119,7 +119,11 @@ fn disk(config: &Config, c: &mut Checks) {
     let dir = &config.state.dir;
     match proto::shelf::free_space(dir) {
         Ok(s) if s.free < ROOM => {
-            c.warn("disk", format!("{} MiB free for {}", s.free >> 20, dir.display()), "packs and replicas are written here: make room");
+            c.warn(
+                "disk",
+                format!("{} MiB free for {}", s.free >> 20, dir.display()),
+                "packs and replicas are written here: make room",
+            );
         }
         Ok(s) => c.pass("disk", format!("{} MiB free for {}", s.free >> 20, dir.display())),
         Err(e) => c.fail("disk", e, "run `hq-publisher init`, or mend state.dir"),
@@ -129,15 +133,25 @@ fn disk(config: &Config, c: &mut Checks) {
 fn keys(config: &Config, c: &mut Checks) {
     let ring = Keyring::new(config.state.keys());
     match ring.exposed() {
-        Ok(exposed) if exposed.is_empty() => c.pass("key files", format!("in {}, readable by their owner alone", ring.dir().display())),
+        Ok(exposed) if exposed.is_empty() => {
+            c.pass("key files", format!("in {}, readable by their owner alone", ring.dir().display()))
+        }
         Ok(exposed) => {
             let names: Vec<String> = exposed.iter().map(|p| p.display().to_string()).collect();
-            c.fail("key files", format!("others may read {}", names.join(", ")), "chmod 600; if somebody may have: `trust rotate`");
+            c.fail(
+                "key files",
+                format!("others may read {}", names.join(", ")),
+                "chmod 600; if somebody may have: `trust rotate`",
+            );
         }
         Err(e) => c.fail("key files", e, "restore the file from its backup"),
     }
     if ring.keys(Role::Root).is_ok_and(|r| !r.is_empty()) {
-        c.warn("root key", "it lies on this machine", "move root-*.key offline (keep two copies) and name it by --root-key when keys change");
+        c.warn(
+            "root key",
+            "it lies on this machine",
+            "move root-*.key offline (keep two copies) and name it by --root-key when keys change",
+        );
     }
 }
 
@@ -163,11 +177,22 @@ async fn trust(config: &Config, ledger: &Ledger, clock: &dyn Clock, c: &mut Chec
     let files = Keyring::new(config.state.keys()).keys(Role::Publisher).unwrap_or_default();
     let ours = trust.publishers.iter().rev().find(|p| files.iter().any(|f| f.public() == p.key));
     match ours {
-        None => c.fail("trust", format!("no publisher key of trust file {} is here", trust.version), "copy its file to the keys directory, or `trust rotate`"),
+        None => c.fail(
+            "trust",
+            format!("no publisher key of trust file {} is here", trust.version),
+            "copy its file to the keys directory, or `trust rotate`",
+        ),
         Some(p) if since(p.expires_at, clock.now()) < Duration::from_secs(30 * 86_400) => {
-            c.warn("trust", format!("publisher key {} may sign until {}", p.key.id(), p.expires_at), "run `hq-publisher trust rotate`");
+            c.warn(
+                "trust",
+                format!("publisher key {} may sign until {}", p.key.id(), p.expires_at),
+                "run `hq-publisher trust rotate`",
+            );
         }
-        Some(p) => c.pass("trust", format!("file {}, epoch {}, key {} until {}", trust.version, trust.epoch, p.key.id(), p.expires_at)),
+        Some(p) => c.pass(
+            "trust",
+            format!("file {}, epoch {}, key {} until {}", trust.version, trust.epoch, p.key.id(), p.expires_at),
+        ),
     }
 }
 
@@ -175,7 +200,11 @@ async fn clock_against_ledger(config: &Config, ledger: &Ledger, clock: &dyn Cloc
     let now = clock.now();
     match ledger.latest_time().await {
         Ok(Some(last)) if since(now, last) > config.publish.clock_leap.0 => {
-            c.warn("clock", format!("{now}, long after the ledger's last time {last}"), "if it is right: publish once with --clock-is-right");
+            c.warn(
+                "clock",
+                format!("{now}, long after the ledger's last time {last}"),
+                "if it is right: publish once with --clock-is-right",
+            );
         }
         Ok(Some(last)) if since(last, now) > Duration::from_secs(60) => {
             c.warn("clock", format!("{now}, before the ledger's last time {last}"), "set the clock");
@@ -197,16 +226,32 @@ async fn bucket(config: &Config, ledger: &Ledger, url: &str, clock: &dyn Clock, 
             let _ = bucket.remember(ledger, found).await;
             match found {
                 Conditions::Honoured => c.pass(&name, "writable; create-only puts are honoured"),
-                Conditions::Ignored => c.warn(&name, "writable; conditions on puts are ignored", "names are looked at before each put; only the publisher's lease keeps two publishers apart"),
-                Conditions::Refused => c.warn(&name, "writable; conditions on puts are refused", "names are looked at before each put; only the publisher's lease keeps two publishers apart"),
+                Conditions::Ignored => c.warn(
+                    &name,
+                    "writable; conditions on puts are ignored",
+                    "names are looked at before each put; only the publisher's lease keeps two publishers apart",
+                ),
+                Conditions::Refused => c.warn(
+                    &name,
+                    "writable; conditions on puts are refused",
+                    "names are looked at before each put; only the publisher's lease keeps two publishers apart",
+                ),
             }
         }
-        Err(e) => c.fail(&name, e, "check the URL, the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and the permissions"),
+        Err(e) => c.fail(
+            &name,
+            e,
+            "check the URL, the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) and the permissions",
+        ),
     }
     if let Some(date) = bucket.date().await {
         let apart = since(clock.now(), date).max(since(date, clock.now()));
         if apart > Duration::from_secs(60) {
-            c.warn(&format!("{name} clock"), format!("it says {date}: {} s apart", apart.as_secs()), "set this machine's clock");
+            c.warn(
+                &format!("{name} clock"),
+                format!("it says {date}: {} s apart", apart.as_secs()),
+                "set this machine's clock",
+            );
         } else {
             c.pass(&format!("{name} clock"), format!("{} s apart", apart.as_secs()));
         }
@@ -237,7 +282,9 @@ async fn source(config: &Config, contracts: Option<&Contracts>, c: &mut Checks) 
             }
             if let Some(query) = contracts.and_then(|c| c.stores.as_ref()) {
                 match db.stores(query).await {
-                    Ok(stores) if stores.is_empty() => c.warn("stores", "the query gives none", "nobody will get anything"),
+                    Ok(stores) if stores.is_empty() => {
+                        c.warn("stores", "the query gives none", "nobody will get anything")
+                    }
                     Ok(stores) => c.pass("stores", stores.len()),
                     Err(e) => c.fail("stores", e, "mend stores.query"),
                 }
@@ -270,7 +317,13 @@ async fn serve(config: &Config, c: &mut Checks) {
     };
     match answer {
         Ok(status) if status.is_success() => c.pass("serve", format!("runs at {}", config.serve.listen)),
-        Ok(status) => c.fail("serve", format!("something else answers at {} ({status})", config.serve.listen), "set serve.listen"),
-        Err(_) => c.warn("serve", format!("nothing answers at {}", config.serve.listen), "without `hq-publisher serve` relays only poll, and nobody is alerted"),
+        Ok(status) => {
+            c.fail("serve", format!("something else answers at {} ({status})", config.serve.listen), "set serve.listen")
+        }
+        Err(_) => c.warn(
+            "serve",
+            format!("nothing answers at {}", config.serve.listen),
+            "without `hq-publisher serve` relays only poll, and nobody is alerted",
+        ),
     }
 }

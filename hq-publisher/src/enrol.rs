@@ -42,7 +42,9 @@ pub enum EnrolError {
         source: SourceError,
     },
     /// No such store.
-    #[error("store {0} is not known: the [stores] query does not give it (with an inbox: publish once, with stores.csv)")]
+    #[error(
+        "store {0} is not known: the [stores] query does not give it (with an inbox: publish once, with stores.csv)"
+    )]
     UnknownStore(StoreId),
     /// No such device.
     #[error("{0} is not enrolled, or was revoked before")]
@@ -295,9 +297,8 @@ impl<'a> Desk<'a> {
     pub async fn show(&self) -> Result<TrustReport, EnrolError> {
         let trust = self.trust().await?;
         let ring = self.keyring();
-        let file = |files: &[KeyFile], key: &PublicKey| {
-            files.iter().find(|f| &f.public() == key).map(|f| f.path.clone())
-        };
+        let file =
+            |files: &[KeyFile], key: &PublicKey| files.iter().find(|f| &f.public() == key).map(|f| f.path.clone());
         let (roots, publishers) = (ring.keys(Role::Root)?, ring.keys(Role::Publisher)?);
         let line = |key: &PublicKey, expires_at, files: &[KeyFile]| KeyLine {
             id: key.id(),
@@ -415,7 +416,8 @@ impl<'a> Desk<'a> {
     fn next_publisher(&self, trust: &Trust) -> Result<KeyFile, EnrolError> {
         let ring = self.keyring();
         let files = ring.keys(Role::Publisher)?;
-        let newest_used = files.iter().filter(|f| trust.publishers.iter().any(|p| p.key == f.public())).map(|f| f.number).max();
+        let newest_used =
+            files.iter().filter(|f| trust.publishers.iter().any(|p| p.key == f.public())).map(|f| f.number).max();
         // Only above the one in use: a lower one may be an old key, replaced for a reason.
         let left = newest_used.and_then(|n| files.into_iter().find(|f| f.number > n));
         Ok(match left {
@@ -468,8 +470,7 @@ impl<'a> Desk<'a> {
     async fn was_revoked(&self, now: &Trust, fits: impl Fn(&PublicKey) -> bool) -> Result<bool, EnrolError> {
         for row in self.ledger.trust().await? {
             let max = self.config.limits.trust_bytes;
-            let before: Trust =
-                proto::dsse::peek(row.envelope.as_bytes(), max).map_err(trust::Refusal::from)?;
+            let before: Trust = proto::dsse::peek(row.envelope.as_bytes(), max).map_err(trust::Refusal::from)?;
             if row.version < now.version && before.publishers.iter().any(|p| fits(&p.key)) {
                 return Ok(true);
             }

@@ -159,9 +159,14 @@ fn told<'a>(
             return None;
         }
         let version = report.version.map_or_else(|| "no version".to_owned(), |v| format!("version {v}"));
-        let why = if report.state == StreamState::Drift { "says that its rows drifted" } else { "reports other digests" };
+        let why =
+            if report.state == StreamState::Drift { "says that its rows drifted" } else { "reports other digests" };
         let line = format!("{id} {why} at {version}; a full pack will heal it");
-        Some((format!("digest-mismatch/{instance}"), format!("Rows of {instance} differ from what was published"), line))
+        Some((
+            format!("digest-mismatch/{instance}"),
+            format!("Rows of {instance} differ from what was published"),
+            line,
+        ))
     });
     faults.chain(drifts)
 }
@@ -185,7 +190,11 @@ fn expiring(fleet: &Fleet<'_>, a: &mut Assessment) {
         .iter()
         .map(|(store, at)| {
             let left = since(*at, fleet.now);
-            if left.is_zero() { format!("store {store}: expired at {at}") } else { format!("store {store}: in {}, at {at}", long(left)) }
+            if left.is_zero() {
+                format!("store {store}: expired at {at}")
+            } else {
+                format!("store {store}: in {}, at {at}", long(left))
+            }
         })
         .collect();
     if !lines.is_empty() {
@@ -249,11 +258,36 @@ mod tests {
         let table: &[Case<'_>] = &[
             ("all is well", &[device("1", Some(4), 99), device("1-1", Some(29), 99)], &[], &[]),
             ("a store at the limit", &[device("1", Some(5), 99)], &["store-silent/1"], &[]),
-            ("a register at the limit", &[device("1", Some(0), 99), device("1-1", Some(30), 99)], &["register-silent/1-1"], &[]),
-            ("a silent store speaks for its registers", &[device("1", Some(40), 99), device("1-1", Some(40), 99)], &["store-silent/1"], &["register-silent/1-1"]),
-            ("not for another store's", &[device("1", Some(40), 99), device("2", Some(0), 99), device("2-1", Some(40), 99)], &["register-silent/2-1", "store-silent/1"], &[]),
-            ("HQ just started: it cannot know", &[device("1", Some(600), 4), device("1-1", Some(600), 4)], &[], &["register-silent/1-1", "store-silent/1"]),
-            ("the store just came back: its registers have time", &[device("1", Some(0), 99), device("1-1", Some(600), 2)], &[], &["register-silent/1-1"]),
+            (
+                "a register at the limit",
+                &[device("1", Some(0), 99), device("1-1", Some(30), 99)],
+                &["register-silent/1-1"],
+                &[],
+            ),
+            (
+                "a silent store speaks for its registers",
+                &[device("1", Some(40), 99), device("1-1", Some(40), 99)],
+                &["store-silent/1"],
+                &["register-silent/1-1"],
+            ),
+            (
+                "not for another store's",
+                &[device("1", Some(40), 99), device("2", Some(0), 99), device("2-1", Some(40), 99)],
+                &["register-silent/2-1", "store-silent/1"],
+                &[],
+            ),
+            (
+                "HQ just started: it cannot know",
+                &[device("1", Some(600), 4), device("1-1", Some(600), 4)],
+                &[],
+                &["register-silent/1-1", "store-silent/1"],
+            ),
+            (
+                "the store just came back: its registers have time",
+                &[device("1", Some(0), 99), device("1-1", Some(600), 2)],
+                &[],
+                &["register-silent/1-1"],
+            ),
             ("never heard: not installed yet", &[device("1", None, 99), device("1-1", None, 99)], &[], &[]),
         ];
         for (name, devices, findings, undecided) in table {

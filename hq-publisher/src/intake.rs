@@ -90,7 +90,9 @@ impl Intake {
             if state.heard.get(&row.device).is_some_and(|h| h.seq >= row.seq) {
                 continue;
             }
-            let Ok(beat) = dsse::peek::<Heartbeat>(row.envelope.as_bytes(), self.limits.heartbeat_bytes) else { continue };
+            let Ok(beat) = dsse::peek::<Heartbeat>(row.envelope.as_bytes(), self.limits.heartbeat_bytes) else {
+                continue;
+            };
             let age = since(now, row.last_seen_at);
             self.hear(&mut state, row.device, row.seq, Arc::new(beat), at, age);
         }
@@ -151,7 +153,10 @@ impl Intake {
                 }
                 BeatOutcome::Known => {}
                 BeatOutcome::Older(last) => {
-                    let why = format!("number {} is older than {last}: a copy, or a device set back to an old state", beat.seq);
+                    let why = format!(
+                        "number {} is older than {last}: a copy, or a device set back to an old state",
+                        beat.seq
+                    );
                     refused.insert(beat.device.to_string(), why);
                 }
             }
@@ -335,7 +340,10 @@ mod tests {
             beat("1", 1, &key(1), 0, &[]),
             beat("1-1", 1, &key(1), 0, &[]),
             beat("1-2", 1, &key(3), 0, &[]),
-            Beat { envelope: dsse::Envelope { payload: "?".into(), ..beat("1", 2, &key(1), 0, &[]).envelope }, seen_s: 0 },
+            Beat {
+                envelope: dsse::Envelope { payload: "?".into(), ..beat("1", 2, &key(1), 0, &[]).envelope },
+                seen_s: 0,
+            },
         ];
         let refused = take(&i, all).await;
         assert_eq!(refused.keys().collect::<Vec<_>>(), ["1-1", "1-2", "beat 3"], "{refused:?}");

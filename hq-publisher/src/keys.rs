@@ -38,9 +38,7 @@ pub enum KeysError {
         wanted: String,
     },
     /// Too few root keys.
-    #[error(
-        "{found} of {wanted} needed root keys are at hand: name their files with --root-key (key ids: {ids})"
-    )]
+    #[error("{found} of {wanted} needed root keys are at hand: name their files with --root-key (key ids: {ids})")]
     NoRoot {
         /// How many fit.
         found: usize,

@@ -167,7 +167,11 @@ pub async fn send_one(ledger: &Ledger, transport: &impl Transport, clock: &dyn C
 }
 
 /// Sends what is due, until nothing is or the server cannot be used; what kept it from going on.
-pub async fn drain(ledger: &Ledger, transport: &impl Transport, clock: &dyn Clock) -> Result<Option<String>, LedgerError> {
+pub async fn drain(
+    ledger: &Ledger,
+    transport: &impl Transport,
+    clock: &dyn Clock,
+) -> Result<Option<String>, LedgerError> {
     loop {
         match send_one(ledger, transport, clock).await? {
             Sent::Nothing => return Ok(None),
@@ -192,12 +196,18 @@ impl Smtp {
         let bad = |what: &str, e: &dyn std::fmt::Display| ConfigError(format!("mail.{what}: {e}"));
         let url = config.smtp.reveal();
         let mut builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
-            .map_err(|e| bad("smtp", &format!("{e}; write smtp://host:25, smtp://user:password@host:587?tls=required or smtps://…")))?
+            .map_err(|e| {
+                bad(
+                    "smtp",
+                    &format!("{e}; write smtp://host:25, smtp://user:password@host:587?tls=required or smtps://…"),
+                )
+            })?
             .timeout(Some(config.timeout.0));
         if let Some(tls) = own_tls(url, config)? {
             builder = builder.tls(tls);
         }
-        let mailbox = |text: &str, what| clean(text, 320).parse::<Mailbox>().map_err(|e| bad(what, &format!("`{text}`: {e}")));
+        let mailbox =
+            |text: &str, what| clean(text, 320).parse::<Mailbox>().map_err(|e| bad(what, &format!("`{text}`: {e}")));
         Ok(Smtp {
             transport: builder.build(),
             from: mailbox(&config.from, "from")?,
@@ -266,7 +276,11 @@ impl Transport for Smtp {
             match smtp.transport.send(message).await {
                 Ok(_) => Ok(()),
                 // A 5xx to this sender or text; while logging in it is the server's.
-                Err(e) if e.is_permanent() && e.status().is_some_and(|s| u16::from(s) != 535 && u16::from(s) != 530) => Err(this(with_causes(&e))),
+                Err(e)
+                    if e.is_permanent() && e.status().is_some_and(|s| u16::from(s) != 535 && u16::from(s) != 530) =>
+                {
+                    Err(this(with_causes(&e)))
+                }
                 Err(e) => Err(server(with_causes(&e))),
             }
         });
@@ -333,7 +347,10 @@ mod tests {
         assert_eq!(drain(&l, &fake, &clock).await.unwrap(), None);
         assert_eq!(
             fake.subjects(),
-            ["[Tillcast] Publishing price@zone-east was refused (BAD_ROWS)", "[Tillcast] Publishing price@zone-east was refused (SHRINK)"]
+            [
+                "[Tillcast] Publishing price@zone-east was refused (BAD_ROWS)",
+                "[Tillcast] Publishing price@zone-east was refused (SHRINK)"
+            ]
         );
         publish_recovered(&l, &clock, &price()).await.unwrap();
         publish_recovered(&l, &clock, &price()).await.unwrap();
@@ -379,7 +396,8 @@ mod tests {
         fake.work();
         publish_refused(&l, &clock, &price(), "F", "x").await.unwrap();
         drain(&l, &fake, &clock).await.unwrap();
-        let last: Vec<String> = fake.subjects().split_off(2).iter().map(|s| s.replace(')', "").split_off(s.len() - 2)).collect();
+        let last: Vec<String> =
+            fake.subjects().split_off(2).iter().map(|s| s.replace(')', "").split_off(s.len() - 2)).collect();
         assert_eq!(last, ["D", "E", "F"]);
 
         publish_refused(&l, &clock, &price(), "C", "x").await.unwrap();

@@ -202,8 +202,11 @@ impl Signer {
         if has_manifest && s.previous.is_none() && (vanished || self.streams.iter().any(untold)) {
             return Ok(Made::NeedsPrevious);
         }
-        let before: Option<Manifest> =
-            s.previous.map(|e| dsse::peek(e.as_bytes(), self.limits.manifest_bytes)).transpose().map_err(|e| e.to_string())?;
+        let before: Option<Manifest> = s
+            .previous
+            .map(|e| dsse::peek(e.as_bytes(), self.limits.manifest_bytes))
+            .transpose()
+            .map_err(|e| e.to_string())?;
         let instances = self.instances(s, before.as_ref());
         let content = content_hash(&instances, s.heads, s.devices, hashes, &self.limits)?;
         let due = s.row.content != Some(content)
@@ -242,10 +245,7 @@ impl Signer {
     }
 
     fn build(&self, s: &SignStore<'_>, instances: &[Instance], now: Timestamp) -> Manifest {
-        let streams = instances
-            .iter()
-            .filter_map(|i| Some((i.stream.clone(), entry(i, s.heads.get(i)?))))
-            .collect();
+        let streams = instances.iter().filter_map(|i| Some((i.stream.clone(), entry(i, s.heads.get(i)?)))).collect();
         let relay = s.devices.iter().find_map(|(d, k)| matches!(d, DeviceId::Relay(_)).then(|| k.clone()));
         let register = |(d, k): &(DeviceId, PublicKey)| match d {
             DeviceId::Register(r) => Some((r.clone(), k.clone())),
@@ -462,7 +462,9 @@ pub async fn recover(
         let Some(envelope) = buckets.get(&name, limits.manifest_bytes).await? else { continue };
         // Expired ones count: only the numbers in them are asked for.
         let opened = dsse::open(&envelope, PayloadType::Manifest, &signers, 1, limits.manifest_bytes);
-        let manifest = opened.map_err(|e| e.to_string()).and_then(|p| Manifest::from_payload(&p, limits).map_err(|e| e.to_string()));
+        let manifest = opened
+            .map_err(|e| e.to_string())
+            .and_then(|p| Manifest::from_payload(&p, limits).map_err(|e| e.to_string()));
         let manifest = match manifest {
             Ok(m) if m.store == store => m,
             Ok(m) => {
@@ -475,6 +477,7 @@ pub async fn recover(
             }
         };
         ledger.raise_serial(&store, manifest.serial).await?;
+        adopt_devices(ledger, &manifest, clock).await?;
         for (instance, entry) in manifest.instances() {
             if found.get(&instance).is_none_or(|f| f.entry.version < entry.version) {
                 let head = FoundHead { entry: entry.clone(), epoch: manifest.epoch, signed_at: manifest.created_at };
@@ -483,6 +486,18 @@ pub async fn recover(
         }
     }
     Ok(found)
+}
+
+/// Devices whose keys a manifest of ours names go on being heard.
+async fn adopt_devices(ledger: &Ledger, manifest: &Manifest, clock: &dyn Clock) -> Result<(), ManifestsError> {
+    let relay = manifest.relay.iter().map(|k| (DeviceId::Relay(manifest.store.clone()), k));
+    let registers = manifest.registers.iter().map(|(id, k)| (DeviceId::Register(id.clone()), k));
+    for (id, key) in relay.chain(registers) {
+        if ledger.device(&id).await?.is_none() {
+            ledger.enrol(&id, key, clock.now()).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes over the bucket's trust files into a ledger that has none, if one of the keys here may sign

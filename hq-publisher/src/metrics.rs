@@ -73,7 +73,11 @@ impl Metrics {
             woken: counter("wakes_total", "Long polls answered because a manifest changed.")?,
             stores: vector("stores", "Stores, by state.", &["state"])?,
             devices: vector("devices", "Enrolled devices, by role and state.", &["role", "state"])?,
-            version: vector("stream_version", "The newest version of each stream and audience.", &["stream", "audience"])?,
+            version: vector(
+                "stream_version",
+                "The newest version of each stream and audience.",
+                &["stream", "audience"],
+            )?,
             behind: vector("devices_behind", "Devices that hold an older version or none.", &["stream", "audience"])?,
             mails: gauge("mails_waiting", "Mails in the outbox.")?,
             episodes: gauge("episodes_open", "Things that are wrong now.")?,

@@ -201,7 +201,9 @@ fn device_line(v: &DeviceView) -> DeviceLine {
         heard_s: v.silent_for.as_ref().map(Duration::as_secs),
         program: beat.map(|b| b.program.clone()),
         serial: beat.and_then(|b| b.serial),
-        streams: beat.map(|b| b.streams.iter().map(|(i, r)| (i.clone(), (r.version, r.state))).collect()).unwrap_or_default(),
+        streams: beat
+            .map(|b| b.streams.iter().map(|(i, r)| (i.clone(), (r.version, r.state))).collect())
+            .unwrap_or_default(),
         errors: beat.map(|b| b.errors.clone()).unwrap_or_default(),
         clock_skew_s: beat.and_then(|b| b.clock_skew_s),
     }
@@ -218,7 +220,8 @@ impl Report {
             out.push("not initialised: run `hq-publisher init`".to_owned());
         }
         for (i, s) in &self.streams {
-            let behind = if s.stores_behind == 0 { String::new() } else { format!(", {} stores behind", s.stores_behind) };
+            let behind =
+                if s.stores_behind == 0 { String::new() } else { format!(", {} stores behind", s.stores_behind) };
             out.push(format!("{i}: version {} ({} packs listed{behind})", s.version, s.packs));
         }
         let vanished = self.stores.iter().filter(|s| s.vanished_at.is_some()).count();
@@ -235,7 +238,8 @@ impl Report {
         }));
         out.extend(self.devices.iter().filter(|d| !d.errors.is_empty()).take(LISTED).map(|d| {
             let of: Vec<String> = d.errors.iter().map(|e| format!("{}: {}", e.code, e.text)).collect();
-            let heard = d.heard_s.map_or_else(String::new, |s| format!(" (heard {} ago)", long(Duration::from_secs(s))));
+            let heard =
+                d.heard_s.map_or_else(String::new, |s| format!(" (heard {} ago)", long(Duration::from_secs(s))));
             format!("{}{heard}: {}", d.id, of.join("; "))
         }));
         out.extend(self.errors.iter().map(|e| format!("wrong: {e}")));

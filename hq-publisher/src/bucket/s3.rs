@@ -267,9 +267,10 @@ impl S3 {
                 let late = put("fourth", PutMode::Update(stale)).await;
                 moved?;
                 match (second, late) {
-                    (Err(Error::AlreadyExists { .. } | Error::Precondition { .. }), Err(Error::Precondition { .. })) => {
-                        Conditions::Honoured
-                    }
+                    (
+                        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }),
+                        Err(Error::Precondition { .. }),
+                    ) => Conditions::Honoured,
                     (Ok(_), _) | (_, Ok(_)) => Conditions::Ignored,
                     _ => Conditions::Refused,
                 }

@@ -25,8 +25,10 @@ impl World {
         )
         .unwrap();
         let db = rusqlite::Connection::open(dir.path().join("hq.db")).unwrap();
-        db.execute_batch("CREATE TABLE store (id TEXT, zone TEXT, region TEXT); INSERT INTO store VALUES ('0421', 'east', NULL);")
-            .unwrap();
+        db.execute_batch(
+            "CREATE TABLE store (id TEXT, zone TEXT, region TEXT); INSERT INTO store VALUES ('0421', 'east', NULL);",
+        )
+        .unwrap();
         let config = crate::config::load(Some(&dir.path().join("hq.toml")), []).unwrap().value;
         World { dir, config, clock: TestClock::at("2026-01-01T00:00:00Z") }
     }

@@ -114,7 +114,9 @@ impl Ledger {
         let pool = AnyPoolOptions::new()
             .max_connections(if kind == Kind::Sqlite { 4 } else { 8 })
             .acquire_timeout(Duration::from_secs(60))
-            .after_connect(move |c, _| Box::pin(async move { if kind == Kind::Sqlite { settle(c).await } else { Ok(()) } }))
+            .after_connect(move |c, _| {
+                Box::pin(async move { if kind == Kind::Sqlite { settle(c).await } else { Ok(()) } })
+            })
             .connect(&full)
             .await?;
         let ledger = Ledger { pool, kind, url: url.into(), turn: Arc::default() };
@@ -145,7 +147,10 @@ impl Ledger {
             Kind::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await?,
             Kind::Postgres => {
                 let mut tx = self.pool.begin().await?;
-                sqlx::query("SELECT count(*) FROM pg_advisory_xact_lock($1)").bind(WRITE_LOCK).execute(&mut *tx).await?;
+                sqlx::query("SELECT count(*) FROM pg_advisory_xact_lock($1)")
+                    .bind(WRITE_LOCK)
+                    .execute(&mut *tx)
+                    .await?;
                 tx
             }
         };
@@ -242,7 +247,11 @@ fn sqlite_url(rest: &str) -> Result<String, LedgerError> {
     }
     let text = path.to_string_lossy();
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-".contains(b);
-    let escaped: String = text.as_bytes().iter().map(|b| if plain(b) { char::from(*b).to_string() } else { format!("%{b:02X}") }).collect();
+    let escaped: String = text
+        .as_bytes()
+        .iter()
+        .map(|b| if plain(b) { char::from(*b).to_string() } else { format!("%{b:02X}") })
+        .collect();
     Ok(format!("sqlite://{escaped}?mode=rwc"))
 }
 

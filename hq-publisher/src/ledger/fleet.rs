@@ -222,8 +222,10 @@ impl Ledger {
     /// [`Ledger::mirror_even`], and whether it was even before.
     pub async fn mirror_behind(&self, url: &str) -> Result<(i64, bool), LedgerError> {
         let mut w = self.write().await?;
-        let row = sqlx::query("SELECT mark, even FROM mirror WHERE url = $1").bind(url).fetch_optional(&mut **w).await?;
-        let (mark, even) = row.map(|r| Ok::<_, LedgerError>((r.number(0)?, r.number(1)?))).transpose()?.unwrap_or((0, 0));
+        let row =
+            sqlx::query("SELECT mark, even FROM mirror WHERE url = $1").bind(url).fetch_optional(&mut **w).await?;
+        let (mark, even) =
+            row.map(|r| Ok::<_, LedgerError>((r.number(0)?, r.number(1)?))).transpose()?.unwrap_or((0, 0));
         sqlx::query(
             "INSERT INTO mirror (url, mark, even) VALUES ($1, $2, 0) ON CONFLICT (url) \
              DO UPDATE SET mark = excluded.mark, even = 0",

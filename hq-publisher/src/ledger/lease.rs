@@ -85,8 +85,7 @@ impl Ledger {
 
     /// Whether nobody took the lease since. Asked before each batch of puts.
     pub async fn holds(&self, token: Token) -> Result<bool, LedgerError> {
-        let row =
-            sqlx::query("SELECT token FROM lease WHERE name = $1").bind(NAME).fetch_optional(self.pool()).await?;
+        let row = sqlx::query("SELECT token FROM lease WHERE name = $1").bind(NAME).fetch_optional(self.pool()).await?;
         Ok(row.map(|r| r.number(0)).transpose()? == Some(token.0))
     }
 
@@ -105,7 +104,8 @@ impl Ledger {
 impl Write {
     /// Fails unless the lease is still the token's: whoever took it over must not be written under.
     pub(super) async fn check_lease(&mut self, token: Token) -> Result<(), LedgerError> {
-        let row = sqlx::query("SELECT token FROM lease WHERE name = $1").bind(NAME).fetch_optional(&mut ***self).await?;
+        let row =
+            sqlx::query("SELECT token FROM lease WHERE name = $1").bind(NAME).fetch_optional(&mut ***self).await?;
         if row.map(|r| r.number(0)).transpose()? == Some(token.0) { Ok(()) } else { Err(LedgerError::LeaseLost) }
     }
 }

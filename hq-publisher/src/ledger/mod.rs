@@ -19,6 +19,5 @@ pub use outbox::{Episode, Mail};
 pub use publications::{Head, Publication, PublishedPack, Reserve, Staged, State, listed};
 pub use stores::{Made, Maker, NewManifest, SignStore, StoreRow, StoreSeen, TrustRow, Which};
 
-
 #[cfg(test)]
 mod tests;

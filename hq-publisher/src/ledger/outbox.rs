@@ -106,7 +106,12 @@ impl Ledger {
         for row in rows {
             let key = row.text(0)?;
             if key.starts_with(prefix) {
-                open.push(Episode { key, text: row.text(1)?, opened_at: row.time(2)?, closed_at: row.time_or_null(3)? });
+                open.push(Episode {
+                    key,
+                    text: row.text(1)?,
+                    opened_at: row.time(2)?,
+                    closed_at: row.time_or_null(3)?,
+                });
             }
         }
         Ok(open)
@@ -151,7 +156,13 @@ impl Ledger {
     }
 
     /// A try failed; the next not before `next`. `own_fault`: this mail is to blame, not the server.
-    pub async fn mail_failed(&self, id: &str, error: &str, own_fault: bool, next: Timestamp) -> Result<(), LedgerError> {
+    pub async fn mail_failed(
+        &self,
+        id: &str,
+        error: &str,
+        own_fault: bool,
+        next: Timestamp,
+    ) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         sqlx::query(
             "UPDATE mail SET last_error = $1, next_s = $2, own_fault = $3, claimed_s = 0 WHERE id = $4 AND sent_s IS NULL",
@@ -168,10 +179,12 @@ impl Ledger {
     /// Nobody is to be told (no `[mail]` in the settings): what waits is put aside.
     pub async fn discard_mails(&self, now: Timestamp) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
-        sqlx::query("UPDATE mail SET sent_s = $1, last_error = 'not sent: no [mail] in the settings' WHERE sent_s IS NULL")
-            .bind(seconds(now))
-            .execute(&mut **w)
-            .await?;
+        sqlx::query(
+            "UPDATE mail SET sent_s = $1, last_error = 'not sent: no [mail] in the settings' WHERE sent_s IS NULL",
+        )
+        .bind(seconds(now))
+        .execute(&mut **w)
+        .await?;
         w.commit().await
     }
 

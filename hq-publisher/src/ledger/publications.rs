@@ -154,7 +154,8 @@ fn in_order(packs: &mut [PackEntry]) {
     packs.sort_by_key(|p| (p.version, p.kind));
 }
 
-const PUBLICATION: &str = "SELECT instance, version, state, epoch, contract, plan, packs, digests, created_s FROM publication";
+const PUBLICATION: &str =
+    "SELECT instance, version, state, epoch, contract, plan, packs, digests, created_s FROM publication";
 const HEAD: &str = "SELECT instance, version, epoch, contract, digests, packs, signed_s FROM head";
 
 fn publication(row: &AnyRow) -> Result<Publication, LedgerError> {
@@ -228,7 +229,11 @@ impl Ledger {
         if let Some(max) = row.map(|r| r.version(0)).transpose()?
             && max >= reserve.version
         {
-            return Err(LedgerError::VersionTaken { instance: reserve.instance.clone(), version: reserve.version, max });
+            return Err(LedgerError::VersionTaken {
+                instance: reserve.instance.clone(),
+                version: reserve.version,
+                max,
+            });
         }
         w.contract(&reserve.instance.stream, reserve.schema, reserve.schema_sha256, reserve.ddl).await?;
         sqlx::query(
@@ -399,11 +404,13 @@ impl Ledger {
         w.check_lease(token).await?;
         let instance = pack.instance.to_string();
         // A head taken over from the bucket has all its packs in one row.
-        let rows = sqlx::query("SELECT version, packs FROM publication WHERE instance = $1 AND version >= $2 ORDER BY version")
-            .bind(&instance)
-            .bind(pack.version.as_i64())
-            .fetch_all(&mut **w)
-            .await?;
+        let rows = sqlx::query(
+            "SELECT version, packs FROM publication WHERE instance = $1 AND version >= $2 ORDER BY version",
+        )
+        .bind(&instance)
+        .bind(pack.version.as_i64())
+        .fetch_all(&mut **w)
+        .await?;
         for row in rows {
             let mut packs: Vec<PackEntry> = row.json(1, "list of packs")?;
             let before = packs.len();
@@ -503,8 +510,7 @@ impl Write {
         packs.extend(p.packs);
         in_order(&mut packs);
         let packs = listed(&packs).to_vec();
-        let head =
-            Head { version: v, epoch: p.epoch, schema: p.schema, digests: p.digests, packs, signed_at: now };
+        let head = Head { version: v, epoch: p.epoch, schema: p.schema, digests: p.digests, packs, signed_at: now };
         self.set_head(i, &head).await?;
         sqlx::query("UPDATE publication SET state = 'signed', signed_s = $1 WHERE instance = $2 AND version = $3")
             .bind(seconds(now))

@@ -214,7 +214,8 @@ impl Ledger {
             None if staged.is_empty() => {}
             None => return Err(LedgerError::LeaseLost),
         }
-        let newest = sqlx::query("SELECT COALESCE(MAX(version), 0) FROM trust").fetch_one(&mut **w).await?.unsigned(0)?;
+        let newest =
+            sqlx::query("SELECT COALESCE(MAX(version), 0) FROM trust").fetch_one(&mut **w).await?.unsigned(0)?;
         if newest > trust {
             let text = "the publisher's keys changed meanwhile: run this again, it will sign with the new one";
             return Err(LedgerError::Conflict(text.into()));
@@ -291,7 +292,10 @@ impl Ledger {
                 .execute(&mut **w)
                 .await?;
             if done.rows_affected() == 0 {
-                sqlx::query("UPDATE store SET put_serial = 0 WHERE id = $1").bind(store.as_str()).execute(&mut **w).await?;
+                sqlx::query("UPDATE store SET put_serial = 0 WHERE id = $1")
+                    .bind(store.as_str())
+                    .execute(&mut **w)
+                    .await?;
                 again.push(store.clone());
             }
         }
@@ -312,16 +316,18 @@ impl Ledger {
 
     /// Stores (not vanished ones) whose manifest expires before a time, and when it does.
     pub async fn expiring(&self, before: Timestamp) -> Result<Vec<(StoreId, Timestamp)>, LedgerError> {
-        let rows = sqlx::query("SELECT id, expires_s FROM store WHERE expires_s < $1 AND vanished_s IS NULL ORDER BY id")
-            .bind(seconds(before))
-            .fetch_all(self.pool())
-            .await?;
+        let rows =
+            sqlx::query("SELECT id, expires_s FROM store WHERE expires_s < $1 AND vanished_s IS NULL ORDER BY id")
+                .bind(seconds(before))
+                .fetch_all(self.pool())
+                .await?;
         rows.iter().map(|r| Ok((r.parsed(0, "store id")?, r.time(1)?))).collect()
     }
 
     /// All trust files, by version.
     pub async fn trust(&self) -> Result<Vec<TrustRow>, LedgerError> {
-        let rows = sqlx::query("SELECT version, envelope, put FROM trust ORDER BY version").fetch_all(self.pool()).await?;
+        let rows =
+            sqlx::query("SELECT version, envelope, put FROM trust ORDER BY version").fetch_all(self.pool()).await?;
         rows.iter()
             .map(|r| Ok(TrustRow { version: r.unsigned(0)?, envelope: r.text(1)?, put: r.number(2)? != 0 }))
             .collect()
@@ -337,7 +343,9 @@ impl Ledger {
         match row.map(|r| r.text(0)).transpose()? {
             Some(there) if there == envelope => return Ok(()),
             Some(_) => {
-                return Err(LedgerError::Conflict(format!("trust file {version} was made by another command meanwhile")));
+                return Err(LedgerError::Conflict(format!(
+                    "trust file {version} was made by another command meanwhile"
+                )));
             }
             None => {}
         }

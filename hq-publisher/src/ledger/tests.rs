@@ -135,7 +135,7 @@ async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
         assert!(matches!(pack_one(&l, token, 1, &[PackKind::Full]).await, Err(LedgerError::VersionTaken { .. })));
 
         let staged = pack_one(&l, token, 2, &[PackKind::Full]).await.unwrap();
-        let signed = l.sign(Some(token), &[staged.clone()], Which::All, 9, t(5), &mut maker).await.unwrap();
+        let signed = l.sign(Some(token), std::slice::from_ref(&staged), Which::All, 9, t(5), &mut maker).await.unwrap();
         assert_eq!(signed.len(), 2);
         let head = l.head(&price()).await.unwrap().unwrap();
         assert_eq!((head.version, head.packs.len(), head.signed_at), (v(2), 1, t(5)));
@@ -224,7 +224,8 @@ async fn manifests_list_two_fulls_and_what_follows_and_retention_knows_the_rest(
     on_each_database(async |l| {
         let token = lease(&l, t(0)).await;
         use PackKind::{Delta, Full};
-        for (n, kinds) in [&[Full][..], &[Delta], &[Full, Delta], &[Delta], &[Full, Delta], &[Delta]].iter().enumerate() {
+        for (n, kinds) in [&[Full][..], &[Delta], &[Full, Delta], &[Delta], &[Full, Delta], &[Delta]].iter().enumerate()
+        {
             let n = n as u64 + 1;
             let staged = pack_one(&l, token, n, kinds).await.unwrap();
             l.sign(Some(token), &[staged], Which::All, 9, t(i64::try_from(n).unwrap()), &mut maker).await.unwrap();
@@ -236,7 +237,8 @@ async fn manifests_list_two_fulls_and_what_follows_and_retention_knows_the_rest(
         assert_eq!(head.last_full().unwrap().version, v(5));
         let published = l.published(&price()).await.unwrap();
         assert_eq!(published.len(), 8);
-        let dropped: Vec<_> = published.iter().filter(|p| p.dropped_at == Some(t(5))).map(|p| p.entry.clone()).collect();
+        let dropped: Vec<_> =
+            published.iter().filter(|p| p.dropped_at == Some(t(5))).map(|p| p.entry.clone()).collect();
         assert_eq!(names(&dropped), ["1full", "2delta"], "dropped when the second full after them was signed");
         assert_eq!(published.iter().filter(|p| p.dropped_at.is_some()).count(), 2);
         l.forget_pack(token, &PackName { instance: price(), version: v(1), kind: Full }).await.unwrap();

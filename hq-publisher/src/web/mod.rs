@@ -4,10 +4,10 @@
 //! Must never publish rows. If the power goes, everything it knew is in the ledger.
 
 mod page;
-pub mod ticks;
-mod wake;
 #[cfg(test)]
 mod tests;
+pub mod ticks;
+mod wake;
 
 use crate::config::Config;
 use crate::intake::Intake;
@@ -18,8 +18,8 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Query, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, RETRY_AFTER};
 use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use proto::clock::Clock;
@@ -212,7 +212,11 @@ fn refuse(status: StatusCode, why: &str) -> Response {
 
 /// `GET /v1/wake?store=S&wait=30`: 200 when the store's manifest changed after the serial in
 /// If-None-Match, 304 at the end of the wait.
-async fn wake(State(app): State<Arc<App>>, headers: HeaderMap, query: Result<Query<WakeQuery>, QueryRejection>) -> Response {
+async fn wake(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    query: Result<Query<WakeQuery>, QueryRejection>,
+) -> Response {
     let Ok(Query(query)) = query else {
         return refuse(StatusCode::BAD_REQUEST, "ask /v1/wake?store=ID&wait=SECONDS");
     };

@@ -38,7 +38,8 @@ struct View<'a> {
 pub async fn fleet(State(app): State<Arc<App>>, filter: Result<Query<Filter>, QueryRejection>) -> Response {
     match view(&app, filter.ok().and_then(|f| f.0.q).unwrap_or_default()).await {
         Ok(view) => {
-            let policy = "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+            let policy =
+                "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
             let headers = [
                 (CONTENT_TYPE, "text/html; charset=utf-8"),
                 (CONTENT_SECURITY_POLICY, policy),

@@ -31,7 +31,11 @@ impl World {
         let clock = Arc::new(TestClock::at("2026-01-01T00:00:00Z"));
         let (stop, stopping) = watch::channel(false);
         let app = App::open(&config, clock.clone(), stopping).await.unwrap();
-        let east = StoreSeen { id: "1".parse().unwrap(), zone: Some("east".parse().unwrap()), region: Some("<b>North</b>".into()) };
+        let east = StoreSeen {
+            id: "1".parse().unwrap(),
+            zone: Some("east".parse().unwrap()),
+            region: Some("<b>North</b>".into()),
+        };
         app.ledger.see_stores(&[east], clock.now()).await.unwrap();
         for (n, id) in [(1, "1"), (2, "1-1")] {
             app.ledger.enrol(&id.parse().unwrap(), &key(n).public(), clock.now()).await.unwrap();
@@ -115,12 +119,16 @@ async fn a_relay_is_woken_by_its_next_manifest() {
     let one = w.publish().await;
     ticks::wake(&w.app, None).await.unwrap();
     let (status, headers, body) = w.ask(wake_request(None, 30)).await;
-    assert_eq!((status, body.as_str(), &headers[ETAG]), (StatusCode::OK, "{\"serial\":1}", &HeaderValue::from_static("\"1\"")));
+    assert_eq!(
+        (status, body.as_str(), &headers[ETAG]),
+        (StatusCode::OK, "{\"serial\":1}", &HeaderValue::from_static("\"1\""))
+    );
     assert_eq!(one, 1);
     assert_eq!(w.ask(wake_request(Some("\"1\""), 0)).await.0, StatusCode::NOT_MODIFIED);
 
     let app = Arc::clone(&w.app);
-    let waiting = tokio::spawn(async move { app.router().oneshot(wake_request(Some("\"1\""), 30)).await.unwrap().status() });
+    let waiting =
+        tokio::spawn(async move { app.router().oneshot(wake_request(Some("\"1\""), 30)).await.unwrap().status() });
     while w.app.metrics.waiting.get() == 0 {
         tokio::task::yield_now().await;
     }
@@ -191,7 +199,12 @@ async fn faults_are_mailed_and_shown() {
     assert!(page.contains("&lt;b&gt;North") && page.contains("A pack of price@zone-east is in error"));
     let (status, metrics) = w.get("/metrics").await;
     assert_eq!(status, StatusCode::OK);
-    for line in ["tillcast_episodes_open 2", "tillcast_mails_waiting 2", "tillcast_heartbeats_total 1", "tillcast_devices{role=\"relay\",state=\"heard\"} 1"] {
+    for line in [
+        "tillcast_episodes_open 2",
+        "tillcast_mails_waiting 2",
+        "tillcast_heartbeats_total 1",
+        "tillcast_devices{role=\"relay\",state=\"heard\"} 1",
+    ] {
         assert!(metrics.contains(line), "{line}\n{metrics}");
     }
     // No [mail] in the settings: nothing piles up.

@@ -31,7 +31,14 @@ impl Wakes {
             match all.get(&store) {
                 // 0: signed and not put; the one before still stands.
                 Some(sender) => {
-                    sender.send_if_modified(|s| if serial != 0 && *s != serial { *s = serial; true } else { false });
+                    sender.send_if_modified(|s| {
+                        if serial != 0 && *s != serial {
+                            *s = serial;
+                            true
+                        } else {
+                            false
+                        }
+                    });
                 }
                 None => {
                     all.insert(store, watch::Sender::new(serial));
