@@ -28,9 +28,7 @@ pub fn cheapest(
         let before = match (pack.kind, pack.base) {
             (PackKind::Full, _) => Some(0),
             (PackKind::Delta, base) if base == from && from.is_some() => Some(0),
-            (PackKind::Delta, base) => {
-                reached.iter().filter(|r| Some(r.0) == base).map(|r| r.1).min()
-            }
+            (PackKind::Delta, base) => reached.iter().filter(|r| Some(r.0) == base).map(|r| r.1).min(),
         };
         if let Some(before) = before {
             reached.push((pack.version, before.saturating_add(pack.bytes), i));

@@ -63,7 +63,8 @@ pub struct Device {
     manifest: Option<Verified<Manifest>>,
 }
 
-const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID";
+const SCHEMA: &str =
+    "CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID";
 
 impl Device {
     /// Writes an enrolment. The same device may be enrolled again (a new key); its manifest and
@@ -109,9 +110,8 @@ impl Device {
         let key = seed.parse().map_err(|e| DeviceError::Damaged("seed", format!("{e}")))?;
         let trust = get(&db, "trust")?.ok_or_else(not_enrolled)?;
         let seen = get(&db, "seen")?.unwrap_or_default();
-        let manifest = get::<String>(&db, "manifest")?
-            .map(|m| Verified::accepted_before(m.into_bytes(), limits))
-            .transpose()?;
+        let manifest =
+            get::<String>(&db, "manifest")?.map(|m| Verified::accepted_before(m.into_bytes(), limits)).transpose()?;
         Ok(Device { db, id, key, trust, seen, manifest })
     }
 

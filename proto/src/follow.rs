@@ -97,7 +97,13 @@ impl Follower {
 
     /// Asks every source for the device's manifest and accepts the highest valid serial. `hint` is
     /// a serial heard of elsewhere, to get past a stale cache.
-    pub async fn refresh(&mut self, device: &Mutex<Device>, clock: &dyn Clock, limits: &Limits, hint: Option<u64>) -> Refreshed {
+    pub async fn refresh(
+        &mut self,
+        device: &Mutex<Device>,
+        clock: &dyn Clock,
+        limits: &Limits,
+        hint: Option<u64>,
+    ) -> Refreshed {
         let mut out = Refreshed::default();
         for (source, etag) in self.sources.iter().zip(&mut self.etags) {
             match refresh_from(source, etag, device, clock, limits, hint, &mut out.trust).await {
@@ -158,7 +164,8 @@ async fn refresh_from(
     if walk(source, &mut trust, limits, walked).await? {
         lock(device).save(&trust, None)?;
     }
-    let refused = |refusal| FollowError::Refused { source_url: source.url().to_owned(), object: object.clone(), refusal };
+    let refused =
+        |refusal| FollowError::Refused { source_url: source.url().to_owned(), object: object.clone(), refusal };
     let mut d = lock(device);
     let accepted: Accepted = accept_manifest(&bytes, &store, &trust, d.seen(), clock.now(), limits).map_err(refused)?;
     let changed = !accepted.again || d.manifest().is_none();
@@ -170,8 +177,14 @@ async fn refresh_from(
 }
 
 /// Walks the trust files from what is known to what `trust.json` claims; whether there were any.
-async fn walk(source: &Source, trust: &mut TrustState, limits: &Limits, walked: &mut Vec<(u64, Bytes)>) -> Result<bool, FollowError> {
-    let refused = |object: ObjectName, refusal| FollowError::Refused { source_url: source.url().to_owned(), object, refusal };
+async fn walk(
+    source: &Source,
+    trust: &mut TrustState,
+    limits: &Limits,
+    walked: &mut Vec<(u64, Bytes)>,
+) -> Result<bool, FollowError> {
+    let refused =
+        |object: ObjectName, refusal| FollowError::Refused { source_url: source.url().to_owned(), object, refusal };
     let Small::Body { bytes, .. } = source.get_small(&ObjectName::Trust, None, None, limits.trust_bytes).await? else {
         return Ok(false);
     };

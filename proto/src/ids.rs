@@ -28,9 +28,7 @@ impl BadName {
 fn is_device_name(s: &str) -> bool {
     let s = s.to_ascii_uppercase();
     matches!(s.as_str(), "CON" | "PRN" | "AUX" | "NUL")
-        || (s.len() == 4
-            && (s.starts_with("COM") || s.starts_with("LPT"))
-            && s.as_bytes()[3].is_ascii_digit())
+        || (s.len() == 4 && (s.starts_with("COM") || s.starts_with("LPT")) && s.as_bytes()[3].is_ascii_digit())
 }
 
 fn check_id(what: &'static str, s: &str, max: usize) -> Result<(), BadName> {
@@ -280,9 +278,8 @@ pub struct Instance {
 impl FromStr for Instance {
     type Err = BadName;
     fn from_str(s: &str) -> Result<Self, BadName> {
-        let (stream, audience) = s
-            .split_once('@')
-            .ok_or_else(|| BadName::new("stream instance", s, "it must be STREAM@AUDIENCE"))?;
+        let (stream, audience) =
+            s.split_once('@').ok_or_else(|| BadName::new("stream instance", s, "it must be STREAM@AUDIENCE"))?;
         Ok(Instance { stream: stream.parse()?, audience: audience.parse()? })
     }
 }
@@ -373,7 +370,8 @@ mod tests {
 
     #[test]
     fn hostile_names_are_refused_where_they_are_read() {
-        for s in ["", "..", ".", "a/b", "a\\b", "CON", "com1", "é", "a b", "a\0", "x;drop", "0421-03", &"a".repeat(33)] {
+        for s in ["", "..", ".", "a/b", "a\\b", "CON", "com1", "é", "a b", "a\0", "x;drop", "0421-03", &"a".repeat(33)]
+        {
             assert!(s.parse::<StoreId>().is_err(), "{s:?}");
         }
         for s in ["", "..", "Price", "1price", "price-east", "p\"", &"a".repeat(64)] {

@@ -146,7 +146,8 @@ impl FromStr for ObjectName {
                 ObjectName::TrustVersion(n.ok_or_else(|| bad("it must be trust/NUMBER.json"))?)
             }
             "stores" => {
-                let id = rest.strip_suffix("/manifest.json").ok_or_else(|| bad("it must be stores/ID/manifest.json"))?;
+                let id =
+                    rest.strip_suffix("/manifest.json").ok_or_else(|| bad("it must be stores/ID/manifest.json"))?;
                 ObjectName::Manifest(id.parse()?)
             }
             "packs" => ObjectName::Pack(rest.parse()?),
@@ -163,8 +164,11 @@ mod tests {
     #[test]
     fn names_are_the_designs() {
         for s in [
-            "trust.json", "trust/0000000003.json", "stores/0421/manifest.json",
-            "packs/price@zone-east/0000000057.delta.pack", "packs/price@zone-east/0000000050.full.pack",
+            "trust.json",
+            "trust/0000000003.json",
+            "stores/0421/manifest.json",
+            "packs/price@zone-east/0000000057.delta.pack",
+            "packs/price@zone-east/0000000050.full.pack",
         ] {
             assert_eq!(s.parse::<ObjectName>().unwrap().to_string(), s);
         }
@@ -173,10 +177,20 @@ mod tests {
     #[test]
     fn other_spellings_and_tricks_are_refused() {
         for s in [
-            "", "/trust.json", "trust/3.json", "trust/../trust.json", "stores/../x/manifest.json", "stores/04 21/manifest.json",
-            "packs/price@zone-east/57.delta.pack", "packs/price@zone-east/0000000057.patch.pack", "packs/price/0000000057.full.pack",
-            "packs/../price@all/0000000001.full.pack", "packs/price@all/0000000000.full.pack", "packs/price@all/+000000001.full.pack",
-            "stores/0421/manifest.json/", "packs//price@all/0000000001.full.pack",
+            "",
+            "/trust.json",
+            "trust/3.json",
+            "trust/../trust.json",
+            "stores/../x/manifest.json",
+            "stores/04 21/manifest.json",
+            "packs/price@zone-east/57.delta.pack",
+            "packs/price@zone-east/0000000057.patch.pack",
+            "packs/price/0000000057.full.pack",
+            "packs/../price@all/0000000001.full.pack",
+            "packs/price@all/0000000000.full.pack",
+            "packs/price@all/+000000001.full.pack",
+            "stores/0421/manifest.json/",
+            "packs//price@all/0000000001.full.pack",
         ] {
             assert!(s.parse::<ObjectName>().is_err(), "{s}");
         }

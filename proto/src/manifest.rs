@@ -109,9 +109,7 @@ impl Manifest {
 
     /// All instances with their entries.
     pub fn instances(&self) -> impl Iterator<Item = (Instance, &StreamEntry)> {
-        self.streams
-            .iter()
-            .map(|(stream, e)| (Instance { stream: stream.clone(), audience: e.audience.clone() }, e))
+        self.streams.iter().map(|(stream, e)| (Instance { stream: stream.clone(), audience: e.audience.clone() }, e))
     }
 
     /// Reads and checks a payload that a signature has been verified on.

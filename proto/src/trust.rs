@@ -320,8 +320,7 @@ pub fn accept_manifest(
     let now = seen.time(trust.epoch, clock);
     let seen = seen.in_epoch(trust.epoch);
     // 1. Signed by a publisher key of today.
-    let payload =
-        dsse::open(envelope, PayloadType::Manifest, trust.publisher_keys(now), 1, limits.manifest_bytes)?;
+    let payload = dsse::open(envelope, PayloadType::Manifest, trust.publisher_keys(now), 1, limits.manifest_bytes)?;
     let manifest = Manifest::from_payload(&payload, limits)?;
     // 2. For this store, in this epoch.
     if &manifest.store != store {
@@ -470,14 +469,20 @@ mod tests {
         let none = Seen::default();
         let seen = accept(&manifest(5), 10, &none, t0()).unwrap().seen;
         assert_eq!(code(accept(&manifest(5), 11, &none, t0())), "BAD_SIGNATURE");
-        assert_eq!(code(accept(&Manifest { store: "0999".parse().unwrap(), ..manifest(5) }, 10, &none, t0())), "OTHER_STORE");
+        assert_eq!(
+            code(accept(&Manifest { store: "0999".parse().unwrap(), ..manifest(5) }, 10, &none, t0())),
+            "OTHER_STORE"
+        );
         assert_eq!(code(accept(&Manifest { epoch: 2, ..manifest(5) }, 10, &none, t0())), "OTHER_EPOCH");
         assert_eq!(code(accept(&manifest(4), 10, &seen, t0())), "OLDER_SERIAL");
         let other = Manifest { relay: Some(key(3).public()), ..manifest(5) };
         assert_eq!(code(accept(&other, 10, &seen, t0())), "SAME_SERIAL_OTHER_BYTES");
         assert_eq!(code(accept(&manifest(5), 10, &none, after(t0(), 31 * DAY))), "EXPIRED");
         assert_eq!(code(accept(&Manifest { format: 2, ..manifest(5) }, 10, &none, t0())), "UNKNOWN_FORMAT");
-        assert!(accept(&manifest(5), 10, &seen, after(t0(), 31 * DAY)).unwrap().again, "what was accepted may be finished");
+        assert!(
+            accept(&manifest(5), 10, &seen, after(t0(), 31 * DAY)).unwrap().again,
+            "what was accepted may be finished"
+        );
         assert_eq!(code(accept(&manifest(5), 10, &none, after(t0(), 400 * DAY))), "BAD_SIGNATURE", "the key expired");
     }
 
@@ -537,6 +542,11 @@ mod tests {
         let text = c.to_text().unwrap();
         assert_eq!(EnrolCode::from_text(&text, t0()).unwrap().id, c.id);
         assert!(EnrolCode::from_text(&text[..text.len() - 7], t0()).is_err());
-        assert!(EnrolCode::from_text(&text, after(t0(), DAY)).unwrap_err().to_string().contains("hq-publisher enroll 0421-03"));
+        assert!(
+            EnrolCode::from_text(&text, after(t0(), DAY))
+                .unwrap_err()
+                .to_string()
+                .contains("hq-publisher enroll 0421-03")
+        );
     }
 }

@@ -46,7 +46,12 @@ async fn run(arguments: Arguments) -> Result<()> {
     proto::shelf::create_dir(&dir)?;
     let dir = dir.canonicalize()?;
     let (mails, smtp) = PostBox::open(dir.join("mail")).await?;
-    let mut story = Story { town: Town::build(dir.clone(), &arguments.sample, smtp)?, mails, clock: SystemClock::default(), told: 0 };
+    let mut story = Story {
+        town: Town::build(dir.clone(), &arguments.sample, smtp)?,
+        mails,
+        clock: SystemClock::default(),
+        told: 0,
+    };
     println!("\nEverything lies in {}\n", dir.display());
     let told = story.tell().await;
     if let Err(e) = told {
@@ -152,8 +157,12 @@ impl Story {
         let count = "SELECT (SELECT count(*) FROM item) + (SELECT count(*) FROM price) + (SELECT count(*) FROM promo)";
         self.on_registers(None, "every register holds the sample", count, "6180").await?;
         let took = self.clock.monotonic() - start;
-        self.say(&format!("four registers hold 6,180 rows each, {:.1} s after the publish was started", took.as_secs_f64()));
-        let digests: Vec<String> = ["0421-01", "0421-02"].iter().map(|id| digest(self.town.register_db(id))).collect::<Result<_>>()?;
+        self.say(&format!(
+            "four registers hold 6,180 rows each, {:.1} s after the publish was started",
+            took.as_secs_f64()
+        ));
+        let digests: Vec<String> =
+            ["0421-01", "0421-02"].iter().map(|id| digest(self.town.register_db(id))).collect::<Result<_>>()?;
         if digests[0] != digests[1] {
             bail!("two registers of one store differ: {digests:?}");
         }
@@ -163,13 +172,17 @@ impl Story {
 
     async fn a_price_changes(&mut self) -> Result<()> {
         self.chapter("A price changes at headquarters, in zone east");
-        let changed = "UPDATE price SET cents = 777, updated = '2026-01-06T08:00:00Z' WHERE zone = 'east' AND sku = '100042'";
+        let changed =
+            "UPDATE price SET cents = 777, updated = '2026-01-06T08:00:00Z' WHERE zone = 'east' AND sku = '100042'";
         self.town.source()?.execute(changed, [])?;
         let start = self.clock.monotonic();
         self.publish(0).await?;
         self.on_registers(Some("0421"), "the new price", "SELECT cents FROM price WHERE sku = '100042'", "777").await?;
         let took = self.clock.monotonic() - start;
-        self.say(&format!("sku 100042 costs 7.77 on both registers of store 0421, {} ms after the commit at headquarters", took.as_millis()));
+        self.say(&format!(
+            "sku 100042 costs 7.77 on both registers of store 0421, {} ms after the commit at headquarters",
+            took.as_millis()
+        ));
         Ok(())
     }
 
@@ -199,7 +212,10 @@ impl Story {
         db.execute("UPDATE price SET cents = 888 WHERE zone = 'east' AND sku = '100042'", [])?;
         self.publish(0).await?;
         let folder = self.town.bucket().join("packs/promo@all");
-        let newest = proto::shelf::list(&folder)?.into_iter().filter(|e| e.name.ends_with(".delta.pack")).max_by_key(|e| e.name.clone());
+        let newest = proto::shelf::list(&folder)?
+            .into_iter()
+            .filter(|e| e.name.ends_with(".delta.pack"))
+            .max_by_key(|e| e.name.clone());
         let newest = folder.join(newest.context("no promo delta in the bucket")?.name);
         let mut bytes = proto::shelf::read_bounded(&newest, 1 << 20)?;
         let middle = bytes.len() / 2;
@@ -209,7 +225,13 @@ impl Story {
         for relay in &self.town.relays {
             signal(relay, "CONT").await?;
         }
-        self.on_registers(Some("0421"), "the price of the same publish", "SELECT cents FROM price WHERE sku = '100042'", "888").await?;
+        self.on_registers(
+            Some("0421"),
+            "the price of the same publish",
+            "SELECT cents FROM price WHERE sku = '100042'",
+            "888",
+        )
+        .await?;
         self.say("the price of the same publish is on the registers");
         let errors = self.town.dir.join("0421/data/error");
         let reasons = || walk(&errors).into_iter().filter(|p| p.ends_with(".reason.json")).collect::<Vec<_>>();
@@ -218,7 +240,8 @@ impl Story {
         self.mail("the mail about it", &["promo", "0421"]).await?;
         db.execute("UPDATE promo SET percent = 52 WHERE id = 1", [])?;
         self.publish(0).await?;
-        self.on_registers(None, "the next publish goes round it", "SELECT percent FROM promo WHERE id = 1", "52").await?;
+        self.on_registers(None, "the next publish goes round it", "SELECT percent FROM promo WHERE id = 1", "52")
+            .await?;
         self.say("the next publish made a full too: every register went round the bad pack");
         Ok(())
     }
@@ -232,7 +255,12 @@ impl Story {
         self.town.agents[i] = self.town.start("pos-agent", "0533-02", "run", &url).await?;
         let before = self.mails.all().len();
         self.wait("the mail of its return", async || {
-            Ok(self.mails.all().iter().skip(before.saturating_sub(1)).any(|m| m.subject.contains("0533-02") && m.subject.to_lowercase().contains("recovered")))
+            Ok(self
+                .mails
+                .all()
+                .iter()
+                .skip(before.saturating_sub(1))
+                .any(|m| m.subject.contains("0533-02") && m.subject.to_lowercase().contains("recovered")))
         })
         .await?;
         self.say("it is back; a second mail says so");
@@ -261,7 +289,10 @@ impl Story {
         }
         println!("  mails             {}/mail/", self.town.dir.display());
         println!("  bucket            {}", self.town.bucket().display());
-        println!("\nTry: sqlite3 {0}/hq/hq.db \"UPDATE price SET cents = 99\"; cd {0}/hq && hq-publisher publish", self.town.dir.display());
+        println!(
+            "\nTry: sqlite3 {0}/hq/hq.db \"UPDATE price SET cents = 99\"; cd {0}/hq && hq-publisher publish",
+            self.town.dir.display()
+        );
     }
 }
 

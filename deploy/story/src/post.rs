@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn mails_are_decoded() {
-        let m = read("Subject: Refused:\n row\nContent-Transfer-Encoding: quoted-printable\n\nsku =3D 4=\n2 K=C3=A4the\n");
+        let m =
+            read("Subject: Refused:\n row\nContent-Transfer-Encoding: quoted-printable\n\nsku =3D 4=\n2 K=C3=A4the\n");
         assert_eq!((m.subject.as_str(), m.text.trim()), ("Refused: row", "sku = 42 Käthe"));
         let m = read("Subject: x\nContent-Transfer-Encoding: base64\n\naGVs\nbG8=\n");
         assert_eq!(m.text, "hello");

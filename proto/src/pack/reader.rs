@@ -113,7 +113,12 @@ const BUFFER: usize = 64 << 10;
 impl<R: Read> PackReader<R> {
     /// Reads and checks the header against what the manifest says the pack is.
     pub fn new(file: R, instance: &Instance, entry: &PackEntry, limits: &Limits) -> Result<Self, PackError> {
-        let hashing = Hashing { file: file.take(entry.bytes.saturating_add(1)), bytes: 0, hash: Sha256Stream::default(), failed: None };
+        let hashing = Hashing {
+            file: file.take(entry.bytes.saturating_add(1)),
+            bytes: 0,
+            hash: Sha256Stream::default(),
+            failed: None,
+        };
         let lines = BufReader::with_capacity(BUFFER, GzDecoder::new(BufReader::with_capacity(BUFFER, hashing)));
         let (mut number, mut unpacked, mut line) = (0, 0, Vec::new());
         let mut lines = lines;
@@ -152,7 +157,8 @@ impl<R: Read> PackReader<R> {
     /// The next section, row or the end.
     #[allow(clippy::should_implement_trait, reason = "events borrow the line")]
     pub fn next(&mut self) -> Result<Event<'_>, PackError> {
-        if !next_line(&mut self.lines, &mut self.line, &mut self.number, &mut self.unpacked, &self.entry, &self.limits)? {
+        if !next_line(&mut self.lines, &mut self.line, &mut self.number, &mut self.unpacked, &self.entry, &self.limits)?
+        {
             return Err(PackError::Truncated { line: self.number });
         }
         if self.ended {
@@ -173,7 +179,10 @@ impl<R: Read> PackReader<R> {
             let trailer: Trailer = serde_json::from_slice(&self.line).map_err(|e| bad(self.number, e))?;
             self.ended = true;
             if trailer.rows != self.rows {
-                return Err(bad(self.number, format!("the trailer counts {:?}, the pack has {:?}", trailer.rows, self.rows)));
+                return Err(bad(
+                    self.number,
+                    format!("the trailer counts {:?}, the pack has {:?}", trailer.rows, self.rows),
+                ));
             }
             return Ok(Event::End(trailer));
         }
@@ -215,7 +224,8 @@ impl<R: Read> PackReader<R> {
         if !self.ended {
             return Err(PackError::Truncated { line: self.number });
         }
-        if next_line(&mut self.lines, &mut self.line, &mut self.number, &mut self.unpacked, &self.entry, &self.limits)? {
+        if next_line(&mut self.lines, &mut self.line, &mut self.number, &mut self.unpacked, &self.entry, &self.limits)?
+        {
             return Err(PackError::Trailing("lines after the trailer"));
         }
         let mut file = self.lines.into_inner().into_inner();
@@ -245,7 +255,12 @@ fn bad(line: u64, reason: impl std::fmt::Display) -> PackError {
 }
 
 /// Checks the header against the manifest's entry and against its own contract.
-fn read_header(line: &[u8], instance: &Instance, entry: &PackEntry, limits: &Limits) -> Result<(Header, Contract), PackError> {
+fn read_header(
+    line: &[u8],
+    instance: &Instance,
+    entry: &PackEntry,
+    limits: &Limits,
+) -> Result<(Header, Contract), PackError> {
     #[derive(serde::Deserialize)]
     struct Format {
         format: u32,

@@ -139,7 +139,8 @@ fn rows_and_nesting_are_bounded() {
 fn what_is_not_the_named_pack_is_refused() {
     let (bytes, entry) = delta(1);
     let limits = Limits::default();
-    let other = |e: &PackEntry, i: &str| PackReader::new(&bytes[..], &i.parse().unwrap(), e, &limits).map(|_| ()).unwrap_err();
+    let other =
+        |e: &PackEntry, i: &str| PackReader::new(&bytes[..], &i.parse().unwrap(), e, &limits).map(|_| ()).unwrap_err();
     assert!(matches!(other(&entry, "price@zone-west"), PackError::OtherPack(_)));
     assert!(matches!(other(&entry, "promo@zone-east"), PackError::OtherPack(_)));
     let wrong_base = PackEntry { base: None, kind: PackKind::Full, ..entry.clone() };

@@ -74,8 +74,7 @@ impl<W: Write> PackWriter<W> {
         self.json(&Trailer { rows: self.rows, digests: digests.clone() })?;
         let mut end = self.out.finish()?;
         end.out.flush()?;
-        let written =
-            Written { bytes: end.bytes, unpacked: self.unpacked, sha256: end.hash.finish(), rows: self.rows };
+        let written = Written { bytes: end.bytes, unpacked: self.unpacked, sha256: end.hash.finish(), rows: self.rows };
         Ok((end.out, written))
     }
 

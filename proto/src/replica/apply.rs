@@ -109,7 +109,9 @@ pub enum ApplyError {
         reason: String,
     },
     /// References that lead nowhere.
-    #[error("{pack}: {count} rows of table {table} refer to rows that are not there, the first with rowid or key {row}")]
+    #[error(
+        "{pack}: {count} rows of table {table} refer to rows that are not there, the first with rowid or key {row}"
+    )]
     ForeignKey {
         /// Which pack.
         pack: String,
@@ -262,8 +264,8 @@ impl Replica {
         let pack_name = name(job, pack);
         let refuse = |source| ApplyError::Pack { pack: pack_name.clone(), source };
         // 1. Is it the pack that its name says, and does it start from what is here?
-        let file = crate::shelf::open_regular(pack.path)
-            .map_err(|e| refuse(PackError::Io(std::io::Error::other(e))))?;
+        let file =
+            crate::shelf::open_regular(pack.path).map_err(|e| refuse(PackError::Io(std::io::Error::other(e))))?;
         let mut reader = PackReader::new(file, job.instance, pack.entry, &self.limits).map_err(refuse)?;
         let held = self.held(&job.instance.stream)?;
         let header = reader.header().clone();
@@ -276,12 +278,14 @@ impl Replica {
             }
             (PackKind::Delta, _) => {
                 let base = header.base.map_or("none".into(), |b| b.to_string());
-                let held = held.map_or("nothing".into(), |h| format!("{} of {} in epoch {}", h.version, h.audience, h.epoch));
+                let held =
+                    held.map_or("nothing".into(), |h| format!("{} of {} in epoch {}", h.version, h.audience, h.epoch));
                 return Err(ApplyError::WrongBase { pack: pack_name, base, held });
             }
         };
         // 3. The rows, counted into the digests.
-        let mut work = Work { db: &self.db, pack: &pack_name, contract: &contract, digests, hasher: RowHasher::default() };
+        let mut work =
+            Work { db: &self.db, pack: &pack_name, contract: &contract, digests, hasher: RowHasher::default() };
         let trailer = work.rows(&mut reader)?;
         let digests = work.digests;
         // 4. The proof: every table has the digest that HQ's had, and the file is the listed one.
@@ -303,7 +307,13 @@ impl Replica {
         Ok((trailer.rows, contract.tables.iter().any(|t| t.has_foreign_keys)))
     }
 
-    fn make_tables(&self, job: &Job<'_>, contract: &Contract, held: Option<&Held>, pack: &str) -> Result<Digests, ApplyError> {
+    fn make_tables(
+        &self,
+        job: &Job<'_>,
+        contract: &Contract,
+        held: Option<&Held>,
+        pack: &str,
+    ) -> Result<Digests, ApplyError> {
         if let Some(h) = held {
             self.sql("dropping the old tables", |db| drop_stream(db, &job.instance.stream, h.digests.keys()))?;
         }
@@ -313,7 +323,13 @@ impl Replica {
     }
 
     /// Migrates first, then sums anew the tables that the migration changed, by a scan.
-    fn migrate(&self, held: &Held, new: &crate::pack::SchemaPart, contract: &Contract, pack: &str) -> Result<Digests, ApplyError> {
+    fn migrate(
+        &self,
+        held: &Held,
+        new: &crate::pack::SchemaPart,
+        contract: &Contract,
+        pack: &str,
+    ) -> Result<Digests, ApplyError> {
         let mut digests = held.digests.clone();
         if held.ddl == new.ddl {
             return Ok(digests);
@@ -336,11 +352,15 @@ impl Replica {
     }
 
     fn guarded(&self, what: &str, statements: &[String], pack: &str) -> Result<(), ApplyError> {
-        self.sql(what, |db| schema::run_guarded(db, statements, true)).map_err(|e| match e.inner().sqlite_error_code() {
-            Some(rusqlite::ErrorCode::Unknown | rusqlite::ErrorCode::ConstraintViolation | rusqlite::ErrorCode::AuthorizationForStatementDenied) => {
-                ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() }
+        self.sql(what, |db| schema::run_guarded(db, statements, true)).map_err(|e| {
+            match e.inner().sqlite_error_code() {
+                Some(
+                    rusqlite::ErrorCode::Unknown
+                    | rusqlite::ErrorCode::ConstraintViolation
+                    | rusqlite::ErrorCode::AuthorizationForStatementDenied,
+                ) => ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() },
+                _ => e.into(),
             }
-            _ => e.into(),
         })
     }
 }
@@ -525,8 +545,13 @@ impl<'a> SectionWriter<'a> {
     }
 
     /// The hash of the row that is there, and of what an update makes of it.
-    fn find_old(&mut self, row: &[Value<'_>], hasher: &mut RowHasher) -> Result<(crate::digest::RowHash, crate::digest::RowHash), RowFault> {
-        let missing = RowFault::Row { key: key_text(self.table, &self.key, row), reason: "there is no such row".into() };
+    fn find_old(
+        &mut self,
+        row: &[Value<'_>],
+        hasher: &mut RowHasher,
+    ) -> Result<(crate::digest::RowHash, crate::digest::RowHash), RowFault> {
+        let missing =
+            RowFault::Row { key: key_text(self.table, &self.key, row), reason: "there is no such row".into() };
         let Some(find) = self.find.as_mut() else { return Err(missing) };
         for k in &self.key {
             find.raw_bind_parameter(k + 1, &row[*k]).map_err(RowFault::Sqlite)?;
@@ -606,7 +631,12 @@ fn write_held(db: &Connection, job: &Job<'_>, header: &crate::pack::Header, dige
     Ok(())
 }
 
-pub(super) fn write_proof(db: &Connection, instance: &Instance, proof: (Version, PackKind, Sha256), now: Timestamp) -> rusqlite::Result<()> {
+pub(super) fn write_proof(
+    db: &Connection,
+    instance: &Instance,
+    proof: (Version, PackKind, Sha256),
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let (version, kind, sha256) = proof;
     db.prepare_cached(
         "INSERT INTO tillcast_pack (stream, audience, version, kind, sha256, applied_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
@@ -624,7 +654,11 @@ pub(super) fn write_proof(db: &Connection, instance: &Instance, proof: (Version,
 }
 
 /// Drops a stream's tables and its rows in ours.
-pub(super) fn drop_stream<'t>(db: &Connection, stream: &StreamName, tables: impl Iterator<Item = &'t TableName>) -> rusqlite::Result<()> {
+pub(super) fn drop_stream<'t>(
+    db: &Connection,
+    stream: &StreamName,
+    tables: impl Iterator<Item = &'t TableName>,
+) -> rusqlite::Result<()> {
     for table in tables {
         db.execute_batch(&format!("DROP TABLE IF EXISTS \"{table}\""))?;
     }

@@ -102,10 +102,12 @@ impl Replica {
         let fresh = !path.exists();
         let db = sqlite::open_private(path)?;
         let replica = Replica { db, path: path.to_owned(), limits: limits.clone() };
-        let version: i64 = replica.sql("reading user_version", |db| db.pragma_query_value(None, "user_version", |r| r.get(0)))?;
+        let version: i64 =
+            replica.sql("reading user_version", |db| db.pragma_query_value(None, "user_version", |r| r.get(0)))?;
         match version {
             0 => {
-                replica.sql("making the replica", |db| db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} COMMIT;")))?;
+                replica
+                    .sql("making the replica", |db| db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} COMMIT;")))?;
                 replica.checkpoint(Checkpoint::Truncate)?;
             }
             1 => {}
@@ -120,8 +122,13 @@ impl Replica {
         if fresh && let Some(dir) = path.parent() {
             // SQLite syncs the directory for its WAL, not surely for the file itself (rule D3).
             crate::shelf::sync_dir(dir).map_err(|e| {
-                SqliteError::new(e.to_string(), rusqlite::Error::SqliteFailure(
-                    libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_IOERR_DIR_FSYNC), None))
+                SqliteError::new(
+                    e.to_string(),
+                    rusqlite::Error::SqliteFailure(
+                        libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_IOERR_DIR_FSYNC),
+                        None,
+                    ),
+                )
             })?;
         }
         Ok(replica)
@@ -186,19 +193,26 @@ impl Replica {
     /// The packs of an instance that were proved here: applied, with their digests right.
     pub fn proofs(&self, instance: &Instance) -> Result<Vec<(Version, PackKind, Sha256)>, SqliteError> {
         self.sql("reading tillcast_pack", |db| {
-            db.prepare_cached("SELECT version, kind, sha256 FROM tillcast_pack WHERE stream = ?1 AND audience = ?2 ORDER BY version")?
-                .query_map([instance.stream.to_string(), instance.audience.to_string()], |r| {
-                    let version = Version::try_from(r.get::<_, i64>(0)?).map_err(|e| conversion(0, e))?;
-                    let kind = if r.get_ref(1)?.as_str()? == "full" { PackKind::Full } else { PackKind::Delta };
-                    Ok((version, kind, parsed(r, 2)?))
-                })?
-                .collect()
+            db.prepare_cached(
+                "SELECT version, kind, sha256 FROM tillcast_pack WHERE stream = ?1 AND audience = ?2 ORDER BY version",
+            )?
+            .query_map([instance.stream.to_string(), instance.audience.to_string()], |r| {
+                let version = Version::try_from(r.get::<_, i64>(0)?).map_err(|e| conversion(0, e))?;
+                let kind = if r.get_ref(1)?.as_str()? == "full" { PackKind::Full } else { PackKind::Delta };
+                Ok((version, kind, parsed(r, 2)?))
+            })?
+            .collect()
         })
     }
 
     /// Records that a pack was proved elsewhere by the same code (a full below the version held,
     /// tried in a scratch replica).
-    pub fn add_proof(&self, instance: &Instance, proof: (Version, PackKind, Sha256), now: Timestamp) -> Result<(), SqliteError> {
+    pub fn add_proof(
+        &self,
+        instance: &Instance,
+        proof: (Version, PackKind, Sha256),
+        now: Timestamp,
+    ) -> Result<(), SqliteError> {
         self.sql("writing tillcast_pack", |db| apply::write_proof(db, instance, proof, now))
     }
 

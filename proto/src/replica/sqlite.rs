@@ -82,7 +82,8 @@ pub fn open_read_only(path: &Path) -> Result<Connection, SqliteError> {
     let error = |e| SqliteError::new(format!("opening {}", path.display()), e);
     let db = Connection::open_with_flags(path, flags).map_err(error)?;
     db.busy_timeout(Duration::from_secs(5)).map_err(error)?;
-    db.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0").map_err(error)?;
+    db.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0")
+        .map_err(error)?;
     Ok(db)
 }
 

@@ -66,7 +66,15 @@ impl Shop {
         }
         c.into_iter().map(|c| c.parse().unwrap()).collect()
     }
-    fn write(&self, audience: &str, version: u64, base: Option<u64>, migrate: Vec<String>, digest: StateDigest, fill: impl FnOnce(&mut PackWriter<Vec<u8>>)) -> (PathBuf, PackEntry) {
+    fn write(
+        &self,
+        audience: &str,
+        version: u64,
+        base: Option<u64>,
+        migrate: Vec<String>,
+        digest: StateDigest,
+        fill: impl FnOnce(&mut PackWriter<Vec<u8>>),
+    ) -> (PathBuf, PackEntry) {
         let contract = Contract::parse(&self.ddl, &Limits::default()).unwrap();
         let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
         let i = instance(audience);
@@ -87,7 +95,14 @@ impl Shop {
         let (bytes, written) = w.finish(&BTreeMap::from([("item".parse().unwrap(), digest)])).unwrap();
         let path = self.dir.path().join(format!("{audience}-{version}-{kind}.pack"));
         std::fs::write(&path, &bytes).unwrap();
-        let entry = PackEntry { version: v(version), kind, base: base.map(v), bytes: written.bytes, unpacked: written.unpacked, sha256: written.sha256 };
+        let entry = PackEntry {
+            version: v(version),
+            kind,
+            base: base.map(v),
+            bytes: written.bytes,
+            unpacked: written.unpacked,
+            sha256: written.sha256,
+        };
         (path, entry)
     }
     fn full(&self, audience: &str, version: u64, state: &State) -> (PathBuf, PackEntry) {
@@ -188,7 +203,10 @@ fn a_version_and_its_proof_come_with_the_rows() {
     assert_eq!((applied.version, applied.transactions), (v(4), 2));
     let held = r.held(&"catalog".parse().unwrap()).unwrap().unwrap();
     assert_eq!((held.version, held.epoch, held.schema), (v(4), 1, 1));
-    assert_eq!(r.proofs(&instance("all")).unwrap(), [(v(1), PackKind::Full, full.1.sha256), (v(4), PackKind::Delta, delta.1.sha256)]);
+    assert_eq!(
+        r.proofs(&instance("all")).unwrap(),
+        [(v(1), PackKind::Full, full.1.sha256), (v(4), PackKind::Delta, delta.1.sha256)]
+    );
     r.forget_proofs(|_, version, _| version > v(1)).unwrap();
     assert_eq!(r.proofs(&instance("all")).unwrap().len(), 1);
     assert_right(&r, &two, false);
@@ -342,28 +360,48 @@ fn references_must_lead_somewhere() {
         let mut w = PackWriter::new(
             Vec::new(),
             &Header {
-                format: 1, stream: "catalog".parse().unwrap(), audience: Audience::All, version: v(version), base: base.map(v),
+                format: 1,
+                stream: "catalog".parse().unwrap(),
+                audience: Audience::All,
+                version: v(version),
+                base: base.map(v),
                 kind: if base.is_some() { PackKind::Delta } else { PackKind::Full },
                 schema: SchemaPart { number: 1, ddl: ddl.into(), sha256: contract.sha256, migrate: vec![] },
-                created_at: now(), source: String::new(), tables: table_heads(&contract),
+                created_at: now(),
+                source: String::new(),
+                tables: table_heads(&contract),
             },
             1,
-        ).unwrap();
+        )
+        .unwrap();
         w.section(&"item".parse().unwrap(), Op::Insert, &["sku".parse().unwrap(), "brand".parse().unwrap()]).unwrap();
         w.row(&[text(sku), Value::Int(to)]).unwrap();
         let (mut d, mut b) = (StateDigest::default(), StateDigest::default());
         d.add(RowHasher::default().hash(&[text(sku), Value::Int(to)]));
-        if base.is_some() { d.add(RowHasher::default().hash(&[text("a"), Value::Int(1)])); }
+        if base.is_some() {
+            d.add(RowHasher::default().hash(&[text("a"), Value::Int(1)]));
+        }
         if let Some(id) = brand {
             w.section(&"brand".parse().unwrap(), Op::Insert, &["id".parse().unwrap()]).unwrap();
             w.row(&[Value::Int(id)]).unwrap();
         }
         b.add(RowHasher::default().hash(&[Value::Int(1)]));
-        let (bytes, wr) = w.finish(&BTreeMap::from([("item".parse().unwrap(), d), ("brand".parse().unwrap(), b)])).unwrap();
+        let (bytes, wr) =
+            w.finish(&BTreeMap::from([("item".parse().unwrap(), d), ("brand".parse().unwrap(), b)])).unwrap();
         let path = dir.path().join(format!("{version}-{to}"));
         std::fs::write(&path, bytes).unwrap();
         let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
-        (path, PackEntry { version: v(version), kind, base: base.map(v), bytes: wr.bytes, unpacked: wr.unpacked, sha256: wr.sha256 })
+        (
+            path,
+            PackEntry {
+                version: v(version),
+                kind,
+                base: base.map(v),
+                bytes: wr.bytes,
+                unpacked: wr.unpacked,
+                sha256: wr.sha256,
+            },
+        )
     };
     // The child stands before its parent in the pack: checked at the end only.
     apply(&mut r, "all", &[&pack(1, None, Some(1), "a", 1)]).unwrap();

@@ -123,9 +123,34 @@ pub fn quoted_list<'n>(names: impl Iterator<Item = &'n ColumnName>) -> String {
 
 /// Functions that a CHECK, DEFAULT or index may call: built in, and the same everywhere always.
 const PURE_FUNCTIONS: &[&str] = &[
-    "abs", "coalesce", "format", "glob", "hex", "ifnull", "iif", "instr", "json_valid", "length", "like", "lower", "ltrim",
-    "max", "min", "nullif", "octet_length", "printf", "replace", "round", "rtrim", "sign", "substr", "substring", "trim",
-    "typeof", "unicode", "upper",
+    "abs",
+    "coalesce",
+    "format",
+    "glob",
+    "hex",
+    "ifnull",
+    "iif",
+    "instr",
+    "json_valid",
+    "length",
+    "like",
+    "lower",
+    "ltrim",
+    "max",
+    "min",
+    "nullif",
+    "octet_length",
+    "printf",
+    "replace",
+    "round",
+    "rtrim",
+    "sign",
+    "substr",
+    "substring",
+    "trim",
+    "typeof",
+    "unicode",
+    "upper",
 ];
 
 /// What DDL from a file or pack may do: make tables and indexes in the main schema, and call pure
@@ -139,9 +164,7 @@ fn authorize_ddl(ctx: AuthContext<'_>) -> Authorization {
         AuthAction::Update { table_name, .. } => catalog(table_name),
         // CHECKs and index expressions read columns of the table being made.
         AuthAction::Read { .. } => true,
-        AuthAction::Function { function_name } => {
-            PURE_FUNCTIONS.contains(&function_name.to_ascii_lowercase().as_str())
-        }
+        AuthAction::Function { function_name } => PURE_FUNCTIONS.contains(&function_name.to_ascii_lowercase().as_str()),
         _ => false,
     };
     if allowed && main { Authorization::Allow } else { Authorization::Deny }
@@ -223,8 +246,7 @@ impl Contract {
         db.execute_batch(&old.ddl).map_err(failed)?;
         run_guarded(&db, statements, true).map_err(failed)?;
         let limits = Limits { columns: usize::MAX, tables: usize::MAX, ..Limits::default() };
-        let found = introspect(&db, &limits)
-            .map_err(|e| NotAdditive { table: first(), reason: e.to_string() })?;
+        let found = introspect(&db, &limits).map_err(|e| NotAdditive { table: first(), reason: e.to_string() })?;
         for (wanted, found) in self.tables.iter().zip(&found) {
             if wanted.columns != found.columns || wanted.key != found.key || wanted.unique != found.unique {
                 return Err(NotAdditive { table: wanted.name.clone(), reason: "its columns or keys change".into() });
@@ -320,7 +342,9 @@ fn introspect_table(db: &Connection, name: TableName, limits: &Limits) -> Result
     }
     let mut columns = Vec::new();
     let mut keyed: Vec<(i64, usize)> = Vec::new();
-    let mut statement = db.prepare("SELECT name, type, \"notnull\", pk, hidden, dflt_value FROM pragma_table_xinfo(?1)").map_err(sql)?;
+    let mut statement = db
+        .prepare("SELECT name, type, \"notnull\", pk, hidden, dflt_value FROM pragma_table_xinfo(?1)")
+        .map_err(sql)?;
     let mut rows = statement.query([name.as_str()]).map_err(sql)?;
     while let Some(r) = rows.next().map_err(sql)? {
         let get = |i| r.get::<_, i64>(i).map_err(sql);
@@ -338,7 +362,9 @@ fn introspect_table(db: &Connection, name: TableName, limits: &Limits) -> Result
         };
         let default: Option<String> = r.get(5).map_err(sql)?;
         if default.as_ref().is_some_and(|d| d.contains('(') || d.to_ascii_uppercase().starts_with("CURRENT_")) {
-            return Err(rule(format!("column {column}: its DEFAULT must be a literal; rows come whole from the source")));
+            return Err(rule(format!(
+                "column {column}: its DEFAULT must be a literal; rows come whole from the source"
+            )));
         }
         let has_default = default.is_some_and(|d| !d.eq_ignore_ascii_case("NULL"));
         let pk = get(3)?;
@@ -425,7 +451,9 @@ fn foreign_keys_stay_inside(db: &Connection, table: &Table, tables: &[Table]) ->
             return Err(rule(format!("a foreign key to {parent}, which is no table of this stream: drop it")));
         }
         if update != "NO ACTION" || delete != "NO ACTION" {
-            return Err(rule(format!("a foreign key to {parent} with actions: rows change by packs alone, drop ON UPDATE and ON DELETE")));
+            return Err(rule(format!(
+                "a foreign key to {parent} with actions: rows change by packs alone, drop ON UPDATE and ON DELETE"
+            )));
         }
     }
     Ok(())
@@ -463,7 +491,10 @@ mod tests {
             ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT AS (a || 'x')) STRICT", "generated"),
             ("CREATE TABLE t (a INTEGER PRIMARY KEY AUTOINCREMENT) STRICT", "AUTOINCREMENT"),
             ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT REFERENCES u (a)) STRICT", "no table of this stream"),
-            ("CREATE TABLE u (a TEXT PRIMARY KEY) STRICT; CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT REFERENCES u (a) ON DELETE CASCADE) STRICT", "actions"),
+            (
+                "CREATE TABLE u (a TEXT PRIMARY KEY) STRICT; CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT REFERENCES u (a) ON DELETE CASCADE) STRICT",
+                "actions",
+            ),
             ("CREATE TABLE Item (a TEXT PRIMARY KEY) STRICT", "refused"),
             ("CREATE TABLE tillcast_stream (a TEXT PRIMARY KEY) STRICT", "reserved"),
             ("CREATE TABLE t (a TEXT PRIMARY KEY) STRICT; CREATE UNIQUE INDEX i ON t (lower(a))", "plain columns"),
@@ -478,11 +509,23 @@ mod tests {
     fn hostile_ddl_is_stopped_by_the_authorizer() {
         let table = "CREATE TABLE t (a TEXT PRIMARY KEY) STRICT;";
         for evil in [
-            "ATTACH '/tmp/x' AS x", "PRAGMA writable_schema = ON", "CREATE TRIGGER g AFTER INSERT ON t BEGIN DELETE FROM t; END",
-            "CREATE VIEW v AS SELECT 1", "CREATE VIRTUAL TABLE f USING fts5(a)", "INSERT INTO t VALUES ('x')", "DROP TABLE t",
-            "SELECT load_extension('x')", "VACUUM INTO '/tmp/y'", "CREATE TABLE u AS SELECT 1", "CREATE TEMP TABLE w (a TEXT)",
-            "DELETE FROM sqlite_master", "CREATE TABLE u (a TEXT PRIMARY KEY CHECK (random() > 0)) STRICT", "BEGIN",
-            "CREATE TABLE u (a BLOB PRIMARY KEY DEFAULT (zeroblob(1000000000))) STRICT", "ALTER TABLE t RENAME TO u", "ANALYZE",
+            "ATTACH '/tmp/x' AS x",
+            "PRAGMA writable_schema = ON",
+            "CREATE TRIGGER g AFTER INSERT ON t BEGIN DELETE FROM t; END",
+            "CREATE VIEW v AS SELECT 1",
+            "CREATE VIRTUAL TABLE f USING fts5(a)",
+            "INSERT INTO t VALUES ('x')",
+            "DROP TABLE t",
+            "SELECT load_extension('x')",
+            "VACUUM INTO '/tmp/y'",
+            "CREATE TABLE u AS SELECT 1",
+            "CREATE TEMP TABLE w (a TEXT)",
+            "DELETE FROM sqlite_master",
+            "CREATE TABLE u (a TEXT PRIMARY KEY CHECK (random() > 0)) STRICT",
+            "BEGIN",
+            "CREATE TABLE u (a BLOB PRIMARY KEY DEFAULT (zeroblob(1000000000))) STRICT",
+            "ALTER TABLE t RENAME TO u",
+            "ANALYZE",
         ] {
             assert!(parse(&format!("{table}{evil};")).is_err(), "{evil}");
         }
@@ -514,7 +557,10 @@ mod tests {
 
     #[test]
     fn two_streams_cannot_share_a_name() {
-        let (a, b) = (parse(ITEM).unwrap(), parse("CREATE TABLE brand (a TEXT PRIMARY KEY) STRICT; CREATE INDEX item_NAME ON brand (a);").unwrap());
+        let (a, b) = (
+            parse(ITEM).unwrap(),
+            parse("CREATE TABLE brand (a TEXT PRIMARY KEY) STRICT; CREATE INDEX item_NAME ON brand (a);").unwrap(),
+        );
         let (s, t) = ("catalog".parse().unwrap(), "price".parse().unwrap());
         assert!(names_clash(&[(&s, &a), (&t, &b)]).unwrap().to_lowercase().contains("item_name"));
     }

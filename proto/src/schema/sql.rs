@@ -123,10 +123,8 @@ pub fn length_limit(create: &str, column: &str) -> Option<u64> {
     let t = tokens(create);
     let number = |i: usize| t.get(i).and_then(|t| t.text.parse::<u64>().ok());
     (0..t.len()).find_map(|i| {
-        let call = t[i].is("length")
-            && t.get(i + 1)?.text == "("
-            && t.get(i + 2)?.is(column)
-            && t.get(i + 3)?.text == ")";
+        let call =
+            t[i].is("length") && t.get(i + 1)?.text == "(" && t.get(i + 2)?.is(column) && t.get(i + 3)?.text == ")";
         if !call {
             return None;
         }
@@ -146,7 +144,8 @@ mod tests {
     #[test]
     fn definitions_do_not_depend_on_layout() {
         let a = "CREATE TABLE t (sku TEXT PRIMARY KEY, -- a, comment\n n TEXT CHECK(length(n)<=5 AND n<>'a,b)'), /* ( */ UNIQUE(n, sku)) STRICT";
-        let b = "CREATE TABLE t(sku TEXT PRIMARY KEY,n TEXT CHECK ( length(n) <= 5 AND n <> 'a,b)' ),UNIQUE(n,sku))STRICT";
+        let b =
+            "CREATE TABLE t(sku TEXT PRIMARY KEY,n TEXT CHECK ( length(n) <= 5 AND n <> 'a,b)' ),UNIQUE(n,sku))STRICT";
         assert_eq!(definitions(a), definitions(b));
         assert_eq!(definitions(a).0.len(), 3);
         assert_eq!(definitions(a).1, "STRICT");
