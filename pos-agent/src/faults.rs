@@ -41,7 +41,8 @@ impl Faults {
         text: &str,
         now: Timestamp,
     ) -> bool {
-        let text = text[..text.floor_char_boundary(TEXT)].to_owned();
+        let end = text.char_indices().map(|(i, c)| i + c.len_utf8()).take_while(|end| *end <= TEXT).last();
+        let text = text[..end.unwrap_or(0)].to_owned();
         let same = |n: &&mut Noted| {
             n.fault.code == code && n.fault.instance.as_ref() == instance && n.fault.object.as_deref() == object
         };
