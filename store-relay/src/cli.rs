@@ -112,11 +112,23 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             cli::complain(format_args!("{e:#}"));
-            let usage = e.downcast_ref::<ConfigError>().is_some()
-                || matches!(e.downcast_ref::<RelayError>(), Some(RelayError::Config(_)));
-            if usage { Exit::Usage.into() } else { Exit::Failed.into() }
+            if is_set_up(&e) { Exit::Usage.into() } else { Exit::Failed.into() }
         }
     }
+}
+
+/// Whether settings, enrolment or its code are to be mended by a person.
+fn is_set_up(e: &anyhow::Error) -> bool {
+    let device = match e.downcast_ref::<RelayError>() {
+        Some(RelayError::Config(_)) => return true,
+        Some(RelayError::Device(device)) => Some(device),
+        _ => e.downcast_ref::<DeviceError>(),
+    };
+    let device = device.is_some_and(|d| {
+        use DeviceError::{NotEnrolled, OtherDevice, Refused};
+        matches!(d, NotEnrolled(_) | OtherDevice { .. } | Refused(_))
+    });
+    device || e.is::<ConfigError>()
 }
 
 async fn perform(line: Line, loaded: Loaded<Config>) -> anyhow::Result<u8> {
@@ -184,7 +196,10 @@ fn enroll(config: &Config, code: &str, json: bool) -> anyhow::Result<u8> {
     let now = SystemClock::default().now();
     let code = EnrolCode::from_text(code.trim(), now).map_err(DeviceError::from)?;
     let wanted = DeviceId::Relay(config.store.clone());
-    anyhow::ensure!(code.id == wanted, "the code is for {}, relay.toml says store = {}", code.id, config.store);
+    if code.id != wanted {
+        let why = format!("the code is for {}, relay.toml says store = {}", code.id, config.store);
+        return Err(ConfigError(why).into());
+    }
     shelf::create_dir(&config.data_dir)?;
     let _lock = LockFile::acquire(&config.data_dir)?;
     Device::enrol(&config.data_dir, &code)?;
