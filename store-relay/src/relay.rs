@@ -331,6 +331,9 @@ impl Relay {
             hall.state().source_seen = Some(hall.clock.monotonic());
         }
         self.note_problems(&refreshed, source);
+        if let Some(source) = source.first() {
+            self.look_at_bad(source).await;
+        }
         let mut problems: Vec<String> = refreshed.problems.iter().map(FollowError::to_string).collect();
         problems.extend(self.take_news(&refreshed, source).await);
         (refreshed.reached, problems)
@@ -483,6 +486,7 @@ impl Relay {
         if held && let Err(e) = shelf::remove(&ballast) {
             tracing::error!(error = %e, "the ballast cannot be let go");
         }
+        self.make_room();
         self.hall.fault(fault::DISK_FULL, None, "", text);
         for checkpoint in [
             self.shadow.truncate_wal().map_err(|e| e.to_string()),

@@ -166,6 +166,13 @@ impl Shelves {
         self.write_reason(name, attempts)
     }
 
+    /// Keeps what a source gave instead of a pack.
+    pub fn put_evidence(&self, name: &PackName, bytes: &[u8]) -> Result<(), ShelfError> {
+        let path = self.pack(Room::Error, name);
+        make_parent(&path)?;
+        shelf::write_durable(&path, bytes)
+    }
+
     fn write_reason(&self, name: &PackName, attempts: &Attempts) -> Result<(), ShelfError> {
         // A record of plain fields: writing it as JSON cannot fail.
         let text = serde_json::to_vec_pretty(&Reason { pack: name, attempts }).unwrap_or_default();

@@ -13,9 +13,13 @@ use proto::ids::Instance;
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
 use proto::replica::sqlite::Checkpoint;
+use proto::wire::{StreamState, fault};
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
 use tokio_util::sync::CancellationToken;
+
+/// Free bytes from which a disk counts as having room.
+const ROOM: u64 = 1 << 20;
 
 impl Relay {
     /// Closes a gap in the chain in `ok/`: fetches what is missing, and proves it in a scratch database, which
@@ -82,18 +86,44 @@ impl Relay {
 
     /// The listed, the recent and the failed stay; the rest goes.
     pub(crate) async fn tidy(&self) {
-        if let Err(e) = self.try_tidy().await {
-            tracing::warn!(error = %e, "not all is in order; it is looked at again");
+        match self.try_tidy().await {
+            Ok(()) => self.room_again(),
+            Err(e) => tracing::warn!(error = %e, "not all is in order; it is looked at again"),
         }
         self.hold_ballast();
+    }
+
+    /// A full disk that has room again, and everything in order on it, is mended.
+    fn room_again(&self) {
+        let hall = &self.hall;
+        let at_head = hall.state().streams().values().all(|s| s.state == StreamState::Ok);
+        if at_head && hall.disk().is_some_and(|d| d.free > ROOM) {
+            hall.mended(fault::DISK_FULL, "");
+        }
+    }
+
+    /// Packs in `ok/` that no manifest lists go before their time, when room is short.
+    pub(crate) fn make_room(&self) {
+        let listed = self.listed();
+        let unlisted: Vec<PackName> = self.hall.state().ok.keys().filter(|n| !listed.contains(n)).cloned().collect();
+        for name in unlisted {
+            tracing::warn!(pack = %name, "removed from ok/: the disk is full and it is no longer listed");
+            if let Err(e) = self.unserve(&name) {
+                tracing::warn!(error = %e, "it stays");
+            }
+        }
+    }
+
+    fn listed(&self) -> BTreeSet<PackName> {
+        let state = self.hall.state();
+        state.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| p.name(&i))).collect()
     }
 
     async fn try_tidy(&self) -> Result<(), RelayError> {
         let hall = &self.hall;
         let now = hall.clock.now();
         let Some(manifest) = hall.state().manifest.clone() else { return Ok(()) };
-        let listed: BTreeSet<PackName> =
-            manifest.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| p.name(&i))).collect();
+        let listed = self.listed();
         // 1. Packs in ok/ that have not been listed for the time of grace.
         let unlisted: Vec<ObjectName> =
             hall.state().ok.keys().filter(|n| !listed.contains(n)).map(|n| n.clone().into()).collect();

@@ -7,8 +7,9 @@ use crate::shelves::Room;
 use crate::trial::{Aim, Trial, TrialEnd};
 use crate::tries::{self, Attempts, Cause, Failure};
 use proto::chain;
+use proto::clock::Timestamp;
 use proto::digest::Sha256;
-use proto::fetch::{FetchError, FetchErrorKind, Source, Want};
+use proto::fetch::{Etag, FetchError, FetchErrorKind, Small, Source, Want};
 use proto::ids::{Instance, StreamName, Version};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::{PackEntry, StreamEntry};
@@ -25,6 +26,8 @@ use std::time::Duration;
 const DOWN: Duration = Duration::from_secs(30);
 /// The pause after surroundings failed.
 const SOON: Duration = Duration::from_secs(5);
+/// Bytes of a bad body that are kept to be looked at.
+const EVIDENCE: u64 = 16 << 20;
 /// Turns of one call: packs of one stream that are given up in a row, and heals.
 const TURNS: usize = 32;
 
@@ -114,7 +117,7 @@ impl Relay {
             let (packs, missing) = self.gather(&way.instance, &way.packs, supply).await;
             let reaches = packs.last().map(|(_, e)| e.version);
             if reaches.is_none_or(|r| way.least.is_some_and(|l| r < l)) {
-                match self.not_gathered(stream, missing, pace) {
+                match self.not_gathered(stream, missing, supply, pace).await {
                     Some(outcome) => return outcome,
                     None => continue,
                 }
@@ -126,7 +129,7 @@ impl Relay {
                 return outcome;
             }
             if missing.is_some()
-                && let Some(outcome) = self.not_gathered(stream, missing, pace)
+                && let Some(outcome) = self.not_gathered(stream, missing, supply, pace).await
             {
                 return outcome;
             }
@@ -292,7 +295,7 @@ impl Relay {
                 }
             }
         }
-        Err(Missing::Fetch(name.clone(), entry.sha256, errors))
+        Err(Missing::Fetch(name.clone(), entry.clone(), errors))
     }
 
     /// A verified part goes to `ready/`.
@@ -321,45 +324,117 @@ impl Relay {
     }
 
     /// What follows when a pack could not be got; `None`: plan again.
-    fn not_gathered(&self, stream: &StreamName, missing: Option<Missing>, pace: Pace) -> Option<Outcome> {
-        match missing? {
-            Missing::Stopped => Some(Outcome::Stopped),
-            Missing::Import => Some(Outcome::Again(SOON, "an import goes first".into())),
-            Missing::NoRoom(text) => {
-                self.disk_full(&text);
-                self.waits(stream, Some(&text));
-                Some(Outcome::Again(SOON, text))
+    async fn not_gathered(
+        &self,
+        stream: &StreamName,
+        missing: Option<Missing>,
+        supply: Supply<'_>,
+        pace: Pace,
+    ) -> Option<Outcome> {
+        let (text, disk) = match missing? {
+            Missing::Stopped => return Some(Outcome::Stopped),
+            Missing::Import => return Some(Outcome::Again(SOON, "an import goes first".into())),
+            Missing::NoRoom(text) => (text, Some((Verdict::Retry, true))),
+            Missing::Disk(e) => (e.to_string(), Some((e.verdict(), e.is_disk_full()))),
+            Missing::Fetch(name, entry, errors) => {
+                return self.not_fetched(stream, (&name, &entry), &errors, supply, pace).await;
             }
-            Missing::Disk(e) => {
-                let text = e.to_string();
-                self.own_trouble(e.verdict(), e.is_disk_full(), &text);
-                self.waits(stream, Some(&text));
-                Some(Outcome::Again(SOON, text))
+        };
+        if let Some((verdict, full)) = disk {
+            self.own_trouble(verdict, full, &text);
+        }
+        self.waits(stream, Some(&text));
+        Some(Outcome::Again(SOON, text))
+    }
+
+    async fn not_fetched(
+        &self,
+        stream: &StreamName,
+        (name, entry): (&PackName, &PackEntry),
+        errors: &[FetchError],
+        supply: Supply<'_>,
+        pace: Pace,
+    ) -> Option<Outcome> {
+        let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        let any = |kind| errors.iter().any(|e| e.kind == kind);
+        if any(FetchErrorKind::Halt) {
+            self.own_trouble(Verdict::Halt, false, &text);
+            return Some(Outcome::Halted);
+        }
+        if any(FetchErrorKind::Disk) {
+            // The part itself may be what fills the disk.
+            let _ = self.hall.shelves.drop_pack(Room::Incoming, name);
+            self.disk_full(&text);
+        }
+        let failures: Vec<&FetchError> = errors.iter().filter(|e| tries::fetch_cause(e).is_some()).collect();
+        if failures.is_empty() {
+            let text = if text.is_empty() { format!("{name}: there is no source") } else { text };
+            self.waits(stream, Some(&text));
+            return Some(Outcome::Again(SOON, text));
+        }
+        // A whole body with a wrong hash is a try per source.
+        let mut given_up = false;
+        for e in &failures {
+            let (code, reason) = (wrong_body(&e.kind).to_owned(), e.to_string());
+            given_up |= self.count(name, entry.sha256, Failure { cause: Cause::Hash, code, reason });
+        }
+        if given_up {
+            for e in failures {
+                if let Some(source) = supply.sources.iter().find(|s| s.url() == e.source_url) {
+                    self.keep_evidence(name, entry, source).await;
+                }
             }
-            Missing::Fetch(name, sha256, errors) => {
-                let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                if errors.iter().any(|e| e.kind == FetchErrorKind::Halt) {
-                    self.own_trouble(Verdict::Halt, false, &text);
-                    return Some(Outcome::Halted);
+        }
+        self.after_a_try(stream, name, given_up, text, pace)
+    }
+
+    /// What a source gives instead of a pack is kept beside the reason, if it is no giant, and its ETag, to notice
+    /// when it changes.
+    async fn keep_evidence(&self, name: &PackName, entry: &PackEntry, source: &Source) {
+        let most = entry.bytes.min(EVIDENCE);
+        let Ok(Small::Body { bytes, etag }) = source.get_small(&name.clone().into(), None, None, most).await else {
+            return;
+        };
+        if Sha256::of(&bytes) == entry.sha256 {
+            return; // It was mended just now.
+        }
+        let attempts = {
+            let mut state = self.hall.state();
+            let Some(attempts) = state.attempts.get_mut(name) else { return };
+            attempts.etags.extend(etag.map(|e| (source.url().to_owned(), e.0)));
+            attempts.clone()
+        };
+        let kept =
+            self.hall.shelves.put_evidence(name, &bytes).and_then(|()| self.hall.shelves.refuse(name, &attempts));
+        if let Err(e) = kept {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+        if let Err(e) = self.hall.spool.put_attempts(name, &attempts) {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+    }
+
+    /// Asks a source whether what it gave instead of a pack has changed; then it is fetched again now.
+    pub(crate) async fn look_at_bad(&self, source: &Source) {
+        let bad: Vec<(PackName, Etag)> = {
+            let state = self.hall.state();
+            let known = |(n, a): (&PackName, &Attempts)| Some((n.clone(), Etag(a.etags.get(source.url())?.clone())));
+            state.attempts.iter().filter(|(_, a)| a.in_error && a.cause == Cause::Hash).filter_map(known).collect()
+        };
+        for (name, etag) in bad {
+            // No byte of it is wanted: a changed one is "too long".
+            let asked = source.get_small(&name.clone().into(), None, Some(&etag), 0).await;
+            let changed = match asked {
+                Ok(Small::Unchanged) => false,
+                Ok(Small::Body { .. }) => true,
+                Err(e) => e.kind == FetchErrorKind::TooLong,
+            };
+            if changed {
+                tracing::info!(pack = %name, source = source.url(), "it has changed; it is fetched again");
+                if let Some(attempts) = self.hall.state().attempts.get_mut(&name) {
+                    attempts.etags.remove(source.url());
+                    attempts.last = Timestamp::UNIX_EPOCH;
                 }
-                if errors.iter().any(|e| e.kind == FetchErrorKind::Disk) {
-                    // The part itself may be what fills the disk.
-                    let _ = self.hall.shelves.drop_pack(Room::Incoming, &name);
-                    self.disk_full(&text);
-                }
-                let failures: Vec<&FetchError> = errors.iter().filter(|e| tries::fetch_cause(e).is_some()).collect();
-                if failures.is_empty() {
-                    let text = if text.is_empty() { format!("{name}: there is no source") } else { text };
-                    self.waits(stream, Some(&text));
-                    return Some(Outcome::Again(SOON, text));
-                }
-                // A whole body with a wrong hash is a try per source.
-                let mut given_up = false;
-                for e in failures {
-                    let (code, reason) = (wrong_body(&e.kind).to_owned(), e.to_string());
-                    given_up |= self.count(&name, sha256, Failure { cause: Cause::Hash, code, reason });
-                }
-                self.after_a_try(stream, &name, given_up, text, pace)
             }
         }
     }
@@ -617,7 +692,7 @@ impl Relay {
 #[derive(Debug)]
 pub(crate) enum Missing {
     /// No source gave it.
-    Fetch(PackName, Sha256, Vec<FetchError>),
+    Fetch(PackName, PackEntry, Vec<FetchError>),
     /// Our own files.
     Disk(ShelfError),
     /// It would not fit.

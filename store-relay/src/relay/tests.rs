@@ -133,7 +133,7 @@ async fn the_way_goes_round_a_bad_pack_and_the_debt_closes() {
 }
 
 #[tokio::test]
-async fn a_wrong_hash_is_kept_reported_and_fetched_again_hourly() {
+async fn a_wrong_hash_is_kept_reported_and_fetched_again_hourly_or_when_it_changes() {
     let (mut hq, store) = two_streams();
     let relay = store.open();
     once(&relay).await;
@@ -145,14 +145,20 @@ async fn a_wrong_hash_is_kept_reported_and_fetched_again_hourly() {
         once(&relay).await;
     }
     assert_eq!(fault_codes(&relay), ["PACK_IN_ERROR"]);
-    assert!(store.data().join(format!("error/packs/{name}.reason.json")).is_file());
+    let reason = fs::read_to_string(store.data().join(format!("error/packs/{name}.reason.json"))).unwrap();
+    assert!(reason.contains("WRONG_HASH"), "{reason}");
+    assert_eq!(rooms_of(&relay, &name), ["error"], "the bad body is kept");
     once(&relay).await;
     assert_eq!(state(&relay).attempts[&name].tries, 3, "not asked for again within the hour");
     store.clock.advance(HOUR);
     once(&relay).await;
     assert_eq!(state(&relay).attempts[&name].tries, 4);
+    // Other bytes, still wrong: asked for at once, since the ETag has changed.
+    hq.put(&name.clone().into(), &good[1..]);
+    once(&relay).await;
+    let now = state(&relay).attempts[&name].clone();
+    assert_eq!((now.tries, &*now.code), (5, "TOO_SHORT"));
     hq.put(&name.clone().into(), &good);
-    store.clock.advance(HOUR);
     once(&relay).await;
     assert_eq!((served(&relay, &hq.instance("price")), rooms_of(&relay, &name)), (Some(2), vec!["ok"]));
     assert!(fault_codes(&relay).is_empty());
