@@ -48,10 +48,10 @@ pub enum SourceError {
         text: String,
     },
     /// The list of stores.
-    #[error("stores.query: {0}")]
+    #[error(transparent)]
     Stores(#[from] BadStores),
     /// Where the rows go.
-    #[error("{0}")]
+    #[error(transparent)]
     Sink(#[from] SinkError),
 }
 
