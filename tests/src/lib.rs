@@ -13,6 +13,7 @@
 
 pub mod bins;
 pub mod digest;
+pub mod files;
 pub mod forge;
 pub mod http;
 pub mod process;

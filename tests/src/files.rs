@@ -1,0 +1,42 @@
+//! What lies in directories and databases, to compare before and after.
+
+use crate::forge;
+use rusqlite::types::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Every file below a directory by its relative path, with the SHA-256 of its bytes; empty where there is none.
+pub fn tree(dir: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    walk(dir, "", &mut found);
+    found
+}
+
+fn walk(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            walk(&entry.path(), &format!("{name}/"), found);
+        } else if let Ok(bytes) = std::fs::read(entry.path()) {
+            found.insert(name, forge::sha256(&bytes));
+        }
+    }
+}
+
+/// All rows of all tables of a SQLite database, as text.
+#[track_caller]
+pub fn rows(path: &Path) -> BTreeMap<String, Vec<String>> {
+    let db = crate::digest::open_read_only(path);
+    let mut names = db.prepare("SELECT name FROM sqlite_schema WHERE type = 'table'").unwrap();
+    let names: Vec<String> = names.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect();
+    let all = |table: &str| {
+        let mut select = db.prepare(&format!("SELECT * FROM \"{table}\"")).unwrap();
+        let columns = select.column_count();
+        let row = |r: &rusqlite::Row<'_>| (0..columns).map(|i| r.get::<_, Value>(i)).collect::<Result<Vec<_>, _>>();
+        let mut rows: Vec<String> = select.query_map([], row).unwrap().map(|r| format!("{:?}", r.unwrap())).collect();
+        rows.sort();
+        rows
+    };
+    names.iter().map(|t| (t.clone(), all(t))).collect()
+}
