@@ -353,14 +353,16 @@ impl Replica {
 
     fn guarded(&self, what: &str, statements: &[String], pack: &str) -> Result<(), ApplyError> {
         self.sql(what, |db| schema::run_guarded(db, statements, true)).map_err(|e| {
-            match e.inner().sqlite_error_code() {
+            let refused = matches!(
+                e.inner().sqlite_error_code(),
                 Some(
-                    rusqlite::ErrorCode::Unknown
-                    | rusqlite::ErrorCode::ConstraintViolation
-                    | rusqlite::ErrorCode::AuthorizationForStatementDenied,
-                ) => ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() },
-                _ => e.into(),
+                    rusqlite::ErrorCode::ConstraintViolation | rusqlite::ErrorCode::AuthorizationForStatementDenied
+                )
+            );
+            if refused || super::sqlite::is_misfit(e.inner()) {
+                return ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() };
             }
+            e.into()
         })
     }
 }

@@ -259,7 +259,7 @@ impl Replica {
                     found: found.map(|f| f.0),
                     rows: found.map_or(0, |f| f.1),
                 }),
-                Err(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::Unknown) => {
+                Err(e) if sqlite::is_misfit(&e) => {
                     Ok(TableCheck { table: table.clone(), stored: *stored, found: None, rows: 0 })
                 }
                 Err(e) => Err(SqliteError::new(format!("reading table {table}"), e)),

@@ -45,6 +45,12 @@ pub fn verdict(e: &rusqlite::Error) -> Verdict {
     }
 }
 
+/// Whether a statement does not fit the tables that are there: one that is missing, a column that
+/// is, or one that exists already. rusqlite tells those that have a place in the text apart.
+pub fn is_misfit(e: &rusqlite::Error) -> bool {
+    matches!(e, rusqlite::Error::SqlInputError { .. }) || e.sqlite_error_code() == Some(ErrorCode::Unknown)
+}
+
 /// SQLITE_IOERR_FSYNC and SQLITE_IOERR_DIR_FSYNC: the kernel may have dropped the pages, so that
 /// another try would succeed without their being on disk.
 fn is_failed_sync(e: &rusqlite::Error) -> bool {
