@@ -10,7 +10,7 @@ use proto::clock::Timestamp;
 use proto::ids::{Instance, StreamName};
 use proto::limits::Limits;
 use proto::manifest::PackEntry;
-use proto::replica::sqlite::{Checkpoint, SqliteError};
+use proto::replica::sqlite::{self, Checkpoint, SqliteError};
 use proto::replica::{Applied, ApplyError, Held, Job, PackFile, Replica, TableCheck};
 use proto::retry::Verdict;
 use proto::shelf::ShelfError;
@@ -151,6 +151,11 @@ impl RegisterDb {
         .await
     }
 
+    /// Drops all other streams; gives the ones dropped.
+    pub async fn drop_streams_except(&self, wanted: Vec<StreamName>) -> Result<Vec<StreamName>, DbError> {
+        self.work(move |replica| Ok(replica.drop_streams_except(&wanted)?)).await
+    }
+
     /// Recomputes a stream's digests from its rows, on a connection of its own.
     pub async fn verify(&self, stream: &StreamName) -> Result<Vec<TableCheck>, DbError> {
         let (path, limits, stream) = (self.path.clone(), self.limits.clone(), stream.clone());
@@ -234,15 +239,13 @@ impl ApplyFailure {
             return Remedy::MakeRoom;
         }
         match e.verdict() {
-            Verdict::Quarantine if e.may_be_drift() => Remedy::AskRows,
+            Verdict::Quarantine if e.may_be_drift() || e.code() == "BAD_SCHEMA" => Remedy::AskRows,
             Verdict::Quarantine => Remedy::AvoidPack,
             Verdict::Rebuild => Remedy::Damaged,
             Verdict::Halt => Remedy::Halt,
-            // A table or column that is gone reads as a plain error of SQLite's.
+            // A table or column that is gone reads as a failure of the statement.
             Verdict::Retry => match e {
-                ApplyError::Sqlite(s) if s.inner().sqlite_error_code() == Some(rusqlite::ErrorCode::Unknown) => {
-                    Remedy::AskRows
-                }
+                ApplyError::Sqlite(s) if sqlite::is_misfit(s.inner()) => Remedy::AskRows,
                 _ => Remedy::Retry,
             },
         }

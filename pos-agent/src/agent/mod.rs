@@ -449,7 +449,7 @@ impl Agent {
                 self.after_apply(instance, &files);
                 if self.at(Step::Cleaned) { Went::On(()) } else { Went::Over(End::Done) }
             }
-            Err(e) => self.not_applied(instance, &first, &e).await,
+            Err(e) => self.not_applied(goal, instance, &first, &e).await,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What to do when a step fails: whose fault it is, what is latched, what is told. Never touches a
 //! row; what it latches is durable before it counts.
 
-use super::{Agent, Went};
+use super::{Agent, Goal, Went};
 use crate::pace::End;
 use crate::register_db::{ApplyFailure, Remedy};
 use proto::device::DeviceError;
@@ -56,7 +56,13 @@ impl Agent {
     }
 
     /// Whose fault was it? The rows here say.
-    pub(super) async fn not_applied(&self, instance: &Instance, first: &PackName, failure: &ApplyFailure) -> Went<()> {
+    pub(super) async fn not_applied(
+        &self,
+        goal: &Goal,
+        instance: &Instance,
+        first: &PackName,
+        failure: &ApplyFailure,
+    ) -> Went<()> {
         let text = failure.to_string();
         self.metrics.refused(failure.code());
         match failure.remedy() {
@@ -73,18 +79,49 @@ impl Agent {
                 Went::Over(End::Halted)
             }
             // A full and what follows it do not depend on the rows that were here.
-            Remedy::AskRows if first.kind == PackKind::Full => {
-                self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &text)
-            }
-            Remedy::AvoidPack => self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &text),
-            Remedy::AskRows => match self.rows_are_right(&instance.stream).await {
-                Some(true) => self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &text),
+            Remedy::AskRows if first.kind == PackKind::Delta => match self.rows_are_right(&instance.stream).await {
+                Some(true) => self.blame(goal, instance, first, failure).await,
                 Some(false) => self.drifted(instance, &text),
                 None => Went::Over(End::Retry),
             },
+            Remedy::AskRows | Remedy::AvoidPack => self.blame(goal, instance, first, failure).await,
             // A full makes the stream's tables anew; what it cannot mend needs a new file.
             Remedy::Damaged if first.kind == PackKind::Delta => self.drifted(instance, &text),
             Remedy::Damaged => Went::Over(self.rebuild(&text)),
+        }
+    }
+
+    /// Whether a table may have moved here from a stream that is listed no more, or is yet to lose it.
+    fn is_in_the_way(&self, goal: &Goal, instance: &Instance) -> bool {
+        let streams = &goal.manifest.streams;
+        self.shown().held.iter().filter(|(stream, _)| *stream != &instance.stream).any(|(stream, held)| {
+            streams.get(stream).is_none_or(|e| held.audience == e.audience && held.version < e.version)
+        })
+    }
+
+    /// The pack is bad, unless another stream's table is in its way: streams that the manifest lists
+    /// no more are dropped then (they were kept so far: selling went on with them), and for others
+    /// that are yet to lose theirs the pack waits.
+    async fn blame(&self, goal: &Goal, instance: &Instance, first: &PackName, failure: &ApplyFailure) -> Went<()> {
+        if failure.code() != "BAD_SCHEMA" || !self.is_in_the_way(goal, instance) {
+            return self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &failure.to_string());
+        }
+        let listed: Vec<StreamName> = goal.manifest.streams.keys().cloned().collect();
+        if self.shown().held.keys().all(|s| listed.contains(s)) {
+            return Went::Without(first.clone());
+        }
+        match self.db.drop_streams_except(listed).await {
+            Ok(gone) => {
+                for stream in &gone {
+                    self.shown().held.remove(stream);
+                }
+                tracing::warn!(?gone, "dropped: the manifest lists them no more and their tables were in the way");
+                Went::On(())
+            }
+            Err(e) => {
+                self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+                Went::Over(End::Retry)
+            }
         }
     }
 

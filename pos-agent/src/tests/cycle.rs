@@ -94,10 +94,15 @@ async fn drift_is_found_at_the_next_touching_delta_and_healed_by_a_full_and_told
     let r = Register::enrolled(&hq, &hq.url(), &[]);
     let agent = r.open();
     poll_and_cycle(&agent).await;
-    for (n, tampering) in
-        ["UPDATE price SET cents = 1 WHERE sku = 5", "DELETE FROM price WHERE sku = 5", "DROP TABLE price"]
-            .into_iter()
-            .enumerate()
+    for (n, tampering) in [
+        "UPDATE price SET cents = 1 WHERE sku = 5",
+        "DELETE FROM price WHERE sku = 5",
+        "DROP TABLE price",
+        "ALTER TABLE price RENAME COLUMN cents TO c",
+        "CREATE INDEX mine ON price (cents); DELETE FROM price",
+    ]
+    .into_iter()
+    .enumerate()
     {
         r.tamper(tampering);
         let mut next = rows(100, 100);
@@ -246,6 +251,48 @@ async fn a_zone_switch_and_a_new_epoch_are_one_transaction_each() {
     assert_eq!(cycle(&agent).await, End::Done);
     assert_eq!((version(&agent, "price@zone-west"), version(&agent, "promo@all")), (Some(2), Some(1)));
     assert_eq!(r.rows("price"), rows(80, 400));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_listed_no_more_is_kept_until_its_table_is_in_the_way() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.streams.remove(&instance("price@all").stream);
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(r.rows("price"), rows(100, 100), "selling goes on");
+    let status = report::stand(&agent, Vec::new());
+    assert!(status.debts[0].contains("the manifest lists it no more"), "{:?}", status.debts);
+    // The stream was renamed: its table belongs to another one now.
+    hq.tables.insert("tariff", "price");
+    hq.full("tariff@all", 1, &rows(5, 5));
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(r.rows("price"), rows(5, 5));
+    assert!(report::stand(&agent, Vec::new()).debts.is_empty());
+    assert!(codes(&agent).is_empty());
+}
+
+#[tokio::test]
+async fn a_table_moves_between_streams_whatever_the_order() {
+    let mut hq = usual();
+    hq.tables.insert("a", "moved");
+    hq.full("a@all", 1, &rows(9, 9));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.tables.insert("a", "other");
+    hq.full("a@all", 2, &rows(2000, 1)); // more bytes: it comes after the stream that gets the table
+    hq.tables.insert("price", "moved");
+    hq.full("price@zone-east", 60, &rows(7, 7));
+    hq.sign();
+    cycle(&agent).await;
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((r.rows("moved"), r.rows("other")), (rows(7, 7), rows(2000, 1)));
+    assert!(codes(&agent).is_empty(), "{:?}", codes(&agent));
 }
 
 #[tokio::test]

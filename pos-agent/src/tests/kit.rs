@@ -52,8 +52,10 @@ pub fn digest(rows: &Rows) -> StateDigest {
     d
 }
 
-/// Headquarters: every stream has one table of its own name, `sku` and `cents`.
+/// Headquarters: every stream has one table, of its own name if `tables` does not say otherwise,
+/// with `sku` and `cents`.
 pub struct Hq {
+    pub tables: BTreeMap<&'static str, &'static str>,
     pub dir: TempDir,
     pub epoch: u64,
     pub serial: u64,
@@ -65,6 +67,7 @@ pub struct Hq {
 impl Hq {
     pub fn new() -> Hq {
         let mut hq = Hq {
+            tables: BTreeMap::new(),
             dir: TempDir::new().unwrap(),
             epoch: 1,
             serial: 0,
@@ -146,10 +149,11 @@ impl Hq {
 
     fn publish(&mut self, i: &str, version: u64, base: Option<Version>, rows: &Rows, proof: StateDigest) {
         let i = instance(i);
-        let (bytes, entry) = pack(&i, v(version), base, base.map(|b| &self.states[&(i.clone(), b)]), rows, proof);
+        let table: TableName = self.tables.get(i.stream.as_str()).unwrap_or(&i.stream.as_str()).parse().unwrap();
+        let (bytes, entry) =
+            pack(&i, &table, (v(version), base), base.map(|b| &self.states[&(i.clone(), b)]), rows, proof);
         self.put(&entry.name(&i).into(), &bytes);
         self.states.insert((i.clone(), v(version)), rows.clone());
-        let table: TableName = i.stream.as_str().parse().unwrap();
         let fresh = StreamEntry {
             audience: i.audience.clone(),
             version: v(version),
@@ -189,13 +193,12 @@ impl Hq {
 
 fn pack(
     i: &Instance,
-    version: Version,
-    base: Option<Version>,
+    table: &TableName,
+    (version, base): (Version, Option<Version>),
     from: Option<&Rows>,
     to: &Rows,
     proof: StateDigest,
 ) -> (Vec<u8>, PackEntry) {
-    let table: TableName = i.stream.as_str().parse().unwrap();
     let ddl = format!("CREATE TABLE {table} (sku INTEGER PRIMARY KEY, cents INTEGER NOT NULL) STRICT;");
     let contract = Contract::parse(&ddl, &Limits::default()).unwrap();
     let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
@@ -217,14 +220,14 @@ fn pack(
     let from = from.unwrap_or(&empty);
     let both = |sku: &i64, cents: &i64| [Value::Int(*sku), Value::Int(*cents)];
     if kind == PackKind::Delta {
-        w.section(&table, Op::Delete, &columns[..1]).unwrap();
+        w.section(table, Op::Delete, &columns[..1]).unwrap();
         from.keys().filter(|k| !to.contains_key(k)).for_each(|k| w.row(&[Value::Int(*k)]).unwrap());
-        w.section(&table, Op::Update, &columns).unwrap();
+        w.section(table, Op::Update, &columns).unwrap();
         to.iter().filter(|(k, c)| from.get(k).is_some_and(|f| f != *c)).for_each(|(k, c)| w.row(&both(k, c)).unwrap());
     }
-    w.section(&table, Op::Insert, &columns).unwrap();
+    w.section(table, Op::Insert, &columns).unwrap();
     to.iter().filter(|(k, _)| !from.contains_key(k)).for_each(|(k, c)| w.row(&both(k, c)).unwrap());
-    let (bytes, written) = w.finish(&BTreeMap::from([(table, proof)])).unwrap();
+    let (bytes, written) = w.finish(&BTreeMap::from([(table.clone(), proof)])).unwrap();
     let entry =
         PackEntry { version, kind, base, bytes: written.bytes, unpacked: written.unpacked, sha256: written.sha256 };
     (bytes, entry)
