@@ -4,10 +4,10 @@
 //! then manifests. Must never sign while the clock cannot be believed. What is signed is in the
 //! ledger before it is put: if the power goes, the next run puts it.
 
-use crate::bucket::{BucketError, Buckets, Content};
+use crate::bucket::{BucketError, Buckets, Content, Pointer};
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
-use crate::ledger::{Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreSeen, Token, Which};
+use crate::ledger::{Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreSeen, ToPut, Token, WasPut, Which};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use proto::clock::{Clock, Timestamp, after, since};
@@ -48,6 +48,19 @@ pub enum ManifestsError {
     /// Keys or trust are not there or do not fit.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// Another ledger publishes by the same keys.
+    #[error(
+        "the bucket has manifest {found} of store {store}, signed by our key, where {ours} was to be put: does another \
+         publisher with another ledger write here? If not (a ledger set back), run this again: it goes on above {found}"
+    )]
+    Overtaken {
+        /// Whose.
+        store: StoreId,
+        /// The serial there.
+        found: u64,
+        /// The serial that was to be put.
+        ours: u64,
+    },
     /// Trust files found in the bucket.
     #[error("the trust files in the bucket cannot be taken over: {0}")]
     Foreign(String),
@@ -72,15 +85,23 @@ pub async fn check_clock(
     clock: &dyn Clock,
     clock_is_right: bool,
 ) -> Result<(), ManifestsError> {
+    judge_clock(config, ledger, clock, clock_is_right).await?;
+    Ok(ledger.touch(clock.now()).await?)
+}
+
+/// As [`check_clock`], but nothing is remembered.
+async fn judge_clock(
+    config: &Config,
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    clock_is_right: bool,
+) -> Result<(), ManifestsError> {
     let now = clock.now();
     let leap = config.publish.clock_leap;
-    if let Some(last) = ledger.latest_time().await?
-        && since(now, last) > leap.0
-        && !clock_is_right
-    {
-        return Err(ManifestsError::ClockLeapt { now, last, leap });
+    match ledger.latest_time().await? {
+        Some(last) if since(now, last) > leap.0 && !clock_is_right => Err(ManifestsError::ClockLeapt { now, last, leap }),
+        _ => Ok(()),
     }
-    Ok(ledger.touch(now).await?)
 }
 
 /// What signs: the publisher's key and the trust it stands in.
@@ -104,6 +125,21 @@ impl Signer {
         clock_is_right: bool,
     ) -> Result<Signer, ManifestsError> {
         check_clock(config, ledger, clock, clock_is_right).await?;
+        Signer::of_newest_trust(config, ledger, clock).await
+    }
+
+    /// As [`Signer::open`], for a run that writes nothing, the time included.
+    pub async fn for_dry_run(
+        config: &Config,
+        ledger: &Ledger,
+        clock: &dyn Clock,
+        clock_is_right: bool,
+    ) -> Result<Signer, ManifestsError> {
+        judge_clock(config, ledger, clock, clock_is_right).await?;
+        Signer::of_newest_trust(config, ledger, clock).await
+    }
+
+    async fn of_newest_trust(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Result<Signer, ManifestsError> {
         let trust = newest_trust(ledger, &config.limits).await?.ok_or(KeysError::NoTrust)?;
         let ring = Keyring::new(config.state.keys());
         let keys = ring.keys(Role::Publisher)?;
@@ -216,7 +252,7 @@ impl Signer {
         if !due {
             return Ok(Made::Unchanged);
         }
-        let manifest = self.build(s, &instances, now);
+        let manifest = self.build(s, &instances, now)?;
         let envelope = sign_manifest(&manifest, &self.key).map_err(|e| e.to_string())?;
         if envelope.len() as u64 > self.limits.manifest_bytes {
             return Err(format!("it has {} bytes, over limits.manifest_bytes", envelope.len()));
@@ -244,14 +280,19 @@ impl Signer {
         self.streams.iter().filter_map(wanted).collect()
     }
 
-    fn build(&self, s: &SignStore<'_>, instances: &[Instance], now: Timestamp) -> Manifest {
+    fn build(&self, s: &SignStore<'_>, instances: &[Instance], now: Timestamp) -> Result<Manifest, String> {
         let streams = instances.iter().filter_map(|i| Some((i.stream.clone(), entry(i, s.heads.get(i)?)))).collect();
-        let relay = s.devices.iter().find_map(|(d, k)| matches!(d, DeviceId::Relay(_)).then(|| k.clone()));
-        let register = |(d, k): &(DeviceId, PublicKey)| match d {
-            DeviceId::Register(r) => Some((r.clone(), k.clone())),
-            DeviceId::Relay(_) => None,
-        };
-        Manifest {
+        let (mut relay, mut registers) = (None, BTreeMap::new());
+        for (device, key) in s.devices {
+            let key: PublicKey = key.parse().map_err(|e| format!("the key of {device}: {e}"))?;
+            match device {
+                DeviceId::Relay(_) => relay = Some(key),
+                DeviceId::Register(r) => {
+                    registers.insert(r.clone(), key);
+                }
+            }
+        }
+        Ok(Manifest {
             format: manifest::FORMAT,
             store: s.row.seen.id.clone(),
             serial: s.row.next_serial,
@@ -260,8 +301,8 @@ impl Signer {
             expires_at: after(now, self.life),
             streams,
             relay,
-            registers: s.devices.iter().filter_map(register).collect(),
-        }
+            registers,
+        })
     }
 }
 
@@ -333,7 +374,7 @@ fn check_as_readers_do(instance: &Instance, entry: StreamEntry, limits: &Limits)
 fn content_hash(
     instances: &[Instance],
     heads: &BTreeMap<Instance, Head>,
-    devices: &[(DeviceId, PublicKey)],
+    devices: &[(DeviceId, String)],
     hashes: &mut HeadHashes,
     limits: &Limits,
 ) -> Result<Sha256, String> {
@@ -361,14 +402,14 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
     let (mut done, mut last, mut failed) = (0, None, None);
     loop {
         let batch = ledger.manifests_to_put(last.as_ref(), BATCH).await?;
-        let Some((end, ..)) = batch.last() else { break };
-        last = Some(end.clone());
+        let Some(end) = batch.last() else { break };
+        last = Some(end.store.clone());
         if let Some(token) = token
             && !ledger.holds(token).await?
         {
             return Err(LedgerError::LeaseLost.into());
         }
-        let (put, error) = put_batch(buckets, batch).await;
+        let (put, error) = put_batch(ledger, buckets, batch).await;
         done += put.len();
         failed = failed.or(error);
         for store in ledger.manifests_put(&put).await? {
@@ -376,35 +417,73 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
         }
     }
     match failed {
-        Some(e) => Err(e.into()),
+        Some(e) => Err(e),
         None => Ok(done),
     }
 }
 
 /// Puts some manifests, several at once; those that were, and the first error.
-async fn put_batch(
-    buckets: &Buckets,
-    batch: Vec<(StoreId, u64, String)>,
-) -> (Vec<(StoreId, u64)>, Option<BucketError>) {
-    let puts = stream::iter(batch).map(|(store, serial, envelope)| async move {
-        let name = ObjectName::Manifest(store.clone());
-        buckets.put_pointer(&name, Bytes::from(envelope)).await.map(|()| (store, serial))
-    });
+async fn put_batch(ledger: &Ledger, buckets: &Buckets, batch: Vec<ToPut>) -> (Vec<WasPut>, Option<ManifestsError>) {
+    let puts = stream::iter(batch).map(|one| put_one(ledger, buckets, one));
     let (mut put, mut failed) = (Vec::new(), None);
     for outcome in puts.buffer_unordered(buckets.concurrency()).collect::<Vec<_>>().await {
         match outcome {
-            Ok(one) => put.push(one),
+            Ok(one) => put.extend(one),
             Err(e) => failed = failed.or(Some(e)),
         }
     }
     (put, failed)
 }
 
+/// Puts one manifest; nothing when it was signed again meanwhile.
+async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Option<WasPut>, ManifestsError> {
+    let name = ObjectName::Manifest(one.store.clone());
+    let bytes = Bytes::from(one.envelope);
+    let done = |etag| Ok(Some(WasPut { store: one.store.clone(), serial: one.serial, etag }));
+    if let Pointer::Put(etag) = buckets.put_pointer_over(&name, bytes.clone(), one.etag.as_deref()).await? {
+        return done(etag);
+    }
+    // Somebody put since: another command of ours, a run that was cut short, or a stranger.
+    if ledger.store(&one.store).await?.is_some_and(|s| s.serial > one.serial) {
+        return Ok(None);
+    }
+    if let Some(there) = buckets.get(&name, MOST).await?
+        && there != bytes
+        && let Ok(claim) = dsse::peek::<Claim>(&there, MOST)
+        && claim.serial >= one.serial
+        && signed_by_us(ledger, &there, claim.epoch).await?
+    {
+        ledger.overtaken(&one.store, claim.serial).await?;
+        return Err(ManifestsError::Overtaken { store: one.store, found: claim.serial, ours: one.serial });
+    }
+    match buckets.put_pointer_over(&name, bytes, None).await? {
+        Pointer::Put(etag) => done(etag),
+        Pointer::Changed => Ok(None),
+    }
+}
+
+/// Bytes of a manifest in the bucket looked at, whatever the limit for readers is.
+const MOST: u64 = 64 << 20;
+
+#[derive(serde::Deserialize)]
+struct Claim {
+    serial: u64,
+    epoch: u64,
+}
+
+/// Whether an envelope is by a key and of the epoch that are trusted today: only such a one can be
+/// ahead of us.
+async fn signed_by_us(ledger: &Ledger, envelope: &[u8], epoch: u64) -> Result<bool, ManifestsError> {
+    let Some(trust) = newest_trust(ledger, &Limits::default()).await? else { return Ok(false) };
+    let keys = trust.publishers.iter().map(|p| &p.key);
+    Ok(trust.epoch == epoch && dsse::open(envelope, PayloadType::Manifest, keys, 1, MOST).is_ok())
+}
+
 /// Puts one store's newest manifest, again if it was signed anew meanwhile.
 pub async fn put_store(ledger: &Ledger, buckets: &Buckets, store: &StoreId) -> Result<(), ManifestsError> {
-    while let Some((serial, envelope)) = ledger.manifest(store).await? {
-        buckets.put_pointer(&ObjectName::Manifest(store.clone()), envelope.into()).await?;
-        if ledger.manifests_put(&[(store.clone(), serial)]).await?.is_empty() {
+    while let Some(newest) = ledger.manifest(store).await? {
+        let Some(put) = put_one(ledger, buckets, newest).await? else { continue };
+        if ledger.manifests_put(&[put]).await?.is_empty() {
             break;
         }
     }
@@ -452,10 +531,9 @@ pub async fn recover(
     }
     recover_trust(config, ledger, buckets, clock).await?;
     let limits = &config.limits;
-    let mut signers: Vec<PublicKey> = Vec::new();
-    for row in ledger.trust().await? {
-        signers.extend(parse_trust(row.version, &row.envelope, limits)?.publishers.into_iter().map(|p| p.key));
-    }
+    // Only what today's keys signed in today's epoch: a revoked key's manifests prove nothing.
+    let Some(trust) = newest_trust(ledger, limits).await? else { return Ok(BTreeMap::new()) };
+    let signers: Vec<PublicKey> = trust.publishers.iter().map(|p| p.key.clone()).collect();
     let mut found: BTreeMap<Instance, FoundHead> = BTreeMap::new();
     for store in buckets.list_stores().await? {
         let name = ObjectName::Manifest(store.clone());
@@ -466,9 +544,9 @@ pub async fn recover(
             .map_err(|e| e.to_string())
             .and_then(|p| Manifest::from_payload(&p, limits).map_err(|e| e.to_string()));
         let manifest = match manifest {
-            Ok(m) if m.store == store => m,
+            Ok(m) if m.store == store && m.epoch == trust.epoch => m,
             Ok(m) => {
-                tracing::warn!("{name} in the bucket is of store {}: left alone", m.store);
+                tracing::warn!("{name} in the bucket is of store {}, epoch {}: left alone", m.store, m.epoch);
                 continue;
             }
             Err(e) => {

@@ -5,23 +5,21 @@
 //! version or is made again.
 
 use crate::bucket::{BucketError, Buckets};
+use crate::config::Config;
 use crate::ledger::{Head, Ledger, LedgerError, Token};
+use crate::manifests::{self, FoundHead, ManifestsError};
 use proto::chain;
-use proto::clock::Timestamp;
+use proto::clock::{Clock, Timestamp};
 use proto::digest::Sha256;
-use proto::dsse;
-use proto::ids::{DeviceId, Instance, StoreId, Version};
+use proto::ids::{Instance, Version};
 use proto::layout::{ObjectName, PackName};
 use proto::limits::Limits;
-use proto::manifest::{Manifest, PackEntry, StreamEntry};
+use proto::manifest::PackEntry;
 use proto::pack::{PackError, PackReader};
 use proto::replica::sqlite::SqliteError;
 use proto::replica::{ApplyError, Held, Job, PackFile, Replica};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
-use proto::trust::{Refusal, Seen, Trust, TrustState, accept_manifest};
-use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A replica could not be brought to its head.
@@ -65,9 +63,9 @@ pub enum RebuildError {
         /// Why not.
         reason: String,
     },
-    /// A manifest in the bucket.
-    #[error("the manifest of store {0} in the bucket: {1}")]
-    Manifest(StoreId, Refusal),
+    /// Manifests and trust files in the bucket.
+    #[error(transparent)]
+    Manifests(#[from] ManifestsError),
 }
 
 impl RebuildError {
@@ -209,90 +207,21 @@ async fn fetch(shop: Workshop<'_>, instance: &Instance, entry: &PackEntry) -> Re
     }
 }
 
-/// What a lost ledger can learn from the bucket.
-#[derive(Debug, Default)]
-struct Found {
-    heads: BTreeMap<Instance, (u64, Timestamp, StreamEntry)>,
-}
-
-/// Takes over heads, serials and devices from the manifests in the bucket, when the ledger knows no
-/// head at all: a publisher on a new machine. Gives how many instances were taken over.
-pub async fn adopt(shop: Workshop<'_>, ledger: &Ledger, token: Token) -> Result<usize, RebuildError> {
-    if !ledger.heads().await?.is_empty() {
-        return Ok(0);
-    }
-    let stores = shop.buckets.list_stores().await?;
-    if stores.is_empty() {
-        return Ok(0);
-    }
-    let Some(trust) = walk_trust(ledger, shop.limits).await? else { return Ok(0) };
-    let mut found = Found::default();
-    for store in stores {
-        let name = ObjectName::Manifest(store.clone());
-        let Some(envelope) = shop.buckets.get(&name, shop.limits.manifest_bytes).await? else { continue };
-        match accepted(&envelope, &store, &trust, shop.limits) {
-            Ok(manifest) => take_over(ledger, &manifest, &mut found, shop.now).await?,
-            // One that we did not sign proves nothing; the next publish replaces it.
-            Err(e) => tracing::warn!(%store, error = %e, "a manifest in the bucket is not ours"),
-        }
-    }
-    let count = found.heads.len();
-    for (instance, (epoch, signed_at, entry)) in found.heads {
-        adopt_head(shop, ledger, token, &instance, epoch, signed_at, entry).await?;
+/// Takes over what the manifests in the bucket tell, when the ledger knows no head at all: a
+/// publisher on a new machine. Gives how many instances were taken over.
+pub async fn adopt(
+    shop: Workshop<'_>,
+    config: &Config,
+    ledger: &Ledger,
+    token: Token,
+    clock: &dyn Clock,
+) -> Result<usize, RebuildError> {
+    let found = manifests::recover(config, ledger, shop.buckets, clock).await?;
+    let count = found.len();
+    for (instance, head) in found {
+        adopt_head(shop, ledger, token, &instance, head).await?;
     }
     Ok(count)
-}
-
-/// The trust that our own ledger holds, walked from its first file.
-async fn walk_trust(ledger: &Ledger, limits: &Limits) -> Result<Option<TrustState>, RebuildError> {
-    let mut state: Option<TrustState> = None;
-    for row in ledger.trust().await? {
-        let envelope = row.envelope.as_bytes();
-        let before = match state.take() {
-            Some(state) => state,
-            None => match dsse::peek::<Trust>(envelope, limits.trust_bytes) {
-                Ok(first) => TrustState::pinned(first.root, row.version),
-                Err(_) => return Ok(None),
-            },
-        };
-        match before.step(envelope, limits) {
-            Ok(next) => state = Some(next),
-            Err(e) => {
-                tracing::warn!(version = row.version, error = %e, "a trust file in the ledger does not follow");
-                return Ok(None);
-            }
-        }
-    }
-    Ok(state)
-}
-
-/// A manifest of ours, judged at the time it was signed: it may have expired since.
-fn accepted(envelope: &[u8], store: &StoreId, trust: &TrustState, limits: &Limits) -> Result<Manifest, Refusal> {
-    #[derive(Deserialize)]
-    struct Signed {
-        created_at: Timestamp,
-    }
-    let at: Signed = dsse::peek(envelope, limits.manifest_bytes)?;
-    let accepted = accept_manifest(envelope, store, trust, &Seen::default(), at.created_at, limits)?;
-    Ok(accepted.manifest.get().clone())
-}
-
-async fn take_over(ledger: &Ledger, m: &Manifest, found: &mut Found, now: Timestamp) -> Result<(), RebuildError> {
-    ledger.raise_serial(&m.store, m.serial).await?;
-    let relay = m.relay.iter().map(|k| (DeviceId::Relay(m.store.clone()), k));
-    let registers = m.registers.iter().map(|(id, k)| (DeviceId::Register(id.clone()), k));
-    for (id, key) in relay.chain(registers) {
-        if ledger.device(&id).await?.is_none() {
-            ledger.enrol(&id, key, now).await?;
-        }
-    }
-    for (instance, entry) in m.instances() {
-        let newer = found.heads.get(&instance).is_none_or(|(_, _, known)| known.version < entry.version);
-        if newer {
-            found.heads.insert(instance, (m.epoch, m.created_at, entry.clone()));
-        }
-    }
-    Ok(())
 }
 
 async fn adopt_head(
@@ -300,10 +229,9 @@ async fn adopt_head(
     ledger: &Ledger,
     token: Token,
     instance: &Instance,
-    epoch: u64,
-    signed_at: Timestamp,
-    entry: StreamEntry,
+    found: FoundHead,
 ) -> Result<(), RebuildError> {
+    let FoundHead { entry, epoch, signed_at } = found;
     // The contract's text is in every pack; the smallest one at the head will do.
     let last = entry.packs.iter().filter(|p| p.version == entry.version).min_by_key(|p| p.bytes);
     let Some(last) = last else { return Ok(()) };

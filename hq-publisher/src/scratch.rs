@@ -354,3 +354,102 @@ pub fn order(a: ValueRef<'_>, b: ValueRef<'_>) -> std::cmp::Ordering {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DDL: &str = "
+        CREATE TABLE item (
+            sku TEXT PRIMARY KEY, name TEXT NOT NULL CHECK (length(name) <= 100), plu INTEGER UNIQUE,
+            cents INTEGER CHECK (cents >= 0), low INTEGER, high INTEGER, pic BLOB, CHECK (low <= high)) STRICT;
+        CREATE TABLE number (id INTEGER PRIMARY KEY, sku TEXT REFERENCES item (sku)) STRICT;
+        CREATE UNIQUE INDEX item_range ON item (low, high);
+        CREATE INDEX item_name ON item (name);";
+
+    fn text(t: &str) -> Value<'static> {
+        Value::Text(t.to_owned().into())
+    }
+    fn item(sku: &str, name: &str) -> Vec<Value<'static>> {
+        vec![text(sku), text(name), Value::Null, Value::Null, Value::Null, Value::Null, Value::Null]
+    }
+    fn with(mut row: Vec<Value<'static>>, column: usize, value: Value<'static>) -> Vec<Value<'static>> {
+        row[column] = value;
+        row
+    }
+
+    fn load(rows: &[(&str, Vec<Value<'static>>)], limits: &Limits) -> (u64, Vec<String>, u64) {
+        let dir = tempfile::tempdir().unwrap();
+        let contract = Contract::parse(DDL, &Limits::default()).unwrap();
+        let path = dir.path().join("s.db");
+        let scratch = Scratch::create(&path, &contract).unwrap();
+        let mut faults = Faults::telling(20);
+        let mut good = 0;
+        for table in &contract.tables {
+            let mut loader = scratch.loader(table, limits, &mut faults).unwrap();
+            for (_, row) in rows.iter().filter(|(t, _)| *t == table.name.as_str()) {
+                loader.row(row, None).unwrap();
+            }
+            good += loader.rows();
+        }
+        scratch.check_references(&contract, &mut faults).unwrap();
+        scratch.finish().unwrap();
+        drop(scratch);
+        assert!(!path.exists());
+        (good, faults.first.iter().map(ToString::to_string).collect(), faults.count)
+    }
+
+    #[test]
+    fn bad_rows_are_told_with_key_column_value_and_limit() {
+        let long = "Very long name ".repeat(7)[..101].to_owned();
+        for (row, want) in [
+            (item("123", &long), "table item, key sku=\"123\": column name has 101 characters, the limit is 100: \"Very long name Very long name Very long name Very long name \"…"),
+            (with(item("1", "x"), 1, Value::Null), "table item, key sku=\"1\": column name is NULL, the contract says NOT NULL"),
+            (with(item("1", "x"), 0, Value::Null), "table item, key sku=NULL: column sku is NULL; a key's columns never are"),
+            (with(item("1", "x"), 3, Value::Int(-5)), "table item, key sku=\"1\": column cents is -5, which breaks CHECK (cents >= 0)"),
+            (with(with(item("1", "x"), 4, Value::Int(2)), 5, Value::Int(1)), "table item, key sku=\"1\": the row breaks CHECK (low <= high)"),
+            (with(item("1", "x"), 2, text("seven")), "table item, key sku=\"1\": column plu is \"seven\", the contract has INTEGER"),
+            (item("0", "again"), "table item, key sku=\"0\": the key is there twice"),
+            (with(item("1", "x"), 2, Value::Int(7)), "table item, key sku=\"1\": column plu is 7, which must be unique, and is in the row with key sku=\"0\" too"),
+            (with(with(item("1", "x"), 4, Value::Int(1)), 5, Value::Int(9)), "table item, key sku=\"1\": column low is 1, 9 (with high), which must be unique, and is in the row with key sku=\"0\" too"),
+        ] {
+            let first = with(with(with(item("0", "first"), 2, Value::Int(7)), 4, Value::Int(1)), 5, Value::Int(9));
+            let (good, told, count) = load(&[("item", first), ("item", row), ("item", item("last", "fine"))], &Limits::default());
+            assert_eq!((good, count), (2, 1), "{told:?}");
+            assert_eq!(told, [want]);
+        }
+    }
+
+    #[test]
+    fn a_null_integer_key_gets_no_number_and_references_lead_somewhere() {
+        let rows = [
+            ("item", item("a", "x")),
+            ("number", vec![Value::Null, text("a")]),
+            ("number", vec![Value::Int(4), text("a")]),
+            ("number", vec![Value::Int(5), text("gone")]),
+        ];
+        let (good, told, _) = load(&rows, &Limits::default());
+        assert_eq!(good, 3);
+        assert_eq!(told, [
+            "table number, key id=NULL: column id is NULL; a key's columns never are",
+            "table number, key id=5: refers to a row of table item that is not there",
+        ]);
+    }
+
+    #[test]
+    fn all_bad_rows_are_counted_and_twenty_told() {
+        let rows: Vec<_> = (0..50).map(|n| ("item", with(item(&n.to_string(), "x"), 3, Value::Int(-1)))).collect();
+        let (good, told, count) = load(&rows, &Limits::default());
+        assert_eq!((good, told.len(), count), (0, 20, 50));
+    }
+
+    #[test]
+    fn a_row_that_no_pack_line_holds_is_bad() {
+        let limits = Limits { line_bytes: 1000, ..Limits::default() };
+        let big = with(item("1", "x"), 6, Value::Blob(vec![1; 900].into()));
+        let fits = with(item("2", "x"), 6, Value::Blob(vec![1; 600].into()));
+        let (good, told, _) = load(&[("item", big), ("item", fits)], &limits);
+        assert_eq!(good, 1);
+        assert!(told[0].contains("over limits.line_bytes = 1000"), "{told:?}");
+    }
+}

@@ -28,7 +28,7 @@ pub fn read_table(
 }
 
 fn read_csv(input: impl Read, complete: bool, max: u64, table: &Table, sink: &mut dyn RowSink) -> Result<(), FileError> {
-    let mut csv = Reader::new(input, max);
+    let mut csv = Reader::new(input, max)?;
     let wanted: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
     let (places, width) = header(&mut csv, &wanted, &[])?;
     let places: Vec<usize> = places.into_iter().flatten().collect();
@@ -275,7 +275,7 @@ impl<'de> Visitor<'de> for Scalar {
 
 /// Reads `stores.csv`: column `id`, and `zone` and `region` where there are any.
 pub fn read_stores(input: impl Read, complete: bool, max: u64) -> Result<Vec<StoreRow>, FileError> {
-    let mut csv = Reader::new(input, max);
+    let mut csv = Reader::new(input, max)?;
     let (places, width) = header(&mut csv, &["id", "zone", "region"], &["zone", "region"])?;
     let mut list = StoreList::default();
     while let Some(line) = csv.next()? {

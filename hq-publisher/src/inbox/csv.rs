@@ -2,17 +2,16 @@
 //! most readers where a half-written file could look whole.
 
 use super::FileError;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Chain, Cursor, Read};
 
 /// Reads records.
 pub struct Reader<R> {
-    input: BufReader<R>,
+    input: BufReader<Chain<Cursor<Vec<u8>>, R>>,
     /// The line that the next byte is on.
     line: u64,
     max: usize,
     data: Vec<u8>,
     ends: Vec<usize>,
-    started: bool,
     /// Whether the last record had its line break.
     closed: bool,
     /// Whether a field of the record was quoted: `""` alone on a line is a record.
@@ -32,17 +31,22 @@ enum At {
 
 impl<R: Read> Reader<R> {
     /// Reads from the beginning of a file; records of more than `max` bytes are refused.
-    pub fn new(input: R, max: u64) -> Self {
-        Reader {
-            input: BufReader::with_capacity(256 << 10, input),
+    pub fn new(mut input: R, max: u64) -> Result<Self, FileError> {
+        // A byte order mark is no data.
+        let mut head = Vec::new();
+        (&mut input).take(3).read_to_end(&mut head).map_err(FileError::read)?;
+        if head == b"\xEF\xBB\xBF" {
+            head.clear();
+        }
+        Ok(Reader {
+            input: BufReader::with_capacity(256 << 10, Cursor::new(head).chain(input)),
             line: 1,
             max: usize::try_from(max).unwrap_or(usize::MAX),
             data: Vec::new(),
             ends: Vec::new(),
-            started: false,
             closed: true,
             was_quoted: false,
-        }
+        })
     }
 
     /// Whether the last record read ended in a line break.
@@ -59,10 +63,6 @@ impl<R: Read> Reader<R> {
     /// Reads the next record; the line that it begins on, or `None` at the end. Empty lines are
     /// no records.
     pub fn next(&mut self) -> Result<Option<u64>, FileError> {
-        if !self.started {
-            self.started = true;
-            self.skip_mark()?;
-        }
         loop {
             let first = self.line;
             let Some(()) = self.record(first)? else { return Ok(None) };
@@ -70,15 +70,6 @@ impl<R: Read> Reader<R> {
                 return Ok(Some(first));
             }
         }
-    }
-
-    /// A byte order mark is no data.
-    fn skip_mark(&mut self) -> Result<(), FileError> {
-        let head = self.input.fill_buf().map_err(FileError::read)?;
-        if head.starts_with(b"\xEF\xBB\xBF") {
-            self.input.consume(3);
-        }
-        Ok(())
     }
 
     fn record(&mut self, first: u64) -> Result<Option<()>, FileError> {
@@ -174,7 +165,7 @@ mod tests {
                 Ok(n)
             }
         }
-        let mut r = Reader::new(Drip(text), 1000);
+        let mut r = Reader::new(Drip(text), 1000).unwrap();
         let mut out = Vec::new();
         while let Some(line) = r.next().map_err(|e| e.to_string())? {
             out.push((line, r.fields().map(|f| String::from_utf8_lossy(f).into_owned()).collect()));
@@ -212,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_last_line_without_a_break_is_noticed() {
-        let mut r = Reader::new(&b"a\nb"[..], 100);
+        let mut r = Reader::new(&b"a\nb"[..], 100).unwrap();
         r.next().unwrap();
         assert!(r.is_closed());
         r.next().unwrap();

@@ -255,3 +255,6 @@ impl Inbox {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests;

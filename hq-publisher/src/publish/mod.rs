@@ -144,20 +144,79 @@ pub async fn run(
     }
     let ledger = Ledger::open(config).await?;
     let buckets = Buckets::open(config, &ledger).await?;
-    let signer = Signer::open(config, &ledger, clock.as_ref(), options.clock_is_right).await?;
     // 2. One publisher at a time. A dry run is none.
     let lease = if options.dry_run { None } else { Some(Lease::acquire(config, &ledger, clock).await?) };
-    let run = Run::new(config, options, clock.as_ref(), &ledger, &buckets, &signer, lease.as_ref().map(Lease::token), progress, steps);
-    let result = match run {
-        Ok(run) => run.publish(&contracts).await,
-        Err(e) => Err(e),
-    };
+    let tools = Tools { config, options, clock: clock.as_ref(), ledger: &ledger, buckets: &buckets, progress, steps };
+    let result = tools.publish(lease.as_ref().map(Lease::token), &contracts).await;
     if let Some(lease) = lease
         && !matches!(result, Err(PublishError::Aborted(_)))
     {
         lease.release().await;
     }
     result
+}
+
+/// What a run works with.
+#[derive(Clone, Copy)]
+struct Tools<'a> {
+    config: &'a Config,
+    options: &'a PublishOptions,
+    clock: &'a dyn Clock,
+    ledger: &'a Ledger,
+    buckets: &'a Buckets,
+    progress: &'a dyn Progress,
+    steps: &'a dyn Steps,
+}
+
+impl Tools<'_> {
+    /// Under the lease: makes ready, and runs the spine.
+    async fn publish(self, token: Option<Token>, contracts: &Contracts) -> Result<PublishReport, PublishError> {
+        let state = &self.config.state.dir;
+        // A dry run works aside of a run that may be under way.
+        let (scratch, packs) = if self.options.dry_run {
+            let own = state.join("scratch").join(format!("dry-{}", std::process::id()));
+            (own.clone(), own)
+        } else {
+            (state.join("scratch"), state.join("packs"))
+        };
+        for dir in [&scratch, &packs, &state.join("replicas")] {
+            shelf::create_dir(dir)?;
+        }
+        // What a lost ledger forgot is in the bucket, the trust to sign by included.
+        if let Some(token) = token {
+            let limits = &self.config.limits;
+            let shop = Workshop { buckets: self.buckets, limits, packs: &packs, now: self.clock.now() };
+            self.steps.before(&Step::Adopt)?;
+            rebuild::adopt(shop, self.config, self.ledger, token, self.clock).await?;
+            self.steps.after(&Step::Adopt)?;
+        }
+        let right = self.options.clock_is_right;
+        let signer = if self.options.dry_run {
+            Signer::for_dry_run(self.config, self.ledger, self.clock, right).await?
+        } else {
+            Signer::open(self.config, self.ledger, self.clock, right).await?
+        };
+        let run = Run {
+            config: self.config,
+            options: self.options,
+            clock: self.clock,
+            ledger: self.ledger,
+            buckets: self.buckets,
+            progress: self.progress,
+            steps: self.steps,
+            epoch: signer.epoch(),
+            signer: &signer,
+            token,
+            heads: BTreeMap::new(),
+            contract_numbers: BTreeMap::new(),
+            reported: BTreeMap::new(),
+            scratch_dir: scratch,
+            packs_dir: packs,
+            problems: Mutex::default(),
+        };
+        run.sweep()?;
+        Box::pin(run.publish(contracts)).await
+    }
 }
 
 /// One run.
@@ -183,52 +242,7 @@ struct Run<'a> {
     problems: Mutex<Vec<String>>,
 }
 
-impl<'a> Run<'a> {
-    #[allow(clippy::too_many_arguments, reason = "called once, from the line above")]
-    fn new(
-        config: &'a Config,
-        options: &'a PublishOptions,
-        clock: &'a dyn Clock,
-        ledger: &'a Ledger,
-        buckets: &'a Buckets,
-        signer: &'a Signer,
-        token: Option<Token>,
-        progress: &'a dyn Progress,
-        steps: &'a dyn Steps,
-    ) -> Result<Self, PublishError> {
-        let state = &config.state.dir;
-        // A dry run works aside of a run that may be under way.
-        let (scratch_dir, packs_dir) = if options.dry_run {
-            let own = state.join("scratch").join(format!("dry-{}", std::process::id()));
-            (own.clone(), own)
-        } else {
-            (state.join("scratch"), state.join("packs"))
-        };
-        for dir in [&scratch_dir, &packs_dir, &state.join("replicas")] {
-            shelf::create_dir(dir)?;
-        }
-        let run = Run {
-            config,
-            options,
-            clock,
-            ledger,
-            buckets,
-            signer,
-            epoch: signer.epoch(),
-            token,
-            progress,
-            steps,
-            heads: BTreeMap::new(),
-            contract_numbers: BTreeMap::new(),
-            reported: BTreeMap::new(),
-            scratch_dir,
-            packs_dir,
-            problems: Mutex::default(),
-        };
-        run.sweep()?;
-        Ok(run)
-    }
-
+impl Run<'_> {
     /// Deletes what earlier runs left in the scratch rooms.
     fn sweep(&self) -> Result<(), PublishError> {
         for dir in [&self.scratch_dir, &self.packs_dir] {
@@ -307,10 +321,9 @@ impl<'a> Run<'a> {
         rebuild::replica_path(&self.replicas_dir(), instance)
     }
 
-    /// Rolls forward what was signed, gives up what was not, takes over what a lost ledger forgot.
+    /// Rolls forward what was signed, gives up what was not.
     async fn finish_earlier(&self, report: &mut PublishReport) -> Result<(), PublishError> {
         let Some(token) = self.token else { return Ok(()) };
-        self.step(Step::Adopt, rebuild::adopt(self.workshop(), self.ledger, token)).await?;
         for state in [State::Reserved, State::Packed] {
             for p in self.ledger.publications(state).await? {
                 let step = Step::Abandon(p.instance.clone(), p.version);
@@ -379,6 +392,10 @@ impl<'a> Run<'a> {
         let gone = known.iter().filter(|k| !told.iter().any(|t| t.id == k.id)).count() as u64;
         let shrunk = guard::check("the list of stores", known.len() as u64, gone, told.len() as u64, self.bounds());
         if let Some(shrunk) = shrunk.filter(|_| self.options.allow_shrink != Some(None)) {
+            if !self.options.dry_run {
+                let subject = "publish refused: the list of stores";
+                mail::publish_notice(self.ledger, self.clock, "stores", Some((subject, &shrunk.to_string()))).await?;
+            }
             if let Feed::Database(_) = feed {
                 return Err(PublishError::StoresShrunk(shrunk.to_string()));
             }
@@ -389,6 +406,7 @@ impl<'a> Run<'a> {
             told = known;
         } else if !self.options.dry_run {
             report.vanished = self.step(Step::SeeStores, self.ledger.see_stores(&told, self.clock.now())).await?;
+            mail::publish_notice(self.ledger, self.clock, "stores", None).await?;
         }
         report.stores = told.len();
         self.tell_stores_without_zone(contracts, &told);
@@ -616,8 +634,8 @@ impl<'a> Run<'a> {
     /// Closes what is well again, and ends the report.
     async fn tell(&self, report: &mut PublishReport) -> Result<(), PublishError> {
         report.problems.append(&mut self.problems.lock().unwrap_or_else(PoisonError::into_inner));
+        self.sweep()?;
         if self.options.dry_run {
-            self.sweep()?;
             shelf::remove_empty_dir(&self.scratch_dir)?;
             return Ok(());
         }
@@ -636,3 +654,6 @@ fn read_only_at(path: &Path, instance: &Instance, head: &Head, config: &Config) 
     let held = replica.held(&instance.stream).ok()?;
     rebuild::is_at(held.as_ref(), instance, head).then_some(replica)
 }
+
+#[cfg(test)]
+mod tests;

@@ -683,6 +683,7 @@ impl From<RebuildError> for PublishError {
         match e {
             RebuildError::Bucket(e) => e.into(),
             RebuildError::Ledger(e) => e.into(),
+            RebuildError::Manifests(e) => e.into(),
             other => PublishError::Machine(other.to_string()),
         }
     }

@@ -1,0 +1,197 @@
+//! Files as batch jobs write them, good and bad.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use super::*;
+use crate::source::{RowFault, RowSink};
+use proto::limits::Limits;
+use proto::schema::{Contract, Table};
+use proto::value::Value;
+
+const DDL: &str = "CREATE TABLE item (sku TEXT PRIMARY KEY, name TEXT NOT NULL, cents INTEGER NOT NULL, kg REAL, pic BLOB, note TEXT) STRICT;";
+
+#[derive(Default)]
+struct Taken {
+    rows: Vec<String>,
+    faults: Vec<String>,
+}
+impl RowSink for Taken {
+    fn row(&mut self, row: &[Value<'_>], line: Option<u64>) -> Result<(), SinkError> {
+        let values: Vec<String> = row.iter().map(Value::for_people).collect();
+        self.rows.push(format!("{}: {}", line.unwrap_or(0), values.join(" ")));
+        Ok(())
+    }
+    fn fault(&mut self, fault: RowFault) -> Result<(), SinkError> {
+        self.faults.push(fault.to_string());
+        Ok(())
+    }
+}
+
+fn table() -> Table {
+    Contract::parse(DDL, &Limits::default()).unwrap().tables.remove(0)
+}
+fn read(bytes: &[u8], format: Format, complete: bool) -> (Taken, Result<(), String>) {
+    let mut taken = Taken::default();
+    let result = read_table(bytes, format, complete, 10_000, &table(), &mut taken).map_err(|e| e.to_string());
+    (taken, result)
+}
+fn csv(text: &str) -> (Taken, Result<(), String>) {
+    read(text.as_bytes(), Format::Csv, false)
+}
+
+#[test]
+fn good_csv_is_typed_by_the_contract() {
+    let (t, r) = csv("\u{feff}sku,cents,name,kg,pic,note\r\n007,-12,\"Tea, \"\"green\"\"\nnew\",1.5e1,AQI=,\r\n8,0,,,,x\r\n");
+    r.unwrap();
+    assert_eq!(t.faults, [""; 0]);
+    assert_eq!(t.rows, [
+        "2: \"007\" \"Tea, \\\"green\\\"\\nnew\" -12 15.0 blob of 2 bytes NULL",
+        "4: \"8\" \"\" 0 NULL NULL \"x\"",
+    ]);
+}
+
+const HEADER: &str = "sku,name,cents,kg,pic,note\n";
+
+#[test]
+fn bad_csv_rows_are_told_with_line_key_and_column() {
+    for (line, want) in [
+        ("1,x,1.5,,,", "line 2, key sku=\"1\": column cents is \"1.5\", which is no integer"),
+        ("1,x,,,,", "line 2, key sku=\"1\": column cents is empty, the contract has INTEGER NOT NULL"),
+        ("1,x,007,,,", "column cents is \"007\": an INTEGER would lose the leading zero"),
+        ("1,x, 7,,,", "column cents is \" 7\", which is no integer"),
+        ("1,x,+7,,,", "no integer"),
+        ("1,x,9223372036854775808,,,", "beyond a 64-bit signed integer"),
+        ("1,x,1,\"1,5\",,", "column kg is \"1,5\", which is no real number"),
+        ("1,x,1,nan,,", "no real number"),
+        ("1,x,1,inf,,", "no real number"),
+        ("1,x,1,1e999,,", "too great for a real"),
+        ("1,x,1,,%%,", "column pic is \"%%\", which is not base64"),
+        ("1,x\0y,1,,,", "column name has a NUL character"),
+        ("1,x,1,,", "line 2: the line has 5 fields, the header has 6"),
+        ("1,x,1,,,,", "the line has 7 fields"),
+    ] {
+        let (t, r) = csv(&format!("{HEADER}{line}\n2,fine,2,,,\n"));
+        r.unwrap();
+        assert_eq!((t.rows.len(), t.faults.len()), (1, 1), "{line}: {:?}", t.faults);
+        assert!(t.faults[0].contains(want), "{line}: {}", t.faults[0]);
+    }
+    let (t, _) = read(&[HEADER.as_bytes(), b"1,\xff,1,,,\n"].concat(), Format::Csv, false);
+    assert!(t.faults[0].contains("line 2, key sku=\"1\": column name is not UTF-8"), "{:?}", t.faults);
+}
+
+#[test]
+fn files_that_are_broken_or_half_written_are_refused_with_the_line() {
+    for (text, want) in [
+        ("", "line 1: the file is empty"),
+        ("sku,na", "line 1: the header line has no line break"),
+        ("sku,name,cents,kg,pic\n", "line 1: column note is missing"),
+        ("sku,name,cents,kg,pic,note,sku\n", "column `sku` is there twice"),
+        ("sku,name,cents,kg,pic,note,price\n", "column `price` is not in the contract"),
+        (&format!("{HEADER}1,x,1,,,\n2,\"open"), "line 3: a quote is opened and never closed"),
+        (&format!("{HEADER}1,x,1,,,\n2,y,1"), "line 3: the last line has no line break"),
+        (&format!("{HEADER}1,x,1,,,"), "line 2: the last line has no line break"),
+        (&format!("{HEADER}1,\"x\"y,1,,,\n"), "line 2: text after a closing quote"),
+    ] {
+        let (_, r) = csv(text);
+        let e = r.unwrap_err();
+        assert!(e.contains(want), "{text:?}: {e}");
+    }
+    let (t, r) = read(format!("{HEADER}1,x,1,,,").as_bytes(), Format::Csv, true);
+    r.unwrap();
+    assert_eq!(t.rows.len(), 1, "NAME.ok vouches for the last line");
+}
+
+#[test]
+fn ndjson_is_strict_about_types_and_names() {
+    let good = "\u{feff}{\"sku\":\"007\",\"cents\":1,\"name\":\"ä\",\"kg\":2,\"pic\":\"AQI=\"}\r\n\n{\"name\":\"\",\"sku\":\"b\",\"cents\":true,\"note\":null}";
+    let (t, r) = read(good.as_bytes(), Format::Ndjson, false);
+    r.unwrap();
+    assert_eq!(t.faults, [""; 0]);
+    assert_eq!(t.rows, ["1: \"007\" \"ä\" 1 2.0 blob of 2 bytes NULL", "3: \"b\" \"\" 1 NULL NULL NULL"]);
+    for (line, want) in [
+        (r#"{"sku":"1","name":"x"}"#, "key sku=\"1\": column cents is missing and may not be NULL"),
+        (r#"{"sku":1,"name":"x","cents":1}"#, "column sku is a number, the contract has TEXT"),
+        (r#"{"sku":"1","name":"x","cents":"1"}"#, "column cents is the text \"1\", the contract has INTEGER"),
+        (r#"{"sku":"1","name":"x","cents":1.5}"#, "column cents is the real 1.5"),
+        (r#"{"sku":"1","name":"x","cents":1,"price":2}"#, "column \"price\" is not in the contract"),
+        (r#"{"sku":"1","sku":"2","name":"x","cents":1}"#, "column \"sku\" is there twice"),
+        (r#"{"sku":"1","name":["x"],"cents":1}"#, "not a JSON object of the table's columns"),
+        (r#"{"sku":"1","name":"x","cents":1} x"#, "not a JSON object"),
+        (r#"["1","x",1]"#, "not a JSON object"),
+        (r#"{"sku":"1","name":"x","cen"#, "not a JSON object"),
+    ] {
+        let (t, r) = read(line.as_bytes(), Format::Ndjson, false);
+        r.unwrap();
+        assert!(t.faults.len() == 1 && t.faults[0].contains(want), "{line}: {:?}", t.faults);
+    }
+}
+
+#[test]
+fn stores_are_read_from_csv() {
+    let stores = read_stores(&b"region,id,zone\nNorth,2,\n,1,east\n"[..], false, 1000).unwrap();
+    assert_eq!(stores.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(stores[0].zone.as_ref().map(|z| z.as_str()), Some("east"));
+    let e = read_stores(&b"id,zone\n1,east\n1,west\n../x,a\n2\n"[..], false, 1000).unwrap_err().to_string();
+    for part in ["1 is listed twice", "../x", "line 5 has 1 fields"] {
+        assert!(e.contains(part), "{part}: {e}");
+    }
+    assert!(read_stores(&b"id,zone\n1,ea"[..], false, 1000).is_err());
+}
+
+#[test]
+fn names_are_parsed_or_refused() {
+    let Some(Ok(What::Table { instance, table, format })) = parse_name("price.zone-east.price.ndjson") else { panic!() };
+    assert_eq!((instance.to_string().as_str(), table.as_str(), format), ("price@zone-east", "price", Format::Ndjson));
+    assert_eq!(parse_name("stores.csv"), Some(Ok(What::Stores)));
+    for name in ["price.csv", "price.zone-east.csv", "a.b.c.d.csv", "price.zone-East.price.csv", "price.all.tillcast_x.csv", "price.store-..-x.p.csv", "p;drop.all.t.csv"] {
+        assert!(matches!(parse_name(name), Some(Err(_))), "{name}");
+    }
+    for name in ["x.csv.ok", "price.zone-east.price.csv.part", ".price.all.price.csv", "README", "x.txt"] {
+        assert_eq!(parse_name(name), None, "{name}");
+    }
+}
+
+fn seen(name: &str, bytes: u64, marked: bool) -> Seen {
+    Seen { name: name.into(), path: name.into(), stamp: (bytes, 0), marked }
+}
+
+#[test]
+fn a_file_is_taken_when_it_rested_or_is_vouched_for() {
+    let s = Duration::from_secs;
+    let mut w = Watch::new(s(2));
+    let ready = |look: &Look| look.ready.iter().map(|d| d.file.name.clone()).collect::<Vec<_>>();
+    let look = w.observe(vec![seen("a.all.a.csv", 5, false), seen("b.all.b.csv", 5, true)], s(10));
+    assert_eq!((ready(&look), look.waiting.len(), look.next), (vec!["b.all.b.csv".to_owned()], 1, Some(s(12))));
+    let look = w.observe(vec![seen("a.all.a.csv", 9, false)], s(11));
+    assert_eq!(look.next, Some(s(13)), "it grew");
+    assert!(ready(&w.observe(vec![seen("a.all.a.csv", 9, false)], s(12))).is_empty());
+    assert_eq!(ready(&w.observe(vec![seen("a.all.a.csv", 9, false)], s(13))), ["a.all.a.csv"]);
+    // Gone and back: another file.
+    w.observe(vec![], s(14));
+    assert!(ready(&w.observe(vec![seen("a.all.a.csv", 9, false)], s(15))).is_empty());
+}
+
+#[test]
+fn moved_drops_leave_no_marker_and_changed_ones_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let inbox = Inbox::new(dir.path());
+    let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let drop_of = |name: &str| {
+        let file = inbox.look().unwrap().into_iter().find(|f| f.name == name).unwrap();
+        Drop { what: parse_name(name).unwrap(), file }
+    };
+    put("a.all.a.csv", "x");
+    put("a.all.a.csv.ok", "");
+    let d = drop_of("a.all.a.csv");
+    assert!(d.file.marked);
+    assert!(inbox.done(&d).unwrap());
+    assert!(dir.path().join("done/a.all.a.csv").exists());
+    assert!(inbox.look().unwrap().is_empty());
+    put("b.all.b.csv", "x");
+    let d = drop_of("b.all.b.csv");
+    put("b.all.b.csv", "other");
+    assert!(!inbox.done(&d).unwrap(), "it says something else now");
+    assert!(dir.path().join("b.all.b.csv").exists());
+    assert!(inbox.reject(&drop_of("b.all.b.csv"), "line 2: no").unwrap());
+    assert_eq!(std::fs::read_to_string(dir.path().join("rejected/b.all.b.csv.reason.txt")).unwrap(), "line 2: no\n");
+    assert!(dir.path().join("rejected/b.all.b.csv").exists());
+}

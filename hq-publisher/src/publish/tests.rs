@@ -1,0 +1,632 @@
+//! Whole publishes against a directory and a SQLite source, cut at every durable step; a store's
+//! replica follows the bucket and must end with the source's rows.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+use super::*;
+use crate::enrol::Desk;
+use crate::testclock::TestClock;
+use proto::chain;
+use proto::digest::Sha256;
+use proto::layout::PackKind;
+use proto::limits::Limits;
+use proto::manifest::Manifest;
+use proto::replica::TableCheck;
+use rusqlite::Connection;
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const CATALOG: &str = "CREATE TABLE item (sku TEXT PRIMARY KEY, name TEXT NOT NULL CHECK (length(name) <= 20), plu INTEGER UNIQUE) STRICT;";
+const PRICE: &str = "CREATE TABLE price (sku TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT;\nCREATE TABLE deal (id INTEGER PRIMARY KEY, sku TEXT NOT NULL) STRICT;";
+const CONFIG: &str = r#"
+[source]
+url = "sqlite:hq.db"
+[objects]
+urls = ["file:objects"]
+[state]
+dir = "state"
+[stores]
+query = "SELECT id, zone, region FROM store"
+[[stream]]
+name = "catalog"
+audience = "all"
+schema = "catalog.sql"
+[[stream.table]]
+name = "item"
+query = "SELECT sku, name, plu FROM item"
+[[stream]]
+name = "price"
+audience = "zone"
+schema = "price.sql"
+[[stream.table]]
+name = "price"
+query = "SELECT sku, cents FROM price WHERE zone = :zone"
+[[stream.table]]
+name = "deal"
+query = "SELECT id, sku FROM deal WHERE zone = :zone"
+[publish]
+lease_wait = "1s"
+"#;
+const SOURCE: &str = "
+    CREATE TABLE store (id TEXT, zone TEXT, region TEXT);
+    INSERT INTO store VALUES ('0421', 'east', 'N'), ('0422', 'west', NULL);
+    CREATE TABLE item (sku TEXT, name TEXT, plu INTEGER);
+    CREATE TABLE price (zone TEXT, sku TEXT, cents INTEGER);
+    CREATE TABLE deal (zone TEXT, id INTEGER, sku TEXT);
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400) INSERT INTO item SELECT 'sku' || i, 'Item ' || i, i FROM n;
+    INSERT INTO price SELECT 'east', sku, plu * 10 FROM item; INSERT INTO price SELECT 'west', sku, plu * 11 FROM item;
+    INSERT INTO deal VALUES ('east', 1, 'sku1'), ('west', 1, 'sku2');";
+const CHANGE: &str = "
+    UPDATE item SET plu = CASE plu WHEN 1 THEN 2 ELSE 1 END WHERE plu IN (1, 2); DELETE FROM item WHERE sku = 'sku9';
+    INSERT INTO item VALUES ('new', 'New', 9999); UPDATE price SET cents = cents + 1 WHERE zone = 'east' AND sku LIKE 'sku1%';
+    INSERT INTO deal VALUES ('east', 2, 'sku3');";
+
+/// Ends the run at the n-th moment (before or after a step).
+struct CutAt {
+    left: AtomicUsize,
+    cut: Mutex<Option<String>>,
+}
+impl CutAt {
+    fn new(n: usize) -> Self {
+        CutAt { left: AtomicUsize::new(n), cut: Mutex::default() }
+    }
+    fn tick(&self, when: &str, step: &Step) -> Result<(), Aborted> {
+        if self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return Ok(());
+        }
+        self.cut.lock().unwrap().get_or_insert(format!("{when} {step:?}"));
+        Err(Aborted)
+    }
+}
+impl Steps for CutAt {
+    fn before(&self, step: &Step) -> Result<(), Aborted> {
+        self.tick("before", step)
+    }
+    fn after(&self, step: &Step) -> Result<(), Aborted> {
+        self.tick("after", step)
+    }
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    config: Config,
+    clock: Arc<TestClock>,
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for e in fs::read_dir(from).unwrap() {
+        let e = e.unwrap();
+        let target = to.join(e.file_name());
+        if e.file_type().unwrap().is_dir() { copy(&e.path(), &target) } else { fs::copy(e.path(), target).map(|_| ()).unwrap() }
+    }
+}
+
+impl World {
+    async fn new() -> World {
+        Self::with(CONFIG).await
+    }
+    async fn with(config: &str) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        put("hq.toml", config);
+        put("catalog.sql", CATALOG);
+        put("price.sql", PRICE);
+        fs::create_dir(dir.path().join("inbox")).unwrap();
+        Connection::open(dir.path().join("hq.db")).unwrap().execute_batch(SOURCE).unwrap();
+        let world = Self::open(dir, Arc::new(TestClock::at("2026-01-01T00:00:00Z")));
+        Desk::open(&world.config, world.clock.as_ref(), false).await.unwrap().init().await.unwrap();
+        world
+    }
+    fn open(dir: tempfile::TempDir, clock: Arc<TestClock>) -> World {
+        let config = crate::config::load(Some(&dir.path().join("hq.toml")), []).unwrap().value;
+        World { dir, config, clock }
+    }
+    /// The same world once more, elsewhere. SQLite's last connection takes the ledger's WAL home.
+    async fn twin(&self) -> World {
+        while self.exists("state/fleet.db-wal") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        copy(self.dir.path(), dir.path());
+        Self::open(dir, self.clock.clone())
+    }
+    fn sql(&self, sql: &str) {
+        Connection::open(self.dir.path().join("hq.db")).unwrap().execute_batch(sql).unwrap();
+    }
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.dir.path().join(name), text).unwrap();
+    }
+    fn exists(&self, name: &str) -> bool {
+        self.dir.path().join(name).exists()
+    }
+    async fn publish_cut(&self, options: &PublishOptions, steps: &dyn Steps) -> Result<PublishReport, PublishError> {
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        run(&self.config, options, &clock, &Quiet, steps).await
+    }
+    async fn publish_as(&self, options: PublishOptions) -> PublishReport {
+        self.publish_cut(&options, &Quiet).await.unwrap()
+    }
+    async fn publish(&self) -> PublishReport {
+        self.publish_as(PublishOptions::default()).await
+    }
+    fn objects(&self) -> BTreeMap<String, Sha256> {
+        let mut out = BTreeMap::new();
+        let mut rooms = vec![self.dir.path().join("objects")];
+        while let Some(room) = rooms.pop() {
+            for e in fs::read_dir(&room).into_iter().flatten() {
+                let path = e.unwrap().path();
+                if path.is_dir() {
+                    rooms.push(path);
+                } else {
+                    let name = path.strip_prefix(self.dir.path().join("objects")).unwrap().display().to_string();
+                    out.insert(name, Sha256::of(&fs::read(&path).unwrap()));
+                }
+            }
+        }
+        out
+    }
+    fn manifest(&self, store: &str) -> Option<Manifest> {
+        let bytes = fs::read(self.dir.path().join(format!("objects/stores/{store}/manifest.json"))).ok()?;
+        Some(dsse::peek(&bytes, 1 << 20).unwrap())
+    }
+    /// What a register does: every stream of its manifest, by the cheapest chain from what it has.
+    fn follow(&self, store: &str, replica: &mut Replica) -> BTreeMap<Instance, u64> {
+        let mut at = BTreeMap::new();
+        let Some(m) = self.manifest(store) else { return at };
+        for (instance, entry) in m.instances() {
+            let held = replica.held(&instance.stream).unwrap();
+            let from = held.and_then(|h| h.version_of(&instance, m.epoch));
+            let way = chain::cheapest(&entry.packs, from, entry.version, |_| true).expect("a way to the head");
+            for p in way {
+                let path = self.dir.path().join("objects").join(ObjectName::Pack(p.name(&instance)).to_string());
+                let packs = [PackFile { path: &path, entry: p }];
+                let job = Job { instance: &instance, epoch: m.epoch, packs: &packs, now: self.clock.now(), prove: false };
+                replica.apply(&job).unwrap();
+            }
+            assert_eq!(replica.held(&instance.stream).unwrap().unwrap().digests, entry.digests, "{instance}");
+            assert!(replica.verify(&instance.stream).unwrap().iter().all(TableCheck::is_right), "{instance}");
+            at.insert(instance, entry.version.get());
+        }
+        at
+    }
+    fn register(&self, name: &str) -> Replica {
+        Replica::open(&self.dir.path().join(name), &Limits::default()).unwrap()
+    }
+    /// A register that begins now has the source's rows of its zone.
+    fn check(&self, store: &str, zone: &str) {
+        let name = format!("fresh-{store}.db");
+        rebuild::discard(&self.dir.path().join(&name)).unwrap();
+        let mut fresh = self.register(&name);
+        self.follow(store, &mut fresh);
+        self.check_rows(&fresh, zone);
+    }
+    fn check_rows(&self, replica: &Replica, zone: &str) {
+        let source = Connection::open(self.dir.path().join("hq.db")).unwrap();
+        for (query, mine) in [
+            ("SELECT sku || '|' || name || '|' || coalesce(plu, '') FROM item ORDER BY 1".to_owned(), "SELECT sku || '|' || name || '|' || coalesce(plu, '') FROM item ORDER BY 1"),
+            (format!("SELECT sku || '|' || cents FROM price WHERE zone = '{zone}' ORDER BY 1"), "SELECT sku || '|' || cents FROM price ORDER BY 1"),
+            (format!("SELECT id || '|' || sku FROM deal WHERE zone = '{zone}' ORDER BY 1"), "SELECT id || '|' || sku FROM deal ORDER BY 1"),
+        ] {
+            assert_eq!(rows(&source, &query), rows(replica.connection(), mine));
+        }
+    }
+    fn all_is_well(&self) {
+        self.check("0421", "east");
+        self.check("0422", "west");
+        for room in ["state/scratch", "state/packs"] {
+            assert_eq!(fs::read_dir(self.dir.path().join(room)).unwrap().count(), 0, "{room} is tidy");
+        }
+    }
+}
+
+fn rows(db: &Connection, sql: &str) -> Vec<String> {
+    db.prepare(sql).unwrap().query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect()
+}
+fn outcome(r: &PublishReport, instance: &str) -> Outcome {
+    r.instances[&instance.parse::<Instance>().unwrap()].outcome
+}
+fn options() -> PublishOptions {
+    PublishOptions::default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishes_what_changed_and_writes_nothing_else() {
+    let w = World::new().await;
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.signed, r.instances.len()), (0, 2, 3), "{:?}", r.lines());
+    w.all_is_well();
+    let mut register = w.register("register.db");
+    w.follow("0421", &mut register);
+    let before = w.objects();
+    let r = w.publish().await;
+    assert!(r.instances.values().all(|i| i.outcome == Outcome::Unchanged), "{:?}", r.lines());
+    assert_eq!((r.signed, &w.objects()), (0, &before));
+    w.sql(CHANGE);
+    let r = w.publish().await;
+    assert_eq!([outcome(&r, "catalog@all"), outcome(&r, "price@zone-east"), outcome(&r, "price@zone-west")], [Outcome::Published, Outcome::Published, Outcome::Unchanged]);
+    let changed: Vec<_> = w.objects().into_iter().filter(|(n, h)| before.get(n) != Some(h)).map(|(n, _)| n).collect();
+    assert_eq!(changed, ["packs/catalog@all/0000000002.delta.pack", "packs/price@zone-east/0000000002.delta.pack", "stores/0421/manifest.json", "stores/0422/manifest.json"]);
+    w.follow("0421", &mut register);
+    w.check_rows(&register, "east");
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_at_any_step_is_finished_by_the_next_run() {
+    let base = World::new().await;
+    base.publish().await;
+    base.follow("0421", &mut base.register("register.db"));
+    base.sql(CHANGE);
+    let old = base.objects();
+    let mut cuts = Vec::new();
+    for n in 0.. {
+        let w = base.twin().await;
+        let cut = CutAt::new(n);
+        let result = w.publish_cut(&options(), &cut).await;
+        let Err(PublishError::Aborted(_)) = result else {
+            result.unwrap();
+            break;
+        };
+        let at = cut.cut.lock().unwrap().clone().unwrap();
+        // What the bucket says right now is whole: the old or the new.
+        let mut early = w.register("early.db");
+        w.follow("0421", &mut early);
+        // A second cut, soon after, must not matter either.
+        let _ = w.publish_cut(&options(), &CutAt::new(n % 7)).await;
+        let r = w.publish().await;
+        assert_eq!(r.exit_code(), 0, "{at}: {:?}", r.lines());
+        w.all_is_well();
+        let mut register = w.register("register.db");
+        w.follow("0421", &mut register);
+        w.check_rows(&register, "east");
+        w.follow("0421", &mut early);
+        w.check_rows(&early, "east");
+        let now = w.objects();
+        assert!(old.iter().filter(|(n, _)| n.starts_with("packs/")).all(|(n, h)| now.get(n) == Some(h)), "{at}: packs are for ever");
+        for instance in ["catalog@all", "price@zone-east"] {
+            let ledger = Ledger::open(&w.config).await.unwrap();
+            let instance: Instance = instance.parse().unwrap();
+            let head = ledger.head(&instance).await.unwrap().unwrap();
+            let (_, held) = rebuild::open(&w.config.state.dir.join(format!("replicas/{instance}.db")), &instance, &Limits::default()).unwrap();
+            assert!(rebuild::is_at(held.as_ref(), &instance, &head), "{at}: {instance}");
+        }
+        cuts.push(at);
+    }
+    assert!(cuts.len() > 20, "{cuts:#?}");
+    for step in ["Reserve", "WritePack", "PutPack", "Packed", "Sign", "CommitReplica", "PutManifests", "Done"] {
+        assert!(cuts.iter().any(|c| c.starts_with(&format!("before {step}"))), "no cut before {step}: {cuts:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_rows_stop_their_stream_only() {
+    let w = World::new().await;
+    w.publish().await;
+    w.sql("UPDATE item SET name = 'a name that is far too long' WHERE sku = 'sku7'; UPDATE price SET cents = 5 WHERE sku = 'sku7'");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "catalog@all"), outcome(&r, "price@zone-west")), (3, Outcome::Refused, Outcome::Published));
+    let refused = &r.instances[&"catalog@all".parse().unwrap()];
+    assert_eq!(refused.faults, ["catalog@all: table item, key sku=\"sku7\": column name has 27 characters, the limit is 20: \"a name that is far too long\""]);
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
+    // The other zone of a refused stream is held back, and its number burnt.
+    w.sql("UPDATE item SET name = 'fine' WHERE sku = 'sku7'; UPDATE price SET cents = cents + 1 WHERE sku = 'sku8'; INSERT INTO price VALUES ('west', 'sku8', 1)");
+    let r = w.publish().await;
+    assert_eq!([outcome(&r, "catalog@all"), outcome(&r, "price@zone-east"), outcome(&r, "price@zone-west")], [Outcome::Published, Outcome::HeldBack, Outcome::Refused]);
+    assert!(r.instances[&"price@zone-west".parse().unwrap()].faults[0].contains("the key is there twice"));
+    w.sql("DELETE FROM price WHERE sku = 'sku8' AND cents = 1");
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert_eq!(r.instances[&"price@zone-east".parse().unwrap()].version.unwrap().get(), 4, "3 is burnt");
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_table_or_column_is_named_and_others_go_on() {
+    let w = World::new().await;
+    w.sql("ALTER TABLE deal RENAME TO deals");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "catalog@all"), outcome(&r, "price@zone-east")), (3, Outcome::Published, Outcome::Refused));
+    assert!(r.instances[&"price@zone-east".parse().unwrap()].reason.contains("table deal"), "{:?}", r.lines());
+    w.sql("ALTER TABLE deals RENAME TO deal");
+    w.write("hq.toml", &CONFIG.replace("SELECT id, sku FROM deal", "SELECT id, sku AS item FROM deal"));
+    let w = World::open(w.dir, w.clock);
+    let r = w.publish().await;
+    let reason = &r.instances[&"price@zone-east".parse().unwrap()].reason;
+    assert!(reason.contains("column `item` is not in the contract; column sku is missing"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shrink_guard_holds_until_it_is_told_otherwise() {
+    let w = World::new().await;
+    w.publish().await;
+    w.sql("DELETE FROM item WHERE plu > 299; DELETE FROM deal WHERE zone = 'west'");
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 3);
+    assert!(r.instances[&"catalog@all".parse().unwrap()].reason.contains("101 of 400 rows of table item would go (25%)"), "{:?}", r.lines());
+    assert!(r.instances[&"price@zone-west".parse().unwrap()].reason.contains("table deal would become empty"));
+    let r = w.publish_as(PublishOptions { allow_shrink: Some(Some("catalog".parse().unwrap())), ..options() }).await;
+    assert_eq!([outcome(&r, "catalog@all"), outcome(&r, "price@zone-west")], [Outcome::Published, Outcome::Refused]);
+    let r = w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
+    assert_eq!(r.exit_code(), 0);
+    w.all_is_well();
+    w.sql("DELETE FROM store");
+    assert!(matches!(w.publish_cut(&options(), &Quiet).await, Err(PublishError::StoresShrunk(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_tells_and_changes_nothing() {
+    let w = World::new().await;
+    w.publish().await;
+    w.sql(CHANGE);
+    w.write("price.sql", &PRICE.replace("sku TEXT NOT NULL)", "sku TEXT NOT NULL, note TEXT)"));
+    w.write("hq.toml", &CONFIG.replace("SELECT id, sku FROM deal", "SELECT id, sku, NULL AS note FROM deal"));
+    let w = World::open(w.dir, w.clock);
+    let (objects, replica) = (w.objects(), fs::read(w.dir.path().join("state/replicas/catalog@all.db")).unwrap());
+    let r = w.publish_as(PublishOptions { dry_run: true, ..options() }).await;
+    let item = &r.instances[&"catalog@all".parse().unwrap()];
+    let counts = item.tables["item"].rows;
+    assert_eq!((counts.delete, counts.update, counts.insert), (3, 0, 3), "a swap of PLUs, a row gone and a new one");
+    assert!(item.packs[0].bytes > 100);
+    assert_eq!(outcome(&r, "price@zone-west"), Outcome::Published, "{:?}", r.lines());
+    assert_eq!(w.objects(), objects);
+    assert_eq!(fs::read(w.dir.path().join("state/replicas/catalog@all.db")).unwrap(), replica);
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    assert!(ledger.publications(State::Reserved).await.unwrap().is_empty());
+    assert_eq!(ledger.max_version(&"catalog@all".parse().unwrap()).await.unwrap().unwrap().get(), 1);
+    assert!(w.publish().await.exit_code() == 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contracts_grow_inside_deltas_and_are_rebuilt_on_demand() {
+    let w = World::new().await;
+    w.publish().await;
+    let mut register = w.register("register.db");
+    w.follow("0421", &mut register);
+    w.sql("ALTER TABLE price ADD COLUMN unit TEXT; UPDATE price SET unit = 'kg' WHERE sku = 'sku1'");
+    w.write("price.sql", &format!("{}\nCREATE INDEX price_cents ON price (cents);", PRICE.replace("cents INTEGER NOT NULL)", "cents INTEGER NOT NULL, unit TEXT DEFAULT 'each')")));
+    w.write("hq.toml", &CONFIG.replace("SELECT sku, cents FROM price", "SELECT sku, cents, coalesce(unit, 'each') AS unit FROM price"));
+    let w = World::open(w.dir, w.clock);
+    let r = w.publish().await;
+    let east = &r.instances[&"price@zone-east".parse().unwrap()];
+    assert_eq!(east.plan.as_ref().unwrap().to_string(), "delta: new contract, 1 rows changed");
+    w.follow("0421", &mut register);
+    assert_eq!(rows(register.connection(), "SELECT unit FROM price WHERE sku IN ('sku1', 'sku2') ORDER BY sku"), ["kg", "each"]);
+    let m = w.manifest("0421").unwrap();
+    assert_eq!(m.streams["price"].schema, 2);
+    // A narrower contract needs the flag, and a full.
+    w.write("catalog.sql", &CATALOG.replace("<= 20", "<= 30"));
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.instances[&"catalog@all".parse().unwrap()].code), (3, Some("REBUILD")));
+    let r = w.publish_as(PublishOptions { allow_rebuild: true, ..options() }).await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert_eq!(r.instances[&"catalog@all".parse().unwrap()].packs[0].kind, PackKind::Full);
+    w.follow("0421", &mut register);
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
+    let base = World::new().await;
+    base.publish().await;
+    base.sql(CHANGE);
+    base.publish().await;
+    base.sql("UPDATE item SET name = 'x' WHERE sku = 'sku5'; UPDATE price SET cents = 1 WHERE sku = 'sku5'");
+    for damage in 0..4 {
+        let w = base.twin().await;
+        let path = w.dir.path().join("state/replicas/catalog@all.db");
+        match damage {
+            0 => fs::remove_dir_all(w.dir.path().join("state/replicas")).unwrap(),
+            1 => {
+                fs::write(&path, b"this is no database at all, but it is long enough to be looked at as one..").unwrap();
+                let _ = fs::remove_file(path.with_extension("db-wal"));
+            }
+            2 => Connection::open(&path).unwrap().execute_batch("UPDATE item SET name = 'by hand' WHERE sku = 'sku5'; DELETE FROM item WHERE sku = 'sku6'").unwrap(),
+            _ => Connection::open(&path).unwrap().execute_batch("UPDATE tillcast_stream SET version = 1").unwrap(),
+        }
+        let r = w.publish().await;
+        assert_eq!(r.exit_code(), 0, "{damage}: {:?}", r.lines());
+        assert_eq!(outcome(&r, "catalog@all"), Outcome::Published);
+        w.all_is_well();
+    }
+    // A pack that vanished from the bucket: nothing can be rebuilt without saying so.
+    let w = base.twin().await;
+    fs::remove_dir_all(w.dir.path().join("state/replicas")).unwrap();
+    fs::remove_file(w.dir.path().join("objects/packs/catalog@all/0000000001.full.pack")).unwrap();
+    let r = w.publish().await;
+    let refused = &r.instances[&"catalog@all".parse().unwrap()];
+    assert!(refused.code == Some("REPLICA") && refused.reason.contains("--full"), "{:?}", r.lines());
+    assert_eq!(w.publish_as(PublishOptions { full: true, ..options() }).await.exit_code(), 0);
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_machine_goes_on_from_the_bucket() {
+    let w = World::new().await;
+    w.publish().await;
+    w.sql(CHANGE);
+    w.publish().await;
+    let mut register = w.register("register.db");
+    w.follow("0421", &mut register);
+    let serial = w.manifest("0421").unwrap().serial;
+    for gone in ["state/replicas", "state/scratch", "state/packs"] {
+        fs::remove_dir_all(w.dir.path().join(gone)).unwrap();
+    }
+    for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+        let _ = fs::remove_file(w.dir.path().join("state").join(gone));
+    }
+    w.sql("UPDATE item SET name = 'x' WHERE sku = 'sku5'");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-west")), (0, Outcome::Unchanged), "{:?}", r.lines());
+    let item = &r.instances[&"catalog@all".parse().unwrap()];
+    assert_eq!((item.version.unwrap().get(), item.packs[0].kind), (3, PackKind::Delta));
+    assert!(w.manifest("0421").unwrap().serial > serial);
+    w.follow("0421", &mut register);
+    w.check_rows(&register, "east");
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_stay_above_what_the_bucket_has() {
+    let w = World::new().await;
+    w.publish().await;
+    let packs = w.dir.path().join("objects/packs/catalog@all");
+    fs::write(packs.join("0000000007.delta.pack"), b"of a run that the ledger forgot").unwrap();
+    fs::write(packs.join("9000000000.full.pack"), b"of nobody").unwrap();
+    w.sql(CHANGE);
+    let r = w.publish().await;
+    let item = &r.instances[&"catalog@all".parse().unwrap()];
+    assert_eq!((item.version.unwrap().get(), item.packs[0].kind), (8, PackKind::Full), "{:?}", r.lines());
+    assert_eq!((r.exit_code(), r.problems.len()), (3, 1), "the foreign one is reported");
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_publishers_take_turns_and_the_dead_do_not_block() {
+    let w = World::new().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    ledger.acquire("another machine, process 1", w.clock.now(), Duration::from_secs(60)).await.unwrap();
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert!(e.exit_code() == 1 && e.to_string().contains("another machine, process 1"), "{e}");
+    w.clock.advance(Duration::from_secs(61));
+    w.publish().await;
+    // Two at once on one machine: both end well, nothing is published twice.
+    w.sql(CHANGE);
+    let (a, b) = tokio::join!(w.publish(), w.publish());
+    assert_eq!((a.exit_code(), b.exit_code()), (0, 0));
+    let published = [&a, &b].map(|r| outcome(r, "catalog@all") == Outcome::Published);
+    assert_eq!(published.iter().filter(|p| **p).count(), 1);
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fulls_come_when_they_are_due_and_old_packs_go() {
+    let w = World::with(&CONFIG.replace("lease_wait", "deltas = 2\nkeep = \"1s\"\ndelete_after = \"1s\"\nlease_wait")).await;
+    let mut kinds = Vec::new();
+    for n in 0..8 {
+        w.sql(&format!("UPDATE item SET name = 'v{n}' WHERE sku = 'sku1'"));
+        w.clock.advance(Duration::from_secs(5));
+        let r = w.publish().await;
+        let packs = &r.instances[&"catalog@all".parse().unwrap()].packs;
+        kinds.push(packs.iter().map(|p| &p.kind.to_string()[..1] == "f").fold(packs.len(), |n, full| n * 2 + usize::from(full)));
+        w.all_is_well();
+    }
+    assert_eq!(kinds, [3, 2, 2, 9, 2, 2, 9, 2], "full, d, d, d+full, d, d, d+full, d");
+    assert!(!w.exists("objects/packs/catalog@all/0000000001.full.pack"), "two fulls later it is nobody's");
+    assert!(w.exists("objects/packs/catalog@all/0000000004.full.pack"));
+}
+
+const INBOX: &str = r#"
+[source]
+url = "inbox:inbox"
+[objects]
+urls = ["file:objects"]
+[state]
+dir = "state"
+[[stream]]
+name = "catalog"
+audience = "all"
+schema = "catalog.sql"
+[[stream]]
+name = "price"
+audience = "zone"
+schema = "price.sql"
+"#;
+
+fn drop_file(w: &World, name: &str, text: &str) {
+    w.write(&format!("inbox/{name}"), text);
+    w.write(&format!("inbox/{name}.ok"), "");
+}
+
+async fn inbox_world() -> World {
+    let w = World::with(INBOX).await;
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n");
+    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,2\n");
+    for zone in ["east", "west"] {
+        drop_file(&w, &format!("price.zone-{zone}.price.csv"), "sku,cents\na,100\nb,200\n");
+        drop_file(&w, &format!("price.zone-{zone}.deal.ndjson"), "{\"id\":1,\"sku\":\"a\"}\n");
+    }
+    w
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drops_are_published_moved_and_refused() {
+    let w = inbox_world().await;
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.signed), (0, 2), "{:?}", r.lines());
+    let names = |room: &str| {
+        let mut names: Vec<String> = fs::read_dir(w.dir.path().join(room)).into_iter().flatten().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("inbox"), ["done"]);
+    assert_eq!(names("inbox/done").len(), 6);
+    // One table of two: the other keeps its rows. A bad drop goes back with its lines.
+    drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,101\nb,200\n");
+    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,one\nc,A name that is much too long,3\n");
+    drop_file(&w, "price.zone-north.price.csv", "sku,cents\n");
+    drop_file(&w, "prices.all.x.csv", "a\n");
+    let r = w.publish().await;
+    assert_eq!([outcome(&r, "catalog@all"), outcome(&r, "price@zone-east"), outcome(&r, "price@zone-west")], [Outcome::Refused, Outcome::Published, Outcome::Unchanged]);
+    assert_eq!(r.exit_code(), 3);
+    assert_eq!(names("inbox/rejected"), ["catalog.all.item.csv", "catalog.all.item.csv.reason.txt", "price.zone-north.price.csv", "price.zone-north.price.csv.reason.txt", "prices.all.x.csv", "prices.all.x.csv.reason.txt"]);
+    let reason = fs::read_to_string(w.dir.path().join("inbox/rejected/catalog.all.item.csv.reason.txt")).unwrap();
+    assert!(reason.contains("line 3, key sku=\"b\": column plu is \"one\"") && reason.contains("line 4") && reason.contains("the limit is 20"), "{reason}");
+    let mut register = w.register("r.db");
+    w.follow("0421", &mut register);
+    assert_eq!(rows(register.connection(), "SELECT sku || cents FROM price ORDER BY 1"), ["a101", "b200"]);
+    assert_eq!(rows(register.connection(), "SELECT id || sku FROM deal"), ["1a"]);
+    // A drop that empties a table is held where it is, until it is told.
+    drop_file(&w, "price.zone-east.deal.ndjson", "\n");
+    let r = w.publish().await;
+    assert_eq!((outcome(&r, "price@zone-east"), names("inbox")), (Outcome::Refused, vec!["done".into(), "price.zone-east.deal.ndjson".into(), "price.zone-east.deal.ndjson.ok".into(), "rejected".into()]));
+    let r = w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
+    assert_eq!((outcome(&r, "price@zone-east"), names("inbox").len()), (Outcome::Published, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_among_drops_reads_them_once_more() {
+    let base = inbox_world().await;
+    base.publish().await;
+    drop_file(&base, "catalog.all.item.csv", "sku,name,plu\na,Tea,2\nb,Milk,1\n");
+    drop_file(&base, "price.zone-east.price.csv", "sku,cents\na,101\nb,200\n");
+    for n in 0.. {
+        let w = base.twin().await;
+        let cut = CutAt::new(n);
+        match w.publish_cut(&options(), &cut).await {
+            Err(PublishError::Aborted(_)) => {}
+            other => {
+                other.unwrap();
+                break;
+            }
+        }
+        let r = w.publish().await;
+        assert_eq!(r.exit_code(), 0, "{:?}: {:?}", cut.cut, r.lines());
+        assert_eq!(w.publish().await.instances.values().filter(|i| i.outcome == Outcome::Published).count(), 0);
+        let mut register = w.register("r.db");
+        w.follow("0421", &mut register);
+        assert_eq!(rows(register.connection(), "SELECT sku || plu FROM item ORDER BY 1"), ["a2", "b1"]);
+        assert_eq!(rows(register.connection(), "SELECT sku || cents FROM price ORDER BY 1"), ["a101", "b200"]);
+        assert!(w.exists("inbox/done/catalog.all.item.csv") && !w.exists("inbox/catalog.all.item.csv"), "{:?}", cut.cut);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_of_configuration_are_found_before_anything_is_touched() {
+    let w = World::new().await;
+    for (from, to, part) in [
+        ("WHERE zone = :zone\"\n[[stream.table]]\nname = \"deal\"", "WHERE zone = :zoned\"\n[[stream.table]]\nname = \"deal\"", "`:zoned` is not known"),
+        ("SELECT sku, name, plu FROM item", "SELECT sku, name, plu FROM item WHERE z = :zone", ":zone` has no value"),
+        ("name = \"deal\"", "name = \"deals\"", "table deals has a query but is not in"),
+        ("catalog.sql", "none.sql", "none.sql"),
+        ("catalog.sql", "price.sql", "both make a table"),
+    ] {
+        w.write("hq.toml", &CONFIG.replacen(from, to, 1));
+        let config = crate::config::load(Some(&w.dir.path().join("hq.toml")), []).unwrap().value;
+        let clock: Arc<dyn Clock> = w.clock.clone();
+        let e = run(&config, &options(), &clock, &Quiet, &Quiet).await.unwrap_err();
+        assert_eq!(e.exit_code(), 2, "{to}: {e}");
+        assert!(e.to_string().contains(part) || part == "both make a table" && e.to_string().contains("has a query but is not in"), "{to}: {e}");
+    }
+    assert!(!w.exists("state/replicas"), "nothing was touched");
+}
