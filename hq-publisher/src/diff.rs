@@ -392,6 +392,7 @@ pub fn write_all<W: Write>(
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "test files")]
 mod tests {
     use super::*;
     use crate::scratch::Scratch;

@@ -1,6 +1,7 @@
 //! Where a run's rows come from: one snapshot of a database, or the drops that are whole.
 
-use super::contracts::{Contracts, Stream};
+use super::contracts::Contracts;
+use super::stage::Task;
 use super::{PublishError, PublishOptions};
 use crate::config::{AudienceKind, Config, SourceKind};
 use crate::inbox::{self, Drop, FileError, Inbox, What};
@@ -8,7 +9,7 @@ use crate::scratch::{Scratch, ScratchError};
 use crate::source::{Faults, RowFault, StoreRow};
 use crate::source_db::{Database, Names, SourceError};
 use proto::clock::Clock;
-use proto::ids::{Audience, Instance, TableName, Zone};
+use proto::ids::{Audience, Instance, TableName};
 use proto::replica::Replica;
 use proto::schema::{Contract, Table};
 use proto::shelf;
@@ -19,7 +20,7 @@ pub enum Feed {
     /// A snapshot.
     Database(Box<Database>),
     /// Drops by instance and table.
-    Inbox(Drops),
+    Inbox(Box<Drops>),
 }
 
 /// The drops of one look at the inbox.
@@ -69,7 +70,7 @@ impl Feed {
             SourceKind::Inbox(dir) => {
                 let inbox = Inbox::new(&dir);
                 let look = inbox.settle(config.source.rest.0, clock).await?;
-                Ok(Feed::Inbox(Drops::sort(inbox, look, config, options)))
+                Ok(Feed::Inbox(Box::new(Drops::sort(inbox, look, config, options))))
             }
             _ => Ok(Feed::Database(Box::new(Database::open(&config.source).await?))),
         }
@@ -100,7 +101,7 @@ impl Feed {
                 db.close().await;
                 None
             }
-            Feed::Inbox(drops) => Some(drops),
+            Feed::Inbox(drops) => Some(*drops),
         }
     }
 
@@ -116,13 +117,12 @@ impl Feed {
     pub async fn read(
         &mut self,
         config: &Config,
-        stream: &Stream,
-        instance: &Instance,
-        zone: Option<&Zone>,
+        task: &Task<'_>,
         kept: Option<Kept<'_>>,
         scratch: &Scratch,
         faults: &mut Faults,
     ) -> Result<(), ReadError> {
+        let Task { stream, instance, zone, .. } = *task;
         for table in &stream.contract.tables {
             match self {
                 Feed::Database(db) => {

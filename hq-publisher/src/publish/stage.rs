@@ -257,7 +257,7 @@ impl Run<'_> {
         let scratch = tokio::task::block_in_place(|| Scratch::create(&path, contract))?;
         let mut faults = Faults::telling(self.config.publish.errors_listed);
         let kept = published.map(|p| Kept { replica: &p.replica, contract: &p.contract });
-        match feed.read(self.config, task.stream, instance, task.zone, kept, &scratch, &mut faults).await {
+        match feed.read(self.config, task, kept, &scratch, &mut faults).await {
             Ok(()) => {}
             Err(ReadError::Scratch(e)) => return Err(e.into()),
             Err(ReadError::Source(code, text)) => return Err(refused(code, text)),
