@@ -6,6 +6,8 @@
 //! A mirror is marked as behind before anything is put, and as even after all of it was.
 
 mod dir;
+#[cfg(test)]
+mod fake_s3;
 mod s3;
 #[cfg(test)]
 mod tests;
@@ -65,6 +67,15 @@ pub enum Put {
     New,
     /// The same bytes, put before (a lost answer, a run cut short).
     SameThere,
+}
+
+/// What became of a pointer that was put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pointer {
+    /// It is there; its ETag, where the bucket honours conditions.
+    Put(Option<String>),
+    /// Nothing was put: somebody changed the object since it was seen.
+    Changed,
 }
 
 /// A bucket failed.
@@ -178,11 +189,11 @@ impl Bucket {
         self.name("put", &path, outcome)
     }
 
-    async fn put_pointer(&self, name: &ObjectName, bytes: Bytes) -> Result<(), BucketError> {
+    async fn put_pointer(&self, name: &ObjectName, bytes: Bytes, seen: Option<&str>) -> Result<Pointer, BucketError> {
         let path = name.to_string();
         let outcome = match &self.kind {
-            Kind::Dir(d) => d.put_pointer(&path, bytes).await,
-            Kind::S3(s) => s.put_pointer(&path, name, bytes).await,
+            Kind::Dir(d) => d.put_pointer(&path, bytes).await.map(|()| Pointer::Put(None)),
+            Kind::S3(s) => s.put_pointer(&path, name, bytes, seen).await,
         };
         self.name("put", &path, outcome)
     }
@@ -347,14 +358,27 @@ impl Buckets {
         Ok(put)
     }
 
-    /// Puts what is replaced: a manifest, `trust.json`; into mirrors too.
+    /// Puts what is replaced: `trust.json`; into mirrors too.
     pub async fn put_pointer(&self, name: &ObjectName, bytes: Bytes) -> Result<(), BucketError> {
+        self.put_pointer_over(name, bytes, None).await.map(|_| ())
+    }
+
+    /// Puts what is replaced: a manifest. `seen` is the ETag that it got when it was put last: where
+    /// the first bucket honours conditions, an object that changed since is left alone.
+    pub async fn put_pointer_over(
+        &self,
+        name: &ObjectName,
+        bytes: Bytes,
+        seen: Option<&str>,
+    ) -> Result<Pointer, BucketError> {
         self.mark_mirrors().await?;
-        self.first.put_pointer(name, bytes.clone()).await?;
-        for mirror in &self.mirrors {
-            mirror.attempt(async |b| b.put_pointer(name, bytes.clone()).await).await;
+        let put = self.first.put_pointer(name, bytes.clone(), seen).await?;
+        if put != Pointer::Changed {
+            for mirror in &self.mirrors {
+                mirror.attempt(async |b| b.put_pointer(name, bytes.clone(), None).await.map(|_| ())).await;
+            }
         }
-        Ok(())
+        Ok(put)
     }
 
     /// An object of at most `max` bytes; `None` when there is none. From the first bucket.
@@ -449,7 +473,7 @@ impl Buckets {
             if mirror.get(&name, max).await?.as_ref() == Some(&bytes) {
                 return Ok(());
             }
-            mirror.put_pointer(&name, bytes).await
+            mirror.put_pointer(&name, bytes, None).await.map(|_| ())
         });
         pointers.buffer_unordered(self.concurrency).try_collect::<()>().await
     }

@@ -72,7 +72,8 @@ pub async fn export(
     limits: &Limits,
     mut step: impl FnMut(usize, usize),
 ) -> Result<Exported, CarryError> {
-    let (serial, envelope) = ledger.manifest(store).await?.ok_or_else(|| CarryError::NoManifest(store.clone()))?;
+    let last = ledger.manifest(store).await?.ok_or_else(|| CarryError::NoManifest(store.clone()))?;
+    let (serial, envelope) = (last.serial, last.envelope);
     let manifest: Manifest = dsse::peek(envelope.as_bytes(), limits.manifest_bytes)
         .map_err(|e| CarryError::BadManifest(store.clone(), e.to_string()))?;
     let packs: Vec<(Instance, PackEntry)> =
@@ -221,8 +222,8 @@ async fn read_receipt(ledger: &Ledger, file: &Path, limits: &Limits) -> Result<(
 }
 
 async fn compare(ledger: &Ledger, receipt: &Receipt, line: &mut ReceiptLine) -> Result<(), CarryError> {
-    let Some((_, envelope)) = ledger.manifest(&receipt.store).await? else { return Ok(()) };
-    let Ok(manifest) = dsse::peek::<Manifest>(envelope.as_bytes(), u64::MAX) else { return Ok(()) };
+    let Some(last) = ledger.manifest(&receipt.store).await? else { return Ok(()) };
+    let Ok(manifest) = dsse::peek::<Manifest>(last.envelope.as_bytes(), u64::MAX) else { return Ok(()) };
     for (instance, entry) in manifest.instances() {
         let theirs = receipt.versions.get(&instance).copied();
         if theirs.is_none_or(|v| v < entry.version) {

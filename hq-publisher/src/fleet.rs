@@ -179,7 +179,11 @@ fn told_fault(id: &DeviceId, f: &Fault) -> Option<(String, String, String)> {
         fault::PACK_IN_ERROR => Some((format!("pack-in-error/{of}"), format!("A pack of {of} is in error"), line)),
         fault::DISK_FULL => Some((format!("disk-full/{id}"), format!("The disk of {id} is full"), line)),
         fault::HALTED => Some((format!("halted/{id}"), format!("{id} stopped: its disk or database is unsound"), line)),
-        // A drift is seen by its stream's state; refusals and sources are on the pages.
+        // Also one that was healed before the heartbeat: the stream's state does not show it any more.
+        fault::DRIFT => {
+            Some((format!("digest-mismatch/{of}"), format!("Rows of {of} differ from what was published"), line))
+        }
+        // Refusals and sources are on the pages.
         _ => None,
     }
 }
@@ -322,6 +326,8 @@ mod tests {
         assert_eq!(with(&|b| b.errors = vec![fault("PACK_IN_ERROR", Some("price@all"))]), ["pack-in-error/price@all"]);
         assert_eq!(with(&|b| b.errors = vec![fault("DISK_FULL", None)]), ["disk-full/1-1"]);
         assert_eq!(with(&|b| b.errors = vec![fault("HALTED", None)]), ["halted/1-1"]);
+        let healed = "healed before it was told";
+        assert_eq!(with(&|b| b.errors = vec![fault("DRIFT", Some("price@all"))]), ["digest-mismatch/price@all"], "{healed}");
         assert!(with(&|b| b.errors = vec![fault("SOURCE", None)]).is_empty());
         assert!(with(&|b| b.streams = stream(report(Ok, "0", 1u64))).is_empty());
         assert_eq!(with(&|b| b.streams = stream(report(Ok, "1", 1))), ["digest-mismatch/price@all"]);

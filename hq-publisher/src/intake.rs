@@ -10,7 +10,7 @@ use proto::clock::{Clock, Timestamp, since};
 use proto::dsse;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::limits::Limits;
-use proto::wire::{Beat, BeatAnswer, Beats, Heartbeat};
+use proto::wire::{Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,9 @@ pub const BEATS: usize = 4096;
 
 /// A relay's word on how long ago it heard a device counts up to this: beyond it, it is nonsense.
 const OLDEST: Duration = Duration::from_secs(400 * 86_400);
+
+/// Faults kept of a device between two judgements.
+const PASSED: usize = 40;
 
 /// What is known of the fleet's voices.
 pub struct Intake {
@@ -50,9 +53,26 @@ struct Heard {
     back: Option<Duration>,
     seq: u64,
     beat: Arc<Heartbeat>,
+    /// What earlier beats told once and this one no more, until the fleet is judged.
+    passed: Vec<Fault>,
+}
+
+/// Faults that a device tells at least once, though they are mended by then.
+fn is_told_once(f: &Fault) -> bool {
+    [fault::DRIFT, fault::PACK_IN_ERROR].contains(&f.code.as_str())
 }
 
 impl Heard {
+    /// The faults that `next` would make forget before anybody judged them.
+    fn passing(&mut self, next: &Heartbeat) -> Vec<Fault> {
+        let mut passed = std::mem::take(&mut self.passed);
+        passed.extend(self.beat.errors.iter().filter(|f| is_told_once(f)).cloned());
+        passed.retain(|f| !next.errors.iter().any(|n| (&n.code, &n.instance) == (&f.code, &f.instance)));
+        passed.dedup_by(|a, b| (&a.code, &a.instance, &a.object) == (&b.code, &b.instance, &b.object));
+        passed.truncate(PASSED);
+        passed
+    }
+
     fn silent_for(&self, now: Duration) -> Duration {
         now.saturating_sub(self.at) + self.age
     }
@@ -114,7 +134,20 @@ impl Intake {
                 }
             }
         }
-        state.heard.insert(id, Heard { at, age, back, seq, beat });
+        let passed = state.heard.get_mut(&id).map(|h| h.passing(&beat)).unwrap_or_default();
+        state.heard.insert(id, Heard { at, age, back, seq, beat, passed });
+    }
+
+    /// Adds what was told and mended since the last judgement, once: a register heals within the second.
+    pub fn judge_passed(&self, views: &mut [DeviceView]) {
+        let mut state = self.state();
+        for view in views {
+            let Some(heard) = state.heard.get_mut(&view.id).filter(|h| !h.passed.is_empty()) else { continue };
+            let passed = std::mem::take(&mut heard.passed);
+            if let Some(beat) = &mut view.beat {
+                Arc::make_mut(beat).errors.extend(passed);
+            }
+        }
     }
 
     /// Verifies and records beats; the answer for whoever sent them.
@@ -196,23 +229,23 @@ impl Intake {
     }
 
     /// Every enrolled device as it is seen now.
-    pub fn views(&self, devices: &[DeviceRow]) -> Vec<DeviceView> {
+    pub fn views(&self, devices: &[DeviceId]) -> Vec<DeviceView> {
         let now = self.clock.monotonic();
         let state = self.state();
-        let view = |d: &DeviceRow| {
-            let heard = state.heard.get(&d.id);
+        let view = |id: &DeviceId| {
+            let heard = state.heard.get(id);
             // A register is watched while its store's relay is heard.
-            let relay = state.heard.get(&DeviceId::Relay(d.id.store().clone()));
+            let relay = state.heard.get(&DeviceId::Relay(id.store().clone()));
             let watched_from = relay.and_then(|r| r.back).unwrap_or(state.started).max(state.started);
-            let watched_from = if matches!(d.id, DeviceId::Relay(_)) { state.started } else { watched_from };
+            let watched_from = if matches!(id, DeviceId::Relay(_)) { state.started } else { watched_from };
             DeviceView {
-                id: d.id.clone(),
+                id: id.clone(),
                 silent_for: heard.map(|h| h.silent_for(now)),
                 watched_for: now.saturating_sub(watched_from),
                 beat: heard.map(|h| Arc::clone(&h.beat)),
             }
         };
-        devices.iter().filter(|d| d.revoked_at.is_none()).map(view).collect()
+        devices.iter().map(view).collect()
     }
 
     /// The digests, as published, of every version that devices hold; kept while one holds it.
@@ -258,13 +291,13 @@ pub async fn glance(
     let mut beats: BTreeMap<DeviceId, BeatRow> =
         ledger.beats(None).await?.into_iter().map(|b| (b.device.clone(), b)).collect();
     let mut views = Vec::new();
-    for d in ledger.devices().await?.into_iter().filter(|d| d.revoked_at.is_none()) {
-        let row = beats.remove(&d.id);
+    for id in ledger.enrolled().await? {
+        let row = beats.remove(&id);
         views.push(DeviceView {
             silent_for: row.as_ref().map(|r| since(now, r.last_seen_at)),
             watched_for: Duration::MAX,
             beat: row.and_then(|r| dsse::peek(r.envelope.as_bytes(), limits.heartbeat_bytes).ok()).map(Arc::new),
-            id: d.id,
+            id,
         });
     }
     let digests = published(ledger, &views, BTreeMap::new()).await?;
@@ -324,7 +357,7 @@ mod tests {
         }
         /// (silent for, watched for) of relay and register, s.
         async fn seen(&self, intake: &Intake) -> Vec<(Option<u64>, u64)> {
-            let views = intake.views(&self.ledger.devices().await.unwrap());
+            let views = intake.views(&self.ledger.enrolled().await.unwrap());
             views.iter().map(|v| (v.silent_for.map(|d| d.as_secs()), v.watched_for.as_secs())).collect()
         }
     }
@@ -378,6 +411,38 @@ mod tests {
         let i = w.intake().await;
         let seen = w.seen(&i).await;
         assert_eq!(seen[0], (Some(50), 0));
+    }
+
+    #[tokio::test]
+    async fn a_fault_that_was_mended_between_two_judgements_is_judged_once() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        let drift = Fault {
+            code: fault::DRIFT.into(),
+            instance: "price@all".parse().ok(),
+            object: None,
+            text: "a row differs (mended)".into(),
+            since: Timestamp::UNIX_EPOCH,
+        };
+        let with = |seq, errors: Vec<Fault>| {
+            let Beat { envelope, .. } = beat("1-1", seq, &key(2), 0, &[]);
+            let bytes = serde_json::to_vec(&envelope).unwrap();
+            let plain = dsse::peek::<Heartbeat>(&bytes, 1 << 16).unwrap();
+            let sealed = Heartbeat { errors, ..plain }.seal(&key(2)).unwrap();
+            Beat { envelope: serde_json::from_slice(&sealed).unwrap(), seen_s: 0 }
+        };
+        let judged = |i: &Intake| {
+            let mut views = i.views(&["1-1".parse().unwrap()]);
+            i.judge_passed(&mut views);
+            views[0].beat.as_ref().map_or(0, |b| b.errors.len())
+        };
+        take(&i, vec![with(1, vec![drift.clone()])]).await;
+        take(&i, vec![with(2, Vec::new())]).await;
+        take(&i, vec![with(3, Vec::new())]).await;
+        assert_eq!((judged(&i), judged(&i)), (1, 0));
+        take(&i, vec![with(4, vec![drift.clone()])]).await;
+        take(&i, vec![with(5, vec![drift])]).await;
+        assert_eq!(judged(&i), 1, "the beat's own, once");
     }
 
     #[tokio::test]

@@ -94,11 +94,16 @@ impl Metrics {
         self.count_devices(s);
         self.version.reset();
         self.behind.reset();
+        let mut late: BTreeMap<&Instance, usize> = BTreeMap::new();
+        for (instance, report) in s.devices.iter().filter_map(|d| d.beat.as_ref()).flat_map(|b| &b.streams) {
+            if s.heads.get(instance).is_some_and(|h| report.version.is_none_or(|v| v < h.version)) {
+                *late.entry(instance).or_default() += 1;
+            }
+        }
         for (instance, head) in s.heads {
             let labels = [instance.stream.to_string(), instance.audience.to_string()];
             self.version.with_label_values(&labels).set(head.version.as_i64());
-            let behind = s.devices.iter().filter(|d| is_behind(d, instance, head)).count();
-            self.behind.with_label_values(&labels).set(number(behind));
+            self.behind.with_label_values(&labels).set(number(late.get(instance).copied().unwrap_or(0)));
         }
         self.mails.set(number(s.mails));
         self.episodes.set(number(s.episodes));
@@ -123,12 +128,6 @@ impl Metrics {
             }
         }
     }
-}
-
-/// Whether a device reports this instance at an older version.
-fn is_behind(d: &DeviceView, instance: &Instance, head: &Head) -> bool {
-    let report = d.beat.as_ref().and_then(|b| b.streams.get(instance));
-    report.is_some_and(|r| r.version.is_none_or(|v| v < head.version))
 }
 
 fn number(n: usize) -> i64 {

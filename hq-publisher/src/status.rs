@@ -130,9 +130,16 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
         alerts: &config.alerts,
         now,
     });
-    let lines: Vec<StoreLine> = stores.iter().map(|s| store_line(config, s, &views, &heads)).collect();
+    let relays: BTreeMap<&StoreId, &DeviceView> =
+        views.iter().filter(|v| matches!(v.id, DeviceId::Relay(_))).map(|v| (v.id.store(), v)).collect();
+    let lines: Vec<StoreLine> =
+        stores.iter().map(|s| store_line(config, s, relays.get(&s.seen.id).copied(), &heads)).collect();
+    let mut late: BTreeMap<&Instance, usize> = BTreeMap::new();
+    for instance in lines.iter().flat_map(|s| &s.behind) {
+        *late.entry(instance).or_default() += 1;
+    }
     let stream = |(i, h): (&Instance, &crate::ledger::Head)| {
-        let behind = lines.iter().filter(|s| s.behind.contains(i)).count();
+        let behind = late.get(i).copied().unwrap_or(0);
         let line = StreamLine {
             version: h.version,
             schema: h.schema,
@@ -171,10 +178,9 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
 fn store_line(
     config: &Config,
     s: &StoreRow,
-    views: &[DeviceView],
+    relay: Option<&DeviceView>,
     heads: &BTreeMap<Instance, crate::ledger::Head>,
 ) -> StoreLine {
-    let relay = views.iter().find(|v| v.id == DeviceId::Relay(s.seen.id.clone()));
     let beat = relay.and_then(|r| r.beat.as_ref());
     let late = |i: &Instance| {
         let held = beat.and_then(|b| b.streams.get(i)).and_then(|r| r.version);

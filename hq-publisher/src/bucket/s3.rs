@@ -4,7 +4,7 @@
 //! the settings). Where it does not, the name is looked at before the put: then the publisher's lease
 //! alone keeps two from writing one name at once.
 
-use super::{Content, Inner, Put, Trouble};
+use super::{Content, Inner, Pointer, Put, Trouble};
 use crate::config::ObjectsConfig;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -59,6 +59,10 @@ pub(super) struct S3 {
 impl S3 {
     /// Keys, and what the settings leave open, come from the usual AWS variables.
     pub(super) fn new(url: &str, config: &ObjectsConfig) -> Result<S3, String> {
+        S3::build(AmazonS3Builder::from_env(), url, config)
+    }
+
+    pub(super) fn build(builder: AmazonS3Builder, url: &str, config: &ObjectsConfig) -> Result<S3, String> {
         let parsed = url::Url::parse(url).map_err(|e| e.to_string())?;
         let bucket = parsed.host_str().filter(|b| !b.is_empty()).ok_or("write s3://bucket/prefix")?;
         let endpoint = config.s3.endpoint.as_deref();
@@ -67,10 +71,12 @@ impl S3 {
             .with_read_timeout(Duration::from_secs(60))
             .with_timeout_disabled()
             .with_allow_http(endpoint.is_some_and(|e| e.starts_with("http://")));
-        let mut builder = AmazonS3Builder::from_env()
+        let mut builder = builder
             .with_bucket_name(bucket)
             .with_client_options(client)
             .with_virtual_hosted_style_request(config.s3.virtual_hosted)
+            // One by one: what every server of the kind can do.
+            .with_disable_bulk_delete(true)
             // Without a condition the plain mode is all there is; with one, a lost answer comes back
             // as "already there", and the bytes are compared.
             .with_conditional_put(S3ConditionalPut::ETagMatch)
@@ -183,10 +189,23 @@ impl S3 {
         if same { Ok(Put::SameThere) } else { Err(Trouble::OtherBytesThere) }
     }
 
-    pub(super) async fn put_pointer(&self, name: &str, object: &ObjectName, bytes: Bytes) -> Inner<()> {
-        let options = put_options(Some(object), PutMode::Overwrite);
-        self.store.put_opts(&self.key(name)?, bytes.into(), options).await?;
-        Ok(())
+    /// `seen`: the ETag that the object must still have, where conditions hold.
+    pub(super) async fn put_pointer(
+        &self,
+        name: &str,
+        object: &ObjectName,
+        bytes: Bytes,
+        seen: Option<&str>,
+    ) -> Inner<Pointer> {
+        let mode = match seen.filter(|_| self.conditions) {
+            Some(etag) => PutMode::Update(UpdateVersion { e_tag: Some(etag.to_owned()), version: None }),
+            None => PutMode::Overwrite,
+        };
+        match self.store.put_opts(&self.key(name)?, bytes.into(), put_options(Some(object), mode)).await {
+            Ok(put) => Ok(Pointer::Put(put.e_tag.filter(|_| self.conditions))),
+            Err(Error::Precondition { .. } | Error::NotFound { .. }) if seen.is_some() => Ok(Pointer::Changed),
+            Err(e) => Err(e.into()),
+        }
     }
 
     pub(super) async fn get(&self, name: &str, max: u64) -> Inner<Option<Bytes>> {

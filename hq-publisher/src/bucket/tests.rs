@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+use super::fake_s3::FakeS3;
 use super::*;
+use object_store::aws::AmazonS3Builder;
 use std::fs;
 
 fn config(urls: &[String]) -> ObjectsConfig {
@@ -96,4 +98,87 @@ async fn a_mirror_that_was_down_is_brought_up() {
     let after_crash = buckets(dir.path(), &["a", "b"]).await;
     assert_eq!(after_crash.repair_mirrors().await.unwrap(), Lag::default());
     assert_eq!(after_crash.mirrors[0].bucket.list("").await.unwrap().len(), 4);
+}
+
+/// A bucket on the fake, opened as a run opens it: probed.
+async fn on_fake(conditions: Conditions) -> (Bucket, Arc<FakeS3>) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (endpoint, fake) = FakeS3::start(conditions).await;
+    let bucket = open_fake(&endpoint).await;
+    (bucket, fake)
+}
+async fn open_fake(endpoint: &str) -> Bucket {
+    let mut config = config(&[]);
+    config.s3.endpoint = Some(endpoint.to_owned());
+    config.s3.region = Some("x".into());
+    let builder = AmazonS3Builder::new().with_access_key_id("a").with_secret_access_key("b");
+    let mut s3 = S3::build(builder, "s3://b/pre", &config).unwrap();
+    let found = s3.probe().await.unwrap();
+    s3.set_conditions(found);
+    Bucket { url: "s3://b/pre".into(), kind: Kind::S3(s3) }
+}
+
+#[tokio::test]
+async fn the_same_contract_whatever_a_server_does_with_conditions() {
+    for conditions in [Conditions::Honoured, Conditions::Ignored, Conditions::Refused] {
+        let (b, fake) = on_fake(conditions).await;
+        assert_eq!(b.probe().await.unwrap(), conditions);
+        assert!(b.list("").await.unwrap().is_empty(), "a probe leaves nothing");
+        fake.log.lock().unwrap().clear();
+        assert_eq!(b.put_new(&pack(1), &bytes("one")).await.unwrap(), Put::New);
+        let trips = fake.log.lock().unwrap().len();
+        assert_eq!(trips, if conditions == Conditions::Honoured { 1 } else { 2 }, "{conditions:?}");
+        assert_eq!(b.put_new(&pack(1), &bytes("one")).await.unwrap(), Put::SameThere);
+        let other = b.put_new(&pack(1), &bytes("two")).await.unwrap_err();
+        assert!(matches!(other, BucketError::OtherBytesThere { .. }), "{conditions:?}: {other}");
+        assert_eq!(fake.get("pre/packs/price@zone-east/0000000001.full.pack").as_deref(), Some(&b"one"[..]));
+
+        let manifest = ObjectName::Manifest("0421".parse().unwrap());
+        let Pointer::Put(seen) = b.put_pointer(&manifest, "m1".into(), None).await.unwrap() else { panic!() };
+        assert_eq!(seen.is_some(), conditions == Conditions::Honoured);
+        fake.set("pre/stores/0421/manifest.json", "somebody's");
+        let over = b.put_pointer(&manifest, "m2".into(), seen.as_deref()).await.unwrap();
+        assert_eq!(over == Pointer::Changed, conditions == Conditions::Honoured);
+        b.put_pointer(&manifest, "m2".into(), None).await.unwrap();
+        assert_eq!(b.get(&manifest, 2).await.unwrap().as_deref(), Some(&b"m2"[..]));
+        assert!(b.get(&manifest, 1).await.is_err());
+        assert_eq!(b.get(&pack(9), 9).await.unwrap(), None);
+        assert_eq!(b.list("packs/price@zone-east/").await.unwrap().into_iter().collect::<Vec<_>>(), [(pack(1), 3)]);
+        assert_eq!(b.list("").await.unwrap().len(), 2);
+        b.delete(&pack(1)).await.unwrap();
+        b.delete(&pack(1)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_large_pack_goes_in_parts_and_is_compared_by_hash() {
+    let (b, fake) = on_fake(Conditions::Honoured).await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("big");
+    let big: Vec<u8> = (0..(s3::SMALL * 5 / 2)).map(|n| (n % 251) as u8).collect();
+    fs::write(&path, &big).unwrap();
+    let content = Content::File { path: &path, bytes: big.len() as u64, sha256: Sha256::of(&big) };
+    assert_eq!(b.put_new(&pack(1), &content).await.unwrap(), Put::New);
+    assert_eq!(fake.get("pre/packs/price@zone-east/0000000001.full.pack").unwrap(), big);
+    assert_eq!(b.put_new(&pack(1), &content).await.unwrap(), Put::SameThere);
+    let to = dir.path().join("back");
+    assert_eq!(b.get_to_file(&pack(1), &to).await.unwrap(), Some((big.len() as u64, Sha256::of(&big))));
+    assert_eq!(fs::read(&to).unwrap(), big);
+    // A file that is not what its writer hashed is not put.
+    let wrong = Content::File { path: &path, bytes: big.len() as u64, sha256: Sha256::of(b"x") };
+    assert!(b.put_new(&pack(2), &wrong).await.unwrap_err().to_string().contains("changed while it was read"));
+    assert!(b.put_new(&pack(1), &wrong).await.is_err());
+    assert_eq!(fake.get("pre/packs/price@zone-east/0000000002.full.pack"), None);
+}
+
+#[tokio::test]
+async fn files_that_are_not_ours_are_left_alone() {
+    let (b, fake) = on_fake(Conditions::Honoured).await;
+    fake.set("pre/README", "x");
+    fake.set("other/packs/price@zone-east/0000000001.full.pack", "x");
+    fake.set("pre/stores/0421/manifest.json", "x");
+    assert_eq!(b.list("").await.unwrap().len(), 1);
+    *fake.down.lock().unwrap() = true;
+    let e = b.get(&pack(1), 9).await.unwrap_err().to_string();
+    assert!(e.contains("cannot get packs/price@zone-east/0000000001.full.pack in s3://b/pre"), "{e}");
 }

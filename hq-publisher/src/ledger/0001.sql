@@ -46,6 +46,7 @@ CREATE TABLE store (
     serial_floor BIGINT NOT NULL DEFAULT 0,
     content_serial BIGINT NOT NULL DEFAULT 0,
     put_serial BIGINT NOT NULL DEFAULT 0,
+    etag TEXT,
     epoch BIGINT NOT NULL DEFAULT 0,
     signer TEXT NOT NULL DEFAULT '',
     content TEXT,

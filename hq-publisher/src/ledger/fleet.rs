@@ -127,6 +127,13 @@ impl Ledger {
         row.as_ref().map(device).transpose()
     }
 
+    /// The devices that are not revoked. Their keys are not read: checking a hundred thousand of them
+    /// takes seconds.
+    pub async fn enrolled(&self) -> Result<Vec<DeviceId>, LedgerError> {
+        let rows = sqlx::query("SELECT id FROM device WHERE revoked_s IS NULL ORDER BY id").fetch_all(self.pool()).await?;
+        rows.iter().map(|r| r.parsed(0, "device id")).collect()
+    }
+
     /// The devices of one store.
     pub async fn devices_of(&self, store: &StoreId) -> Result<Vec<DeviceRow>, LedgerError> {
         let rows = sqlx::query("SELECT id, public_key, enrolled_s, revoked_s FROM device WHERE store = $1 ORDER BY id")
@@ -160,7 +167,14 @@ impl Ledger {
                 let last = query.fetch_one(&mut **w).await?.unsigned(0)?;
                 if last == b.seq { BeatOutcome::Known } else { BeatOutcome::Older(last) }
             });
-            w.raise_serial_by_beat(b.device.store(), b.serial).await?;
+        }
+        let mut serials: BTreeMap<&StoreId, u64> = BTreeMap::new();
+        for b in beats {
+            let greatest = serials.entry(b.device.store()).or_default();
+            *greatest = b.serial.unwrap_or(0).max(*greatest);
+        }
+        for (store, serial) in serials {
+            w.raise_serial_by_beat(store, serial).await?;
         }
         w.commit().await?;
         Ok(outcomes)
@@ -286,8 +300,7 @@ impl Write {
     }
 
     /// A device holds a manifest that this ledger does not know of: it was set back.
-    async fn raise_serial_by_beat(&mut self, store: &StoreId, serial: Option<u64>) -> Result<(), LedgerError> {
-        let Some(serial) = serial else { return Ok(()) };
+    async fn raise_serial_by_beat(&mut self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
         let query = sqlx::query("SELECT serial FROM store WHERE id = $1").bind(store.as_str());
         let Some(row) = query.fetch_optional(&mut ***self).await? else { return Ok(()) };
         let known = row.unsigned(0)?;
@@ -301,19 +314,17 @@ impl Write {
     pub(super) async fn device_keys(
         &mut self,
         which: Which<'_>,
-    ) -> Result<BTreeMap<StoreId, Vec<(DeviceId, PublicKey)>>, LedgerError> {
+    ) -> Result<BTreeMap<StoreId, Vec<(DeviceId, String)>>, LedgerError> {
         let (condition, store) = match which {
             Which::All => ("store <> $1", String::new()),
             Which::Only(id) => ("store = $1", id.as_str().to_owned()),
         };
-        let sql = format!(
-            "SELECT id, public_key, enrolled_s, revoked_s FROM device WHERE revoked_s IS NULL AND {condition} ORDER BY id"
-        );
+        let sql = format!("SELECT id, public_key FROM device WHERE revoked_s IS NULL AND {condition} ORDER BY id");
         let rows = sqlx::query(AssertSqlSafe(sql)).bind(store).fetch_all(&mut ***self).await?;
         let mut keys: BTreeMap<StoreId, Vec<_>> = BTreeMap::new();
         for row in &rows {
-            let d = device(row)?;
-            keys.entry(d.id.store().clone()).or_default().push((d.id, d.key));
+            let id: DeviceId = row.parsed(0, "device id")?;
+            keys.entry(id.store().clone()).or_default().push((id, row.text(1)?));
         }
         Ok(keys)
     }

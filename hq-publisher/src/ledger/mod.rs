@@ -17,7 +17,7 @@ pub use fleet::{BeatOutcome, BeatRow, DeviceRow, ReceiptRow};
 pub use lease::{Acquired, Token};
 pub use outbox::{Episode, Mail};
 pub use publications::{Head, Publication, PublishedPack, Reserve, Staged, State, listed};
-pub use stores::{Made, Maker, NewManifest, SignStore, StoreRow, StoreSeen, TrustRow, Which};
+pub use stores::{Made, Maker, NewManifest, SignStore, StoreRow, StoreSeen, ToPut, TrustRow, WasPut, Which};
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,6 @@ use proto::digest::Sha256;
 use proto::ids::{DeviceId, Instance, StoreId};
 
 pub use crate::source::StoreRow as StoreSeen;
-use proto::keys::PublicKey;
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,8 +45,9 @@ pub struct SignStore<'a> {
     pub row: &'a StoreRow,
     /// The heads of all instances, those just staged included.
     pub heads: &'a BTreeMap<Instance, Head>,
-    /// Its devices with their keys, revoked ones left out.
-    pub devices: &'a [(DeviceId, PublicKey)],
+    /// Its devices with their public keys as text (ten thousand stores' are parsed only where a
+    /// manifest is made), revoked ones left out.
+    pub devices: &'a [(DeviceId, String)],
     /// Its last manifest's envelope, once [`Made::NeedsPrevious`] was said.
     pub previous: Option<&'a str>,
 }
@@ -92,6 +92,39 @@ pub struct NewManifest {
     pub signed_at: Timestamp,
     /// When it expires.
     pub expires_at: Timestamp,
+}
+
+/// A manifest to put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToPut {
+    /// Whose.
+    pub store: StoreId,
+    /// Its serial.
+    pub serial: u64,
+    /// The signed envelope.
+    pub envelope: String,
+    /// The ETag that the bucket gave to the one put before.
+    pub etag: Option<String>,
+}
+
+/// A manifest that was put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WasPut {
+    /// Whose.
+    pub store: StoreId,
+    /// Its serial.
+    pub serial: u64,
+    /// The ETag that the bucket gave to it.
+    pub etag: Option<String>,
+}
+
+fn to_put(row: &AnyRow) -> Result<ToPut, LedgerError> {
+    Ok(ToPut {
+        store: row.parsed(0, "store id")?,
+        serial: row.unsigned(1)?,
+        envelope: row.text(2)?,
+        etag: row.text_or_null(3)?,
+    })
 }
 
 /// A trust file as stored.
@@ -255,48 +288,46 @@ impl Ledger {
         Ok(done)
     }
 
-    /// Manifests that are signed and not yet put, after a store's id: store, serial, envelope.
-    pub async fn manifests_to_put(
-        &self,
-        after: Option<&StoreId>,
-        limit: usize,
-    ) -> Result<Vec<(StoreId, u64, String)>, LedgerError> {
+    /// Manifests that are signed and not yet put, after a store's id.
+    pub async fn manifests_to_put(&self, after: Option<&StoreId>, limit: usize) -> Result<Vec<ToPut>, LedgerError> {
         let rows = sqlx::query(
-            "SELECT id, serial, envelope FROM store WHERE put_serial < serial AND id > $1 ORDER BY id LIMIT $2",
+            "SELECT id, serial, envelope, etag FROM store WHERE put_serial < serial AND id > $1 ORDER BY id LIMIT $2",
         )
         .bind(after.map_or("", |s| s.as_str()).to_owned())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(self.pool())
         .await?;
-        rows.iter().map(|r| Ok((r.parsed(0, "store id")?, r.unsigned(1)?, r.text(2)?))).collect()
+        rows.iter().map(to_put).collect()
     }
 
-    /// A store's last manifest: serial and envelope.
-    pub async fn manifest(&self, store: &StoreId) -> Result<Option<(u64, String)>, LedgerError> {
-        let row = sqlx::query("SELECT serial, envelope FROM store WHERE id = $1 AND envelope IS NOT NULL")
+    /// A store's last manifest.
+    pub async fn manifest(&self, store: &StoreId) -> Result<Option<ToPut>, LedgerError> {
+        let row = sqlx::query("SELECT id, serial, envelope, etag FROM store WHERE id = $1 AND envelope IS NOT NULL")
             .bind(store.as_str())
             .fetch_optional(self.pool())
             .await?;
-        row.map(|r| Ok((r.unsigned(0)?, r.text(1)?))).transpose()
+        row.as_ref().map(to_put).transpose()
     }
 
     /// Manifests that were put; wakes who waits for them. Gives those that were signed again
     /// meanwhile: what was put may lie over a newer one, so put them once more.
-    pub async fn manifests_put(&self, put: &[(StoreId, u64)]) -> Result<Vec<StoreId>, LedgerError> {
+    pub async fn manifests_put(&self, put: &[WasPut]) -> Result<Vec<StoreId>, LedgerError> {
         let mut w = self.write().await?;
         let mut again = Vec::new();
-        for (store, serial) in put {
-            let done = sqlx::query("UPDATE store SET put_serial = $1 WHERE id = $2 AND serial = $1")
-                .bind(signed(*serial))
-                .bind(store.as_str())
+        for p in put {
+            let done = sqlx::query("UPDATE store SET put_serial = $1, etag = $2 WHERE id = $3 AND serial = $1")
+                .bind(signed(p.serial))
+                .bind(p.etag.clone())
+                .bind(p.store.as_str())
                 .execute(&mut **w)
                 .await?;
             if done.rows_affected() == 0 {
-                sqlx::query("UPDATE store SET put_serial = 0 WHERE id = $1")
-                    .bind(store.as_str())
+                sqlx::query("UPDATE store SET put_serial = 0, etag = $1 WHERE id = $2")
+                    .bind(p.etag.clone())
+                    .bind(p.store.as_str())
                     .execute(&mut **w)
                     .await?;
-                again.push(store.clone());
+                again.push(p.store.clone());
             }
         }
         sqlx::query("UPDATE change SET n = n + 1").execute(&mut **w).await?;
@@ -305,6 +336,15 @@ impl Ledger {
         }
         w.commit().await?;
         Ok(again)
+    }
+
+    /// The bucket holds a manifest of this store that this ledger did not sign: the next one is above
+    /// its serial, and is made whatever it says.
+    pub async fn overtaken(&self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        w.raise_serial(store, serial).await?;
+        sqlx::query("UPDATE store SET content = NULL, etag = NULL WHERE id = $1").bind(store.as_str()).execute(&mut **w).await?;
+        w.commit().await
     }
 
     /// For waking: each store's serial of its last changed manifest; 0 while that is not in the bucket.

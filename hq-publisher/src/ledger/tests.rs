@@ -143,8 +143,8 @@ async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
         // A crash after it: known as unfinished, its manifests are to be put.
         assert_eq!(l.publications(State::Signed).await.unwrap().len(), 1);
         let to_put = l.manifests_to_put(None, 1).await.unwrap();
-        assert_eq!((to_put[0].0.as_str(), to_put[0].1), ("1", 1));
-        assert_eq!(l.manifests_to_put(Some(&to_put[0].0), 9).await.unwrap().len(), 1);
+        assert_eq!((to_put[0].store.as_str(), to_put[0].serial), ("1", 1));
+        assert_eq!(l.manifests_to_put(Some(&to_put[0].store), 9).await.unwrap().len(), 1);
         l.done(token, &price(), v(2)).await.unwrap();
         assert!(l.publications(State::Signed).await.unwrap().is_empty());
         assert!(matches!(l.abandon(token, &price(), v(2)).await, Err(LedgerError::NotInState { .. })));
@@ -176,10 +176,11 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         l.see_stores(&[store("1")], t(0)).await.unwrap();
         assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 0)]);
         let before = l.change().await.unwrap();
+        let put = |serial| WasPut { store: id.clone(), serial, etag: Some(format!("e{serial}")) };
         l.sign(None, &[], Which::Only(&id), 9, t(1), &mut maker).await.unwrap();
         assert_eq!(l.change().await.unwrap(), before, "signed, not put: nothing to fetch yet");
         assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 0)]);
-        assert!(l.manifests_put(&[(id.clone(), 1)]).await.unwrap().is_empty());
+        assert!(l.manifests_put(&[put(1)]).await.unwrap().is_empty());
         assert!(l.change().await.unwrap() > before);
         assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 1)]);
         // Signed anew, same content: put, but nobody is woken.
@@ -193,13 +194,17 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         let row = l.store(&id).await.unwrap().unwrap();
         assert_eq!((row.serial, row.content_serial, row.put_serial), (2, 1, 1));
         // A slow put of serial 1 that lands now lies over whatever is there: it must be put again.
-        assert_eq!(l.manifests_put(&[(id.clone(), 1)]).await.unwrap(), std::slice::from_ref(&id));
-        assert_eq!(l.manifests_to_put(None, 9).await.unwrap()[0].1, 2);
-        l.manifests_put(&[(id.clone(), 2)]).await.unwrap();
+        assert_eq!(l.manifests_put(&[put(1)]).await.unwrap(), std::slice::from_ref(&id));
+        assert_eq!(l.manifests_to_put(None, 9).await.unwrap()[0].serial, 2);
+        l.manifests_put(&[put(2)]).await.unwrap();
         assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 1)]);
+        assert_eq!(l.manifest(&id).await.unwrap().unwrap().etag.as_deref(), Some("e2"));
         // A serial seen elsewhere is passed.
         l.raise_serial(&id, 40).await.unwrap();
         assert_eq!(l.store(&id).await.unwrap().unwrap().next_serial, 41);
+        l.overtaken(&id, 50).await.unwrap();
+        let row = l.store(&id).await.unwrap().unwrap();
+        assert_eq!((row.next_serial, row.content), (51, None));
     })
     .await;
 }

@@ -292,7 +292,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn scrape(app: &App) -> Result<Vec<u8>, ServeError> {
-    let devices = app.intake.views(&app.ledger.devices().await?);
+    let devices = app.intake.views(&app.ledger.enrolled().await?);
     let scrape = Scrape {
         stores: &app.ledger.stores().await?,
         devices: &devices,

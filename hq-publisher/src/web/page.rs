@@ -57,7 +57,7 @@ pub async fn style() -> Response {
 
 async fn view(app: &App, filter: String) -> Result<View<'_>, LedgerError> {
     let mut devices: BTreeMap<StoreId, Vec<DeviceView>> = BTreeMap::new();
-    for d in app.intake.views(&app.ledger.devices().await?) {
+    for d in app.intake.views(&app.ledger.enrolled().await?) {
         devices.entry(d.id.store().clone()).or_default().push(d);
     }
     Ok(View {

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use super::*;
-use crate::ledger::{Made, NewManifest, SignStore, StoreSeen, Which};
+use crate::ledger::{Made, NewManifest, SignStore, StoreSeen, WasPut, Which};
 use crate::testclock::TestClock;
 use axum::body::Body;
 use axum::http::Request;
@@ -76,7 +76,7 @@ impl World {
         };
         self.app.ledger.sign(None, &[], Which::Only(&id), 9, self.clock.now(), &mut make).await.unwrap();
         let serial = self.app.ledger.store(&id).await.unwrap().unwrap().serial;
-        self.app.ledger.manifests_put(&[(id, serial)]).await.unwrap();
+        self.app.ledger.manifests_put(&[WasPut { store: id, serial, etag: None }]).await.unwrap();
         serial
     }
     async fn subjects(&self) -> Vec<String> {

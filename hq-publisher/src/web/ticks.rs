@@ -28,7 +28,8 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
     if ledger.kind() == Kind::Postgres {
         app.intake.read_ledger().await?;
     }
-    let views = app.intake.views(&ledger.devices().await?);
+    let mut views = app.intake.views(&ledger.enrolled().await?);
+    app.intake.judge_passed(&mut views);
     let published = app.intake.published(&views).await?;
     let expiring = ledger.expiring(after(now, app.config.alerts.manifest_expires.0)).await?;
     let assessment = fleet::assess(&Fleet {
