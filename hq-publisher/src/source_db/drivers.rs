@@ -8,7 +8,7 @@ use sqlx::mysql::MySqlRow;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgRow, PgTypeKind, PgValueFormat};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Decode, MySql, Row, Sqlite, TypeInfo, ValueRef};
+use sqlx::{Decode, MySql, Row, Sqlite, Type, TypeInfo, ValueRef};
 use std::borrow::Cow;
 
 /// The values of a row by their place in the query.
@@ -177,7 +177,10 @@ impl Fields for MySqlRow {
             "CHAR" | "VARCHAR" | "TINYTEXT" | "TEXT" | "MEDIUMTEXT" | "LONGTEXT" | "ENUM" | "SET" | "JSON" => {
                 Raw::text(b)
             }
-            "BINARY" | "VARBINARY" | "TINYBLOB" | "BLOB" | "MEDIUMBLOB" | "LONGBLOB" => Ok(Raw::Bytes(b)),
+            // Text of a `_bin` collation has these names too (MariaDB's JSON for one).
+            "BINARY" | "VARBINARY" | "TINYBLOB" | "BLOB" | "MEDIUMBLOB" | "LONGBLOB" => {
+                if <str as Type<MySql>>::compatible(&ty) { Raw::text(b) } else { Ok(Raw::Bytes(b)) }
+            }
             "DATE" => Ok(Raw::Text(my_date(b)?.to_string().into())),
             "DATETIME" | "TIMESTAMP" => my_datetime(b),
             "TIME" => my_time(b),

@@ -127,7 +127,7 @@ impl Database {
             }
             SourceKind::Postgres(url) => {
                 let mut conn = in_time(limit, PgConnectOptions::from_str(&url).map_err(bad)?.connect()).await?;
-                let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1";
+                let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1; SAVEPOINT tillcast";
                 in_time(limit, conn.execute(sqlx::raw_sql(begin))).await?;
                 Link::Postgres(conn)
             }
@@ -209,8 +209,30 @@ impl Database {
         Ok(())
     }
 
+    /// A failed query ends PostgreSQL's transaction; back to its beginning, in the same snapshot, so
+    /// that other streams go on.
+    async fn mend<T>(&mut self, result: Result<T, SourceError>) -> Result<T, SourceError> {
+        if let (Err(_), Link::Postgres(conn)) = (&result, &mut self.link)
+            && let Err(e) = conn.execute(sqlx::raw_sql("ROLLBACK TO SAVEPOINT tillcast")).await
+        {
+            tracing::warn!(error = %e, "the snapshot is lost");
+        }
+        result
+    }
+
     /// Reads a table's rows into the sink, by column name, converted to the contract's types.
     pub async fn read(
+        &mut self,
+        table: &Table,
+        query: &Query,
+        names: Names<'_>,
+        sink: &mut dyn RowSink,
+    ) -> Result<(), SourceError> {
+        let result = self.read_rows(table, query, names, sink).await;
+        self.mend(result).await
+    }
+
+    async fn read_rows(
         &mut self,
         table: &Table,
         query: &Query,
@@ -232,7 +254,8 @@ impl Database {
     /// Checks that a query runs and has the contract's columns, without reading rows.
     pub async fn probe(&mut self, table: &Table, query: &Query) -> Result<(), SourceError> {
         let what = format!("table {}", table.name);
-        let found = self.columns(&what, query).await?;
+        let found = self.columns(&what, query).await;
+        let found = self.mend(found).await?;
         let wanted: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
         match_columns(&found, &wanted, &[]).map(|_| ()).map_err(|text| SourceError::Columns { what, text })
     }

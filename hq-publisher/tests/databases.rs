@@ -1,0 +1,171 @@
+//! Reading PostgreSQL and MariaDB: every type, exactly or refused; one snapshot; one broken query
+//! does not spoil the next.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use hq_publisher::config::{AudienceKind, SourceConfig};
+use hq_publisher::source::{RowFault, RowSink, SinkError};
+use hq_publisher::source_db::query::Dialect;
+use hq_publisher::source_db::{Database, Names, parse_query};
+use proto::config::{HumanDuration, Secret};
+use proto::ids::Zone;
+use proto::limits::Limits;
+use proto::schema::{Contract, Table};
+use proto::value::Value;
+use std::time::Duration;
+use tillcast_tests::{MariaDb, Postgres};
+
+#[derive(Default)]
+struct Taken(Vec<String>);
+impl RowSink for Taken {
+    fn row(&mut self, row: &[Value<'_>], _: Option<u64>) -> Result<(), SinkError> {
+        let values: Vec<String> = row.iter().map(Value::for_people).collect();
+        self.0.push(values.join(" | "));
+        Ok(())
+    }
+    fn fault(&mut self, fault: RowFault) -> Result<(), SinkError> {
+        self.0.push(fault.to_string());
+        Ok(())
+    }
+}
+
+async fn open(url: &str) -> Database {
+    let s = |n| HumanDuration(Duration::from_secs(n));
+    let config = SourceConfig { url: Secret::new(url), connect_timeout: s(10), row_timeout: s(60), rest: s(2) };
+    Database::open(&config).await.unwrap()
+}
+
+fn table(columns: &[(&str, &str)]) -> Table {
+    let columns: Vec<String> = columns.iter().map(|(n, t)| format!("{n} {t}")).collect();
+    let ddl = format!("CREATE TABLE t (id INTEGER PRIMARY KEY, {}) STRICT;", columns.join(", "));
+    Contract::parse(&ddl, &Limits::default()).unwrap().tables.remove(0)
+}
+
+async fn read(db: &mut Database, dialect: Dialect, table: &Table, sql: &str) -> Result<Vec<String>, String> {
+    let query = parse_query(sql, dialect, AudienceKind::Zone).unwrap();
+    let zone: Zone = "east".parse().unwrap();
+    let mut taken = Taken::default();
+    let names = Names { store: None, zone: Some(&zone) };
+    db.read(table, &query, names, &mut taken).await.map_err(|e| e.to_string())?;
+    Ok(taken.0)
+}
+
+/// A value of each type with what it becomes, one by one: `(SQL expression, type, want)`.
+async fn each(db: &mut Database, dialect: Dialect, cases: &[(&str, &str, &str)]) {
+    for (sql, ty, want) in cases {
+        let got = read(db, dialect, &table(&[("v", ty)]), &format!("SELECT 1 AS id, {sql} AS v")).await.unwrap();
+        assert!(got[0].contains(want), "{sql} into {ty}: {} where {want} was wanted", got[0]);
+    }
+}
+
+#[tokio::test]
+async fn postgres_values_come_exactly_or_not_at_all() {
+    let server = Postgres::start();
+    server.sql("src", "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN cents AS bigint");
+    let mut db = open(&server.url("src")).await;
+    each(&mut db, Dialect::Postgres, &[
+        ("true", "INTEGER", "1 | 1"),
+        ("'-7'::int2", "INTEGER", "1 | -7"),
+        ("2147483647", "INTEGER", "1 | 2147483647"),
+        ("'-9223372036854775808'::int8", "INTEGER", "1 | -9223372036854775808"),
+        ("5::cents", "INTEGER", "1 | 5"),
+        ("12.3400::numeric", "TEXT", "1 | \"12.3400\""),
+        ("-0.00012::numeric", "TEXT", "1 | \"-0.00012\""),
+        ("123456789012345678901234567890.5", "TEXT", "\"123456789012345678901234567890.5\""),
+        ("1e20::numeric", "TEXT", "\"100000000000000000000\""),
+        ("12.00::numeric(9,2)", "INTEGER", "1 | 12"),
+        ("12.34::numeric", "INTEGER", "scale it"),
+        ("'NaN'::numeric", "TEXT", "NaN"),
+        ("1e30::numeric", "INTEGER", "beyond a 64-bit"),
+        ("0.1::float8", "REAL", "1 | 0.1"),
+        ("0.5::float4", "REAL", "1 | 0.5"),
+        ("'NaN'::float8", "REAL", "NaN"),
+        ("'infinity'::float8", "REAL", "inf"),
+        ("'é\"x'::varchar(9)", "TEXT", "1 | \"é\\\"x\""),
+        ("'ab'::char(4)", "TEXT", "1 | \"ab  \""),
+        ("'ok'::mood", "TEXT", "1 | \"ok\""),
+        ("'\\x00ff'::bytea", "BLOB", "1 | blob of 2 bytes"),
+        ("'6ba7b810-9dad-11d1-80b4-00c04fd430c8'::uuid", "TEXT", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
+        ("'{\"a\": 1}'::json", "TEXT", "{\\\"a\\\": 1}"),
+        ("'{\"a\":1}'::jsonb", "TEXT", "{\\\"a\\\": 1}"),
+        ("'2026-02-28'::date", "TEXT", "1 | \"2026-02-28\""),
+        ("'23:59:01.5'::time", "TEXT", "1 | \"23:59:01.5\""),
+        ("'2026-02-28 12:00:00'::timestamp", "TEXT", "1 | \"2026-02-28T12:00:00Z\""),
+        ("'2026-02-28 12:00:00.25+02'::timestamptz", "TEXT", "1 | \"2026-02-28T10:00:00.25Z\""),
+        ("'infinity'::timestamptz", "TEXT", "infinite"),
+        ("NULL::text", "TEXT", "1 | NULL"),
+        ("'1 day'::interval", "TEXT", "INTERVAL, which is not supported: cast it to text"),
+        ("'12'", "INTEGER", "the text \"12\""),
+        (":zone::varchar", "TEXT", "1 | \"east\""),
+        ("1 || ':zone' || $$:zone$$", "TEXT", "1 | \"1:zone:zone\""),
+    ]).await;
+    db.close().await;
+}
+
+#[tokio::test]
+async fn mariadb_values_come_exactly_or_not_at_all() {
+    let server = MariaDb::start();
+    server.sql("src", "CREATE TABLE v (id INT, a TINYINT(1), b BIGINT UNSIGNED, c DECIMAL(20,4), d DATETIME(3), e DATE, f TIME, g BIT(9), h YEAR, i ENUM('x','y'), j VARBINARY(9), k FLOAT, l TIMESTAMP NULL, m JSON, n MEDIUMINT, z VARCHAR(9));
+        SET sql_mode = ''; INSERT INTO v VALUES (1, 1, 18446744073709551615, 12.3400, '2026-02-28 12:00:00.250', '0000-00-00', '-26:03:04', b'100000001', 2026, 'y', x'00ff', 0.5, '2026-02-28 12:00:00', '{\"a\": 1}', -8388608, 'east')");
+    let mut db = open(&server.url("src")).await;
+    let mut cases = Vec::new();
+    for (column, ty, want) in [
+        ("a", "INTEGER", "1 | 1"),
+        ("b", "INTEGER", "is 18446744073709551615, beyond"),
+        ("b", "TEXT", "\"18446744073709551615\""),
+        ("c", "TEXT", "1 | \"12.3400\""),
+        ("c", "INTEGER", "scale it"),
+        ("c * 10000", "INTEGER", "1 | 123400"),
+        ("d", "TEXT", "1 | \"2026-02-28T12:00:00.25Z\""),
+        ("e", "TEXT", "0000-00-00"),
+        ("NULLIF(e, '0000-00-00')", "TEXT", "1 | NULL"),
+        ("f", "TEXT", "1 | \"-26:03:04\""),
+        ("g", "INTEGER", "1 | 257"),
+        ("h", "INTEGER", "1 | 2026"),
+        ("i", "TEXT", "1 | \"y\""),
+        ("j", "BLOB", "1 | blob of 2 bytes"),
+        ("k", "REAL", "1 | 0.5"),
+        ("m", "TEXT", "{\\\"a\\\": 1}"),
+        ("z COLLATE utf8mb4_bin", "TEXT", "1 | \"east\""),
+        ("n", "INTEGER", "1 | -8388608"),
+        ("'é :zone'", "TEXT", "1 | \"é :zone\""),
+        ("CAST('é' AS CHAR)", "TEXT", "1 | \"é\""),
+    ] {
+        cases.push((format!("{column} AS v FROM v WHERE z = :zone # :zone\n AND id = 1 OR z = :zone -- x"), ty, want));
+    }
+    for (sql, ty, want) in cases {
+        let got = read(&mut db, Dialect::MySql, &table(&[("v", ty)]), &format!("SELECT 1 AS id, {sql}")).await.unwrap();
+        assert!(got[0].contains(want), "{sql} into {ty}: {} where {want} was wanted", got[0]);
+    }
+    db.close().await;
+}
+
+#[tokio::test]
+async fn a_run_reads_one_snapshot_and_survives_a_broken_query() {
+    let (postgres, maria) = (Postgres::start(), MariaDb::start());
+    let tables = "CREATE TABLE a (id INT PRIMARY KEY, v VARCHAR(20)); INSERT INTO a VALUES (1, 'old')";
+    postgres.sql("src", tables);
+    maria.sql("src", tables);
+    for (url, dialect) in [(postgres.url("src"), Dialect::Postgres), (maria.url("src"), Dialect::MySql)] {
+        let mut db = open(&url).await;
+        let change = "UPDATE a SET v = 'new'; INSERT INTO a VALUES (2, 'more')";
+        match dialect {
+            Dialect::Postgres => postgres.sql("src", change),
+            _ => maria.sql("src", change),
+        };
+        let t = table(&[("v", "TEXT")]);
+        let e = read(&mut db, dialect, &t, "SELECT id, v FROM missing").await.unwrap_err();
+        assert!(e.contains("table t: the query failed") && e.contains("missing"), "{e}");
+        let e = read(&mut db, dialect, &t, "SELECT id, v AS w FROM a WHERE 1 = 0").await.unwrap_err();
+        assert!(e.contains("column `w` is not in the contract; column v is missing"), "{e}");
+        assert!(read(&mut db, dialect, &t, "SELECT id, v FROM a WHERE 1 / (id - id) = 1 OR id = 'x'").await.is_err() || dialect == Dialect::MySql);
+        assert_eq!(read(&mut db, dialect, &t, "SELECT v, id FROM a").await.unwrap(), ["1 | \"old\""]);
+        db.close().await;
+        let mut db = open(&url).await;
+        assert_eq!(read(&mut db, dialect, &t, "SELECT id, v FROM a ORDER BY id").await.unwrap(), ["1 | \"new\"", "2 | \"more\""]);
+        assert!(read(&mut db, dialect, &t, "UPDATE a SET v = 'x' RETURNING id, v").await.is_err(), "read only");
+        let stores = parse_query("SELECT id, 'east' AS zone FROM a", dialect, AudienceKind::All).unwrap();
+        let ids: Vec<String> = db.stores(&stores).await.unwrap().into_iter().map(|s| s.id.to_string()).collect();
+        assert_eq!(ids, ["1", "2"]);
+        db.close().await;
+    }
+}
