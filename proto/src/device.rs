@@ -11,6 +11,7 @@ use crate::keys::SecretKey;
 use crate::limits::Limits;
 use crate::manifest::Manifest;
 use crate::replica::sqlite::{self, SqliteError};
+use crate::shelf::{self, ShelfError};
 use crate::trust::{Accepted, EnrolCode, Refusal, Seen, TrustState, Verified};
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Serialize, de::DeserializeOwned};
@@ -41,6 +42,9 @@ pub enum DeviceError {
     /// SQLite.
     #[error("{0}")]
     Sqlite(#[from] SqliteError),
+    /// The file could not be made.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
     /// A fact that is not what was written.
     #[error("device.db: {0} is damaged: {1}")]
     Damaged(&'static str, String),
@@ -71,7 +75,12 @@ impl Device {
     /// trust are kept when the pinned roots are the same.
     pub fn enrol(dir: &Path, code: &EnrolCode) -> Result<(), DeviceError> {
         let key = code.key()?;
-        let mut db = sqlite::open_private(&dir.join(FILE))?;
+        let file = dir.join(FILE);
+        if !file.exists() {
+            // It will hold the key: readable by its owner alone, as SQLite makes the files beside it.
+            shelf::write_private(&file, b"")?;
+        }
+        let mut db = sqlite::open_private(&file)?;
         db.execute_batch(SCHEMA)?;
         if let Some(found) = get::<DeviceId>(&db, "id")?
             && found != code.id

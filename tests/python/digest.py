@@ -4,7 +4,7 @@
 digest.py [--key COLUMN,…] COLUMN:TYPE,… FILE.csv [DELTA.csv…]
 
 COLUMN:TYPE,… are the source's columns in the contract's order. TYPE: text, integer, real, blob (hex), or cents
-(a decimal, times 100). A ? behind it: an empty field is NULL. With --key a row replaces an earlier one of the same
+(a decimal, times 100, rounded). A ? behind it: an empty field is NULL. With --key a row replaces an earlier one of the same
 key, and DELTA files with a column `op` (I, U: the whole row; D: the key) are applied in order."""
 import argparse
 import csv
@@ -29,7 +29,7 @@ def canonical(text, kind):
     if kind == "integer":
         return b"I" + struct.pack(">q", int(text))
     if kind == "cents":
-        return b"I" + struct.pack(">q", int(decimal.Decimal(text) * 100))
+        return b"I" + struct.pack(">q", round(decimal.Decimal(text) * 100))
     if kind == "real":
         return b"R" + struct.pack(">d", float(text) + 0.0)
     data = bytes.fromhex(text) if kind == "blob" else text.encode()

@@ -18,6 +18,7 @@ pub mod forge;
 pub mod http;
 pub mod process;
 pub mod proxy;
+pub mod real_data;
 pub mod servers;
 pub mod site;
 
