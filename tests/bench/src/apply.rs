@@ -2,7 +2,7 @@
 
 use crate::Options;
 use crate::data::{COLUMNS, Catalog, Change, DDL, INDEX, INSERT, Pack, Packer, instance, now, update};
-use crate::measure::{Line, Target, Took, time};
+use crate::measure::{Line, Results, Target, Took, time};
 use flate2::bufread::GzDecoder;
 use proto::limits::Limits;
 use proto::replica::sqlite::{Checkpoint, open_private};
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// A full: gunzip to commit, into an empty file.
-pub fn full(options: &Options) -> Vec<Line> {
+pub fn full(options: &Options, results: &mut Results) {
     let dir = tillcast_tests::temp_dir("bench");
     let catalog = Catalog::new(options.rows);
     let pack = Packer::new(dir.path()).full(&catalog);
@@ -32,14 +32,12 @@ pub fn full(options: &Options) -> Vec<Line> {
         }
     }
     let rows = options.rows;
-    vec![
-        Line::ratio(&format!("full of {rows} rows, `sqlite3` reads SQL"), Target::AtMost(0.25), &ours, &cli),
-        Line::ratio(&format!("full of {rows} rows, bare rusqlite loop"), Target::AtMost(1.3), &ours, &bare),
-    ]
+    results.line(Line::ratio(&format!("full of {rows} rows, `sqlite3` reads SQL"), Target::AtMost(0.25), &ours, &cli));
+    results.line(Line::ratio(&format!("full of {rows} rows, bare rusqlite loop"), Target::AtMost(1.3), &ours, &bare));
 }
 
 /// A delta of 1%, durable; the checkpoint is not counted on either side.
-pub fn delta(options: &Options) -> Vec<Line> {
+pub fn delta(options: &Options, results: &mut Results) {
     let dir = tillcast_tests::temp_dir("bench");
     let mut catalog = Catalog::new(options.rows);
     let mut packer = Packer::new(dir.path());
@@ -47,6 +45,7 @@ pub fn delta(options: &Options) -> Vec<Line> {
     let (ours_path, bare_path) = (dir.path().join("ours.db"), dir.path().join("bare.db"));
     let mut replica = Replica::open(&ours_path, &Limits::default()).unwrap();
     apply(&mut replica, &full);
+    replica.checkpoint(Checkpoint::Truncate).unwrap();
     let bare_db = open_private(&bare_path).unwrap();
     bare_db.execute_batch(DDL).unwrap();
     catalog.fill(&bare_db);
@@ -64,7 +63,7 @@ pub fn delta(options: &Options) -> Vec<Line> {
         proto::replica::sqlite::checkpoint(&bare_db, Checkpoint::Truncate).unwrap();
     }
     let what = format!("delta of {} changed rows, bare rusqlite loop over rows in memory", options.rows / 100);
-    vec![Line::ratio(&what, Target::AtMost(1.6), &ours, &bare)]
+    results.line(Line::ratio(&what, Target::AtMost(1.6), &ours, &bare));
 }
 
 /// Changes the catalog and packs that.
@@ -89,20 +88,8 @@ fn apply_full(pack: &Pack, path: &Path) -> Took {
 }
 
 /// A row as a program that knows the table would read it.
-type Row<'a> = (
-    Text<'a>,
-    Text<'a>,
-    Text<'a>,
-    Option<Text<'a>>,
-    i64,
-    i64,
-    Text<'a>,
-    Option<f64>,
-    i64,
-    i64,
-    i64,
-    Text<'a>,
-);
+type Row<'a> =
+    (Text<'a>, Text<'a>, Text<'a>, Option<Text<'a>>, i64, i64, Text<'a>, Option<f64>, i64, i64, i64, Text<'a>);
 
 /// Borrowed where it has no escapes.
 #[derive(serde::Deserialize)]
@@ -118,15 +105,19 @@ impl rusqlite::ToSql for Text<'_> {
 fn bare_full(pack: &Pack, path: &Path) -> Took {
     let db = open_private(path).unwrap();
     let load = || {
-        let mut lines = BufReader::with_capacity(64 << 10, GzDecoder::new(BufReader::with_capacity(64 << 10, File::open(&pack.path).unwrap())));
+        let mut lines = BufReader::with_capacity(
+            64 << 10,
+            GzDecoder::new(BufReader::with_capacity(64 << 10, File::open(&pack.path).unwrap())),
+        );
         db.execute_batch(&format!("BEGIN IMMEDIATE; {DDL}")).unwrap();
         let mut insert = db.prepare(INSERT).unwrap();
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line).unwrap() > 0 {
             if line[0] == b'[' {
                 let r: Row<'_> = serde_json::from_slice(&line).unwrap();
-                let values: [&dyn rusqlite::ToSql; 12] = [&r.0, &r.1, &r.2, &r.3, &r.4, &r.5, &r.6, &r.7, &r.8, &r.9, &r.10, &r.11];
-                insert.execute(&values).unwrap();
+                let values: [&dyn rusqlite::ToSql; 12] =
+                    [&r.0, &r.1, &r.2, &r.3, &r.4, &r.5, &r.6, &r.7, &r.8, &r.9, &r.10, &r.11];
+                insert.execute(values).unwrap();
             }
             line.clear();
         }
@@ -161,7 +152,8 @@ fn read_script(script: &Path, path: &Path) -> Took {
     let (status, took) = time(|| sqlite3.status().unwrap());
     assert!(status.success(), "sqlite3 reads the script: {status}");
     let db = rusqlite::Connection::open(path).unwrap();
-    let last: String = db.query_row(&format!("SELECT {COLUMNS} FROM item ORDER BY sku DESC LIMIT 1"), [], |r| r.get(0)).unwrap();
+    let last: String =
+        db.query_row(&format!("SELECT {COLUMNS} FROM item ORDER BY sku DESC LIMIT 1"), [], |r| r.get(0)).unwrap();
     assert!(!last.is_empty());
     took
 }

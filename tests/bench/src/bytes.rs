@@ -3,14 +3,14 @@
 use crate::Options;
 use crate::apply::next_delta;
 use crate::data::{Catalog, DDL, INDEX, Packer, update};
-use crate::measure::{Line, Spread, Target};
+use crate::measure::{Line, Results, Spread, Target};
 use rusqlite::Connection;
 use std::path::Path;
 use std::process::Command;
 use tillcast_tests::process::succeed;
 
 /// The pack, `rsync -z`, `xdelta3 -9`.
-pub fn bytes(options: &Options) -> Vec<Line> {
+pub fn bytes(options: &Options, results: &mut Results) {
     let dir = tillcast_tests::temp_dir("bench");
     let mut catalog = Catalog::new(options.rows);
     let mut packer = Packer::new(dir.path());
@@ -36,7 +36,8 @@ pub fn bytes(options: &Options) -> Vec<Line> {
         unit: "×",
         behind: format!("{pack} bytes against {peer} bytes"),
     };
-    vec![line("`rsync -z`", 0.01, rsync), line("`xdelta3 -9`", 1.0, xdelta)]
+    results.line(line("`rsync -z`", 0.01, rsync));
+    results.line(line("`xdelta3 -9`", 1.0, xdelta));
 }
 
 /// The bytes that rsync's sender sends to bring an old copy up to date.
@@ -44,7 +45,8 @@ fn rsync(old: &Path, new: &Path) -> f64 {
     let there = old.with_file_name("there.db");
     std::fs::copy(old, &there).unwrap();
     let mut rsync = Command::new("rsync");
-    let text = succeed(rsync.args(["-z", "--no-whole-file", "--ignore-times", "--inplace", "--stats"]).args([new, &there]));
+    let text =
+        succeed(rsync.args(["-z", "--no-whole-file", "--ignore-times", "--inplace", "--stats"]).args([new, &there]));
     assert!(std::fs::read(&there).unwrap() == std::fs::read(new).unwrap(), "rsync carries the file over");
     let sent = text.lines().find_map(|l| l.strip_prefix("Total bytes sent: ")).unwrap_or_else(|| panic!("{text}"));
     sent.replace(',', "").trim().parse().unwrap()

@@ -75,13 +75,44 @@ pub struct Catalog {
 }
 
 const WORDS: [&str; 24] = [
-    "Bio", "Classic", "Joghurt", "Vollmilch", "Schokolade", "Käse", "Brot", "Äpfel", "Mineralwasser", "Orangensaft",
-    "Spaghetti", "Reis", "Kaffee", "Tee", "Waschmittel", "Shampoo", "Zahnpasta", "Butter", "Sahne", "Tomaten",
-    "Crème", "Linsen", "Honig", "Müsli",
+    "Bio",
+    "Classic",
+    "Joghurt",
+    "Vollmilch",
+    "Schokolade",
+    "Käse",
+    "Brot",
+    "Äpfel",
+    "Mineralwasser",
+    "Orangensaft",
+    "Spaghetti",
+    "Reis",
+    "Kaffee",
+    "Tee",
+    "Waschmittel",
+    "Shampoo",
+    "Zahnpasta",
+    "Butter",
+    "Sahne",
+    "Tomaten",
+    "Crème",
+    "Linsen",
+    "Honig",
+    "Müsli",
 ];
 const BRANDS: [&str; 12] = [
-    "Alpenhof", "Beste Wahl", "Casa Mia", "Dorfgut", "Erntezeit", "Frischeland", "Gutes", "Hausmarke", "Île de Sel",
-    "Jolly", "Kornblume", "Landpartie",
+    "Alpenhof",
+    "Beste Wahl",
+    "Casa Mia",
+    "Dorfgut",
+    "Erntezeit",
+    "Frischeland",
+    "Gutes",
+    "Hausmarke",
+    "Île de Sel",
+    "Jolly",
+    "Kornblume",
+    "Landpartie",
 ];
 
 impl Catalog {
@@ -107,7 +138,13 @@ impl Catalog {
         let pick = |n: u32, of: usize| (r >> n) as usize % of;
         let text = |s: String| Value::Text(s.into());
         let still = |s: &'static str| Value::Text(s.into());
-        let name = format!("{} {} {} {}", BRANDS[pick(3, 12)], WORDS[pick(9, 24)], WORDS[pick(17, 24)], 50 * (1 + pick(31, 40)));
+        let name = format!(
+            "{} {} {} {}",
+            BRANDS[pick(3, 12)],
+            WORDS[pick(9, 24)],
+            WORDS[pick(17, 24)],
+            50 * (1 + pick(31, 40))
+        );
         [
             text(sku(i)),
             text(format!("4{:012}", (r >> 8) % 1_000_000_000_000)),
@@ -250,7 +287,12 @@ impl Packer {
         })
     }
 
-    fn write(&mut self, to: u64, base: Option<u64>, rows: impl FnOnce(&mut Self, &mut PackWriter<BufWriter<std::fs::File>>)) -> Pack {
+    fn write(
+        &mut self,
+        to: u64,
+        base: Option<u64>,
+        rows: impl FnOnce(&mut Self, &mut PackWriter<BufWriter<std::fs::File>>),
+    ) -> Pack {
         let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
         let i = instance();
         let header = Header {

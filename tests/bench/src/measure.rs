@@ -12,31 +12,40 @@ pub struct Took {
     pub cpu: Duration,
 }
 
-/// Runs something and times it.
+/// Runs something and times it: this thread's processor time, and that of children that end meanwhile.
 pub fn time<T>(f: impl FnOnce() -> T) -> (T, Took) {
+    timed(cpu_of_thread, f)
+}
+
+/// As [`time`], with the processor time of all threads of this process (in steps of 10 ms).
+pub fn time_all<T>(f: impl FnOnce() -> T) -> (T, Took) {
+    timed(|| ticks("/proc/self/stat", 11, 4), f)
+}
+
+fn timed<T>(cpu_now: fn() -> Duration, f: impl FnOnce() -> T) -> (T, Took) {
     let (cpu, start) = (cpu_now(), Instant::now());
     let value = f();
     let wall = start.elapsed();
     (value, Took { wall, cpu: cpu_now().saturating_sub(cpu) })
 }
 
-/// Processor time of this thread, and of children that ended.
-fn cpu_now() -> Duration {
+fn cpu_of_thread() -> Duration {
     let own = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let own = own.split(' ').next().and_then(|n| n.parse().ok()).map_or(Duration::ZERO, Duration::from_nanos);
-    own + ticks("/proc/self/stat", 13)
+    own + ticks("/proc/self/stat", 13, 2)
 }
 
 /// Processor time of another process so far.
 pub fn cpu_of(pid: u32) -> Duration {
-    ticks(&format!("/proc/{pid}/stat"), 11)
+    ticks(&format!("/proc/{pid}/stat"), 11, 2)
 }
 
-/// Two neighbouring fields of a stat file, counted from the state; a tick is 10 ms.
-fn ticks(path: &str, field: usize) -> Duration {
+/// Neighbouring fields of a stat file, counted from the state (utime is 11), added up; a tick is 10 ms.
+fn ticks(path: &str, field: usize, count: usize) -> Duration {
     let stat = std::fs::read_to_string(path).unwrap_or_default();
-    let fields: Vec<u64> = stat.rsplit(')').next().unwrap_or_default().split(' ').map(|f| f.parse().unwrap_or(0)).collect();
-    Duration::from_millis(10 * fields.get(field + 1..field + 3).map_or(0, |f| f.iter().sum()))
+    let fields: Vec<u64> =
+        stat.rsplit(')').next().unwrap_or_default().split(' ').map(|f| f.parse().unwrap_or(0)).collect();
+    Duration::from_millis(10 * fields.get(field + 1..field + 1 + count).map_or(0, |f| f.iter().sum()))
 }
 
 /// Minimum, median and maximum.
@@ -81,8 +90,31 @@ pub enum Target {
     AtMost(f64),
     /// At least this.
     AtLeast(f64),
+    /// At most this, in the worst run too.
+    WorstAtMost(f64),
     /// Nothing: told for the record.
     None,
+}
+
+/// What benches found: lines of one table, and tables of their own.
+#[derive(Debug, Default)]
+pub struct Results {
+    /// Tables that do not fit the one.
+    pub tables: Vec<String>,
+    /// How many lines miss their target.
+    pub missed: usize,
+}
+
+impl Results {
+    /// Prints a line of the table.
+    pub fn line(&mut self, line: Line) {
+        println!("{line}");
+        self.missed += usize::from(line.holds() == Some(false));
+    }
+    /// Keeps a table for the end.
+    pub fn table(&mut self, table: String) {
+        self.tables.push(table);
+    }
 }
 
 /// One line of the results.
@@ -109,7 +141,10 @@ impl Line {
         let least = Spread::wall(ours).min / Spread::wall(peer).min;
         let behind = format!(
             "{:.3} s against {:.3} s; of the minima {least:.2} ×; processor {:.3} s against {:.3} s, {cpu} ×",
-            Spread::wall(ours), Spread::wall(peer), Spread::cpu(ours), Spread::cpu(peer)
+            Spread::wall(ours),
+            Spread::wall(peer),
+            Spread::cpu(ours),
+            Spread::cpu(peer)
         );
         Line { what: what.into(), target, figure: wall, unit: "×", behind }
     }
@@ -118,6 +153,7 @@ impl Line {
         match self.target {
             Target::AtMost(t) => Some(self.figure.median <= t),
             Target::AtLeast(t) => Some(self.figure.median >= t),
+            Target::WorstAtMost(t) => Some(self.figure.max <= t),
             Target::None => None,
         }
     }
@@ -126,7 +162,7 @@ impl Line {
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let target = match self.target {
-            Target::AtMost(t) => format!("≤ {t} {}", self.unit),
+            Target::AtMost(t) | Target::WorstAtMost(t) => format!("≤ {t} {}", self.unit),
             Target::AtLeast(t) => format!("≥ {t} {}", self.unit),
             Target::None => "–".into(),
         };
@@ -135,7 +171,11 @@ impl fmt::Display for Line {
             Some(false) => "**missed**",
             None => "",
         };
-        let n = if self.figure.max < 0.1 { 4 } else { 2 };
+        let n = match self.figure.max {
+            ..0.1 => 4,
+            ..10.0 => 2,
+            _ => 0,
+        };
         write!(f, "| {} | {target} | {:.n$} {} | {verdict} | {} |", self.what, self.figure, self.unit, self.behind)
     }
 }
