@@ -217,6 +217,16 @@ impl Bucket {
         self.name("get", &path, outcome)
     }
 
+    /// Length and hash of an object, read through; `None` when there is none.
+    async fn hash(&self, name: &ObjectName) -> Result<Option<(u64, Sha256)>, BucketError> {
+        let path = name.to_string();
+        let outcome = match &self.kind {
+            Kind::Dir(d) => d.hash(&path).await,
+            Kind::S3(s) => s.hash(&path).await,
+        };
+        self.name("read", &path, outcome)
+    }
+
     /// All objects under a prefix (`packs/price@all/`, or none for all) of the layout, with lengths.
     async fn list(&self, prefix: &str) -> Result<BTreeMap<ObjectName, u64>, BucketError> {
         let outcome = match &self.kind {
@@ -390,6 +400,11 @@ impl Buckets {
     /// `None` when there is none.
     pub async fn get_to_file(&self, name: &ObjectName, to: &Path) -> Result<Option<(u64, Sha256)>, BucketError> {
         self.first.get_to_file(name, to).await
+    }
+
+    /// Length and hash of an object, read through; `None` when there is none.
+    pub async fn hash(&self, name: &ObjectName) -> Result<Option<(u64, Sha256)>, BucketError> {
+        self.first.hash(name).await
     }
 
     /// The packs of an instance with their lengths, in order.

@@ -240,3 +240,6 @@ async fn compare(ledger: &Ledger, receipt: &Receipt, line: &mut ReceiptLine) -> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use crate::mail::{self, Smtp};
 use crate::progress::Shown;
 use crate::publish::{self, PublishError, PublishOptions, Quiet, contracts};
 use crate::status;
+use crate::verify;
 use crate::web;
 use anyhow::Context as _;
 use clap::CommandFactory;
@@ -198,7 +199,25 @@ impl Shop<'_> {
     }
 
     async fn verify(&self) -> anyhow::Result<Exit> {
-        anyhow::bail!("to come")
+        let ledger = self.ledger().await?;
+        let buckets = Buckets::open(self.config, &ledger).await?;
+        let bar = std::io::stderr().is_terminal().then(|| indicatif::ProgressBar::new(0));
+        let step = |done: usize, of: usize| {
+            if let Some(bar) = &bar {
+                bar.set_length(of as u64);
+                bar.set_position(done as u64);
+            }
+        };
+        let report = verify::run(self.config, &ledger, &buckets, step).await?;
+        if let Some(bar) = &bar {
+            bar.finish_and_clear();
+        }
+        if self.json {
+            print_json(&report);
+        } else {
+            report.lines().iter().for_each(print_line);
+        }
+        Ok(if report.is_right() { Exit::Done } else { Exit::Failed })
     }
 
     async fn enroll(&self, id: &DeviceId, clock_is_right: bool) -> anyhow::Result<Exit> {

@@ -35,6 +35,7 @@ pub mod intake;
 pub mod metrics;
 pub mod progress;
 pub mod status;
+pub mod verify;
 pub mod web;
 
 pub mod cli;

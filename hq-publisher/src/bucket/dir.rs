@@ -88,6 +88,16 @@ impl Dir {
         .await
     }
 
+    pub(super) async fn hash(&self, name: &str) -> Inner<Option<(u64, Sha256)>> {
+        let path = self.path(name);
+        off_thread(move || match shelf::open_regular(&path) {
+            Ok(file) => Ok(Some(hash(file)?)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e.into()),
+        })
+        .await
+    }
+
     pub(super) async fn list(&self, prefix: &str) -> Inner<Vec<(String, u64)>> {
         let root = self.root.clone();
         let prefix = prefix.to_owned();

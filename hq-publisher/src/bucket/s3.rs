@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
 use object_store::path::Path as Key;
 use object_store::{
-    Attribute, Attributes, BackoffConfig, ClientOptions, Error, ObjectStore, ObjectStoreExt, PutMode,
+    Attribute, Attributes, BackoffConfig, ClientOptions, Error, GetResult, ObjectStore, ObjectStoreExt, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, RetryConfig, UpdateVersion, WriteMultipart,
 };
 use proto::digest::{Sha256, Sha256Stream};
@@ -175,18 +175,20 @@ impl S3 {
 
     /// The name is taken: by the same bytes?
     async fn compare(&self, key: &Key, content: &Content<'_>) -> Inner<Put> {
-        let mut body = self.store.get(key).await?.into_stream();
-        let (mut length, mut hash) = (0, Sha256Stream::default());
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk?;
-            length += chunk.len() as u64;
-            if length > content.length() {
-                return Err(Trouble::OtherBytesThere);
-            }
-            hash.update(&chunk);
+        let there = self.store.get(key).await?;
+        if there.meta.size == content.length() && hash_all(there).await? == (content.length(), content.sha256()) {
+            Ok(Put::SameThere)
+        } else {
+            Err(Trouble::OtherBytesThere)
         }
-        let same = length == content.length() && hash.finish() == content.sha256();
-        if same { Ok(Put::SameThere) } else { Err(Trouble::OtherBytesThere) }
+    }
+
+    pub(super) async fn hash(&self, name: &str) -> Inner<Option<(u64, Sha256)>> {
+        match self.store.get(&self.key(name)?).await {
+            Ok(there) => Ok(Some(hash_all(there).await?)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// `seen`: the ETag that the object must still have, where conditions hold.
@@ -316,6 +318,18 @@ impl S3 {
         let date = answer.headers().get("date")?.to_str().ok()?;
         Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp())
     }
+}
+
+/// Length and hash of an answer's body.
+async fn hash_all(there: GetResult) -> Inner<(u64, Sha256)> {
+    let mut body = there.into_stream();
+    let (mut length, mut hash) = (0, Sha256Stream::default());
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk?;
+        length += chunk.len() as u64;
+        hash.update(&chunk);
+    }
+    Ok((length, hash.finish()))
 }
 
 fn attributes(object: Option<&ObjectName>) -> Attributes {

@@ -143,6 +143,8 @@ async fn the_same_contract_whatever_a_server_does_with_conditions() {
         assert_eq!(b.get(&manifest, 2).await.unwrap().as_deref(), Some(&b"m2"[..]));
         assert!(b.get(&manifest, 1).await.is_err());
         assert_eq!(b.get(&pack(9), 9).await.unwrap(), None);
+        assert_eq!(b.hash(&pack(9)).await.unwrap(), None);
+        assert_eq!(b.hash(&pack(1)).await.unwrap(), Some((3, Sha256::of(b"one"))));
         assert_eq!(b.list("packs/price@zone-east/").await.unwrap().into_iter().collect::<Vec<_>>(), [(pack(1), 3)]);
         assert_eq!(b.list("").await.unwrap().len(), 2);
         b.delete(&pack(1)).await.unwrap();

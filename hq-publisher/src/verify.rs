@@ -1,0 +1,208 @@
+//! `verify`: are the rows that were published still the rows of their versions, and does the bucket
+//! hold what the manifests say? Reads everything, changes nothing; the next publish mends replicas.
+
+use crate::bucket::{BucketError, Buckets};
+use crate::config::Config;
+use crate::ledger::{Head, Ledger, LedgerError, StoreRow};
+use crate::rebuild::{is_at, replica_path};
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use proto::ids::{Instance, Version};
+use proto::layout::ObjectName;
+use proto::limits::Limits;
+use proto::replica::{Replica, TableCheck};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What was found.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Each instance.
+    pub instances: BTreeMap<Instance, InstanceCheck>,
+    /// Manifests compared.
+    pub manifests: usize,
+    /// Trust files compared.
+    pub trust_files: usize,
+    /// What is wrong with manifests and trust files.
+    pub problems: Vec<String>,
+}
+
+/// One instance.
+#[derive(Debug, Clone, Serialize)]
+pub struct InstanceCheck {
+    /// Its newest version.
+    pub version: Version,
+    /// Rows read in the published replica; none when there is no replica (the next publish makes it).
+    pub rows: Option<u64>,
+    /// Packs read in the bucket.
+    pub packs: usize,
+    /// What is wrong.
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    /// Whether all is as published.
+    pub fn is_right(&self) -> bool {
+        self.problems.is_empty() && self.instances.values().all(|i| i.problems.is_empty())
+    }
+
+    /// The report for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        for (instance, c) in &self.instances {
+            let rows = c.rows.map_or_else(|| "no replica here".to_owned(), |n| format!("{n} rows"));
+            let verdict = if c.problems.is_empty() { "ok" } else { "WRONG" };
+            out.push(format!("{instance} {}: {verdict} ({rows}, {} packs)", c.version, c.packs));
+            out.extend(c.problems.iter().map(|p| format!("  {p}")));
+        }
+        out.push(format!("{} manifests and {} trust files compared", self.manifests, self.trust_files));
+        out.extend(self.problems.iter().map(|p| format!("  {p}")));
+        out
+    }
+}
+
+/// Checks everything; `step` hears of each instance: done, of how many.
+pub async fn run(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    mut step: impl FnMut(usize, usize),
+) -> Result<Report, LedgerError> {
+    let mut report = Report::default();
+    let heads = ledger.heads().await?;
+    for (n, (instance, head)) in heads.iter().enumerate() {
+        step(n, heads.len());
+        let mut check = InstanceCheck { version: head.version, rows: None, packs: 0, problems: Vec::new() };
+        check_replica(config, instance, head, &mut check).await;
+        check_packs(buckets, instance, head, &mut check).await;
+        // A publish that went by meanwhile is no fault: its own run checks what it makes.
+        let moved = ledger.head(instance).await?.is_none_or(|now| now.version != head.version);
+        if moved {
+            check.problems.clear();
+        }
+        report.instances.insert(instance.clone(), check);
+    }
+    step(heads.len(), heads.len());
+    check_manifests(config, ledger, buckets, &mut report).await?;
+    check_trust(config, ledger, buckets, &mut report).await?;
+    Ok(report)
+}
+
+async fn check_replica(config: &Config, instance: &Instance, head: &Head, check: &mut InstanceCheck) {
+    let path = replica_path(&config.state.dir.join("replicas"), instance);
+    if !path.exists() {
+        return;
+    }
+    let (instance, head, limits) = (instance.clone(), head.clone(), config.limits.clone());
+    let work = move || read_replica(&path, &instance, &head, &limits);
+    match tokio::task::spawn_blocking(work).await {
+        Ok((rows, problems)) => {
+            check.rows = Some(rows);
+            check.problems.extend(problems);
+        }
+        Err(e) => check.problems.push(format!("the replica cannot be read: {e}")),
+    }
+}
+
+/// Rows read, and what is wrong.
+fn read_replica(path: &Path, instance: &Instance, head: &Head, limits: &Limits) -> (u64, Vec<String>) {
+    let look = || {
+        let replica = Replica::open_read_only(path, limits)?;
+        Ok::<_, proto::replica::sqlite::SqliteError>((replica.held(&instance.stream)?, replica.verify(&instance.stream)?))
+    };
+    let (held, tables) = match look() {
+        Ok(found) => found,
+        Err(e) => return (0, vec![format!("the replica cannot be read: {e}")]),
+    };
+    let mut problems = Vec::new();
+    if !is_at(held.as_ref(), instance, head) {
+        let at = held.map_or_else(|| "no version".to_owned(), |h| format!("version {}", h.version));
+        problems.push(format!("the replica is at {at} or has other digests: the next publish brings it up"));
+    }
+    for t in tables.iter().filter(|t| !t.is_right()) {
+        let found = t.found.map_or_else(|| "unreadable".to_owned(), |d| d.to_string());
+        problems.push(format!(
+            "table {}: its rows drifted (digest {found}, published {}): the next publish makes the replica anew",
+            t.table, t.stored
+        ));
+    }
+    (tables.iter().map(|t: &TableCheck| t.rows).sum(), problems)
+}
+
+async fn check_packs(buckets: &Buckets, instance: &Instance, head: &Head, check: &mut InstanceCheck) {
+    for entry in &head.packs {
+        let name = ObjectName::Pack(entry.name(instance));
+        check.packs += 1;
+        match buckets.hash(&name).await {
+            Ok(Some(found)) if found == (entry.bytes, entry.sha256) => {}
+            Ok(Some((bytes, _))) => check.problems.push(format!(
+                "{name} in the bucket has {bytes} bytes and other content than was put ({} bytes): publish --full makes a way round",
+                entry.bytes
+            )),
+            Ok(None) => check.problems.push(format!("{name} is missing in the bucket: publish --full makes a way round")),
+            Err(e) => check.problems.push(e.to_string()),
+        }
+    }
+}
+
+async fn compare(buckets: &Buckets, name: &ObjectName, wanted: &str, max: u64) -> Result<Option<String>, BucketError> {
+    Ok(match buckets.get(name, max).await? {
+        Some(there) if there == Bytes::from(wanted.to_owned()) => None,
+        Some(_) => Some(format!("{name} in the bucket is not the one that was signed last")),
+        None => Some(format!("{name} is missing in the bucket")),
+    })
+}
+
+async fn check_manifests(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    report: &mut Report,
+) -> Result<(), LedgerError> {
+    let signed: Vec<StoreRow> = ledger.stores().await?.into_iter().filter(|s| s.serial > 0).collect();
+    report.manifests = signed.len();
+    let max = config.limits.manifest_bytes;
+    let checks = stream::iter(signed).map(|row| check_manifest(ledger, buckets, row, max));
+    let problems: Vec<Option<String>> = checks.buffered(buckets.concurrency()).try_collect().await?;
+    report.problems.extend(problems.into_iter().flatten());
+    Ok(())
+}
+
+async fn check_manifest(
+    ledger: &Ledger,
+    buckets: &Buckets,
+    row: StoreRow,
+    max: u64,
+) -> Result<Option<String>, LedgerError> {
+    let Some(last) = ledger.manifest(&row.seen.id).await? else { return Ok(None) };
+    let name = ObjectName::Manifest(last.store.clone());
+    let problem = match compare(buckets, &name, &last.envelope, max).await {
+        Ok(None) => return Ok(None),
+        Ok(Some(_)) if row.put_serial < row.serial => format!("{name} was signed and not put: the next publish puts it"),
+        Ok(Some(problem)) => problem,
+        Err(e) => e.to_string(),
+    };
+    // One that was signed anew meanwhile is no fault.
+    let moved = ledger.manifest(&row.seen.id).await?.is_some_and(|now| now.serial != last.serial);
+    Ok((!moved).then_some(problem))
+}
+
+async fn check_trust(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    report: &mut Report,
+) -> Result<(), LedgerError> {
+    let rows = ledger.trust().await?;
+    let newest = rows.last().map(|r| (ObjectName::Trust, r.envelope.clone()));
+    let all = rows.into_iter().map(|r| (ObjectName::TrustVersion(r.version), r.envelope)).chain(newest);
+    for (name, envelope) in all {
+        report.trust_files += 1;
+        match compare(buckets, &name, &envelope, config.limits.trust_bytes).await {
+            Ok(problem) => report.problems.extend(problem),
+            Err(e) => report.problems.push(e.to_string()),
+        }
+    }
+    Ok(())
+}
