@@ -148,12 +148,31 @@ pub async fn run(
     let lease = if options.dry_run { None } else { Some(Lease::acquire(config, &ledger, clock).await?) };
     let tools = Tools { config, options, clock: clock.as_ref(), ledger: &ledger, buckets: &buckets, progress, steps };
     let result = tools.publish(lease.as_ref().map(Lease::token), &contracts).await;
+    if !options.dry_run {
+        tell_of_run(&ledger, clock.as_ref(), &result).await;
+    }
     if let Some(lease) = lease
         && !matches!(result, Err(PublishError::Aborted(_)))
     {
         lease.release().await;
     }
     result
+}
+
+/// A run that ended as a whole (source, bucket or this machine) is mailed once, and once when one
+/// went through again. What a refusal of one stream says is mailed where it is refused.
+async fn tell_of_run(ledger: &Ledger, clock: &dyn Clock, result: &Result<PublishReport, PublishError>) {
+    let told = match result {
+        Ok(_) => mail::publish_notice(ledger, clock, "run", None).await,
+        Err(PublishError::Config(_) | PublishError::Aborted(_) | PublishError::StoresShrunk(_)) => return,
+        Err(e) => {
+            let text = format!("{e}\n\nNothing was published; the next run tries again.");
+            mail::publish_notice(ledger, clock, "run", Some(("publish failed", &text))).await
+        }
+    };
+    if let Err(e) = told {
+        tracing::warn!(error = %e, "no mail could be written");
+    }
 }
 
 /// What a run works with.
@@ -409,7 +428,7 @@ impl Run<'_> {
             mail::publish_notice(self.ledger, self.clock, "stores", None).await?;
         }
         report.stores = told.len();
-        self.tell_stores_without_zone(contracts, &told);
+        Self::tell_stores_without_zone(contracts, &told, report);
         Ok(told)
     }
 
@@ -428,12 +447,12 @@ impl Run<'_> {
         }
     }
 
-    fn tell_stores_without_zone(&self, contracts: &Contracts, stores: &[StoreRow]) {
+    fn tell_stores_without_zone(contracts: &Contracts, stores: &[StoreRow], report: &mut PublishReport) {
         let by_zone = contracts.streams.iter().find(|s| s.audience == crate::config::AudienceKind::Zone);
         let without: Vec<&str> = stores.iter().filter(|s| s.zone.is_none()).map(|s| s.id.as_str()).collect();
         if let (Some(stream), Some(first)) = (by_zone, without.first()) {
             let n = without.len();
-            self.problem(format!("{n} stores have no zone (the first is {first}): they get no stream that is made by zone, like {}", stream.name));
+            report.notes.push(format!("{n} stores have no zone (the first is {first}): they get no stream that is made by zone, like {}", stream.name));
         }
     }
 

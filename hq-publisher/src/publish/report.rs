@@ -85,6 +85,8 @@ pub struct PublishReport {
     pub finished: Vec<String>,
     /// Drops that were refused.
     pub rejected: Vec<Rejected>,
+    /// What may be as it should.
+    pub notes: Vec<String>,
     /// What else somebody should know and mend.
     pub problems: Vec<String>,
     /// What is missing in mirrors.
@@ -116,6 +118,7 @@ impl PublishReport {
             let names: Vec<&str> = self.vanished.iter().map(StoreId::as_str).collect();
             out.push(format!("no longer in the source, they keep their last manifest: {}", names.join(", ")));
         }
+        out.extend(self.notes.iter().map(|n| format!("note: {n}")));
         out.extend(self.problems.iter().map(|p| format!("problem: {p}")));
         out.extend(self.lag.mirrors.iter().map(|l| format!("mirror: {l}")));
         if !self.dry_run {

@@ -630,3 +630,112 @@ async fn mistakes_of_configuration_are_found_before_anything_is_touched() {
     }
     assert!(!w.exists("state/replicas"), "nothing was touched");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_epoch_begins_with_fulls() {
+    let w = World::new().await;
+    w.publish().await;
+    w.sql(CHANGE);
+    w.publish().await;
+    let mut register = w.register("register.db");
+    w.follow("0421", &mut register);
+    let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    let key = desk.show().await.unwrap().publishers[0].id.clone();
+    let revoke = crate::cli::RevokeKey { key, new_epoch: true, root_key: Vec::new(), clock_is_right: false };
+    desk.revoke_key(&revoke).await.unwrap();
+    w.follow("0421", &mut register);
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    for report in r.instances.values() {
+        let plan = report.plan.as_ref().unwrap();
+        assert!(plan.full && !plan.delta && plan.reason.contains("epoch"), "{plan}");
+    }
+    w.follow("0421", &mut register);
+    w.check_rows(&register, "east");
+    w.all_is_well();
+    w.sql("UPDATE price SET cents = cents + 1");
+    assert_eq!(w.publish().await.instances[&"price@zone-east".parse().unwrap()].packs[0].kind, PackKind::Delta);
+    w.follow("0421", &mut register);
+    w.check_rows(&register, "east");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reported_fault_makes_the_next_publish_a_full_once() {
+    use crate::ledger::BeatRow;
+    use proto::wire::{Fault, Network};
+    let w = World::new().await;
+    w.publish().await;
+    w.clock.advance(Duration::from_secs(10));
+    let fault = Fault { code: fault::PACK_IN_ERROR.into(), instance: Some("catalog@all".parse().unwrap()), object: None, text: "x".into(), since: w.clock.now() };
+    let beat = Heartbeat {
+        format: 1,
+        device: "0421-03".parse().unwrap(),
+        seq: 1,
+        sent_at: w.clock.now(),
+        program: "test".into(),
+        serial: None,
+        streams: BTreeMap::new(),
+        network: Network::Online,
+        errors: vec![fault],
+        debts: Vec::new(),
+        disk: None,
+        clock_skew_s: None,
+        registers: BTreeMap::new(),
+    };
+    let envelope = beat.seal(&proto::keys::SecretKey::from_seed([3; 32])).unwrap();
+    let row = BeatRow {
+        device: beat.device.clone(),
+        seq: 1,
+        envelope: String::from_utf8(envelope).unwrap(),
+        received_at: w.clock.now(),
+        last_seen_at: w.clock.now(),
+        serial: None,
+    };
+    Ledger::open(&w.config).await.unwrap().record_beats(&[row]).await.unwrap();
+    let mut kinds = Vec::new();
+    for n in 0..3 {
+        w.clock.advance(Duration::from_secs(10));
+        // Unchanged at first: a fault alone publishes nothing.
+        if n > 0 {
+            w.sql(&format!("UPDATE item SET name = 'v{n}' WHERE sku = 'sku1'"));
+        }
+        kinds.push(w.publish().await.instances[&"catalog@all".parse().unwrap()].plan.clone().unwrap().to_string());
+    }
+    assert_eq!(kinds, ["nothing: nothing changed", "delta and full: 1 rows changed; reported: 0421-03 PACK_IN_ERROR", "delta: 1 rows changed"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_gone_is_mailed_once_and_its_return_too() {
+    let w = World::new().await;
+    w.publish().await;
+    let away = |from: &str, to: &str| fs::rename(w.dir.path().join(from), w.dir.path().join(to)).unwrap();
+    away("hq.db", "gone.db");
+    for _ in 0..2 {
+        let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+        assert!(e.exit_code() == 1 && e.to_string().contains("hq.db"), "{e}");
+    }
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
+    away("gone.db", "hq.db");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_replicas_than_may_stay_open_are_applied_after_the_signature() {
+    let w = World::with(&CONFIG.replace("audience = \"zone\"", "audience = \"store\"")).await;
+    let stores: Vec<String> = (0..70).map(|n| format!("('s{n}', 'east', NULL)")).collect();
+    w.sql(&format!("INSERT INTO store VALUES {}", stores.join(", ")));
+    for change in ["", "UPDATE price SET cents = cents + 1 WHERE sku = 'sku1'"] {
+        w.sql(change);
+        let r = w.publish().await;
+        assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+        assert_eq!(r.instances.values().filter(|i| i.outcome == Outcome::Published).count(), 72 + usize::from(change.is_empty()));
+        w.all_is_well();
+        w.check("s69", "east");
+        for instance in r.instances.keys() {
+            let (_, held) = rebuild::open(&w.config.state.dir.join(format!("replicas/{instance}.db")), instance, &Limits::default()).unwrap();
+            assert_eq!(held.unwrap().version, r.instances[instance].version.unwrap());
+        }
+    }
+}
