@@ -7,7 +7,9 @@
 use crate::bucket::{BucketError, Buckets, Content, Pointer};
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
-use crate::ledger::{Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreSeen, ToPut, Token, WasPut, Which};
+use crate::ledger::{
+    Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreSeen, ToPut, Token, WasPut, Which,
+};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use proto::clock::{Clock, Timestamp, after, since};
@@ -99,7 +101,9 @@ async fn judge_clock(
     let now = clock.now();
     let leap = config.publish.clock_leap;
     match ledger.latest_time().await? {
-        Some(last) if since(now, last) > leap.0 && !clock_is_right => Err(ManifestsError::ClockLeapt { now, last, leap }),
+        Some(last) if since(now, last) > leap.0 && !clock_is_right => {
+            Err(ManifestsError::ClockLeapt { now, last, leap })
+        }
         _ => Ok(()),
     }
 }

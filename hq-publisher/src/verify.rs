@@ -109,7 +109,10 @@ async fn check_replica(config: &Config, instance: &Instance, head: &Head, check:
 fn read_replica(path: &Path, instance: &Instance, head: &Head, limits: &Limits) -> (u64, Vec<String>) {
     let look = || {
         let replica = Replica::open_read_only(path, limits)?;
-        Ok::<_, proto::replica::sqlite::SqliteError>((replica.held(&instance.stream)?, replica.verify(&instance.stream)?))
+        Ok::<_, proto::replica::sqlite::SqliteError>((
+            replica.held(&instance.stream)?,
+            replica.verify(&instance.stream)?,
+        ))
     };
     let (held, tables) = match look() {
         Ok(found) => found,
@@ -179,7 +182,9 @@ async fn check_manifest(
     let name = ObjectName::Manifest(last.store.clone());
     let problem = match compare(buckets, &name, &last.envelope, max).await {
         Ok(None) => return Ok(None),
-        Ok(Some(_)) if row.put_serial < row.serial => format!("{name} was signed and not put: the next publish puts it"),
+        Ok(Some(_)) if row.put_serial < row.serial => {
+            format!("{name} was signed and not put: the next publish puts it")
+        }
         Ok(Some(problem)) => problem,
         Err(e) => e.to_string(),
     };

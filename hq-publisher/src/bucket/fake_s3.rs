@@ -36,8 +36,11 @@ impl FakeS3 {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let limit = axum::extract::DefaultBodyLimit::disable();
-        let router =
-            Router::new().route("/b", any(list)).route("/b/{*key}", any(object)).layer(limit).with_state(Arc::clone(&fake));
+        let router = Router::new()
+            .route("/b", any(list))
+            .route("/b/{*key}", any(object))
+            .layer(limit)
+            .with_state(Arc::clone(&fake));
         let handler = proto::http::from_tower(router);
         let limits = proto::http::HttpLimits { per_ip: 512, ..Default::default() };
         tokio::spawn(proto::http::serve(listener, limits, std::future::pending(), handler));
@@ -88,7 +91,8 @@ async fn object(
     match (method, q.get("partNumber"), q.get("uploadId"), q.contains_key("uploads")) {
         (Method::POST, _, None, true) => {
             fake.uploads.lock().unwrap().insert(key.clone(), Parts::new());
-            format!("<InitiateMultipartUploadResult><UploadId>{key}</UploadId></InitiateMultipartUploadResult>").into_response()
+            format!("<InitiateMultipartUploadResult><UploadId>{key}</UploadId></InitiateMultipartUploadResult>")
+                .into_response()
         }
         (Method::PUT, Some(n), Some(id), _) => {
             let tag = etag(&body);

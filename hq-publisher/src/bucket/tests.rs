@@ -184,3 +184,81 @@ async fn files_that_are_not_ours_are_left_alone() {
     let e = b.get(&pack(1), 9).await.unwrap_err().to_string();
     assert!(e.contains("cannot get packs/price@zone-east/0000000001.full.pack in s3://b/pre"), "{e}");
 }
+
+/// Signs a manifest of store 1 by `key`, as a publisher would.
+async fn sign(ledger: &Ledger, key: &proto::keys::SecretKey) -> u64 {
+    let store = "1".parse().unwrap();
+    let mut make = |s: &crate::ledger::SignStore<'_>| {
+        let serial = s.row.next_serial;
+        Ok(crate::ledger::Made::New(crate::ledger::NewManifest {
+            serial,
+            epoch: 1,
+            envelope: envelope(serial, key),
+            signer: key.public().id(),
+            content: Sha256::of(&serial.to_be_bytes()),
+            signed_at: jiff::Timestamp::UNIX_EPOCH,
+            expires_at: jiff::Timestamp::UNIX_EPOCH,
+        }))
+    };
+    let which = crate::ledger::Which::Only(&store);
+    ledger.sign(None, &[], which, 1, jiff::Timestamp::UNIX_EPOCH, &mut make).await.unwrap();
+    ledger.store(&store).await.unwrap().unwrap().serial
+}
+
+fn envelope(serial: u64, key: &proto::keys::SecretKey) -> String {
+    let manifest = proto::manifest::Manifest {
+        format: 1,
+        store: "1".parse().unwrap(),
+        serial,
+        epoch: 1,
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        expires_at: jiff::Timestamp::UNIX_EPOCH,
+        streams: BTreeMap::new(),
+        relay: None,
+        registers: BTreeMap::new(),
+    };
+    String::from_utf8(proto::trust::sign_manifest(&manifest, key).unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_manifest_is_put_over_what_was_seen_and_a_second_ledger_is_noticed() {
+    use crate::manifests::{ManifestsError, put_unfinished};
+    use proto::trust::{PublisherKey, RootKeys, Trust};
+    let dir = tempfile::tempdir().unwrap();
+    let (first, fake) = on_fake(Conditions::Honoured).await;
+    let b = Buckets { first, ..buckets(dir.path(), &["unused"]).await };
+    let l = b.ledger.clone();
+    let key = proto::keys::SecretKey::from_seed([1; 32]);
+    let trust = Trust {
+        format: 1,
+        version: 1,
+        epoch: 1,
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        root: RootKeys { threshold: 1, keys: vec![key.public()] },
+        publishers: vec![PublisherKey { key: key.public(), expires_at: jiff::Timestamp::MAX }],
+    };
+    let signed = String::from_utf8(trust.sign(&[&key]).unwrap()).unwrap();
+    l.add_trust(1, &signed, jiff::Timestamp::UNIX_EPOCH).await.unwrap();
+    l.raise_serial(&"1".parse().unwrap(), 0).await.unwrap();
+    let there = || String::from_utf8(fake.get("pre/stores/1/manifest.json").unwrap().to_vec()).unwrap();
+
+    sign(&l, &key).await;
+    assert_eq!(put_unfinished(&l, &b, None).await.unwrap(), 1);
+    assert_eq!((there(), put_unfinished(&l, &b, None).await.unwrap()), (envelope(1, &key), 0));
+    // A slow put of an older one, or garbage, landed since: put right.
+    for landed in [envelope(1, &key), "garbage".into(), envelope(99, &proto::keys::SecretKey::from_seed([2; 32]))] {
+        fake.set("pre/stores/1/manifest.json", Box::leak(landed.into_boxed_str()));
+        let serial = sign(&l, &key).await;
+        put_unfinished(&l, &b, None).await.unwrap();
+        assert_eq!(there(), envelope(serial, &key));
+    }
+    // One by our key and ahead of us is another ledger's: told, left there, and passed.
+    fake.set("pre/stores/1/manifest.json", Box::leak(envelope(50, &key).into_boxed_str()));
+    sign(&l, &key).await;
+    let e = put_unfinished(&l, &b, None).await.unwrap_err();
+    assert!(matches!(e, ManifestsError::Overtaken { found: 50, ours: 5, .. }), "{e}");
+    assert_eq!(there(), envelope(50, &key));
+    assert_eq!(sign(&l, &key).await, 51);
+    put_unfinished(&l, &b, None).await.unwrap();
+    assert_eq!(there(), envelope(51, &key));
+}

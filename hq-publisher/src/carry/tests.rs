@@ -152,13 +152,21 @@ async fn verify_finds_drift_damage_and_what_is_missing() {
     assert_eq!(s.trust, Some((1, 1)));
 
     let replica = w.dir.path().join("state/replicas/price@zone-east.db");
-    rusqlite::Connection::open(&replica).unwrap().execute_batch("UPDATE price SET price_cents = 1 WHERE sku = 'a'").unwrap();
+    rusqlite::Connection::open(&replica)
+        .unwrap()
+        .execute_batch("UPDATE price SET price_cents = 1 WHERE sku = 'a'")
+        .unwrap();
     fs::write(w.dir.path().join("objects/packs/price@zone-east/0000000001.full.pack"), "x").unwrap();
     fs::write(w.dir.path().join("objects/stores/0421/manifest.json"), "x").unwrap();
     fs::remove_file(w.dir.path().join("objects/trust/0000000001.json")).unwrap();
     let r = w.verify().await;
     let all = r.lines().join("\n");
-    for told in ["rows drifted", "other content than was put", "stores/0421/manifest.json in the bucket is not", "trust/0000000001.json is missing"] {
+    for told in [
+        "rows drifted",
+        "other content than was put",
+        "stores/0421/manifest.json in the bucket is not",
+        "trust/0000000001.json is missing",
+    ] {
         assert!(all.contains(told), "{told}\n{all}");
     }
     assert!(!r.is_right());

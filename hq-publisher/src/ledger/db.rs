@@ -193,6 +193,10 @@ impl Ledger {
         }
         if listener.is_none() {
             *listener = Listener::open(self.url()).await.ok();
+            if listener.is_some() {
+                // What was put before it listened, the caller finds by asking.
+                return;
+            }
         }
         // Without a listener the poll is all there is.
         let Some(l) = listener else { return tokio::time::sleep(poll).await };

@@ -130,7 +130,8 @@ impl Ledger {
     /// The devices that are not revoked. Their keys are not read: checking a hundred thousand of them
     /// takes seconds.
     pub async fn enrolled(&self) -> Result<Vec<DeviceId>, LedgerError> {
-        let rows = sqlx::query("SELECT id FROM device WHERE revoked_s IS NULL ORDER BY id").fetch_all(self.pool()).await?;
+        let rows =
+            sqlx::query("SELECT id FROM device WHERE revoked_s IS NULL ORDER BY id").fetch_all(self.pool()).await?;
         rows.iter().map(|r| r.parsed(0, "device id")).collect()
     }
 

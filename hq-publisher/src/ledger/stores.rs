@@ -343,7 +343,10 @@ impl Ledger {
     pub async fn overtaken(&self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         w.raise_serial(store, serial).await?;
-        sqlx::query("UPDATE store SET content = NULL, etag = NULL WHERE id = $1").bind(store.as_str()).execute(&mut **w).await?;
+        sqlx::query("UPDATE store SET content = NULL, etag = NULL WHERE id = $1")
+            .bind(store.as_str())
+            .execute(&mut **w)
+            .await?;
         w.commit().await
     }
 

@@ -199,6 +199,23 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         l.manifests_put(&[put(2)]).await.unwrap();
         assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 1)]);
         assert_eq!(l.manifest(&id).await.unwrap().unwrap().etag.as_deref(), Some("e2"));
+        // Who waits for a put hears of it: by a notification where there is one.
+        let (mut listener, mut heard) = (None, false);
+        for _ in 0..100 {
+            let put = [put(2)];
+            let short = Duration::from_millis(200);
+            let before = l.change().await.unwrap();
+            let wait = tokio::time::timeout(Duration::from_secs(5), l.await_change(&mut listener, short));
+            let (ended, _) = tokio::join!(wait, async {
+                tokio::time::sleep(short / 2).await;
+                l.manifests_put(&put).await.unwrap()
+            });
+            heard = ended.is_ok() && l.change().await.unwrap() > before;
+            if heard {
+                break;
+            }
+        }
+        assert!(heard);
         // A serial seen elsewhere is passed.
         l.raise_serial(&id, 40).await.unwrap();
         assert_eq!(l.store(&id).await.unwrap().unwrap().next_serial, 41);
