@@ -235,7 +235,12 @@ struct Finding {
 }
 
 async fn doctor(config: &Config, json: bool) -> anyhow::Result<u8> {
-    let mut findings = vec![check_dir(config), check_enrolment(config)];
+    let running = control::ask(&config.data_dir, &Order::Status).await?.is_some();
+    let mut findings = vec![check_dir(config)];
+    if !running {
+        // A running relay has looked for itself, and its files are its own.
+        findings.push(check_enrolment(config));
+    }
     for source in config.sources()? {
         let name = ObjectName::Manifest(config.store.clone());
         let got = source.get_small(&name, None, None, config.limits.manifest_bytes).await;
@@ -254,7 +259,6 @@ async fn doctor(config: &Config, json: bool) -> anyhow::Result<u8> {
         };
         findings.push(Finding { what: format!("headquarters {}", hq.url()), well, text });
     }
-    let running = control::ask(&config.data_dir, &Order::Status).await?.is_some();
     if !running {
         let bound = std::net::TcpListener::bind(config.listen);
         let text = bound.as_ref().map_or_else(ToString::to_string, |_| "free".into());

@@ -31,6 +31,8 @@ const SEEN: Duration = Duration::from_secs(120);
 
 /// The pause between looks at the sources that unknown registers ask for.
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
+/// Healed drifts kept for the next heartbeat.
+const HEALED: usize = 40;
 
 /// A register as last heard.
 #[derive(Debug, Clone)]
@@ -75,6 +77,8 @@ pub struct State {
     pub attempts: BTreeMap<PackName, Attempts>,
     /// Streams whose shadow rows were found wrong.
     pub drifts: BTreeMap<StreamName, (Timestamp, String)>,
+    /// Drifts that were healed, until HQ has heard of them: a heal may be quicker than the next heartbeat.
+    pub healed: Vec<Fault>,
     /// Why a stream does not go on.
     pub waits: BTreeMap<Instance, String>,
     /// Other faults, by code and subject.
@@ -383,6 +387,20 @@ impl Hall {
     pub fn disk(&self) -> Option<Disk> {
         let space = shelf::free_space(&self.config.data_dir).ok()?;
         Some(Disk { free: space.free, total: space.total })
+    }
+
+    /// The shadow's rows of a stream are right again; whether they were known to be wrong.
+    pub fn drift_healed(&self, stream: &StreamName) -> bool {
+        let mut state = self.state();
+        let Some((since, text)) = state.drifts.remove(stream) else { return false };
+        let instance = state.manifest.as_ref().and_then(|m| m.instance(stream));
+        let fault =
+            Fault { code: fault::DRIFT.into(), instance, object: None, text: format!("{text} (mended)"), since };
+        state.healed.push(fault);
+        if state.healed.len() > HEALED {
+            state.healed.remove(0);
+        }
+        true
     }
 
     /// Takes a fault down, once; it is logged when it is new.

@@ -36,6 +36,9 @@ use tokio_util::sync::CancellationToken;
 /// The ballast's file in the data directory.
 pub const BALLAST: &str = "ballast";
 
+/// The fault of this machine's own files, where it is neither a full disk nor a failed sync.
+pub const LOCAL: &str = "LOCAL_FILES";
+
 /// Why a relay cannot be opened or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
@@ -112,6 +115,8 @@ pub struct Relay {
     pub(crate) spare: Mutex<CancellationToken>,
     /// One a stream: the loop and an import must not work on the same.
     pub(crate) locks: Mutex<BTreeMap<StreamName, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held by whoever puts a manifest to work.
+    adopting: tokio::sync::Mutex<()>,
     /// Whether an import is at work.
     pub(crate) importing: watch::Sender<bool>,
     _lock: LockFile,
@@ -173,6 +178,7 @@ impl Relay {
             rotten: tokio::sync::Mutex::new(rotten),
             spare: Mutex::default(),
             locks: Mutex::default(),
+            adopting: tokio::sync::Mutex::default(),
             importing: watch::Sender::new(false),
             _lock: lock,
         };
@@ -193,9 +199,7 @@ impl Relay {
         };
         {
             let mut state = hall.state();
-            // A format that this build may have learnt since is tried anew.
             state.attempts = hall.spool.attempts()?;
-            state.attempts.retain(|_, a| a.code != "UNKNOWN_FORMAT");
             state.drifts = hall.spool.drifts()?;
             state.adopted = manifest.as_ref().map(|(m, _)| (m.epoch, m.serial));
             state.manifest = manifest.as_ref().map(|(m, _)| Arc::clone(m));
@@ -290,12 +294,10 @@ impl Relay {
         }
         // 3. Each stream: fetch → verify → ready → trial → ok, or error with its reason.
         round.streams = self.bring_all_up(Supply { sources: &self.sources, only: None }, pace).await;
-        // 4. A complete chain, full to head, for registers that are new.
-        for instance in self.incomplete() {
-            self.complete(&instance).await;
+        // 4. A complete chain, full to head, for registers that are new; what nobody wants any more goes.
+        if !self.is_halted() {
+            self.spare_time().await;
         }
-        // 5. What nobody wants any more goes.
-        self.tidy().await;
         round
     }
 
@@ -370,6 +372,8 @@ impl Relay {
 
     /// What was accepted goes into `ok/` at once: registers judge it for themselves.
     async fn adopt(&self, news: &Refreshed, sources: &[Source]) -> Result<(), AdoptError> {
+        // Two sources may bring news at once; the older must not come last.
+        let _one = self.adopting.lock().await;
         let (manifest, envelope, trust) = {
             let device = follow::lock(&self.hall.device);
             let Some(m) = device.manifest() else { return Ok(()) };
@@ -470,7 +474,7 @@ impl Relay {
         } else if verdict == Verdict::Halt {
             self.hall.fault(fault::HALTED, None, "", format!("{text}; nothing is written until a restart"));
         } else {
-            tracing::warn!("{text}");
+            self.hall.fault(LOCAL, None, "", text);
         }
     }
 

@@ -41,7 +41,8 @@ pub enum ReportError {
 
 /// The relay's heartbeat of this moment, signed. Takes a sequence number durably.
 pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
-    let status = hall.status();
+    let mut status = hall.status();
+    status.errors.extend(hall.state().healed.iter().cloned());
     let (registers, now) = (registers_heard(hall), hall.clock.now());
     let mut device = follow::lock(&hall.device);
     let beat = Heartbeat {
@@ -62,6 +63,12 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
     Ok(serde_json::from_slice(&beat.seal(device.key())?)?)
 }
 
+fn forget_healed(hall: &Hall, told: usize) {
+    let mut state = hall.state();
+    let told = told.min(state.healed.len());
+    state.healed.drain(..told);
+}
+
 fn registers_heard(hall: &Hall) -> std::collections::BTreeMap<RegisterId, u64> {
     let now = hall.clock.monotonic();
     hall.state().registers.iter().map(|(r, h)| (r.clone(), h.ago(now).as_secs())).collect()
@@ -70,6 +77,7 @@ fn registers_heard(hall: &Hall) -> std::collections::BTreeMap<RegisterId, u64> {
 /// Reports once: own heartbeat, and what headquarters has not heard of registers.
 pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
     loop {
+        let healed = hall.state().healed.len();
         let (beats, sent) = next_post(hall)?;
         let more = sent.len() == BATCH;
         let body = Bytes::from(serde_json::to_vec(&beats)?);
@@ -80,6 +88,8 @@ pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
         if let Some(why) = answer.refused.get(hall.id.as_str()) {
             return Err(ReportError::Refused(why.clone()));
         }
+        // Those that the beat carried for certain; what was added meanwhile is told by the next.
+        forget_healed(hall, healed);
         if !more {
             return Ok(());
         }

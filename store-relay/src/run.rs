@@ -171,10 +171,14 @@ impl Mirror {
     }
 
     fn looked(&mut self, n: Option<usize>) {
-        if let Some(n) = n
-            && self.looking.remove(&n) == Some(true)
-        {
-            self.look_at(n);
+        match n {
+            Some(n) => {
+                if self.looking.remove(&n) == Some(true) {
+                    self.look_at(n);
+                }
+            }
+            // It panicked, and does not say which it was.
+            None => self.looking.clear(),
         }
         self.follow_news();
     }
@@ -247,11 +251,6 @@ impl Mirror {
         }
         self.spare_wanted = false;
         let relay = Arc::clone(&self.relay);
-        self.spare.spawn(async move {
-            for instance in relay.incomplete() {
-                relay.complete(&instance).await;
-            }
-            relay.tidy().await;
-        });
+        self.spare.spawn(async move { relay.spare_time().await });
     }
 }

@@ -1,7 +1,7 @@
 //! What is done when there is nothing better to do: a complete chain in `ok/` for registers that are new, and
 //! order. All of it may be broken off at any point and begun again.
 
-use crate::relay::{Relay, RelayError};
+use crate::relay::{LOCAL, Relay, RelayError};
 use crate::shadow;
 use crate::shelves::Room;
 use crate::stream::Supply;
@@ -22,6 +22,37 @@ use tokio_util::sync::CancellationToken;
 const ROOM: u64 = 1 << 20;
 
 impl Relay {
+    /// Spare-time work, in order of use.
+    pub(crate) async fn spare_time(&self) {
+        self.fetch_lost().await;
+        for instance in self.incomplete() {
+            self.complete(&instance).await;
+        }
+        self.tidy().await;
+    }
+
+    /// Packs that were proved, are still listed, and are gone from `ok/` (rot, a hand): they are fetched again, and
+    /// their proof stands.
+    async fn fetch_lost(&self) {
+        let lost: Vec<(Instance, PackEntry)> = {
+            let state = self.hall.state();
+            let is_lost = |i: &Instance, p: &PackEntry| {
+                let name = p.name(i);
+                state.proofs.get(&name) == Some(&p.sha256) && !state.ok.contains_key(&name)
+            };
+            let packs = state.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| (i.clone(), p)));
+            packs.filter(|(i, p)| is_lost(i, p)).map(|(i, p)| (i, p.clone())).collect()
+        };
+        let supply = Supply { sources: &self.sources, only: None };
+        for (instance, pack) in lost {
+            let (packs, _) = self.gather(&instance, std::slice::from_ref(&pack), supply).await;
+            // Its hash was checked as it came; nothing else about it is open.
+            if let Err(e) = self.pass(&instance, &packs).await {
+                self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+            }
+        }
+    }
+
     /// Closes a gap in the chain in `ok/`: fetches what is missing, and proves it in a scratch database, which
     /// must end in the shadow's digests. The shadow itself is not touched but for the proofs.
     pub(crate) async fn complete(&self, instance: &Instance) {
@@ -37,7 +68,7 @@ impl Relay {
         let file = self.hall.config.data_dir.join(shadow::SCRATCH);
         let trial = self.trial(instance, epoch, Aim::Scratch { file, digests }, &packs);
         let stop = self.spare_token();
-        let end = self.shadow.prove(trial, self.hall.config.trial.time.0, &stop).await;
+        let end = self.shadow.prove(trial, self.time_for(&packs), &stop).await;
         // 3. Served, or taken down as bad.
         match end {
             TrialEnd::Done => {
@@ -100,6 +131,7 @@ impl Relay {
         if at_head && hall.disk().is_some_and(|d| d.free > ROOM) {
             hall.mended(fault::DISK_FULL, "");
         }
+        hall.mended(LOCAL, "");
     }
 
     /// Packs in `ok/` that no manifest lists go before their time, when room is short.
@@ -135,8 +167,16 @@ impl Relay {
                 self.unserve(&name)?;
             }
         }
-        // 2. What was to be tried and is not listed any more; failures that nobody asks about.
-        let stale: Vec<PackName> = hall.state().ready.keys().filter(|n| !listed.contains(n)).cloned().collect();
+        // 2. What was to be tried and is not wanted any more; failures that nobody asks about.
+        let stale: Vec<PackName> = {
+            let state = hall.state();
+            // Another way was taken past them: whoever needs them will find them listed, not here.
+            let passed = |n: &PackName| {
+                state.held_version(&n.instance).is_some_and(|h| n.version <= h)
+                    && !state.drifts.contains_key(&n.instance.stream)
+            };
+            state.ready.keys().filter(|n| !listed.contains(n) || passed(n)).cloned().collect()
+        };
         for name in stale {
             hall.shelves.drop_pack(Room::Ready, &name)?;
             hall.state().ready.remove(&name);

@@ -2,7 +2,7 @@
 //! other streams, so that none can stop another. Decides by `proto::chain` and `tries`; every move is
 //! `shelves`'.
 
-use crate::relay::{Pace, Relay};
+use crate::relay::{LOCAL, Pace, Relay};
 use crate::shelves::Room;
 use crate::trial::{Aim, Trial, TrialEnd};
 use crate::tries::{self, Attempts, Cause, Failure};
@@ -26,6 +26,9 @@ use std::time::Duration;
 const DOWN: Duration = Duration::from_secs(30);
 /// The pause after surroundings failed.
 const SOON: Duration = Duration::from_secs(5);
+/// What any trial may take, and the unpacked bytes a second of the slowest machine beyond that.
+const LEAST_TIME: Duration = Duration::from_secs(30);
+const SLOWEST: u64 = 256 << 10;
 /// Bytes of a bad body that are kept to be looked at.
 const EVIDENCE: u64 = 16 << 20;
 /// Turns of one call: packs of one stream that are given up in a row, and heals.
@@ -442,13 +445,19 @@ impl Relay {
     /// Step 3.
     async fn try_on_shadow(&self, way: &Way, packs: &[AtHand]) -> TrialEnd {
         let trial = self.trial(&way.instance, way.epoch, Aim::Advance, packs);
-        let rules = &self.hall.config.trial;
         let started = self.hall.clock.monotonic();
-        let end = self.shadow.advance(trial, rules.time.0, &self.hall.stop).await;
+        let end = self.shadow.advance(trial, self.time_for(packs), &self.hall.stop).await;
         let took = self.hall.clock.monotonic().saturating_sub(started);
         tracing::debug!(instance = %way.instance, packs = packs.len(), ?took, ?end, "trial");
         self.hall.metrics.trials.with_label_values(&[end_label(&end)]).inc();
         end
+    }
+
+    /// How long a trial may take: other streams wait at the shadow's door, so that a small pack that hangs must
+    /// not have the time of a large one.
+    pub(crate) fn time_for(&self, packs: &[AtHand]) -> Duration {
+        let unpacked: u64 = packs.iter().map(|(_, e)| e.unpacked).sum();
+        (LEAST_TIME + Duration::from_secs(unpacked / SLOWEST)).min(self.hall.config.trial.time.0)
     }
 
     /// A trial of packs at hand.
@@ -491,6 +500,7 @@ impl Relay {
             TrialEnd::Done => {
                 self.healed(stream);
                 self.hall.mended(fault::DISK_FULL, "");
+                self.hall.mended(LOCAL, "");
                 None
             }
             TrialEnd::Stopped => Some(Outcome::Stopped),
@@ -677,7 +687,7 @@ impl Relay {
     }
 
     fn healed(&self, stream: &StreamName) {
-        if self.hall.state().drifts.remove(stream).is_none() {
+        if !self.hall.drift_healed(stream) {
             return;
         }
         if let Err(e) = self.hall.spool.clear_drift(stream) {

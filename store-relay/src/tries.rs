@@ -119,9 +119,12 @@ pub fn pause(attempts: &Attempts, rules: &TryRules) -> Duration {
     if attempts.tries <= 1 { rules.first_pause.0 } else { rules.later_pause.0 }
 }
 
-/// When a pack in `error/` is tried again by itself; never, when its content is to blame.
+/// When a pack in `error/` is tried again by itself; never, when its content is to blame (but for a format that is
+/// not known yet).
 pub fn due_again(attempts: &Attempts, rules: &TryRules) -> Option<Timestamp> {
     let wait = match attempts.cause {
+        // A format that a later build of this program may know.
+        Cause::Content if attempts.code == "UNKNOWN_FORMAT" => rules.refetch.0,
         Cause::Content => return None,
         Cause::Hash => rules.refetch.0,
         Cause::Crash => {

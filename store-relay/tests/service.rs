@@ -118,7 +118,7 @@ fn commands_end_as_the_design_says() {
     let store = Store::new(&[hq.url()], "");
     assert_eq!(store.run(&["check-config"]).status.code(), Some(0));
     let output = store.run(&["once"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("enroll"), "{output:?}");
     let store = store.enrolled(&hq);
     let (exit, report) = store.json(&["once"]);

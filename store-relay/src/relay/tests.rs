@@ -286,6 +286,26 @@ async fn a_rotten_file_is_fetched_anew_and_is_no_try() {
 }
 
 #[tokio::test]
+async fn what_a_hand_deleted_from_ok_comes_back() {
+    let (mut hq, store) = two_streams();
+    hq.publish("price", &[(1, Some("c"))], Make::Both);
+    hq.sign();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("d"))], Make::Delta);
+    hq.sign();
+    once(&relay).await;
+    let price = hq.instance("price");
+    drop(relay);
+    fs::remove_dir_all(store.data().join("ok/packs")).unwrap();
+    let relay = store.open();
+    assert_eq!(served(&relay, &price), None);
+    once(&relay).await;
+    assert_eq!(served(&relay, &price), Some(3));
+    assert!(relay.incomplete().is_empty() && relay.hall.objects.cached_bytes() > 0);
+}
+
+#[tokio::test]
 async fn a_change_of_zone_is_a_full_of_the_other_instance() {
     let (mut hq, store) = two_streams();
     let relay = store.open();
