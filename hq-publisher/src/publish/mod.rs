@@ -294,12 +294,14 @@ impl Run<'_> {
             self.stage_stream(stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
         }
         let drops = feed.close().await;
+        // 6. The commit point, and what follows from it.
         if !self.options.dry_run {
-            // 6. The commit point, and what follows from it.
             self.sign(ready, &mut report).await?;
-            if let Some(drops) = drops {
-                self.clear_inbox(drops, &settled, &mut report).await?;
-            }
+        }
+        if let Some(drops) = drops {
+            self.clear_inbox(drops, &settled, &mut report).await?;
+        }
+        if !self.options.dry_run {
             report.lag = self.buckets.repair_mirrors().await?;
         }
         // 7. What was done.
@@ -624,8 +626,18 @@ impl Run<'_> {
         Ok(gone.len())
     }
 
-    /// Moves drops: published ones to `done/`, refused ones to `rejected/`, held ones stay.
+    /// Moves drops: published ones to `done/`, refused ones to `rejected/`, held ones stay. A dry run
+    /// only tells.
     async fn clear_inbox(&self, drops: Drops, settled: &[Instance], report: &mut PublishReport) -> Result<(), PublishError> {
+        for (drop, reason) in &drops.rejected {
+            report.rejected.push(Rejected { name: drop.file.name.clone(), reason: reason.clone() });
+        }
+        for problem in &drops.problems {
+            self.problem(problem.clone());
+        }
+        if self.options.dry_run {
+            return Ok(());
+        }
         let published = |i: &Instance| report.instances.get(i).is_some_and(|r| r.outcome == Outcome::Published);
         let rejected: Vec<&str> = drops.rejected.iter().map(|(d, _)| d.file.name.as_str()).collect();
         let tables = drops.tables.iter().filter(|(i, _)| published(i) || settled.contains(i));
@@ -637,15 +649,11 @@ impl Run<'_> {
             self.step(Step::MoveDrop(drop.file.name.clone()), async { drops.inbox.reject(drop, reason) }).await?;
             // A refusal of the instance was mailed already.
             if let Ok(What::Table { instance, .. }) = &drop.what
-                && !report.instances.get(instance).is_some_and(|r| r.outcome == Outcome::Refused)
+                && report.instances.get(instance).is_none_or(|r| r.outcome != Outcome::Refused)
             {
                 let text = format!("{} was rejected: {reason}", drop.file.name);
                 mail::publish_refused(self.ledger, self.clock, instance, "DROP", &text).await?;
             }
-            report.rejected.push(Rejected { name: drop.file.name.clone(), reason: reason.clone() });
-        }
-        for problem in drops.problems {
-            self.problem(problem);
         }
         Ok(())
     }
@@ -658,8 +666,10 @@ impl Run<'_> {
             shelf::remove_empty_dir(&self.scratch_dir)?;
             return Ok(());
         }
+        let rejected = |i: &Instance| report.rejected.iter().any(|r| r.name.starts_with(&format!("{}.{}.", i.stream, i.audience)));
         for (instance, entry) in &report.instances {
-            if matches!(entry.outcome, Outcome::Published | Outcome::Unchanged) {
+            let well = matches!(entry.outcome, Outcome::Published | Outcome::Unchanged) && !entry.rested;
+            if well && !rejected(instance) {
                 mail::publish_recovered(self.ledger, self.clock, instance).await?;
             }
         }

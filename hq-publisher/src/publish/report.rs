@@ -57,6 +57,9 @@ pub struct InstanceReport {
     pub bad_rows: u64,
     /// The first of them.
     pub faults: Vec<String>,
+    /// With an inbox: no drop came, so that nothing is better than it was.
+    #[serde(skip)]
+    pub rested: bool,
 }
 
 /// A drop that went to `rejected/`.

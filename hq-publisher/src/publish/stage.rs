@@ -191,9 +191,9 @@ impl Run<'_> {
         if head.is_none() {
             report.outcome = Outcome::Waiting;
             report.reason = "no drop has come for it yet".into();
-            return true;
         }
-        same && !self.options.full && head.is_some_and(|h| h.epoch == self.epoch)
+        report.rested = head.is_none_or(|h| same && !self.options.full && h.epoch == self.epoch);
+        report.rested
     }
 
     /// Whether the head was published under this very contract.

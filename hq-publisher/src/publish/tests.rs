@@ -576,6 +576,14 @@ async fn drops_are_published_moved_and_refused() {
     w.follow("0421", &mut register);
     assert_eq!(rows(register.connection(), "SELECT sku || cents FROM price ORDER BY 1"), ["a101", "b200"]);
     assert_eq!(rows(register.connection(), "SELECT id || sku FROM deal"), ["1a"]);
+    // Mailed once each, and not well again before a good drop came.
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 3, "the stream's refusal, and the two drops that fit nowhere");
+    w.publish().await;
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 3);
+    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,2\n");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 4);
     // A drop that empties a table is held where it is, until it is told.
     drop_file(&w, "price.zone-east.deal.ndjson", "\n");
     let r = w.publish().await;
