@@ -423,6 +423,9 @@ impl Config {
         if self.publish.lease.0 < Duration::from_secs(3) {
             return bad("publish.lease: at least 3s".into());
         }
+        if self.serve.longest_wait.0 >= self.serve.http.answer_timeout.0 {
+            return bad("serve.longest_wait: it must be less than serve.http.answer_timeout".into());
+        }
         if let Some(mail) = &self.mail
             && mail.to.is_empty()
         {

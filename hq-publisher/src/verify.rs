@@ -5,7 +5,6 @@ use crate::bucket::{BucketError, Buckets};
 use crate::config::Config;
 use crate::ledger::{Head, Ledger, LedgerError, StoreRow};
 use crate::rebuild::{is_at, replica_path};
-use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use proto::ids::{Instance, Version};
 use proto::layout::ObjectName;
@@ -151,7 +150,7 @@ async fn check_packs(buckets: &Buckets, instance: &Instance, head: &Head, check:
 
 async fn compare(buckets: &Buckets, name: &ObjectName, wanted: &str, max: u64) -> Result<Option<String>, BucketError> {
     Ok(match buckets.get(name, max).await? {
-        Some(there) if there == Bytes::from(wanted.to_owned()) => None,
+        Some(there) if there == wanted.as_bytes() => None,
         Some(_) => Some(format!("{name} in the bucket is not the one that was signed last")),
         None => Some(format!("{name} is missing in the bucket")),
     })
