@@ -89,6 +89,8 @@ pub struct State {
     pub hq_seen: Option<Duration>,
     /// When a source last answered.
     pub source_seen: Option<Duration>,
+    /// The serial that HQ said is there, when it is newer than ours.
+    pub hint: Option<u64>,
     /// When an unknown register last made us look.
     pub looked: Option<Duration>,
     /// Seconds that this clock is ahead of HQ's.
@@ -99,6 +101,11 @@ impl State {
     /// The manifest's streams.
     pub fn instances(&self) -> impl Iterator<Item = (Instance, &StreamEntry)> {
         self.manifest.iter().flat_map(|m| m.instances())
+    }
+
+    /// The serial that HQ has told of and no source has given yet.
+    pub fn awaited(&self) -> Option<u64> {
+        self.hint.filter(|h| self.adopted.is_none_or(|(_, serial)| *h > serial))
     }
 
     /// The version that the shadow holds of an instance, if deltas may build on it.

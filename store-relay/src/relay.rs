@@ -115,6 +115,8 @@ pub struct Relay {
     pub(crate) spare: Mutex<CancellationToken>,
     /// One a stream: the loop and an import must not work on the same.
     pub(crate) locks: Mutex<BTreeMap<StreamName, Arc<tokio::sync::Mutex<()>>>>,
+    /// One a pack that is being downloaded.
+    pub(crate) fetching: Mutex<BTreeMap<PackName, Arc<tokio::sync::Mutex<()>>>>,
     /// Held by whoever puts a manifest to work.
     adopting: tokio::sync::Mutex<()>,
     /// Whether an import is at work.
@@ -178,6 +180,7 @@ impl Relay {
             rotten: tokio::sync::Mutex::new(rotten),
             spare: Mutex::default(),
             locks: Mutex::default(),
+            fetching: Mutex::default(),
             adopting: tokio::sync::Mutex::default(),
             importing: watch::Sender::new(false),
             _lock: lock,
@@ -326,7 +329,8 @@ impl Relay {
         let Some(follower) = self.followers.get(n) else { return (0, Vec::new()) };
         let mut follower = follower.lock().await;
         let hall = &self.hall;
-        let refreshed = follower.refresh(&hall.device, &*hall.clock, &hall.config.limits, None).await;
+        let hint = hall.state().awaited();
+        let refreshed = follower.refresh(&hall.device, &*hall.clock, &hall.config.limits, hint).await;
         drop(follower);
         let source = self.sources.get(n..=n).unwrap_or_default();
         if refreshed.reached > 0 {

@@ -74,6 +74,10 @@ pub async fn serve(relay: Arc<Relay>, shutdown: impl Future<Output = ()>) -> Res
     Ok(())
 }
 
+/// The pause before a source that is behind is looked at again, and how often, after a wake-up.
+const RELOOK: Duration = Duration::from_secs(1);
+const RELOOKS: u32 = 12;
+
 /// The loop's own state.
 struct Mirror {
     relay: Arc<Relay>,
@@ -89,6 +93,8 @@ struct Mirror {
     /// Spare-time work.
     spare: JoinSet<()>,
     spare_wanted: bool,
+    /// Looks again at a source that is behind what headquarters said: when, and how many are left.
+    relook: (Option<Instant>, u32),
     /// The manifest that the streams were last set going by.
     adopted: Option<(u64, u64)>,
 }
@@ -104,6 +110,7 @@ impl Mirror {
             due: BTreeMap::new(),
             spare: JoinSet::new(),
             spare_wanted: true,
+            relook: (None, 0),
             adopted: None,
         }
     }
@@ -122,9 +129,13 @@ impl Mirror {
             self.start_due();
             self.start_spare();
             let next = self.next_due();
+            let relook = self.relook.0;
             tokio::select! {
                 () = hall.stop.cancelled() => break,
-                () = hall.wake.notified() => self.look(),
+                () = hall.wake.notified() => {
+                    self.relook = (None, RELOOKS);
+                    self.look();
+                }
                 _ = poll.tick() => {
                     self.look();
                     self.all_due();
@@ -133,6 +144,10 @@ impl Mirror {
                 Some(done) = self.steps.join_next(), if !self.steps.is_empty() => self.stepped(done),
                 Some(_) = self.spare.join_next(), if !self.spare.is_empty() => {}
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+                () = sleep_until(relook.unwrap_or_else(Instant::now)), if relook.is_some() => {
+                    self.relook.0 = None;
+                    self.look();
+                }
                 Some(name) = rotten.recv() => {
                     self.relay.throw_away(&name);
                     self.due.insert(name.instance.stream.clone(), Instant::now());
@@ -179,6 +194,10 @@ impl Mirror {
             }
             // It panicked, and does not say which it was.
             None => self.looking.clear(),
+        }
+        // A cache on the way may be a moment behind.
+        if self.looks.is_empty() && self.relook.1 > 0 && self.relay.hall.state().awaited().is_some() {
+            self.relook = (Some(Instant::now() + RELOOK), self.relook.1 - 1);
         }
         self.follow_news();
     }

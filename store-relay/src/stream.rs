@@ -226,7 +226,7 @@ impl Relay {
             let name = entry.name(instance);
             match self.at_hand(&name, entry) {
                 Ok(Some(path)) => files.push((path, entry.clone())),
-                Ok(None) => match self.fetch(&name, entry, supply).await {
+                Ok(None) => match self.fetch_alone(&name, entry, supply).await {
                     Ok(path) => files.push((path, entry.clone())),
                     Err(missing) => return (files, Some(missing)),
                 },
@@ -262,6 +262,21 @@ impl Relay {
             return Ok(Some(shelves.pack(Room::Ready, name)));
         }
         Ok(None)
+    }
+
+    /// One download of a pack at a time: a part has one writer.
+    async fn fetch_alone(&self, name: &PackName, entry: &PackEntry, supply: Supply<'_>) -> Result<PathBuf, Missing> {
+        let turn = {
+            let mut turns = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(name.clone()).or_default())
+        };
+        let _alone = turn.lock().await;
+        match self.at_hand(name, entry) {
+            Ok(Some(path)) => Ok(path),
+            Ok(None) => self.fetch(name, entry, supply).await,
+            Err(e) => Err(Missing::Disk(e)),
+        }
     }
 
     /// Downloads a pack from the first source that has it right; sources that failed lately come last.

@@ -5,6 +5,7 @@
 use crate::hall::Hall;
 use proto::fetch::{Etag, FetchError, Polled, Source};
 use proto::retry::{Backoff, random_unit};
+use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,11 +26,18 @@ pub async fn poll_once(hall: &Hall, hq: &Source, known: Option<Etag>) -> Result<
     Ok(match polled {
         Polled::Unchanged => Asked::Quiet(known),
         Polled::NoSuchPage => Asked::NoPage,
-        Polled::Body { etag, .. } => {
+        Polled::Body { bytes, etag } => {
+            hall.state().hint = serde_json::from_slice::<Woken>(&bytes).ok().map(|w| w.serial);
             hall.wake.notify_one();
             Asked::News(etag)
         }
     })
+}
+
+/// What a wake-up says: enough to get past a stale cache, nothing to be believed.
+#[derive(Debug, Deserialize)]
+struct Woken {
+    serial: u64,
 }
 
 /// What a poll said.
