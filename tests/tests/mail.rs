@@ -126,7 +126,10 @@ fn a_dead_mail_server_delays_a_mail_and_loses_none() {
     let mut hq = site.hq.start_ready();
     hq.kill9();
     smtp.restart();
+    // Two of them, behind a balancer: a mail is one's.
     let hq = site.hq.start_ready();
+    let other =
+        site.hq.start_env(&[("TILLCAST__SERVE__LISTEN", &format!("127.0.0.1:{}", tillcast_tests::free_port()))]);
     until(Duration::from_secs(50), "the mail arrives", || !smtp.mails().is_empty());
     until(PATIENCE, "and leaves the outbox", || outbox().is_empty());
     let mail = &smtp.mails()[0];
@@ -137,7 +140,7 @@ fn a_dead_mail_server_delays_a_mail_and_loses_none() {
     let refused = "Publishing catalog@all was refused (BAD_ROWS)";
     wait_for(&smtp, &format!("Recovered: {refused}"));
     assert_eq!(subjects(&smtp), [refused, &format!("Recovered: {refused}")]);
-    hq.term();
+    [hq, other].into_iter().for_each(Daemon::term);
 }
 
 #[test]
@@ -263,4 +266,27 @@ fn rows_changed_by_hand_are_one_mail_though_healed_at_once() {
     site.register("0421-02").run(&["once"]).ok();
     site.assert_proven("0421");
     [register, relay, hq].into_iter().for_each(Daemon::term);
+}
+
+#[test]
+fn a_shadow_changed_by_hand_is_one_mail_though_healed_at_once() {
+    let smtp = Smtp::start();
+    let site = watchful(&smtp).build();
+    site.publish();
+    let hq = site.hq.start_ready();
+    site.bring_down();
+    let by_hand = Connection::open(site.relay("0421").dir.join("data/shadow.db")).unwrap();
+    by_hand.execute_batch("DELETE FROM price WHERE sku = 'SKU0000004'").unwrap();
+    drop(by_hand);
+    site.relay("0421").run(&["verify"]).code(1).says(&["price.price", "WRONG"]);
+    // The cycle that heals it is the one that reports.
+    site.relay("0421").run(&["once"]).ok();
+    let mismatch = "Rows of price@zone-east differ from what was published";
+    assert!(wait_for(&smtp, mismatch).text.contains("0421"));
+    site.relay("0421").run(&["once"]).ok();
+    wait_for(&smtp, &format!("Recovered: {mismatch}"));
+    assert_eq!(subjects(&smtp), [&format!("Recovered: {mismatch}"), mismatch]);
+    site.relay("0421").run(&["verify"]).ok();
+    site.assert_all_proven();
+    hq.term();
 }

@@ -87,6 +87,14 @@ fn a_rotation_that_waits_between_its_steps_trusts_both_keys() {
     site.relay("0421").run(&["once"]).ok();
     site.hq.run(&["trust", "rotate", "--finish"]).ok();
     assert_eq!(site.hq.json(&["trust", "show"])["publishers"].as_array().unwrap().len(), 1);
+
+    // The root key lies where it should: elsewhere. Without it nothing is changed.
+    let safe = site.dir().join("safe.key");
+    std::fs::rename(site.hq.dir.join("state/keys/root-1.key"), &safe).unwrap();
+    let version = site.hq.json(&["trust", "show"])["version"].clone();
+    site.hq.run(&["trust", "rotate"]).code(1).says(&["--root-key"]);
+    assert_eq!(site.hq.json(&["trust", "show"])["version"], version);
+    site.hq.run(&["trust", "rotate", "--root-key", safe.to_str().unwrap()]).ok();
     // The old key's manifest had headquarters' next serial.
     change(&site);
     site.publish();
@@ -269,6 +277,9 @@ fn a_new_epoch_brings_stores_back_after_a_stolen_key_jumped_ahead() {
     let trailer: Value = serde_json::from_str(forge::unpack(&pack).last().unwrap()).unwrap();
     let mut manifest = site.manifest("0421");
     manifest["serial"] = (1u64 << 62).into();
+    // A time far ahead, too: devices take it for the least that it can be, by which every key has expired.
+    manifest["created_at"] = "2090-01-01T00:00:00Z".into();
+    manifest["expires_at"] = "2099-01-01T00:00:00Z".into();
     let price = &mut manifest["streams"]["price"];
     price["version"] = FAR.into();
     price["packs"].as_array_mut().unwrap().push(forge::entry(&pack));
@@ -459,7 +470,10 @@ fn registers_whose_clocks_are_hours_off_work_and_say_so() {
         assert!(told["heard_s"].as_u64().unwrap() < 60, "silence is measured by headquarters' clock: {told:#}");
         assert_eq!(site.register(id).status()["errors"], json!([]));
     }
-    site.relay("0815").run(&["once"]).ok();
+    // A relay's clock may be wrong as well.
+    site.relays.get_mut("0815").unwrap().env = clock_off("-26h");
+    let status = site.relay("0815").run(&["once", "--json"]).ok().json()["status"].clone();
+    assert!((status["clock_skew_s"].as_i64().unwrap() + 26 * 3600).abs() < 60, "{status:#}");
     site.assert_proven("0421");
     [registers, vec![relay, hq]].into_iter().flatten().for_each(tillcast_tests::Daemon::term);
 }
