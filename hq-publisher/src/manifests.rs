@@ -444,14 +444,19 @@ async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Optio
     let name = ObjectName::Manifest(one.store.clone());
     let bytes = Bytes::from(one.envelope);
     let done = |etag| Ok(Some(WasPut { store: one.store.clone(), serial: one.serial, etag }));
-    if let Pointer::Put(etag) = buckets.put_pointer_over(&name, bytes.clone(), one.etag.as_deref()).await? {
+    // Where the bucket honours conditions, the put itself asks whether somebody put since.
+    if let Some(seen) = one.etag.as_deref()
+        && let Pointer::Put(etag) = buckets.put_pointer_over(&name, bytes.clone(), Some(seen)).await?
+    {
         return done(etag);
     }
-    // Somebody put since: another command of ours, a run that was cut short, or a stranger.
+    // Somebody did (another command of ours, a run that was cut short, a stranger), or it was not asked: a
+    // directory; a ledger from a backup, which has forgotten serials that stores have seen.
+    let there = buckets.get(&name, MOST).await?;
     if ledger.store(&one.store).await?.is_some_and(|s| s.serial > one.serial) {
         return Ok(None);
     }
-    if let Some(there) = buckets.get(&name, MOST).await?
+    if let Some(there) = there
         && there != bytes
         && let Ok(claim) = dsse::peek::<Claim>(&there, MOST)
         && claim.serial >= one.serial

@@ -288,10 +288,12 @@ impl Ledger {
         Ok(done)
     }
 
-    /// Manifests that are signed and not yet put, after a store's id.
+    /// Manifests that are signed and not yet put, after a store's id; not those found to be overtaken,
+    /// which are signed anew.
     pub async fn manifests_to_put(&self, after: Option<&StoreId>, limit: usize) -> Result<Vec<ToPut>, LedgerError> {
         let rows = sqlx::query(
-            "SELECT id, serial, envelope, etag FROM store WHERE put_serial < serial AND id > $1 ORDER BY id LIMIT $2",
+            "SELECT id, serial, envelope, etag FROM store WHERE put_serial < serial AND content IS NOT NULL AND id > $1 \
+             ORDER BY id LIMIT $2",
         )
         .bind(after.map_or("", |s| s.as_str()).to_owned())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
