@@ -477,3 +477,37 @@ fn registers_whose_clocks_are_hours_off_work_and_say_so() {
     site.assert_proven("0421");
     [registers, vec![relay, hq]].into_iter().flatten().for_each(tillcast_tests::Daemon::term);
 }
+
+#[test]
+fn a_headquarters_restored_from_a_backup_goes_on_above_what_it_forgot() {
+    let site = Site::small();
+    site.publish();
+    site.bring_down();
+    let (state, backup) = (site.hq.dir.join("state"), tillcast_tests::temp_dir("backup"));
+    let files = || {
+        let all = std::fs::read_dir(&state).unwrap().flatten().map(|e| e.path());
+        all.filter(|p| p.file_name().unwrap().to_str().unwrap().starts_with("fleet.db")).collect::<Vec<_>>()
+    };
+    for file in files() {
+        std::fs::copy(&file, backup.path().join(file.file_name().unwrap())).unwrap();
+    }
+    for _ in 0..2 {
+        change(&site);
+        site.publish();
+    }
+    site.bring_down();
+    let (serial, version) = (site.manifest("0421")["serial"].as_u64().unwrap(), site.version("0421", "price"));
+
+    files().iter().for_each(|f| std::fs::remove_file(f).unwrap());
+    for file in std::fs::read_dir(backup.path()).unwrap().flatten() {
+        std::fs::copy(file.path(), state.join(file.file_name())).unwrap();
+    }
+    change(&site);
+    // The first run may find out, and the second mend it; no third is needed.
+    let first = site.hq.run(&["publish"]);
+    site.hq.run(&["publish"]).ok();
+    assert!(site.manifest("0421")["serial"].as_u64().unwrap() > serial, "{}", first.text());
+    assert!(site.version("0421", "price") > version, "{}", first.text());
+    site.bring_down();
+    site.assert_all_proven();
+}
