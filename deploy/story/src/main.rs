@@ -53,7 +53,11 @@ async fn run(arguments: Arguments) -> Result<()> {
         told: 0,
     };
     println!("\nEverything lies in {}\n", dir.display());
-    let told = story.tell().await;
+    // The seven programs end with this one, however it ends.
+    let told = tokio::select! {
+        told = story.tell() => told,
+        () = proto::cli::shutdown_signal() => bail!("it was stopped"),
+    };
     if let Err(e) = told {
         // The temporary directory holds the logs: keep it for whoever looks.
         let kept = temporary.keep();
@@ -62,7 +66,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     println!("\n{} chapters, each as it should be.", story.told);
     if !arguments.once {
         story.show_addresses();
-        tokio::signal::ctrl_c().await?;
+        proto::cli::shutdown_signal().await;
         println!();
     }
     Ok(())
