@@ -511,3 +511,35 @@ fn a_headquarters_restored_from_a_backup_goes_on_above_what_it_forgot() {
     site.bring_down();
     site.assert_all_proven();
 }
+
+#[test]
+fn what_was_accepted_outlives_its_manifest_and_new_ones_must_be_fresh() {
+    let mut site = Site::small();
+    site.publish();
+    site.relay("0421").run(&["once"]).ok();
+    let relay = site.relay("0421").start_ready();
+    site.register("0421-01").run(&["once"]).ok();
+    relay.term();
+
+    // Forty days later headquarters is still silent; manifests live for thirty.
+    for node in site.relays.values_mut().chain(site.registers.values_mut()) {
+        node.env = clock_off("+40d");
+    }
+    site.with_relays(|| {
+        let register = site.register("0421-01").run(&["once", "--json"]).ok().json();
+        assert_eq!(register["errors"], json!([]), "its heartbeat is taken, its rows stay");
+        assert!(register["debts"].to_string().contains("expired"), "{register:#}");
+        // One that never had it does not begin with it.
+        let new = site.register("0421-02").run(&["once", "--json"]).code(1).json();
+        assert!(new["errors"].to_string().contains("EXPIRED"), "{new:#}");
+    });
+    assert!(site.relay("0815").run(&["once"]).code(1).text().contains("expired"));
+
+    // A clock that leaps so far is asked about; then all is signed anew.
+    site.hq.env.extend(clock_off("+40d"));
+    site.hq.run(&["publish"]).code(1).says(&["--clock-is-right"]);
+    site.hq.run(&["publish", "--clock-is-right"]).ok();
+    site.bring_down();
+    site.assert_all_proven();
+    assert_eq!(site.register("0421-01").status()["debts"], json!([]));
+}
