@@ -331,10 +331,10 @@ impl Replica {
         pack: &str,
     ) -> Result<Digests, ApplyError> {
         let mut digests = held.digests.clone();
-        if held.ddl == new.ddl {
+        let refuse = |reason: String| ApplyError::Schema { pack: pack.to_owned(), reason };
+        if held.ddl == new.ddl && new.migrate.is_empty() {
             return Ok(digests);
         }
-        let refuse = |reason: String| ApplyError::Schema { pack: pack.to_owned(), reason };
         let old = Contract::parse(&held.ddl, &self.limits).map_err(|e: SchemaError| refuse(e.to_string()))?;
         let statements = contract.additive_since(&old).map_err(|e: NotAdditive| refuse(e.to_string()))?;
         if statements != new.migrate {
