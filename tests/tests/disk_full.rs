@@ -1,0 +1,160 @@
+//! Full disks: the old version stays whole and served, the fault has a name, and it ends by itself when there is room.
+//!
+//! The small disk is a tmpfs in a mount namespace of its own: as root, or where users may have namespaces. The
+//! commands run inside, driven by a script that leaves its answers outside.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "test code")]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+use tillcast_tests::{Product, Site, digest, process, temp_dir};
+
+/// `unshare` with what this user needs; panics with the way to mend it where neither works.
+fn namespace() -> Command {
+    let ways = [&["-m", "--propagation", "private"][..], &["-Urm"][..]];
+    let works = |args: &&&[&str]| {
+        let mut probe = Command::new(process::program("unshare"));
+        probe.args(**args).args(["mount", "-t", "tmpfs", "none", "/mnt"]);
+        probe.output().is_ok_and(|o| o.status.success())
+    };
+    let args = ways.iter().find(works).unwrap_or_else(|| {
+        panic!("this test mounts a small disk: run it as root (a container needs CAP_SYS_ADMIN), or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)")
+    });
+    let mut command = Command::new(process::program("unshare"));
+    command.args(*args);
+    command
+}
+
+/// A site whose price stream is to grow by two megabytes that do not compress.
+fn site() -> Site {
+    let site = Site::builder().stores(&[("0421", "east")]).registers(1).items(300).build();
+    site.publish();
+    site.relay("0421").run(&["once"]).ok();
+    site
+}
+
+fn grow(site: &Site) {
+    let mut seed = 7u64;
+    let mut noise = |n: usize| -> String {
+        let mut next = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'a' + (seed >> 60) as u8)
+        };
+        (0..n).map(|_| next()).collect()
+    };
+    for i in 0..300 {
+        site.sql(&format!("UPDATE item SET note = '{}' WHERE sku = 'SKU{i:07}'", noise(20_000)));
+    }
+    site.sql("UPDATE staff SET name = 'after' WHERE id = 1");
+}
+
+/// Runs the script in a namespace where `data` of the device is on a disk of so many megabytes; `r ARGS` is the
+/// device's command, `ask N ARGS` writes its output to OUT/N.json and its exit code to OUT/N.exit.
+fn on_a_small_disk(dir: &Path, product: Product, megabytes: u32, out: &Path, script: &str) {
+    let text = format!(
+        "set -eu; cd {dir}; mv data enrolled; mkdir data; mount -t tmpfs -o size={megabytes}m none data
+         cp -a enrolled/. data/
+         r() {{ {bin} \"$@\"; }}
+         ask() {{ n=$1; shift; code=0; r \"$@\" --json >{out}/$n.json 2>>{out}/log || code=$?; echo $code >{out}/$n.exit; }}
+         fill() {{ dd if=/dev/zero of=data/filler bs=64k 2>/dev/null || true; }}
+         {script}
+         cp -a data/. {out}/",
+        dir = dir.display(),
+        bin = product.path().display(),
+        out = out.display(),
+    );
+    let done = namespace().args(["sh", "-c", &text]).output().unwrap();
+    let log = std::fs::read_to_string(out.join("log")).unwrap_or_default();
+    assert!(done.status.success(), "{done:?}\n{log}");
+}
+
+/// Exit code and answer.
+fn answer(out: &Path, n: &str) -> (i32, Value) {
+    let read = |end: &str| std::fs::read_to_string(out.join(format!("{n}.{end}"))).unwrap();
+    (read("exit").trim().parse().unwrap(), serde_json::from_str(&read("json")).unwrap_or(Value::Null))
+}
+
+#[test]
+fn a_relay_on_a_full_disk_keeps_serving_and_recovers() {
+    let site = site();
+    let relay = site.relay("0421");
+    let old = site.expected("0421");
+    let out = temp_dir("out");
+    grow(&site);
+    site.publish();
+    let url = relay.url();
+    let script = format!(
+        "fill
+         ask full once; ask status status
+         r run >>{out}/log 2>&1 & pid=$!
+         for i in $(seq 100); do curl -fsS {url}/v1/versions >{out}/versions.json 2>/dev/null && break; sleep 0.1; done
+         for i in $(seq 100); do curl -fsS {url}/packs/catalog@all/0000000001.full.pack -o {out}/served && break; sleep 0.1; done
+         kill $pid; wait $pid || true
+         ask verify verify
+         rm data/filler
+         ask again once; ask after verify",
+        out = out.path().display()
+    );
+    on_a_small_disk(&relay.dir, Product::Relay, 40, out.path(), &script);
+    let (code, full) = answer(out.path(), "full");
+    assert_ne!(code, 0, "{full:#}");
+    let (_, status) = answer(out.path(), "status");
+    assert_eq!(status["streams"]["catalog@all"]["version"], 1, "{status:#}");
+    assert_eq!(status["streams"]["catalog@all"]["digests"]["item"], old["item"].as_str());
+    let errors = full.to_string();
+    assert!(errors.contains("DISK_FULL") && !errors.contains("PACK_IN_ERROR"), "{full:#}");
+    let versions: Value = serde_json::from_slice(&std::fs::read(out.path().join("versions.json")).unwrap()).unwrap();
+    assert_eq!(versions["catalog@all"], 1, "still served: {versions}");
+    let served = std::fs::read(out.path().join("served")).unwrap();
+    assert_eq!(served, site.object("packs/catalog@all/0000000001.full.pack").unwrap());
+    assert_eq!(answer(out.path(), "verify").0, 0, "what is held is whole");
+    let (code, again) = answer(out.path(), "again");
+    assert_eq!(code, 0, "{again:#}");
+    assert!(!again["status"]["errors"].to_string().contains("DISK_FULL"), "{again:#}");
+    assert_eq!(answer(out.path(), "after").0, 0);
+    assert_eq!(digest::of_database(&out.path().join("shadow.db")), site.expected("0421"));
+}
+
+#[test]
+fn a_register_on_a_full_disk_keeps_selling_and_recovers() {
+    let site = site();
+    let old = site.expected("0421");
+    let relay = site.relay("0421").start_ready();
+    site.register("0421-01").run(&["once"]).ok();
+    assert_eq!(digest::of_database(&site.store_db("0421-01")), old);
+    relay.term();
+    grow(&site);
+    site.publish();
+    site.relay("0421").run(&["once"]).ok();
+    let relay = site.relay("0421").start_ready();
+    let out = temp_dir("out");
+    // Read as a POS application does, while there is no room at all.
+    let script = format!(
+        "fill
+         ask full once; ask status status; ask verify verify
+         sqlite3 -readonly data/store.db 'SELECT count(*) FROM item' >{out}/count
+         truncate -s -3M data/filler
+         ask some once; ask some_verify verify
+         rm data/filler
+         ask again once; ask after verify",
+        out = out.path().display()
+    );
+    on_a_small_disk(&site.register("0421-01").dir, Product::Agent, 40, out.path(), &script);
+    for n in ["full", "some"] {
+        let (code, full) = answer(out.path(), n);
+        assert_ne!(code, 0, "{n}: {full:#}");
+        let errors = full["errors"].to_string();
+        assert!(errors.contains("DISK_FULL") && !errors.contains("PACK_IN_ERROR"), "{n}: {full:#}");
+        assert_eq!(full["streams"]["catalog@all"]["version"], 1, "{n}: {full:#}");
+        assert_eq!(full["streams"]["catalog@all"]["digests"]["item"], old["item"].as_str(), "{n}");
+    }
+    assert_eq!(answer(out.path(), "verify").0, 0, "the rows are those of the old version");
+    assert_eq!(answer(out.path(), "some_verify").0, 0);
+    assert_eq!(std::fs::read_to_string(out.path().join("count")).unwrap().trim(), "300");
+    let (code, again) = answer(out.path(), "again");
+    assert_eq!(code, 0, "{again:#}");
+    assert!(!again["errors"].to_string().contains("DISK_FULL"), "{again:#}");
+    assert_eq!(answer(out.path(), "after").0, 0);
+    assert_eq!(digest::of_database(&out.path().join("store.db")), site.expected("0421"));
+    relay.term();
+}
