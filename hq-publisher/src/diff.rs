@@ -160,7 +160,13 @@ fn raw_rows<W: Write>(pack: &mut PackWriter<W>, lines: &[u8]) -> io::Result<()> 
 
 /// Compares one table. `old` holds it under the same contract (migrated, if need be); `None`: it
 /// was not there.
-pub fn compare(old: Option<&Connection>, new: &Connection, table: &Table, spool: &mut Spool, diff: &mut Diff) -> Result<(), DiffError> {
+pub fn compare(
+    old: Option<&Connection>,
+    new: &Connection,
+    table: &Table,
+    spool: &mut Spool,
+    diff: &mut Diff,
+) -> Result<(), DiffError> {
     let mut merge = Merge::new(table, spool);
     merge.run(old, new).map_err(|e| match e {
         MergeError::Sqlite(source) => DiffError::Sqlite { table: table.name.clone(), source },
@@ -437,7 +443,12 @@ mod tests {
             scratch.finish().unwrap();
             scratch
         }
-        fn pack(&self, version: u64, base: Option<u64>, body: impl FnOnce(&mut PackWriter<File>) -> BTreeMap<TableName, StateDigest>) -> (PackEntry, PathBuf) {
+        fn pack(
+            &self,
+            version: u64,
+            base: Option<u64>,
+            body: impl FnOnce(&mut PackWriter<File>) -> BTreeMap<TableName, StateDigest>,
+        ) -> (PackEntry, PathBuf) {
             let v = |n: u64| Version::try_from(n).unwrap();
             let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
             let header = Header {
@@ -447,7 +458,12 @@ mod tests {
                 version: v(version),
                 base: base.map(v),
                 kind,
-                schema: SchemaPart { number: 1, ddl: self.contract.ddl.clone(), sha256: self.contract.sha256, migrate: vec![] },
+                schema: SchemaPart {
+                    number: 1,
+                    ddl: self.contract.ddl.clone(),
+                    sha256: self.contract.sha256,
+                    migrate: vec![],
+                },
                 created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
                 source: "test".into(),
                 tables: table_heads(&self.contract),
@@ -562,7 +578,22 @@ mod tests {
     }
 
     fn rows(list: &[(&str, i64, i64)]) -> Rows {
-        by_key(list.iter().map(|(sku, plu, cents)| vec![Value::Text((*sku).to_owned().into()), Value::Int(*plu), Value::Null, Value::Int(*cents), Value::Null, Value::Null]).collect(), 1, None)
+        by_key(
+            list.iter()
+                .map(|(sku, plu, cents)| {
+                    vec![
+                        Value::Text((*sku).to_owned().into()),
+                        Value::Int(*plu),
+                        Value::Null,
+                        Value::Int(*cents),
+                        Value::Null,
+                        Value::Null,
+                    ]
+                })
+                .collect(),
+            1,
+            None,
+        )
     }
 
     #[test]
@@ -609,7 +640,16 @@ mod tests {
         let bench = Bench::new(DDL);
         let long = "x".repeat(3000);
         let many = |suffix: &str| -> Rows {
-            let row = |n: i64| vec![Value::Text(format!("{n:04}").into()), Value::Int(n), Value::Text(format!("{long}{suffix}").into()), Value::Null, Value::Null, Value::Null];
+            let row = |n: i64| {
+                vec![
+                    Value::Text(format!("{n:04}").into()),
+                    Value::Int(n),
+                    Value::Text(format!("{long}{suffix}").into()),
+                    Value::Null,
+                    Value::Null,
+                    Value::Null,
+                ]
+            };
             by_key((0..200).map(row).collect(), 1, None)
         };
         let mut hq = bench.replica("hq.db");

@@ -57,7 +57,8 @@ mod tests {
 
     #[test]
     fn both_bounds_must_be_passed_or_all_rows_gone() {
-        let at = |before, gone, after| check("table t", before, gone, after, Bounds { percent: 20, rows: 100 }).is_some();
+        let at =
+            |before, gone, after| check("table t", before, gone, after, Bounds { percent: 20, rows: 100 }).is_some();
         assert!(!at(1000, 200, 800), "20% is not more than 20%");
         assert!(at(1000, 201, 800));
         assert!(!at(500, 100, 400), "100 rows are not more than 100");

@@ -113,7 +113,15 @@ mod tests {
     use super::*;
 
     fn usual() -> Facts {
-        Facts { published: true, changed_rows: 3, full_bytes: 1000, delta_bytes: 10, deltas: 1, most_deltas: 64, ..Facts::default() }
+        Facts {
+            published: true,
+            changed_rows: 3,
+            full_bytes: 1000,
+            delta_bytes: 10,
+            deltas: 1,
+            most_deltas: 64,
+            ..Facts::default()
+        }
     }
     fn what(facts: Facts) -> String {
         plan(&facts).to_string()
@@ -125,7 +133,9 @@ mod tests {
         assert_eq!(what(Facts { changed_rows: 0, ..usual() }), "nothing: nothing changed");
         assert_eq!(what(Facts { published: false, ..usual() }), "full: first publish");
         assert_eq!(what(Facts { new_contract: true, changed_rows: 0, ..usual() }), "delta: new contract");
-        assert!(what(Facts { rebuild: Some("x".into()), changed_rows: 0, ..usual() }).starts_with("full: new contract"));
+        assert!(
+            what(Facts { rebuild: Some("x".into()), changed_rows: 0, ..usual() }).starts_with("full: new contract")
+        );
         assert!(what(Facts { new_epoch: true, ..usual() }).starts_with("full: a new trust epoch"));
         assert!(what(Facts { deltas: 64, ..usual() }).starts_with("delta and full: 3 rows changed; 64 deltas"));
         assert!(!plan(&Facts { deltas: 63, ..usual() }).full);

@@ -73,7 +73,10 @@ impl RebuildError {
     pub fn needs_full(&self) -> bool {
         matches!(
             self,
-            RebuildError::Missing(_) | RebuildError::Damaged { .. } | RebuildError::Pack(_) | RebuildError::NoWay { .. }
+            RebuildError::Missing(_)
+                | RebuildError::Damaged { .. }
+                | RebuildError::Pack(_)
+                | RebuildError::NoWay { .. }
         )
     }
 }
@@ -173,8 +176,10 @@ async fn apply_chain(
     head: &Head,
     from: Option<Version>,
 ) -> Result<Replica, RebuildError> {
-    let no_way = |reason: &str| RebuildError::NoWay { instance: instance.clone(), version: head.version, reason: reason.into() };
-    let way = chain::cheapest(&head.packs, from, head.version, |_| true).ok_or_else(|| no_way("no packs lead there"))?;
+    let no_way =
+        |reason: &str| RebuildError::NoWay { instance: instance.clone(), version: head.version, reason: reason.into() };
+    let way =
+        chain::cheapest(&head.packs, from, head.version, |_| true).ok_or_else(|| no_way("no packs lead there"))?;
     for entry in way {
         let path = fetch(shop, instance, entry).await?;
         let packs = [PackFile { path: &path, entry }];
@@ -236,7 +241,8 @@ async fn adopt_head(
     let last = entry.packs.iter().filter(|p| p.version == entry.version).min_by_key(|p| p.bytes);
     let Some(last) = last else { return Ok(()) };
     let path = fetch(shop, instance, last).await?;
-    let (sha256, ddl) = contract_of(&path, instance, last, shop.limits).map_err(|e| RebuildError::Pack(format!("{}: {e}", last.name(instance))))?;
+    let (sha256, ddl) = contract_of(&path, instance, last, shop.limits)
+        .map_err(|e| RebuildError::Pack(format!("{}: {e}", last.name(instance))))?;
     shelf::remove(&path)?;
     let head = Head {
         version: entry.version,
@@ -251,7 +257,12 @@ async fn adopt_head(
     Ok(())
 }
 
-fn contract_of(path: &Path, instance: &Instance, entry: &PackEntry, limits: &Limits) -> Result<(Sha256, String), PackError> {
+fn contract_of(
+    path: &Path,
+    instance: &Instance,
+    entry: &PackEntry,
+    limits: &Limits,
+) -> Result<(Sha256, String), PackError> {
     let file = shelf::open_regular(path).map_err(|e| PackError::Io(std::io::Error::other(e)))?;
     let reader = PackReader::new(file, instance, entry, limits)?;
     Ok((reader.header().schema.sha256, reader.header().schema.ddl.clone()))

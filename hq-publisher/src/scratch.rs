@@ -83,7 +83,12 @@ impl Scratch {
     }
 
     /// Takes the rows of one table.
-    pub fn loader<'s>(&'s self, table: &'s Table, limits: &Limits, faults: &'s mut Faults) -> Result<Loader<'s>, ScratchError> {
+    pub fn loader<'s>(
+        &'s self,
+        table: &'s Table,
+        limits: &Limits,
+        faults: &'s mut Faults,
+    ) -> Result<Loader<'s>, ScratchError> {
         let places: Vec<String> = (1..=table.columns.len()).map(|n| format!("?{n}")).collect();
         let insert = format!("INSERT INTO {} ({}) VALUES ({})", table.quoted(), table.column_list(), places.join(", "));
         let insert = self.db.prepare(&insert).map_err(|e| self.failed(e))?;
@@ -97,8 +102,11 @@ impl Scratch {
         let places: Vec<String> = (1..=had.columns.len()).map(|n| format!("?{n}")).collect();
         let run = || {
             let mut read = from.prepare(&format!("SELECT {columns} FROM {}", had.quoted()))?;
-            let mut insert =
-                self.db.prepare(&format!("INSERT INTO {} ({columns}) VALUES ({})", table.quoted(), places.join(", ")))?;
+            let mut insert = self.db.prepare(&format!(
+                "INSERT INTO {} ({columns}) VALUES ({})",
+                table.quoted(),
+                places.join(", ")
+            ))?;
             let mut rows = read.query([])?;
             let mut count = 0;
             while let Some(row) = rows.next()? {
@@ -259,8 +267,7 @@ impl Loader<'_> {
         let table = self.table;
         let prefix = format!("{}.", table.name);
         let names = text.rsplit(": ").next().unwrap_or("").split(", ");
-        let columns: Vec<usize> =
-            names.filter_map(|n| table.column(n.strip_prefix(&prefix).unwrap_or(n))).collect();
+        let columns: Vec<usize> = names.filter_map(|n| table.column(n.strip_prefix(&prefix).unwrap_or(n))).collect();
         if columns.is_empty() {
             return (None, text.to_owned());
         }
@@ -270,13 +277,14 @@ impl Loader<'_> {
         let conditions: Vec<String> =
             columns.iter().enumerate().map(|(n, c)| format!("\"{}\" = ?{}", table.columns[*c].name, n + 1)).collect();
         let find = format!("SELECT {} FROM {} WHERE {}", table.key_list(), table.quoted(), conditions.join(" AND "));
-        let other = self.scratch.db.query_row(&find, rusqlite::params_from_iter(columns.iter().map(|c| &row[*c])), |r| {
-            let at = |k: usize| {
-                let i = table.key.iter().position(|c| *c == k)?;
-                r.get_ref(i).ok().map(|v| Value::from(v).into_owned())
-            };
-            Ok(key_for_people(table, at))
-        });
+        let other =
+            self.scratch.db.query_row(&find, rusqlite::params_from_iter(columns.iter().map(|c| &row[*c])), |r| {
+                let at = |k: usize| {
+                    let i = table.key.iter().position(|c| *c == k)?;
+                    r.get_ref(i).ok().map(|v| Value::from(v).into_owned())
+                };
+                Ok(key_for_people(table, at))
+            });
         let values: Vec<String> = columns.iter().map(|c| row[*c].for_people()).collect();
         let other = other.map_or_else(|_| "another row".to_owned(), |key| format!("the row with key {key}"));
         let more: Vec<String> = columns[1..].iter().map(|c| table.columns[*c].name.to_string()).collect();
@@ -313,7 +321,10 @@ impl RowSink for Loader<'_> {
             Ok(()) => {
                 self.rows += 1;
                 if self.rows > self.limits.rows {
-                    return Err(SinkError(format!("table {}: more than limits.rows = {}", self.table.name, self.limits.rows)));
+                    return Err(SinkError(format!(
+                        "table {}: more than limits.rows = {}",
+                        self.table.name, self.limits.rows
+                    )));
                 }
                 Ok(())
             }
@@ -403,18 +414,43 @@ mod tests {
     fn bad_rows_are_told_with_key_column_value_and_limit() {
         let long = "Very long name ".repeat(7)[..101].to_owned();
         for (row, want) in [
-            (item("123", &long), "table item, key sku=\"123\": column name has 101 characters, the limit is 100: \"Very long name Very long name Very long name Very long name \"…"),
-            (with(item("1", "x"), 1, Value::Null), "table item, key sku=\"1\": column name is NULL, the contract says NOT NULL"),
-            (with(item("1", "x"), 0, Value::Null), "table item, key sku=NULL: column sku is NULL; a key's columns never are"),
-            (with(item("1", "x"), 3, Value::Int(-5)), "table item, key sku=\"1\": column cents is -5, which breaks CHECK (cents >= 0)"),
-            (with(with(item("1", "x"), 4, Value::Int(2)), 5, Value::Int(1)), "table item, key sku=\"1\": the row breaks CHECK (low <= high)"),
-            (with(item("1", "x"), 2, text("seven")), "table item, key sku=\"1\": column plu is \"seven\", the contract has INTEGER"),
+            (
+                item("123", &long),
+                "table item, key sku=\"123\": column name has 101 characters, the limit is 100: \"Very long name Very long name Very long name Very long name \"…",
+            ),
+            (
+                with(item("1", "x"), 1, Value::Null),
+                "table item, key sku=\"1\": column name is NULL, the contract says NOT NULL",
+            ),
+            (
+                with(item("1", "x"), 0, Value::Null),
+                "table item, key sku=NULL: column sku is NULL; a key's columns never are",
+            ),
+            (
+                with(item("1", "x"), 3, Value::Int(-5)),
+                "table item, key sku=\"1\": column cents is -5, which breaks CHECK (cents >= 0)",
+            ),
+            (
+                with(with(item("1", "x"), 4, Value::Int(2)), 5, Value::Int(1)),
+                "table item, key sku=\"1\": the row breaks CHECK (low <= high)",
+            ),
+            (
+                with(item("1", "x"), 2, text("seven")),
+                "table item, key sku=\"1\": column plu is \"seven\", the contract has INTEGER",
+            ),
             (item("0", "again"), "table item, key sku=\"0\": the key is there twice"),
-            (with(item("1", "x"), 2, Value::Int(7)), "table item, key sku=\"1\": column plu is 7, which must be unique, and is in the row with key sku=\"0\" too"),
-            (with(with(item("1", "x"), 4, Value::Int(1)), 5, Value::Int(9)), "table item, key sku=\"1\": column low is 1, 9 (with high), which must be unique, and is in the row with key sku=\"0\" too"),
+            (
+                with(item("1", "x"), 2, Value::Int(7)),
+                "table item, key sku=\"1\": column plu is 7, which must be unique, and is in the row with key sku=\"0\" too",
+            ),
+            (
+                with(with(item("1", "x"), 4, Value::Int(1)), 5, Value::Int(9)),
+                "table item, key sku=\"1\": column low is 1, 9 (with high), which must be unique, and is in the row with key sku=\"0\" too",
+            ),
         ] {
             let first = with(with(with(item("0", "first"), 2, Value::Int(7)), 4, Value::Int(1)), 5, Value::Int(9));
-            let (good, told, count) = load(&[("item", first), ("item", row), ("item", item("last", "fine"))], &Limits::default());
+            let (good, told, count) =
+                load(&[("item", first), ("item", row), ("item", item("last", "fine"))], &Limits::default());
             assert_eq!((good, count), (2, 1), "{told:?}");
             assert_eq!(told, [want]);
         }
@@ -430,10 +466,13 @@ mod tests {
         ];
         let (good, told, _) = load(&rows, &Limits::default());
         assert_eq!(good, 3);
-        assert_eq!(told, [
-            "table number, key id=NULL: column id is NULL; a key's columns never are",
-            "table number, key id=5: refers to a row of table item that is not there",
-        ]);
+        assert_eq!(
+            told,
+            [
+                "table number, key id=NULL: column id is NULL; a key's columns never are",
+                "table number, key id=5: refers to a row of table item that is not there",
+            ]
+        );
     }
 
     #[test]

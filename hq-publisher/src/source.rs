@@ -161,7 +161,8 @@ impl StoreList {
         if !self.ids.insert(id.clone()) {
             return self.bad(format!("store {id} is listed twice"));
         }
-        let region = region.filter(|r| !r.is_empty()).map(|r| r.chars().filter(|c| !c.is_control()).take(200).collect());
+        let region =
+            region.filter(|r| !r.is_empty()).map(|r| r.chars().filter(|c| !c.is_control()).take(200).collect());
         self.rows.push(StoreRow { id, zone, region });
     }
 
@@ -187,11 +188,7 @@ impl StoreList {
 
 /// Checks columns by name: each wanted one there once, and no other. Gives the place of each
 /// wanted column among those found. `optional` ones may be missing.
-pub fn match_columns(
-    found: &[String],
-    wanted: &[&str],
-    optional: &[&str],
-) -> Result<Vec<Option<usize>>, String> {
+pub fn match_columns(found: &[String], wanted: &[&str], optional: &[&str]) -> Result<Vec<Option<usize>>, String> {
     let mut problems = Vec::new();
     for (i, name) in found.iter().enumerate() {
         if found[..i].contains(name) {

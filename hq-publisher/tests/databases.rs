@@ -62,42 +62,47 @@ async fn postgres_values_come_exactly_or_not_at_all() {
     let server = Postgres::start();
     server.sql("src", "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN cents AS bigint");
     let mut db = open(&server.url("src")).await;
-    each(&mut db, Dialect::Postgres, &[
-        ("true", "INTEGER", "1 | 1"),
-        ("'-7'::int2", "INTEGER", "1 | -7"),
-        ("2147483647", "INTEGER", "1 | 2147483647"),
-        ("'-9223372036854775808'::int8", "INTEGER", "1 | -9223372036854775808"),
-        ("5::cents", "INTEGER", "1 | 5"),
-        ("12.3400::numeric", "TEXT", "1 | \"12.3400\""),
-        ("-0.00012::numeric", "TEXT", "1 | \"-0.00012\""),
-        ("123456789012345678901234567890.5", "TEXT", "\"123456789012345678901234567890.5\""),
-        ("1e20::numeric", "TEXT", "\"100000000000000000000\""),
-        ("12.00::numeric(9,2)", "INTEGER", "1 | 12"),
-        ("12.34::numeric", "INTEGER", "scale it"),
-        ("'NaN'::numeric", "TEXT", "NaN"),
-        ("1e30::numeric", "INTEGER", "beyond a 64-bit"),
-        ("0.1::float8", "REAL", "1 | 0.1"),
-        ("0.5::float4", "REAL", "1 | 0.5"),
-        ("'NaN'::float8", "REAL", "NaN"),
-        ("'infinity'::float8", "REAL", "inf"),
-        ("'é\"x'::varchar(9)", "TEXT", "1 | \"é\\\"x\""),
-        ("'ab'::char(4)", "TEXT", "1 | \"ab  \""),
-        ("'ok'::mood", "TEXT", "1 | \"ok\""),
-        ("'\\x00ff'::bytea", "BLOB", "1 | blob of 2 bytes"),
-        ("'6ba7b810-9dad-11d1-80b4-00c04fd430c8'::uuid", "TEXT", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
-        ("'{\"a\": 1}'::json", "TEXT", "{\\\"a\\\": 1}"),
-        ("'{\"a\":1}'::jsonb", "TEXT", "{\\\"a\\\": 1}"),
-        ("'2026-02-28'::date", "TEXT", "1 | \"2026-02-28\""),
-        ("'23:59:01.5'::time", "TEXT", "1 | \"23:59:01.5\""),
-        ("'2026-02-28 12:00:00'::timestamp", "TEXT", "1 | \"2026-02-28T12:00:00Z\""),
-        ("'2026-02-28 12:00:00.25+02'::timestamptz", "TEXT", "1 | \"2026-02-28T10:00:00.25Z\""),
-        ("'infinity'::timestamptz", "TEXT", "infinite"),
-        ("NULL::text", "TEXT", "1 | NULL"),
-        ("'1 day'::interval", "TEXT", "INTERVAL, which is not supported: cast it to text"),
-        ("'12'", "INTEGER", "the text \"12\""),
-        (":zone::varchar", "TEXT", "1 | \"east\""),
-        ("1 || ':zone' || $$:zone$$", "TEXT", "1 | \"1:zone:zone\""),
-    ]).await;
+    each(
+        &mut db,
+        Dialect::Postgres,
+        &[
+            ("true", "INTEGER", "1 | 1"),
+            ("'-7'::int2", "INTEGER", "1 | -7"),
+            ("2147483647", "INTEGER", "1 | 2147483647"),
+            ("'-9223372036854775808'::int8", "INTEGER", "1 | -9223372036854775808"),
+            ("5::cents", "INTEGER", "1 | 5"),
+            ("12.3400::numeric", "TEXT", "1 | \"12.3400\""),
+            ("-0.00012::numeric", "TEXT", "1 | \"-0.00012\""),
+            ("123456789012345678901234567890.5", "TEXT", "\"123456789012345678901234567890.5\""),
+            ("1e20::numeric", "TEXT", "\"100000000000000000000\""),
+            ("12.00::numeric(9,2)", "INTEGER", "1 | 12"),
+            ("12.34::numeric", "INTEGER", "scale it"),
+            ("'NaN'::numeric", "TEXT", "NaN"),
+            ("1e30::numeric", "INTEGER", "beyond a 64-bit"),
+            ("0.1::float8", "REAL", "1 | 0.1"),
+            ("0.5::float4", "REAL", "1 | 0.5"),
+            ("'NaN'::float8", "REAL", "NaN"),
+            ("'infinity'::float8", "REAL", "inf"),
+            ("'é\"x'::varchar(9)", "TEXT", "1 | \"é\\\"x\""),
+            ("'ab'::char(4)", "TEXT", "1 | \"ab  \""),
+            ("'ok'::mood", "TEXT", "1 | \"ok\""),
+            ("'\\x00ff'::bytea", "BLOB", "1 | blob of 2 bytes"),
+            ("'6ba7b810-9dad-11d1-80b4-00c04fd430c8'::uuid", "TEXT", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
+            ("'{\"a\": 1}'::json", "TEXT", "{\\\"a\\\": 1}"),
+            ("'{\"a\":1}'::jsonb", "TEXT", "{\\\"a\\\": 1}"),
+            ("'2026-02-28'::date", "TEXT", "1 | \"2026-02-28\""),
+            ("'23:59:01.5'::time", "TEXT", "1 | \"23:59:01.5\""),
+            ("'2026-02-28 12:00:00'::timestamp", "TEXT", "1 | \"2026-02-28T12:00:00Z\""),
+            ("'2026-02-28 12:00:00.25+02'::timestamptz", "TEXT", "1 | \"2026-02-28T10:00:00.25Z\""),
+            ("'infinity'::timestamptz", "TEXT", "infinite"),
+            ("NULL::text", "TEXT", "1 | NULL"),
+            ("'1 day'::interval", "TEXT", "INTERVAL, which is not supported: cast it to text"),
+            ("'12'", "INTEGER", "the text \"12\""),
+            (":zone::varchar", "TEXT", "1 | \"east\""),
+            ("1 || ':zone' || $$:zone$$", "TEXT", "1 | \"1:zone:zone\""),
+        ],
+    )
+    .await;
     db.close().await;
 }
 
@@ -157,11 +162,17 @@ async fn a_run_reads_one_snapshot_and_survives_a_broken_query() {
         assert!(e.contains("table t: the query failed") && e.contains("missing"), "{e}");
         let e = read(&mut db, dialect, &t, "SELECT id, v AS w FROM a WHERE 1 = 0").await.unwrap_err();
         assert!(e.contains("column `w` is not in the contract; column v is missing"), "{e}");
-        assert!(read(&mut db, dialect, &t, "SELECT id, v FROM a WHERE 1 / (id - id) = 1 OR id = 'x'").await.is_err() || dialect == Dialect::MySql);
+        assert!(
+            read(&mut db, dialect, &t, "SELECT id, v FROM a WHERE 1 / (id - id) = 1 OR id = 'x'").await.is_err()
+                || dialect == Dialect::MySql
+        );
         assert_eq!(read(&mut db, dialect, &t, "SELECT v, id FROM a").await.unwrap(), ["1 | \"old\""]);
         db.close().await;
         let mut db = open(&url).await;
-        assert_eq!(read(&mut db, dialect, &t, "SELECT id, v FROM a ORDER BY id").await.unwrap(), ["1 | \"new\"", "2 | \"more\""]);
+        assert_eq!(
+            read(&mut db, dialect, &t, "SELECT id, v FROM a ORDER BY id").await.unwrap(),
+            ["1 | \"new\"", "2 | \"more\""]
+        );
         assert!(read(&mut db, dialect, &t, "UPDATE a SET v = 'x' RETURNING id, v").await.is_err(), "read only");
         let stores = parse_query("SELECT id, 'east' AS zone FROM a", dialect, AudienceKind::All).unwrap();
         let ids: Vec<String> = db.stores(&stores).await.unwrap().into_iter().map(|s| s.id.to_string()).collect();

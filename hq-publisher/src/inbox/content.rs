@@ -27,7 +27,13 @@ pub fn read_table(
     }
 }
 
-fn read_csv(input: impl Read, complete: bool, max: u64, table: &Table, sink: &mut dyn RowSink) -> Result<(), FileError> {
+fn read_csv(
+    input: impl Read,
+    complete: bool,
+    max: u64,
+    table: &Table,
+    sink: &mut dyn RowSink,
+) -> Result<(), FileError> {
     let mut csv = Reader::new(input, max)?;
     let wanted: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
     let (places, width) = header(&mut csv, &wanted, &[])?;
@@ -116,7 +122,10 @@ fn integer(text: &str) -> Result<i64, Problem> {
         return Err(Problem::new(format!("is {}, which is no integer", shown(text))));
     }
     if digits.len() > 1 && digits.starts_with('0') {
-        return Err(Problem::new(format!("is {}: an INTEGER would lose the leading zero; make the column TEXT", shown(text))));
+        return Err(Problem::new(format!(
+            "is {}: an INTEGER would lose the leading zero; make the column TEXT",
+            shown(text)
+        )));
     }
     text.parse().map_err(|_| Problem::new(format!("is {}, beyond a 64-bit signed integer", shown(text))))
 }
@@ -127,7 +136,9 @@ fn real<'v>(text: &str) -> Result<Value<'v>, Problem> {
         && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'))
         && text.bytes().any(|b| b.is_ascii_digit());
     match text.parse::<f64>() {
-        Ok(r) if looks => Value::real(r).ok_or_else(|| Problem::new(format!("is {}, too great for a real", shown(text)))),
+        Ok(r) if looks => {
+            Value::real(r).ok_or_else(|| Problem::new(format!("is {}, too great for a real", shown(text))))
+        }
         _ => Err(Problem::new(format!("is {}, which is no real number (write 12.5)", shown(text)))),
     }
 }
@@ -165,7 +176,11 @@ fn read_ndjson(input: impl Read, max: u64, table: &Table, sink: &mut dyn RowSink
             }
         }
     }
-    if number == 0 { Err(FileError::at(1, "the file is empty: for a table without rows send one empty line")) } else { Ok(()) }
+    if number == 0 {
+        Err(FileError::at(1, "the file is empty: for a table without rows send one empty line"))
+    } else {
+        Ok(())
+    }
 }
 
 /// One NDJSON line as a row.
@@ -197,9 +212,7 @@ fn object<'l>(line: &'l [u8], table: &Table) -> Result<Vec<Value<'l>>, RowFault>
     };
     (0..raw.len())
         .map(|i| {
-            value(i).map_err(|Problem(p)| {
-                fault(key_for_people(table, |k| value(k).ok()), Some(&table.columns[i]), p)
-            })
+            value(i).map_err(|Problem(p)| fault(key_for_people(table, |k| value(k).ok()), Some(&table.columns[i]), p))
         })
         .collect()
 }
@@ -224,9 +237,10 @@ impl<'de> Visitor<'de> for ObjectSeed<'_, '_, 'de> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key::<Cow<'de, str>>()? {
             let cut = || shown(&name);
-            let i = self.table.column(&name).ok_or_else(|| {
-                de::Error::custom(format_args!("column {} is not in the contract", cut()))
-            })?;
+            let i = self
+                .table
+                .column(&name)
+                .ok_or_else(|| de::Error::custom(format_args!("column {} is not in the contract", cut())))?;
             let value = map.next_value_seed(Scalar)?;
             if self.raw[i].replace(value).is_some() {
                 return Err(de::Error::custom(format_args!("column {} is there twice", cut())));

@@ -116,7 +116,10 @@ impl<R: Read> Reader<R> {
                         At::Quoted
                     }
                     (At::QuoteAgain, _) => {
-                        return Err(FileError::at(self.line, "text after a closing quote (a quote inside is written \"\")"));
+                        return Err(FileError::at(
+                            self.line,
+                            "text after a closing quote (a quote inside is written \"\")",
+                        ));
                     }
                     (At::FieldStart | At::Plain, _) => {
                         self.data.push(b);
@@ -126,7 +129,10 @@ impl<R: Read> Reader<R> {
             }
             self.input.consume(used);
             if self.data.len() > self.max {
-                return Err(FileError::at(first, format!("a record of more than limits.line_bytes = {} bytes", self.max)));
+                return Err(FileError::at(
+                    first,
+                    format!("a record of more than limits.line_bytes = {} bytes", self.max),
+                ));
             }
             if done {
                 self.closed = true;
@@ -139,8 +145,12 @@ impl<R: Read> Reader<R> {
     fn end(&mut self, at: At, any: bool, quote_line: u64) -> Result<Option<()>, FileError> {
         match at {
             _ if !any => Ok(None),
-            At::Quoted => Err(FileError::at(quote_line, "a quote is opened and never closed: the file is half-written")),
-            At::Return => Err(FileError::at(self.line, "a carriage return without a line feed: the file is half-written")),
+            At::Quoted => {
+                Err(FileError::at(quote_line, "a quote is opened and never closed: the file is half-written"))
+            }
+            At::Return => {
+                Err(FileError::at(self.line, "a carriage return without a line feed: the file is half-written"))
+            }
             _ => {
                 self.ends.push(self.data.len());
                 self.closed = false;
@@ -180,7 +190,13 @@ mod tests {
     #[test]
     fn records_are_read_right() {
         let text = b"\xEF\xBB\xBFa,b\r\n1,\"x \"\"y\"\"\r\nz, \"\r\n\r\n,\n5\" nail,\"\"\nlast,one";
-        let want = [row(1, &["a", "b"]), row(2, &["1", "x \"y\"\r\nz, "]), row(5, &["", ""]), row(6, &["5\" nail", ""]), row(7, &["last", "one"])];
+        let want = [
+            row(1, &["a", "b"]),
+            row(2, &["1", "x \"y\"\r\nz, "]),
+            row(5, &["", ""]),
+            row(6, &["5\" nail", ""]),
+            row(7, &["last", "one"]),
+        ];
         assert_eq!(all(text).unwrap(), want);
         assert_eq!(all(b"a\n\"\"\n\nb\n").unwrap(), [row(1, &["a"]), row(2, &[""]), row(4, &["b"])]);
         assert!(all(b"").unwrap().is_empty());

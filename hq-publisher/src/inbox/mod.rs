@@ -99,7 +99,9 @@ pub fn parse_name(name: &str) -> Option<Result<What, String>> {
     }
     let parts: Vec<&str> = stem.split('.').collect();
     let &[stream, audience, table] = parts.as_slice() else {
-        return Some(Err("a drop is named STREAM.AUDIENCE.TABLE.csv or .ndjson, e.g. price.zone-east.price.csv".into()));
+        return Some(
+            Err("a drop is named STREAM.AUDIENCE.TABLE.csv or .ndjson, e.g. price.zone-east.price.csv".into()),
+        );
     };
     let told = |e: proto::ids::BadName| e.to_string();
     let what = || {

@@ -40,13 +40,14 @@ fn csv(text: &str) -> (Taken, Result<(), String>) {
 
 #[test]
 fn good_csv_is_typed_by_the_contract() {
-    let (t, r) = csv("\u{feff}sku,cents,name,kg,pic,note\r\n007,-12,\"Tea, \"\"green\"\"\nnew\",1.5e1,AQI=,\r\n8,0,,,,x\r\n");
+    let (t, r) =
+        csv("\u{feff}sku,cents,name,kg,pic,note\r\n007,-12,\"Tea, \"\"green\"\"\nnew\",1.5e1,AQI=,\r\n8,0,,,,x\r\n");
     r.unwrap();
     assert_eq!(t.faults, [""; 0]);
-    assert_eq!(t.rows, [
-        "2: \"007\" \"Tea, \\\"green\\\"\\nnew\" -12 15.0 blob of 2 bytes NULL",
-        "4: \"8\" \"\" 0 NULL NULL \"x\"",
-    ]);
+    assert_eq!(
+        t.rows,
+        ["2: \"007\" \"Tea, \\\"green\\\"\\nnew\" -12 15.0 blob of 2 bytes NULL", "4: \"8\" \"\" 0 NULL NULL \"x\"",]
+    );
 }
 
 const HEADER: &str = "sku,name,cents,kg,pic,note\n";
@@ -139,10 +140,20 @@ fn stores_are_read_from_csv() {
 
 #[test]
 fn names_are_parsed_or_refused() {
-    let Some(Ok(What::Table { instance, table, format })) = parse_name("price.zone-east.price.ndjson") else { panic!() };
+    let Some(Ok(What::Table { instance, table, format })) = parse_name("price.zone-east.price.ndjson") else {
+        panic!()
+    };
     assert_eq!((instance.to_string().as_str(), table.as_str(), format), ("price@zone-east", "price", Format::Ndjson));
     assert_eq!(parse_name("stores.csv"), Some(Ok(What::Stores)));
-    for name in ["price.csv", "price.zone-east.csv", "a.b.c.d.csv", "price.zone-East.price.csv", "price.all.tillcast_x.csv", "price.store-..-x.p.csv", "p;drop.all.t.csv"] {
+    for name in [
+        "price.csv",
+        "price.zone-east.csv",
+        "a.b.c.d.csv",
+        "price.zone-East.price.csv",
+        "price.all.tillcast_x.csv",
+        "price.store-..-x.p.csv",
+        "p;drop.all.t.csv",
+    ] {
         assert!(matches!(parse_name(name), Some(Err(_))), "{name}");
     }
     for name in ["x.csv.ok", "price.zone-east.price.csv.part", ".price.all.price.csv", "README", "x.txt"] {

@@ -41,9 +41,9 @@ pub fn load(config: &Config) -> Result<Contracts, ConfigError> {
         return Err(ConfigError(format!("{clash}; registers keep all streams in one file")));
     }
     let stores = match (dialect, &config.stores.query) {
-        (Some(dialect), Some(text)) => Some(
-            parse_query(text, dialect, AudienceKind::All).map_err(|e| ConfigError(format!("stores.query: {e}")))?,
-        ),
+        (Some(dialect), Some(text)) => {
+            Some(parse_query(text, dialect, AudienceKind::All).map_err(|e| ConfigError(format!("stores.query: {e}")))?)
+        }
         _ => None,
     };
     Ok(Contracts { streams, stores })

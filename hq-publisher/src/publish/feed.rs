@@ -153,13 +153,21 @@ impl Feed {
     }
 }
 
-fn read_drop(config: &Config, drop: &Drop, table: &Table, scratch: &Scratch, faults: &mut Faults) -> Result<(), ReadError> {
+fn read_drop(
+    config: &Config,
+    drop: &Drop,
+    table: &Table,
+    scratch: &Scratch,
+    faults: &mut Faults,
+) -> Result<(), ReadError> {
     let Ok(What::Table { format, .. }) = drop.what else { return Ok(()) };
     let file = shelf::open_regular(&drop.file.path).map_err(|e| ReadError::Source("DROP", e.to_string()))?;
     let mut loader = scratch.loader(table, &config.limits, faults)?;
-    inbox::read_table(&file, format, drop.file.marked, config.limits.line_bytes, table, &mut loader).map_err(|e| match e.sink {
-        Some(sink) => ReadError::Scratch(sink.into()),
-        None => ReadError::Drop(Box::new(drop.clone()), e),
+    inbox::read_table(&file, format, drop.file.marked, config.limits.line_bytes, table, &mut loader).map_err(|e| {
+        match e.sink {
+            Some(sink) => ReadError::Scratch(sink.into()),
+            None => ReadError::Drop(Box::new(drop.clone()), e),
+        }
     })?;
     let now = file.metadata().map(|m| (m.len(), shelf::modified_ns(&m))).ok();
     if now != Some(drop.file.stamp) {
@@ -178,7 +186,10 @@ fn keep(table: &Table, kept: Option<&Kept<'_>>, scratch: &Scratch) -> Result<(),
         },
         None => Err(ReadError::Source(
             "MISSING_TABLE",
-            format!("nothing is published yet and no drop has come for table {}: drop the stream's other tables too", table.name),
+            format!(
+                "nothing is published yet and no drop has come for table {}: drop the stream's other tables too",
+                table.name
+            ),
         )),
     }
 }
@@ -186,7 +197,8 @@ fn keep(table: &Table, kept: Option<&Kept<'_>>, scratch: &Scratch) -> Result<(),
 impl Drops {
     /// Sorts what was found into what can be published, what cannot, and what must wait.
     fn sort(inbox: Inbox, look: inbox::Look, config: &Config, options: &PublishOptions) -> Drops {
-        let mut out = Drops { inbox, tables: BTreeMap::new(), stores: None, rejected: Vec::new(), problems: Vec::new() };
+        let mut out =
+            Drops { inbox, tables: BTreeMap::new(), stores: None, rejected: Vec::new(), problems: Vec::new() };
         for name in look.waiting {
             tracing::info!(%name, "still growing; left for the next run");
         }
@@ -254,7 +266,8 @@ fn wrong_place(config: &Config, instance: &Instance) -> Option<String> {
         AudienceKind::Zone => "zone-NAME",
         AudienceKind::Store => "store-ID",
     };
-    (kind != stream.audience).then(|| format!("stream {} is made for {wanted}, not for {}", stream.name, instance.audience))
+    (kind != stream.audience)
+        .then(|| format!("stream {} is made for {wanted}, not for {}", stream.name, instance.audience))
 }
 
 /// The bad rows of one table, for the reason beside a rejected drop.

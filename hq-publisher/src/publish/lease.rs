@@ -43,7 +43,8 @@ impl Lease {
                 match LockFile::acquire(&dir) {
                     Ok(lock) => break lock,
                     Err(LockError::Held { pid, .. }) => {
-                        by = pid.map_or_else(|| format!("{place}, another process"), |p| format!("{place}, process {p}"));
+                        by = pid
+                            .map_or_else(|| format!("{place}, another process"), |p| format!("{place}, process {p}"));
                         tokio::time::sleep(LOOK).await;
                     }
                     Err(e) => return Err(PublishError::Lock(e)),

@@ -310,7 +310,11 @@ impl Run<'_> {
     }
 
     /// A durable step, watched.
-    async fn step<T, E: Into<PublishError>>(&self, step: Step, work: impl Future<Output = Result<T, E>>) -> Result<T, PublishError> {
+    async fn step<T, E: Into<PublishError>>(
+        &self,
+        step: Step,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, PublishError> {
         self.steps.before(&step)?;
         let done = work.await.map_err(Into::into)?;
         self.steps.after(&step)?;
@@ -359,7 +363,9 @@ impl Run<'_> {
                 match rebuild::published(self.workshop(), &path, &p.instance, &head, false).await {
                     Ok(_) => {}
                     // It is tried again when the instance is looked at, and told there.
-                    Err(e) if e.needs_full() => tracing::warn!(instance = %p.instance, error = %e, "not brought up yet"),
+                    Err(e) if e.needs_full() => {
+                        tracing::warn!(instance = %p.instance, error = %e, "not brought up yet")
+                    }
                     Err(e) => return Err(e.into()),
                 }
             }
@@ -382,7 +388,8 @@ impl Run<'_> {
         let now = self.clock.now();
         let since = now.checked_sub(jiff::SignedDuration::try_from(FRESH_BEATS).unwrap_or_default()).unwrap_or(now);
         for beat in self.ledger.beats(Some(since)).await? {
-            let Ok(heard) = dsse::peek::<Heartbeat>(beat.envelope.as_bytes(), self.config.limits.heartbeat_bytes) else {
+            let Ok(heard) = dsse::peek::<Heartbeat>(beat.envelope.as_bytes(), self.config.limits.heartbeat_bytes)
+            else {
                 continue;
             };
             for f in heard.errors.iter().filter(|f| [fault::PACK_IN_ERROR, fault::DRIFT].contains(&f.code.as_str())) {
@@ -399,7 +406,12 @@ impl Run<'_> {
     }
 
     /// The stores of the source; guarded like a table, and recorded.
-    async fn stores(&self, contracts: &Contracts, feed: &mut Feed, report: &mut PublishReport) -> Result<Vec<StoreRow>, PublishError> {
+    async fn stores(
+        &self,
+        contracts: &Contracts,
+        feed: &mut Feed,
+        report: &mut PublishReport,
+    ) -> Result<Vec<StoreRow>, PublishError> {
         let known: Vec<StoreRow> =
             self.ledger.stores().await?.into_iter().filter(|s| s.vanished_at.is_none()).map(|s| s.seen).collect();
         let told = match feed {
@@ -454,7 +466,10 @@ impl Run<'_> {
         let without: Vec<&str> = stores.iter().filter(|s| s.zone.is_none()).map(|s| s.id.as_str()).collect();
         if let (Some(stream), Some(first)) = (by_zone, without.first()) {
             let n = without.len();
-            report.notes.push(format!("{n} stores have no zone (the first is {first}): they get no stream that is made by zone, like {}", stream.name));
+            report.notes.push(format!(
+                "{n} stores have no zone (the first is {first}): they get no stream that is made by zone, like {}",
+                stream.name
+            ));
         }
     }
 
@@ -510,13 +525,24 @@ impl Run<'_> {
         let asks_zone = stream.queries.values().any(|q| q.asks(crate::source_db::query::Param::Zone));
         if zone.is_none() && asks_zone && matches!(instance.audience, Audience::Store(_)) {
             let text = format!("{} has no zone, and the stream's queries ask for :zone", instance.audience);
-            return Err(Stop::Refused(Box::new(Refusal { code: "NO_ZONE", text, faults: Default::default(), reject: Vec::new() })));
+            return Err(Stop::Refused(Box::new(Refusal {
+                code: "NO_ZONE",
+                text,
+                faults: Default::default(),
+                reject: Vec::new(),
+            })));
         }
         Box::pin(self.stage(&task, feed, entry)).await
     }
 
     /// Tells of a refusal: in the report, by mail, and to the sender of a drop.
-    async fn refuse(&self, instance: &Instance, refusal: Refusal, feed: &mut Feed, entry: &mut InstanceReport) -> Result<(), PublishError> {
+    async fn refuse(
+        &self,
+        instance: &Instance,
+        refusal: Refusal,
+        feed: &mut Feed,
+        entry: &mut InstanceReport,
+    ) -> Result<(), PublishError> {
         entry.outcome = Outcome::Refused;
         entry.code = Some(refusal.code);
         entry.reason.clone_from(&refusal.text);
@@ -597,10 +623,17 @@ impl Run<'_> {
             let mut replica = match one.replica.take() {
                 Some(replica) => replica,
                 None => {
-                    let (mut replica, _) = rebuild::open(&self.replica_path(&one.instance), &one.instance, &self.config.limits)?;
+                    let (mut replica, _) =
+                        rebuild::open(&self.replica_path(&one.instance), &one.instance, &self.config.limits)?;
                     let (entry, path) = &one.pack;
                     let packs = [PackFile { path, entry }];
-                    let job = Job { instance: &one.instance, epoch: self.epoch, packs: &packs, now: self.clock.now(), prove: false };
+                    let job = Job {
+                        instance: &one.instance,
+                        epoch: self.epoch,
+                        packs: &packs,
+                        now: self.clock.now(),
+                        prove: false,
+                    };
                     replica.apply_uncommitted(&job).map_err(|e| PublishError::Machine(e.to_string()))?;
                     replica
                 }
@@ -615,7 +648,8 @@ impl Run<'_> {
         let p = &self.config.publish;
         let keep = Keep { age: p.keep.0, bytes: p.keep_bytes.0, settled: p.delete_after.0 };
         let packs = self.ledger.published(instance).await?;
-        let gone: Vec<_> = retention::expendable(&packs, keep, self.clock.now()).into_iter().map(|p| p.entry.name(instance)).collect();
+        let gone: Vec<_> =
+            retention::expendable(&packs, keep, self.clock.now()).into_iter().map(|p| p.entry.name(instance)).collect();
         if !gone.is_empty() {
             self.still_publisher().await?;
         }
@@ -628,7 +662,12 @@ impl Run<'_> {
 
     /// Moves drops: published ones to `done/`, refused ones to `rejected/`, held ones stay. A dry run
     /// only tells.
-    async fn clear_inbox(&self, drops: Drops, settled: &[Instance], report: &mut PublishReport) -> Result<(), PublishError> {
+    async fn clear_inbox(
+        &self,
+        drops: Drops,
+        settled: &[Instance],
+        report: &mut PublishReport,
+    ) -> Result<(), PublishError> {
         for (drop, reason) in &drops.rejected {
             report.rejected.push(Rejected { name: drop.file.name.clone(), reason: reason.clone() });
         }
@@ -666,7 +705,8 @@ impl Run<'_> {
             shelf::remove_empty_dir(&self.scratch_dir)?;
             return Ok(());
         }
-        let rejected = |i: &Instance| report.rejected.iter().any(|r| r.name.starts_with(&format!("{}.{}.", i.stream, i.audience)));
+        let rejected =
+            |i: &Instance| report.rejected.iter().any(|r| r.name.starts_with(&format!("{}.{}.", i.stream, i.audience)));
         for (instance, entry) in &report.instances {
             let well = matches!(entry.outcome, Outcome::Published | Outcome::Unchanged) && !entry.rested;
             if well && !rejected(instance) {

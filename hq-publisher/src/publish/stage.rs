@@ -111,7 +111,12 @@ pub struct Task<'t> {
 impl Run<'_> {
     /// Reads, compares, plans and (if there is something to publish) packs, validates and puts one
     /// instance. Gives what is ready to be signed, if anything.
-    pub async fn stage(&self, task: &Task<'_>, feed: &mut Feed, report: &mut InstanceReport) -> Result<Option<Ready>, Stop> {
+    pub async fn stage(
+        &self,
+        task: &Task<'_>,
+        feed: &mut Feed,
+        report: &mut InstanceReport,
+    ) -> Result<Option<Ready>, Stop> {
         let (instance, contract) = (task.instance, &task.stream.contract);
         let head = self.heads.get(instance);
         report.version = head.map(|h| h.version);
@@ -183,7 +188,14 @@ impl Run<'_> {
     }
 
     /// With an inbox: whether there is nothing to read at all.
-    fn may_rest(&self, task: &Task<'_>, feed: &Feed, head: Option<&Head>, drops: &[Drop], report: &mut InstanceReport) -> bool {
+    fn may_rest(
+        &self,
+        task: &Task<'_>,
+        feed: &Feed,
+        head: Option<&Head>,
+        drops: &[Drop],
+        report: &mut InstanceReport,
+    ) -> bool {
         if !matches!(feed, Feed::Inbox(_)) || !drops.is_empty() {
             return false;
         }
@@ -203,7 +215,13 @@ impl Run<'_> {
     }
 
     /// The published replica, at its head.
-    async fn published(&self, instance: &Instance, head: Option<&Head>, new: &Contract, anew: bool) -> Result<Option<Published>, Stop> {
+    async fn published(
+        &self,
+        instance: &Instance,
+        head: Option<&Head>,
+        new: &Contract,
+        anew: bool,
+    ) -> Result<Option<Published>, Stop> {
         let Some(head) = head else { return Ok(None) };
         let replica = match self.replica_at_head(instance, head, new, anew).await {
             Ok(replica) => replica,
@@ -213,7 +231,10 @@ impl Run<'_> {
                 return Ok(None);
             }
             Err(e) if e.needs_full() => {
-                return Err(refused("REPLICA", format!("{e}. To publish it anew from the source, run again with --full")));
+                return Err(refused(
+                    "REPLICA",
+                    format!("{e}. To publish it anew from the source, run again with --full"),
+                ));
             }
             Err(e) => return Err(PublishError::from(e).into()),
         };
@@ -230,13 +251,22 @@ impl Run<'_> {
     }
 
     /// A dry run leaves the replica alone: it reads it as it lies, or makes one of its own.
-    async fn replica_at_head(&self, instance: &Instance, head: &Head, new: &Contract, anew: bool) -> Result<Replica, RebuildError> {
+    async fn replica_at_head(
+        &self,
+        instance: &Instance,
+        head: &Head,
+        new: &Contract,
+        anew: bool,
+    ) -> Result<Replica, RebuildError> {
         let path = self.replica_path(instance);
         if !self.options.dry_run {
             return rebuild::published(self.workshop(), &path, instance, head, anew).await;
         }
         let same_contract = self.contract_is_known(instance, Some(head), new);
-        if !anew && same_contract && let Some(replica) = super::read_only_at(&path, instance, head, self.config) {
+        if !anew
+            && same_contract
+            && let Some(replica) = super::read_only_at(&path, instance, head, self.config)
+        {
             return Ok(replica);
         }
         let path = self.scratch_dir.join(format!("{instance}.published.db"));
@@ -290,7 +320,12 @@ impl Run<'_> {
     }
 
     /// Compares the new rows with the published ones.
-    fn compare(&self, task: &Task<'_>, scratch: &Scratch, published: Option<&mut Published>) -> Result<Compared, CompareError> {
+    fn compare(
+        &self,
+        task: &Task<'_>,
+        scratch: &Scratch,
+        published: Option<&mut Published>,
+    ) -> Result<Compared, CompareError> {
         let (instance, contract) = (task.instance, &task.stream.contract);
         let spool = Spool::new(&self.scratch_dir.join(format!("{instance}.spool")));
         let mut compared = Compared { diff: Diff::default(), spool, migrate: Vec::new(), rebuild: None };
@@ -347,7 +382,13 @@ impl Run<'_> {
         Bounds { percent: self.config.publish.shrink_percent, rows: self.config.publish.shrink_rows }
     }
 
-    async fn facts(&self, task: &Task<'_>, head: Option<&Head>, c: &Compared, published: Option<&Published>) -> Result<Facts, PublishError> {
+    async fn facts(
+        &self,
+        task: &Task<'_>,
+        head: Option<&Head>,
+        c: &Compared,
+        published: Option<&Published>,
+    ) -> Result<Facts, PublishError> {
         let reported = match (head, self.reported.get(task.instance)) {
             (Some(_), Some((since, who))) => self.unanswered(task.instance, *since, who).await?,
             _ => None,
@@ -369,21 +410,33 @@ impl Run<'_> {
     }
 
     /// A fault that devices report and that is younger than the last full.
-    async fn unanswered(&self, instance: &Instance, since: proto::clock::Timestamp, who: &str) -> Result<Option<String>, PublishError> {
+    async fn unanswered(
+        &self,
+        instance: &Instance,
+        since: proto::clock::Timestamp,
+        who: &str,
+    ) -> Result<Option<String>, PublishError> {
         let packs = self.ledger.published(instance).await?;
         let full = packs.iter().rfind(|p| p.entry.kind == PackKind::Full);
         Ok(full.is_none_or(|f| f.signed_at < since).then(|| who.to_owned()))
     }
 
     /// 1 + the greatest of the ledger, the head (from manifests) and the objects listed.
-    async fn next_version(&self, instance: &Instance, head: Option<&Head>, facts: &mut Facts) -> Result<Version, PublishError> {
+    async fn next_version(
+        &self,
+        instance: &Instance,
+        head: Option<&Head>,
+        facts: &mut Facts,
+    ) -> Result<Version, PublishError> {
         let known = self.ledger.max_version(instance).await?.max(head.map(|h| h.version));
         let known = known.map_or(0, Version::get);
         let mut greatest = known;
         for (name, _) in self.buckets.list_packs(instance).await? {
             let version = name.version.get();
             if version > known.saturating_add(FAR_AHEAD) {
-                self.problem(format!("{name} in the bucket is far beyond version {known}: it is not ours and is left out of account"));
+                self.problem(format!(
+                    "{name} in the bucket is far beyond version {known}: it is not ours and is left out of account"
+                ));
             } else {
                 greatest = greatest.max(version);
             }
@@ -498,7 +551,8 @@ impl Making<'_, '_> {
             packs.push((entry, path));
         }
         if self.plan.full {
-            let (entry, path, found) = self.write(PackKind::Full, number, Vec::new(), report, |w| self.all_rows(scratch, w))?;
+            let (entry, path, found) =
+                self.write(PackKind::Full, number, Vec::new(), report, |w| self.all_rows(scratch, w))?;
             digests = found;
             packs.push((entry, path));
         }
@@ -600,7 +654,8 @@ impl Making<'_, '_> {
     fn all_rows(&self, scratch: &Scratch, w: &mut PackWriter<BufWriter<File>>) -> Result<Digests, PublishError> {
         let mut digests = Digests::new();
         for table in &self.task.stream.contract.tables {
-            let (_, digest) = write_all(scratch.connection(), table, w).map_err(|e| PublishError::Machine(e.to_string()))?;
+            let (_, digest) =
+                write_all(scratch.connection(), table, w).map_err(|e| PublishError::Machine(e.to_string()))?;
             digests.insert(table.name.clone(), digest);
         }
         Ok(digests)
@@ -608,7 +663,11 @@ impl Making<'_, '_> {
 
     /// Applies the first pack to the published replica, in a transaction that stays open. A full
     /// that stands beside a delta is proved in a replica of its own.
-    fn validate(&self, published: Option<Published>, packs: &[(PackEntry, PathBuf)]) -> Result<Option<Replica>, MakeError> {
+    fn validate(
+        &self,
+        published: Option<Published>,
+        packs: &[(PackEntry, PathBuf)],
+    ) -> Result<Option<Replica>, MakeError> {
         let (run, instance) = (self.run, self.task.instance);
         let drift = published.is_some();
         let mut replica = match published {
@@ -626,7 +685,9 @@ impl Making<'_, '_> {
                 }
             }
         };
-        self.apply(&mut replica, &packs[0]).map_err(|e| if drift && e.may_be_drift() { MakeError::Drift(e.to_string()) } else { self.fatal(e).into() })?;
+        self.apply(&mut replica, &packs[0]).map_err(|e| {
+            if drift && e.may_be_drift() { MakeError::Drift(e.to_string()) } else { self.fatal(e).into() }
+        })?;
         if let [_, full] = packs {
             let path = run.scratch_dir.join(format!("{instance}.proof.db"));
             rebuild::discard(&path)?;
@@ -638,7 +699,10 @@ impl Making<'_, '_> {
             result.map_err(|e| self.fatal(e))?;
         }
         if self.task.keep_open {
-            replica.connection().execute_batch("PRAGMA shrink_memory").map_err(|e| PublishError::Machine(e.to_string()))?;
+            replica
+                .connection()
+                .execute_batch("PRAGMA shrink_memory")
+                .map_err(|e| PublishError::Machine(e.to_string()))?;
             return Ok(Some(replica));
         }
         replica.rollback();
@@ -647,8 +711,13 @@ impl Making<'_, '_> {
 
     fn apply(&self, replica: &mut Replica, pack: &(PackEntry, PathBuf)) -> Result<RowCounts, ApplyError> {
         let packs = [PackFile { path: &pack.1, entry: &pack.0 }];
-        let job =
-            Job { instance: self.task.instance, epoch: self.run.epoch, packs: &packs, now: self.run.clock.now(), prove: false };
+        let job = Job {
+            instance: self.task.instance,
+            epoch: self.run.epoch,
+            packs: &packs,
+            now: self.run.clock.now(),
+            prove: false,
+        };
         replica.apply_uncommitted(&job)
     }
 

@@ -97,7 +97,11 @@ fn copy(from: &Path, to: &Path) {
     for e in fs::read_dir(from).unwrap() {
         let e = e.unwrap();
         let target = to.join(e.file_name());
-        if e.file_type().unwrap().is_dir() { copy(&e.path(), &target) } else { fs::copy(e.path(), target).map(|_| ()).unwrap() }
+        if e.file_type().unwrap().is_dir() {
+            copy(&e.path(), &target)
+        } else {
+            fs::copy(e.path(), target).map(|_| ()).unwrap()
+        }
     }
 }
 
@@ -180,7 +184,8 @@ impl World {
             for p in way {
                 let path = self.dir.path().join("objects").join(ObjectName::Pack(p.name(&instance)).to_string());
                 let packs = [PackFile { path: &path, entry: p }];
-                let job = Job { instance: &instance, epoch: m.epoch, packs: &packs, now: self.clock.now(), prove: false };
+                let job =
+                    Job { instance: &instance, epoch: m.epoch, packs: &packs, now: self.clock.now(), prove: false };
                 replica.apply(&job).unwrap();
             }
             assert_eq!(replica.held(&instance.stream).unwrap().unwrap().digests, entry.digests, "{instance}");
@@ -203,9 +208,18 @@ impl World {
     fn check_rows(&self, replica: &Replica, zone: &str) {
         let source = Connection::open(self.dir.path().join("hq.db")).unwrap();
         for (query, mine) in [
-            ("SELECT sku || '|' || name || '|' || coalesce(plu, '') FROM item ORDER BY 1".to_owned(), "SELECT sku || '|' || name || '|' || coalesce(plu, '') FROM item ORDER BY 1"),
-            (format!("SELECT sku || '|' || cents FROM price WHERE zone = '{zone}' ORDER BY 1"), "SELECT sku || '|' || cents FROM price ORDER BY 1"),
-            (format!("SELECT id || '|' || sku FROM deal WHERE zone = '{zone}' ORDER BY 1"), "SELECT id || '|' || sku FROM deal ORDER BY 1"),
+            (
+                "SELECT sku || '|' || name || '|' || coalesce(plu, '') FROM item ORDER BY 1".to_owned(),
+                "SELECT sku || '|' || name || '|' || coalesce(plu, '') FROM item ORDER BY 1",
+            ),
+            (
+                format!("SELECT sku || '|' || cents FROM price WHERE zone = '{zone}' ORDER BY 1"),
+                "SELECT sku || '|' || cents FROM price ORDER BY 1",
+            ),
+            (
+                format!("SELECT id || '|' || sku FROM deal WHERE zone = '{zone}' ORDER BY 1"),
+                "SELECT id || '|' || sku FROM deal ORDER BY 1",
+            ),
         ] {
             assert_eq!(rows(&source, &query), rows(replica.connection(), mine));
         }
@@ -243,9 +257,20 @@ async fn publishes_what_changed_and_writes_nothing_else() {
     assert_eq!((r.signed, &w.objects()), (0, &before));
     w.sql(CHANGE);
     let r = w.publish().await;
-    assert_eq!([outcome(&r, "catalog@all"), outcome(&r, "price@zone-east"), outcome(&r, "price@zone-west")], [Outcome::Published, Outcome::Published, Outcome::Unchanged]);
+    assert_eq!(
+        [outcome(&r, "catalog@all"), outcome(&r, "price@zone-east"), outcome(&r, "price@zone-west")],
+        [Outcome::Published, Outcome::Published, Outcome::Unchanged]
+    );
     let changed: Vec<_> = w.objects().into_iter().filter(|(n, h)| before.get(n) != Some(h)).map(|(n, _)| n).collect();
-    assert_eq!(changed, ["packs/catalog@all/0000000002.delta.pack", "packs/price@zone-east/0000000002.delta.pack", "stores/0421/manifest.json", "stores/0422/manifest.json"]);
+    assert_eq!(
+        changed,
+        [
+            "packs/catalog@all/0000000002.delta.pack",
+            "packs/price@zone-east/0000000002.delta.pack",
+            "stores/0421/manifest.json",
+            "stores/0422/manifest.json"
+        ]
+    );
     w.follow("0421", &mut register);
     w.check_rows(&register, "east");
     w.all_is_well();
@@ -282,12 +307,20 @@ async fn a_cut_at_any_step_is_finished_by_the_next_run() {
         w.follow("0421", &mut early);
         w.check_rows(&early, "east");
         let now = w.objects();
-        assert!(old.iter().filter(|(n, _)| n.starts_with("packs/")).all(|(n, h)| now.get(n) == Some(h)), "{at}: packs are for ever");
+        assert!(
+            old.iter().filter(|(n, _)| n.starts_with("packs/")).all(|(n, h)| now.get(n) == Some(h)),
+            "{at}: packs are for ever"
+        );
         for instance in ["catalog@all", "price@zone-east"] {
             let ledger = Ledger::open(&w.config).await.unwrap();
             let instance: Instance = instance.parse().unwrap();
             let head = ledger.head(&instance).await.unwrap().unwrap();
-            let (_, held) = rebuild::open(&w.config.state.dir.join(format!("replicas/{instance}.db")), &instance, &Limits::default()).unwrap();
+            let (_, held) = rebuild::open(
+                &w.config.state.dir.join(format!("replicas/{instance}.db")),
+                &instance,
+                &Limits::default(),
+            )
+            .unwrap();
             assert!(rebuild::is_at(held.as_ref(), &instance, &head), "{at}: {instance}");
         }
         cuts.push(at);
@@ -304,15 +337,26 @@ async fn bad_rows_stop_their_stream_only() {
     w.publish().await;
     w.sql("UPDATE item SET name = 'a name that is far too long' WHERE sku = 'sku7'; UPDATE price SET cents = 5 WHERE sku = 'sku7'");
     let r = w.publish().await;
-    assert_eq!((r.exit_code(), outcome(&r, "catalog@all"), outcome(&r, "price@zone-west")), (3, Outcome::Refused, Outcome::Published));
+    assert_eq!(
+        (r.exit_code(), outcome(&r, "catalog@all"), outcome(&r, "price@zone-west")),
+        (3, Outcome::Refused, Outcome::Published)
+    );
     let refused = &r.instances[&"catalog@all".parse().unwrap()];
-    assert_eq!(refused.faults, ["catalog@all: table item, key sku=\"sku7\": column name has 27 characters, the limit is 20: \"a name that is far too long\""]);
+    assert_eq!(
+        refused.faults,
+        [
+            "catalog@all: table item, key sku=\"sku7\": column name has 27 characters, the limit is 20: \"a name that is far too long\""
+        ]
+    );
     let ledger = Ledger::open(&w.config).await.unwrap();
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
     // The other zone of a refused stream is held back, and its number burnt.
     w.sql("UPDATE item SET name = 'fine' WHERE sku = 'sku7'; UPDATE price SET cents = cents + 1 WHERE sku = 'sku8'; INSERT INTO price VALUES ('west', 'sku8', 1)");
     let r = w.publish().await;
-    assert_eq!([outcome(&r, "catalog@all"), outcome(&r, "price@zone-east"), outcome(&r, "price@zone-west")], [Outcome::Published, Outcome::HeldBack, Outcome::Refused]);
+    assert_eq!(
+        [outcome(&r, "catalog@all"), outcome(&r, "price@zone-east"), outcome(&r, "price@zone-west")],
+        [Outcome::Published, Outcome::HeldBack, Outcome::Refused]
+    );
     assert!(r.instances[&"price@zone-west".parse().unwrap()].faults[0].contains("the key is there twice"));
     w.sql("DELETE FROM price WHERE sku = 'sku8' AND cents = 1");
     let r = w.publish().await;
@@ -326,7 +370,10 @@ async fn a_missing_table_or_column_is_named_and_others_go_on() {
     let w = World::new().await;
     w.sql("ALTER TABLE deal RENAME TO deals");
     let r = w.publish().await;
-    assert_eq!((r.exit_code(), outcome(&r, "catalog@all"), outcome(&r, "price@zone-east")), (3, Outcome::Published, Outcome::Refused));
+    assert_eq!(
+        (r.exit_code(), outcome(&r, "catalog@all"), outcome(&r, "price@zone-east")),
+        (3, Outcome::Published, Outcome::Refused)
+    );
     assert!(r.instances[&"price@zone-east".parse().unwrap()].reason.contains("table deal"), "{:?}", r.lines());
     w.sql("ALTER TABLE deals RENAME TO deal");
     w.write("hq.toml", &CONFIG.replace("SELECT id, sku FROM deal", "SELECT id, sku AS item FROM deal"));
@@ -343,7 +390,11 @@ async fn the_shrink_guard_holds_until_it_is_told_otherwise() {
     w.sql("DELETE FROM item WHERE plu > 299; DELETE FROM deal WHERE zone = 'west'");
     let r = w.publish().await;
     assert_eq!(r.exit_code(), 3);
-    assert!(r.instances[&"catalog@all".parse().unwrap()].reason.contains("101 of 400 rows of table item would go (25%)"), "{:?}", r.lines());
+    assert!(
+        r.instances[&"catalog@all".parse().unwrap()].reason.contains("101 of 400 rows of table item would go (25%)"),
+        "{:?}",
+        r.lines()
+    );
     assert!(r.instances[&"price@zone-west".parse().unwrap()].reason.contains("table deal would become empty"));
     let r = w.publish_as(PublishOptions { allow_shrink: Some(Some("catalog".parse().unwrap())), ..options() }).await;
     assert_eq!([outcome(&r, "catalog@all"), outcome(&r, "price@zone-west")], [Outcome::Published, Outcome::Refused]);
@@ -384,14 +435,26 @@ async fn contracts_grow_inside_deltas_and_are_rebuilt_on_demand() {
     let mut register = w.register("register.db");
     w.follow("0421", &mut register);
     w.sql("ALTER TABLE price ADD COLUMN unit TEXT; UPDATE price SET unit = 'kg' WHERE sku = 'sku1'");
-    w.write("price.sql", &format!("{}\nCREATE INDEX price_cents ON price (cents);", PRICE.replace("cents INTEGER NOT NULL)", "cents INTEGER NOT NULL, unit TEXT DEFAULT 'each')")));
-    w.write("hq.toml", &CONFIG.replace("SELECT sku, cents FROM price", "SELECT sku, cents, coalesce(unit, 'each') AS unit FROM price"));
+    w.write(
+        "price.sql",
+        &format!(
+            "{}\nCREATE INDEX price_cents ON price (cents);",
+            PRICE.replace("cents INTEGER NOT NULL)", "cents INTEGER NOT NULL, unit TEXT DEFAULT 'each')")
+        ),
+    );
+    w.write(
+        "hq.toml",
+        &CONFIG.replace("SELECT sku, cents FROM price", "SELECT sku, cents, coalesce(unit, 'each') AS unit FROM price"),
+    );
     let w = World::open(w.dir, w.clock);
     let r = w.publish().await;
     let east = &r.instances[&"price@zone-east".parse().unwrap()];
     assert_eq!(east.plan.as_ref().unwrap().to_string(), "delta: new contract, 1 rows changed");
     w.follow("0421", &mut register);
-    assert_eq!(rows(register.connection(), "SELECT unit FROM price WHERE sku IN ('sku1', 'sku2') ORDER BY sku"), ["kg", "each"]);
+    assert_eq!(
+        rows(register.connection(), "SELECT unit FROM price WHERE sku IN ('sku1', 'sku2') ORDER BY sku"),
+        ["kg", "each"]
+    );
     let m = w.manifest("0421").unwrap();
     assert_eq!(m.streams["price"].schema, 2);
     // A narrower contract needs the flag, and a full.
@@ -418,10 +481,16 @@ async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
         match damage {
             0 => fs::remove_dir_all(w.dir.path().join("state/replicas")).unwrap(),
             1 => {
-                fs::write(&path, b"this is no database at all, but it is long enough to be looked at as one..").unwrap();
+                fs::write(&path, b"this is no database at all, but it is long enough to be looked at as one..")
+                    .unwrap();
                 let _ = fs::remove_file(path.with_extension("db-wal"));
             }
-            2 => Connection::open(&path).unwrap().execute_batch("UPDATE item SET name = 'by hand' WHERE sku = 'sku5'; DELETE FROM item WHERE sku = 'sku6'").unwrap(),
+            2 => Connection::open(&path)
+                .unwrap()
+                .execute_batch(
+                    "UPDATE item SET name = 'by hand' WHERE sku = 'sku5'; DELETE FROM item WHERE sku = 'sku6'",
+                )
+                .unwrap(),
             _ => Connection::open(&path).unwrap().execute_batch("UPDATE tillcast_stream SET version = 1").unwrap(),
         }
         let r = w.publish().await;
@@ -501,14 +570,20 @@ async fn two_publishers_take_turns_and_the_dead_do_not_block() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fulls_come_when_they_are_due_and_old_packs_go() {
-    let w = World::with(&CONFIG.replace("lease_wait", "deltas = 2\nkeep = \"1s\"\ndelete_after = \"1s\"\nlease_wait")).await;
+    let w = World::with(&CONFIG.replace("lease_wait", "deltas = 2\nkeep = \"1s\"\ndelete_after = \"1s\"\nlease_wait"))
+        .await;
     let mut kinds = Vec::new();
     for n in 0..8 {
         w.sql(&format!("UPDATE item SET name = 'v{n}' WHERE sku = 'sku1'"));
         w.clock.advance(Duration::from_secs(5));
         let r = w.publish().await;
         let packs = &r.instances[&"catalog@all".parse().unwrap()].packs;
-        kinds.push(packs.iter().map(|p| &p.kind.to_string()[..1] == "f").fold(packs.len(), |n, full| n * 2 + usize::from(full)));
+        kinds.push(
+            packs
+                .iter()
+                .map(|p| &p.kind.to_string()[..1] == "f")
+                .fold(packs.len(), |n, full| n * 2 + usize::from(full)),
+        );
         w.all_is_well();
     }
     assert_eq!(kinds, [3, 2, 2, 9, 2, 2, 9, 2], "full, d, d, d+full, d, d, d+full, d");
@@ -555,7 +630,11 @@ async fn drops_are_published_moved_and_refused() {
     let r = w.publish().await;
     assert_eq!((r.exit_code(), r.signed), (0, 2), "{:?}", r.lines());
     let names = |room: &str| {
-        let mut names: Vec<String> = fs::read_dir(w.dir.path().join(room)).into_iter().flatten().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = fs::read_dir(w.dir.path().join(room))
+            .into_iter()
+            .flatten()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     };
@@ -567,18 +646,40 @@ async fn drops_are_published_moved_and_refused() {
     drop_file(&w, "price.zone-north.price.csv", "sku,cents\n");
     drop_file(&w, "prices.all.x.csv", "a\n");
     let r = w.publish().await;
-    assert_eq!([outcome(&r, "catalog@all"), outcome(&r, "price@zone-east"), outcome(&r, "price@zone-west")], [Outcome::Refused, Outcome::Published, Outcome::Unchanged]);
+    assert_eq!(
+        [outcome(&r, "catalog@all"), outcome(&r, "price@zone-east"), outcome(&r, "price@zone-west")],
+        [Outcome::Refused, Outcome::Published, Outcome::Unchanged]
+    );
     assert_eq!(r.exit_code(), 3);
-    assert_eq!(names("inbox/rejected"), ["catalog.all.item.csv", "catalog.all.item.csv.reason.txt", "price.zone-north.price.csv", "price.zone-north.price.csv.reason.txt", "prices.all.x.csv", "prices.all.x.csv.reason.txt"]);
+    assert_eq!(
+        names("inbox/rejected"),
+        [
+            "catalog.all.item.csv",
+            "catalog.all.item.csv.reason.txt",
+            "price.zone-north.price.csv",
+            "price.zone-north.price.csv.reason.txt",
+            "prices.all.x.csv",
+            "prices.all.x.csv.reason.txt"
+        ]
+    );
     let reason = fs::read_to_string(w.dir.path().join("inbox/rejected/catalog.all.item.csv.reason.txt")).unwrap();
-    assert!(reason.contains("line 3, key sku=\"b\": column plu is \"one\"") && reason.contains("line 4") && reason.contains("the limit is 20"), "{reason}");
+    assert!(
+        reason.contains("line 3, key sku=\"b\": column plu is \"one\"")
+            && reason.contains("line 4")
+            && reason.contains("the limit is 20"),
+        "{reason}"
+    );
     let mut register = w.register("r.db");
     w.follow("0421", &mut register);
     assert_eq!(rows(register.connection(), "SELECT sku || cents FROM price ORDER BY 1"), ["a101", "b200"]);
     assert_eq!(rows(register.connection(), "SELECT id || sku FROM deal"), ["1a"]);
     // Mailed once each, and not well again before a good drop came.
     let ledger = Ledger::open(&w.config).await.unwrap();
-    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 3, "the stream's refusal, and the two drops that fit nowhere");
+    assert_eq!(
+        ledger.unsent_mails().await.unwrap().len(),
+        3,
+        "the stream's refusal, and the two drops that fit nowhere"
+    );
     w.publish().await;
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 3);
     drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,2\n");
@@ -587,7 +688,18 @@ async fn drops_are_published_moved_and_refused() {
     // A drop that empties a table is held where it is, until it is told.
     drop_file(&w, "price.zone-east.deal.ndjson", "\n");
     let r = w.publish().await;
-    assert_eq!((outcome(&r, "price@zone-east"), names("inbox")), (Outcome::Refused, vec!["done".into(), "price.zone-east.deal.ndjson".into(), "price.zone-east.deal.ndjson.ok".into(), "rejected".into()]));
+    assert_eq!(
+        (outcome(&r, "price@zone-east"), names("inbox")),
+        (
+            Outcome::Refused,
+            vec![
+                "done".into(),
+                "price.zone-east.deal.ndjson".into(),
+                "price.zone-east.deal.ndjson.ok".into(),
+                "rejected".into()
+            ]
+        )
+    );
     let r = w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
     assert_eq!((outcome(&r, "price@zone-east"), names("inbox").len()), (Outcome::Published, 2));
 }
@@ -615,7 +727,11 @@ async fn a_cut_among_drops_reads_them_once_more() {
         w.follow("0421", &mut register);
         assert_eq!(rows(register.connection(), "SELECT sku || plu FROM item ORDER BY 1"), ["a2", "b1"]);
         assert_eq!(rows(register.connection(), "SELECT sku || cents FROM price ORDER BY 1"), ["a101", "b200"]);
-        assert!(w.exists("inbox/done/catalog.all.item.csv") && !w.exists("inbox/catalog.all.item.csv"), "{:?}", cut.cut);
+        assert!(
+            w.exists("inbox/done/catalog.all.item.csv") && !w.exists("inbox/catalog.all.item.csv"),
+            "{:?}",
+            cut.cut
+        );
     }
 }
 
@@ -623,7 +739,11 @@ async fn a_cut_among_drops_reads_them_once_more() {
 async fn mistakes_of_configuration_are_found_before_anything_is_touched() {
     let w = World::new().await;
     for (from, to, part) in [
-        ("WHERE zone = :zone\"\n[[stream.table]]\nname = \"deal\"", "WHERE zone = :zoned\"\n[[stream.table]]\nname = \"deal\"", "`:zoned` is not known"),
+        (
+            "WHERE zone = :zone\"\n[[stream.table]]\nname = \"deal\"",
+            "WHERE zone = :zoned\"\n[[stream.table]]\nname = \"deal\"",
+            "`:zoned` is not known",
+        ),
         ("SELECT sku, name, plu FROM item", "SELECT sku, name, plu FROM item WHERE z = :zone", ":zone` has no value"),
         ("name = \"deal\"", "name = \"deals\"", "table deals has a query but is not in"),
         ("catalog.sql", "none.sql", "none.sql"),
@@ -634,7 +754,11 @@ async fn mistakes_of_configuration_are_found_before_anything_is_touched() {
         let clock: Arc<dyn Clock> = w.clock.clone();
         let e = run(&config, &options(), &clock, &Quiet, &Quiet).await.unwrap_err();
         assert_eq!(e.exit_code(), 2, "{to}: {e}");
-        assert!(e.to_string().contains(part) || part == "both make a table" && e.to_string().contains("has a query but is not in"), "{to}: {e}");
+        assert!(
+            e.to_string().contains(part)
+                || part == "both make a table" && e.to_string().contains("has a query but is not in"),
+            "{to}: {e}"
+        );
     }
     assert!(!w.exists("state/replicas"), "nothing was touched");
 }
@@ -674,7 +798,13 @@ async fn a_reported_fault_makes_the_next_publish_a_full_once() {
     let w = World::new().await;
     w.publish().await;
     w.clock.advance(Duration::from_secs(10));
-    let fault = Fault { code: fault::PACK_IN_ERROR.into(), instance: Some("catalog@all".parse().unwrap()), object: None, text: "x".into(), since: w.clock.now() };
+    let fault = Fault {
+        code: fault::PACK_IN_ERROR.into(),
+        instance: Some("catalog@all".parse().unwrap()),
+        object: None,
+        text: "x".into(),
+        since: w.clock.now(),
+    };
     let beat = Heartbeat {
         format: 1,
         device: "0421-03".parse().unwrap(),
@@ -709,7 +839,14 @@ async fn a_reported_fault_makes_the_next_publish_a_full_once() {
         }
         kinds.push(w.publish().await.instances[&"catalog@all".parse().unwrap()].plan.clone().unwrap().to_string());
     }
-    assert_eq!(kinds, ["nothing: nothing changed", "delta and full: 1 rows changed; reported: 0421-03 PACK_IN_ERROR", "delta: 1 rows changed"]);
+    assert_eq!(
+        kinds,
+        [
+            "nothing: nothing changed",
+            "delta and full: 1 rows changed; reported: 0421-03 PACK_IN_ERROR",
+            "delta: 1 rows changed"
+        ]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -738,11 +875,19 @@ async fn more_replicas_than_may_stay_open_are_applied_after_the_signature() {
         w.sql(change);
         let r = w.publish().await;
         assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
-        assert_eq!(r.instances.values().filter(|i| i.outcome == Outcome::Published).count(), 72 + usize::from(change.is_empty()));
+        assert_eq!(
+            r.instances.values().filter(|i| i.outcome == Outcome::Published).count(),
+            72 + usize::from(change.is_empty())
+        );
         w.all_is_well();
         w.check("s69", "east");
         for instance in r.instances.keys() {
-            let (_, held) = rebuild::open(&w.config.state.dir.join(format!("replicas/{instance}.db")), instance, &Limits::default()).unwrap();
+            let (_, held) = rebuild::open(
+                &w.config.state.dir.join(format!("replicas/{instance}.db")),
+                instance,
+                &Limits::default(),
+            )
+            .unwrap();
             assert_eq!(held.unwrap().version, r.instances[instance].version.unwrap());
         }
     }

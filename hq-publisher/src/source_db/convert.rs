@@ -62,9 +62,10 @@ impl<'r> Raw<'r> {
             Raw::Int(i) => (format!("the integer {i}"), "cast it in the query"),
             Raw::Uint(u) => (format!("the integer {u}"), "cast it in the query"),
             Raw::Real(r) => (format!("the real {r:?}"), "round or cast it in the query"),
-            Raw::Decimal(d) => {
-                (format!("the decimal {d}"), "take it into a TEXT column exactly, or scale it to an integer in the query")
-            }
+            Raw::Decimal(d) => (
+                format!("the decimal {d}"),
+                "take it into a TEXT column exactly, or scale it to an integer in the query",
+            ),
             Raw::Text(t) => (format!("the text {}", Value::Text(t).for_people()), "cast it in the query"),
             Raw::Bytes(b) => (format!("a blob of {} bytes", b.len()), "cast or encode it in the query"),
         };

@@ -4,11 +4,11 @@
 use super::convert::Raw;
 use crate::source::Problem;
 use jiff::civil::{Date, Time};
+use rusqlite::types::ValueRef;
 use sqlx::mysql::MySqlRow;
 use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgRow, PgTypeKind, PgValueFormat};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Decode, MySql, Row, Sqlite, Type, TypeInfo, ValueRef};
+use sqlx::{Decode, MySql, Row, Type, TypeInfo, ValueRef as _};
 use std::borrow::Cow;
 
 /// The values of a row by their place in the query.
@@ -29,17 +29,15 @@ fn broken() -> Problem {
     Problem::new("has a length that does not fit its type")
 }
 
-impl Fields for SqliteRow {
+impl Fields for rusqlite::Row<'_> {
     fn raw(&self, place: usize) -> Result<Raw<'_>, Problem> {
-        let v = self.try_get_raw(place).map_err(unreadable)?;
         // What is stored counts, not what the column was declared as.
-        match v.type_info().name() {
-            _ if v.is_null() => Ok(Raw::Null),
-            "INTEGER" => <i64 as Decode<Sqlite>>::decode(v).map(Raw::Int).map_err(unreadable),
-            "REAL" => <f64 as Decode<Sqlite>>::decode(v).map(Raw::Real).map_err(unreadable),
-            "TEXT" => Raw::text(<&[u8] as Decode<Sqlite>>::decode(v).map_err(unreadable)?),
-            "BLOB" => <&[u8] as Decode<Sqlite>>::decode(v).map(Raw::Bytes).map_err(unreadable),
-            other => Err(unsupported(other)),
+        match self.get_ref(place).map_err(unreadable)? {
+            ValueRef::Null => Ok(Raw::Null),
+            ValueRef::Integer(i) => Ok(Raw::Int(i)),
+            ValueRef::Real(r) => Ok(Raw::Real(r)),
+            ValueRef::Text(t) => Raw::text(t),
+            ValueRef::Blob(b) => Ok(Raw::Bytes(b)),
         }
     }
 }
@@ -179,7 +177,11 @@ impl Fields for MySqlRow {
             }
             // Text of a `_bin` collation has these names too (MariaDB's JSON for one).
             "BINARY" | "VARBINARY" | "TINYBLOB" | "BLOB" | "MEDIUMBLOB" | "LONGBLOB" => {
-                if <str as Type<MySql>>::compatible(&ty) { Raw::text(b) } else { Ok(Raw::Bytes(b)) }
+                if <str as Type<MySql>>::compatible(&ty) {
+                    Raw::text(b)
+                } else {
+                    Ok(Raw::Bytes(b))
+                }
             }
             "DATE" => Ok(Raw::Text(my_date(b)?.to_string().into())),
             "DATETIME" | "TIMESTAMP" => my_datetime(b),

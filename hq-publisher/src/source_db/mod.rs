@@ -2,23 +2,29 @@
 //!
 //! Owns connections and the conversion of rows. Must never write to the source. Rows are streamed:
 //! memory does not grow with a table. Power may go at any time: nothing is kept.
+//!
+//! SQLite files are read by rusqlite: sqlx hands each value over to another thread, which costs ten
+//! times the scan itself.
 
 pub mod convert;
 pub mod drivers;
 pub mod query;
 
 use crate::config::{AudienceKind, SourceConfig, SourceKind};
-use crate::source::{BadStores, Problem, RowFault, RowSink, SinkError, StoreList, StoreRow, key_for_people, match_columns};
+use crate::source::{
+    BadStores, Problem, RowFault, RowSink, SinkError, StoreList, StoreRow, key_for_people, match_columns,
+};
 use drivers::Fields;
 use futures_util::{FutureExt, TryStreamExt};
 use proto::ids::{StoreId, Zone};
 use proto::schema::Table;
 use proto::value::{ColumnType, Value};
 use query::{Dialect, Param, Query};
+use rusqlite::OpenFlags;
 use sqlx::mysql::MySqlConnectOptions;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, Column, ConnectOptions, Connection, Executor, SqlSafeStr, Statement};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -75,7 +81,7 @@ pub fn dialect(kind: &SourceKind) -> Option<Dialect> {
 }
 
 enum Link {
-    Sqlite(sqlx::SqliteConnection),
+    Sqlite(rusqlite::Connection),
     Postgres(sqlx::PgConnection),
     MySql(sqlx::MySqlConnection),
 }
@@ -86,22 +92,20 @@ pub struct Database {
     row_timeout: Duration,
 }
 
-/// Runs one expression over whichever driver it is.
-macro_rules! with_link {
-    ($link:expr, $conn:ident => $body:expr) => {
-        match $link {
-            Link::Sqlite($conn) => $body,
-            Link::Postgres($conn) => $body,
-            Link::MySql($conn) => $body,
-        }
-    };
-}
-
 async fn in_time<T>(limit: Duration, what: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, SourceError> {
     match tokio::time::timeout(limit, what).await {
         Ok(done) => done.map_err(|e| SourceError::Connect(e.to_string())),
         Err(_) => Err(SourceError::Connect(format!("no answer within source.connect_timeout = {} s", limit.as_secs()))),
     }
+}
+
+/// Opens a SQLite file for reading and begins its snapshot (with the first read).
+fn open_file(path: &Path, limit: Duration) -> rusqlite::Result<rusqlite::Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = rusqlite::Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(limit)?;
+    db.execute_batch("PRAGMA trusted_schema = OFF; BEGIN; SELECT count(*) FROM sqlite_schema")?;
+    Ok(db)
 }
 
 impl Database {
@@ -112,29 +116,26 @@ impl Database {
         let link = match config.kind().map_err(|e| SourceError::Url(e.0))? {
             SourceKind::Inbox(_) => return Err(SourceError::Url("an inbox is no database".into())),
             SourceKind::Sqlite(path) => {
-                let options = SqliteConnectOptions::new()
-                    .filename(&path)
-                    .read_only(true)
-                    .create_if_missing(false)
-                    .busy_timeout(limit)
-                    .row_buffer_size(1024);
-                let mut conn = in_time(limit, options.connect())
-                    .await
-                    .map_err(|e| SourceError::Connect(format!("{}: {e}", path.display())))?;
-                // The snapshot begins with the first read.
-                in_time(limit, conn.execute(sqlx::raw_sql("BEGIN; SELECT count(*) FROM sqlite_schema"))).await?;
-                Link::Sqlite(conn)
+                let failed = |e: rusqlite::Error| SourceError::Connect(format!("{}: {e}", path.display()));
+                Link::Sqlite(open_file(&path, limit).map_err(failed)?)
             }
             SourceKind::Postgres(url) => {
-                let mut conn = in_time(limit, PgConnectOptions::from_str(&url).map_err(bad)?.connect()).await?;
+                let mut conn = in_time(
+                    limit,
+                    PgConnectOptions::from_str(&url).map_err(bad)?.disable_statement_logging().connect(),
+                )
+                .await?;
                 let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1; SAVEPOINT tillcast";
                 in_time(limit, conn.execute(sqlx::raw_sql(begin))).await?;
                 Link::Postgres(conn)
             }
             SourceKind::MySql(url) => {
                 // The server's own sql_mode, so that a query means what it means in its console.
-                let options =
-                    MySqlConnectOptions::from_str(&url).map_err(bad)?.pipes_as_concat(false).no_engine_substitution(false);
+                let options = MySqlConnectOptions::from_str(&url)
+                    .map_err(bad)?
+                    .pipes_as_concat(false)
+                    .no_engine_substitution(false)
+                    .disable_statement_logging();
                 let mut conn = in_time(limit, options.connect()).await?;
                 for begin in [
                     "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
@@ -151,7 +152,11 @@ impl Database {
     /// Ends the snapshot.
     pub async fn close(self) {
         // A read-only snapshot has nothing to lose.
-        let _ = with_link!(self.link, conn => conn.close().await);
+        let _ = match self.link {
+            Link::Sqlite(_) => Ok(()),
+            Link::Postgres(conn) => conn.close().await,
+            Link::MySql(conn) => conn.close().await,
+        };
     }
 
     /// The names of a query's columns, without running it.
@@ -164,7 +169,11 @@ impl Database {
             };
         }
         Ok(match &mut self.link {
-            Link::Sqlite(conn) => names!(conn.prepare(sql).await),
+            Link::Sqlite(db) => {
+                let failed = |e: rusqlite::Error| SourceError::Query { what: what.to_owned(), text: e.to_string() };
+                let statement = db.prepare(&query.sql).map_err(failed)?;
+                statement.column_names().into_iter().map(str::to_owned).collect()
+            }
             Link::MySql(conn) => names!(conn.prepare(sql).await),
             Link::Postgres(conn) => {
                 let text = <String as sqlx::Type<sqlx::Postgres>>::type_info();
@@ -181,31 +190,44 @@ impl Database {
         names: Names<'_>,
         take: &mut dyn FnMut(&dyn Fields) -> Result<(), SinkError>,
     ) -> Result<(), SourceError> {
-        let failed = |e: sqlx::Error| SourceError::Query { what: what.to_owned(), text: e.to_string() };
+        let failed = |text: String| SourceError::Query { what: what.to_owned(), text };
         let limit = self.row_timeout;
         let values = query.params.iter().map(|p| match p {
             Param::Store => names.store.map(|s| s.as_str().to_owned()),
             Param::Zone => names.zone.map(|z| z.as_str().to_owned()),
         });
-        with_link!(&mut self.link, conn => {
-            let mut run = sqlx::query(AssertSqlSafe(query.sql.clone())).persistent(false);
-            for value in values {
-                run = run.bind(value);
+        macro_rules! stream {
+            ($conn:expr) => {{
+                let mut run = sqlx::query(AssertSqlSafe(query.sql.clone())).persistent(false);
+                for value in values {
+                    run = run.bind(value);
+                }
+                let mut rows = run.fetch($conn);
+                loop {
+                    // Rows mostly wait in the driver's buffer: a timer for each would cost more than they do.
+                    let next = match rows.try_next().now_or_never() {
+                        Some(ready) => ready,
+                        None => tokio::time::timeout(limit, rows.try_next())
+                            .await
+                            .map_err(|_| failed(format!("no row within source.row_timeout = {} s", limit.as_secs())))?,
+                    };
+                    let Some(row) = next.map_err(|e| failed(e.to_string()))? else { break };
+                    take(&row)?;
+                }
+            }};
+        }
+        match &mut self.link {
+            Link::Postgres(conn) => stream!(conn),
+            Link::MySql(conn) => stream!(conn),
+            Link::Sqlite(db) => {
+                let failed = |e: rusqlite::Error| failed(e.to_string());
+                let mut statement = db.prepare(&query.sql).map_err(failed)?;
+                let mut rows = statement.query(rusqlite::params_from_iter(values)).map_err(failed)?;
+                while let Some(row) = rows.next().map_err(failed)? {
+                    take(row)?;
+                }
             }
-            let mut rows = run.fetch(conn);
-            loop {
-                // Rows mostly wait in the driver's buffer: a timer for each would cost more than they do.
-                let next = match rows.try_next().now_or_never() {
-                    Some(ready) => ready,
-                    None => tokio::time::timeout(limit, rows.try_next()).await.map_err(|_| SourceError::Query {
-                        what: what.to_owned(),
-                        text: format!("no row within source.row_timeout = {} s", limit.as_secs()),
-                    })?,
-                };
-                let Some(row) = next.map_err(failed)? else { break };
-                take(&row)?;
-            }
-        });
+        }
         Ok(())
     }
 

@@ -167,7 +167,8 @@ impl<'t> Scan<'t> {
         let rest = self.rest;
         let to_line_end = rest.find('\n').unwrap_or(rest.len());
         let dashes = rest.starts_with("--")
-            && (self.dialect != Dialect::MySql || rest[2..].chars().next().is_none_or(|c| c.is_whitespace() || c.is_control()));
+            && (self.dialect != Dialect::MySql
+                || rest[2..].chars().next().is_none_or(|c| c.is_whitespace() || c.is_control()));
         if dashes || (self.dialect == Dialect::MySql && rest.starts_with('#')) {
             return Ok(Some(to_line_end));
         }
@@ -179,7 +180,9 @@ impl<'t> Scan<'t> {
             let close = rest[at..].find("*/").ok_or(QueryError::NotClosed("comment"))?;
             // PostgreSQL's comments nest.
             match rest[at..].find("/*") {
-                Some(open) if open < close && self.dialect == Dialect::Postgres => (depth, at) = (depth + 1, at + open + 2),
+                Some(open) if open < close && self.dialect == Dialect::Postgres => {
+                    (depth, at) = (depth + 1, at + open + 2)
+                }
                 _ => (depth, at) = (depth - 1, at + close + 2),
             }
         }
@@ -281,13 +284,29 @@ mod tests {
         for (dialect, text, want) in [
             (Sqlite, "SELECT 1 WHERE z = :zone AND s=:store OR z=:zone", "SELECT 1 WHERE z = ? AND s=? OR z=?"),
             (Postgres, "SELECT 1 WHERE z = :zone AND s=:store OR z=:zone", "SELECT 1 WHERE z = $1 AND s=$2 OR z=$1"),
-            (Postgres, "SELECT price::text, :zone::text, ':zone', \":zone\"", "SELECT price::text, $1::text, ':zone', \":zone\""),
+            (
+                Postgres,
+                "SELECT price::text, :zone::text, ':zone', \":zone\"",
+                "SELECT price::text, $1::text, ':zone', \":zone\"",
+            ),
             (Postgres, "SELECT $$:zone$$, $a$ :zone $$ $a$, :zone", "SELECT $$:zone$$, $a$ :zone $$ $a$, $1"),
             (Postgres, "SELECT E'it\\':zone', 'a\\', :zone", "SELECT E'it\\':zone', 'a\\', $1"),
-            (Postgres, "SELECT a[1:2], b ? 'x', c$d$e /* :zone /* :a */ :b */ , :zone", "SELECT a[1:2], b ? 'x', c$d$e /* :zone /* :a */ :b */ , $1"),
-            (Sqlite, "SELECT ':a''b:zone', [:zone], `:zone` -- :zone\n, :zone", "SELECT ':a''b:zone', [:zone], `:zone` -- :zone\n, ?"),
+            (
+                Postgres,
+                "SELECT a[1:2], b ? 'x', c$d$e /* :zone /* :a */ :b */ , :zone",
+                "SELECT a[1:2], b ? 'x', c$d$e /* :zone /* :a */ :b */ , $1",
+            ),
+            (
+                Sqlite,
+                "SELECT ':a''b:zone', [:zone], `:zone` -- :zone\n, :zone",
+                "SELECT ':a''b:zone', [:zone], `:zone` -- :zone\n, ?",
+            ),
             (Sqlite, "SELECT 1 /* :zone ' */ ;  -- done", "SELECT 1 /* :zone ' */ "),
-            (MySql, "SELECT 'a\\':zone', \"b\\\":zone\", 5--2, @x:=1 # :zone\n, :zone -- :zone", "SELECT 'a\\':zone', \"b\\\":zone\", 5--2, @x:=1 # :zone\n, ? -- :zone"),
+            (
+                MySql,
+                "SELECT 'a\\':zone', \"b\\\":zone\", 5--2, @x:=1 # :zone\n, :zone -- :zone",
+                "SELECT 'a\\':zone', \"b\\\":zone\", 5--2, @x:=1 # :zone\n, ? -- :zone",
+            ),
             (MySql, "SELECT `:zone`, 1 /* ' :zone */ WHERE a=:store", "SELECT `:zone`, 1 /* ' :zone */ WHERE a=?"),
             (Sqlite, "SELECT 'é:zone', é FROM t WHERE é=:zone", "SELECT 'é:zone', é FROM t WHERE é=?"),
         ] {
