@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "test code")]
 
 use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use tillcast_tests::{Daemon, Net, Nginx, PATIENCE, Proxy, Site, digest, http, until};
+use tillcast_tests::{Daemon, Net, Nginx, PATIENCE, Proxy, Site, digest, free_port, http, temp_dir, until};
 
 fn dead() -> Net {
     Net { refuse: true, ..Net::default() }
@@ -411,4 +413,47 @@ fn a_pos_application_reads_whole_versions_all_the_while() {
     let rows: Value = site.register("0421-01").json(&["verify"]);
     assert_eq!(rows["drift"], false);
     [register.unwrap(), relay, hq].into_iter().for_each(Daemon::term);
+}
+
+/// Copies a directory with all below it, over what is there.
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_tree(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn of_several_sources_each_gives_what_it_has_right() {
+    let mut site = one_store().registers(1).build();
+    site.publish();
+    let mirror = temp_dir("mirror");
+    copy_tree(&site.bucket(), mirror.path());
+    let change = |site: &Site, cents: u64| {
+        site.sql(&format!("UPDATE price SET price_cents = {cents} WHERE sku = 'SKU0000005'"));
+        site.publish();
+    };
+    // The first is dead, the second a copy of yesterday, the third is right.
+    change(&site, 1001);
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let sources = format!("['{nobody}', 'file://{}', 'file://{}']", mirror.path().display(), site.bucket().display());
+    site.relays.get_mut("0421").unwrap().set("sources", &sources);
+    site.relay("0421").run(&["once"]).code(3).says(&[&nobody]);
+    assert_eq!(site.relay("0421").version("price@zone-east"), Some(2));
+    // The copy caught up, but for one pack, which is damaged there: it is taken elsewhere, and is no pack in error.
+    change(&site, 1002);
+    copy_tree(&site.bucket(), mirror.path());
+    let (name, mut pack) = site.head_pack("0421", "price");
+    pack[20] ^= 1;
+    fs::write(mirror.path().join(&name), &pack).unwrap();
+    let report = site.relay("0421").run(&["once", "--json"]).code(3).json();
+    assert!(!report["status"]["errors"].to_string().contains("PACK_IN_ERROR"), "{report:#}");
+    assert_eq!(site.relay("0421").version("price@zone-east"), Some(3));
+    site.with_relays(|| drop(site.register("0421-01").run(&["once"]).ok()));
+    site.assert_proven("0421");
 }
