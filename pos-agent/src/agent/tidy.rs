@@ -51,6 +51,10 @@ impl Agent {
                 let is_deadly = |n: &PackName| deadly.as_ref().is_some_and(|d| &d.pack == n);
                 name.is_none_or(|n| is_behind(&n) || !(avoided.contains(&n) || is_deadly(&n)))
             });
+            // Another way led past what a source had wrong.
+            changed |= f.mend(fault::REFUSED, |f| {
+                f.object.as_deref().and_then(|o| o.parse().ok()).is_some_and(|n: PackName| is_behind(&n))
+            });
             if let Some(t) = &deadly {
                 let text =
                     format!("this agent died {} times while applying it; trying again with growing delay", t.deaths);
