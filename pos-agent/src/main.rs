@@ -127,7 +127,7 @@ fn with_config(command: &Command, config: Config, file: &str, json: bool) -> any
         Command::Run => runtime.block_on(run(config, clock)),
         Command::Once => runtime.block_on(once(config, clock, json)),
         Command::Status => runtime.block_on(show_status(&config, &*clock, json)),
-        Command::Verify => runtime.block_on(verify_rows(&config, json)),
+        Command::Verify => runtime.block_on(verify_rows(&config, &*clock, json)),
         Command::CheckConfig => runtime.block_on(async { check_config(&config, file, clock, json) }),
         Command::Doctor => runtime.block_on(examine(&config, &*clock, json)),
         Command::Completions { .. } | Command::Man => Ok(Exit::Done),
@@ -220,13 +220,13 @@ async fn show_status(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::
     Ok(Exit::Done)
 }
 
-async fn verify_rows(config: &Config, json: bool) -> anyhow::Result<Exit> {
+async fn verify_rows(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
     let found = match running(config).await {
         Some((api, _)) => {
             let bytes = api.post("v1/verify", "application/json", Vec::new().into(), 1 << 20).await?;
             serde_json::from_slice(&bytes).context("the running agent's answer")?
         }
-        None => verify_files(config)?,
+        None => verify_files(config, clock)?,
     };
     if json {
         cli::print_json(&found)
@@ -237,13 +237,13 @@ async fn verify_rows(config: &Config, json: bool) -> anyhow::Result<Exit> {
 }
 
 /// Without a running agent: reads the files, and latches what was found for the next cycle.
-fn verify_files(config: &Config) -> anyhow::Result<verify::Report> {
+fn verify_files(config: &Config, clock: &dyn Clock) -> anyhow::Result<verify::Report> {
     let found = verify::check(&config.store_db(), &config.limits)?;
     let drifted: BTreeMap<_, _> = found.drifted();
     if !drifted.is_empty() {
         let _lock = shelf::LockFile::acquire(&config.data_dir).context("drift was found, but it cannot be latched")?;
         let mut device = Device::open(&config.data_dir, &config.device(), &config.limits)?;
-        memory::latch_offline(&mut device, &drifted)?;
+        memory::latch_offline(&mut device, &drifted, clock.now())?;
     }
     Ok(found)
 }

@@ -7,9 +7,10 @@ use crate::upstream::RelayWord;
 use proto::clock::{Timestamp, since};
 use proto::device::{Device, DeviceError};
 use proto::follow::lock;
-use proto::ids::StreamName;
+use proto::ids::{Instance, StreamName};
 use proto::layout::PackName;
 use proto::manifest::Manifest;
+use proto::wire::fault;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,10 +50,20 @@ pub struct Memory {
     notes: Mutex<Notes>,
 }
 
-/// Sets the drift latch of streams while no daemon runs.
-pub fn latch_offline(device: &mut Device, found: &BTreeMap<StreamName, String>) -> Result<(), DeviceError> {
+/// Sets the drift latch of streams while no daemon runs; the next heartbeat tells of it.
+pub fn latch_offline(
+    device: &mut Device,
+    found: &BTreeMap<Instance, String>,
+    now: Timestamp,
+) -> Result<(), DeviceError> {
+    let mut faults: Faults = device.fact(FAULTS)?.unwrap_or_default();
     let mut drift: BTreeMap<StreamName, String> = device.fact(DRIFT)?.unwrap_or_default();
-    drift.extend(found.clone());
+    for (instance, why) in found {
+        faults.raise(fault::DRIFT, Some(instance), None, why, now);
+        drift.insert(instance.stream.clone(), why.clone());
+    }
+    // The latch is last: with it alone nobody would hear of what was healed.
+    device.set_fact(FAULTS, &faults)?;
     device.set_fact(DRIFT, &drift)
 }
 

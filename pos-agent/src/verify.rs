@@ -1,7 +1,7 @@
 //! `verify`: recomputes every digest from the rows. Reads only; who calls it sets the latch.
 
 use proto::digest::StateDigest;
-use proto::ids::{Instance, StreamName, TableName, Version};
+use proto::ids::{Instance, TableName, Version};
 use proto::limits::Limits;
 use proto::replica::Replica;
 use proto::replica::sqlite::SqliteError;
@@ -42,9 +42,9 @@ pub struct TableFound {
 
 impl Report {
     /// The streams that drifted, with the reason for the latch.
-    pub fn drifted(&self) -> BTreeMap<StreamName, String> {
+    pub fn drifted(&self) -> BTreeMap<Instance, String> {
         let wrong = self.streams.iter().filter(|(_, s)| !s.ok);
-        wrong.map(|(i, s)| (i.stream.clone(), s.reason())).collect()
+        wrong.map(|(i, s)| (i.clone(), s.reason())).collect()
     }
 
     /// The report for people.

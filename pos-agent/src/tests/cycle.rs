@@ -6,6 +6,7 @@ use crate::memory;
 use crate::pace::End;
 use crate::report;
 use crate::verify;
+use proto::clock::Timestamp;
 use proto::device::Device;
 use proto::layout::PackKind;
 use proto::limits::Limits;
@@ -132,7 +133,7 @@ async fn verify_latches_drift_and_the_next_cycle_heals_at_the_same_version() {
     assert!(found.text().contains("DRIFT: the 99 rows of table price have digest"), "{}", found.text());
     {
         let mut device = Device::open(&r.config.data_dir, &r.config.device(), &Limits::default()).unwrap();
-        memory::latch_offline(&mut device, &found.drifted()).unwrap();
+        memory::latch_offline(&mut device, &found.drifted(), Timestamp::UNIX_EPOCH).unwrap();
     }
     let agent = r.open();
     agent.upstream.poll_relay(Duration::ZERO).await;
@@ -142,6 +143,8 @@ async fn verify_latches_drift_and_the_next_cycle_heals_at_the_same_version() {
     assert_eq!(agent.metrics.transactions(), before + 1);
     assert_eq!(r.rows("price"), rows(100, 101));
     assert!(!verify::check(&r.config.store_db(), &Limits::default()).unwrap().drift);
+    let told = agent.memory.look(|f| f.to_tell());
+    assert!(told.iter().any(|f| f.code == fault::DRIFT), "headquarters hears of it though it is healed");
     drop(agent);
     assert!(r.open().memory.drifts().is_empty(), "the latch is off for good");
 }
