@@ -6,29 +6,30 @@
 //! next run finishes.
 
 pub mod contracts;
+mod error;
 mod feed;
 mod lease;
 pub mod report;
 mod stage;
 pub mod steps;
+mod stores;
 
+pub use error::PublishError;
 pub use report::PublishReport;
 pub use steps::{Aborted, Phase, Progress, Quiet, Step, Steps};
 
-use crate::bucket::{BucketError, Buckets};
+use crate::bucket::Buckets;
 use crate::config::Config;
-use crate::guard;
-use crate::inbox::{self, Drop, What};
+use crate::inbox::{Drop, What};
 use crate::ledger::{Head, Ledger, LedgerError, Staged, State, Token};
 use crate::mail;
-use crate::manifests::{ManifestsError, Signer, put_unfinished};
+use crate::manifests::{Signer, put_unfinished};
 use crate::rebuild::{self, Workshop};
 use crate::retention::{self, Keep};
-use crate::scratch::ScratchError;
 use crate::source::StoreRow;
-use crate::source_db::SourceError;
 use contracts::{Contracts, Stream, audiences};
 use feed::{Drops, Feed};
+use futures_util::{StreamExt, TryStreamExt};
 use lease::Lease;
 use proto::clock::{Clock, Timestamp};
 use proto::config::ConfigError;
@@ -36,9 +37,9 @@ use proto::digest::Sha256;
 use proto::dsse;
 use proto::ids::{Audience, Instance, StreamName, Zone};
 use proto::layout::ObjectName;
-use proto::replica::sqlite::{Checkpoint, SqliteError};
+use proto::replica::sqlite::Checkpoint;
 use proto::replica::{Job, PackFile, Replica};
-use proto::shelf::{self, LockError, ShelfError};
+use proto::shelf;
 use proto::wire::{Heartbeat, fault};
 use report::{InstanceReport, Outcome, Rejected};
 use stage::{Ready, Refusal, Stop, Task};
@@ -69,62 +70,6 @@ pub struct PublishOptions {
     pub allow_rebuild: bool,
     /// The clock is right though the ledger is old.
     pub clock_is_right: bool,
-}
-
-/// Why `publish` ended as a whole. What was signed before stays and is finished by the next run.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// Settings or contracts.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Somebody else publishes.
-    #[error("another publisher is at work: {holder} (waited {waited} s, publish.lease_wait)")]
-    LeaseHeld {
-        /// Who.
-        holder: String,
-        /// Seconds waited.
-        waited: u64,
-    },
-    /// The lock file.
-    #[error(transparent)]
-    Lock(LockError),
-    /// The ledger.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// A bucket.
-    #[error(transparent)]
-    Bucket(#[from] BucketError),
-    /// Manifests.
-    #[error(transparent)]
-    Manifests(#[from] ManifestsError),
-    /// The source as a whole.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The list of stores lost too much.
-    #[error("{0}. If that is right, run again with --allow-shrink")]
-    StoresShrunk(String),
-    /// A file.
-    #[error(transparent)]
-    Shelf(#[from] ShelfError),
-    /// SQLite.
-    #[error(transparent)]
-    Sqlite(#[from] SqliteError),
-    /// A scratch database.
-    #[error(transparent)]
-    Scratch(#[from] ScratchError),
-    /// Something else of this machine.
-    #[error("{0}")]
-    Machine(String),
-    /// A test cut the run.
-    #[error(transparent)]
-    Aborted(#[from] Aborted),
-}
-
-impl PublishError {
-    /// 2 for settings, else 1.
-    pub fn exit_code(&self) -> u8 {
-        if matches!(self, PublishError::Config(_)) { 2 } else { 1 }
-    }
 }
 
 /// Publishes what changed.
@@ -405,74 +350,6 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The stores of the source; guarded like a table, and recorded.
-    async fn stores(
-        &self,
-        contracts: &Contracts,
-        feed: &mut Feed,
-        report: &mut PublishReport,
-    ) -> Result<Vec<StoreRow>, PublishError> {
-        let known: Vec<StoreRow> =
-            self.ledger.stores().await?.into_iter().filter(|s| s.vanished_at.is_none()).map(|s| s.seen).collect();
-        let told = match feed {
-            Feed::Database(_) => feed.stores(contracts).await?,
-            Feed::Inbox(drops) => self.dropped_stores(drops),
-        };
-        let Some(mut told) = told else {
-            report.stores = known.len();
-            return Ok(known);
-        };
-        let gone = known.iter().filter(|k| !told.iter().any(|t| t.id == k.id)).count() as u64;
-        let shrunk = guard::check("the list of stores", known.len() as u64, gone, told.len() as u64, self.bounds());
-        if let Some(shrunk) = shrunk.filter(|_| self.options.allow_shrink != Some(None)) {
-            if !self.options.dry_run {
-                let subject = "publish refused: the list of stores";
-                mail::publish_notice(self.ledger, self.clock, "stores", Some((subject, &shrunk.to_string()))).await?;
-            }
-            if let Feed::Database(_) = feed {
-                return Err(PublishError::StoresShrunk(shrunk.to_string()));
-            }
-            self.problem(format!("stores.csv is held: {shrunk}. If that is right, run again with --allow-shrink"));
-            if let Feed::Inbox(drops) = feed {
-                drops.stores = None;
-            }
-            told = known;
-        } else if !self.options.dry_run {
-            report.vanished = self.step(Step::SeeStores, self.ledger.see_stores(&told, self.clock.now())).await?;
-            mail::publish_notice(self.ledger, self.clock, "stores", None).await?;
-        }
-        report.stores = told.len();
-        Self::tell_stores_without_zone(contracts, &told, report);
-        Ok(told)
-    }
-
-    fn dropped_stores(&self, drops: &mut Drops) -> Option<Vec<StoreRow>> {
-        let drop = drops.stores.clone()?;
-        let read = shelf::open_regular(&drop.file.path).map_err(|e| e.to_string()).and_then(|file| {
-            inbox::read_stores(file, drop.file.marked, self.config.limits.line_bytes).map_err(|e| e.to_string())
-        });
-        match read {
-            Ok(stores) => Some(stores),
-            Err(reason) => {
-                drops.stores = None;
-                drops.rejected.push((drop, reason));
-                None
-            }
-        }
-    }
-
-    fn tell_stores_without_zone(contracts: &Contracts, stores: &[StoreRow], report: &mut PublishReport) {
-        let by_zone = contracts.streams.iter().find(|s| s.audience == crate::config::AudienceKind::Zone);
-        let without: Vec<&str> = stores.iter().filter(|s| s.zone.is_none()).map(|s| s.id.as_str()).collect();
-        if let (Some(stream), Some(first)) = (by_zone, without.first()) {
-            let n = without.len();
-            report.notes.push(format!(
-                "{n} stores have no zone (the first is {first}): they get no stream that is made by zone, like {}",
-                stream.name
-            ));
-        }
-    }
-
     /// All audiences of one stream. If one is refused, none is published.
     async fn stage_stream(
         &self,
@@ -506,8 +383,13 @@ impl Run<'_> {
             for one in ready.drain(first..) {
                 self.unstage(one, report).await?;
             }
+            return Ok(());
         }
-        Ok(())
+        if ready.len() > first {
+            self.still_publisher().await?;
+        }
+        let puts = futures_util::stream::iter(&ready[first..]).map(|one| self.put(one));
+        puts.buffer_unordered(self.buckets.concurrency()).try_collect::<()>().await
     }
 
     #[allow(clippy::too_many_arguments, reason = "the loop above, cut in two")]
@@ -568,11 +450,8 @@ impl Run<'_> {
         if let Some(mut replica) = one.replica {
             replica.rollback();
         }
-        if let Some(token) = self.token {
-            let step = Step::Abandon(one.instance.clone(), one.version);
-            self.step(step, self.ledger.abandon(token, &one.instance, one.version)).await?;
-        }
-        for path in &one.aside {
+        self.give_up(&one.instance, one.version).await?;
+        for (_, path) in &one.packs {
             shelf::remove(path)?;
         }
         if let Some(entry) = report.instances.get_mut(&one.instance) {
@@ -610,7 +489,7 @@ impl Run<'_> {
                 let step = Step::Done(one.instance.clone(), one.version);
                 self.step(step, self.ledger.done(token, &one.instance, one.version)).await?;
             }
-            for path in &one.aside {
+            for (_, path) in &one.packs {
                 shelf::remove(path)?;
             }
             report.deleted += self.retain(token, &one.instance).await?;
@@ -625,7 +504,7 @@ impl Run<'_> {
                 None => {
                     let (mut replica, _) =
                         rebuild::open(&self.replica_path(&one.instance), &one.instance, &self.config.limits)?;
-                    let (entry, path) = &one.pack;
+                    let (entry, path) = &one.packs[0];
                     let packs = [PackFile { path, entry }];
                     let job = Job {
                         instance: &one.instance,

@@ -1,4 +1,4 @@
-//! One instance, from its source to its packs in the bucket: everything before the commit point.
+//! One instance, from its source to packs that are proved: everything before the commit point.
 
 use super::contracts::Stream;
 use super::feed::{Feed, Kept, ReadError, faults_text};
@@ -31,7 +31,7 @@ use std::path::PathBuf;
 /// Objects whose version is further ahead than this are somebody's mistake, not ours.
 const FAR_AHEAD: u64 = 1_000_000;
 
-/// A version whose packs are in the bucket, waiting for the signature.
+/// A version whose packs are made and proved, and lie aside.
 pub struct Ready {
     /// Whose.
     pub instance: Instance,
@@ -39,12 +39,10 @@ pub struct Ready {
     pub version: Version,
     /// The published replica with the version applied and not committed; none when too many are open.
     pub replica: Option<Replica>,
-    /// The pack to apply (the delta if there is one), where it lies aside.
-    pub pack: (PackEntry, PathBuf),
-    /// Files to delete when all is done.
-    pub aside: Vec<PathBuf>,
-    /// The drops that it came from.
-    pub drops: Vec<Drop>,
+    /// The packs with their files; the first (the delta if there is one) is applied here.
+    pub packs: Vec<(PackEntry, PathBuf)>,
+    /// The state digests after them.
+    pub digests: Digests,
 }
 
 /// An instance that cannot be published.
@@ -109,8 +107,8 @@ pub struct Task<'t> {
 }
 
 impl Run<'_> {
-    /// Reads, compares, plans and (if there is something to publish) packs, validates and puts one
-    /// instance. Gives what is ready to be signed, if anything.
+    /// Reads, compares, plans and (if there is something to publish) packs and validates one
+    /// instance. Gives what is ready to be put, if anything.
     pub async fn stage(
         &self,
         task: &Task<'_>,
@@ -180,9 +178,7 @@ impl Run<'_> {
             };
             report.outcome = Outcome::Published;
             report.version = Some(next);
-            let Some(mut ready) = made else { return Ok(None) };
-            ready.drops = drops;
-            return Ok(Some(ready));
+            return Ok(made);
         }
         Ok(None)
     }
@@ -445,7 +441,22 @@ impl Run<'_> {
         Version::try_from(greatest.saturating_add(1)).map_err(|e| PublishError::Machine(format!("{instance}: {e}")))
     }
 
-    async fn give_up(&self, instance: &Instance, version: Version) -> Result<(), PublishError> {
+    /// Puts the packs, each only if its name is free, and records them.
+    pub async fn put(&self, one: &Ready) -> Result<(), PublishError> {
+        let Some(token) = self.token else { return Ok(()) };
+        self.progress.phase(&one.instance, Phase::Putting);
+        for (entry, path) in &one.packs {
+            let name = entry.name(&one.instance);
+            let content = Content::File { path: path.as_path(), bytes: entry.bytes, sha256: entry.sha256 };
+            self.step(Step::PutPack(name.clone()), self.buckets.put_new(&ObjectName::Pack(name), content)).await?;
+        }
+        let entries: Vec<PackEntry> = one.packs.iter().map(|(e, _)| e.clone()).collect();
+        let packed = self.ledger.packed(token, &one.instance, one.version, &entries, &one.digests);
+        self.step(Step::Packed(one.instance.clone(), one.version), packed).await
+    }
+
+    /// Gives up a number that was taken.
+    pub async fn give_up(&self, instance: &Instance, version: Version) -> Result<(), PublishError> {
         let Some(token) = self.token else { return Ok(()) };
         let step = Step::Abandon(instance.clone(), version);
         self.step(step, self.ledger.abandon(token, instance, version)).await
@@ -515,7 +526,8 @@ impl<E: Into<Stop>> From<E> for MakeError {
     }
 }
 
-type Digests = BTreeMap<TableName, StateDigest>;
+/// The state digest of each table.
+pub type Digests = BTreeMap<TableName, StateDigest>;
 
 /// Making one version.
 struct Making<'m, 'r> {
@@ -528,7 +540,7 @@ struct Making<'m, 'r> {
 }
 
 impl Making<'_, '_> {
-    /// Reserves, writes, validates and puts. In a dry run only writes, to know the bytes.
+    /// Reserves, writes and validates. In a dry run only writes, to know the bytes.
     async fn make(
         &self,
         scratch: &Scratch,
@@ -562,11 +574,8 @@ impl Making<'_, '_> {
         }
         run.progress.phase(instance, Phase::Applying);
         let replica = tokio::task::block_in_place(|| self.validate(published, &packs))?;
-        run.progress.phase(instance, Phase::Putting);
-        self.put(&packs, &digests).await?;
-        let aside: Vec<PathBuf> = packs.iter().map(|(_, p)| p.clone()).collect();
-        let pack = packs.swap_remove(0);
-        Ok(Some(Ready { instance: instance.clone(), version: self.version, replica, pack, aside, drops: Vec::new() }))
+        let (instance, version) = (instance.clone(), self.version);
+        Ok(Some(Ready { instance, version, replica, packs, digests }))
     }
 
     /// Takes the number; gives the contract's.
@@ -727,33 +736,6 @@ impl Making<'_, '_> {
         match e.verdict() {
             Verdict::Quarantine => refused("VALIDATION", format!("registers would refuse it: {e}")),
             _ => Stop::Fatal(PublishError::Machine(e.to_string())),
-        }
-    }
-
-    /// Puts the packs, each only if its name is free, and records them.
-    async fn put(&self, packs: &[(PackEntry, PathBuf)], digests: &Digests) -> Result<(), Stop> {
-        let (run, instance) = (self.run, self.task.instance);
-        let Some(token) = run.token else { return Ok(()) };
-        run.still_publisher().await?;
-        for (entry, path) in packs {
-            let name = entry.name(instance);
-            let content = Content::File { path: path.as_path(), bytes: entry.bytes, sha256: entry.sha256 };
-            run.step(Step::PutPack(name.clone()), run.buckets.put_new(&ObjectName::Pack(name), content)).await?;
-        }
-        let entries: Vec<PackEntry> = packs.iter().map(|(e, _)| e.clone()).collect();
-        let packed = run.ledger.packed(token, instance, self.version, &entries, digests);
-        run.step(Step::Packed(instance.clone(), self.version), packed).await?;
-        Ok(())
-    }
-}
-
-impl From<RebuildError> for PublishError {
-    fn from(e: RebuildError) -> Self {
-        match e {
-            RebuildError::Bucket(e) => e.into(),
-            RebuildError::Ledger(e) => e.into(),
-            RebuildError::Manifests(e) => e.into(),
-            other => PublishError::Machine(other.to_string()),
         }
     }
 }

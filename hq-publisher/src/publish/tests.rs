@@ -358,6 +358,7 @@ async fn bad_rows_stop_their_stream_only() {
         [Outcome::Published, Outcome::HeldBack, Outcome::Refused]
     );
     assert!(r.instances[&"price@zone-west".parse().unwrap()].faults[0].contains("the key is there twice"));
+    assert!(!w.objects().keys().any(|n| n.starts_with("packs/price@zone-east/0000000003")), "nothing of it is put");
     w.sql("DELETE FROM price WHERE sku = 'sku8' AND cents = 1");
     let r = w.publish().await;
     assert_eq!(r.exit_code(), 0, "{:?}", r.lines());

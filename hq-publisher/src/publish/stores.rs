@@ -1,0 +1,83 @@
+//! The list of stores: read, guarded like a table, recorded.
+
+use super::contracts::Contracts;
+use super::feed::{Drops, Feed};
+use super::report::PublishReport;
+use super::steps::Step;
+use super::{PublishError, Run};
+use crate::config::AudienceKind;
+use crate::guard;
+use crate::inbox;
+use crate::mail;
+use crate::source::StoreRow;
+use proto::shelf;
+
+impl Run<'_> {
+    /// The stores of the source; guarded like a table, and recorded.
+    pub(super) async fn stores(
+        &self,
+        contracts: &Contracts,
+        feed: &mut Feed,
+        report: &mut PublishReport,
+    ) -> Result<Vec<StoreRow>, PublishError> {
+        let known: Vec<StoreRow> =
+            self.ledger.stores().await?.into_iter().filter(|s| s.vanished_at.is_none()).map(|s| s.seen).collect();
+        let told = match feed {
+            Feed::Database(_) => feed.stores(contracts).await?,
+            Feed::Inbox(drops) => self.dropped_stores(drops),
+        };
+        let Some(mut told) = told else {
+            report.stores = known.len();
+            return Ok(known);
+        };
+        let gone = known.iter().filter(|k| !told.iter().any(|t| t.id == k.id)).count() as u64;
+        let shrunk = guard::check("the list of stores", known.len() as u64, gone, told.len() as u64, self.bounds());
+        if let Some(shrunk) = shrunk.filter(|_| self.options.allow_shrink != Some(None)) {
+            if !self.options.dry_run {
+                let subject = "publish refused: the list of stores";
+                mail::publish_notice(self.ledger, self.clock, "stores", Some((subject, &shrunk.to_string()))).await?;
+            }
+            if let Feed::Database(_) = feed {
+                return Err(PublishError::StoresShrunk(shrunk.to_string()));
+            }
+            self.problem(format!("stores.csv is held: {shrunk}. If that is right, run again with --allow-shrink"));
+            if let Feed::Inbox(drops) = feed {
+                drops.stores = None;
+            }
+            told = known;
+        } else if !self.options.dry_run {
+            report.vanished = self.step(Step::SeeStores, self.ledger.see_stores(&told, self.clock.now())).await?;
+            mail::publish_notice(self.ledger, self.clock, "stores", None).await?;
+        }
+        report.stores = told.len();
+        Self::tell_stores_without_zone(contracts, &told, report);
+        Ok(told)
+    }
+
+    fn dropped_stores(&self, drops: &mut Drops) -> Option<Vec<StoreRow>> {
+        let drop = drops.stores.clone()?;
+        let read = shelf::open_regular(&drop.file.path).map_err(|e| e.to_string()).and_then(|file| {
+            inbox::read_stores(file, drop.file.marked, self.config.limits.line_bytes).map_err(|e| e.to_string())
+        });
+        match read {
+            Ok(stores) => Some(stores),
+            Err(reason) => {
+                drops.stores = None;
+                drops.rejected.push((drop, reason));
+                None
+            }
+        }
+    }
+
+    fn tell_stores_without_zone(contracts: &Contracts, stores: &[StoreRow], report: &mut PublishReport) {
+        let by_zone = contracts.streams.iter().find(|s| s.audience == AudienceKind::Zone);
+        let without: Vec<&str> = stores.iter().filter(|s| s.zone.is_none()).map(|s| s.id.as_str()).collect();
+        if let (Some(stream), Some(first)) = (by_zone, without.first()) {
+            let n = without.len();
+            report.notes.push(format!(
+                "{n} stores have no zone (the first is {first}): they get no stream that is made by zone, like {}",
+                stream.name
+            ));
+        }
+    }
+}
