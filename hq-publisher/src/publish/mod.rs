@@ -9,6 +9,7 @@ pub mod contracts;
 mod error;
 mod feed;
 mod lease;
+mod make;
 pub mod report;
 mod stage;
 pub mod steps;

@@ -2,30 +2,26 @@
 
 use super::contracts::Stream;
 use super::feed::{Feed, Kept, ReadError, faults_text};
-use super::report::{InstanceReport, Outcome, PackReport};
+use super::make::{Digests, MakeError, Making};
+use super::report::{InstanceReport, Outcome};
 use super::steps::{Phase, Step};
 use super::{PublishError, Run};
 use crate::bucket::Content;
-use crate::diff::{Diff, DiffError, Spool, TableChange, compare, write_all};
+use crate::diff::{Diff, DiffError, Spool, TableChange, compare};
 use crate::guard::{self, Bounds};
 use crate::inbox::{Drop, What};
-use crate::ledger::{Head, Reserve};
-use crate::plan::{Facts, Plan, plan};
+use crate::ledger::Head;
+use crate::plan::{Facts, plan};
 use crate::rebuild::{self, RebuildError};
 use crate::scratch::{Scratch, ScratchError};
 use crate::source::Faults;
-use proto::digest::StateDigest;
 use proto::ids::{Instance, TableName, Version, Zone};
-use proto::layout::{ObjectName, PackKind, PackName};
+use proto::layout::{ObjectName, PackKind};
 use proto::manifest::PackEntry;
-use proto::pack::{FORMAT, Header, PackWriter, RowCounts, SchemaPart, Written, table_heads};
-use proto::replica::{ApplyError, Job, PackFile, Replica};
+use proto::pack::RowCounts;
+use proto::replica::Replica;
 use proto::retry::Verdict;
 use proto::schema::Contract;
-use proto::shelf;
-use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter};
 use std::path::PathBuf;
 
 /// Objects whose version is further ahead than this are somebody's mistake, not ours.
@@ -71,23 +67,23 @@ impl<E: Into<PublishError>> From<E> for Stop {
     }
 }
 
-fn refused(code: &'static str, text: impl Into<String>) -> Stop {
+pub(super) fn refused(code: &'static str, text: impl Into<String>) -> Stop {
     Stop::Refused(Box::new(Refusal { code, text: text.into(), faults: Faults::default(), reject: Vec::new() }))
 }
 
 /// The published rows and what they are published under.
-struct Published {
-    replica: Replica,
+pub(super) struct Published {
+    pub(super) replica: Replica,
     contract: Contract,
     ddl_is_same: bool,
 }
 
 /// How the new rows compare.
-struct Compared {
-    diff: Diff,
-    spool: Spool,
+pub(super) struct Compared {
+    pub(super) diff: Diff,
+    pub(super) spool: Spool,
     /// The statements that bring the published contract to the new one.
-    migrate: Vec<String>,
+    pub(super) migrate: Vec<String>,
     /// Why only a full can.
     rebuild: Option<String>,
 }
@@ -511,231 +507,4 @@ fn counted(scratch: &Scratch, contract: &Contract, published: Option<&Published>
         diff.tables.insert(table.name.clone(), change);
     }
     Ok(diff)
-}
-
-/// Making packs went wrong.
-enum MakeError {
-    /// The published rows are not what the delta builds on.
-    Drift(String),
-    /// Something else.
-    Stop(Stop),
-}
-impl<E: Into<Stop>> From<E> for MakeError {
-    fn from(e: E) -> Self {
-        MakeError::Stop(e.into())
-    }
-}
-
-/// The state digest of each table.
-pub type Digests = BTreeMap<TableName, StateDigest>;
-
-/// Making one version.
-struct Making<'m, 'r> {
-    run: &'m Run<'r>,
-    task: &'m Task<'m>,
-    head: Option<&'m Head>,
-    version: Version,
-    plan: &'m Plan,
-    source: &'static str,
-}
-
-impl Making<'_, '_> {
-    /// Reserves, writes and validates. In a dry run only writes, to know the bytes.
-    async fn make(
-        &self,
-        scratch: &Scratch,
-        compared: &mut Compared,
-        published: Option<Published>,
-        report: &mut InstanceReport,
-    ) -> Result<Option<Ready>, MakeError> {
-        let (run, instance) = (self.run, self.task.instance);
-        let number = self.reserve().await?;
-        run.progress.phase(instance, Phase::Packing);
-        let mut packs: Vec<(PackEntry, PathBuf)> = Vec::new();
-        let mut digests = compared.diff.digests.clone();
-        if self.plan.delta {
-            let migrate = compared.migrate.clone();
-            let spool = &mut compared.spool;
-            let (entry, path, _) = self.write(PackKind::Delta, number, migrate, report, |w| {
-                spool.write(w).map_err(|e| PublishError::Machine(format!("a delta: {e}")))?;
-                Ok(digests.clone())
-            })?;
-            packs.push((entry, path));
-        }
-        if self.plan.full {
-            let (entry, path, found) =
-                self.write(PackKind::Full, number, Vec::new(), report, |w| self.all_rows(scratch, w))?;
-            digests = found;
-            packs.push((entry, path));
-        }
-        if run.options.dry_run {
-            packs.iter().try_for_each(|(_, path)| shelf::remove(path))?;
-            return Ok(None);
-        }
-        run.progress.phase(instance, Phase::Applying);
-        let replica = tokio::task::block_in_place(|| self.validate(published, &packs))?;
-        let (instance, version) = (instance.clone(), self.version);
-        Ok(Some(Ready { instance, version, replica, packs, digests }))
-    }
-
-    /// Takes the number; gives the contract's.
-    async fn reserve(&self) -> Result<u64, Stop> {
-        let (run, instance, contract) = (self.run, self.task.instance, &self.task.stream.contract);
-        let (number, _) = run.ledger.schema_number(&instance.stream, &contract.sha256).await?;
-        // A contract that went back to an earlier text is a new number all the same.
-        let Some(token) = run.token else { return Ok(number) };
-        let plan = self.plan.to_string();
-        let reserve = Reserve {
-            instance,
-            version: self.version,
-            epoch: run.epoch,
-            schema: number,
-            schema_sha256: &contract.sha256,
-            ddl: &contract.ddl,
-            plan: &plan,
-            now: run.clock.now(),
-        };
-        run.step(Step::Reserve(instance.clone(), self.version), run.ledger.reserve(token, &reserve)).await?;
-        Ok(number)
-    }
-
-    fn header(&self, kind: PackKind, number: u64, migrate: Vec<String>) -> Header {
-        let contract = &self.task.stream.contract;
-        let base = match kind {
-            PackKind::Full => None,
-            PackKind::Delta => self.head.map(|h| h.version),
-        };
-        Header {
-            format: FORMAT,
-            stream: self.task.instance.stream.clone(),
-            audience: self.task.instance.audience.clone(),
-            version: self.version,
-            base,
-            kind,
-            schema: SchemaPart { number, ddl: contract.ddl.clone(), sha256: contract.sha256, migrate },
-            created_at: self.run.clock.now(),
-            source: self.source.to_owned(),
-            tables: table_heads(contract),
-        }
-    }
-
-    /// Writes a pack aside. Nothing needs it after a power cut, so that it is not synced.
-    fn write(
-        &self,
-        kind: PackKind,
-        number: u64,
-        migrate: Vec<String>,
-        report: &mut InstanceReport,
-        body: impl FnOnce(&mut PackWriter<BufWriter<File>>) -> Result<Digests, PublishError>,
-    ) -> Result<(PackEntry, PathBuf, Digests), Stop> {
-        let run = self.run;
-        let name = PackName { instance: self.task.instance.clone(), version: self.version, kind };
-        let path = run.packs_dir.join(format!("{}.{}", self.task.instance, name.file_name()));
-        let header = self.header(kind, number, migrate);
-        let base = header.base;
-        let write = || -> Result<(Written, Digests), PublishError> {
-            let failed = |e: io::Error| PublishError::Machine(format!("writing {}: {e}", path.display()));
-            let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path).map_err(failed)?;
-            let out = BufWriter::with_capacity(256 << 10, file);
-            let mut writer = PackWriter::new(out, &header, run.config.publish.level).map_err(failed)?;
-            let digests = body(&mut writer)?;
-            let (_, written) = writer.finish(&digests).map_err(failed)?;
-            Ok((written, digests))
-        };
-        run.steps.before(&Step::WritePack(name.clone()))?;
-        let (written, digests) = tokio::task::block_in_place(write)?;
-        run.steps.after(&Step::WritePack(name.clone()))?;
-        report.packs.push(PackReport { kind, bytes: written.bytes, rows: written.rows.total() });
-        let Written { bytes, unpacked, sha256, .. } = written;
-        let limits = &run.config.limits;
-        if bytes > limits.pack_bytes || unpacked > limits.unpacked_bytes || unpacked / limits.ratio.max(1) > bytes {
-            let text = format!(
-                "{name} has {bytes} bytes and {unpacked} unpacked: readers refuse that (limits.pack_bytes = {}, \
-                 limits.unpacked_bytes = {}, limits.ratio = {}; raise them at every tier)",
-                limits.pack_bytes, limits.unpacked_bytes, limits.ratio
-            );
-            shelf::remove(&path)?;
-            return Err(refused("PACK_LIMITS", text));
-        }
-        Ok((PackEntry { version: self.version, kind, base, bytes, unpacked, sha256 }, path, digests))
-    }
-
-    fn all_rows(&self, scratch: &Scratch, w: &mut PackWriter<BufWriter<File>>) -> Result<Digests, PublishError> {
-        let mut digests = Digests::new();
-        for table in &self.task.stream.contract.tables {
-            let (_, digest) =
-                write_all(scratch.connection(), table, w).map_err(|e| PublishError::Machine(e.to_string()))?;
-            digests.insert(table.name.clone(), digest);
-        }
-        Ok(digests)
-    }
-
-    /// Applies the first pack to the published replica, in a transaction that stays open. A full
-    /// that stands beside a delta is proved in a replica of its own.
-    fn validate(
-        &self,
-        published: Option<Published>,
-        packs: &[(PackEntry, PathBuf)],
-    ) -> Result<Option<Replica>, MakeError> {
-        let (run, instance) = (self.run, self.task.instance);
-        let drift = published.is_some();
-        let mut replica = match published {
-            Some(p) => p.replica,
-            None => {
-                let path = run.replica_path(instance);
-                let (replica, held) = rebuild::open(&path, instance, &run.config.limits).map_err(PublishError::from)?;
-                // What nothing is known of was never published.
-                if held.is_some() {
-                    drop(replica);
-                    rebuild::discard(&path)?;
-                    rebuild::open(&path, instance, &run.config.limits).map_err(PublishError::from)?.0
-                } else {
-                    replica
-                }
-            }
-        };
-        self.apply(&mut replica, &packs[0]).map_err(|e| {
-            if drift && e.may_be_drift() { MakeError::Drift(e.to_string()) } else { self.fatal(e).into() }
-        })?;
-        if let [_, full] = packs {
-            let path = run.scratch_dir.join(format!("{instance}.proof.db"));
-            rebuild::discard(&path)?;
-            let mut proof = Replica::open(&path, &run.config.limits)?;
-            let result = self.apply(&mut proof, full);
-            proof.rollback();
-            drop(proof);
-            rebuild::discard(&path)?;
-            result.map_err(|e| self.fatal(e))?;
-        }
-        if self.task.keep_open {
-            replica
-                .connection()
-                .execute_batch("PRAGMA shrink_memory")
-                .map_err(|e| PublishError::Machine(e.to_string()))?;
-            return Ok(Some(replica));
-        }
-        replica.rollback();
-        Ok(None)
-    }
-
-    fn apply(&self, replica: &mut Replica, pack: &(PackEntry, PathBuf)) -> Result<RowCounts, ApplyError> {
-        let packs = [PackFile { path: &pack.1, entry: &pack.0 }];
-        let job = Job {
-            instance: self.task.instance,
-            epoch: self.run.epoch,
-            packs: &packs,
-            now: self.run.clock.now(),
-            prove: false,
-        };
-        replica.apply_uncommitted(&job)
-    }
-
-    /// A pack of ours that does not apply: this machine, or rows that pass the scratch database
-    /// and not a register.
-    fn fatal(&self, e: ApplyError) -> Stop {
-        match e.verdict() {
-            Verdict::Quarantine => refused("VALIDATION", format!("registers would refuse it: {e}")),
-            _ => Stop::Fatal(PublishError::Machine(e.to_string())),
-        }
-    }
 }
