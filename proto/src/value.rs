@@ -144,7 +144,10 @@ impl<'a> From<rusqlite::types::ValueRef<'a>> for Value<'a> {
             ValueRef::Null => Value::Null,
             ValueRef::Integer(i) => Value::Int(i),
             ValueRef::Real(r) => Value::Real(r),
-            ValueRef::Text(t) => Value::Text(String::from_utf8_lossy(t)),
+            // from_utf8 is several times faster than the lossy reader, and all but always enough.
+            ValueRef::Text(t) => {
+                Value::Text(std::str::from_utf8(t).map_or_else(|_| String::from_utf8_lossy(t), Cow::Borrowed))
+            }
             ValueRef::Blob(b) => Value::Blob(Cow::Borrowed(b)),
         }
     }

@@ -355,9 +355,7 @@ impl Replica {
         self.sql(what, |db| schema::run_guarded(db, statements, true)).map_err(|e| {
             let refused = matches!(
                 e.inner().sqlite_error_code(),
-                Some(
-                    rusqlite::ErrorCode::ConstraintViolation | rusqlite::ErrorCode::AuthorizationForStatementDenied
-                )
+                Some(rusqlite::ErrorCode::ConstraintViolation | rusqlite::ErrorCode::AuthorizationForStatementDenied)
             );
             if refused || super::sqlite::is_misfit(e.inner()) {
                 return ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() };
@@ -552,15 +550,16 @@ impl<'a> SectionWriter<'a> {
         row: &[Value<'_>],
         hasher: &mut RowHasher,
     ) -> Result<(crate::digest::RowHash, crate::digest::RowHash), RowFault> {
-        let missing =
-            RowFault::Row { key: key_text(self.table, &self.key, row), reason: "there is no such row".into() };
-        let Some(find) = self.find.as_mut() else { return Err(missing) };
+        let (table, key) = (self.table, &self.key);
+        let missing = || RowFault::Row { key: key_text(table, key, row), reason: "there is no such row".into() };
+        let Some(find) = self.find.as_mut() else { return Err(missing()) };
         for k in &self.key {
             find.raw_bind_parameter(k + 1, &row[*k]).map_err(RowFault::Sqlite)?;
         }
         let mut rows = find.raw_query();
-        let Some(found) = rows.next().map_err(RowFault::Sqlite)? else { return Err(missing) };
-        let old = read_values(found, self.table.columns.len(), Vec::new()).map_err(RowFault::Sqlite)?;
+        let Some(found) = rows.next().map_err(RowFault::Sqlite)? else { return Err(missing()) };
+        let columns = table.columns.len();
+        let old = read_values(found, columns, Vec::with_capacity(columns)).map_err(RowFault::Sqlite)?;
         let before = hasher.hash(&old);
         let after = hasher.hash(old.iter().zip(&self.changed).map(|(o, c)| c.map_or(o, |n| &row[n])));
         Ok((before, after))
