@@ -327,7 +327,11 @@ mod tests {
         assert_eq!(with(&|b| b.errors = vec![fault("DISK_FULL", None)]), ["disk-full/1-1"]);
         assert_eq!(with(&|b| b.errors = vec![fault("HALTED", None)]), ["halted/1-1"]);
         let healed = "healed before it was told";
-        assert_eq!(with(&|b| b.errors = vec![fault("DRIFT", Some("price@all"))]), ["digest-mismatch/price@all"], "{healed}");
+        assert_eq!(
+            with(&|b| b.errors = vec![fault("DRIFT", Some("price@all"))]),
+            ["digest-mismatch/price@all"],
+            "{healed}"
+        );
         assert!(with(&|b| b.errors = vec![fault("SOURCE", None)]).is_empty());
         assert!(with(&|b| b.streams = stream(report(Ok, "0", 1u64))).is_empty());
         assert_eq!(with(&|b| b.streams = stream(report(Ok, "1", 1))), ["digest-mismatch/price@all"]);
