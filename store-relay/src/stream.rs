@@ -413,7 +413,7 @@ impl Relay {
         let Ok(Small::Body { bytes, etag }) = source.get_small(&name.clone().into(), None, None, most).await else {
             return;
         };
-        if Sha256::of(&bytes) == entry.sha256 {
+        if bytes.len() as u64 == entry.bytes && Sha256::of(&bytes) == entry.sha256 {
             return; // It was mended just now.
         }
         let attempts = {
