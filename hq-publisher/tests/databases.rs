@@ -180,3 +180,38 @@ async fn a_run_reads_one_snapshot_and_survives_a_broken_query() {
         db.close().await;
     }
 }
+
+#[tokio::test]
+async fn sqlite_values_come_exactly_or_not_at_all_from_one_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hq.db");
+    let writer = rusqlite::Connection::open(&path).unwrap();
+    writer.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE a (id INT, v); INSERT INTO a VALUES (1, 'old')").unwrap();
+    let mut db = open(&format!("sqlite:{}", path.display())).await;
+    writer.execute_batch("UPDATE a SET v = 'new'").unwrap();
+    let t = table(&[("v", "TEXT")]);
+    assert!(read(&mut db, Dialect::Sqlite, &t, "SELECT id, v FROM b").await.unwrap_err().contains("no such table: b"));
+    assert_eq!(read(&mut db, Dialect::Sqlite, &t, "SELECT id, v FROM a").await.unwrap(), ["1 | \"old\""]);
+    assert!(read(&mut db, Dialect::Sqlite, &t, "INSERT INTO a VALUES (2, 'x') RETURNING id, v").await.is_err(), "read only");
+    each(
+        &mut db,
+        Dialect::Sqlite,
+        &[
+            ("9223372036854775807", "INTEGER", "1 | 9223372036854775807"),
+            ("12.0", "INTEGER", "1 | 12"),
+            ("12.5", "INTEGER", "the real 12.5"),
+            ("9e999", "REAL", "inf, which is no number"),
+            ("7", "REAL", "1 | 7.0"),
+            ("9007199254740993", "REAL", "would round"),
+            ("'12'", "INTEGER", "the text \"12\""),
+            ("12", "TEXT", "1 | \"12\""),
+            ("'a' || char(0) || 'b'", "TEXT", "has a NUL character (byte 2)"),
+            ("CAST(x'6162ff' AS TEXT)", "TEXT", "is not UTF-8 (byte 3)"),
+            ("x'00'", "TEXT", "a blob of 1 bytes"),
+            ("x'00'", "BLOB", "1 | blob of 1 bytes"),
+            (":zone || ':zone'", "TEXT", "1 | \"east:zone\""),
+        ],
+    )
+    .await;
+    db.close().await;
+}
