@@ -32,8 +32,8 @@ fn proven(site: &Site, store: &str, table: &str, wanted: &str) {
 fn three_item_masters_and_five_days_of_promotions() {
     let Some(data) = data() else { return };
     let site = real_data::items_and_promotions();
-    for n in 0..PROMOS.len() {
-        real_data::load_promos(&site, &data, PROMOS[n]);
+    for (n, promos) in PROMOS.iter().enumerate() {
+        real_data::load_promos(&site, &data, promos);
         if let Some(snapshot) = SNAPSHOTS.get(n) {
             real_data::load_snapshot(&site, &data, snapshot);
         }
