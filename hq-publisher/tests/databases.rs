@@ -186,13 +186,18 @@ async fn sqlite_values_come_exactly_or_not_at_all_from_one_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hq.db");
     let writer = rusqlite::Connection::open(&path).unwrap();
-    writer.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE a (id INT, v); INSERT INTO a VALUES (1, 'old')").unwrap();
+    writer
+        .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE a (id INT, v); INSERT INTO a VALUES (1, 'old')")
+        .unwrap();
     let mut db = open(&format!("sqlite:{}", path.display())).await;
     writer.execute_batch("UPDATE a SET v = 'new'").unwrap();
     let t = table(&[("v", "TEXT")]);
     assert!(read(&mut db, Dialect::Sqlite, &t, "SELECT id, v FROM b").await.unwrap_err().contains("no such table: b"));
     assert_eq!(read(&mut db, Dialect::Sqlite, &t, "SELECT id, v FROM a").await.unwrap(), ["1 | \"old\""]);
-    assert!(read(&mut db, Dialect::Sqlite, &t, "INSERT INTO a VALUES (2, 'x') RETURNING id, v").await.is_err(), "read only");
+    assert!(
+        read(&mut db, Dialect::Sqlite, &t, "INSERT INTO a VALUES (2, 'x') RETURNING id, v").await.is_err(),
+        "read only"
+    );
     each(
         &mut db,
         Dialect::Sqlite,
