@@ -5,7 +5,7 @@ use crate::data::{COLUMNS, Catalog, Change, DDL, INDEX, INSERT, Pack, Packer, in
 use crate::measure::{Line, Results, Target, Took, time};
 use flate2::bufread::GzDecoder;
 use proto::limits::Limits;
-use proto::replica::sqlite::{Checkpoint, open_private};
+use proto::replica::sqlite::{Checkpoint, checkpoint, open_private};
 use proto::replica::{Job, Replica};
 use std::borrow::Cow;
 use std::fs::File;
@@ -43,24 +43,27 @@ pub fn delta(options: &Options, results: &mut Results) {
     let mut packer = Packer::new(dir.path());
     let full = packer.full(&catalog);
     let (ours_path, bare_path) = (dir.path().join("ours.db"), dir.path().join("bare.db"));
-    let mut replica = Replica::open(&ours_path, &Limits::default()).unwrap();
-    apply(&mut replica, &full);
-    replica.checkpoint(Checkpoint::Truncate).unwrap();
-    let bare_db = open_private(&bare_path).unwrap();
-    bare_db.execute_batch(DDL).unwrap();
-    catalog.fill(&bare_db);
-    bare_db.execute_batch(INDEX).unwrap();
-    proto::replica::sqlite::checkpoint(&bare_db, Checkpoint::Truncate).unwrap();
+    apply(&mut open(&ours_path), &full);
+    let db = open_private(&bare_path).unwrap();
+    db.execute_batch(DDL).unwrap();
+    catalog.fill(&db);
+    db.execute_batch(INDEX).unwrap();
+    checkpoint(&db, Checkpoint::Truncate).unwrap();
+    drop(db);
+    open(&ours_path).checkpoint(Checkpoint::Truncate).unwrap();
 
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..options.runs * 4 {
         let (pack, changes) = next_delta(&mut catalog, &mut packer, options.rows / 100);
-        let ((), took) = time(|| apply(&mut replica, &pack));
-        ours.push(took);
-        let ((), took) = time(|| update(&bare_db, &changes));
-        bare.push(took);
+        // One connection at a time: this build of SQLite shares one pool of pages between all of a process, and the
+        // one that was there first starves the other.
+        let mut replica = open(&ours_path);
+        ours.push(time(|| apply(&mut replica, &pack)).1);
         replica.checkpoint(Checkpoint::Truncate).unwrap();
-        proto::replica::sqlite::checkpoint(&bare_db, Checkpoint::Truncate).unwrap();
+        drop(replica);
+        let db = open_private(&bare_path).unwrap();
+        bare.push(time(|| update(&db, &changes)).1);
+        checkpoint(&db, Checkpoint::Truncate).unwrap();
     }
     let what = format!("delta of {} changed rows, bare rusqlite loop over rows in memory", options.rows / 100);
     results.line(Line::ratio(&what, Target::AtMost(1.6), &ours, &bare));
@@ -82,8 +85,12 @@ fn apply(replica: &mut Replica, pack: &Pack) {
     replica.commit().unwrap();
 }
 
+fn open(path: &Path) -> Replica {
+    Replica::open(path, &Limits::default()).unwrap()
+}
+
 fn apply_full(pack: &Pack, path: &Path) -> Took {
-    let mut replica = Replica::open(path, &Limits::default()).unwrap();
+    let mut replica = open(path);
     time(|| apply(&mut replica, pack)).1
 }
 
