@@ -10,6 +10,7 @@ use proto::ids::{ColumnName, TableName};
 use proto::pack::{Op, PackWriter, RowCounts};
 use proto::schema::Table;
 use proto::value::{Value, write_row};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 use serde::Serialize;
 use std::cmp::Ordering;
@@ -288,8 +289,8 @@ impl<'a> Merge<'a> {
     fn both(&mut self, a: &Row<'_>, b: &Row<'_>) -> Result<(), MergeError> {
         let values = self.count(b)?;
         let mut changed: Vec<usize> = Vec::new();
-        for i in 0..values.len() {
-            if order(a.get_ref(i)?, b.get_ref(i)?) != Ordering::Equal {
+        for (i, new) in values.iter().enumerate() {
+            if !same(a.get_ref(i)?, new) {
                 changed.push(i);
             }
         }
@@ -361,6 +362,18 @@ impl<'a> Merge<'a> {
         };
         self.change.rows.count(Op::Insert);
         Ok(self.spool.row(section, values)?)
+    }
+}
+
+/// Whether a published value is the new one to the byte; a change of type is a change.
+fn same(old: ValueRef<'_>, new: &Value<'_>) -> bool {
+    match (old, new) {
+        (ValueRef::Null, Value::Null) => true,
+        (ValueRef::Integer(a), Value::Int(b)) => a == *b,
+        (ValueRef::Real(a), Value::Real(b)) => a.to_bits() == b.to_bits(),
+        (ValueRef::Text(a), Value::Text(b)) => a == b.as_bytes(),
+        (ValueRef::Blob(a), Value::Blob(b)) => a == b.as_ref(),
+        _ => false,
     }
 }
 
