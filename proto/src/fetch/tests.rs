@@ -91,7 +91,7 @@ impl Server {
     fn source(&self) -> Source {
         Source::parse(
             &self.url(),
-            &SourceOptions { read_timeout: HumanDuration(Duration::from_secs(3)), ..Default::default() },
+            &SourceOptions { read_timeout: HumanDuration(Duration::from_millis(1500)), ..Default::default() },
         )
         .unwrap()
     }
