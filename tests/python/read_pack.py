@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """A reader of Tillcast's objects, written from docs/FORMAT.md alone: it verifies, applies and proves.
 
-read_pack.py [--threshold N] [--from VERSION] --root PUBLIC_KEY_HEX [--root …] BASE STORE OUT.db
+read_pack.py BASE STORE OUT.db ROOT_KEY_HEX…
 
 BASE is a bucket's directory or URL. Each of the store's streams is built in OUT.db (a new file) from its last full
 and the deltas after it. Whatever is not as signed, listed or promised ends it with an error."""
-import argparse
 import base64
 import datetime
 import gzip
@@ -14,6 +13,7 @@ import io
 import json
 import sqlite3
 import struct
+import sys
 import urllib.request
 
 from cryptography.exceptions import InvalidSignature
@@ -46,11 +46,11 @@ def open_envelope(data, kind, keys, threshold=1):
     return json.loads(payload)
 
 
-def walk_trust(base, roots, threshold, version):
+def walk_trust(base, roots):
     """From the pinned root keys, a file at a time, to the version that trust.json claims."""
     newest = json.loads(base64.b64decode(json.loads(fetch(base, "trust.json"))["payload"]))["version"]
-    trust = {"epoch": 0}
-    for n in range(version, newest + 1):
+    threshold, trust = 1, {"epoch": 0}
+    for n in range(1, newest + 1):
         data, before = fetch(base, f"trust/{n:010}.json"), trust
         trust = open_envelope(data, "trust", roots, threshold)
         roots, threshold = trust["root"]["keys"], trust["root"]["threshold"]
@@ -153,24 +153,13 @@ def build_stream(db, base, stream, entry):
     return {"version": version, "digests": digests}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", action="append", required=True)
-    parser.add_argument("--threshold", type=int, default=1)
-    parser.add_argument("--from", dest="version", type=int, default=1)
-    parser.add_argument("base")
-    parser.add_argument("store")
-    parser.add_argument("out")
-    options = parser.parse_args()
-    trust = walk_trust(options.base, options.root, options.threshold, options.version)
-    manifest = read_manifest(options.base, options.store, trust)
-    db = sqlite3.connect(options.out, isolation_level=None)
-    streams = {
-        f"{name}@{entry['audience']}": build_stream(db, options.base, name, entry)
-        for name, entry in manifest["streams"].items()
-    }
+def main(base, store, out, *roots):
+    manifest = read_manifest(base, store, walk_trust(base, roots))
+    db = sqlite3.connect(out, isolation_level=None)
+    listed = manifest["streams"].items()
+    streams = {f"{name}@{entry['audience']}": build_stream(db, base, name, entry) for name, entry in listed}
     print(json.dumps({"serial": manifest["serial"], "streams": streams}))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -11,8 +11,8 @@ use tillcast_tests::{Site, digest, forge, process, repository, temp_dir, tools};
 /// The reader's command on a site's bucket.
 fn reader(site: &Site, store: &str, out: &Path) -> Command {
     let mut c = Command::new(tools().join("venv/bin/python"));
-    c.arg(repository().join("tests/python/read_pack.py")).args(["--root", &forge::public(&site.signing_key("root"))]);
-    c.arg(site.bucket()).arg(store).arg(out);
+    c.arg(repository().join("tests/python/read_pack.py")).arg(site.bucket()).arg(store).arg(out);
+    c.arg(forge::public(&site.signing_key("root")));
     c
 }
 

@@ -11,13 +11,17 @@ mod csv;
 pub use content::{read_stores, read_table};
 
 use crate::source::SinkError;
+use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::{EventKind, Watcher as _};
 use proto::clock::Clock;
 use proto::ids::{Instance, TableName};
 use proto::shelf::{self, ShelfError};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How a drop is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,6 +219,8 @@ impl Inbox {
     /// grows is left for the next run.
     pub async fn settle(&self, rest: Duration, clock: &dyn Clock) -> Result<Look, ShelfError> {
         const LOOK: Duration = Duration::from_millis(100);
+        let news = Arc::new(Notify::new());
+        let _watcher = self.tell(&news);
         let mut watch = Watch::new(rest);
         let end = clock.monotonic() + rest * 3 + LOOK;
         loop {
@@ -222,11 +228,28 @@ impl Inbox {
             let look = watch.observe(self.look()?, now);
             match look.next {
                 Some(next) if now < end => {
-                    tokio::time::sleep(next.saturating_sub(now).clamp(Duration::from_millis(1), LOOK)).await;
+                    let wait = next.saturating_sub(now).clamp(Duration::from_millis(1), LOOK);
+                    let _ = tokio::time::timeout(wait, news.notified()).await;
                 }
                 _ => return Ok(look),
             }
         }
+    }
+
+    /// Has `news` told when a file appears or is closed. It only shortens a wait: events may be lost, and a network
+    /// disk sends none.
+    fn tell(&self, news: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+        let news = news.clone();
+        let told = move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|e| is_news(e.kind)) {
+                news.notify_one();
+            }
+        };
+        let watcher = notify::recommended_watcher(told).and_then(|mut watcher| {
+            watcher.watch(&self.dir, notify::RecursiveMode::NonRecursive)?;
+            Ok(watcher)
+        });
+        watcher.inspect_err(|e| tracing::debug!("no events of {}: {e}", self.dir.display())).ok()
     }
 
     /// Moves a drop that was published to `done/`. One that changed since it was read stays: it
@@ -256,6 +279,17 @@ impl Inbox {
         shelf::promote(&drop.file.path, &dir.join(&drop.file.name))?;
         Ok(true)
     }
+}
+
+/// Writes in between are not news: a growing file would wake us for each.
+fn is_news(kind: EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Create(_)
+            | EventKind::Remove(_)
+            | EventKind::Modify(ModifyKind::Name(_))
+            | EventKind::Access(AccessKind::Close(AccessMode::Write))
+    )
 }
 
 #[cfg(test)]

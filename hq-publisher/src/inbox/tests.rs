@@ -206,3 +206,18 @@ fn moved_drops_leave_no_marker_and_changed_ones_stay() {
     assert_eq!(std::fs::read_to_string(dir.path().join("rejected/b.all.b.csv.reason.txt")).unwrap(), "line 2: no\n");
     assert!(dir.path().join("rejected/b.all.b.csv").exists());
 }
+
+#[tokio::test]
+async fn a_drop_is_told_when_it_appears_and_when_it_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let news = Arc::new(Notify::new());
+    let _watcher = Inbox::new(dir.path()).tell(&news).unwrap();
+    let told = || async { tokio::time::timeout(Duration::from_secs(30), news.notified()).await.unwrap() };
+    let mut file = std::fs::File::create(dir.path().join("price.all.price.csv")).unwrap();
+    told().await;
+    std::io::Write::write_all(&mut file, b"sku\n").unwrap();
+    drop(file);
+    told().await;
+    std::fs::rename(dir.path().join("price.all.price.csv"), dir.path().join("price.all.item.csv")).unwrap();
+    told().await;
+}
