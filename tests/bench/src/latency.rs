@@ -18,7 +18,7 @@ pub fn latency(options: &Options, results: &mut Results) {
 }
 
 fn series(options: &Options, results: &mut Results, rows: u64, cases: &[(u64, f64)]) {
-    let mut running = Running::start(rows);
+    let mut running = Running::start(rows, REGISTERS, 50);
     for (changed, target) in cases {
         running.publish(*changed);
         let runs: Vec<Marks> = (0..options.publishes).map(|_| running.publish(*changed)).collect();
@@ -36,6 +36,15 @@ fn series(options: &Options, results: &mut Results, rows: u64, cases: &[(u64, f6
         results.line(Line { what, target: Target::WorstAtMost(*target), figure, unit: "ms", behind });
     }
     running.end();
+}
+
+/// Milliseconds from the commit to the last of some registers, for a few publishes.
+pub fn to_the_last(rows: u64, changed: u64, registers: usize, round_trip_ms: u64, publishes: usize) -> Spread {
+    let mut running = Running::start(rows, registers, round_trip_ms);
+    running.publish(changed);
+    let figure = Spread::of((0..publishes).map(|_| running.publish(changed).last));
+    running.end();
+    figure
 }
 
 /// Milliseconds from the commit.
@@ -57,12 +66,12 @@ struct Running {
 
 impl Running {
     /// Everything runs and holds the first version.
-    fn start(rows: u64) -> Running {
-        let mut stage = Stage::new(rows, REGISTERS, |b| b.hq_service().relay("http.per_ip", "512"));
+    fn start(rows: u64, registers: usize, round_trip_ms: u64) -> Running {
+        let mut stage = Stage::new(rows, registers, |b| b.hq_service().relay("http.per_ip", "512"));
         stage.publish(&[]);
         let bucket = Nginx::with(&stage.site.bucket(), "access_log off;");
         let wan = [Proxy::to(&bucket.url()), Proxy::to(&stage.site.hq.url())];
-        wan.iter().for_each(|p| p.set(Net::round_trip(50)));
+        wan.iter().for_each(|p| p.set(Net::round_trip(round_trip_ms)));
         let relay = stage.site.relays.get_mut(STORE).unwrap();
         relay.set("sources", &format!("[\"{}\"]", wan[0].url()));
         relay.set_text("hq", &wan[1].url());
@@ -104,7 +113,7 @@ impl Running {
                 marks.relayed = since();
             }
             waiting.retain(|db| !has(db, last));
-            if marks.first == 0.0 && waiting.len() < REGISTERS {
+            if marks.first == 0.0 && waiting.len() < self.registers.len() {
                 marks.first = since();
             }
             marks.last = since();

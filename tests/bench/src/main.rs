@@ -8,19 +8,26 @@
 )]
 
 mod apply;
+mod back;
+mod baseline;
 mod bytes;
 mod data;
 mod latency;
 mod measure;
 mod memory;
+mod opening;
+mod peers;
+mod plot;
 mod publish;
 mod readers;
 mod real;
+mod scale;
 mod serve;
 mod stage;
 
 use clap::Parser;
 use measure::Results;
+use std::path::PathBuf;
 
 /// Runs benches and prints Markdown.
 #[derive(Debug, Parser)]
@@ -39,11 +46,20 @@ struct Options {
     /// Also measure memory with ten times the rows (minutes, and some GB of disk).
     #[arg(long)]
     large: bool,
+    /// Draw an SVG a bench into this directory.
+    #[arg(long)]
+    plots: Option<PathBuf>,
+    /// Write the ratios of this run into a file, to compare later runs with.
+    #[arg(long)]
+    save: Option<PathBuf>,
+    /// Exit with 1 where a ratio is more than 10% worse than in this file.
+    #[arg(long)]
+    against: Option<PathBuf>,
 }
 
 type Bench = fn(&Options, &mut Results);
 
-const BENCHES: [(&str, Bench); 9] = [
+const BENCHES: [(&str, Bench); 13] = [
     ("full", apply::full),
     ("delta", apply::delta),
     ("publish", publish::publish),
@@ -53,6 +69,10 @@ const BENCHES: [(&str, Bench); 9] = [
     ("readers", readers::readers),
     ("memory", memory::memory),
     ("real", real::real),
+    ("scale", scale::scale),
+    ("opening", opening::opening),
+    ("back", back::back),
+    ("peers", peers::peers),
 ];
 
 fn main() {
@@ -67,10 +87,22 @@ fn main() {
     for (name, bench) in BENCHES {
         if options.names.is_empty() || options.names.iter().any(|n| n == name) {
             let start = std::time::Instant::now();
+            results.bench = name;
             bench(&options, &mut results);
             eprintln!("{name}: {:.0} s", start.elapsed().as_secs_f64());
         }
     }
     results.tables.iter().for_each(|table| println!("\n{table}"));
-    eprintln!("{} targets missed", results.missed);
+    eprintln!("{} targets missed", results.missed());
+    if let Some(dir) = &options.plots {
+        plot::draw(dir, &results);
+    }
+    if let Some(file) = &options.save {
+        baseline::save(file, &results);
+    }
+    let worse = options.against.as_ref().map_or(Vec::new(), |file| baseline::worse(file, &results));
+    worse.iter().for_each(|w| eprintln!("worse: {w}"));
+    if !worse.is_empty() {
+        std::process::exit(1);
+    }
 }

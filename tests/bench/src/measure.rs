@@ -99,17 +99,23 @@ pub enum Target {
 /// What benches found: lines of one table, and tables of their own.
 #[derive(Debug, Default)]
 pub struct Results {
+    /// The lines, each with its bench.
+    pub lines: Vec<(&'static str, Line)>,
     /// Tables that do not fit the one.
     pub tables: Vec<String>,
-    /// How many lines miss their target.
-    pub missed: usize,
+    /// The bench that runs.
+    pub bench: &'static str,
 }
 
 impl Results {
     /// Prints a line of the table.
     pub fn line(&mut self, line: Line) {
         println!("{line}");
-        self.missed += usize::from(line.holds() == Some(false));
+        self.lines.push((self.bench, line));
+    }
+    /// How many lines miss their target.
+    pub fn missed(&self) -> usize {
+        self.lines.iter().filter(|(_, l)| l.holds() == Some(false)).count()
     }
     /// Keeps a table for the end.
     pub fn table(&mut self, table: String) {
@@ -147,6 +153,20 @@ impl Line {
             Spread::cpu(peer)
         );
         Line { what: what.into(), target, figure: wall, unit: "×", behind }
+    }
+
+    /// How far the figure is from what is promised of it, or from the peer where nothing is: below 1 is better. None
+    /// for a figure that is told for the record.
+    pub fn against_target(&self) -> Option<Spread> {
+        let Spread { min, median, max } = self.figure;
+        match self.target {
+            Target::AtMost(t) | Target::WorstAtMost(t) if t > 0.0 => {
+                Some(Spread { min: min / t, median: median / t, max: max / t })
+            }
+            Target::AtLeast(t) => Some(Spread { min: t / max, median: t / median, max: t / min }),
+            Target::None if self.unit == "×" => Some(self.figure),
+            _ => None,
+        }
     }
 
     fn holds(&self) -> Option<bool> {

@@ -37,6 +37,7 @@ impl Postgres {
                 "full_page_writes=off",
                 "shared_buffers=32MB",
                 "max_connections=50",
+                "wal_level=logical",
             ] {
                 server.args(["-c", setting]);
             }
@@ -73,6 +74,12 @@ impl Postgres {
     #[track_caller]
     pub fn sql(&self, database: &str, sql: &str) -> String {
         use_stdin(psql(self.port, database).args(["-v", "ON_ERROR_STOP=1", "-1"]), sql)
+    }
+
+    /// Runs one command that may not stand in a transaction.
+    #[track_caller]
+    pub fn command(&self, database: &str, sql: &str) {
+        succeed(psql(self.port, database).args(["-c", sql]));
     }
 }
 
