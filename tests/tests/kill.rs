@@ -5,11 +5,14 @@
 use rusqlite::Connection;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tillcast_tests::site::Node;
 use tillcast_tests::{Nginx, PATIENCE, Site, digest, files, process, until};
 
+/// Rounds of a test, and how many kills must meet the process alive. Rounds are added until they have, up to a bound.
 const ROUNDS: usize = 25;
+const MET: usize = ROUNDS / 3;
+const MOST: usize = 4 * ROUNDS;
 
 /// Digests by table.
 type Digests = BTreeMap<String, String>;
@@ -37,36 +40,69 @@ const CALLS: [(&str, u64); 6] = [
     ("ftruncate", 2),
 ];
 
-/// Runs a command to its end, or to its death: by the clock, or at a system call. Whether it was killed.
-fn killed(node: &Node, args: &[&str], dice: &mut Dice, longest_ms: u64) -> bool {
-    // A daemon whose call never comes would never end.
-    if dice.below(2) == 0 || args == ["run"] {
+/// Who kills, and how often it met the process alive.
+struct Killer {
+    dice: Dice,
+    /// How long a whole run takes on this machine now: moments are drawn below it.
+    whole: Duration,
+    met: usize,
+}
+
+impl Killer {
+    /// Measures one whole run of a command that has something to do.
+    #[track_caller]
+    fn measured(seed: u64, node: &Node, args: &[&str]) -> Killer {
+        let begun = Instant::now();
+        node.run(args).ok();
+        Killer { dice: Dice(seed), whole: begun.elapsed(), met: 0 }
+    }
+
+    /// Whether round `n` is to be run.
+    fn goes_on(&self, n: usize) -> bool {
+        n < ROUNDS || (self.met < MET && n < MOST)
+    }
+
+    /// Runs a command to its end, or to its death: by the clock, or at a system call.
+    fn kill(&mut self, node: &Node, args: &[&str]) {
+        // A daemon whose call never comes would never end.
+        let alive = if self.dice.below(2) == 0 || args == ["run"] {
+            self.by_clock(node, args)
+        } else {
+            self.at_call(node, args)
+        };
+        self.met += usize::from(alive);
+    }
+
+    fn by_clock(&mut self, node: &Node, args: &[&str]) -> bool {
+        let moment = Duration::from_micros(self.dice.below(self.whole.as_micros() as u64));
         let mut running = node.spawn(args, &[]);
-        let end = std::time::Instant::now() + Duration::from_millis(dice.below(longest_ms));
-        until(PATIENCE, "the moment has come", || std::time::Instant::now() >= end || !running.process.is_running());
+        std::thread::sleep(moment);
         let alive = running.process.is_running();
         running.process.kill9();
-        return alive;
+        if !alive {
+            // It was over sooner than the run that was measured.
+            self.whole = moment.max(Duration::from_millis(1));
+        }
+        alive
     }
-    let (calls, most) = CALLS[dice.below(CALLS.len() as u64) as usize];
-    let mut strace = process::command(&process::program("strace"), None, "KILL");
-    strace.args([
-        "-f",
-        "-qq",
-        "--seccomp-bpf",
-        "-e",
-        "signal=none",
-        "-o",
-        "/dev/null",
-        "-e",
-        &format!("trace={calls}"),
-    ]);
-    strace.args(["-e", &format!("inject={calls}:signal=SIGKILL:when={}", 1 + dice.below(most))]);
-    strace.arg(node.product.path()).args(args).current_dir(&node.dir).env("NO_COLOR", "1");
-    let out = strace.output().unwrap();
-    let text = String::from_utf8_lossy(&out.stderr);
-    assert!(!text.contains("ptrace") && !text.contains("strace:"), "strace cannot trace here: {text}");
-    out.status.code().is_none_or(|code| code == 137)
+
+    fn at_call(&mut self, node: &Node, args: &[&str]) -> bool {
+        let (calls, most) = CALLS[self.dice.below(CALLS.len() as u64) as usize];
+        let mut strace = process::command(&process::program("strace"), None, "KILL");
+        strace.args(["-f", "-qq", "--seccomp-bpf", "-e", "signal=none", "-o", "/dev/null"]);
+        let inject = format!("inject={calls}:signal=SIGKILL:when={}", 1 + self.dice.below(most));
+        strace.args(["-e", &format!("trace={calls}"), "-e", &inject]);
+        strace.arg(node.product.path()).args(args).current_dir(&node.dir).env("NO_COLOR", "1");
+        let out = strace.output().unwrap();
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(!text.contains("ptrace") && !text.contains("strace:"), "strace cannot trace here: {text}");
+        out.status.code().is_none_or(|code| code == 137)
+    }
+
+    #[track_caller]
+    fn assert_met(&self) {
+        assert!(self.met >= MET, "only {} kills met it alive", self.met);
+    }
 }
 
 /// Changes some rows of two streams; every fifth time those of all.
@@ -139,15 +175,17 @@ impl Memory {
 fn publish() {
     let site = Site::builder().stores(&[("0421", "east"), ("0815", "west")]).registers(0).items(40).build();
     site.publish();
-    let (mut dice, mut memory, mut kills) = (Dice(1), Memory::default(), 0);
+    change(&site, 0);
+    let (mut killer, mut memory, mut n) = (Killer::measured(1, &site.hq, &["publish"]), Memory::default(), 0);
     let expected = |site: &Site| -> BTreeMap<String, Digests> {
         site.relays.keys().map(|s| (s.clone(), site.expected(s))).collect()
     };
-    for n in 0..ROUNDS {
+    while killer.goes_on(n) {
+        n += 1;
         let old = expected(&site);
         change(&site, n);
         let new = expected(&site);
-        kills += usize::from(killed(&site.hq, &["publish"], &mut dice, 300));
+        killer.kill(&site.hq, &["publish"]);
         memory.look(&site);
         for (store, found) in promises(&site) {
             assert_old_or_new(&found, &old[&store], &new[&store], &format!("round {n}, {store}"));
@@ -156,7 +194,7 @@ fn publish() {
         memory.look(&site);
         assert_eq!(promises(&site), new, "round {n}: it finishes by itself");
     }
-    assert!(kills >= ROUNDS / 3, "only {kills} kills met it alive");
+    killer.assert_met();
     site.hq.run(&["verify"]).ok();
     for relay in site.relays.values() {
         relay.run(&["once"]).ok();
@@ -169,14 +207,17 @@ fn publish() {
 
 /// Each round: news, a kill, a look, a run to the end, a proof. `database` is the device's replica.
 fn device(site: &Site, node: &Node, database: &Path, seed: u64, serve: &[&str]) {
-    let (mut dice, mut kills) = (Dice(seed), 0);
-    for n in 0..ROUNDS {
+    change(site, 0);
+    site.publish();
+    let (mut killer, mut n) = (Killer::measured(seed, node, &["once"]), 0);
+    while killer.goes_on(n) {
+        n += 1;
         let old = site.expected("0421");
         change(site, n);
         site.publish();
         let new = site.expected("0421");
         let args = if n % 3 == 0 { serve } else { &["once"] };
-        kills += usize::from(killed(node, args, &mut dice, 180));
+        killer.kill(node, args);
         assert_old_or_new(&digest::of_database(database), &old, &new, &format!("round {n}"));
         // A killed child of a relay that lives is a failed try: the next run goes on from there.
         until(PATIENCE, "it finishes by itself", || {
@@ -185,7 +226,7 @@ fn device(site: &Site, node: &Node, database: &Path, seed: u64, serve: &[&str]) 
         });
         assert_eq!(node.digests(), new, "round {n}");
     }
-    assert!(kills >= ROUNDS / 3, "only {kills} kills met it alive");
+    killer.assert_met();
     node.run(&["once"]).ok();
     node.run(&["verify"]).ok();
     assert_eq!(node.status()["errors"].as_array().unwrap().len(), 0, "no kill is a fault: {:#}", node.status());
@@ -229,10 +270,11 @@ fn the_first_install() {
     let bucket = Nginx::serve(&site.bucket());
     let register = site.registers.get_mut("0421-01").unwrap();
     register.set_text("relay", &bucket.url());
-    let (register, relay, mut dice) = (site.register("0421-01"), site.relay("0421"), Dice(4));
-    for node in [register, relay] {
+    for node in [site.register("0421-01"), site.relay("0421")] {
+        // Nothing was measured: what is installed once is installed.
+        let mut killer = Killer { dice: Dice(4), whole: Duration::from_millis(120), met: 0 };
         for _ in 0..5 {
-            killed(node, &["once"], &mut dice, 120);
+            killer.kill(node, &["once"]);
         }
         until(PATIENCE, "it is installed", || node.run(&["once"]).code == Some(0));
         assert_eq!(node.digests(), site.expected("0421"));
