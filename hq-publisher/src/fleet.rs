@@ -2,6 +2,7 @@
 //! out. Asks no clock, no database; who mails what is [`crate::alert`]'s.
 
 use crate::config::AlertsConfig;
+use crate::mail::one_line;
 use proto::clock::{Timestamp, since};
 use proto::digest::StateDigest;
 use proto::ids::{DeviceId, Instance, StoreId, TableName, Version};
@@ -173,8 +174,9 @@ fn told<'a>(
 
 fn told_fault(id: &DeviceId, f: &Fault) -> Option<(String, String, String)> {
     let of = f.instance.as_ref().map_or_else(|| id.to_string(), ToString::to_string);
-    let object = f.object.as_deref().map(|o| format!(" ({o})")).unwrap_or_default();
-    let line = format!("{id}, since {}: {}{object}", f.since, f.text);
+    // A device's own words: one line, not a page.
+    let object = f.object.as_deref().map(|o| format!(" ({})", one_line(o, 200))).unwrap_or_default();
+    let line = format!("{id}, since {}: {}{object}", f.since, one_line(&f.text, 1000));
     match f.code.as_str() {
         fault::PACK_IN_ERROR => Some((format!("pack-in-error/{of}"), format!("A pack of {of} is in error"), line)),
         fault::DISK_FULL => Some((format!("disk-full/{id}"), format!("The disk of {id} is full"), line)),

@@ -57,6 +57,15 @@ struct Heard {
     passed: Vec<Fault>,
 }
 
+/// What became of some beats.
+#[derive(Debug)]
+pub struct Taken {
+    /// The answer.
+    pub answer: BeatAnswer,
+    /// Whether one was new, and signed by its device: the sender is one, or carries for one.
+    pub proved: bool,
+}
+
 /// Faults that a device tells at least once, though they are mended by then.
 fn is_told_once(f: &Fault) -> bool {
     [fault::DRIFT, fault::PACK_IN_ERROR].contains(&f.code.as_str())
@@ -151,7 +160,7 @@ impl Intake {
     }
 
     /// Verifies and records beats; the answer for whoever sent them.
-    pub async fn take(&self, beats: Beats) -> Result<BeatAnswer, LedgerError> {
+    pub async fn take(&self, beats: Beats) -> Result<Taken, LedgerError> {
         let (now, at) = (self.clock.now(), self.clock.monotonic());
         let mut refused = BTreeMap::new();
         let mut keys: BTreeMap<StoreId, Vec<DeviceRow>> = BTreeMap::new();
@@ -177,10 +186,12 @@ impl Intake {
             }
         }
         let outcomes = if rows.is_empty() { Vec::new() } else { self.ledger.record_beats(&rows).await? };
+        let mut proved = false;
         let mut state = self.state();
         for ((beat, age), outcome) in taken.into_iter().zip(outcomes) {
             match outcome {
                 BeatOutcome::Recorded => {
+                    proved = true;
                     let (id, seq) = (beat.device.clone(), beat.seq);
                     self.hear(&mut state, id, seq, Arc::new(beat), at, age);
                 }
@@ -194,7 +205,7 @@ impl Intake {
                 }
             }
         }
-        Ok(BeatAnswer { hq_seen_s: Some(0), now, refused })
+        Ok(Taken { answer: BeatAnswer { hq_seen_s: Some(0), now, refused }, proved })
     }
 
     /// A beat that is signed by its device's key, with the envelope to keep; or whose it claims to be
@@ -362,7 +373,7 @@ mod tests {
         }
     }
     async fn take(intake: &Intake, beats: Vec<Beat>) -> BTreeMap<String, String> {
-        intake.take(Beats { beats }).await.unwrap().refused
+        intake.take(Beats { beats }).await.unwrap().answer.refused
     }
 
     #[tokio::test]

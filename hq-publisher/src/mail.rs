@@ -14,6 +14,7 @@ use proto::clock::{Clock, Timestamp, after};
 use proto::config::ConfigError;
 use proto::ids::Instance;
 use proto::retry::{Backoff, random_unit};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Characters of a subject.
@@ -47,8 +48,8 @@ pub trait Transport: Send + Sync {
     fn send(&self, mail: &Mail) -> impl Future<Output = Result<(), SendError>> + Send;
 }
 
-/// Without control characters (they would begin a new header), and cut.
-fn clean(text: &str, chars: usize) -> String {
+/// Without control characters (they would begin a new header, or a line that looks like ours), and cut.
+pub fn one_line(text: &str, chars: usize) -> String {
     let mut out: String = text
         .chars()
         .map(|c| if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') { ' ' } else { c })
@@ -71,7 +72,7 @@ pub fn compose(notice: &Notice, now: Timestamp) -> Mail {
     }
     Mail {
         id: format!("{:016x}{:016x}@tillcast", random.0, random.1),
-        subject: clean(&format!("[Tillcast] {}", notice.subject), SUBJECT),
+        subject: one_line(&format!("[Tillcast] {}", notice.subject), SUBJECT),
         body,
         created_at: now,
         attempts: 0,
@@ -81,6 +82,13 @@ pub fn compose(notice: &Notice, now: Timestamp) -> Mail {
 
 fn refused_key(instance: &Instance) -> String {
     format!("{}refused/{instance}/", alert::PUBLISH)
+}
+
+/// The instances of which a refusal is open.
+pub async fn refused_instances(ledger: &Ledger) -> Result<BTreeSet<Instance>, LedgerError> {
+    let before = format!("{}refused/", alert::PUBLISH);
+    let open = ledger.open_episodes(&before).await?;
+    Ok(open.iter().filter_map(|e| e.key.strip_prefix(&before)?.split('/').next()?.parse().ok()).collect())
 }
 
 /// A stream's publish was refused: opens the episode of (instance, reason) and writes its mail,
@@ -97,7 +105,7 @@ pub async fn publish_refused(
     let subject = format!("Publishing {instance} was refused ({reason})");
     let body = format!("{subject}.\n\n{text}\n\nThe version before stays in the stores; other streams go on.\n");
     let notice = Notice { episodes: Vec::new(), subject: subject.clone(), body };
-    let key = format!("{}{}", refused_key(instance), clean(reason, 40));
+    let key = format!("{}{}", refused_key(instance), one_line(reason, 40));
     if ledger.open_episode(&key, &subject, &compose(&notice, now), now).await? {
         tracing::info!(%key, "mail written");
     }
@@ -162,7 +170,7 @@ pub async fn send_one(ledger: &Ledger, transport: &impl Transport, clock: &dyn C
         Err(e) => e,
     };
     let wait = BETWEEN.delay(mail.attempts.saturating_sub(1), 0.5 + random_unit() / 2.0);
-    ledger.mail_failed(&mail.id, &clean(&error.text, 500), error.of_this_mail, after(clock.now(), wait)).await?;
+    ledger.mail_failed(&mail.id, &one_line(&error.text, 500), error.of_this_mail, after(clock.now(), wait)).await?;
     Ok(if error.of_this_mail { Sent::Refused(error.text) } else { Sent::Down(error.text) })
 }
 
@@ -207,7 +215,7 @@ impl Smtp {
             builder = builder.tls(tls);
         }
         let mailbox =
-            |text: &str, what| clean(text, 320).parse::<Mailbox>().map_err(|e| bad(what, &format!("`{text}`: {e}")));
+            |text: &str, what| one_line(text, 320).parse::<Mailbox>().map_err(|e| bad(what, &format!("`{text}`: {e}")));
         Ok(Smtp {
             transport: builder.build(),
             from: mailbox(&config.from, "from")?,
@@ -227,7 +235,7 @@ impl Smtp {
     fn message(&self, mail: &Mail) -> Result<Message, String> {
         let mut builder = Message::builder()
             .from(self.from.clone())
-            .subject(clean(&mail.subject, SUBJECT))
+            .subject(one_line(&mail.subject, SUBJECT))
             .message_id(Some(format!("<{}>", mail.id)))
             .header(ContentType::TEXT_PLAIN);
         for to in &self.to {

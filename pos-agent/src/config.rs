@@ -2,7 +2,7 @@
 //! touched. Owns every setting's default and range; writes nothing, so the power may go at any time.
 
 use proto::config::{self, ConfigError, HumanBytes, HumanDuration, Loaded};
-use proto::fetch::SourceOptions;
+use proto::fetch::{RateFloor, SourceOptions};
 use proto::http::HttpLimits;
 use proto::ids::{DeviceId, RegisterId};
 use proto::limits::Limits;
@@ -55,6 +55,9 @@ pub struct Config {
     /// Bounds on clients of the loopback API.
     #[serde(default)]
     pub http: HttpLimits,
+    /// The slowest download worth waiting for.
+    #[serde(default)]
+    pub rate: RateFloor,
     /// How sources are reached.
     #[serde(default)]
     pub source_options: SourceOptions,

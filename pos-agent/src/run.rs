@@ -25,6 +25,10 @@ const POLL_MARGIN: Duration = Duration::from_secs(10);
 /// A relay that ignores `wait` is not asked more often than this.
 const POLL_GAP: Duration = Duration::from_millis(500);
 
+/// So many news in a row may come at once, as when several streams arrive; a relay that has ever more of them is
+/// not asked more often than [`POLL_GAP`].
+const BURST: u32 = 8;
+
 /// Runs until `shutdown`.
 pub async fn run(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) {
     let (stop, mut stopped) = watch::channel(false);
@@ -89,6 +93,7 @@ async fn cycles(agent: &Agent, news: &mut watch::Receiver<u64>) {
 async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
     let mut silent_for = 0u32;
     let mut first = true;
+    let mut quick = 0;
     loop {
         let rules = agent.upstream.rules();
         // One that was silent is asked what it has now, not to wait for more.
@@ -99,6 +104,7 @@ async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
         let was_silent = silent_for > 0;
         silent_for = if matches!(heard, Ok(Heard::Silence(_)) | Err(_)) { silent_for + 1 } else { 0 };
         let is_news = matches!(heard, Ok(Heard::News));
+        quick = if took < POLL_GAP { quick + 1 } else { 0 };
         if first || is_news || (was_silent && silent_for == 0) {
             news.send_modify(|n| *n += 1);
         }
@@ -112,7 +118,7 @@ async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
                 if agent.upstream.ask_errors().await {
                     agent.memory.keep_relay_word(&agent.upstream.word());
                 }
-                if !is_news && !was_silent && took < POLL_GAP {
+                if quick > BURST || (!is_news && !was_silent && took < POLL_GAP) {
                     sleep(POLL_GAP).await;
                 }
             }

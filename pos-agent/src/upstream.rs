@@ -62,6 +62,7 @@ pub struct Upstream {
     by_relay: tokio::sync::Mutex<Follower>,
     by_fallback: tokio::sync::Mutex<Follower>,
     rules: Rules,
+    floor: RateFloor,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
@@ -105,6 +106,7 @@ impl Upstream {
             by_fallback: Follower::new(fallback).into(),
             relay,
             rules,
+            floor: config.rate,
             clock,
             state: State { seen, word, share: random_unit(), ..State::default() }.into(),
         })
@@ -300,6 +302,6 @@ impl Upstream {
             pace::From::Relay => &self.by_relay,
             pace::From::Fallback => &self.by_fallback,
         };
-        follower.lock().await.fetch_pack(name, entry, part, &RateFloor::default(), &|_| false).await
+        follower.lock().await.fetch_pack(name, entry, part, &self.floor, &|_| false).await
     }
 }

@@ -78,7 +78,7 @@ pub fn start(common: &Common) {
         Ok(filter) => (filter, None),
         Err(e) => (EnvFilter::new("info"), Some(e)),
     };
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Tidy::stderr);
     let set = match common.log_format {
         LogFormat::Text => logs.with_ansi(colour(&io::stderr())).try_init(),
         LogFormat::Json => logs.json().flatten_event(true).with_ansi(false).try_init(),
@@ -91,18 +91,64 @@ pub fn start(common: &Common) {
     }
 }
 
+/// Stderr, for whole events: text from outside (names, servers' answers, rows) begins no line that looks like
+/// ours and steers no terminal.
+struct Tidy {
+    to: io::Stderr,
+    colour: bool,
+}
+
+impl Tidy {
+    fn stderr() -> Tidy {
+        let to = io::stderr();
+        Tidy { colour: colour(&to), to }
+    }
+}
+
+impl Write for Tidy {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let (line, end) = text.strip_suffix('\n').map_or((&*text, ""), |line| (line, "\n"));
+        self.to.write_all((tidy(line, "\n    ", self.colour) + end).as_bytes())?;
+        Ok(event.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// A text with its control characters, and those that turn its direction, written as escapes; `newline` stands
+/// for line ends, `colour` leaves our own colours in.
+fn tidy(text: &str, newline: &str, colour: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str(newline),
+            '\t' => out.push(c),
+            '\u{1b}' if colour => out.push(c),
+            '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                out.extend(c.escape_unicode())
+            }
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && crate::config::variable("NO_COLOR").is_none()
 }
 
 /// Prints `error: …` on stderr; `{error:#}` shows the causes of an anyhow error.
 pub fn complain(error: impl Display) {
-    let _ = writeln!(io::stderr(), "error: {error:#}");
+    let _ = writeln!(Tidy::stderr(), "error: {error:#}");
 }
 
 /// Prints a line on stdout. A reader that closed the pipe (`| head`) ends the process with 0.
 pub fn print_line(line: impl Display) {
-    to_stdout(|out| writeln!(out, "{line}"));
+    let line = line.to_string();
+    to_stdout(|out| out.write_all(tidy(&line, "\n", false).as_bytes()).and_then(|()| out.write_all(b"\n")));
 }
 
 /// Prints a value as JSON: indented on a terminal, otherwise one line.
@@ -222,6 +268,15 @@ mod tests {
         assert!(l.common.json && l.common.log_format == LogFormat::Json && matches!(l.verb, Verb::Status));
         assert_eq!(l.common.config, Some("a.toml".into()));
         <Line as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn text_from_outside_begins_no_line_and_steers_no_terminal() {
+        let evil = "a\u{1b}[2J\r\n2026-11-22T00:00:00Z INFO forged\u{7}\u{9b}31m\u{202e}\tb\0";
+        let told = "a\\u{1b}[2J\\r\n    2026-11-22T00:00:00Z INFO forged\\u{7}\\u{9b}31m\\u{202e}\tb\\u{0}";
+        assert_eq!(tidy(evil, "\n    ", false), told);
+        assert_eq!(tidy("größe 7 ½ 東京", "\n", false), "größe 7 ½ 東京");
+        assert_eq!(tidy("\u{1b}[1mours", "\n", true), "\u{1b}[1mours");
     }
 
     #[test]

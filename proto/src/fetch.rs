@@ -472,6 +472,28 @@ struct OnDisk {
     hash: Sha256Stream,
 }
 
+/// All of a small body, at most `max` bytes and not slower than the floor.
+async fn whole(
+    mut body: impl futures_util::Stream<Item = Result<Bytes, Trouble>> + Unpin,
+    max: u64,
+    read_timeout: Duration,
+) -> Result<Vec<u8>, Trouble> {
+    let rules = rate::of_small(read_timeout);
+    let (clock, mut meter) = (SystemClock::default(), RateMeter::new(rules));
+    let mut bytes = Vec::new();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk?;
+        if bytes.len() as u64 + chunk.len() as u64 > max {
+            return Err(Trouble::too_long(max));
+        }
+        bytes.extend_from_slice(&chunk);
+        if meter.is_too_slow(clock.monotonic(), chunk.len() as u64) {
+            return Err(Trouble::new(FetchErrorKind::Slow, rate::too_slow(&rules)));
+        }
+    }
+    Ok(bytes)
+}
+
 async fn off_thread<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
 ) -> Result<T, Trouble> {

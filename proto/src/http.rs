@@ -18,6 +18,7 @@ use gate::Slot;
 use guard::Guarded;
 use http_body_util::Either;
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response, StatusCode};
@@ -33,6 +34,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 pub use body::{Body, BodyError, FileBody, Inbound, read_body};
 pub use gate::Gate;
@@ -117,6 +119,7 @@ pub async fn serve_gated<H, F, B>(
 {
     let (stop, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
+    let mut crowd = Crowd::default();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         tokio::select! {
@@ -127,7 +130,10 @@ pub async fn serve_gated<H, F, B>(
             accepted = accept(&listener) => {
                 let Some((stream, peer)) = accepted else { continue };
                 // A refused client's connection closes here.
-                let Some(slot) = gate.admit(peer.ip()) else { continue };
+                let Some(slot) = gate.admit(peer.ip()) else {
+                    crowd.tell(&gate, peer);
+                    continue;
+                };
                 connections.spawn(connection(stream, peer, slot, stopped.clone(), handler.clone()));
             }
         }
@@ -139,6 +145,22 @@ pub async fn serve_gated<H, F, B>(
         tracing::debug!(cut = connections.len(), "connections cut at the end of the drain");
     }
     connections.shutdown().await;
+}
+
+/// Tells of refused connections, at most once a minute: a flood must not fill the log too.
+#[derive(Default)]
+struct Crowd {
+    told: Option<Instant>,
+}
+
+impl Crowd {
+    fn tell(&mut self, gate: &Gate, peer: SocketAddr) {
+        if self.told.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {
+            self.told = Some(Instant::now());
+            let (open, refused) = (gate.open(), gate.refused());
+            tracing::warn!(from = %peer.ip(), open, refused, "too many connections; this one was refused");
+        }
+    }
 }
 
 /// The next connection; none when it broke before we had it. Out of files, it waits for some.
@@ -172,9 +194,12 @@ async fn connection<H, F, B>(
     let _ = stream.set_nodelay(true);
     let (body_timeout, answer_timeout) = (limits.body_timeout.0, limits.answer_timeout.0);
     let service = service_fn(move |request: Request<Incoming>| {
+        let chunked = request.headers().contains_key(TRANSFER_ENCODING);
         let request = request.map(|body| Inbound::new(body, body_timeout));
-        let answer = catch_unwind(AssertUnwindSafe(|| handler(request, peer)));
+        let answer = (!chunked).then(|| catch_unwind(AssertUnwindSafe(|| handler(request, peer))));
         async move {
+            // All our clients know their bodies' lengths; what is told in chunks is where smuggling begins.
+            let Some(answer) = answer else { return Ok(no_length()) };
             let Ok(answer) = answer else { return Ok(panicked()) };
             let answer = AssertUnwindSafe(answer).catch_unwind();
             Ok::<_, Infallible>(match tokio::time::timeout(answer_timeout, answer).await {
@@ -203,6 +228,12 @@ async fn connection<H, F, B>(
     if let Err(e) = outcome {
         tracing::trace!(%peer, "connection ended: {e}");
     }
+}
+
+fn no_length<B>() -> Response<Either<Body, B>> {
+    let mut response = text(StatusCode::LENGTH_REQUIRED, "a body needs a Content-Length, and no Transfer-Encoding");
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response.map(Either::Left)
 }
 
 fn panicked<B>() -> Response<Either<Body, B>> {

@@ -11,9 +11,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Heartbeats in one post: a register sends its own.
+pub const BEATS: usize = 16;
+
+/// A stranger's word on how long ago a heartbeat was heard counts up to this: beyond it, it is nonsense.
+const OLDEST: Duration = Duration::from_secs(400 * 86_400);
+
 /// What became of some heartbeats.
 #[derive(Debug, Default)]
 pub struct Taken {
+    /// Whether one was new, and signed by a register of this store: the sender is one, or carries for one.
+    pub proved: bool,
     /// Devices refused, and why.
     pub refused: BTreeMap<String, String>,
     /// Whether one was refused because no key of it is known: the manifest may be newer elsewhere.
@@ -27,7 +35,7 @@ pub fn take(hall: &Hall, beats: &Beats) -> Taken {
     let mut taken = Taken::default();
     for beat in &beats.beats {
         match take_one(hall, beat) {
-            Ok(()) => {}
+            Ok(news) => taken.proved |= news,
             Err(Refused::Unknown(who, why)) => {
                 taken.unknown = true;
                 taken.refused.insert(who, why);
@@ -50,7 +58,9 @@ enum Refused {
     NotKept(String, SpoolError),
 }
 
-fn take_one(hall: &Hall, beat: &Beat) -> Result<(), Refused> {
+/// Whether the heartbeat was new: one that came before (its answer was lost, or somebody copied it) proves
+/// nothing, least of all that its register lives.
+fn take_one(hall: &Hall, beat: &Beat) -> Result<bool, Refused> {
     let limits = &hall.config.limits;
     // Plain strings: writing them as JSON cannot fail.
     let envelope = serde_json::to_vec(&beat.envelope).unwrap_or_default();
@@ -77,18 +87,19 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<(), Refused> {
     if last.is_some_and(|seq| heartbeat.seq < seq) {
         return Err(Refused::Bad(who, format!("heartbeat {} came after {}", heartbeat.seq, last.unwrap_or(0))));
     }
-    // 4. Kept before it is answered.
-    let seen_before = Duration::from_secs(beat.seen_s);
-    if last != Some(heartbeat.seq) {
-        let kept = KeptBeat {
-            register: register.clone(),
-            key: key.clone(),
-            seq: heartbeat.seq,
-            heard_at: hall.clock.now(),
-            envelope: String::from_utf8(envelope).unwrap_or_default(),
-        };
-        hall.spool.keep_beat(&kept).map_err(|e| Refused::NotKept(who, e))?;
+    if last == Some(heartbeat.seq) {
+        return Ok(false);
     }
+    // 4. Kept before it is answered.
+    let seen_before = Duration::from_secs(beat.seen_s).min(OLDEST);
+    let kept = KeptBeat {
+        register: register.clone(),
+        key: key.clone(),
+        seq: heartbeat.seq,
+        heard_at: hall.clock.now(),
+        envelope: String::from_utf8(envelope).unwrap_or_default(),
+    };
+    hall.spool.keep_beat(&kept).map_err(|e| Refused::NotKept(who, e))?;
     let heard = Heard {
         beat: heartbeat,
         envelope: beat.envelope.clone(),
@@ -101,7 +112,7 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<(), Refused> {
     if news {
         hall.report.notify_one();
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Whether a heartbeat says something that HQ should hear at once.

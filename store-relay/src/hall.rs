@@ -14,6 +14,7 @@ use proto::clock::{Clock, Timestamp};
 use proto::device::Device;
 use proto::digest::Sha256;
 use proto::dsse::Envelope;
+use proto::http::Gate;
 use proto::ids::{DeviceId, Instance, RegisterId, StreamName, Version};
 use proto::layout::PackName;
 use proto::manifest::{Manifest, StreamEntry};
@@ -54,7 +55,7 @@ pub struct Heard {
 impl Heard {
     /// How long ago.
     pub fn ago(&self, monotonic: Duration) -> Duration {
-        monotonic.saturating_sub(self.at) + self.earlier
+        monotonic.saturating_sub(self.at).saturating_add(self.earlier)
     }
 }
 
@@ -257,6 +258,8 @@ pub struct Hall {
     pub objects: Objects,
     /// Counters.
     pub metrics: Metrics,
+    /// Who may connect.
+    pub gate: Arc<Gate>,
     /// Look at the sources now.
     pub wake: Notify,
     /// Tell HQ soon.
@@ -305,6 +308,7 @@ impl Hall {
             device: Mutex::new(files.device),
             objects,
             metrics: Metrics::new(),
+            gate: Arc::new(Gate::new(config.http.clone())),
             wake: Notify::new(),
             report: Notify::new(),
             stop: CancellationToken::new(),

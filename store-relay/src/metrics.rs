@@ -29,6 +29,8 @@ pub struct Metrics {
     serial: IntGauge,
     disk_free: IntGauge,
     cached: IntGauge,
+    connections: IntGauge,
+    turned_away: IntGauge,
 }
 
 impl Default for Metrics {
@@ -62,6 +64,12 @@ impl Metrics {
             hq_seen: gauge(&registry, "tillcast_relay_hq_seen_seconds", "Seconds since HQ was heard; -1: never."),
             serial: gauge(&registry, "tillcast_relay_manifest_serial", "The serial of the manifest held."),
             disk_free: gauge(&registry, "tillcast_relay_disk_free_bytes", "Room on the data directory's disk."),
+            connections: gauge(&registry, "tillcast_relay_connections", "LAN connections open now."),
+            turned_away: gauge(
+                &registry,
+                "tillcast_relay_connections_refused",
+                "LAN connections refused since the start: too many from one address, or in all.",
+            ),
             cached: gauge(&registry, "tillcast_relay_cache_bytes", "Bytes of packs in memory."),
             registry,
         }
@@ -81,6 +89,8 @@ impl Metrics {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.hq_seen.set(hall.hq_seen_s().map_or(-1, number));
         self.disk_free.set(hall.disk().map_or(0, |d| number(d.free)));
+        self.connections.set(number(hall.gate.open() as u64));
+        self.turned_away.set(number(hall.gate.refused()));
         self.cached.set(number(hall.objects.cached_bytes()));
         for gauges in [&self.version, &self.head, &self.faults, &self.register_seen] {
             gauges.reset();

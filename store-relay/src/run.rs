@@ -48,11 +48,11 @@ pub async fn serve(relay: Arc<Relay>, shutdown: impl Future<Output = ()>) -> Res
     let orders = control::listen(&hall.config.data_dir).map_err(RunError::Control)?;
     let mut tasks = JoinSet::new();
     let (desk, stop) = (Arc::clone(&hall), hall.stop.clone());
-    tasks.spawn(proto::http::serve(
+    tasks.spawn(proto::http::serve_gated(
         listener,
-        hall.config.http.clone(),
+        Arc::clone(&hall.gate),
         stop.cancelled_owned(),
-        move |request, _from| lan::answer(Arc::clone(&desk), request),
+        move |request, from| lan::answer(Arc::clone(&desk), request, from.ip()),
     ));
     tasks.spawn(control::serve(Arc::clone(&relay), orders));
     if let Some(hq) = hall.config.hq_source()? {

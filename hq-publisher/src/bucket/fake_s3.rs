@@ -72,8 +72,16 @@ async fn list(State(fake): State<Arc<FakeS3>>, Query(q): Query<HashMap<String, S
              <LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
         )
     };
-    let contents: String = all.iter().filter(|(k, _)| k.starts_with(&prefix)).map(content).collect();
-    format!("<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>").into_response()
+    let after = q.get("continuation-token").or(q.get("start-after")).cloned().unwrap_or_default();
+    let most = q.get("max-keys").map_or(1000, |n| n.parse().unwrap());
+    let rest: Vec<_> = all.iter().filter(|(k, _)| k.starts_with(&prefix) && **k > after).collect();
+    let contents: String = rest.iter().take(most).copied().map(content).collect();
+    let next = if rest.len() > most {
+        format!("<NextContinuationToken>{}</NextContinuationToken>", rest[most - 1].0)
+    } else {
+        String::new()
+    };
+    format!("<ListBucketResult><IsTruncated>false</IsTruncated>{contents}{next}</ListBucketResult>").into_response()
 }
 
 async fn object(

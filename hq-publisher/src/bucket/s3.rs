@@ -9,6 +9,7 @@ use crate::config::ObjectsConfig;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path as Key;
 use object_store::{
     Attribute, Attributes, BackoffConfig, ClientOptions, Error, GetResult, ObjectStore, ObjectStoreExt, PutMode,
@@ -23,6 +24,12 @@ use std::time::Duration;
 
 /// What is put in one request, in bytes; more goes in parts of this size, four at once.
 pub(super) const SMALL: u64 = 8 << 20;
+
+/// Keys in a page of a listing, as servers have them.
+const PAGE: usize = 1000;
+
+/// Keys of strangers that are no paths and are passed by in one listing.
+const STRAYS: usize = 100;
 
 /// What a server does with conditions on puts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -248,16 +255,45 @@ impl S3 {
     }
 
     pub(super) async fn list(&self, prefix: &str) -> Inner<Vec<(String, u64)>> {
-        let room = self.key(prefix.trim_end_matches('/'))?;
+        let room = match (self.prefix.is_empty(), prefix.trim_end_matches('/')) {
+            (true, "") => String::new(),
+            (true, room) => format!("{room}/"),
+            (false, "") => format!("{}/", self.prefix),
+            (false, room) => format!("{}/{room}/", self.prefix),
+        };
         let mut found = Vec::new();
-        let mut all = self.store.list(Some(&room));
-        while let Some(meta) = all.next().await {
-            let meta = meta?;
-            let key = meta.location.as_ref();
-            let name = key.strip_prefix(&*self.prefix).map_or(key, |n| n.trim_start_matches('/'));
-            found.push((name.to_owned(), meta.size));
+        let (mut from, mut page, mut strays) = (PaginatedListOptions::default(), None, 0);
+        loop {
+            let asked = PaginatedListOptions { max_keys: page, ..from.clone() };
+            let listed = match self.store.list_paginated(Some(&*room).filter(|r| !r.is_empty()), asked).await {
+                Ok(listed) => listed,
+                Err(e) => {
+                    let Some(key) = stray_key(&e) else { return Err(e.into()) };
+                    // Such a key fails its whole page: it is closed in on, and passed by.
+                    page = Some(page.unwrap_or(PAGE) / 2);
+                    if page == Some(0) {
+                        strays += 1;
+                        if strays > STRAYS {
+                            let many = format!("more than {STRAYS} keys in it are no paths, the last is `{key}`");
+                            return Err(Trouble::Failed(many));
+                        }
+                        tracing::warn!(key, "a stray key in the bucket is left out; delete it");
+                        (from, page) = (PaginatedListOptions { offset: Some(key), ..Default::default() }, Some(1));
+                    }
+                    continue;
+                }
+            };
+            for object in &listed.result.objects {
+                let key = object.location.as_ref();
+                let name = key.strip_prefix(&*self.prefix).map_or(key, |n| n.trim_start_matches('/'));
+                found.push((name.to_owned(), object.size));
+            }
+            if listed.page_token.is_none() {
+                return Ok(found);
+            }
+            from = PaginatedListOptions { page_token: listed.page_token, ..Default::default() };
+            page = page.map(|n| n * 2).filter(|n| *n < PAGE);
         }
-        Ok(found)
     }
 
     pub(super) async fn delete(&self, name: &str) -> Inner<()> {
@@ -317,6 +353,15 @@ impl S3 {
         let answer = client.head(&*self.endpoint).send().await.ok()?;
         let date = answer.headers().get("date")?.to_str().ok()?;
         Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp())
+    }
+}
+
+/// The key that is no path, where that is why a listing failed.
+fn stray_key(e: &Error) -> Option<String> {
+    use object_store::path::Error as Bad;
+    match e {
+        Error::InvalidPath { source: Bad::EmptySegment { path } | Bad::BadSegment { path, .. } } => Some(path.clone()),
+        _ => None,
     }
 }
 

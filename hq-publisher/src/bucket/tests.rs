@@ -50,6 +50,31 @@ async fn a_name_is_written_once() {
     assert!(b.list_packs(&"price@zone-west".parse().unwrap()).await.unwrap().is_empty());
 }
 
+/// Anybody who may put an object can put one that is no path; it must not hide the others.
+#[tokio::test]
+async fn stray_keys_are_passed_by() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    for room in ["", "chain/"] {
+        let (endpoint, fake) = FakeS3::start(Conditions::Honoured).await;
+        let bucket = open_at(&endpoint, &format!("s3://b/{room}")).await;
+        for n in 1..=1500 {
+            fake.set(&format!("{room}{}", pack(n)), "x");
+        }
+        let at = format!("{room}packs/price@zone-east/");
+        for stray in ["../../x", "..", "//x", "", "0000000700.full.pack/../x", "0000001500.full.pack//", "./y", "zz//"]
+        {
+            fake.set(&format!("{at}{stray}"), "x");
+        }
+        let listed = bucket.list("packs/price@zone-east/").await.unwrap();
+        assert_eq!(listed.into_keys().collect::<Vec<_>>(), (1..=1500).map(pack).collect::<Vec<_>>(), "{room}");
+        assert_eq!(bucket.list("").await.unwrap().len(), 1500, "{room}");
+        // A flood of them is told, not waited for.
+        (0..200).for_each(|n| fake.set(&format!("{at}//{n}"), "x"));
+        let told = bucket.list("packs/price@zone-east/").await.unwrap_err().to_string();
+        assert!(told.contains("more than 100 keys"), "{told}");
+    }
+}
+
 #[tokio::test]
 async fn pointers_are_replaced_and_reads_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
@@ -108,14 +133,17 @@ async fn on_fake(conditions: Conditions) -> (Bucket, Arc<FakeS3>) {
     (bucket, fake)
 }
 async fn open_fake(endpoint: &str) -> Bucket {
+    open_at(endpoint, "s3://b/pre").await
+}
+async fn open_at(endpoint: &str, url: &str) -> Bucket {
     let mut config = config(&[]);
     config.s3.endpoint = Some(endpoint.to_owned());
     config.s3.region = Some("x".into());
     let builder = AmazonS3Builder::new().with_access_key_id("a").with_secret_access_key("b");
-    let mut s3 = S3::build(builder, "s3://b/pre", &config).unwrap();
+    let mut s3 = S3::build(builder, url, &config).unwrap();
     let found = s3.probe().await.unwrap();
     s3.set_conditions(found);
-    Bucket { url: "s3://b/pre".into(), kind: Kind::S3(s3) }
+    Bucket { url: url.into(), kind: Kind::S3(s3) }
 }
 
 #[tokio::test]

@@ -588,9 +588,17 @@ impl Run<'_> {
         let rejected =
             |i: &Instance| report.rejected.iter().any(|r| r.name.starts_with(&format!("{}.{}.", i.stream, i.audience)));
         for (instance, entry) in &report.instances {
-            let well = matches!(entry.outcome, Outcome::Published | Outcome::Unchanged) && !entry.rested;
-            if well && !rejected(instance) {
+            if entry.is_well() && !rejected(instance) {
                 mail::publish_recovered(self.ledger, self.clock, instance).await?;
+            }
+        }
+        // What is no instance (any more) ends with the next run that went well without it: a drop of an unknown
+        // stream or zone that was not sent again, an audience that is gone.
+        let went_well = report.instances.values().any(|e| e.is_well());
+        for instance in mail::refused_instances(self.ledger).await? {
+            let asked = self.options.stream.as_ref().is_none_or(|s| s == &instance.stream);
+            if went_well && asked && !report.instances.contains_key(&instance) && !rejected(&instance) {
+                mail::publish_recovered(self.ledger, self.clock, &instance).await?;
             }
         }
         Ok(())

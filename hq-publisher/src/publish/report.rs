@@ -132,6 +132,11 @@ impl PublishReport {
 }
 
 impl InstanceReport {
+    /// Whether its rows were looked at, and are out.
+    pub fn is_well(&self) -> bool {
+        matches!(self.outcome, Outcome::Published | Outcome::Unchanged) && !self.rested
+    }
+
     fn lines(&self, instance: &Instance, dry_run: bool) -> Vec<String> {
         let version = self.version.map_or(String::new(), |v| format!(" {v}"));
         let word = match (self.outcome, dry_run) {

@@ -10,11 +10,10 @@ pub mod ticks;
 mod wake;
 
 use crate::config::Config;
-use crate::intake::Intake;
+use crate::intake::{Intake, Taken};
 use crate::ledger::{Ledger, LedgerError};
 use crate::mail::Smtp;
 use crate::metrics::{Metrics, Scrape};
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{DefaultBodyLimit, Query, State};
@@ -22,8 +21,10 @@ use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use proto::clock::Clock;
 use proto::config::ConfigError;
+use proto::http::{Gate, Peer};
 use proto::ids::StoreId;
 use proto::wire::Beats;
 use serde::Deserialize;
@@ -64,6 +65,7 @@ pub struct App {
     pub(crate) wakes: Wakes,
     pub(crate) metrics: Metrics,
     pub(crate) smtp: Option<Smtp>,
+    pub(crate) gate: Arc<Gate>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -87,6 +89,7 @@ impl App {
         let app = App {
             config: config.clone(),
             wakes: Wakes::default(),
+            gate: Arc::new(Gate::new(config.serve.http.clone())),
             metrics: Metrics::new()?,
             ledger,
             clock,
@@ -129,14 +132,14 @@ pub async fn serve(
     let mut loops = JoinSet::new();
     start_loops(&app, &mut loops);
     proto::cli::notify_ready();
-    let handler = proto::http::from_tower(app.router());
+    let (gate, handler) = (Arc::clone(&app.gate), proto::http::from_tower(app.router()));
     let shutdown = async {
         shutdown.await;
         proto::cli::notify_stopping();
         // Long polls answer now, not at their end.
         let _ = stop.send(true);
     };
-    proto::http::serve(listener, config.serve.http.clone(), shutdown, handler).await;
+    proto::http::serve_gated(listener, gate, shutdown, handler).await;
     // A mail on its way may finish; what is cut off is claimed again later.
     let _ = tokio::time::timeout(config.serve.http.drain.0, async { while loops.join_next().await.is_some() {} }).await;
     Ok(())
@@ -249,14 +252,18 @@ fn serial_of(etag: &str) -> Option<u64> {
 }
 
 /// `POST /v1/heartbeats`
-async fn heartbeats(State(app): State<Arc<App>>, body: Bytes) -> Response {
+async fn heartbeats(State(app): State<Arc<App>>, peer: Option<Extension<Peer>>, body: Bytes) -> Response {
     let beats: Beats = match serde_json::from_slice(&body) {
         Ok(beats) => beats,
         Err(e) => return refuse(StatusCode::BAD_REQUEST, &format!("not heartbeats: {e}")),
     };
     let count = beats.beats.len();
     match app.intake.take(beats).await {
-        Ok(answer) => {
+        Ok(Taken { answer, proved }) => {
+            if let Some(Extension(peer)) = peer.filter(|_| proved) {
+                // From here on a flood of strangers cannot keep it out.
+                app.gate.befriend(peer.0.ip());
+            }
             let refused = answer.refused.len();
             app.metrics.beats_refused.inc_by(refused as u64);
             app.metrics.beats.inc_by(count.saturating_sub(refused) as u64);

@@ -4,10 +4,11 @@
 use super::{App, unavailable};
 use crate::fleet::{DeviceView, long};
 use crate::ledger::{Episode, Head, LedgerError, StoreRow};
+use crate::mail::one_line;
 use crate::manifests::followed;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::response::{IntoResponse, Response};
 use maud::{DOCTYPE, Markup, html};
 use proto::clock::{Timestamp, since};
@@ -44,6 +45,7 @@ pub async fn fleet(State(app): State<Arc<App>>, filter: Result<Query<Filter>, Qu
                 (CONTENT_TYPE, "text/html; charset=utf-8"),
                 (CONTENT_SECURITY_POLICY, policy),
                 (CACHE_CONTROL, "no-store"),
+                (X_CONTENT_TYPE_OPTIONS, "nosniff"),
             ];
             (headers, page(&view).into_string()).into_response()
         }
@@ -192,7 +194,7 @@ fn device(v: &View<'_>, s: &StoreRow, d: &DeviceView) -> Markup {
         }
         td {
             @if let Some(beat) = &d.beat {
-                @for e in beat.errors.iter().take(5) { div.bad { (e.code) ": " (e.text) } }
+                @for e in beat.errors.iter().take(5) { div.bad { (one_line(&e.code, 40)) ": " (one_line(&e.text, 300)) } }
                 @for i in &behind { div.warn { "behind in " (i.stream) } }
                 @if beat.errors.is_empty() && behind.is_empty() { span.ok { "ok" } }
             }

@@ -81,14 +81,7 @@ impl Bucket {
         if got.meta.size > max {
             return Err(Trouble::too_long(max));
         }
-        let mut bytes = Vec::new();
-        let mut body = self.chunks(got);
-        while let Some(chunk) = body.next().await {
-            bytes.extend_from_slice(&chunk?);
-            if bytes.len() as u64 > max {
-                return Err(Trouble::too_long(max));
-            }
-        }
+        let bytes = super::whole(self.chunks(got), max, self.read_timeout).await?;
         Ok(Small::Body { bytes: bytes.into(), etag })
     }
 

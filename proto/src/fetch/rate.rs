@@ -1,6 +1,7 @@
 //! Tells a slow source from a dead slow one; pure, time comes as an argument.
 
 use super::RateFloor;
+use crate::config::HumanDuration;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -43,6 +44,12 @@ impl RateMeter {
     }
 }
 
+/// The floor of a small object's body, which comes whole or not at all: one that drips must not hold up the
+/// sources after it.
+pub(super) fn of_small(read_timeout: Duration) -> RateFloor {
+    RateFloor { window: HumanDuration(read_timeout * 2), ..RateFloor::default() }
+}
+
 pub(super) fn too_slow(rules: &RateFloor) -> String {
     format!("slower than {} bytes/s over {}", rules.bytes_per_second, rules.window)
 }
@@ -50,7 +57,6 @@ pub(super) fn too_slow(rules: &RateFloor) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HumanDuration;
 
     /// When a source that sends `bytes` each second is given up, in seconds.
     fn given_up(floor: u64, bytes: impl Fn(u64) -> u64) -> Option<u64> {

@@ -506,6 +506,28 @@ async fn a_drip_is_given_up_and_its_bytes_kept() {
     assert!((5..60).contains(&kept), "{kept}");
 }
 
+/// One source that drips a manifest must not hold up those after it, for weeks at 4 MiB and a byte a second.
+#[tokio::test]
+async fn a_small_object_that_drips_is_given_up() {
+    let server = Server::start(|_| {
+        let mut drip = reply("200 OK", &[("content-length", "100000".into())], b"{");
+        drip.extend((0..600).flat_map(|_| [Then::Wait(50), Then::Send(b" ".to_vec())]));
+        drip
+    })
+    .await;
+    let options = SourceOptions { read_timeout: HumanDuration(Duration::from_millis(300)), ..Default::default() };
+    let source = Source::parse(&server.url(), &options).unwrap();
+    let begun = std::time::Instant::now();
+    for slow in [
+        source.get_small(&ObjectName::Trust, None, None, 1 << 20).await.unwrap_err(),
+        source.versions_poll(0, None).await.unwrap_err(),
+        source.post("v1/heartbeats", "application/json", Bytes::new(), 1 << 20).await.unwrap_err(),
+    ] {
+        assert_eq!(slow.kind, FetchErrorKind::Slow, "{slow}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn the_serial_the_token_and_the_poll_reach_the_server() {
     let server = Server::start(|asked| match asked.target.as_str() {

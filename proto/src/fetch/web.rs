@@ -140,15 +140,7 @@ impl Web {
         if response.content_length().is_some_and(|n| n > max) {
             return Err(Trouble::too_long(max));
         }
-        let mut bytes = Vec::new();
-        let mut body = self.chunks(response);
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk?;
-            if bytes.len() as u64 + chunk.len() as u64 > max {
-                return Err(Trouble::too_long(max));
-            }
-            bytes.extend_from_slice(&chunk);
-        }
+        let bytes = super::whole(self.chunks(response), max, self.read_timeout).await?;
         if is_page(&bytes) {
             return Err(Trouble::page());
         }

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// More addresses than a store has machines; past this, new ones are not remembered.
-const MAX_KNOWN: usize = 4096;
+/// More addresses than a chain has stores, or a store machines; past this, new ones are not remembered.
+const MAX_KNOWN: usize = 1 << 16;
 
 /// Counts connections in and out. A flood from one address meets `per_ip`; one from many addresses
 /// meets what is left of `connections` after `reserved`, which only known addresses get.

@@ -3,6 +3,7 @@
 
 use crate::retry::Verdict;
 use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::path::Path;
 use std::time::Duration;
@@ -70,6 +71,10 @@ pub enum Checkpoint {
 /// SQLite 3.51.3 is the first release without the WAL-reset fault.
 pub const MINIMUM_SQLITE: i32 = 3_051_003;
 
+/// Bytes of a text, blob or row: far more than a line of a pack may have. A CHECK that makes longer ones
+/// (`printf('%999999999d')`) fails instead of taking the machine's memory.
+const LENGTH: i32 = 256 << 20;
+
 /// WAL bytes that stay allocated after a checkpoint has emptied it.
 pub const WAL_LIMIT: u64 = 64 << 20;
 
@@ -101,6 +106,8 @@ fn settings(db: &Connection) -> rusqlite::Result<()> {
         return wrong(format!("SQLite {} is older than 3.51.3, which mends a WAL fault", rusqlite::version()));
     }
     db.busy_timeout(Duration::from_secs(5))?;
+    db.set_limit(Limit::SQLITE_LIMIT_LENGTH, LENGTH)?;
+    db.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;

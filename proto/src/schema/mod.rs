@@ -412,6 +412,11 @@ fn introspect_indexes(db: &Connection, table: &TableName, columns: &[Column]) ->
             if index.to_ascii_lowercase().starts_with("tillcast_") {
                 return Err(rule(format!("index {index}: the prefix tillcast_ is reserved")));
             }
+            if is_unique {
+                // A partial one covers the columns of its WHERE too: they decide which rows it compares.
+                let named = sql::tokens(&text);
+                unique.extend((0..columns.len()).filter(|i| named.iter().any(|t| t.is(columns[*i].name.as_str()))));
+            }
             indexes.push((index.clone(), text));
         }
         if !is_unique {
@@ -435,6 +440,7 @@ fn introspect_indexes(db: &Connection, table: &TableName, columns: &[Column]) ->
         }
     }
     unique.sort_unstable();
+    unique.dedup();
     Ok((unique, indexes))
 }
 
@@ -478,6 +484,10 @@ mod tests {
         assert_eq!(t.columns[1].max_length, Some(100));
         assert!(t.columns[0].not_null && t.columns[1].not_null && !t.columns[2].not_null);
         assert_eq!(t.indexes[0].0, "item_name");
+        let partial = parse(
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, a TEXT, b TEXT, on_sale INTEGER, c TEXT) STRICT; CREATE UNIQUE INDEX i ON t (a, b) WHERE \"on_sale\" = 1;",
+        );
+        assert_eq!(partial.unwrap().tables[0].unique, [1, 2, 3]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use proto::digest::Sha256;
 use proto::http::{Body, Inbound, none_match, read_body};
 use proto::wire::{BeatAnswer, Beats, fault};
 use serde::Serialize;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 const MAX_BEATS: u64 = 1 << 20;
 
 /// Answers one request.
-pub async fn answer(hall: Arc<Hall>, request: Request<Inbound>) -> Response<Body> {
+pub async fn answer(hall: Arc<Hall>, request: Request<Inbound>, from: IpAddr) -> Response<Body> {
     let head_only = request.method() == Method::HEAD;
     let path = request.uri().path();
     if request.method() == Method::GET || head_only {
@@ -40,12 +41,13 @@ pub async fn answer(hall: Arc<Hall>, request: Request<Inbound>) -> Response<Body
             "/healthz" => healthz(&hall),
             "/readyz" => readyz(&hall),
             "/metrics" => text(StatusCode::OK, metrics::CONTENT_TYPE, hall.metrics.text(&hall)),
-            "/" => text(StatusCode::OK, "text/html; charset=utf-8", page::page(&hall)),
+            "/" => page::answer(&hall),
+            "/style.css" => text(StatusCode::OK, "text/css; charset=utf-8", page::STYLE),
             _ => plain(StatusCode::NOT_FOUND, "not here\n"),
         };
     }
     match (request.method(), path) {
-        (&Method::POST, "/v1/heartbeats") => heartbeats(hall, request).await,
+        (&Method::POST, "/v1/heartbeats") => heartbeats(hall, request, from).await,
         _ => {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD, or POST /v1/heartbeats\n");
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -134,7 +136,7 @@ fn set_etag(response: &mut Response<Body>, now: &Listing) {
     }
 }
 
-async fn heartbeats(hall: Arc<Hall>, request: Request<Inbound>) -> Response<Body> {
+async fn heartbeats(hall: Arc<Hall>, request: Request<Inbound>, from: IpAddr) -> Response<Body> {
     let body = match read_body(request.into_body(), MAX_BEATS).await {
         Ok(body) => body,
         Err(e) => return plain(e.status(), format!("{e}\n")),
@@ -143,11 +145,19 @@ async fn heartbeats(hall: Arc<Hall>, request: Request<Inbound>) -> Response<Body
         Ok(beats) => beats,
         Err(e) => return plain(StatusCode::BAD_REQUEST, format!("not heartbeats: {e}\n")),
     };
+    if beats.beats.len() > beats::BEATS {
+        let many = format!("{} heartbeats in one post, {} are allowed\n", beats.beats.len(), beats::BEATS);
+        return plain(StatusCode::PAYLOAD_TOO_LARGE, many);
+    }
     let desk = Arc::clone(&hall);
     let Ok(taken) = tokio::task::spawn_blocking(move || beats::take(&desk, &beats)).await else {
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "the heartbeats were not kept\n");
     };
     hall.metrics.beats.inc();
+    if taken.proved {
+        // From here on a flood of strangers cannot keep it out.
+        hall.gate.befriend(from);
+    }
     let answer = BeatAnswer { hq_seen_s: hall.hq_seen_s(), now: hall.clock.now(), refused: taken.refused };
     let status = if taken.failed {
         StatusCode::SERVICE_UNAVAILABLE
@@ -186,6 +196,7 @@ fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) 
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

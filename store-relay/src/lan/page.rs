@@ -1,13 +1,31 @@
 //! The page at `/`, in plain words, for whoever stands in the store with a phone or at a till.
 
 use crate::hall::Hall;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
 use maud::{DOCTYPE, Markup, html};
+use proto::http::Body;
 use proto::wire::{Network, Status, StreamState};
 
-const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:46em;margin:1em auto;padding:0 1em;color:#222}
+/// No script, nothing from elsewhere, in nobody's frame: what a register says in its texts stays text.
+const POLICY: &str =
+    "default-src 'none'; style-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+
+/// Characters of a text from a device on the page.
+const TOLD: usize = 300;
+
+/// `/style.css`.
+pub const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:46em;margin:1em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3em .6em .3em 0;border-bottom:1px solid #ddd}
 .good{color:#176b2c}.bad{color:#a11}.dim{color:#666}@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}
 .good{color:#6c6}.bad{color:#f88}.dim{color:#999}td,th{border-color:#444}}";
+
+/// The page as it is answered.
+pub fn answer(hall: &Hall) -> Response<Body> {
+    let mut response = super::text(StatusCode::OK, "text/html; charset=utf-8", page(hall));
+    response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    response
+}
 
 /// The whole page.
 pub fn page(hall: &Hall) -> String {
@@ -21,7 +39,7 @@ pub fn page(hall: &Hall) -> String {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta http-equiv="refresh" content="10";
                 title { "Store " (hall.config.store) }
-                style { (maud::PreEscaped(STYLE)) }
+                link rel="stylesheet" href="/style.css";
             }
             body {
                 h1 { "Store " (hall.config.store) }
@@ -103,7 +121,7 @@ fn registers(hall: &Hall) -> Markup {
                             @let behind = heard.beat.streams.values().any(|s| s.state != StreamState::Ok);
                             td { (ago(heard.ago(now).as_secs())) }
                             td {
-                                @if !heard.beat.errors.is_empty() { span.bad { (heard.beat.errors[0].text) } }
+                                @if !heard.beat.errors.is_empty() { span.bad { (cut(&heard.beat.errors[0].text)) } }
                                 @else if behind { "getting new data" }
                                 @else { span.good { "up to date" } }
                             }
@@ -133,6 +151,10 @@ fn troubles(status: &Status) -> Markup {
             ul { @for debt in &status.debts { li { (debt) } } }
         }
     }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(TOLD).collect()
 }
 
 fn ago(seconds: u64) -> String {

@@ -67,7 +67,9 @@ impl Scene {
         let hall = Arc::clone(&relay.hall);
         let stop = hall.stop.clone().cancelled_owned();
         let limits = hall.config.http.clone();
-        tokio::spawn(proto::http::serve(listener, limits, stop, move |r, _| answer(Arc::clone(&hall), r)));
+        tokio::spawn(proto::http::serve(listener, limits, stop, move |r, from| {
+            answer(Arc::clone(&hall), r, from.ip())
+        }));
         Scene { hq, store, relay, address }
     }
     async fn get(&self, path: &str, headers: &str) -> Answer {
@@ -214,8 +216,14 @@ async fn heartbeats_are_verified_kept_and_answered() {
     let (status, answer) = scene.post(&beat("0421-03", 33, 5)).await;
     assert_eq!((status, answer.refused.len(), answer.hq_seen_s), (200, 0, None));
     assert_eq!(scene.relay.hall.spool.beats().unwrap()[0].seq, 5);
-    // A lost answer makes it come again; an older one is a replay.
+    // One that was copied proves nothing: its register may be dead meanwhile. An older one is refused.
+    scene.store.clock.advance(Duration::from_secs(100));
     assert_eq!(scene.post(&beat("0421-03", 33, 5)).await.0, 200);
+    let ago = |scene: &Scene| {
+        let now = scene.relay.hall.clock.monotonic();
+        state(&scene.relay).registers.values().next().unwrap().ago(now).as_secs()
+    };
+    assert_eq!(ago(&scene), 100);
     let (status, answer) = scene.post(&beat("0421-03", 33, 4)).await;
     assert_eq!((status, answer.refused.contains_key("0421-03")), (200, true));
     // Not its key; nobody's key; the relay's own id.
@@ -225,6 +233,19 @@ async fn heartbeats_are_verified_kept_and_answered() {
     }
     assert!(scene.post(&beat("0421", 21, 9)).await.1.refused.contains_key("0421"));
     assert_eq!(state(&scene.relay).registers.len(), 1);
+    // How long ago it was heard is nobody's signed word: nonsense is bounded, and breaks nothing.
+    let mut old: serde_json::Value = serde_json::from_slice(&beat("0421-03", 33, 6)).unwrap();
+    old["beats"][0]["seen_s"] = u64::MAX.into();
+    assert_eq!(scene.post(&serde_json::to_vec(&old).unwrap()).await.0, 200);
+    assert_eq!(ago(&scene), 400 * 86_400);
+    assert_eq!(scene.get("/", "").await.status, 200);
+    let many: Beats = serde_json::from_slice(&beat("0421-03", 33, 7)).unwrap();
+    let many = serde_json::to_vec(&Beats { beats: vec![many.beats[0].clone(); 17] }).unwrap();
+    let head = format!(
+        "POST /v1/heartbeats HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        many.len()
+    );
+    assert_eq!(raw(scene.address, &head, &many).await.status, 413);
     // An unknown register made the relay ask for the manifest anew.
     let woken = tokio::time::timeout(Duration::from_secs(1), scene.relay.hall.wake.notified()).await;
     assert!(woken.is_ok());
@@ -266,7 +287,10 @@ async fn health_figures_and_the_page_say_how_it_stands() {
     ] {
         assert!(figures.contains(line), "{line}\n{figures}");
     }
-    let page = String::from_utf8(scene.get("/", "").await.body).unwrap();
+    let answer = scene.get("/", "").await;
+    assert!(answer.header("content-security-policy").unwrap().starts_with("default-src 'none'; style-src 'self'"));
+    assert_eq!(scene.get("/style.css", "").await.header("content-type"), Some("text/css; charset=utf-8"));
+    let page = String::from_utf8(answer.body).unwrap();
     for words in ["Store 0421", "All data is up to date", "0421-03", "just now"] {
         assert!(page.contains(words), "{words}\n{page}");
     }
