@@ -347,7 +347,12 @@ fn regular(file: File, path: &Path) -> Result<File, ShelfError> {
 }
 
 fn link_refused(e: Errno) -> io::Error {
-    if e == Errno::LOOP { io::Error::new(io::ErrorKind::InvalidInput, "it is a symbolic link") } else { e.into() }
+    match e {
+        Errno::LOOP => io::Error::new(io::ErrorKind::InvalidInput, "it is a symbolic link"),
+        // A socket, or a device without a driver.
+        Errno::NXIO | Errno::NODEV => io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"),
+        e => e.into(),
+    }
 }
 
 /// Opens a file for reading; links and everything that is no regular file are refused.

@@ -16,6 +16,7 @@ pub mod digest;
 pub mod files;
 pub mod forge;
 pub mod http;
+pub mod liar;
 pub mod process;
 pub mod proxy;
 pub mod real_data;
@@ -23,6 +24,7 @@ pub mod servers;
 pub mod site;
 
 pub use bins::{Daemon, Output, Product};
+pub use liar::{Asked, Liar, Say};
 pub use proxy::{Net, Proxy};
 pub use servers::{MariaDb, Nginx, Postgres, S3, Smtp};
 pub use site::Site;

@@ -71,9 +71,9 @@ pub enum Checkpoint {
 /// SQLite 3.51.3 is the first release without the WAL-reset fault.
 pub const MINIMUM_SQLITE: i32 = 3_051_003;
 
-/// Bytes of a text, blob or row: far more than a line of a pack may have. A CHECK that makes longer ones
-/// (`printf('%999999999d')`) fails instead of taking the machine's memory.
-const LENGTH: i32 = 256 << 20;
+/// Bytes of a text, blob or row: four times a pack's line. A CHECK that makes longer ones (`printf('%999999999d')`)
+/// does not get the machine's memory for it.
+const LENGTH: i32 = 64 << 20;
 
 /// WAL bytes that stay allocated after a checkpoint has emptied it.
 pub const WAL_LIMIT: u64 = 64 << 20;

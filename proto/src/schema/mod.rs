@@ -197,6 +197,10 @@ impl Contract {
         if ddl.len() > limits.ddl_bytes {
             return Err(SchemaError::TooLong(ddl.len(), limits.ddl_bytes));
         }
+        if ddl.contains('\0') {
+            // SQLite would read up to there, people and others further.
+            return Err(SchemaError::Sql("it holds a NUL character".into()));
+        }
         let sql = |e: rusqlite::Error| SchemaError::Sql(e.to_string());
         let db = Connection::open_in_memory().map_err(sql)?;
         db.execute_batch("PRAGMA trusted_schema = OFF").map_err(sql)?;

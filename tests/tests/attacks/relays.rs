@@ -1,0 +1,279 @@
+//! Machines on the store's LAN: a relay that is none and answers first, registers that are none, and copied words.
+
+use super::*;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tillcast_tests::{Asked, Daemon, Liar, PATIENCE, Say, Smtp, http, until, until_some};
+
+/// One register that takes a liar for its relay, while the store's own serves on.
+struct Lan {
+    site: Site,
+    liar: Liar,
+    relay: Daemon,
+}
+
+impl Lan {
+    fn new(site: Builder) -> Lan {
+        let mut site = site.agent("source_options.read_timeout", "'1s'").build();
+        site.publish();
+        let relay = site.relay("0421").start_ready();
+        let url = site.relay("0421").url();
+        let liar = Liar::start(move |_| Say::As(url.clone()));
+        let register = site.registers.get_mut("0421-01").unwrap();
+        register.set_text("relay", &liar.url());
+        register.set("fallback", "[]");
+        until(PATIENCE, "the relay serves", || site.relay("0421").digests() == site.expected("0421"));
+        site.register("0421-01").run(&["once"]).ok();
+        assert_eq!(rows(&site, "0421-01"), site.expected("0421"));
+        Lan { site, liar, relay }
+    }
+
+    fn relay_has(&self) {
+        let head = self.site.version("0421", "price");
+        let relay = self.site.relay("0421");
+        until(PATIENCE, "the relay follows", || relay.version("price@zone-east") == Some(head));
+    }
+
+    /// What the liar says to paths with this part; else it passes on.
+    fn lie(&self, part: &'static str, say: Say) {
+        let url = self.site.relay("0421").url();
+        self.liar.now(move |a| if a.target.contains(part) { say.clone() } else { Say::As(url.clone()) });
+    }
+
+    fn honest(&self) {
+        let url = self.site.relay("0421").url();
+        self.liar.now(move |_| Say::As(url.clone()));
+    }
+}
+
+#[test]
+fn a_rogue_relay_delays_and_alters_nothing() {
+    let lan = Lan::new(small());
+    let site = &lan.site;
+    let deep = "[".repeat(200_000);
+    let keys: String = (0..60_000).map(|n| format!("\"price@zone-a{n}\":1,")).collect();
+    let answer = |seen: &str, now: &str| format!("{{\"hq_seen_s\":{seen},\"now\":\"{now}\",\"refused\":{{}}}}");
+    let errors = json!([
+        {"code": "PACK_IN_ERROR", "object": "../../../etc/passwd", "text": "x", "since": "2026-01-01T00:00:00Z"},
+        {"code": "PACK_IN_ERROR", "object": "price@zone-east/0000000002.delta.pack", "text": "x", "since": "2026-01-01T00:00:00Z"}
+    ]);
+    let location = |to: &str| Say::Whole(302, format!("location: {to}\r\n"), Vec::new());
+    let v = "/v1/versions";
+    let lies: Vec<(&str, &'static str, Say)> = vec![
+        ("versions far ahead", v, Say::ok("{\"price@zone-east\":9223372036854775807,\"evil@all\":3}")),
+        ("versions behind", v, Say::ok("{\"price@zone-east\":1}")),
+        ("no versions", v, Say::ok("{}")),
+        ("numbers past all types", v, Say::ok(format!("{{\"price@zone-east\":1{}}}", "0".repeat(5000)))),
+        ("names with paths", v, Say::ok("{\"../../x@all\":1}")),
+        ("a JSON bomb, deep", v, Say::ok(deep.clone())),
+        ("a JSON bomb, wide", v, Say::ok(format!("{{{keys}\"price@zone-east\":1}}"))),
+        (
+            "the same key again and again",
+            v,
+            Say::ok(format!("{{{}\"price@zone-east\":1}}", "\"price@zone-east\":7,".repeat(9000))),
+        ),
+        ("more than a poll may bring", v, Say::ok(vec![b' '; 2 << 20])),
+        ("no end", v, Say::Endless(false)),
+        ("a web page", v, Say::Whole(200, "content-type: text/html\r\n".into(), b"<html>log in</html>".to_vec())),
+        ("another page", v, location("http://127.0.0.1:1/v1/versions")),
+        ("a file", v, location("file:///etc/passwd")),
+        ("another scheme", v, location("https://127.0.0.1:1/")),
+        ("itself for ever", v, location("/v1/versions")),
+        ("come back in 500 years", v, Say::Whole(503, "retry-after: 18446744073709551615\r\n".into(), Vec::new())),
+        ("500", "/", Say::Whole(500, String::new(), b"evil".to_vec())),
+        ("401", "/", Say::Whole(401, String::new(), b"evil".to_vec())),
+        ("silence", "/", Say::Nothing),
+        (
+            "a manifest of nobody",
+            "manifest.json",
+            Say::ok("{\"payloadType\":\"x\",\"payload\":\"e30=\",\"signatures\":[]}"),
+        ),
+        ("a deep manifest", "manifest.json", Say::ok(deep)),
+        ("errors with paths, and the good pack given up", "/v1/errors", Say::ok(errors.to_string())),
+        (
+            "headquarters was never seen",
+            "/v1/heartbeats",
+            Say::ok(answer("18446744073709551615", "2026-01-01T00:00:00Z")),
+        ),
+        ("a clock at the end of time", "/v1/heartbeats", Say::ok(answer("0", "9999-12-30T22:00:00Z"))),
+        ("a clock before all time", "/v1/heartbeats", Say::ok(answer("0", "-009999-01-02T01:59:59Z"))),
+        ("a drip of versions", v, Say::Drip(b"{".to_vec(), Duration::from_millis(200))),
+    ];
+    for (what, part, say) in lies {
+        let before = rows(site, "0421-01");
+        news(site);
+        lan.relay_has();
+        lan.lie(part, say);
+        let begun = Instant::now();
+        let out = site.register("0421-01").run(&["once", "--json"]);
+        no_panic(&out.text());
+        assert!(out.code.is_some_and(|c| c <= 3), "{what}: {}", out.text());
+        assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", begun.elapsed());
+        let now = rows(site, "0421-01");
+        // The old version whole, or the new one: never anything else.
+        assert!(now == before || now == site.expected("0421"), "{what}");
+        lan.honest();
+        site.register("0421-01").run(&["once"]).ok();
+        assert_eq!(rows(site, "0421-01"), site.expected("0421"), "{what}: good news arrive afterwards");
+    }
+    lan.relay.term();
+}
+
+/// Ever new lists, at once: the register neither spins nor wears out its disk.
+#[test]
+fn a_relay_that_always_has_news_is_not_asked_without_pause() {
+    let lan = Lan::new(small());
+    let n = Arc::new(AtomicU64::new(1));
+    let url = lan.site.relay("0421").url();
+    lan.liar.now(move |a: &Asked| {
+        let n = n.fetch_add(1, Ordering::Relaxed);
+        let etag = format!("etag: \"{n}\"\r\n");
+        match a.target.as_str() {
+            t if t.starts_with("/v1/versions") => {
+                Say::Whole(200, etag, format!("{{\"price@zone-east\":1,\"evil@all\":{n}}}").into())
+            }
+            t if t.starts_with("/v1/errors") => {
+                let object = format!("price@zone-east/{n:010}.full.pack");
+                Say::ok(
+                    json!([{"code": "PACK_IN_ERROR", "object": object, "text": "x", "since": "2026-01-01T00:00:00Z"}])
+                        .to_string(),
+                )
+            }
+            _ => Say::As(url.clone()),
+        }
+    });
+    let asked = || lan.liar.asked().iter().filter(|a| a.target.starts_with("/v1/versions")).count();
+    let before = asked();
+    let register = lan.site.register("0421-01").start_ready();
+    until(PATIENCE, "it asks", || asked() > before + 2);
+    let (begun, from) = (Instant::now(), asked());
+    until(PATIENCE, "some time goes by", || begun.elapsed() >= Duration::from_secs(4));
+    let polls = asked() - from;
+    assert!(polls <= 8 + 4 * 2 + 4, "{polls} polls in 4 s");
+    lan.honest();
+    news(&lan.site);
+    until(PATIENCE, "good news arrive", || rows(&lan.site, "0421-01") == lan.site.expected("0421"));
+    register.term();
+    lan.relay.term();
+}
+
+/// The rogue relay swallows heartbeats and says thanks; then it plays the last one to the real relay again and
+/// again, so that nobody misses the register.
+#[test]
+fn copied_heartbeats_keep_no_dead_register_alive() {
+    let smtp = Smtp::start();
+    let site = small().registers(2).mail(&smtp).hq_service();
+    let site = site.hq("serve.alert_tick", "'200ms'").hq("alerts.register_silent", "'6s'");
+    let lan = Lan::new(site);
+    let hq = lan.site.hq.start_ready();
+    let relay_url = lan.site.relay("0421").url();
+    let copied: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let (copy, url) = (copied.clone(), relay_url.clone());
+    lan.liar.now(move |a| {
+        if a.method == "POST" {
+            *copy.lock().unwrap() = a.body.clone();
+        }
+        Say::As(url.clone())
+    });
+    let register = lan.site.register("0421-01").start_ready();
+    let heard = || {
+        let status = lan.site.hq.status();
+        let device = status["devices"].as_array().unwrap().iter().find(|d| d["id"] == "0421-01").cloned();
+        device.and_then(|d| d["heard_s"].as_u64())
+    };
+    until(PATIENCE, "headquarters hears it", || heard().is_some());
+    let copied = until_some(PATIENCE, "a copy", || Some(copied.lock().unwrap().clone()).filter(|c| !c.is_empty()));
+    drop(register);
+    let replay = |change: &dyn Fn(&mut Value)| {
+        let mut beats: Value = serde_json::from_slice(&copied).unwrap();
+        change(&mut beats["beats"][0]);
+        let reply =
+            http::post(&format!("{relay_url}/v1/heartbeats"), "application/json", &serde_json::to_vec(&beats).unwrap());
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    };
+    let silent = "[Tillcast] Register 0421-01 is silent";
+    until(PATIENCE, "headquarters misses the register all the same", || {
+        replay(&|_| {});
+        replay(&|b| b["seen_s"] = u64::MAX.into());
+        smtp.mails().iter().any(|m| m.subject == silent)
+    });
+    // Its own name on another's word, another's word under its name, a word that is nobody's.
+    let key = taken_key(&lan.site, "0421-02");
+    let serial = lan.site.manifest("0421")["serial"].clone();
+    until(PATIENCE, "the relay knows the key", || lan.site.relay("0421").status()["serial"] == serial);
+    let says = |beat: Value| http::post(&format!("{relay_url}/v1/heartbeats"), "application/json", &post(&[beat]));
+    assert_eq!(says(beat("0421-02", 1, &key, json!([]))).status, 200);
+    for evil in [
+        beat("0421-01", 1 << 40, &key, json!([])),
+        beat("0421-02", 1 << 40, &forge::strange_key(3), json!([])),
+        beat("0421-77", 1, &key, json!([])),
+    ] {
+        assert_eq!(says(evil).status, 401);
+    }
+    assert!(says(beat("0421", 1, &key, json!([]))).text().contains("only registers"));
+    // The relay is well, and so is whoever comes back.
+    assert_eq!(http::get(&relay_url).status, 200);
+    assert!(lan.site.relay("0421").status()["errors"].as_array().unwrap().is_empty());
+    let register = lan.site.register("0421-01").start_ready();
+    until(PATIENCE, "it is heard again", || {
+        smtp.mails().iter().any(|m| m.subject.contains("Recovered: Register 0421-01"))
+    });
+    [register, lan.relay, hq].into_iter().for_each(Daemon::term);
+}
+
+/// Unknown registers, floods of them, and bodies that are bombs: refused, and the bucket is not asked more often.
+#[test]
+fn floods_of_unknown_heartbeats_cost_little() {
+    let mut lan = Lan::new(small().relay("poll", "'60s'").relay("http.per_ip", "64"));
+    let bucket = tillcast_tests::Nginx::serve(&lan.site.bucket());
+    let relay = lan.site.relays.get_mut("0421").unwrap();
+    relay.set("sources", &format!("['{}']", bucket.url()));
+    lan.relay.term();
+    let mut relay = lan.site.relay("0421").start_ready();
+    let url = format!("{}/v1/heartbeats", lan.site.relay("0421").url());
+    until(PATIENCE, "its first look is over", || bucket.requests().iter().any(|r| r.contains("manifest.json")));
+    let (looks, begun) = (bucket.requests().len(), Instant::now());
+    let strange = forge::strange_key(9);
+    for n in 0..150 {
+        let beats: Vec<Value> = (0..16).map(|i| beat(&format!("0421-x{i}"), n, &strange, json!([]))).collect();
+        assert_eq!(http::post(&url, "application/json", &post(&beats)).status, 401);
+    }
+    let most = 2 + begun.elapsed().as_secs() / 5 * 2 + 2;
+    let looked = bucket.requests().len() - looks;
+    assert!(looked as u64 <= most, "{looked} requests to the bucket, at most {most}");
+    let many: Vec<Value> = (0..17).map(|i| beat(&format!("0421-x{i}"), 1, &strange, json!([]))).collect();
+    let deep = format!("{{\"beats\":{}1{}}}", "[".repeat(400_000), "]".repeat(400_000));
+    let wide: String = (0..50_000).map(|n| format!("\"k{n}\":{n},")).collect();
+    for (what, status, body) in [
+        ("too many", 413, post(&many)),
+        ("deep", 400, deep.into_bytes()),
+        ("wide", 400, format!("{{{wide}\"x\":1}}").into_bytes()),
+        (
+            "a number past all types",
+            400,
+            format!("{{\"beats\":[{{\"seen_s\":1{}}}]}}", "0".repeat(100_000)).into_bytes(),
+        ),
+        ("a long text", 413, vec![b'"'; 3 << 20]),
+        ("bytes", 400, (0..=255u8).cycle().take(10_000).collect()),
+        ("nothing", 400, Vec::new()),
+    ] {
+        // What is too long may be cut before it was sent.
+        match http::try_request("POST", &url, &[("content-type", "application/json")], &body) {
+            Ok(reply) => assert_eq!(reply.status, status, "{what}: {}", reply.text()),
+            Err(e) => assert_eq!(status, 413, "{what}: {e}"),
+        }
+    }
+    assert!(relay.peak_memory_kib() < 200 << 10, "{} KiB", relay.peak_memory_kib());
+    relay.wait_until("it lives", || http::try_get(&lan.site.relay("0421").url()).is_some());
+    no_panic(&relay.process.log_text());
+    news(&lan.site);
+    // An unknown register makes it look: this is how a new one is known within seconds.
+    until(PATIENCE, "good news arrive", || {
+        http::post(&url, "application/json", &post(&[beat("0421-x1", 1, &strange, json!([]))]));
+        lan.site.relay("0421").digests() == lan.site.expected("0421")
+    });
+    lan.site.register("0421-01").run(&["once"]).ok();
+    assert_eq!(rows(&lan.site, "0421-01"), lan.site.expected("0421"));
+    relay.term();
+}
