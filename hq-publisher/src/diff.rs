@@ -628,6 +628,26 @@ mod tests {
     }
 
     #[test]
+    fn who_holds_a_value_under_a_partial_unique_index_may_change() {
+        let bench = Bench::new(
+            "CREATE TABLE item (sku TEXT PRIMARY KEY, plu INTEGER, cents INTEGER) STRICT;
+             CREATE UNIQUE INDEX item_plu ON item (plu) WHERE cents > 0;",
+        );
+        let rows = |rows: &[(&'static str, i64, i64)]| -> Rows {
+            rows.iter()
+                .map(|(sku, plu, c)| vec![Value::Text((*sku).into()), Value::Int(*plu), Value::Int(*c)])
+                .collect()
+        };
+        let mut hq = bench.replica("hq.db");
+        let old = rows(&[("a", 7, 0), ("b", 7, 5)]);
+        bench.apply(&mut hq, &bench.full(1, &bench.scratch(&[("item", &old)])));
+        // `a` takes 7 over from `b`, and comes before it.
+        let new = rows(&[("a", 7, 5), ("b", 7, 0)]);
+        let (delta, _) = bench.delta(2, 1, &hq, &bench.scratch(&[("item", &new)]));
+        bench.apply(&mut hq, &delta);
+    }
+
+    #[test]
     fn beyond_64_sets_of_columns_rows_carry_all() {
         let columns: Vec<String> = (0..8).map(|n| format!("c{n} INTEGER")).collect();
         let bench = Bench::new(&format!("CREATE TABLE wide (id INTEGER PRIMARY KEY, {}) STRICT;", columns.join(", ")));

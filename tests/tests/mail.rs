@@ -143,6 +143,38 @@ fn a_dead_mail_server_delays_a_mail_and_loses_none() {
     [hq, other].into_iter().for_each(Daemon::term);
 }
 
+/// A drop for a stream or zone that is not there: no later state of it can be well, so the next drops without it end
+/// its episode.
+#[test]
+fn a_drop_of_nowhere_is_one_mail_and_the_next_drops_without_it_end_it() {
+    let smtp = Smtp::start();
+    let site = Site::builder().mail(&smtp).source(tillcast_tests::site::Source::Inbox).build();
+    let drop = |name: &str| {
+        std::fs::write(site.inbox().join(name), "sku,price_cents,updated\nA,1,x\n").unwrap();
+        std::fs::write(site.inbox().join(format!("{name}.ok")), "").unwrap();
+    };
+    let nowhere = ["price.zone-north.price.csv", "prise.zone-east.prise.csv"];
+    let subjects_of = |before: &str| {
+        ["price@zone-north", "prise@zone-east"].map(|i| format!("{before}Publishing {i} was refused (DROP)"))
+    };
+    for _ in 0..2 {
+        nowhere.iter().for_each(|name| drop(name));
+        site.hq.run(&["publish"]).code(3).says(&nowhere);
+        // No drops: nothing is better than it was.
+        site.hq.run(&["publish"]).ok();
+    }
+    assert_eq!(subjects(&smtp), subjects_of(""));
+    site.sql("UPDATE price SET price_cents = 3 WHERE sku = 'SKU0000001'");
+    site.drop_all();
+    drop(nowhere[0]);
+    site.hq.run(&["publish"]).code(3);
+    let [north, prise] = subjects_of("Recovered: ");
+    assert_eq!(subjects(&smtp)[2..], [prise.clone()], "only what was not sent again");
+    site.drop_all();
+    site.publish();
+    assert_eq!(subjects(&smtp)[2..], [north, prise]);
+}
+
 #[test]
 fn who_falls_silent_is_told_once_and_a_silent_store_speaks_for_its_registers() {
     let smtp = Smtp::start();
