@@ -633,10 +633,11 @@ mod tests {
             "CREATE TABLE item (sku TEXT PRIMARY KEY, plu INTEGER, cents INTEGER) STRICT;
              CREATE UNIQUE INDEX item_plu ON item (plu) WHERE cents > 0;",
         );
-        let rows = |rows: &[(&'static str, i64, i64)]| -> Rows {
-            rows.iter()
-                .map(|(sku, plu, c)| vec![Value::Text((*sku).into()), Value::Int(*plu), Value::Int(*c)])
-                .collect()
+        let rows = |rows: &[(&'static str, i64, i64)]| {
+            let row = |(sku, plu, c): &(&'static str, i64, i64)| {
+                vec![Value::Text((*sku).into()), Value::Int(*plu), Value::Int(*c)]
+            };
+            by_key(rows.iter().map(row).collect(), 1, None)
         };
         let mut hq = bench.replica("hq.db");
         let old = rows(&[("a", 7, 0), ("b", 7, 5)]);

@@ -35,6 +35,11 @@ fn packs(stick: &Path, instance: &str) -> Vec<PathBuf> {
     fs::read_dir(stick.join("packs").join(instance)).unwrap().map(|e| e.unwrap().path()).collect()
 }
 
+/// Puts something in a file's place, if it can.
+type Make = fn(&Path) -> bool;
+/// The same, of this test's own things.
+type Lay<'a> = &'a dyn Fn(&Path);
+
 /// Makes a pipe or a device; devices need root.
 fn node(path: &Path, kind: &[&str]) -> bool {
     let _ = fs::remove_file(path);
@@ -59,17 +64,17 @@ fn good_news(site: &Site) {
 fn pipes_devices_folders_and_holes_are_no_objects() {
     let site = island();
     let mut made = 0;
-    let kinds: [(&str, &dyn Fn(&Path) -> bool); 7] = [
-        ("a pipe", &|p| node(p, &["p"])),
-        ("/dev/zero", &|p| node(p, &["c", "1", "5"])),
-        ("/dev/random", &|p| node(p, &["c", "1", "8"])),
-        ("a disk", &|p| node(p, &["b", "7", "0"])),
-        ("a folder", &|p| {
+    let kinds: [(&str, Make); 7] = [
+        ("a pipe", |p| node(p, &["p"])),
+        ("/dev/zero", |p| node(p, &["c", "1", "5"])),
+        ("/dev/random", |p| node(p, &["c", "1", "8"])),
+        ("a disk", |p| node(p, &["b", "7", "0"])),
+        ("a folder", |p| {
             fs::remove_file(p).unwrap();
             fs::create_dir(p).is_ok()
         }),
-        ("a terabyte of holes", &|p| fs::File::create(p).unwrap().set_len(1 << 40).is_ok()),
-        ("a socket", &|p| {
+        ("a terabyte of holes", |p| fs::File::create(p).unwrap().set_len(1 << 40).is_ok()),
+        ("a socket", |p| {
             fs::remove_file(p).unwrap();
             std::os::unix::net::UnixListener::bind(p).is_ok()
         }),
@@ -141,7 +146,7 @@ fn a_receipt_is_written_through_nothing() {
     let victim = outside.path().join("victim");
     fs::write(&victim, "precious").unwrap();
     let name = format!("0421-{:010}.receipt.json", site.manifest("0421")["serial"].as_u64().unwrap());
-    let ways: [(&str, &dyn Fn(&Path)); 3] = [
+    let ways: [(&str, Lay<'_>); 3] = [
         ("a symbolic link", &|p| std::os::unix::fs::symlink(&victim, p).unwrap()),
         ("a hard link", &|p| fs::hard_link(&victim, p).unwrap_or_else(|e| panic!("{e}: {}", p.display()))),
         ("a pipe", &|p| assert!(node(p, &["p"]))),
