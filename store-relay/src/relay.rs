@@ -167,7 +167,7 @@ impl Relay {
     ) -> Result<Relay, RelayError> {
         let sources = config.sources()?;
         let (tell, rotten) = mpsc::unbounded_channel();
-        let objects = Objects::new(config.cache.clone(), tell);
+        let objects = Objects::new(config.cache.clone(), tell, Arc::clone(&clock));
         let hall = Arc::new(Hall::new(config, clock, files, objects));
         let followers = sources.iter().map(|s| tokio::sync::Mutex::new(Follower::new(vec![s.clone()]))).collect();
         let relay = Relay {
@@ -187,6 +187,9 @@ impl Relay {
         };
         if lost {
             relay.hall.event("SHADOW_LOST", "", "shadow.db was damaged; it is made anew from ok/");
+        }
+        if let Some(why) = relay.hall.spool.lost() {
+            relay.hall.event("SPOOL_LOST", "", &format!("relay.db was begun anew: {why}"));
         }
         relay.where_are_we()?;
         relay.hold_ballast();
@@ -223,6 +226,7 @@ impl Relay {
             let bytes = shelf::read_bounded(&path, hall.config.limits.trust_bytes)?;
             self.show_trust(n, n == trust_version, bytes.into());
         }
+        hall.restore_refusals(&self.sources)?;
         beats::restore(hall)?;
         beats::forget_unlisted(hall);
         hall.publish_versions();

@@ -384,6 +384,11 @@ impl Relay {
             let _ = self.hall.shelves.drop_pack(Room::Incoming, name);
             self.disk_full(&text);
         }
+        if any(FetchErrorKind::Local) {
+            // A part that cannot be written is begun anew, if the directory lets us.
+            let _ = self.hall.shelves.drop_pack(Room::Incoming, name);
+            self.own_trouble(Verdict::Retry, false, &text);
+        }
         let failures: Vec<&FetchError> = errors.iter().filter(|e| tries::fetch_cause(e).is_some()).collect();
         if failures.is_empty() {
             let text = if text.is_empty() { format!("{name}: there is no source") } else { text };

@@ -24,6 +24,14 @@ fn walk(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
     }
 }
 
+/// Copies all that lies in a directory into another, with modes and times.
+#[track_caller]
+pub fn copy_all(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    let mut cp = std::process::Command::new("cp");
+    crate::process::succeed(cp.arg("-a").arg(from.join(".")).arg(to));
+}
+
 /// All rows of all tables of a SQLite database, as text.
 #[track_caller]
 pub fn rows(path: &Path) -> BTreeMap<String, Vec<String>> {

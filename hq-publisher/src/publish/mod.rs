@@ -16,6 +16,7 @@ pub mod steps;
 mod stores;
 
 pub use error::PublishError;
+pub(crate) use lease::Lease;
 pub use report::PublishReport;
 pub use steps::{Aborted, Phase, Progress, Quiet, Step, Steps};
 
@@ -31,7 +32,6 @@ use crate::source::StoreRow;
 use contracts::{Contracts, Stream, audiences};
 use feed::{Drops, Feed};
 use futures_util::{StreamExt, TryStreamExt};
-use lease::Lease;
 use proto::clock::{Clock, Timestamp};
 use proto::config::ConfigError;
 use proto::digest::Sha256;

@@ -305,6 +305,38 @@ impl Site {
         Site::builder().build()
     }
 
+    /// A copy of all files, with its own ports: what is done to it does not touch this one. Nothing may run here.
+    /// It lies in memory, where there is a place for that: copies are many and short-lived.
+    #[track_caller]
+    pub fn copy(&self) -> Site {
+        assert!(
+            matches!((&self.source, &self.objects), (Source::Sqlite, Objects::Directory)),
+            "files alone are copied"
+        );
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let dir = tempfile::Builder::new().prefix("tillcast-copy-").tempdir_in(parent).unwrap();
+        crate::files::copy_all(self.dir(), dir.path());
+        let nodes = || [&self.hq].into_iter().chain(self.relays.values()).chain(self.registers.values());
+        let ports: BTreeMap<u16, u16> = nodes().map(|n| (n.port, crate::quiet_port())).collect();
+        let path = |p: &Path| p.display().to_string();
+        let mut moves = vec![(path(self.dir()), path(dir.path()))];
+        moves.extend(ports.iter().map(|(from, to)| (format!(":{from}'"), format!(":{to}'"))));
+        let moved =
+            |n: &Node| n.moved(&dir.path().join(n.dir.strip_prefix(self.dir()).unwrap()), ports[&n.port], &moves);
+        let all = |nodes: &BTreeMap<String, Node>| nodes.iter().map(|(id, n)| (id.clone(), moved(n))).collect();
+        Site {
+            hq: moved(&self.hq),
+            relays: all(&self.relays),
+            registers: all(&self.registers),
+            source: Source::Sqlite,
+            objects: Objects::Directory,
+            prefix: String::new(),
+            database: self.database.clone(),
+            dir,
+        }
+    }
+
     /// The site's directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

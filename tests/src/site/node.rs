@@ -79,6 +79,22 @@ impl Node {
         &self.streams
     }
 
+    /// The same node below another directory; `moves` are texts of its settings and what stands there now.
+    pub(super) fn moved(&self, dir: &Path, port: u16, moves: &[(String, String)]) -> Node {
+        let say = |v: &String| moves.iter().fold(v.clone(), |v, (from, to)| v.replace(from, to));
+        let node = Node {
+            product: self.product,
+            id: self.id.clone(),
+            dir: dir.into(),
+            port,
+            env: self.env.clone(),
+            settings: self.settings.iter().map(|(k, v)| (k.clone(), say(v))).collect(),
+            streams: self.streams.clone(),
+        };
+        node.write();
+        node
+    }
+
     fn write(&self) {
         let lines: String = self.settings.iter().map(|(k, v)| format!("{k} = {v}\n")).collect();
         std::fs::write(self.config(), format!("{lines}\n{}", self.streams)).unwrap();
