@@ -374,8 +374,23 @@ impl Relay {
     /// Puts what was accepted to work; the trouble with that, if any.
     pub(crate) async fn take_news(&self, news: &Refreshed, sources: &[Source]) -> Option<String> {
         let e = self.adopt(news, sources).await.err()?;
-        self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        if matches!(e, AdoptError::Shadow(_)) && e.verdict() == Verdict::Rebuild {
+            self.begin_shadow_anew(&e.to_string()).await;
+        } else {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
         Some(e.to_string())
+    }
+
+    /// A shadow that cannot be read is set aside, and made anew from what is served; whether it could be.
+    pub(crate) async fn begin_shadow_anew(&self, why: &str) -> bool {
+        tracing::error!("the shadow is damaged; it is made anew from ok/: {why}");
+        self.hall.event("SHADOW_LOST", "", why);
+        let begun = self.shadow.rebuild().await.and_then(|()| self.read_shadow());
+        if let Err(e) = &begun {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+        begun.is_ok()
     }
 
     /// What was accepted goes into `ok/` at once: registers judge it for themselves.

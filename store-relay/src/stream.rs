@@ -507,6 +507,9 @@ impl Relay {
         // What the shadow says now is the truth, whatever the child said before it died.
         if let Err(e) = self.read_shadow() {
             let text = e.to_string();
+            if e.verdict() == Verdict::Rebuild && self.begin_shadow_anew(&text).await {
+                return None;
+            }
             self.own_trouble(e.verdict(), e.is_disk_full(), &text);
             return Some(Outcome::Again(SOON, text));
         }
@@ -549,13 +552,10 @@ impl Relay {
                 Some(Outcome::Again(SOON, text))
             }
             TrialEnd::Unsound { text } => {
-                self.hall.event("SHADOW_LOST", "", &text);
-                match self.shadow.rebuild().await.and_then(|()| self.read_shadow()) {
-                    Ok(()) => None,
-                    Err(e) => {
-                        self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
-                        Some(Outcome::Again(SOON, e.to_string()))
-                    }
+                if self.begin_shadow_anew(&text).await {
+                    None
+                } else {
+                    Some(Outcome::Again(SOON, text))
                 }
             }
             TrialEnd::Halted { text } => {

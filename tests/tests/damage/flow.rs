@@ -43,6 +43,8 @@ pub struct Work<'a> {
     relay: Option<Daemon>,
     register: Option<Daemon>,
     hq: Option<Daemon>,
+    /// A person has done something: what is seen from now on is not the fault's.
+    is_mended: bool,
     /// Tries whatever may heal; else only what the table says.
     explore: bool,
 }
@@ -53,7 +55,8 @@ const REGISTER: &str = "0421-01";
 pub fn run(cell: &Cell, target: &Target, prepared: &Prepared, explore: bool) -> Result<Outcome, String> {
     let site = target.site(prepared);
     let out = Outcome::default();
-    let mut work = Work { cell, target, prepared, site, out, relay: None, register: None, hq: None, explore };
+    let mut work =
+        Work { cell, target, prepared, site, out, relay: None, register: None, hq: None, is_mended: false, explore };
     match target.stage {
         Stage::Receipt => work.receipt()?,
         Stage::Headquarters => work.headquarters()?,
@@ -155,6 +158,8 @@ impl Work<'_> {
             if remedy != ITSELF {
                 let seen = |w: &Self| w.has_shown_all();
                 self.wait(if self.explore { Duration::ZERO } else { WAIT }, seen)?;
+                self.note_logs();
+                self.is_mended = true;
                 (self.relay, self.register) = (None, None);
                 self.remedy(remedy);
                 self.start_relay();
@@ -169,7 +174,9 @@ impl Work<'_> {
             }
         }
         self.served_is_good()?;
-        self.note_logs();
+        if !self.is_mended {
+            self.note_logs();
+        }
         Ok(())
     }
 
@@ -179,6 +186,7 @@ impl Work<'_> {
         loop {
             for (who, status) in self.status_of() {
                 self.note_faults(who, &status["errors"]);
+                self.note_debts(who, &status["debts"]);
             }
             self.rows_are_published()?;
             if holds(self) {
@@ -320,6 +328,9 @@ impl Work<'_> {
     }
 
     fn note_faults(&mut self, who: &'static str, errors: &Value) {
+        if self.is_mended {
+            return;
+        }
         for e in errors.as_array().into_iter().flatten() {
             let text = e["text"].as_str().unwrap_or_default();
             let shown = self.out.shown.entry(who).or_default();
@@ -327,6 +338,14 @@ impl Work<'_> {
             if !shown.text.contains(text) {
                 shown.text += text;
             }
+        }
+    }
+
+    fn note_debts(&mut self, who: &'static str, debts: &Value) {
+        let text = debts.to_string();
+        let shown = self.out.shown.entry(who).or_default();
+        if !shown.text.contains(&text) {
+            shown.text += &text;
         }
     }
 
@@ -437,6 +456,7 @@ impl Work<'_> {
         let file = self.target.file(&self.site);
         let (relay, register) = (self.relay_node(), self.register_node());
         match remedy {
+            "a restart" => {}
             "`publish`" => drop(self.site.hq.run(&["publish"])),
             "`publish --full`" => drop(self.site.hq.run(&["publish", "--full"])),
             "`store-relay verify`" => drop(relay.run(&["verify"])),

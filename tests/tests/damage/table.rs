@@ -41,6 +41,8 @@ impl Cell {
 pub struct Expected {
     pub exit: Option<i32>,
     pub words: Vec<String>,
+    /// What may be seen or not, as chance has it; in round brackets.
+    pub maybe: Vec<String>,
 }
 
 impl Expected {
@@ -56,7 +58,10 @@ impl Expected {
             rest = after.trim_start();
             match word.parse() {
                 Ok(exit) => expected.exit = Some(exit),
-                Err(_) => expected.words.push(word.to_owned()),
+                Err(_) => match word.strip_prefix('(').and_then(|w| w.strip_suffix(')')) {
+                    Some(maybe) => expected.maybe.push(maybe.to_owned()),
+                    None => expected.words.push(word.to_owned()),
+                },
             }
         }
         (who, expected)
@@ -270,21 +275,21 @@ wrong owner | relay 1 "Permission denied" | owner and mode put right, and a rest
 read-only | quiet | itself | quiet | itself
 # ready/ as a whole
 delete | quiet | itself | quiet | itself
-swap | quiet | itself | quiet | itself
+swap | quiet | itself | relay BIT_ROT | itself
 roll back | cannot be: it is empty between downloads and imports
 wrong owner | relay 1 "Permission denied" | owner and mode put right, and a restart | relay LOCAL_FILES | owner and mode put right, and a restart
 read-only | quiet | itself | quiet | itself
 # ok/ as a whole
-delete | quiet | itself | quiet | itself
-swap | quiet | itself | quiet | itself
-roll back | quiet | itself | quiet | itself
+delete | quiet | itself | relay BIT_ROT | itself
+swap | quiet | itself | relay BIT_ROT | itself
+roll back | quiet | itself | relay BIT_ROT | itself
 wrong owner | relay 1 "Permission denied" | owner and mode put right, and a restart | relay LOCAL_FILES | owner and mode put right, and a restart
 read-only | relay 3 LOCAL_FILES | itself | relay LOCAL_FILES | owner and mode put right, and a restart
 # error/ as a whole
 delete | relay 3 PACK_IN_ERROR | the next publish | relay PACK_IN_ERROR | the next publish
 swap | relay 3 PACK_IN_ERROR | the next publish | relay PACK_IN_ERROR | the next publish
 roll back | relay 3 PACK_IN_ERROR | the next publish | relay PACK_IN_ERROR | the next publish
-wrong owner | relay 1 "Permission denied"; register 3 PACK_IN_ERROR | owner and mode put right, a restart, and the next publish | relay PACK_IN_ERROR | owner and mode put right, a restart, and the next publish
+wrong owner | relay 1 "Permission denied"; register 1 SOURCE | owner and mode put right, a restart, and the next publish | relay PACK_IN_ERROR | owner and mode put right, a restart, and the next publish
 read-only | relay 3 PACK_IN_ERROR | the next publish | relay PACK_IN_ERROR | the next publish
 # import/ as a whole
 delete | quiet | itself | quiet | itself
@@ -293,12 +298,12 @@ roll back | cannot be: it is empty between downloads and imports
 wrong owner | relay 1 "Permission denied" | owner and mode put right, and a restart | quiet | itself
 read-only | quiet | itself | quiet | itself
 # shadow.db
-truncate | relay SHADOW_LOST | itself | relay LOCAL_FILES SHADOW_LOST | itself
-empty | quiet | itself | relay LOCAL_FILES | itself
-delete | quiet | itself | relay LOCAL_FILES | itself
-flip header | relay SHADOW_LOST | itself | relay LOCAL_FILES SHADOW_LOST | itself
+truncate | relay SHADOW_LOST | itself | relay SHADOW_LOST (LOCAL_FILES) | itself
+empty | quiet | itself | relay (SHADOW_LOST) (LOCAL_FILES) | itself
+delete | quiet | itself | relay (SHADOW_LOST) (LOCAL_FILES) | itself
+flip header | relay SHADOW_LOST | itself | relay SHADOW_LOST (LOCAL_FILES) | itself
 flip row | quiet | itself | quiet | itself
-flip end | quiet | itself | relay DRIFT | itself
+flip end | relay (DRIFT) | itself | relay (DRIFT) | itself
 swap | quiet | itself | quiet | itself
 duplicate | quiet | itself | quiet | itself
 roll back | quiet | itself | quiet | itself
@@ -335,8 +340,8 @@ read-only | relay 1 "it cannot be written" | owner and mode put right, and a res
 truncate | quiet | itself | register DRIFT | itself
 empty | quiet | itself | register DRIFT | itself
 delete | quiet | itself | quiet | itself
-flip header | quiet | itself | register DRIFT | itself
-flip row | quiet | `pos-agent verify` | register DRIFT | itself
+flip header | quiet | itself | quiet | a restart
+flip row | quiet | `pos-agent verify` | quiet | `pos-agent verify`
 flip end | quiet | itself | quiet | itself
 swap | quiet | itself | quiet | itself
 duplicate | quiet | itself | quiet | itself
@@ -372,7 +377,7 @@ wrong owner | hq 1 "unable to open database file" | owner and mode put right, an
 read-only | hq 1 "it cannot be written" | owner and mode put right, and a restart | hq 1 "it cannot be written" | owner and mode put right, and a restart
 # fleet.db
 truncate | hq 1 "malformed" | the file moved away, and `publish` | hq 1 "malformed" | the file moved away, and `publish`
-empty | quiet | itself | quiet | itself
+empty | quiet | itself | hq 1 "database is locked" | a restart
 delete | quiet | itself | quiet | itself
 flip header | hq 1 "not a database" | the file moved away, and `publish` | hq 1 "not a database" | the file moved away, and `publish`
 flip row | quiet | itself | quiet | itself
