@@ -276,10 +276,10 @@ impl Shelves {
         }
         // 3. What was given up.
         for name in truth.attempts.keys() {
-            if let Some(attempts) = truth.given_up(name) {
-                if self.pack(Room::Ready, name).is_file() || !self.has_reason(name, attempts) {
-                    self.refuse(name, attempts)?;
-                }
+            if let Some(attempts) = truth.given_up(name)
+                && (self.pack(Room::Ready, name).is_file() || !self.has_reason(name, attempts))
+            {
+                self.refuse(name, attempts)?;
             }
         }
         for (name, _) in self.packs(Room::Error)? {

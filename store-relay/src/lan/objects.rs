@@ -335,7 +335,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (tell, mut rotten) = mpsc::unbounded_channel();
         let rules = CacheRules { bytes: HumanBytes(250), object: HumanBytes(100) };
-        let time = Arc::new(TestClock::at(proto::clock::Timestamp::UNIX_EPOCH));
+        let time = Arc::new(TestClock::at("2026-01-01T00:00:00Z"));
         let objects = Objects::new(rules, tell, time.clone());
         for n in 1..=4 {
             let path = dir.path().join(n.to_string());

@@ -576,7 +576,7 @@ impl Target {
 
 /// To a user who lets nobody in.
 fn give_away(path: &Path) {
-    fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
     }

@@ -289,7 +289,7 @@ read-only | relay 3 LOCAL_FILES | itself | relay LOCAL_FILES | owner and mode pu
 delete | relay 3 PACK_IN_ERROR | the next publish | relay PACK_IN_ERROR | the next publish
 swap | relay 3 PACK_IN_ERROR | the next publish | relay PACK_IN_ERROR | the next publish
 roll back | relay 3 PACK_IN_ERROR | the next publish | relay PACK_IN_ERROR | the next publish
-wrong owner | relay 1 "Permission denied"; register 1 SOURCE | owner and mode put right, a restart, and the next publish | relay PACK_IN_ERROR | owner and mode put right, a restart, and the next publish
+wrong owner | relay 1 (PACK_IN_ERROR) "Permission denied"; register 1 SOURCE | owner and mode put right, a restart, and the next publish | relay PACK_IN_ERROR | owner and mode put right, a restart, and the next publish
 read-only | relay 3 PACK_IN_ERROR | the next publish | relay PACK_IN_ERROR | the next publish
 # import/ as a whole
 delete | quiet | itself | quiet | itself
@@ -343,9 +343,9 @@ delete | quiet | itself | quiet | itself
 flip header | quiet | itself | quiet | a restart
 flip row | quiet | `pos-agent verify` | quiet | `pos-agent verify`
 flip end | quiet | itself | quiet | itself
-swap | quiet | itself | quiet | itself
+swap | quiet | itself | register (DRIFT) | a restart
 duplicate | quiet | itself | quiet | itself
-roll back | quiet | itself | quiet | itself
+roll back | quiet | itself | register (DRIFT) | a restart
 future version | register 1 "update this program" | the file moved away, and a restart | quiet | itself
 wrong owner | register 1 "unable to open database file" | owner and mode put right, and a restart | quiet | itself
 read-only | register 1 "it cannot be written" | owner and mode put right, and a restart | quiet | itself
