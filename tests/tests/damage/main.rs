@@ -164,7 +164,6 @@ fn objects_in_the_bucket_while_stopped() {
 }
 
 #[test]
-#[ignore = "a minute more; the stopped half is the plain one"]
 fn objects_in_the_bucket_while_running() {
     all(of(&BUCKET, true));
 }
@@ -175,7 +174,6 @@ fn directories_while_stopped() {
 }
 
 #[test]
-#[ignore = "a minute more; the stopped half is the plain one"]
 fn directories_while_running() {
     all(of(&DIRECTORIES, true));
 }
@@ -186,7 +184,6 @@ fn databases_while_stopped() {
 }
 
 #[test]
-#[ignore = "a minute more; the stopped half is the plain one"]
 fn databases_while_running() {
     all(of(&DATABASES, true));
 }
