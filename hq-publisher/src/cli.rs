@@ -29,7 +29,11 @@ pub enum Command {
     /// Versions, stores behind, devices, faults, mails waiting.
     Status,
     /// Compare the bucket and the published replicas with the ledger.
-    Verify,
+    Verify {
+        /// Put manifests and trust files that are wrong or missing in the bucket back, as they were signed.
+        #[arg(long)]
+        mend: bool,
+    },
     /// Make a code that enrols a store's relay or a register.
     Enroll {
         /// A store (0421) or a register (0421-03).

@@ -45,7 +45,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<Exit> {
         Command::Publish(options) => shop.publish(options).await,
         Command::Serve => shop.serve().await,
         Command::Status => shop.status().await,
-        Command::Verify => shop.verify().await,
+        Command::Verify { mend } => shop.verify(*mend).await,
         Command::Enroll { id, clock_is_right } => shop.enroll(id, *clock_is_right).await,
         Command::Revoke { id, clock_is_right } => shop.revoke(id, *clock_is_right).await,
         Command::Trust { command } => shop.trust(command).await,
@@ -198,9 +198,16 @@ impl Shop<'_> {
         Ok(Exit::Done)
     }
 
-    async fn verify(&self) -> anyhow::Result<Exit> {
+    async fn verify(&self, mend: bool) -> anyhow::Result<Exit> {
         let ledger = self.ledger().await?;
         let buckets = Buckets::open(self.config, &ledger).await?;
+        if mend {
+            // A publish that signs meanwhile must not be overwritten by what was signed before.
+            let lease = publish::Lease::acquire(self.config, &ledger, &self.clock).await?;
+            let put = verify::put_back(self.config, &ledger, &buckets).await?;
+            lease.release().await;
+            tracing::info!(objects = put, "put back");
+        }
         let bar = std::io::stderr().is_terminal().then(|| indicatif::ProgressBar::new(0));
         let step = |done: usize, of: usize| {
             if let Some(bar) = &bar {

@@ -1,9 +1,11 @@
 //! `verify`: are the rows that were published still the rows of their versions, and does the bucket
-//! hold what the manifests say? Reads everything, changes nothing; the next publish mends replicas.
+//! hold what the manifests say? Reads everything, and changes nothing unless it is asked to put back what was signed;
+//! the next publish mends replicas.
 
 use crate::bucket::{BucketError, Buckets};
 use crate::config::Config;
 use crate::ledger::{Head, Ledger, LedgerError, StoreRow};
+use crate::publish::PublishError;
 use crate::rebuild::{is_at, replica_path};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use proto::ids::{Instance, Version};
@@ -146,6 +148,31 @@ async fn check_packs(buckets: &Buckets, instance: &Instance, head: &Head, check:
             Err(e) => check.problems.push(e.to_string()),
         }
     }
+}
+
+/// Puts manifests and trust files that are wrong or missing in the bucket there once more; how many. Only under the
+/// publisher's lease. (A pack is not kept here: a full goes round it.)
+pub async fn put_back(config: &Config, ledger: &Ledger, buckets: &Buckets) -> Result<usize, PublishError> {
+    let rows = ledger.trust().await?;
+    let newest = rows.last().map(|r| (ObjectName::Trust, r.envelope.clone()));
+    let mut signed: Vec<_> = rows.into_iter().map(|r| (ObjectName::TrustVersion(r.version), r.envelope)).collect();
+    // The pointer last: it leads to the others.
+    signed.extend(newest);
+    for row in ledger.stores().await?.into_iter().filter(|s| s.serial > 0) {
+        if let Some(last) = ledger.manifest(&row.seen.id).await? {
+            signed.push((ObjectName::Manifest(last.store), last.envelope));
+        }
+    }
+    let (mut put, max) = (0, config.limits.manifest_bytes.max(config.limits.trust_bytes));
+    for (name, envelope) in signed {
+        // One that cannot even be read is put, too.
+        if !matches!(compare(buckets, &name, &envelope, max).await, Ok(None)) {
+            buckets.put_pointer(&name, envelope.into()).await?;
+            tracing::warn!(object = %name, "put back");
+            put += 1;
+        }
+    }
+    Ok(put)
 }
 
 async fn compare(buckets: &Buckets, name: &ObjectName, wanted: &str, max: u64) -> Result<Option<String>, BucketError> {

@@ -46,6 +46,9 @@ pub struct Config {
     /// CDN as one. 30 s.
     #[serde(default = "half_minute")]
     pub fallback_jitter: HumanDuration,
+    /// The pause between checks of all rows against their digests; the first is at the start. 24 h.
+    #[serde(default = "day")]
+    pub verify: HumanDuration,
     /// Room kept aside to recover from a full disk. The lesser of 64 MiB and 2% of the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ballast: Option<HumanBytes>,
@@ -65,6 +68,9 @@ pub struct Config {
 
 fn local_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7422))
+}
+fn day() -> HumanDuration {
+    HumanDuration(Duration::from_secs(24 * 3600))
 }
 fn half_minute() -> HumanDuration {
     HumanDuration(Duration::from_secs(30))
@@ -122,6 +128,9 @@ impl Config {
             if value.0 < second || value.0 > hour {
                 return refuse(format!("{name} = \"{value}\" is out of range: 1s to 1h"));
             }
+        }
+        if self.verify.0 < second {
+            return refuse(format!("verify = \"{}\" is out of range: 1s or more", self.verify));
         }
         if self.fallback_jitter.0 > hour {
             return refuse(format!("fallback_jitter = \"{}\" is out of range: 0s to 1h", self.fallback_jitter));

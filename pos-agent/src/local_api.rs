@@ -7,7 +7,6 @@ use crate::agent::Agent;
 use crate::hold::LONGEST;
 use crate::register_db::log_path;
 use crate::report;
-use crate::verify;
 use http::{Method, Request, Response, StatusCode};
 use proto::http::{Body, Inbound, json, read_body, text};
 use proto::wire::fault;
@@ -102,22 +101,10 @@ async fn hold(agent: &Agent, body: Inbound) -> Response<Body> {
 }
 
 async fn verify_rows(agent: &Arc<Agent>) -> Response<Body> {
-    let (path, limits) = (agent.db.path().to_owned(), agent.config.limits.clone());
-    let checked = tokio::task::spawn_blocking(move || verify::check(&path, &limits)).await;
-    let found = match checked {
-        Ok(Ok(found)) => found,
-        Ok(Err(e)) => return text(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
-        Err(e) => return text(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
-    };
-    for (instance, stream) in found.streams.iter().filter(|(_, s)| !s.ok) {
-        if let Err(e) = agent.latch(instance, &stream.reason()) {
-            tracing::error!(%instance, error = %e, "the drift could not be latched");
-        }
+    match agent.verify().await {
+        Ok(found) => json_of(&found),
+        Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
     }
-    if found.drift {
-        agent.wake.notify_one();
-    }
-    json_of(&found)
 }
 
 fn metrics(agent: &Agent) -> Response<Body> {

@@ -36,6 +36,7 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future
     let mut loops = tokio::task::JoinSet::new();
     loops.spawn(watch_relay(agent.clone(), tell_news));
     loops.spawn(beats(agent.clone()));
+    loops.spawn(checks(agent.clone()));
     if let Some(every) = cli::watchdog_interval() {
         loops.spawn(async move {
             loop {
@@ -131,6 +132,18 @@ async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
             }
             Err(_) => tracing::warn!(relay = agent.upstream.relay().url(), "the relay left a long poll hanging"),
         }
+    }
+}
+
+/// Reads all rows now and then: a bit that rots in a row that no pack touches is seen by nobody else.
+async fn checks(agent: Arc<Agent>) {
+    loop {
+        match agent.verify().await {
+            Ok(found) if found.drift => tracing::error!("the rows were checked: {}", found.text()),
+            Ok(_) => tracing::debug!("the rows were checked"),
+            Err(e) => tracing::warn!(error = %e, "the rows could not be checked"),
+        }
+        sleep(agent.config.verify.0).await;
     }
 }
 

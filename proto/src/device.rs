@@ -110,6 +110,7 @@ impl Device {
             return Err(DeviceError::NotEnrolled(dir.display().to_string()));
         }
         let db = sqlite::open_private(&file)?;
+        sqlite::refuse_newer(&db, &file, 0)?;
         db.execute_batch(SCHEMA)?;
         let not_enrolled = || DeviceError::NotEnrolled(dir.display().to_string());
         let id: DeviceId = get(&db, "id")?.ok_or_else(not_enrolled)?;
@@ -119,9 +120,12 @@ impl Device {
         let seed: String = get(&db, "seed")?.ok_or_else(not_enrolled)?;
         let key = seed.parse().map_err(|e| DeviceError::Damaged("seed", format!("{e}")))?;
         let trust = get(&db, "trust")?.ok_or_else(not_enrolled)?;
-        let seen = get(&db, "seen")?.unwrap_or_default();
-        let manifest =
-            get::<String>(&db, "manifest")?.map(|m| Verified::accepted_before(m.into_bytes(), limits)).transpose()?;
+        let seen: Seen = get(&db, "seen")?.unwrap_or_default();
+        let manifest = get::<String>(&db, "manifest").and_then(|m| Ok(kept_manifest(m, &seen, limits)?));
+        let manifest = manifest.unwrap_or_else(|e| {
+            tracing::error!(error = %e, "the kept manifest is damaged; it is fetched anew");
+            None
+        });
         Ok(Device { db, id, key, trust, seen, manifest })
     }
 
@@ -189,6 +193,12 @@ impl Device {
     pub fn set_fact<T: Serialize>(&mut self, name: &'static str, value: &T) -> Result<(), DeviceError> {
         put(&self.db, name, value)
     }
+}
+
+/// The manifest as it was accepted, or a refusal: nobody verifies its signature again (the key may be gone), so its
+/// bytes must be those of the hash that was remembered with it.
+fn kept_manifest(kept: Option<String>, seen: &Seen, limits: &Limits) -> Result<Option<Verified<Manifest>>, Refusal> {
+    kept.map(|m| Verified::accepted_before(m.into_bytes(), seen, limits)).transpose()
 }
 
 fn get<T: DeserializeOwned>(db: &Connection, name: &'static str) -> Result<Option<T>, DeviceError> {

@@ -148,12 +148,17 @@ const MAX_SIGNATURES: usize = 16;
 /// The payload of an envelope whose signature nobody has looked at: to learn a version number or
 /// an id to look a key up by, never to act on.
 pub fn peek<T: for<'de> Deserialize<'de>>(bytes: &[u8], max: u64) -> Result<T, DsseError> {
+    let payload = peek_payload(bytes, max)?;
+    serde_json::from_slice(&payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+}
+
+/// The same, as the bytes that it is.
+pub fn peek_payload(bytes: &[u8], max: u64) -> Result<Vec<u8>, DsseError> {
     if bytes.len() as u64 > max {
         return Err(DsseError::TooLong { limit: max });
     }
     let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
-    let payload = STANDARD.decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
-    serde_json::from_slice(&payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+    STANDARD.decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
 }
 
 #[cfg(test)]

@@ -168,8 +168,10 @@ pub enum FetchErrorKind {
     WrongHash,
     /// Under the rate floor; the part stays.
     Slow,
-    /// The local disk: full, or not writable.
+    /// The local disk is full.
     Disk,
+    /// Our own files cannot be read or written.
+    Local,
     /// A local fsync failed.
     Halt,
 }
@@ -232,7 +234,11 @@ impl Trouble {
 
 impl From<ShelfError> for Trouble {
     fn from(e: ShelfError) -> Self {
-        let kind = if e.verdict() == Verdict::Halt { FetchErrorKind::Halt } else { FetchErrorKind::Disk };
+        let kind = match e.verdict() {
+            Verdict::Halt => FetchErrorKind::Halt,
+            _ if e.is_disk_full() => FetchErrorKind::Disk,
+            _ => FetchErrorKind::Local,
+        };
         Trouble::new(kind, e.to_string())
     }
 }
@@ -500,7 +506,7 @@ async fn off_thread<T: Send + 'static>(
 ) -> Result<T, Trouble> {
     match tokio::task::spawn_blocking(job).await {
         Ok(outcome) => outcome,
-        Err(e) => Err(Trouble::new(FetchErrorKind::Disk, format!("a task broke off: {e}"))),
+        Err(e) => Err(Trouble::new(FetchErrorKind::Local, format!("a task broke off: {e}"))),
     }
 }
 
@@ -575,7 +581,7 @@ impl Work {
     }
 
     fn take_disk(&mut self) -> Result<OnDisk, Trouble> {
-        self.disk.take().ok_or_else(|| Trouble::new(FetchErrorKind::Disk, "an earlier task on the part broke off"))
+        self.disk.take().ok_or_else(|| Trouble::new(FetchErrorKind::Local, "an earlier task on the part broke off"))
     }
 
     /// Deletes the part, and gives back why.

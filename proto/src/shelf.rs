@@ -364,6 +364,20 @@ pub fn modified_ns(meta: &fs::Metadata) -> i128 {
     i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
 }
 
+/// What tells a file from what else may come to stand under its name, or was written into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    place: (u64, u64),
+    bytes: u64,
+    modified_ns: i128,
+}
+
+/// Which file stands under a name now.
+pub fn file_id(path: &Path) -> Result<FileId, ShelfError> {
+    let meta = fs::symlink_metadata(path).at(Action::Open, path)?;
+    Ok(FileId { place: (meta.dev(), meta.ino()), bytes: meta.len(), modified_ns: modified_ns(&meta) })
+}
+
 // O_NONBLOCK: opening a pipe must not hang.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 

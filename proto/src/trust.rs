@@ -163,9 +163,11 @@ impl<T> std::ops::Deref for Verified<T> {
 impl Verified<Manifest> {
     /// A manifest that this device accepted before and kept in its own database: its signer may
     /// have been revoked since, but what was accepted may be finished.
-    pub(crate) fn accepted_before(envelope: Vec<u8>, limits: &Limits) -> Result<Self, Refusal> {
-        let value: serde_json::Value = dsse::peek(&envelope, limits.manifest_bytes)?;
-        let payload = serde_json::to_vec(&value).unwrap_or_default();
+    pub(crate) fn accepted_before(envelope: Vec<u8>, seen: &Seen, limits: &Limits) -> Result<Self, Refusal> {
+        let payload = dsse::peek_payload(&envelope, limits.manifest_bytes)?;
+        if seen.payload != Some(Sha256::of(&payload)) {
+            return Err(Refusal::SameSerialOtherBytes(seen.serial));
+        }
         Ok(Verified { value: Manifest::from_payload(&payload, limits)?, envelope })
     }
 }

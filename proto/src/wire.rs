@@ -228,7 +228,14 @@ impl Receipt {
     /// Verifies by the relay's key and reads.
     pub fn open(envelope: &[u8], key: &PublicKey, limits: &Limits) -> Result<Receipt, Refusal> {
         let payload = dsse::open(envelope, PayloadType::Receipt, [key], 1, limits.manifest_bytes)?;
-        Ok(serde_json::from_slice(&payload).map_err(|e| dsse::DsseError::NotAnEnvelope(e.to_string()))?)
+        let receipt: Receipt = serde_json::from_slice(&payload)
+            .map_err(|e| dsse::DsseError::NotAnEnvelope(format!("not a receipt: {e}")))?;
+        if receipt.format != 1 {
+            let why =
+                format!("the receipt has format {}; this build reads format 1: update this program", receipt.format);
+            return Err(dsse::DsseError::NotAnEnvelope(why).into());
+        }
+        Ok(receipt)
     }
 }
 

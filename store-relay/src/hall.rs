@@ -7,13 +7,14 @@ use crate::debts::Standing;
 use crate::lan::objects::Objects;
 use crate::metrics::Metrics;
 use crate::shelves::Shelves;
-use crate::spool::{Event, Spool};
+use crate::spool::{Event, Spool, SpoolError};
 use crate::tries::Attempts;
 use bytes::Bytes;
 use proto::clock::{Clock, Timestamp};
 use proto::device::Device;
 use proto::digest::Sha256;
 use proto::dsse::Envelope;
+use proto::fetch::Source;
 use proto::http::Gate;
 use proto::ids::{DeviceId, Instance, RegisterId, StreamName, Version};
 use proto::layout::PackName;
@@ -428,7 +429,11 @@ impl Hall {
                 text: text.clone(),
                 since: since.unwrap_or(now),
             };
-            state.faults.insert(key, fault);
+            let before = state.faults.insert(key, fault.clone());
+            drop(state);
+            if code == fault::REFUSED && before.as_ref() != Some(&fault) {
+                self.keep(self.spool.keep_refusal(subject, &fault));
+            }
             since.is_none()
         };
         if new {
@@ -438,10 +443,32 @@ impl Hall {
         }
     }
 
+    /// Brings back what sources held that was refused: nothing has mended it while this process did not run.
+    pub fn restore_refusals(&self, sources: &[Source]) -> Result<(), SpoolError> {
+        for (source, fault) in self.spool.refusals()? {
+            if sources.iter().any(|s| s.url() == source) {
+                self.state().faults.insert((fault::REFUSED.to_owned(), source), fault);
+            } else {
+                self.spool.forget_refusal(&source)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A note that cannot be kept stops nothing.
+    fn keep(&self, kept: Result<(), SpoolError>) {
+        if let Err(e) = kept {
+            tracing::warn!(error = %e, "a refusal was not written down");
+        }
+    }
+
     /// A fault is mended.
     pub fn mended(&self, code: &str, subject: &str) {
         let was = self.state().faults.remove(&(code.to_owned(), subject.to_owned())).is_some();
         if was {
+            if code == fault::REFUSED {
+                self.keep(self.spool.forget_refusal(subject));
+            }
             tracing::info!(code, subject, "mended");
             self.event("MENDED", subject, code);
             self.report.notify_one();

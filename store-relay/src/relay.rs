@@ -167,7 +167,7 @@ impl Relay {
     ) -> Result<Relay, RelayError> {
         let sources = config.sources()?;
         let (tell, rotten) = mpsc::unbounded_channel();
-        let objects = Objects::new(config.cache.clone(), tell);
+        let objects = Objects::new(config.cache.clone(), tell, Arc::clone(&clock));
         let hall = Arc::new(Hall::new(config, clock, files, objects));
         let followers = sources.iter().map(|s| tokio::sync::Mutex::new(Follower::new(vec![s.clone()]))).collect();
         let relay = Relay {
@@ -187,6 +187,9 @@ impl Relay {
         };
         if lost {
             relay.hall.event("SHADOW_LOST", "", "shadow.db was damaged; it is made anew from ok/");
+        }
+        if let Some(why) = relay.hall.spool.lost() {
+            relay.hall.event("SPOOL_LOST", "", &format!("relay.db was begun anew: {why}"));
         }
         relay.where_are_we()?;
         relay.hold_ballast();
@@ -223,6 +226,7 @@ impl Relay {
             let bytes = shelf::read_bounded(&path, hall.config.limits.trust_bytes)?;
             self.show_trust(n, n == trust_version, bytes.into());
         }
+        hall.restore_refusals(&self.sources)?;
         beats::restore(hall)?;
         beats::forget_unlisted(hall);
         hall.publish_versions();
@@ -370,8 +374,23 @@ impl Relay {
     /// Puts what was accepted to work; the trouble with that, if any.
     pub(crate) async fn take_news(&self, news: &Refreshed, sources: &[Source]) -> Option<String> {
         let e = self.adopt(news, sources).await.err()?;
-        self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        if matches!(e, AdoptError::Shadow(_)) && e.verdict() == Verdict::Rebuild {
+            self.begin_shadow_anew(&e.to_string()).await;
+        } else {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
         Some(e.to_string())
+    }
+
+    /// A shadow that cannot be read is set aside, and made anew from what is served; whether it could be.
+    pub(crate) async fn begin_shadow_anew(&self, why: &str) -> bool {
+        tracing::error!("the shadow is damaged; it is made anew from ok/: {why}");
+        self.hall.event("SHADOW_LOST", "", why);
+        let begun = self.shadow.rebuild().await.and_then(|()| self.read_shadow());
+        if let Err(e) = &begun {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+        begun.is_ok()
     }
 
     /// What was accepted goes into `ok/` at once: registers judge it for themselves.

@@ -149,6 +149,7 @@ impl Mirror {
                     self.look();
                 }
                 Some(name) = rotten.recv() => {
+                    hall.event("BIT_ROT", &name.to_string(), "found as it was to be served; it is fetched anew");
                     self.relay.throw_away(&name);
                     self.due.insert(name.instance.stream.clone(), Instant::now());
                     self.spare_wanted = true;

@@ -175,9 +175,14 @@ impl Shelves {
     }
 
     fn write_reason(&self, name: &PackName, attempts: &Attempts) -> Result<(), ShelfError> {
-        // A record of plain fields: writing it as JSON cannot fail.
-        let text = serde_json::to_vec_pretty(&Reason { pack: name, attempts }).unwrap_or_default();
+        let text = reason_text(name, attempts);
         self.steps.run(failpoint::name("relay.reason"), || shelf::write_durable(&self.reason(name), &text))
+    }
+
+    /// Whether the reason beside a pack is there and unharmed.
+    fn has_reason(&self, name: &PackName, attempts: &Attempts) -> bool {
+        let text = reason_text(name, attempts);
+        shelf::read_bounded(&self.reason(name), text.len() as u64).is_ok_and(|there| there == text)
     }
 
     /// Takes a pack out of `error/` to be run again; whether it was there whole.
@@ -280,11 +285,10 @@ impl Shelves {
         }
         // 3. What was given up.
         for name in truth.attempts.keys() {
-            if let Some(attempts) = truth.given_up(name) {
-                let moved = self.pack(Room::Ready, name).is_file();
-                if moved || !self.reason(name).is_file() {
-                    self.refuse(name, attempts)?;
-                }
+            if let Some(attempts) = truth.given_up(name)
+                && (self.pack(Room::Ready, name).is_file() || !self.has_reason(name, attempts))
+            {
+                self.refuse(name, attempts)?;
             }
         }
         for (name, _) in self.packs(Room::Error)? {
@@ -361,6 +365,11 @@ impl Shelves {
         }
         Ok(dirs)
     }
+}
+
+fn reason_text(pack: &PackName, attempts: &Attempts) -> Vec<u8> {
+    // A record of plain fields: writing it as JSON cannot fail.
+    serde_json::to_vec_pretty(&Reason { pack, attempts }).unwrap_or_default()
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -13,6 +13,7 @@ use proto::ids::Instance;
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
 use proto::replica::sqlite::Checkpoint;
+use proto::retry::Verdict;
 use proto::wire::{StreamState, fault};
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -119,6 +120,9 @@ impl Relay {
     pub(crate) async fn tidy(&self) {
         match self.try_tidy().await {
             Ok(()) => self.room_again(),
+            Err(RelayError::Shadow(e)) if e.verdict() == Verdict::Rebuild => {
+                self.begin_shadow_anew(&e.to_string()).await;
+            }
             Err(e) => tracing::warn!(error = %e, "not all is in order; it is looked at again"),
         }
         self.hold_ballast();

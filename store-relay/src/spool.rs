@@ -11,6 +11,7 @@ use proto::layout::{ObjectName, PackName};
 use proto::replica::sqlite::{self, Checkpoint, SqliteError};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
+use proto::wire::Fault;
 use rusqlite::{Connection, Row};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,6 +58,7 @@ const SCHEMA: &str = "
         id INTEGER PRIMARY KEY, at TEXT NOT NULL, code TEXT NOT NULL, subject TEXT NOT NULL, text TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS attempt (pack TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS drift (stream TEXT PRIMARY KEY, since TEXT NOT NULL, text TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS refusal (source TEXT PRIMARY KEY, fault TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS unlisted (object TEXT PRIMARY KEY, since TEXT NOT NULL) STRICT;";
 
 /// The latest heartbeat of a register, as it is kept.
@@ -92,6 +94,7 @@ pub struct Event {
 pub struct Spool {
     db: Mutex<Connection>,
     events: u32,
+    lost: Option<String>,
 }
 
 impl Spool {
@@ -99,14 +102,20 @@ impl Spool {
     pub fn open(dir: &Path, events: u32) -> Result<Spool, SpoolError> {
         let path = dir.join(FILE);
         let db = match open_file(&path) {
-            Err(e) if e.verdict() == Verdict::Rebuild => {
-                tracing::error!(error = %e, "relay.db is damaged; it is set aside and begun anew");
+            Err(e) if e.verdict() == Verdict::Rebuild || matches!(&e, SpoolError::Sqlite(s) if s.is_newer()) => {
+                tracing::error!(error = %e, "relay.db cannot be used; it is set aside and begun anew");
                 set_aside(&path)?;
-                open_file(&path)?
+                (open_file(&path)?, Some(e.to_string()))
             }
-            opened => opened?,
+            opened => (opened?, None),
         };
-        Ok(Spool { db: Mutex::new(db), events })
+        let (db, lost) = db;
+        Ok(Spool { db: Mutex::new(db), events, lost })
+    }
+
+    /// Why it was begun anew, if it was.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
@@ -214,6 +223,27 @@ impl Spool {
         })
     }
 
+    /// What sources hold that was refused, by source.
+    pub fn refusals(&self) -> Result<Vec<(String, Fault)>, SpoolError> {
+        self.read("reading refusals", "SELECT source, fault FROM refusal", |r| {
+            Ok((r.get(0)?, serde_json::from_str(r.get_ref(1)?.as_str()?).map_err(|e| conversion(1, e))?))
+        })
+    }
+
+    /// Keeps a refusal until the source has something better.
+    pub fn keep_refusal(&self, source: &str, fault: &Fault) -> Result<(), SpoolError> {
+        // Plain fields: writing them as JSON cannot fail.
+        let text = serde_json::to_string(fault).unwrap_or_default();
+        self.write("keeping a refusal", |db| {
+            db.execute("INSERT OR REPLACE INTO refusal VALUES (?1, ?2)", (source, text))
+        })
+    }
+
+    /// The source has something better.
+    pub fn forget_refusal(&self, source: &str) -> Result<(), SpoolError> {
+        self.write("forgetting a refusal", |db| db.execute("DELETE FROM refusal WHERE source = ?1", [source]))
+    }
+
     /// Takes down which objects are not listed now; gives since when each has not been.
     pub fn unlisted(
         &self,
@@ -274,6 +304,7 @@ impl Spool {
 
 fn open_file(path: &Path) -> Result<Connection, SpoolError> {
     let db = sqlite::open_private(path)?;
+    sqlite::refuse_newer(&db, path, 0)?;
     db.execute_batch(SCHEMA).map_err(|e| SqliteError::new(format!("opening {}", path.display()), e))?;
     Ok(db)
 }

@@ -384,6 +384,11 @@ impl Relay {
             let _ = self.hall.shelves.drop_pack(Room::Incoming, name);
             self.disk_full(&text);
         }
+        if any(FetchErrorKind::Local) {
+            // A part that cannot be written is begun anew, if the directory lets us.
+            let _ = self.hall.shelves.drop_pack(Room::Incoming, name);
+            self.own_trouble(Verdict::Retry, false, &text);
+        }
         let failures: Vec<&FetchError> = errors.iter().filter(|e| tries::fetch_cause(e).is_some()).collect();
         if failures.is_empty() {
             let text = if text.is_empty() { format!("{name}: there is no source") } else { text };
@@ -502,6 +507,9 @@ impl Relay {
         // What the shadow says now is the truth, whatever the child said before it died.
         if let Err(e) = self.read_shadow() {
             let text = e.to_string();
+            if e.verdict() == Verdict::Rebuild && self.begin_shadow_anew(&text).await {
+                return None;
+            }
             self.own_trouble(e.verdict(), e.is_disk_full(), &text);
             return Some(Outcome::Again(SOON, text));
         }
@@ -544,13 +552,10 @@ impl Relay {
                 Some(Outcome::Again(SOON, text))
             }
             TrialEnd::Unsound { text } => {
-                self.hall.event("SHADOW_LOST", "", &text);
-                match self.shadow.rebuild().await.and_then(|()| self.read_shadow()) {
-                    Ok(()) => None,
-                    Err(e) => {
-                        self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
-                        Some(Outcome::Again(SOON, e.to_string()))
-                    }
+                if self.begin_shadow_anew(&text).await {
+                    None
+                } else {
+                    Some(Outcome::Again(SOON, text))
                 }
             }
             TrialEnd::Halted { text } => {

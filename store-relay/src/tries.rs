@@ -36,6 +36,7 @@ pub fn fetch_cause(error: &FetchError) -> Option<Cause> {
         | FetchErrorKind::NotAnObject
         | FetchErrorKind::Slow
         | FetchErrorKind::Disk
+        | FetchErrorKind::Local
         | FetchErrorKind::Halt => None,
     }
 }

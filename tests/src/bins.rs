@@ -53,7 +53,7 @@ impl Product {
     pub fn spawn_command(self, dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Running {
         let capture = tempfile::tempdir().unwrap();
         let (stdout, stderr) = (capture.path().join("stdout"), capture.path().join("stderr"));
-        let mut command = process::command(Path::new("/bin/sh"), None, "KILL");
+        let mut command = process::powerless(Path::new("/bin/sh"), "KILL");
         // The shell becomes the binary: its outputs are taken apart, and kept in files that cannot fill up.
         command.args(["-c", "out=$1 err=$2; shift 2; exec \"$@\" >\"$out\" 2>\"$err\"", "sh"]);
         command.args([&stdout, &stderr]).arg(self.path()).args(args);
@@ -66,7 +66,7 @@ impl Product {
     /// Starts a daemon (`args` names the command and `--config`); its output goes to `log`.
     #[track_caller]
     pub fn daemon(self, dir: &Path, args: &[&str], env: &[(&str, &str)], log: &Path) -> Daemon {
-        let mut command = process::command(&self.path(), None, "KILL");
+        let mut command = process::powerless(&self.path(), "KILL");
         command.args(args);
         set_up(&mut command, dir, env);
         Daemon { process: Process::spawn(self.name(), command, log) }

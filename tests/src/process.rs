@@ -53,6 +53,17 @@ pub fn command(program: &Path, user: Option<&str>, death: &str) -> Command {
     c
 }
 
+/// As [`command`], but where the tester is root the program has none of root's powers: modes and owners of files
+/// count for it as for any service.
+pub fn powerless(program: &Path, death: &str) -> Command {
+    let mut c = Command::new(self::program("setpriv"));
+    if rustix::process::geteuid().is_root() {
+        c.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+    }
+    c.args(["--pdeathsig", death, "--"]).arg(program).stdin(Stdio::null());
+    c
+}
+
 fn group_of(user: &str) -> &str {
     if user == "nobody" { "nogroup" } else { user }
 }

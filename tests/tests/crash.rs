@@ -410,7 +410,7 @@ fn bad_pack(site: &mut Site) {
 fn bad_file(site: &mut Site) {
     published(site);
     let other = site.dir().join("other");
-    files::copy(&site.bucket(), &other);
+    files::copy_all(&site.bucket(), &other);
     let (name, mut bytes) = site.head_pack("0421", "price");
     bytes.reverse();
     std::fs::write(other.join(name), bytes).unwrap();
@@ -658,7 +658,7 @@ fn went_round(site: &Site) {
 }
 
 fn mended_file(site: &Site) {
-    files::copy(&site.bucket(), &site.dir().join("other"));
+    files::copy_all(&site.bucket(), &site.dir().join("other"));
 }
 
 // The runs.

@@ -382,7 +382,11 @@ fn manifests_that_are_not_to_be_believed_are_refused_with_their_reason_and_the_l
             assert!(told.starts_with("REFUSED ") || reason.contains(' '), "{who}, {reason}: {told}");
         }
         for node in [site.relay("0421"), site.register("0421-01")] {
-            assert_eq!(node.status()["serial"], serial, "{reason}: the last good one stays");
+            let status = node.status();
+            assert_eq!(status["serial"], serial, "{reason}: the last good one stays");
+            // Also to whoever asks later.
+            let told = status["errors"].to_string();
+            assert!(told.contains("REFUSED") && told.contains(reason) || reason.contains(' '), "{reason}: {told}");
         }
     }
     site.put_object(MANIFEST, &good);

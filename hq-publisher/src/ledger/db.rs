@@ -5,7 +5,7 @@ use proto::clock::Timestamp;
 use proto::failpoint;
 use proto::ids::{BadName, Instance, StoreId, Version};
 use sqlx::any::{AnyPoolOptions, AnyRow};
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Row, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, Transaction};
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -112,6 +112,9 @@ impl Ledger {
             Some(rest) => (Kind::Sqlite, sqlite_url(rest)?),
             None => (Kind::Postgres, url.to_owned()),
         };
+        if kind == Kind::Sqlite {
+            probe(&full).await?;
+        }
         let pool = AnyPoolOptions::new()
             .max_connections(if kind == Kind::Sqlite { 4 } else { 8 })
             .acquire_timeout(Duration::from_secs(60))
@@ -261,6 +264,25 @@ fn sqlite_url(rest: &str) -> Result<String, LedgerError> {
 }
 
 /// WAL and full syncs, read back: a mode that was not taken loses acknowledged commits.
+/// The pool would try a damaged file for a minute, and say no more than that it waited.
+async fn probe(url: &str) -> Result<(), LedgerError> {
+    let open = async {
+        let mut c = AnyConnection::connect(url).await?;
+        settle(&mut c).await?;
+        c.close().await
+    };
+    open.await.map_err(|e: sqlx::Error| {
+        let code = e.as_database_error().and_then(|d| d.code()).unwrap_or_default().into_owned();
+        // SQLITE_CORRUPT and SQLITE_NOTADB.
+        if !["11", "26"].contains(&code.as_str()) {
+            return e.into();
+        }
+        LedgerError::Unfit(format!(
+            "{e}: move it away with its -wal and -shm, and publish: it is made anew from the bucket"
+        ))
+    })
+}
+
 async fn settle(c: &mut AnyConnection) -> Result<(), sqlx::Error> {
     sqlx::query("PRAGMA busy_timeout = 30000").execute(&mut *c).await?;
     let row = sqlx::query("PRAGMA journal_mode = WAL").fetch_one(&mut *c).await?;

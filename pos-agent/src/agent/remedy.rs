@@ -3,7 +3,8 @@
 
 use super::{Agent, Goal, Went};
 use crate::pace::End;
-use crate::register_db::{ApplyFailure, Remedy};
+use crate::register_db::{ApplyFailure, DbError, Remedy};
+use crate::verify;
 use proto::device::DeviceError;
 use proto::failpoint;
 use proto::fetch::{FetchError, FetchErrorKind};
@@ -40,6 +41,12 @@ impl Agent {
         if any(FetchErrorKind::Disk) {
             self.no_room(&text).await;
             return Went::Over(End::DiskFull);
+        }
+        if any(FetchErrorKind::Local) {
+            // A part that cannot be written is begun anew, if the directory lets us.
+            let _ = shelf::remove(&self.part(name));
+            self.trouble(Verdict::Retry, false, &text);
+            return Went::Over(End::Retry);
         }
         if errors.iter().any(|e| e.verdict() == Verdict::Quarantine) {
             // The source's copy is wrong, not the pack: leave it for now, take another way.
@@ -168,6 +175,22 @@ impl Agent {
                 Went::Over(End::Retry)
             }
         }
+    }
+
+    /// Recomputes all digests from the rows; what drifted is latched, and healed by the next cycle.
+    pub async fn verify(&self) -> Result<verify::Report, DbError> {
+        let (path, limits) = (self.db.path().to_owned(), self.config.limits.clone());
+        let checked = tokio::task::spawn_blocking(move || verify::check(&path, &limits)).await;
+        let found = checked.map_err(|e| DbError::Cut(e.to_string()))??;
+        for (instance, stream) in found.streams.iter().filter(|(_, s)| !s.ok) {
+            if let Err(e) = self.latch(instance, &stream.reason()) {
+                tracing::error!(%instance, error = %e, "the drift could not be latched");
+            }
+        }
+        if found.drift {
+            self.wake.notify_one();
+        }
+        Ok(found)
     }
 
     /// Sets the durable latch that the next cycle heals.

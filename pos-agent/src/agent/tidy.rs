@@ -4,6 +4,7 @@
 use super::{Agent, Goal};
 use crate::pace::End;
 use proto::failpoint;
+use proto::follow::lock;
 use proto::layout::PackName;
 use proto::manifest::PackEntry;
 use proto::shelf;
@@ -20,6 +21,10 @@ impl Agent {
         if !self.full.load(Ordering::Relaxed) && !matches!(end, End::Retry | End::Halted) {
             self.memory.faults(|f| f.mend(fault::DISK_FULL, |_| true));
         }
+        if end == End::Done && self.is_complete() {
+            // A file that was begun anew has everything again.
+            self.memory.faults(|f| f.mend(fault::DRIFT, |f| f.instance.is_none()));
+        }
         self.mend_packs();
         if end == End::Done && !advanced {
             self.room.restore();
@@ -34,6 +39,15 @@ impl Agent {
             self.tell.notify_one();
         }
         end
+    }
+
+    /// Whether the database holds every stream that is listed.
+    fn is_complete(&self) -> bool {
+        let Some(manifest) = lock(&self.device).manifest().cloned() else { return false };
+        let shown = self.shown();
+        manifest.instances().all(|(i, e)| {
+            shown.held.get(&i.stream).and_then(|h| h.version_of(&i, manifest.epoch)).is_some_and(|v| v >= e.version)
+        })
     }
 
     /// A bad pack that was left behind, or is listed no more, is a fault no more; one that kills

@@ -562,14 +562,14 @@ async fn the_serial_the_token_and_the_poll_reach_the_server() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_not_the_packs_fault() {
+async fn trouble_with_our_own_files_is_not_the_packs_fault() {
     let body = bytes(5000);
     let held = body.clone();
     let server = Server::start(move |_| whole("200 OK", &held)).await;
     let (_, outcome) = download(&server.source(), &want(&body), Path::new("/dev/full"), None).await;
     // Not even opened: parts are regular files.
     let e = outcome.unwrap_err();
-    assert_eq!((e.kind, e.verdict()), (FetchErrorKind::Disk, Verdict::Retry), "{e}");
+    assert_eq!((e.kind, e.verdict()), (FetchErrorKind::Local, Verdict::Retry), "{e}");
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::failpoint;
 use crate::ids::{Audience, Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::limits::Limits;
+use crate::retry::Verdict;
 use crate::schema::{Contract, Table};
 use crate::value::Value;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -113,14 +114,7 @@ impl Replica {
                 failpoint::inside("made");
                 replica.checkpoint(Checkpoint::Truncate)?;
             }
-            1 => {}
-            newer => {
-                let e = rusqlite::Error::SqliteFailure(
-                    libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_SCHEMA),
-                    Some(format!("the file has shape {newer}, this build knows 1: update this program")),
-                );
-                return Err(SqliteError::new(path.display().to_string(), e));
-            }
+            _ => sqlite::refuse_newer(&replica.db, path, 1)?,
         }
         if fresh && let Some(dir) = path.parent() {
             // SQLite syncs the directory for its WAL, not surely for the file itself (rule D3).
@@ -239,8 +233,8 @@ impl Replica {
         })
     }
 
-    /// Recomputes the digests of a stream's tables from their rows. A table that is gone or
-    /// altered is wrong, not an error.
+    /// Recomputes the digests of a stream's tables from their rows. A table that is gone, altered or
+    /// damaged is wrong, not an error.
     pub fn verify(&self, stream: &StreamName) -> Result<Vec<TableCheck>, SqliteError> {
         // One read transaction, so that a writer's commit does not fall between two tables.
         self.sql("BEGIN", |db| db.execute_batch("BEGIN"))?;
@@ -254,7 +248,9 @@ impl Replica {
         let contract = Contract::parse(&held.ddl, &self.limits).ok();
         let check = |(table, stored): (&TableName, &StateDigest)| {
             let definition = contract.as_ref().and_then(|c| c.table(table));
-            let found = definition.map(|t| table_digest(&self.db, t)).transpose();
+            // A scan does not see an index that leads astray: the next update would miss its row, and a reader too.
+            let sound = |t: &Table| Ok(if is_sound(&self.db, t)? { Some(table_digest(&self.db, t)?) } else { None });
+            let found = definition.map(sound).transpose().map(Option::flatten);
             match found {
                 Ok(found) => Ok(TableCheck {
                     table: table.clone(),
@@ -262,7 +258,7 @@ impl Replica {
                     found: found.map(|f| f.0),
                     rows: found.map_or(0, |f| f.1),
                 }),
-                Err(e) if sqlite::is_misfit(&e) => {
+                Err(e) if sqlite::is_misfit(&e) || sqlite::verdict(&e) == Verdict::Rebuild => {
                     Ok(TableCheck { table: table.clone(), stored: *stored, found: None, rows: 0 })
                 }
                 Err(e) => Err(SqliteError::new(format!("reading table {table}"), e)),
@@ -347,6 +343,12 @@ pub fn table_digest(db: &Connection, table: &Table) -> rusqlite::Result<(StateDi
         count += 1;
     }
     Ok((digest, count))
+}
+
+/// Whether a table and its indexes agree.
+fn is_sound(db: &Connection, table: &Table) -> rusqlite::Result<bool> {
+    let verdict: String = db.query_row(&format!("PRAGMA integrity_check({})", table.quoted()), [], |r| r.get(0))?;
+    Ok(verdict == "ok")
 }
 
 /// The first `n` columns of a row, borrowed from it, in a vector used before.

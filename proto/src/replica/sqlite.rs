@@ -29,6 +29,10 @@ impl SqliteError {
     pub fn verdict(&self) -> Verdict {
         verdict(&self.source)
     }
+    /// Whether a later build wrote the file.
+    pub fn is_newer(&self) -> bool {
+        self.source.sqlite_error_code() == Some(ErrorCode::SchemaChanged)
+    }
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         self.source.sqlite_error_code() == Some(ErrorCode::DiskFull)
@@ -83,8 +87,29 @@ pub fn open_private(path: &Path) -> Result<Connection, SqliteError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let error = |e| SqliteError::new(format!("opening {}", path.display()), e);
     let db = Connection::open_with_flags(path, flags).map_err(error)?;
+    // SQLite falls back to reading where it may not write, and says so at the first write only.
+    if db.is_readonly(rusqlite::MAIN_DB).map_err(error)? {
+        let why = "it cannot be written: see to its owner and mode, and those of the files beside it";
+        return Err(error(rusqlite::Error::SqliteFailure(
+            libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_READONLY),
+            Some(why.into()),
+        )));
+    }
     settings(&db).map_err(error)?;
     Ok(db)
+}
+
+/// Refuses a file that a later build wrote: this one knows its shape up to `known` (`PRAGMA user_version`).
+pub fn refuse_newer(db: &Connection, path: &Path, known: i64) -> Result<(), SqliteError> {
+    let error = |e| SqliteError::new(path.display().to_string(), e);
+    let found: i64 = db.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(error)?;
+    if found <= known {
+        return Ok(());
+    }
+    Err(error(rusqlite::Error::SqliteFailure(
+        libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_SCHEMA),
+        Some(format!("the file has shape {found}, this build knows {known}: update this program")),
+    )))
 }
 
 /// Opens a file of another process for reading.

@@ -3,9 +3,11 @@
 //! name, so that no URL can lead anywhere else. Holds no state that a restart does not rebuild.
 
 use crate::config::CacheRules;
+use crate::shelves;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
+use proto::clock::Clock;
 use proto::digest::Sha256;
 use proto::http::{Body, FileBody, RangeAsked, none_match, range_asked};
 use proto::layout::{ObjectName, PackName};
@@ -14,7 +16,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 use tokio::sync::mpsc;
+
+/// A pack that is served from the disk is hashed again after this: rot must not go out as good.
+const RECHECK: Duration = Duration::from_secs(60);
 
 /// An object that is served.
 #[derive(Debug)]
@@ -30,6 +36,8 @@ pub struct Object {
     /// When it was last asked for, in requests.
     used: AtomicU64,
     loading: tokio::sync::Mutex<()>,
+    /// The file that was hashed last, and when. Held while it is: one hash, however many ask.
+    checked: tokio::sync::Mutex<Option<(shelf::FileId, Duration)>>,
 }
 
 impl Object {
@@ -53,6 +61,7 @@ impl Object {
             cached: RwLock::new(cached),
             used: AtomicU64::new(0),
             loading: tokio::sync::Mutex::new(()),
+            checked: tokio::sync::Mutex::new(None),
         }
     }
 
@@ -62,7 +71,6 @@ impl Object {
 }
 
 /// The index and its cache.
-#[derive(Debug)]
 pub struct Objects {
     by_path: RwLock<HashMap<String, Arc<Object>>>,
     rules: CacheRules,
@@ -70,12 +78,19 @@ pub struct Objects {
     held: AtomicU64,
     clock: AtomicU64,
     rotten: mpsc::UnboundedSender<PackName>,
+    time: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for Objects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Objects").field("rules", &self.rules).finish_non_exhaustive()
+    }
 }
 
 impl Objects {
     /// An empty index. Packs whose files turn out rotten are told to `rotten`.
-    pub fn new(rules: CacheRules, rotten: mpsc::UnboundedSender<PackName>) -> Objects {
-        Objects { by_path: RwLock::default(), rules, held: AtomicU64::new(0), clock: AtomicU64::new(0), rotten }
+    pub fn new(rules: CacheRules, rotten: mpsc::UnboundedSender<PackName>, time: Arc<dyn Clock>) -> Objects {
+        Objects { by_path: RwLock::default(), rules, held: AtomicU64::new(0), clock: AtomicU64::new(0), rotten, time }
     }
 
     /// Serves a pack from its file.
@@ -161,10 +176,33 @@ impl Objects {
         if let Some(bytes) = self.load(object).await? {
             return Ok(slice(bytes, start, length));
         }
+        self.check(object).await?;
         let path = object.path.clone();
         let opened = tokio::task::spawn_blocking(move || shelf::open_regular(&path)).await;
         match opened {
             Ok(Ok(file)) => Ok(Body::File(FileBody::new(file, start, length))),
+            Ok(Err(e)) => Err(self.lost(object, &e.to_string())),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    /// Hashes a file that is too large for memory, unless that very file was hashed a moment ago.
+    async fn check(&self, object: &Arc<Object>) -> Result<(), Gone> {
+        let mut checked = object.checked.lock().await;
+        let now = self.time.monotonic();
+        let (path, known) = (object.path.clone(), *checked);
+        let look = move || {
+            let file = shelf::file_id(&path)?;
+            let fresh = known.is_some_and(|(f, at)| f == file && now.saturating_sub(at) < RECHECK);
+            Ok::<_, shelf::ShelfError>((file, if fresh { None } else { Some(shelves::hash_file(&path)?) }))
+        };
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Ok((_, None))) => Ok(()),
+            Ok(Ok((file, Some(found)))) if found == object.sha256 => {
+                *checked = Some((file, now));
+                Ok(())
+            }
+            Ok(Ok(_)) => Err(self.lost(object, ROTTEN)),
             Ok(Err(e)) => Err(self.lost(object, &e.to_string())),
             Err(_) => Err(Gone),
         }
@@ -188,7 +226,7 @@ impl Objects {
             Err(_) => return Err(Gone),
         };
         if Sha256::of(&bytes) != object.sha256 {
-            return Err(self.lost(object, "its bytes have changed on the disk"));
+            return Err(self.lost(object, ROTTEN));
         }
         object.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         *object.cached.write().unwrap_or_else(PoisonError::into_inner) = Some(bytes.clone());
@@ -227,6 +265,8 @@ impl Objects {
         Gone
     }
 }
+
+const ROTTEN: &str = "its bytes have changed on the disk";
 
 /// The file is gone or damaged.
 struct Gone;
@@ -283,6 +323,7 @@ fn unavailable() -> Response<Body> {
 #[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
+    use proto::clock::TestClock;
     use proto::config::HumanBytes;
 
     fn name(n: u64) -> PackName {
@@ -293,7 +334,9 @@ mod tests {
     async fn the_cache_keeps_its_bound_and_rot_is_not_served() {
         let dir = tempfile::tempdir().unwrap();
         let (tell, mut rotten) = mpsc::unbounded_channel();
-        let objects = Objects::new(CacheRules { bytes: HumanBytes(250), object: HumanBytes(100) }, tell);
+        let rules = CacheRules { bytes: HumanBytes(250), object: HumanBytes(100) };
+        let time = Arc::new(TestClock::at("2026-01-01T00:00:00Z"));
+        let objects = Objects::new(rules, tell, time.clone());
         for n in 1..=4 {
             let path = dir.path().join(n.to_string());
             let length = if n == 4 { 101 } else { 100 };
@@ -316,5 +359,15 @@ mod tests {
         assert_eq!(objects.answer(&one, &HeaderMap::new(), false).await.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(rotten.try_recv().unwrap(), name(1));
         assert!(objects.get(&format!("/packs/{}", name(1))).is_none());
+        // Neither in one that is too large for memory: another file at once, the same after a while.
+        let rot = || std::fs::write(dir.path().join("4"), vec![9; 101]).unwrap();
+        let status = async || objects.answer(&four, &HeaderMap::new(), false).await.status();
+        let before = std::fs::metadata(dir.path().join("4")).unwrap().modified().unwrap();
+        rot();
+        std::fs::File::open(dir.path().join("4")).unwrap().set_modified(before).unwrap();
+        assert_eq!(status().await, StatusCode::OK, "hashed a moment ago");
+        time.advance(RECHECK);
+        assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(rotten.try_recv().unwrap(), name(4));
     }
 }

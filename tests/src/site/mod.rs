@@ -305,17 +305,18 @@ impl Site {
         Site::builder().build()
     }
 
-    /// Another site with the same files and other ports. Nothing may run, and source and bucket must be files.
+    /// A copy of all files, with its own ports: what is done to it does not touch this one. Nothing may run here.
+    /// It lies in memory, where there is a place for that: copies are many and short-lived.
     #[track_caller]
     pub fn copy(&self) -> Site {
-        assert!(matches!(self.source, Source::Sqlite | Source::Inbox) && matches!(self.objects, Objects::Directory));
-        let dir = crate::temp_dir("site");
-        crate::files::copy(self.dir(), dir.path());
-        let nodes = || self.relays.values().chain(self.registers.values()).chain([&self.hq]);
-        let ports: BTreeMap<u16, u16> = nodes().map(|n| (n.port, crate::free_port())).collect();
-        let mut words: Vec<(String, String)> =
-            ports.iter().map(|(from, to)| (format!("127.0.0.1:{from}"), format!("127.0.0.1:{to}"))).collect();
-        words.push((self.dir().display().to_string(), dir.path().display().to_string()));
+        assert!(
+            matches!((&self.source, &self.objects), (Source::Sqlite | Source::Inbox, Objects::Directory)),
+            "files alone are copied"
+        );
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let dir = tempfile::Builder::new().prefix("tillcast-copy-").tempdir_in(parent).unwrap();
+        crate::files::copy_all(self.dir(), dir.path());
         // A publisher that died there died here too.
         let ledger = dir.path().join("hq/state/fleet.db");
         if ledger.exists() {
@@ -323,12 +324,18 @@ impl Site {
             let db = Connection::open(ledger).unwrap();
             db.execute("UPDATE lease SET holder = replace(holder, ?1, ?2)", [from, to]).unwrap();
         }
-        let copied =
-            |n: &Node| n.copied(&dir.path().join(n.dir.strip_prefix(self.dir()).unwrap()), ports[&n.port], &words);
+        let nodes = || [&self.hq].into_iter().chain(self.relays.values()).chain(self.registers.values());
+        let ports: BTreeMap<u16, u16> = nodes().map(|n| (n.port, crate::quiet_port())).collect();
+        let path = |p: &Path| p.display().to_string();
+        let mut moves = vec![(path(self.dir()), path(dir.path()))];
+        moves.extend(ports.iter().map(|(from, to)| (format!("127.0.0.1:{from}"), format!("127.0.0.1:{to}"))));
+        let moved =
+            |n: &Node| n.moved(&dir.path().join(n.dir.strip_prefix(self.dir()).unwrap()), ports[&n.port], &moves);
+        let all = |nodes: &BTreeMap<String, Node>| nodes.iter().map(|(id, n)| (id.clone(), moved(n))).collect();
         Site {
-            hq: copied(&self.hq),
-            relays: self.relays.iter().map(|(id, n)| (id.clone(), copied(n))).collect(),
-            registers: self.registers.iter().map(|(id, n)| (id.clone(), copied(n))).collect(),
+            hq: moved(&self.hq),
+            relays: all(&self.relays),
+            registers: all(&self.registers),
             source: self.source.clone(),
             objects: self.objects.clone(),
             prefix: self.prefix.clone(),

@@ -41,22 +41,6 @@ impl Node {
         node
     }
 
-    /// The same node in another directory, on another port; `words` are what its settings say otherwise there.
-    pub(super) fn copied(&self, dir: &Path, port: u16, words: &[(String, String)]) -> Node {
-        let other = |text: &String| words.iter().fold(text.clone(), |t, (from, to)| t.replace(from, to));
-        let node = Node {
-            product: self.product,
-            id: self.id.clone(),
-            dir: dir.into(),
-            port,
-            env: self.env.clone(),
-            settings: self.settings.iter().map(|(k, v)| (k.clone(), other(v))).collect(),
-            streams: self.streams.clone(),
-        };
-        node.write();
-        node
-    }
-
     /// The settings file.
     pub fn config(&self) -> PathBuf {
         let name = match self.product {
@@ -93,6 +77,22 @@ impl Node {
     /// The `[[stream]]` part of hq.toml as it is, to change it.
     pub fn streams(&self) -> &str {
         &self.streams
+    }
+
+    /// The same node below another directory; `moves` are texts of its settings and what stands there now.
+    pub(super) fn moved(&self, dir: &Path, port: u16, moves: &[(String, String)]) -> Node {
+        let say = |v: &String| moves.iter().fold(v.clone(), |v, (from, to)| v.replace(from, to));
+        let node = Node {
+            product: self.product,
+            id: self.id.clone(),
+            dir: dir.into(),
+            port,
+            env: self.env.clone(),
+            settings: self.settings.iter().map(|(k, v)| (k.clone(), say(v))).collect(),
+            streams: self.streams.clone(),
+        };
+        node.write();
+        node
     }
 
     fn write(&self) {
