@@ -382,15 +382,20 @@ impl Relay {
         Some(e.to_string())
     }
 
-    /// A shadow that cannot be read is set aside, and made anew from what is served; whether it could be.
+    /// A shadow that cannot be read at a second look either is set aside, and made anew from what is served; whether
+    /// it was.
     pub(crate) async fn begin_shadow_anew(&self, why: &str) -> bool {
-        tracing::error!("the shadow is damaged; it is made anew from ok/: {why}");
-        self.hall.event("SHADOW_LOST", "", why);
-        let begun = self.shadow.rebuild().await.and_then(|()| self.read_shadow());
-        if let Err(e) = &begun {
-            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        match self.shadow.rebuild().await.and_then(|lost| self.read_shadow().map(|()| lost)) {
+            Ok(true) => {
+                tracing::error!("the shadow is damaged; it is made anew from ok/: {why}");
+                self.hall.event("SHADOW_LOST", "", why);
+                return true;
+            }
+            // A read failed, and does not any more.
+            Ok(false) => self.own_trouble(Verdict::Retry, false, why),
+            Err(e) => self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
         }
-        begun.is_ok()
+        false
     }
 
     /// What was accepted goes into `ok/` at once: registers judge it for themselves.

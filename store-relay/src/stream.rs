@@ -507,8 +507,8 @@ impl Relay {
         // What the shadow says now is the truth, whatever the child said before it died.
         if let Err(e) = self.read_shadow() {
             let text = e.to_string();
-            if e.verdict() == Verdict::Rebuild && self.begin_shadow_anew(&text).await {
-                return None;
+            if e.verdict() == Verdict::Rebuild {
+                return if self.begin_shadow_anew(&text).await { None } else { Some(Outcome::Again(SOON, text)) };
             }
             self.own_trouble(e.verdict(), e.is_disk_full(), &text);
             return Some(Outcome::Again(SOON, text));
@@ -555,6 +555,7 @@ impl Relay {
                 if self.begin_shadow_anew(&text).await {
                     None
                 } else {
+                    self.waits(stream, Some(&text));
                     Some(Outcome::Again(SOON, text))
                 }
             }

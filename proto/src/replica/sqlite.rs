@@ -50,6 +50,17 @@ pub fn verdict(e: &rusqlite::Error) -> Verdict {
     }
 }
 
+/// Whether a file that an error called damaged is so at a second look, by a connection of its own. SQLite says the
+/// same of a read that failed (EIO), and that may be over: no database is given up for it.
+pub fn is_damaged(path: &Path) -> bool {
+    let look = || -> Result<bool, SqliteError> {
+        let db = open_read_only(path)?;
+        let found: Result<String, _> = db.query_row("PRAGMA quick_check(1)", [], |r| r.get(0));
+        Ok(found.map_err(|e| SqliteError::new("quick_check", e))? != "ok")
+    };
+    look().unwrap_or_else(|e| e.verdict() == Verdict::Rebuild)
+}
+
 /// Whether a statement does not fit the tables that are there: one that is missing, a column that
 /// is, or one that exists already. rusqlite tells those that have a place in the text apart.
 pub fn is_misfit(e: &rusqlite::Error) -> bool {
@@ -140,7 +151,11 @@ fn settings(db: &Connection) -> rusqlite::Result<()> {
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     // -wal and -shm stay when the last connection closes, for readers that cannot make them.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |r| r.get(0))?;
+    // To its last step: the answer comes before the commit, and a sync that fails there would leave the file in the
+    // mode that loses commits.
+    let modes: Vec<String> =
+        db.prepare("PRAGMA journal_mode = WAL")?.query_map([], |r| r.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mode = modes.join(", ");
     if mode != "wal" {
         return wrong(format!("journal_mode is {mode} where WAL was asked for"));
     }
