@@ -40,6 +40,8 @@ pub struct Model {
     open: BTreeMap<String, bool>,
     /// How often a subject was mailed.
     pub told: BTreeMap<String, u64>,
+    /// Subjects of mails since the log last asked.
+    pub news: Vec<String>,
     /// Streams of which a relay gave up a pack: somebody must hear of it.
     pub given_up: BTreeSet<String>,
     /// Checks made.
@@ -62,6 +64,7 @@ impl Model {
             mails: 0,
             open: BTreeMap::new(),
             told: BTreeMap::new(),
+            news: Vec::new(),
             given_up: BTreeSet::new(),
             checks: 0,
         }
@@ -268,6 +271,7 @@ impl Model {
         for row in rows {
             let (n, subject) = row.unwrap();
             self.mails = n;
+            self.news.push(subject.clone());
             let subject = subject.trim_start_matches("[Tillcast] ").to_owned();
             let (about, opens) = match subject.strip_prefix("Recovered: ") {
                 Some(about) => (about.to_owned(), false),

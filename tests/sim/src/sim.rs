@@ -58,7 +58,8 @@ pub struct Outcome {
     pub troubles: BTreeMap<String, u64>,
 }
 
-/// Runs one seed in a directory of its own below `scratch`.
+/// Runs one seed in a directory of its own below `scratch`, which becomes this process's directory: packs name the
+/// source's path, and must have the same bytes in every run.
 pub fn run_seed(seed: u64, scratch: &Path, loud: bool) -> Result<Outcome, Failure> {
     quiet_plugs();
     // `publish` blocks in place, which wants workers; nothing but its clean-up ever runs on this one.
@@ -68,7 +69,8 @@ pub fn run_seed(seed: u64, scratch: &Path, loud: bool) -> Result<Outcome, Failur
         .enable_all()
         .build()
         .unwrap();
-    let dir = scratch.join(format!("seed-{seed}"));
+    std::env::set_current_dir(scratch).unwrap();
+    let dir = PathBuf::from(format!("/proc/self/cwd/seed-{seed}"));
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).unwrap();
     let result = runtime.block_on(async {
@@ -126,6 +128,8 @@ struct Actor {
     op: Op,
     future: Pin<Box<dyn Future<Output = Done>>>,
     reply: Option<Reply>,
+    /// What it asked for.
+    path: String,
 }
 
 struct Sim {
@@ -218,9 +222,8 @@ impl Sim {
 
     /// Lets a machine do something at a time, or earlier if it was to do it anyway.
     fn plan(&mut self, who: Who, op: Op, at: Ms) {
-        let is_at_it = self.actors.values().any(|a| a.who == who && a.op == op);
         let known = self.planned.get(&(who, op.clone())).copied();
-        if is_at_it || known.is_some_and(|(then, _)| then <= at) {
+        if known.is_some_and(|(then, _)| then <= at) {
             return;
         }
         if let Some(known) = known {
@@ -352,11 +355,14 @@ impl Sim {
         };
         self.numbers += 1;
         let number = self.numbers;
-        self.go_on(number, Actor { who, op: did, future: Box::pin(guarded), reply: None }).await
+        self.go_on(number, Actor { who, op: did, future: Box::pin(guarded), reply: None, path: String::new() }).await
     }
 
-    /// Idle work and steps do not meet, as in the relay's own loop.
+    /// Nothing is done twice at once; idle work and steps do not meet, as in the relay's own loop.
     fn must_wait(&self, who: Who, op: &Op) -> bool {
+        if self.actors.values().any(|a| a.who == who && a.op == *op) {
+            return true;
+        }
         let busy = |f: fn(&Op) -> bool| self.actors.values().any(|a| a.who == who && f(&a.op));
         match op {
             Op::Spare => busy(|o| matches!(o, Op::Step(_) | Op::Look | Op::Spare | Op::Verify)),
@@ -380,6 +386,7 @@ impl Sim {
             Err(_) => Err(format!("{} hangs in {:?} without asking anybody", actor.who, actor.op)),
             Ok(Err((question, reply))) => {
                 actor.reply = Some(reply);
+                actor.path.clone_from(&question.path);
                 let from = actor.who;
                 self.actors.insert(number, actor);
                 self.ask(number, from, question);
@@ -388,6 +395,8 @@ impl Sim {
             Ok(Ok(done)) => {
                 let (who, op) = (actor.who, actor.op.clone());
                 drop(actor);
+                // What it asked and then did not wait for.
+                while self.asked.try_recv().is_ok() {}
                 self.ended(who, op, done).await
             }
         }
@@ -496,10 +505,23 @@ impl Sim {
         self.look_at(who)?;
         match who {
             Who::Relay(n) => self.relay_did(n, op, done),
-            Who::Register(n) => self.register_did(n, op, done),
+            Who::Register(n) => {
+                if self.register_did(n, op, done) {
+                    return self.break_off(n).await;
+                }
+            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// News break off a download.
+    async fn break_off(&mut self, n: usize) -> Checked {
+        let waits = |a: &Actor| a.who == Who::Register(n) && a.op == Op::Cycle && a.path.starts_with("/packs/");
+        let Some(number) = self.actors.iter().find(|(_, a)| waits(a)).map(|(number, _)| *number) else { return Ok(()) };
+        self.registers[n].news.send_modify(|n| *n += 1);
+        let Some(actor) = self.actors.remove(&number) else { return Ok(()) };
+        Box::pin(self.go_on(number, actor)).await
     }
 
     fn relay_did(&mut self, n: usize, op: Op, done: Done) {
@@ -584,9 +606,11 @@ impl Sim {
         }
     }
 
-    fn register_did(&mut self, n: usize, op: Op, done: Done) {
+    /// What the agent's loops would do next; whether there is news.
+    fn register_did(&mut self, n: usize, op: Op, done: Done) -> bool {
         let who = Who::Register(n);
-        let Some(agent) = self.registers[n].agent.clone() else { return };
+        let Some(agent) = self.registers[n].agent.clone() else { return false };
+        let mut news = false;
         let rules = agent.upstream.rules().clone();
         match (op, done) {
             (Op::Poll, Done::Heard(heard)) => {
@@ -595,7 +619,7 @@ impl Sim {
                 node.silences = if heard == "silence" { node.silences + 1 } else { 0 };
                 let back = was_silent && node.silences == 0;
                 if std::mem::take(&mut node.first) || heard == "news" || back {
-                    node.news.send_modify(|n| *n += 1);
+                    news = true;
                     let now = self.now();
                     self.plan(who, Op::Cycle, now);
                 }
@@ -627,6 +651,7 @@ impl Sim {
         if agent.tell.notified().now_or_never().is_some() {
             self.plan(who, Op::Beat, now + 250);
         }
+        news
     }
 
     // Power.
@@ -803,9 +828,13 @@ impl Sim {
     fn look_at_hq(&mut self) -> Checked {
         let now = self.now();
         self.cdn.look(now);
-        let mut model = self.model.lock().unwrap();
-        model.look_at_bucket()?;
-        model.look_at_mails()
+        let checked = {
+            let mut model = self.model.lock().unwrap();
+            model.look_at_bucket().and_then(|()| model.look_at_mails())
+        };
+        let news = std::mem::take(&mut self.model.lock().unwrap().news);
+        news.iter().for_each(|subject| self.say(format!("MAIL {subject}")));
+        checked
     }
 
     // Looking.
