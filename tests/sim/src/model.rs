@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 use tillcast_tests::{digest, forge};
 
 /// A version of a stream@audience.
@@ -32,7 +33,7 @@ pub struct Model {
     /// What each register held last: (register, stream@audience, epoch).
     held: BTreeMap<(String, String, u64), u64>,
     /// Files in `ok/` that were looked at: path, length and time.
-    looked: BTreeSet<(PathBuf, u64, std::time::SystemTime)>,
+    looked: BTreeSet<(PathBuf, u64, SystemTime)>,
     /// Streams of a device whose rows somebody changed by hand, until they are right again.
     tampered: BTreeSet<(String, String)>,
     /// Mails read, and how many times each subject is open.
@@ -44,6 +45,10 @@ pub struct Model {
     pub news: Vec<String>,
     /// Streams of which a relay gave up a pack: somebody must hear of it.
     pub given_up: BTreeSet<String>,
+    /// What each relay's shadow has proved.
+    proofs: BTreeMap<String, BTreeSet<String>>,
+    /// Databases as they were when they were looked at last.
+    unchanged: BTreeMap<PathBuf, [Option<(u64, SystemTime)>; 2]>,
     /// Checks made.
     pub checks: u64,
 }
@@ -66,6 +71,8 @@ impl Model {
             told: BTreeMap::new(),
             news: Vec::new(),
             given_up: BTreeSet::new(),
+            proofs: BTreeMap::new(),
+            unchanged: BTreeMap::new(),
             checks: 0,
         }
     }
@@ -145,6 +152,12 @@ impl Model {
         }
         self.published.insert(version, digest);
         for pack in entry["packs"].as_array().unwrap() {
+            // A reader stops at each on its way.
+            let on_the_way = (instance.clone(), number(&pack["version"]));
+            let Some(digest) = self.reserved.get(&on_the_way) else {
+                return Err(format!("a pack of {on_the_way:?} is listed, and its number was never taken"));
+            };
+            self.published.insert(on_the_way, digest.clone());
             let name = format!("{instance}/{:010}.{}.pack", number(&pack["version"]), text(&pack["kind"]));
             let sha256 = text(&pack["sha256"]);
             let before = self.packs.insert(name.clone(), sha256.clone());
@@ -155,11 +168,18 @@ impl Model {
         Ok(())
     }
 
+    /// Whether a database was written since the last time, by its file and its log.
+    fn is_written(&mut self, file: &Path) -> bool {
+        let log = PathBuf::from(format!("{}-wal", file.display()));
+        let state = [file, &log].map(|f| f.metadata().ok().map(|m| (m.len(), m.modified().unwrap())));
+        self.unchanged.insert(file.to_owned(), state) != Some(state)
+    }
+
     /// A register: one published version a stream, its rows, never an older one than before.
     pub fn look_at_register(&mut self, register: &str, data: &Path) -> Checked {
         self.checks += 1;
         let file = data.join("store.db");
-        if !file.exists() {
+        if !file.exists() || !self.is_written(&file) {
             return Ok(());
         }
         let db = digest::open_read_only(&file);
@@ -207,8 +227,8 @@ impl Model {
     pub fn look_at_relay(&mut self, relay: &str, data: &Path, proofs_may_be_lost: bool) -> Checked {
         self.checks += 1;
         let shadow = data.join("shadow.db");
-        let mut proofs = BTreeSet::new();
-        if shadow.exists() {
+        if shadow.exists() && self.is_written(&shadow) {
+            let mut proofs = BTreeSet::new();
             let db = digest::open_read_only(&shadow);
             if let Ok(rows) = streams_of(&db) {
                 for (stream, audience, version, _) in rows {
@@ -218,7 +238,9 @@ impl Model {
                 let mut all = db.prepare("SELECT lower(sha256) FROM tillcast_pack").unwrap();
                 proofs.extend(all.query_map([], |r| r.get::<_, String>(0)).unwrap().map(Result::unwrap));
             }
+            self.proofs.insert(relay.to_owned(), proofs);
         }
+        let proofs = self.proofs.get(relay).cloned().unwrap_or_default();
         for room in ["ok", "ready"] {
             let root = data.join(room).join("packs");
             for path in disk::files(&root) {

@@ -269,7 +269,7 @@ impl Sim {
         self.go_until(until).await?;
         // 3. Calm: the last trouble is over, and headquarters is told how all stand.
         self.calm_down().await?;
-        let told = self.now() + 5 * CYCLE;
+        let told = self.now() + 100_000;
         self.go_until(told).await?;
         // 4. Something changes, and everything must come there.
         for _ in 0..2 {
@@ -288,7 +288,7 @@ impl Sim {
         }
         self.say(format!("everything is at headquarters' versions, cycle {}", self.cycles));
         // 5. People hear that it is over.
-        let told = self.now() + 400_000;
+        let told = self.now() + 130_000;
         self.go_until(told).await?;
         self.last_look()
     }
@@ -554,9 +554,10 @@ impl Sim {
             }
             (Op::Wake, Done::Woken(asked)) => {
                 let at = match asked {
+                    // A long poll would be answered at the next publish, which plans the next one.
                     Ok(Asked::Quiet(etag) | Asked::News(etag)) => {
                         self.relays[n].woken = etag;
-                        self.now() + CYCLE
+                        self.now() + 240_000
                     }
                     Ok(Asked::NoPage) => self.now() + 300_000,
                     Err(()) => self.soon(1000, 60_000),
@@ -801,7 +802,7 @@ impl Sim {
         self.say("headquarters judges");
         self.look_at_hq()?;
         self.check_silence()?;
-        let at = self.now() + 20_000;
+        let at = self.now() + 40_000;
         self.plan(Who::Hq, Op::Judge, at);
         Ok(())
     }
