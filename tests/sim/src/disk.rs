@@ -20,7 +20,7 @@ pub fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Harms what a power cut may harm; `parts` is where a register's downloads lie.
+/// Harms what a power cut may harm.
 pub fn power_cut(dir: &Path, dice: &mut Dice) {
     for path in files(dir) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -45,6 +45,14 @@ pub fn power_cut(dir: &Path, dice: &mut Dice) {
                 fs::write(&path, log).unwrap();
             }
         }
+    }
+}
+
+/// Harms one file below a directory, if there is any.
+pub fn tear_one(dir: &Path, dice: &mut Dice) {
+    let all = files(dir);
+    if !all.is_empty() {
+        tear(&all[dice.index(all.len())], dice);
     }
 }
 

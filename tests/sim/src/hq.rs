@@ -5,6 +5,7 @@ use crate::dice::Dice;
 use crate::model::Model;
 use crate::net::{Answer, Question};
 use hq_publisher::bucket::Buckets;
+use hq_publisher::carry;
 use hq_publisher::config::Config;
 use hq_publisher::enrol::Desk;
 use hq_publisher::ledger::Ledger;
@@ -267,6 +268,14 @@ impl Hq {
             Err(PublishError::Aborted(_)) => Published::Cut,
             Err(e) => Published::Failed(e),
         }
+    }
+
+    /// Writes a store's objects onto a stick.
+    pub async fn export(&self, store: &str, stick: &Path) -> bool {
+        let ledger = Ledger::open(&self.config).await.unwrap();
+        let buckets = Buckets::open(&self.config, &ledger).await.unwrap();
+        let store = store.parse().unwrap();
+        carry::export(&ledger, &buckets, &store, stick, &self.config.limits, |_, _| {}).await.is_ok()
     }
 
     /// Starts `serve`, or starts it again.

@@ -5,7 +5,7 @@ use crate::clock::{Machine, Ms, World};
 use crate::dice::Dice;
 use crate::disk;
 use crate::evil;
-use crate::hq::{Hq, Published, STREAMS, register_id, store_id};
+use crate::hq::{Hq, Published, STREAMS, store_id};
 use crate::log::Log;
 use crate::model::{Checked, Model};
 use crate::net::{Answer, Fate, Line, Net, Question, Reply, Who};
@@ -919,6 +919,7 @@ impl Sim {
             Trouble::Crash(who, power, off) => self.switch_off(who, power, off),
             Trouble::Cut(Who::Relay(n), steps) => self.relays[n].fuse.light(steps),
             Trouble::Cut(Who::Register(n), steps) => self.registers[n].fuse.light(steps),
+            Trouble::Cut(..) => {}
             Trouble::CutPublish(steps) => {
                 self.cut_publish = Some(steps);
                 self.put(now, Event::Change);
@@ -971,8 +972,38 @@ impl Sim {
                 self.hq.source().execute(sql, [store_id(store)]).unwrap();
                 self.put(now, Event::Change);
             }
-            _ => {}
+            Trouble::Stick(store) => self.carry(store).await?,
         }
+        Ok(())
+    }
+
+    /// A stick is carried to a store: a new one, an old one, or one that has suffered.
+    async fn carry(&mut self, n: usize) -> Checked {
+        let who = Who::Relay(n);
+        let Some(relay) = self.relays[n].relay.clone() else { return Ok(()) };
+        if self.actors.values().any(|a| a.who == who) {
+            // It goes by itself, so that its steps come in the same order each time.
+            let at = self.soon(100, 2000);
+            self.put(at, Event::Trouble(Trouble::Stick(n)));
+            return Ok(());
+        }
+        let (stick, store) = (self.stick.join(n.to_string()), store_id(n));
+        std::fs::create_dir_all(&stick).unwrap();
+        let kept = self.dice.percent(40) && stick.join("trust.json").exists();
+        if !kept && !self.hq.export(&store, &stick).await {
+            return Ok(());
+        }
+        if self.dice.percent(30) {
+            disk::tear_one(&stick, &mut self.dice);
+        }
+        let left = self.relays[n].fuse.hold();
+        let imported = relay.import(&stick).await;
+        self.relays[n].fuse.give_back(left);
+        let told = imported.map_or_else(|_| "not taken".into(), |i| format!("{} taken, {} refused", i.taken.len(), i.receipt.refusals.len()));
+        self.say(format!("{who} imports a stick: {told}"));
+        drop(relay);
+        self.look_at(who)?;
+        self.hear_relay(n);
         Ok(())
     }
 
@@ -1081,7 +1112,3 @@ fn in_short(done: &Done) -> String {
     }
 }
 
-/// The register's id, for reports.
-pub fn names(stores: usize, registers: usize) -> Vec<String> {
-    (0..stores).flat_map(|s| (0..registers).map(move |r| register_id(s, r))).collect()
-}

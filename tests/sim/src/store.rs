@@ -60,6 +60,14 @@ impl Fuse {
         self.left.store(-1, SeqCst);
         self.blown.swap(false, SeqCst)
     }
+    /// Does not burn until it is given back what this gives.
+    pub fn hold(&self) -> i64 {
+        self.left.swap(-1, SeqCst)
+    }
+    /// Burns on.
+    pub fn give_back(&self, left: i64) {
+        self.left.store(left, SeqCst);
+    }
     /// Whether it has gone.
     pub fn is_blown(&self) -> bool {
         self.blown.load(SeqCst)

@@ -48,10 +48,6 @@ pub enum Trouble {
     Zone(usize),
     /// A stick is carried to a store.
     Stick(usize),
-    /// The disk of a machine is full, for so long.
-    Full(Who, Ms),
-    /// It has room again.
-    Room(Who),
 }
 
 /// The kinds, by number, in the order of [`draw`].
