@@ -107,9 +107,7 @@ impl Cdn {
         let length = bytes.len();
         let start = header("range").and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
         match start {
-            Some(start) if start >= length => {
-                Answer::new(416, "").with("content-range", format!("bytes */{length}"))
-            }
+            Some(start) if start >= length => Answer::new(416, "").with("content-range", format!("bytes */{length}")),
             Some(start) => Answer::new(206, bytes.slice(start..))
                 .with("etag", etag)
                 .with("content-range", format!("bytes {start}-{}/{length}", length - 1)),

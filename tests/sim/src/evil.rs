@@ -38,13 +38,23 @@ pub fn poison(hq: &Hq, store: &str, dice: &mut Dice, model: &mut Model) -> Optio
 }
 
 /// Lines of a pack on top of the newest version: made of the newest full, so that contract and columns are right.
-fn bad_lines(bucket: &Path, instance: &str, entry: &Value, base: u64, dice: &mut Dice) -> Option<(Vec<String>, &'static str)> {
+fn bad_lines(
+    bucket: &Path,
+    instance: &str,
+    entry: &Value,
+    base: u64,
+    dice: &mut Dice,
+) -> Option<(Vec<String>, &'static str)> {
     let full = entry["packs"].as_array()?.iter().rfind(|p| p["kind"] == "full")?;
     let name = format!("packs/{instance}/{:010}.full.pack", full["version"].as_u64()?);
     let mut lines = forge::unpack(&fs::read(bucket.join(name)).ok()?);
     let mut header: Value = serde_json::from_str(&lines[0]).ok()?;
     let table = header["tables"][0]["table"].as_str()?.to_owned();
-    let columns: Vec<String> = header["tables"][0]["columns"].as_array()?.iter().map(|c| c["name"].as_str().unwrap_or_default().to_owned()).collect();
+    let columns: Vec<String> = header["tables"][0]["columns"]
+        .as_array()?
+        .iter()
+        .map(|c| c["name"].as_str().unwrap_or_default().to_owned())
+        .collect();
     header["version"] = json!(base + 1);
     let bent = json!({ table.clone(): "00112233445566778899aabbccddeeff" });
     if dice.percent(35) {
@@ -63,7 +73,9 @@ fn bad_lines(bucket: &Path, instance: &str, entry: &Value, base: u64, dice: &mut
         // Strict: a delete that misses.
         0 => (json!({"table": table, "op": "delete", "columns": [columns[0]]}), json!([key])),
         // Refused by the contract.
-        1 if table == "price" => (json!({"table": table, "op": "insert", "columns": columns}), json!(["new", -5, null])),
+        1 if table == "price" => {
+            (json!({"table": table, "op": "insert", "columns": columns}), json!(["new", -5, null]))
+        }
         // Whole and well formed, but for the proof.
         _ => {
             let row = match table.as_str() {

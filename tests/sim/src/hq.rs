@@ -172,7 +172,8 @@ impl Hq {
     async fn enrol(&self, stores: usize, registers: usize, dice: &mut Dice) -> Vec<EnrolCode> {
         let ledger = Ledger::open(&self.config).await.unwrap();
         let buckets = Buckets::open(&self.config, &ledger).await.unwrap();
-        let desk = Desk { config: &self.config, ledger: ledger.clone(), buckets, clock: &*self.clock, clock_is_right: false };
+        let desk =
+            Desk { config: &self.config, ledger: ledger.clone(), buckets, clock: &*self.clock, clock_is_right: false };
         desk.init().await.unwrap();
         let now = self.clock.now();
         let mut codes = Vec::new();
@@ -252,9 +253,7 @@ impl Hq {
     /// … and takes it back.
     pub fn mend_row(&mut self) {
         self.source()
-            .execute_batch(
-                "DELETE FROM price WHERE cents < 0 OR length(sku) > 12; DELETE FROM promo WHERE id = 99;",
-            )
+            .execute_batch("DELETE FROM price WHERE cents < 0 OR length(sku) > 12; DELETE FROM promo WHERE id = 99;")
             .unwrap();
         self.bad = None;
     }

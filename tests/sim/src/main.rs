@@ -67,7 +67,9 @@ fn main() -> ExitCode {
         let seed = next;
         next += 1;
         let mut result = run_seed(seed, dir.path(), o.verbose);
-        if o.twice && let Ok(first) = &result {
+        if o.twice
+            && let Ok(first) = &result
+        {
             let second = run_seed(seed, dir.path(), false);
             if second.as_ref().map(|s| &s.hash).ok() != Some(&first.hash) {
                 let what = "the second run of the seed went another way".to_owned();

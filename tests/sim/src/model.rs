@@ -125,7 +125,8 @@ impl Model {
         self.checks += 1;
         for path in disk::files(&self.hq.join("objects/stores")) {
             let envelope = std::fs::read(&path).unwrap();
-            if path.file_name().is_none_or(|n| n != "manifest.json") || self.forged.contains(&forge::sha256(&envelope)) {
+            if path.file_name().is_none_or(|n| n != "manifest.json") || self.forged.contains(&forge::sha256(&envelope))
+            {
                 continue;
             }
             let m = forge::payload(&envelope);

@@ -129,9 +129,10 @@ impl Answer {
             response = response.header(name, value);
         }
         let stream = Stream { whole: self.body.len() as u64, cut: self.cut, left: self.body };
-        response.body(reqwest::Body::wrap(stream)).map(Into::into).unwrap_or_else(|_| {
-            http::Response::new(reqwest::Body::from("bad headers")).into()
-        })
+        response
+            .body(reqwest::Body::wrap(stream))
+            .map(Into::into)
+            .unwrap_or_else(|_| http::Response::new(reqwest::Body::from("bad headers")).into())
     }
 }
 

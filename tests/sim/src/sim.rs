@@ -661,7 +661,9 @@ impl Sim {
         let now = self.now();
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| match who {
             Who::Relay(n) if self.relays[n].relay.is_none() => self.relays[n].start().map_err(|e| e.to_string()),
-            Who::Register(n) if self.registers[n].agent.is_none() => self.registers[n].start().map_err(|e| e.to_string()),
+            Who::Register(n) if self.registers[n].agent.is_none() => {
+                self.registers[n].start().map_err(|e| e.to_string())
+            }
             _ => Ok(()),
         }));
         match started {
@@ -728,7 +730,8 @@ impl Sim {
 
     /// One run; with `insist` once more if the first one finds that something was put behind its back.
     async fn publish(&mut self, cut: Option<u64>, insist: bool) -> Checked {
-        let options = PublishOptions { allow_shrink: Some(None), clock_is_right: self.calm, ..PublishOptions::default() };
+        let options =
+            PublishOptions { allow_shrink: Some(None), clock_is_right: self.calm, ..PublishOptions::default() };
         let mut tries = if insist { 3 } else { 1 };
         loop {
             let published = self.hq.publish(&options, cut, &self.model).await;
@@ -999,7 +1002,10 @@ impl Sim {
         let left = self.relays[n].fuse.hold();
         let imported = relay.import(&stick).await;
         self.relays[n].fuse.give_back(left);
-        let told = imported.map_or_else(|_| "not taken".into(), |i| format!("{} taken, {} refused", i.taken.len(), i.receipt.refusals.len()));
+        let told = imported.map_or_else(
+            |_| "not taken".into(),
+            |i| format!("{} taken, {} refused", i.taken.len(), i.receipt.refusals.len()),
+        );
         self.say(format!("{who} imports a stick: {told}"));
         drop(relay);
         self.look_at(who)?;
@@ -1018,8 +1024,14 @@ impl Sim {
 
     fn tamper(&mut self, who: Who) {
         let (name, file, up) = match who {
-            Who::Relay(n) => (self.relays[n].store.clone(), self.relays[n].data.join("shadow.db"), self.relays[n].relay.is_some()),
-            Who::Register(n) => (self.registers[n].id.clone(), self.registers[n].data.join("store.db"), self.registers[n].agent.is_some()),
+            Who::Relay(n) => {
+                (self.relays[n].store.clone(), self.relays[n].data.join("shadow.db"), self.relays[n].relay.is_some())
+            }
+            Who::Register(n) => (
+                self.registers[n].id.clone(),
+                self.registers[n].data.join("store.db"),
+                self.registers[n].agent.is_some(),
+            ),
             _ => return,
         };
         let stream = self.dice.pick(&STREAMS).name;
@@ -1111,4 +1123,3 @@ fn in_short(done: &Done) -> String {
         other => format!("{other:?}"),
     }
 }
-
