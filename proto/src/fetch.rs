@@ -18,6 +18,7 @@ use crate::layout::ObjectName;
 use crate::retry::Verdict;
 use crate::shelf::{PartFile, ShelfError};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt};
 use rate::RateMeter;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,16 @@ pub struct SourceOptions {
     pub read_timeout: HumanDuration,
     /// For `s3://` sources.
     pub s3: S3Options,
+    /// What HTTP requests go over, where it is not the network.
+    #[serde(skip)]
+    pub wire: Option<Arc<dyn Wire>>,
+}
+
+/// What carries an HTTP request to its server and brings the answer's head: the network, unless something else is
+/// put in its place (a simulated one).
+pub trait Wire: std::fmt::Debug + Send + Sync {
+    /// Asks, and waits for the answer; the error is for people.
+    fn ask(&self, request: reqwest::Request) -> BoxFuture<'static, Result<reqwest::Response, String>>;
 }
 
 /// A bucket's server; keys come from the usual AWS variables (`AWS_SKIP_SIGNATURE=true` for a
@@ -66,6 +77,7 @@ impl Default for SourceOptions {
             connect_timeout: HumanDuration(Duration::from_secs(10)),
             read_timeout: HumanDuration(Duration::from_secs(30)),
             s3: S3Options::default(),
+            wire: None,
         }
     }
 }

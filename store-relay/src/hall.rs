@@ -79,7 +79,8 @@ pub struct State {
     pub attempts: BTreeMap<PackName, Attempts>,
     /// Streams whose shadow rows were found wrong.
     pub drifts: BTreeMap<StreamName, (Timestamp, String)>,
-    /// Drifts that were healed, until HQ has heard of them: a heal may be quicker than the next heartbeat.
+    /// Drifts that were healed and packs that were good after all, until HQ has heard of them: that may be quicker
+    /// than the next heartbeat.
     pub healed: Vec<Fault>,
     /// Why a stream does not go on.
     pub waits: BTreeMap<Instance, String>,
@@ -171,6 +172,37 @@ impl State {
                 Some(pack_fault(name, attempts))
             })
             .collect()
+    }
+
+    /// The packs that were given up without headquarters' having heard of it; a way round may be quicker than the
+    /// next heartbeat.
+    pub fn untold(&self) -> Vec<PackName> {
+        self.attempts.iter().filter(|(_, a)| a.in_error && !a.told).take(HEALED).map(|(n, _)| n.clone()).collect()
+    }
+
+    /// What a heartbeat tells beside [`State::all_faults`]: what is over and was not told yet.
+    pub fn over(&self, open: &[Fault]) -> Vec<Fault> {
+        let untold = self.untold().into_iter().filter_map(|n| Some((n.clone(), self.attempts.get(&n)?)));
+        let packs = untold.map(|(name, attempts)| pack_fault(name, attempts));
+        let is_new = |f: &Fault| !open.iter().any(|o| o.code == f.code && o.object == f.object);
+        self.healed.iter().cloned().chain(packs.filter(is_new)).collect()
+    }
+
+    fn is_over(&mut self, fault: Fault) {
+        self.healed.push(fault);
+        if self.healed.len() > HEALED {
+            self.healed.remove(0);
+        }
+    }
+
+    /// A pack that failed before is good after all, or is to be tried anew; whether it had failed.
+    pub fn forgive(&mut self, name: &PackName) -> bool {
+        let Some(attempts) = self.attempts.remove(name) else { return false };
+        if attempts.in_error && !attempts.told {
+            let fault = pack_fault(name.clone(), &attempts);
+            self.is_over(Fault { text: format!("{} (mended)", fault.text), ..fault });
+        }
+        true
     }
 
     /// The streams as reported.
@@ -408,10 +440,7 @@ impl Hall {
         let instance = state.manifest.as_ref().and_then(|m| m.instance(stream));
         let fault =
             Fault { code: fault::DRIFT.into(), instance, object: None, text: format!("{text} (mended)"), since };
-        state.healed.push(fault);
-        if state.healed.len() > HEALED {
-            state.healed.remove(0);
-        }
+        state.is_over(fault);
         true
     }
 

@@ -102,7 +102,7 @@ pub struct Relay {
     /// The replica that packs are tried on.
     pub shadow: Arc<Shadow>,
     /// The sources in order.
-    pub(crate) sources: Vec<Source>,
+    pub sources: Vec<Source>,
     /// One a source: a dead one must not hold up the others.
     followers: Vec<tokio::sync::Mutex<Follower>>,
     /// Sources that failed lately, until when they are asked last.

@@ -10,6 +10,7 @@ use proto::failpoint;
 use proto::fetch::{FetchError, Source};
 use proto::follow;
 use proto::ids::RegisterId;
+use proto::layout::PackName;
 use proto::retry::{Backoff, random_unit};
 use proto::wire::{Beat, BeatAnswer, Beats, Heartbeat};
 use std::sync::Arc;
@@ -43,7 +44,8 @@ pub enum ReportError {
 /// The relay's heartbeat of this moment, signed. Takes a sequence number durably.
 pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
     let mut status = hall.status();
-    status.errors.extend(hall.state().healed.iter().cloned());
+    let over = hall.state().over(&status.errors);
+    status.errors.extend(over);
     let (registers, now) = (registers_heard(hall), hall.clock.now());
     let mut device = follow::lock(&hall.device);
     let beat = Heartbeat {
@@ -64,10 +66,26 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
     Ok(serde_json::from_slice(&beat.seal(device.key())?)?)
 }
 
-fn forget_healed(hall: &Hall, told: usize) {
-    let mut state = hall.state();
-    let told = told.min(state.healed.len());
-    state.healed.drain(..told);
+/// Headquarters has heard of so many drifts that were healed, and of these packs.
+fn was_told(hall: &Hall, healed: usize, packs: &[PackName]) {
+    let mut told = Vec::new();
+    {
+        let mut state = hall.state();
+        let healed = healed.min(state.healed.len());
+        state.healed.drain(..healed);
+        for name in packs {
+            if let Some(attempts) = state.attempts.get_mut(name) {
+                attempts.told = true;
+                told.push((name, attempts.clone()));
+            }
+        }
+    }
+    for (name, attempts) in told {
+        // If the power goes first, it is told once more.
+        if let Err(e) = hall.spool.put_attempts(name, &attempts) {
+            tracing::warn!(error = %e, "that headquarters heard of it was not written down");
+        }
+    }
 }
 
 fn registers_heard(hall: &Hall) -> std::collections::BTreeMap<RegisterId, u64> {
@@ -78,7 +96,10 @@ fn registers_heard(hall: &Hall) -> std::collections::BTreeMap<RegisterId, u64> {
 /// Reports once: own heartbeat, and what headquarters has not heard of registers.
 pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
     loop {
-        let healed = hall.state().healed.len();
+        let (healed, packs) = {
+            let state = hall.state();
+            (state.healed.len(), state.untold())
+        };
         let (beats, sent) = next_post(hall)?;
         let more = sent.len() == BATCH;
         let body = Bytes::from(serde_json::to_vec(&beats)?);
@@ -91,7 +112,7 @@ pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
             return Err(ReportError::Refused(why.clone()));
         }
         // Those that the beat carried for certain; what was added meanwhile is told by the next.
-        forget_healed(hall, healed);
+        was_told(hall, healed, &packs);
         if !more {
             return Ok(());
         }

@@ -439,6 +439,7 @@ mod tests {
             since: now,
             last: now,
             in_error: true,
+            told: false,
             etags: BTreeMap::new(),
         };
         Truth {

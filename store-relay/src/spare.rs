@@ -24,7 +24,7 @@ const ROOM: u64 = 1 << 20;
 
 impl Relay {
     /// Spare-time work, in order of use.
-    pub(crate) async fn spare_time(&self) {
+    pub async fn spare_time(&self) {
         self.fetch_lost().await;
         for instance in self.incomplete() {
             self.complete(&instance).await;

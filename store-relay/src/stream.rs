@@ -672,9 +672,9 @@ impl Relay {
 
     /// A pack that failed before is good after all, or is to be tried anew.
     pub(crate) fn forgive(&self, name: &PackName) -> Result<(), ShelfError> {
-        let before: Option<Attempts> = self.hall.state().attempts.remove(name);
+        let had_failed = self.hall.state().forgive(name);
         self.pauses().remove(name);
-        if before.is_none() {
+        if !had_failed {
             return Ok(());
         }
         if let Err(e) = self.hall.spool.forget_attempts(name) {

@@ -329,8 +329,7 @@ pub fn remove_database(path: &Path) -> Result<(), shelf::ShelfError> {
 pub enum Runner {
     /// A child process of this binary.
     Child(PathBuf),
-    /// This thread; tests of other rooms.
-    #[cfg(test)]
+    /// This process, without limits; tests of other rooms and the simulation.
     Here,
 }
 
@@ -344,7 +343,6 @@ impl Runner {
     pub async fn run(&self, trial: Trial, time: Duration, stop: &CancellationToken) -> TrialEnd {
         let program = match self {
             Runner::Child(program) => program.clone(),
-            #[cfg(test)]
             Runner::Here => {
                 return tokio::task::spawn_blocking(move || run(&trial))
                     .await

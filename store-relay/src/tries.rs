@@ -76,6 +76,9 @@ pub struct Attempts {
     pub last: Timestamp,
     /// Whether it was given up and lies in `error/`.
     pub in_error: bool,
+    /// Whether headquarters has heard that.
+    #[serde(default)]
+    pub told: bool,
     /// What sources called the bad body, to notice when it changes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub etags: BTreeMap<String, String>,
@@ -111,6 +114,7 @@ pub fn count(
         since: before.map_or(now, |b| b.since),
         last: now,
         in_error: tries >= rules.limit,
+        told: before.is_some_and(|b| b.told),
         etags: before.map(|b| b.etags.clone()).unwrap_or_default(),
     }
 }

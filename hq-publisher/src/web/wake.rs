@@ -64,6 +64,8 @@ impl Wakes {
         let Some(mut serial) = self.subscribe(store) else { return Woken::Unknown };
         let newer = |s: &u64| *s > known.unwrap_or(0);
         let changed = tokio::select! {
+            // News that came with the last moment are news.
+            biased;
             changed = serial.wait_for(newer) => changed.map(|s| *s).ok(),
             () = tokio::time::sleep(longest) => None,
             _ = stopping.wait_for(|s| *s) => None,

@@ -1,7 +1,7 @@
 //! Objects and pages on HTTP servers: relays, CDNs, static servers.
 
 use super::bucket::causes;
-use super::{Etag, FetchErrorKind, Opened, Polled, Small, SourceOptions, Trouble};
+use super::{Etag, FetchErrorKind, Opened, Polled, Small, SourceOptions, Trouble, Wire};
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
 use hyper::header::{
@@ -9,6 +9,7 @@ use hyper::header::{
     IF_NONE_MATCH, RANGE, RETRY_AFTER,
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode, redirect};
+use std::sync::Arc;
 use std::time::Duration;
 use url::Url;
 
@@ -29,6 +30,7 @@ pub(super) fn ca_pem(options: &SourceOptions) -> Result<Option<Vec<u8>>, String>
 #[derive(Debug, Clone)]
 pub(super) struct Web {
     client: Client,
+    wire: Option<Arc<dyn Wire>>,
     base: Url,
     read_timeout: Duration,
 }
@@ -64,7 +66,7 @@ impl Web {
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|e| causes(&e))?;
-        Ok(Web { client, base, read_timeout: options.read_timeout.0 })
+        Ok(Web { client, wire: options.wire.clone(), base, read_timeout: options.read_timeout.0 })
     }
 
     fn url(&self, path: &str) -> Url {
@@ -78,9 +80,16 @@ impl Web {
 
     /// Sends, and waits for the answer's head.
     async fn send(&self, request: RequestBuilder, wait: Duration) -> Result<Response, Trouble> {
-        match tokio::time::timeout(wait, request.send()).await {
+        let told = |e: reqwest::Error| causes(&e.without_url());
+        let answer = async {
+            match &self.wire {
+                None => request.send().await.map_err(told),
+                Some(wire) => wire.ask(request.build().map_err(told)?).await,
+            }
+        };
+        match tokio::time::timeout(wait, answer).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(e)) => Err(Trouble::new(FetchErrorKind::Network, causes(&e.without_url()))),
+            Ok(Err(e)) => Err(Trouble::new(FetchErrorKind::Network, e)),
             Err(_) => Err(Trouble::new(FetchErrorKind::Network, format!("no answer within {} s", wait.as_secs()))),
         }
     }

@@ -1,6 +1,7 @@
 //! Bodies: what comes in, within a time; what goes out, from memory or a file.
 
 use bytes::{Bytes, BytesMut};
+use http_body_util::{Either, Full};
 use hyper::StatusCode;
 use hyper::body::{Frame, Incoming, SizeHint};
 use std::fs::File;
@@ -16,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 /// A request's body; reading fails when it takes longer than `body_timeout`.
 #[derive(Debug)]
 pub struct Inbound {
-    body: Incoming,
+    body: Either<Incoming, Full<Bytes>>,
     /// None for a request without a body.
     deadline: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -25,7 +26,14 @@ pub struct Inbound {
 impl Inbound {
     pub(super) fn new(body: Incoming, timeout: Duration) -> Self {
         let deadline = (!hyper::body::Body::is_end_stream(&body)).then(|| Instant::now() + timeout);
-        Inbound { body, deadline, timer: None }
+        Inbound { body: Either::Left(body), deadline, timer: None }
+    }
+}
+
+/// A body that is here already: of a request that came by no connection.
+impl From<Bytes> for Inbound {
+    fn from(bytes: Bytes) -> Self {
+        Inbound { body: Either::Right(bytes.into()), deadline: None, timer: None }
     }
 }
 

@@ -130,6 +130,10 @@ async fn the_way_goes_round_a_bad_pack_and_the_debt_closes() {
     assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
     assert!(fault_codes(&relay).is_empty() && state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
     assert_eq!(state(&relay).given_up().len(), 1, "registers are still told");
+    // HQ did not hear of it meanwhile: the next heartbeat tells, also after a restart.
+    drop(relay);
+    let over = state(&store.open()).over(&[]);
+    assert_eq!(over.iter().map(|f| f.code.as_str()).collect::<Vec<_>>(), ["PACK_IN_ERROR"]);
 }
 
 #[tokio::test]

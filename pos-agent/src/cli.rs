@@ -1,0 +1,247 @@
+//! The command line: each command opens what it needs, and asks the running agent where one runs.
+
+use crate::agent::{Agent, OpenError};
+use crate::config::Config;
+use crate::{doctor, memory, report, run, status, upstream, verify};
+use anyhow::Context as _;
+use clap::{CommandFactory, Parser, Subcommand};
+use proto::cli::{self, Common, Exit};
+use proto::clock::{Clock, SystemClock};
+use proto::config::{ConfigError, environment};
+use proto::device::Device;
+use proto::fetch::{Polled, Source, SourceOptions};
+use proto::shelf;
+use proto::trust::EnrolCode;
+use proto::wire::Status;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Brings a register's SQLite database up to date and reports.
+#[derive(Debug, Parser)]
+#[command(name = "pos-agent", version, about)]
+struct Args {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take the identity that `hq-publisher enroll REGISTER` printed.
+    Enroll {
+        /// The code.
+        code: String,
+    },
+    /// Follow headquarters until SIGTERM.
+    Run,
+    /// One cycle and one heartbeat, then exit: 3 when some streams could not go on.
+    Once,
+    /// Versions, network, faults; of the running agent, or from the files.
+    Status,
+    /// Recompute all digests from the rows; exits 1 on drift, which the next cycle heals.
+    Verify,
+    /// Check the settings; touches nothing.
+    CheckConfig,
+    /// Try what the agent needs, with remedies.
+    Doctor,
+    /// Write a shell's completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the man page.
+    Man,
+}
+
+/// The command; its exit code.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    cli::start(&args.common);
+    match dispatch(&args) {
+        Ok(exit) => exit.into(),
+        Err(e) => {
+            cli::complain(format!("{e:#}"));
+            exit_of(&e).into()
+        }
+    }
+}
+
+/// Mistakes of usage and set-up are 2, everything else 1.
+fn exit_of(e: &anyhow::Error) -> Exit {
+    let set_up = e.downcast_ref::<OpenError>().is_some_and(OpenError::is_set_up);
+    if set_up || e.is::<ConfigError>() || e.is::<BadCode>() { Exit::Usage } else { Exit::Failed }
+}
+
+/// An enrolment code that cannot be used here.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct BadCode(String);
+
+fn dispatch(args: &Args) -> anyhow::Result<Exit> {
+    match &args.command {
+        Command::Completions { shell } => cli::completions(Args::command(), *shell),
+        Command::Man => cli::man(Args::command()),
+        command => {
+            let config = Config::load(args.common.config.as_deref(), environment())?;
+            let file = config.file.as_ref().map_or("the environment".into(), |f| f.display().to_string());
+            return with_config(command, config.value, &file, args.common.json);
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn with_config(command: &Command, config: Config, file: &str, json: bool) -> anyhow::Result<Exit> {
+    let clock = Arc::new(SystemClock::default());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()
+        .context("starting the async runtime")?;
+    let exit = match command {
+        Command::Enroll { code } => enroll(&config, code, &*clock, json),
+        Command::Run => runtime.block_on(serve(config, clock)),
+        Command::Once => runtime.block_on(once(config, clock, json)),
+        Command::Status => runtime.block_on(show_status(&config, &*clock, json)),
+        Command::Verify => runtime.block_on(verify_rows(&config, &*clock, json)),
+        Command::CheckConfig => runtime.block_on(async { check_config(&config, file, clock, json) }),
+        Command::Doctor => runtime.block_on(examine(&config, &*clock, json)),
+        Command::Completions { .. } | Command::Man => Ok(Exit::Done),
+    };
+    // A transaction that is running may end: it is whole or nothing anyway.
+    runtime.shutdown_timeout(Duration::from_secs(10));
+    exit
+}
+
+fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
+    let code = EnrolCode::from_text(code, clock.now()).map_err(|e| BadCode(e.to_string()))?;
+    if code.id != config.device() {
+        return Err(BadCode(format!("the code is for {}, these settings are for {}", code.id, config.register)).into());
+    }
+    shelf::create_dir(&config.data_dir)?;
+    let _lock = shelf::LockFile::acquire(&config.data_dir)?;
+    Device::enrol(&config.data_dir, &code)?;
+    if json {
+        cli::print_json(&serde_json::json!({ "id": code.id, "data_dir": config.data_dir }));
+    } else {
+        cli::print_line(format!("{} is enrolled in {}", code.id, config.data_dir.display()));
+    }
+    Ok(Exit::Done)
+}
+
+async fn serve(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Exit> {
+    let shutdown = cli::shutdown_signal();
+    let address = config.local_listen;
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("local_listen = \"{address}\" cannot be used: is another agent running?"))?;
+    let agent = open_patiently(config, clock).await?;
+    tracing::info!(register = %agent.config.register, data = %agent.config.data_dir.display(), api = %address, "running");
+    run::run(Arc::new(agent), listener, shutdown).await;
+    Ok(Exit::Done)
+}
+
+/// A command that looks in for a moment must not keep the service from starting.
+async fn open_patiently(config: Config, clock: Arc<dyn Clock>) -> Result<Agent, OpenError> {
+    let mut tries = 20;
+    loop {
+        match Agent::open(config.clone(), clock.clone(), None) {
+            Err(OpenError::Lock(_)) if tries > 0 => tries -= 1,
+            other => return other,
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn once(config: Config, clock: Arc<dyn Clock>, json: bool) -> anyhow::Result<Exit> {
+    let agent = Agent::open(config, clock, None)?;
+    let exit = run::once(&agent).await;
+    let status = report::stand(&agent, agent.memory.look(|f| f.open()));
+    print_status(&status, json);
+    Ok(exit)
+}
+
+fn print_status(status: &Status, json: bool) {
+    if json { cli::print_json(status) } else { cli::print_line(status::text(status)) }
+}
+
+/// The running agent's API, if it is this register's.
+async fn running(config: &Config) -> Option<(Source, Status)> {
+    let mut address = config.local_listen;
+    if address.ip().is_unspecified() {
+        address = SocketAddr::from(([127, 0, 0, 1], address.port()));
+    }
+    let api = Source::parse(&format!("http://{address}"), &SourceOptions::default()).ok()?;
+    let Ok(Polled::Body { bytes, .. }) = api.long_poll("v1/status", &[], 0, None).await else { return None };
+    let status: Status = serde_json::from_slice(&bytes).ok()?;
+    (status.id == config.device()).then_some((api, status))
+}
+
+async fn show_status(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
+    let status = match running(config).await {
+        Some((_, status)) => status,
+        None => {
+            if !json {
+                cli::print_line("no agent is running here (or its API cannot be reached); from the files:");
+            }
+            status::from_files(config, clock)?
+        }
+    };
+    print_status(&status, json);
+    Ok(Exit::Done)
+}
+
+async fn verify_rows(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
+    let found = match running(config).await {
+        Some((api, _)) => {
+            let bytes = api.post("v1/verify", "application/json", Vec::new().into(), 1 << 20).await?;
+            serde_json::from_slice(&bytes).context("the running agent's answer")?
+        }
+        None => verify_files(config, clock)?,
+    };
+    if json {
+        cli::print_json(&found)
+    } else {
+        cli::print_line(found.text())
+    }
+    Ok(if found.drift { Exit::Failed } else { Exit::Done })
+}
+
+/// Without a running agent: reads the files, and latches what was found for the next cycle.
+fn verify_files(config: &Config, clock: &dyn Clock) -> anyhow::Result<verify::Report> {
+    let found = verify::check(&config.store_db(), &config.limits)?;
+    let drifted: BTreeMap<_, _> = found.drifted();
+    if !drifted.is_empty() {
+        let _lock = shelf::LockFile::acquire(&config.data_dir).context("drift was found, but it cannot be latched")?;
+        let mut device = Device::open(&config.data_dir, &config.device(), &config.limits)?;
+        memory::latch_offline(&mut device, &drifted, clock.now())?;
+    }
+    Ok(found)
+}
+
+fn check_config(config: &Config, file: &str, clock: Arc<dyn Clock>, json: bool) -> anyhow::Result<Exit> {
+    upstream::Upstream::new(config, clock, upstream::RelayWord::default()).map_err(OpenError::from)?;
+    if json {
+        cli::print_json(config);
+    } else {
+        cli::print_line(format!("{file}: ok, register {} of store {}", config.register, config.register.store()));
+    }
+    Ok(Exit::Done)
+}
+
+async fn examine(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
+    let checks = doctor::examine(config, clock).await;
+    if json {
+        cli::print_json(&checks);
+    } else {
+        for c in &checks {
+            cli::print_line(c);
+        }
+    }
+    let failed = checks.iter().any(|c| c.mark == doctor::Mark::Fail);
+    Ok(if failed { Exit::Failed } else { Exit::Done })
+}
