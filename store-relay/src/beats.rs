@@ -8,6 +8,7 @@ use proto::ids::{DeviceId, RegisterId};
 use proto::keys::PublicKey;
 use proto::wire::{Beat, Beats, Heartbeat};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +21,6 @@ const OLDEST: Duration = Duration::from_secs(400 * 86_400);
 /// What became of some heartbeats.
 #[derive(Debug, Default)]
 pub struct Taken {
-    /// Whether one was new, and signed by a register of this store: the sender is one, or carries for one.
-    pub proved: bool,
     /// Devices refused, and why.
     pub refused: BTreeMap<String, String>,
     /// Whether one was refused because no key of it is known: the manifest may be newer elsewhere.
@@ -30,12 +29,13 @@ pub struct Taken {
     pub failed: bool,
 }
 
-/// Takes heartbeats in. Blocks on the disk.
-pub fn take(hall: &Hall, beats: &Beats) -> Taken {
+/// Takes heartbeats in that came from an address. Blocks on the disk.
+pub fn take(hall: &Hall, beats: &Beats, from: IpAddr) -> Taken {
     let mut taken = Taken::default();
+    let mut proved = false;
     for beat in &beats.beats {
         match take_one(hall, beat) {
-            Ok(news) => taken.proved |= news,
+            Ok(news) => proved |= news,
             Err(Refused::Unknown(who, why)) => {
                 taken.unknown = true;
                 taken.refused.insert(who, why);
@@ -48,6 +48,13 @@ pub fn take(hall: &Hall, beats: &Beats) -> Taken {
                 taken.refused.insert(who, e.to_string());
             }
         }
+    }
+    // The sender is a register, or carries for one: from here on a flood of strangers cannot keep it out.
+    if proved
+        && hall.gate.befriend(from)
+        && let Err(e) = hall.spool.keep_address(from)
+    {
+        tracing::warn!(error = %e, "an address was not kept");
     }
     taken
 }
@@ -127,6 +134,9 @@ fn register_key(hall: &Hall, register: &RegisterId) -> Option<PublicKey> {
 
 /// Brings back what was kept before a restart.
 pub fn restore(hall: &Hall) -> Result<(), SpoolError> {
+    for ip in hall.spool.addresses()? {
+        hall.gate.befriend(ip);
+    }
     let (now, monotonic) = (hall.clock.now(), hall.clock.monotonic());
     for kept in hall.spool.beats()? {
         let device = DeviceId::Register(kept.register.clone());

@@ -15,6 +15,7 @@ use proto::wire::Fault;
 use rusqlite::{Connection, Row};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -59,7 +60,11 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS attempt (pack TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS drift (stream TEXT PRIMARY KEY, since TEXT NOT NULL, text TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS refusal (source TEXT PRIMARY KEY, fault TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS address (id INTEGER PRIMARY KEY, ip TEXT NOT NULL UNIQUE) STRICT;
     CREATE TABLE IF NOT EXISTS unlisted (object TEXT PRIMARY KEY, since TEXT NOT NULL) STRICT;";
+
+/// Addresses kept: more than a store has registers.
+const ADDRESSES: u32 = 512;
 
 /// The latest heartbeat of a register, as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +162,22 @@ impl Spool {
         self.write("forgetting a register", failpoint::name("spool.forget-beat"), |db| {
             db.execute("DELETE FROM beat WHERE register = ?1", [device.as_str()])
         })
+    }
+
+    /// Keeps an address that registers report from: a flood must not lock them out after a restart. The oldest go.
+    pub fn keep_address(&self, ip: IpAddr) -> Result<(), SpoolError> {
+        self.write("keeping an address", failpoint::name("spool.address"), |db| {
+            db.execute("INSERT OR REPLACE INTO address (ip) VALUES (?1)", [ip.to_string()])?;
+            db.execute(
+                "DELETE FROM address WHERE id <= (SELECT id FROM address ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+                [ADDRESSES],
+            )
+        })
+    }
+
+    /// The addresses that registers reported from.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>, SpoolError> {
+        self.read("reading addresses", "SELECT ip FROM address", |r| parsed(r, 0))
     }
 
     /// Adds to the log; the oldest entries go.
@@ -374,6 +395,19 @@ mod tests {
         assert_eq!(spool.unlisted(std::slice::from_ref(&object), t(50)).unwrap()[&object], t(2));
         assert!(spool.unlisted(&[], t(60)).unwrap().is_empty());
         assert_eq!(spool.unlisted(std::slice::from_ref(&object), t(70)).unwrap()[&object], t(70));
+    }
+
+    #[test]
+    fn addresses_are_kept_and_capped() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 3).unwrap();
+        let ip = |n: u32| IpAddr::from(n.to_be_bytes());
+        for n in (0..600).chain([200]) {
+            spool.keep_address(ip(n)).unwrap();
+        }
+        let kept = Spool::open(dir.path(), 3).unwrap().addresses().unwrap();
+        assert_eq!(kept.len(), 512);
+        assert!(kept.contains(&ip(599)) && kept.contains(&ip(200)) && !kept.contains(&ip(5)));
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub struct App {
     pub(crate) metrics: Metrics,
     pub(crate) smtp: Option<Smtp>,
     pub(crate) gate: Arc<Gate>,
+    /// The pages that read the whole ledger are made one at a time: a flood of them must not keep heartbeats waiting.
+    pub(crate) turn: tokio::sync::Mutex<()>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -90,6 +92,7 @@ impl App {
             config: config.clone(),
             wakes: Wakes::default(),
             gate: Arc::new(Gate::new(config.serve.http.clone())),
+            turn: tokio::sync::Mutex::new(()),
             metrics: Metrics::new()?,
             ledger,
             clock,
@@ -299,6 +302,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn scrape(app: &App) -> Result<Vec<u8>, ServeError> {
+    let _turn = app.turn.lock().await;
     let devices = app.intake.views(&app.ledger.enrolled().await?);
     let scrape = Scrape {
         stores: &app.ledger.stores().await?,

@@ -37,6 +37,7 @@ struct View<'a> {
 }
 
 pub async fn fleet(State(app): State<Arc<App>>, filter: Result<Query<Filter>, QueryRejection>) -> Response {
+    let _turn = app.turn.lock().await;
     match view(&app, filter.ok().and_then(|f| f.0.q).unwrap_or_default()).await {
         Ok(view) => {
             let policy =

@@ -36,12 +36,10 @@ impl Gate {
         &self.limits
     }
 
-    /// Lets an address into the reserved places: it has just proved who it is.
-    pub fn befriend(&self, ip: IpAddr) {
+    /// Lets an address into the reserved places: it has just proved who it is. Whether it was a stranger before.
+    pub fn befriend(&self, ip: IpAddr) -> bool {
         let mut crowd = self.crowd();
-        if crowd.known.len() < MAX_KNOWN {
-            crowd.known.insert(place(ip));
-        }
+        crowd.known.len() < MAX_KNOWN && crowd.known.insert(place(ip))
     }
 
     /// Connections open now.

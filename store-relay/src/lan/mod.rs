@@ -150,14 +150,10 @@ async fn heartbeats(hall: Arc<Hall>, request: Request<Inbound>, from: IpAddr) ->
         return plain(StatusCode::PAYLOAD_TOO_LARGE, many);
     }
     let desk = Arc::clone(&hall);
-    let Ok(taken) = tokio::task::spawn_blocking(move || beats::take(&desk, &beats)).await else {
+    let Ok(taken) = tokio::task::spawn_blocking(move || beats::take(&desk, &beats, from)).await else {
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "the heartbeats were not kept\n");
     };
     hall.metrics.beats.inc();
-    if taken.proved {
-        // From here on a flood of strangers cannot keep it out.
-        hall.gate.befriend(from);
-    }
     let answer = BeatAnswer { hq_seen_s: hall.hq_seen_s(), now: hall.clock.now(), refused: taken.refused };
     let status = if taken.failed {
         StatusCode::SERVICE_UNAVAILABLE

@@ -109,6 +109,7 @@ impl S3 {
         let mut curl = Command::new(process::program("curl"));
         curl.args([
             "-sS",
+            "--path-as-is",
             "--noproxy",
             "*",
             "--aws-sigv4",

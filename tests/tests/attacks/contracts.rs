@@ -6,18 +6,29 @@ use tillcast_tests::{Nginx, PATIENCE, files, until};
 
 const GOOD: &str = tillcast_tests::site::DDL[1].1;
 
-/// A full of all prices under another contract, at this version, in fine order otherwise.
-fn full(site: &Site, version: u64, ddl: &str) -> Vec<u8> {
-    let full = site.manifest("0421")["streams"]["price"]["packs"][0]["version"].as_u64().unwrap();
-    let lines = forge::unpack(&site.object(&format!("packs/price@zone-east/{full:010}.full.pack")).unwrap());
+/// The lines of a full of a stream's first rows, at this version.
+fn lines_of(site: &Site, stream: &str, version: u64) -> Vec<String> {
+    let entry = site.manifest("0421")["streams"][stream].clone();
+    let (audience, first) = (entry["audience"].as_str().unwrap(), entry["packs"][0]["version"].as_u64().unwrap());
+    let mut lines = forge::unpack(&site.object(&format!("packs/{stream}@{audience}/{first:010}.full.pack")).unwrap());
     let mut header: Value = serde_json::from_str(&lines[0]).unwrap();
     header["version"] = version.into();
+    lines[0] = header.to_string();
+    lines
+}
+
+/// A full of all prices under another contract, in fine order otherwise.
+fn full(site: &Site, version: u64, ddl: &str) -> Vec<u8> {
+    forge::pack(&under(lines_of(site, "price", version), ddl))
+}
+
+fn under(mut lines: Vec<String>, ddl: &str) -> Vec<String> {
+    let mut header: Value = serde_json::from_str(&lines[0]).unwrap();
     header["schema"]["number"] = 99.into();
     header["schema"]["ddl"] = ddl.into();
     header["schema"]["sha256"] = forge::sha256(ddl.as_bytes()).into();
-    let mut all = vec![header.to_string()];
-    all.extend(lines[1..].iter().cloned());
-    forge::pack(&all)
+    lines[0] = header.to_string();
+    lines
 }
 
 /// One store whose one register reads the bucket itself: nobody looked at the packs before it.

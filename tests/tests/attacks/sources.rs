@@ -2,9 +2,10 @@
 
 use super::*;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tillcast_tests::site::Node;
-use tillcast_tests::{Liar, Nginx, PATIENCE, Say, files, http, until};
+use tillcast_tests::site::{Node, Objects};
+use tillcast_tests::{Liar, Nginx, PATIENCE, S3, Say, files, http, until};
 
 /// A site whose relay and register read a liar in front of the bucket; the register's own relay is nowhere.
 struct Between {
@@ -269,4 +270,23 @@ fn a_walk_that_is_claimed_to_be_endless_is_not_begun() {
         assert!(b.liar.asked().len() - asked < 30, "{version}: it walks");
         b.recovers();
     }
+}
+
+/// Whoever may put objects can put one whose key is no path: it must not stop headquarters.
+#[test]
+fn stray_keys_in_a_bucket_stop_nothing() {
+    let s3 = Arc::new(S3::moto());
+    let mut site = small().objects(Objects::S3(s3.clone())).prefix("chain").build();
+    site.publish();
+    for key in ["packs/price@zone-east//x", "packs/price@zone-east/../../../etc/passwd", "packs//", "stores/../x"] {
+        s3.put(&format!("chain/{key}"), b"evil");
+    }
+    site.sql("UPDATE price SET price_cents = 7 WHERE sku = 'SKU0000002'");
+    site.publish().says(&["a stray key in the bucket", "packs/price@zone-east//x"]);
+    // A ledger that was lost is rebuilt from the bucket, by listing it.
+    std::fs::remove_file(site.hq.dir.join("state/fleet.db")).unwrap();
+    news(&site);
+    ["0421", "0421-01"].iter().for_each(|id| site.enroll(id));
+    site.bring_down();
+    site.assert_proven("0421");
 }
