@@ -18,6 +18,7 @@ use bytes::Bytes;
 use dir::Dir;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use proto::digest::Sha256;
+use proto::failpoint;
 use proto::ids::{Instance, StoreId};
 use proto::layout::{ObjectName, PackName};
 use proto::limits::Limits;
@@ -422,16 +423,15 @@ impl Buckets {
         Ok(names.into_keys().filter_map(|n| if let ObjectName::Manifest(s) = n { Some(s) } else { None }).collect())
     }
 
-    /// Deletes a pack, in mirrors too; one that is gone is fine.
-    pub async fn delete(&self, name: &ObjectName) -> Result<(), BucketError> {
+    /// Deletes a pack, in mirrors too; one that is gone is fine. Whether all mirrors did.
+    pub async fn delete(&self, name: &ObjectName) -> Result<bool, BucketError> {
+        self.mark_mirrors().await?;
         self.first.delete(name).await?;
+        let mut everywhere = true;
         for mirror in &self.mirrors {
-            // A mirror that keeps it lacks nothing.
-            if let Err(e) = mirror.bucket.delete(name).await {
-                tracing::warn!("{e}");
-            }
+            everywhere &= mirror.attempt(async |b| b.delete(name).await).await;
         }
-        Ok(())
+        Ok(everywhere)
     }
 
     /// Marks the mirrors as behind, durably, before the first put of this run.
@@ -439,7 +439,8 @@ impl Buckets {
         for mirror in &self.mirrors {
             let mut state = mirror.state.lock().await;
             if state.mark.is_none() {
-                let (mark, was_even) = self.ledger.mirror_behind(mirror.bucket.url()).await?;
+                let behind = self.ledger.mirror_behind(mirror.bucket.url());
+                let (mark, was_even) = failpoint::around("mirror.behind", behind).await?;
                 *state = MirrorState { mark: Some(mark), was_even, failed: None };
             }
         }
@@ -458,11 +459,15 @@ impl Buckets {
             let mut state = mirror.state.lock().await;
             let outcome = match (&state.failed, state.was_even) {
                 (None, true) => Ok(()),
-                (None, false) => self.copy_all(&mirror.bucket).await.map_err(|e| e.to_string()),
+                (None, false) => {
+                    failpoint::around("mirror.copy", self.copy_all(&mirror.bucket)).await.map_err(|e| e.to_string())
+                }
                 (Some(e), _) => Err(e.clone()),
             };
             match (outcome, state.mark) {
-                (Ok(()), Some(mark)) => self.ledger.mirror_even(mirror.bucket.url(), mark).await?,
+                (Ok(()), Some(mark)) => {
+                    failpoint::around("mirror.even", self.ledger.mirror_even(mirror.bucket.url(), mark)).await?
+                }
                 (Ok(()), None) => {}
                 (Err(e), _) => {
                     lag.mirrors.push(format!("{} lags behind {}: {e}", mirror.bucket.url(), self.first.url()))
@@ -526,15 +531,17 @@ fn tempdir() -> Result<PathBuf, proto::shelf::ShelfError> {
 }
 
 impl Mirror {
-    /// Tries a put; the first failure ends the tries of this run.
-    async fn attempt(&self, put: impl AsyncFnOnce(&Bucket) -> Result<(), BucketError>) {
+    /// Tries a put or a deletion, and whether it was done; the first failure ends the tries of this run.
+    async fn attempt(&self, put: impl AsyncFnOnce(&Bucket) -> Result<(), BucketError>) -> bool {
         if self.state.lock().await.failed.is_some() {
-            return;
+            return false;
         }
-        if let Err(e) = put(&self.bucket).await {
+        if let Err(e) = failpoint::around("mirror.put", put(&self.bucket)).await {
             tracing::warn!(mirror = self.bucket.url(), "{e}");
             self.state.lock().await.failed.get_or_insert(e.to_string());
+            return false;
         }
+        true
     }
 }
 

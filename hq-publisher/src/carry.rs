@@ -7,6 +7,7 @@ use crate::ledger::{Ledger, LedgerError, ReceiptRow};
 use proto::clock::{Clock, Timestamp};
 use proto::digest::{Sha256, Sha256Stream};
 use proto::dsse;
+use proto::failpoint;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::layout::ObjectName;
 use proto::limits::Limits;
@@ -118,7 +119,7 @@ async fn export_pack(buckets: &Buckets, i: &Instance, entry: &PackEntry, dir: &P
         shelf::remove(&part)?;
         return Err(bad("other bytes"));
     }
-    shelf::promote(&part, &to)?;
+    failpoint::step("export.pack", || shelf::promote(&part, &to))?;
     Ok(true)
 }
 
@@ -131,7 +132,8 @@ fn prepared(dir: &Path, name: &ObjectName) -> Result<PathBuf, ShelfError> {
 }
 
 fn place(dir: &Path, name: &ObjectName, bytes: &[u8]) -> Result<(), ShelfError> {
-    shelf::write_durable(&prepared(dir, name)?, bytes)
+    let path = prepared(dir, name)?;
+    failpoint::step("export.claims", || shelf::write_durable(&path, bytes))
 }
 
 fn hash_of(path: &Path) -> Result<Option<(u64, Sha256)>, ShelfError> {
@@ -189,7 +191,7 @@ pub async fn receipt(
         Ok((receipt, envelope)) => {
             let row =
                 ReceiptRow { store: receipt.store.clone(), time: receipt.time, recorded_at: clock.now(), envelope };
-            ledger.add_receipt(&row).await?;
+            failpoint::around("receipt.record", ledger.add_receipt(&row)).await?;
             compare(ledger, &receipt, &mut line).await?;
             line.receipt = Some(receipt);
         }

@@ -7,16 +7,18 @@
 use crate::bucket::{BucketError, Buckets};
 use crate::config::{Config, SourceKind};
 use crate::keys::{self, KeyFile, Keyring, KeysError, Role};
-use crate::ledger::{Acquired, Ledger, LedgerError, Token};
+use crate::ledger::{Ledger, LedgerError, Token};
 use crate::manifests::{self, ManifestsError, Signer};
+use crate::publish::{Lease, PublishError};
 use crate::source_db::{Database, SourceError, dialect, query::Query};
 use proto::clock::{Clock, Timestamp, after};
+use proto::failpoint;
 use proto::ids::{DeviceId, StoreId};
 use proto::keys::{PublicKey, SecretKey};
+use proto::shelf::LockFile;
 use proto::trust::{self, EnrolCode, PublisherKey, RootKeys, Trust};
 use serde::Serialize;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Keys or devices could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -50,13 +52,8 @@ pub enum EnrolError {
     #[error("{0} is not enrolled, or was revoked before")]
     NotEnrolled(DeviceId),
     /// The lease is somebody else's.
-    #[error("{holder} is publishing (until {until} at the latest): wait for it, then run this again")]
-    Busy {
-        /// Who.
-        holder: String,
-        /// Until when.
-        until: Timestamp,
-    },
+    #[error("{0}: wait for it, then run this again")]
+    Busy(Box<PublishError>),
     /// Trust files or codes.
     #[error(transparent)]
     Refused(#[from] trust::Refusal),
@@ -217,7 +214,8 @@ impl<'a> Desk<'a> {
     async fn add_trust(&self, trust: &Trust, roots: &[&SecretKey]) -> Result<(), EnrolError> {
         let envelope = trust.sign(roots)?;
         let text = String::from_utf8(envelope).map_err(|e| trust::Refusal::Trust(e.to_string()))?;
-        Ok(self.ledger.add_trust(trust.version, &text, self.clock.now()).await?)
+        let add = self.ledger.add_trust(trust.version, &text, self.clock.now());
+        Ok(failpoint::around("trust.signed", add).await?)
     }
 
     /// Makes a device's key and code, and puts its public half into its store's manifest.
@@ -239,7 +237,7 @@ impl<'a> Desk<'a> {
         };
         let code = code.to_text()?;
         // 2. The ledger, then the bucket. After a crash between them the next publish puts it.
-        self.ledger.enrol(id, &key.public(), now).await?;
+        failpoint::around("enrol.device", self.ledger.enrol(id, &key.public(), now)).await?;
         self.sign_and_put(&signer, store).await?;
         Ok(NewCode { id: id.clone(), code, expires_at })
     }
@@ -247,7 +245,7 @@ impl<'a> Desk<'a> {
     /// Takes a device's key out of its store's manifest.
     pub async fn revoke(&self, id: &DeviceId) -> Result<(), EnrolError> {
         let signer = self.signer().await?;
-        let revoked = self.ledger.revoke(id, self.clock.now()).await?;
+        let revoked = failpoint::around("enrol.revoke", self.ledger.revoke(id, self.clock.now())).await?;
         // A crash after the ledger: the device is revoked, its manifest perhaps not yet put.
         if !revoked && self.ledger.device(id).await?.is_none() {
             return Err(EnrolError::NotEnrolled(id.clone()));
@@ -256,7 +254,7 @@ impl<'a> Desk<'a> {
     }
 
     async fn sign_and_put(&self, signer: &Signer, store: &StoreId) -> Result<(), EnrolError> {
-        signer.sign_one(&self.ledger, store, self.clock).await?;
+        failpoint::around("enrol.sign", signer.sign_one(&self.ledger, store, self.clock)).await?;
         manifests::put_trust(&self.ledger, &self.buckets).await?;
         manifests::put_store(&self.ledger, &self.buckets, store).await?;
         for line in self.buckets.repair_mirrors().await?.mirrors {
@@ -290,7 +288,7 @@ impl<'a> Desk<'a> {
             }
         };
         let store = stores.iter().find(|s| &s.id == id).ok_or_else(unknown)?;
-        Ok(self.ledger.add_store(store).await?)
+        Ok(failpoint::around("enrol.store", self.ledger.add_store(store)).await?)
     }
 
     /// Who may sign, and where the keys are.
@@ -333,25 +331,17 @@ impl<'a> Desk<'a> {
     }
 
     /// Nobody publishes while keys change: what they sign would be by the old one.
-    async fn lease(&self) -> Result<Token, EnrolError> {
-        let holder = format!("hq-publisher trust, process {}", std::process::id());
-        let tries = self.config.publish.lease_wait.0.as_secs();
-        for n in 0.. {
-            match self.ledger.acquire(&holder, self.clock.now(), self.config.publish.lease.0).await? {
-                Acquired::Lease(token) => return Ok(token),
-                Acquired::HeldBy { holder, until } if n >= tries => return Err(EnrolError::Busy { holder, until }),
-                Acquired::HeldBy { .. } => tokio::time::sleep(Duration::from_secs(1)).await,
-            }
-        }
-        Err(EnrolError::Init("no lease".into()))
+    async fn lease(&self) -> Result<(LockFile, Token), EnrolError> {
+        let taken = Lease::take(self.config, &self.ledger, self.clock).await;
+        taken.map_err(|e| EnrolError::Busy(Box::new(e)))
     }
 
     /// Replaces the publisher key: a trust file with both, all manifests signed by the new one, a trust
     /// file without the old. What a run left undone the next one does.
     pub async fn rotate(&self, options: &crate::cli::Rotate) -> Result<TrustReport, EnrolError> {
-        let token = self.lease().await?;
+        let (_lock, token) = self.lease().await?;
         let outcome = self.rotate_held(options, token).await;
-        self.ledger.release(token).await?;
+        failpoint::around("trust.release", self.ledger.release(token)).await?;
         outcome
     }
 
@@ -406,7 +396,8 @@ impl<'a> Desk<'a> {
     async fn sign_everything(&self, token: Token) -> Result<usize, EnrolError> {
         manifests::put_trust(&self.ledger, &self.buckets).await?;
         let signer = self.signer().await?;
-        let signed = signer.sign_all(&self.ledger, token, &[], self.clock).await?;
+        let sign = signer.sign_all(&self.ledger, token, &[], self.clock);
+        let signed = failpoint::around("trust.resign", sign).await?;
         self.ledger.renew(token, self.clock.now(), self.config.publish.lease.0).await?;
         manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await?;
         Ok(signed.len())
@@ -428,9 +419,9 @@ impl<'a> Desk<'a> {
 
     /// Stops trusting a publisher key at once; with a new epoch readers forget what it claimed.
     pub async fn revoke_key(&self, options: &crate::cli::RevokeKey) -> Result<TrustReport, EnrolError> {
-        let token = self.lease().await?;
+        let (_lock, token) = self.lease().await?;
         let outcome = self.revoke_key_held(options, token).await;
-        self.ledger.release(token).await?;
+        failpoint::around("trust.release", self.ledger.release(token)).await?;
         outcome
     }
 
@@ -453,7 +444,7 @@ impl<'a> Desk<'a> {
                 self.add_trust(&next, &roots.iter().collect::<Vec<_>>()).await?;
                 if o.new_epoch {
                     // What the old epoch's signatures claimed of the time is forgotten too.
-                    self.ledger.set_latest_time(now).await?;
+                    failpoint::around("trust.time", self.ledger.set_latest_time(now)).await?;
                 }
             }
             // A run that was cut short after the trust file: go on.

@@ -8,6 +8,7 @@ use crate::fleet::{DeviceView, Digests};
 use crate::ledger::{BeatOutcome, BeatRow, DeviceRow, Ledger, LedgerError};
 use proto::clock::{Clock, Timestamp, since};
 use proto::dsse;
+use proto::failpoint;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::limits::Limits;
 use proto::wire::{Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
@@ -185,7 +186,10 @@ impl Intake {
                 }
             }
         }
-        let outcomes = if rows.is_empty() { Vec::new() } else { self.ledger.record_beats(&rows).await? };
+        let outcomes = match rows.is_empty() {
+            true => Vec::new(),
+            false => failpoint::around("intake.record", self.ledger.record_beats(&rows)).await?,
+        };
         let mut proved = false;
         let mut state = self.state();
         for ((beat, age), outcome) in taken.into_iter().zip(outcomes) {

@@ -4,6 +4,7 @@
 //! Owns names and numbers of the files. Must never print a secret, nor replace or delete a file: a
 //! key that is written is there before anything is signed by it, if the power goes too.
 
+use proto::failpoint;
 use proto::keys::{PublicKey, SecretKey};
 use proto::shelf;
 use std::os::unix::fs::PermissionsExt;
@@ -139,7 +140,8 @@ impl Keyring {
         let path = self.dir.join(format!("{}-{number}.key", role.as_str()));
         let bad = |reason: String| KeysError::Bad { path: path.clone(), reason };
         let key = SecretKey::generate().map_err(|e| bad(e.to_string()))?;
-        shelf::write_private(&path, format!("{}\n", key.to_secret_text()).as_bytes())?;
+        let text = format!("{}\n", key.to_secret_text());
+        failpoint::step("keys.write", || shelf::write_private(&path, text.as_bytes()))?;
         Ok(KeyFile { path, number, key })
     }
 

@@ -12,6 +12,7 @@ use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use proto::clock::{Clock, Timestamp, after};
 use proto::config::ConfigError;
+use proto::failpoint;
 use proto::ids::Instance;
 use proto::retry::{Backoff, random_unit};
 use std::collections::BTreeSet;
@@ -161,16 +162,19 @@ pub enum Sent {
 
 /// Sends the next mail that is due.
 pub async fn send_one(ledger: &Ledger, transport: &impl Transport, clock: &dyn Clock) -> Result<Sent, LedgerError> {
-    let Some(mail) = ledger.claim_mail(clock.now(), CLAIM).await? else { return Ok(Sent::Nothing) };
-    let error = match transport.send(&mail).await {
+    let claim = failpoint::around("mail.claim", ledger.claim_mail(clock.now(), CLAIM));
+    let Some(mail) = claim.await? else { return Ok(Sent::Nothing) };
+    let error = match failpoint::around("mail.send", transport.send(&mail)).await {
         Ok(()) => {
-            ledger.mail_sent(&mail.id, clock.now()).await?;
+            failpoint::around("mail.sent", ledger.mail_sent(&mail.id, clock.now())).await?;
             return Ok(Sent::One);
         }
         Err(e) => e,
     };
     let wait = BETWEEN.delay(mail.attempts.saturating_sub(1), 0.5 + random_unit() / 2.0);
-    ledger.mail_failed(&mail.id, &one_line(&error.text, 500), error.of_this_mail, after(clock.now(), wait)).await?;
+    let text = one_line(&error.text, 500);
+    let failed = ledger.mail_failed(&mail.id, &text, error.of_this_mail, after(clock.now(), wait));
+    failpoint::around("mail.failed", failed).await?;
     Ok(if error.of_this_mail { Sent::Refused(error.text) } else { Sent::Down(error.text) })
 }
 

@@ -16,6 +16,7 @@ use proto::clock::{Clock, Timestamp, after, since};
 use proto::config::HumanDuration;
 use proto::digest::{Sha256, Sha256Stream};
 use proto::dsse::{self, PayloadType};
+use proto::failpoint;
 use proto::ids::{Audience, DeviceId, Instance, StoreId, StreamName};
 use proto::keys::{PublicKey, SecretKey};
 use proto::layout::ObjectName;
@@ -416,7 +417,7 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
         let (put, error) = put_batch(ledger, buckets, batch).await;
         done += put.len();
         failed = failed.or(error);
-        for store in ledger.manifests_put(&put).await? {
+        for store in failpoint::around("manifests.marked", ledger.manifests_put(&put)).await? {
             put_store(ledger, buckets, &store).await?;
         }
     }
@@ -492,7 +493,7 @@ async fn signed_by_us(ledger: &Ledger, envelope: &[u8], epoch: u64) -> Result<bo
 pub async fn put_store(ledger: &Ledger, buckets: &Buckets, store: &StoreId) -> Result<(), ManifestsError> {
     while let Some(newest) = ledger.manifest(store).await? {
         let Some(put) = put_one(ledger, buckets, newest).await? else { continue };
-        if ledger.manifests_put(&[put]).await?.is_empty() {
+        if failpoint::around("store.marked", ledger.manifests_put(&[put])).await?.is_empty() {
             break;
         }
     }
@@ -510,7 +511,7 @@ pub async fn put_trust(ledger: &Ledger, buckets: &Buckets) -> Result<(), Manifes
     }
     buckets.put_pointer(&ObjectName::Trust, newest.envelope.clone().into()).await?;
     for row in missing {
-        ledger.trust_put(row.version).await?;
+        failpoint::around("trust.marked", ledger.trust_put(row.version)).await?;
     }
     Ok(())
 }
@@ -563,7 +564,7 @@ pub async fn recover(
                 continue;
             }
         };
-        ledger.raise_serial(&store, manifest.serial).await?;
+        failpoint::around("rebuild.serial", ledger.raise_serial(&store, manifest.serial)).await?;
         adopt_devices(ledger, &manifest, clock).await?;
         for (instance, entry) in manifest.instances() {
             if found.get(&instance).is_none_or(|f| f.entry.version < entry.version) {
@@ -581,7 +582,7 @@ async fn adopt_devices(ledger: &Ledger, manifest: &Manifest, clock: &dyn Clock) 
     let registers = manifest.registers.iter().map(|(id, k)| (DeviceId::Register(id.clone()), k));
     for (id, key) in relay.chain(registers) {
         if ledger.device(&id).await?.is_none() {
-            ledger.enrol(&id, key, clock.now()).await?;
+            failpoint::around("rebuild.device", ledger.enrol(&id, key, clock.now())).await?;
         }
     }
     Ok(())
@@ -625,9 +626,6 @@ pub async fn recover_trust(
             config.state.keys().display()
         )));
     }
-    for (version, text) in envelopes {
-        ledger.add_trust(version, &text, clock.now()).await?;
-        ledger.trust_put(version).await?;
-    }
+    failpoint::around("rebuild.trust", ledger.take_trust(&envelopes, clock.now())).await?;
     Ok(true)
 }

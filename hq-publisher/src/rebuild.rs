@@ -6,11 +6,12 @@
 
 use crate::bucket::{BucketError, Buckets};
 use crate::config::Config;
-use crate::ledger::{Head, Ledger, LedgerError, Token};
+use crate::ledger::{Adopted, Head, Ledger, LedgerError, Token};
 use crate::manifests::{self, FoundHead, ManifestsError};
 use proto::chain;
 use proto::clock::{Clock, Timestamp};
 use proto::digest::Sha256;
+use proto::failpoint;
 use proto::ids::{Instance, Version};
 use proto::layout::{ObjectName, PackName};
 use proto::limits::Limits;
@@ -104,7 +105,7 @@ pub fn discard(path: &Path) -> Result<(), ShelfError> {
     for end in ["", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(end);
-        shelf::remove(Path::new(&name))?;
+        failpoint::step("rebuild.discard", || shelf::remove(Path::new(&name)))?;
     }
     Ok(())
 }
@@ -184,10 +185,12 @@ async fn apply_chain(
         let path = fetch(shop, instance, entry).await?;
         let packs = [PackFile { path: &path, entry }];
         let job = Job { instance, epoch: head.epoch, packs: &packs, now: shop.now, prove: false };
-        tokio::task::block_in_place(|| replica.apply(&job)).map_err(|e| match e {
-            ApplyError::Sqlite(e) => RebuildError::Sqlite(e),
-            other => RebuildError::Pack(other.to_string()),
-        })?;
+        tokio::task::block_in_place(|| failpoint::step("rebuild.apply", || replica.apply(&job))).map_err(
+            |e| match e {
+                ApplyError::Sqlite(e) => RebuildError::Sqlite(e),
+                other => RebuildError::Pack(other.to_string()),
+            },
+        )?;
         shelf::remove(&path)?;
     }
     if is_at(replica.held(&instance.stream)?.as_ref(), instance, head) {
@@ -201,7 +204,9 @@ async fn apply_chain(
 async fn fetch(shop: Workshop<'_>, instance: &Instance, entry: &PackEntry) -> Result<PathBuf, RebuildError> {
     let name = entry.name(instance);
     let path = shop.packs.join(format!("{instance}.{}", name.file_name()));
-    let got = shop.buckets.get_to_file(&ObjectName::Pack(name.clone()), &path).await?;
+    let object = ObjectName::Pack(name.clone());
+    let get = shop.buckets.get_to_file(&object, &path);
+    let got = failpoint::around("rebuild.fetch", get).await?;
     match got {
         None => Err(RebuildError::Missing(name)),
         Some((bytes, sha256)) if (bytes, sha256) == (entry.bytes, entry.sha256) => Ok(path),
@@ -222,26 +227,30 @@ pub async fn adopt(
     clock: &dyn Clock,
 ) -> Result<usize, RebuildError> {
     let found = manifests::recover(config, ledger, shop.buckets, clock).await?;
-    let count = found.len();
+    let mut adopted = Vec::new();
     for (instance, head) in found {
-        adopt_head(shop, ledger, token, &instance, head).await?;
+        adopted.extend(with_contract(shop, &instance, head).await?);
     }
-    Ok(count)
+    if !adopted.is_empty() {
+        failpoint::around("rebuild.heads", ledger.adopt(token, &adopted)).await?;
+    }
+    for one in &adopted {
+        tracing::info!(instance = %one.instance, version = one.head.version.get(), "taken over from the bucket");
+    }
+    Ok(adopted.len())
 }
 
-async fn adopt_head(
+async fn with_contract(
     shop: Workshop<'_>,
-    ledger: &Ledger,
-    token: Token,
     instance: &Instance,
     found: FoundHead,
-) -> Result<(), RebuildError> {
+) -> Result<Option<Adopted>, RebuildError> {
     let FoundHead { entry, epoch, signed_at } = found;
     // The contract's text is in every pack; the smallest one at the head will do.
     let last = entry.packs.iter().filter(|p| p.version == entry.version).min_by_key(|p| p.bytes);
-    let Some(last) = last else { return Ok(()) };
+    let Some(last) = last else { return Ok(None) };
     let path = fetch(shop, instance, last).await?;
-    let (sha256, ddl) = contract_of(&path, instance, last, shop.limits)
+    let (contract_sha256, ddl) = contract_of(&path, instance, last, shop.limits)
         .map_err(|e| RebuildError::Pack(format!("{}: {e}", last.name(instance))))?;
     shelf::remove(&path)?;
     let head = Head {
@@ -252,9 +261,7 @@ async fn adopt_head(
         packs: entry.packs,
         signed_at,
     };
-    ledger.adopt(token, instance, &head, (&sha256, &ddl)).await?;
-    tracing::info!(%instance, version = head.version.get(), "taken over from the bucket");
-    Ok(())
+    Ok(Some(Adopted { instance: instance.clone(), head, contract_sha256, ddl }))
 }
 
 fn contract_of(

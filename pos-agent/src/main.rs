@@ -144,11 +144,6 @@ fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool) -> anyhow:
     }
     shelf::create_dir(&config.data_dir)?;
     let _lock = shelf::LockFile::acquire(&config.data_dir)?;
-    // The file holds the device's key. SQLite gives its log and index the same mode.
-    let memory = config.data_dir.join(proto::device::FILE);
-    if !memory.exists() {
-        shelf::write_private(&memory, b"")?;
-    }
     Device::enrol(&config.data_dir, &code)?;
     if json {
         cli::print_json(&serde_json::json!({ "id": code.id, "data_dir": config.data_dir }));

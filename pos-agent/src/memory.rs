@@ -6,6 +6,7 @@ use crate::faults::Faults;
 use crate::upstream::RelayWord;
 use proto::clock::{Timestamp, since};
 use proto::device::{Device, DeviceError};
+use proto::failpoint;
 use proto::follow::lock;
 use proto::ids::{Instance, StreamName};
 use proto::layout::PackName;
@@ -63,8 +64,8 @@ pub fn latch_offline(
         drift.insert(instance.stream.clone(), why.clone());
     }
     // The latch is last: with it alone nobody would hear of what was healed.
-    device.set_fact(FAULTS, &faults)?;
-    device.set_fact(DRIFT, &drift)
+    failpoint::step("agent.found-faults", || device.set_fact(FAULTS, &faults))?;
+    failpoint::step("agent.found-drift", || device.set_fact(DRIFT, &drift))
 }
 
 impl Memory {
@@ -91,14 +92,14 @@ impl Memory {
     pub fn latch_drift(&self, stream: &StreamName, reason: &str) -> Result<(), DeviceError> {
         let mut notes = self.notes();
         notes.drift.insert(stream.clone(), reason.to_owned());
-        lock(&self.device).set_fact(DRIFT, &notes.drift)
+        failpoint::step("agent.drift", || lock(&self.device).set_fact(DRIFT, &notes.drift))
     }
 
     /// A full healed a stream. Failing to write it down costs one more heal.
     pub fn healed(&self, stream: &StreamName) {
         let mut notes = self.notes();
         if notes.drift.remove(stream).is_some()
-            && let Err(e) = lock(&self.device).set_fact(DRIFT, &notes.drift)
+            && let Err(e) = failpoint::step("agent.healed", || lock(&self.device).set_fact(DRIFT, &notes.drift))
         {
             tracing::warn!(%stream, error = %e, "the stream is healed, but the latch could not be taken off");
         }
@@ -146,7 +147,7 @@ impl Memory {
     }
 
     fn save_avoid(&self, notes: &Notes) {
-        if let Err(e) = lock(&self.device).set_fact(AVOID, &notes.avoid) {
+        if let Err(e) = failpoint::step("agent.avoid", || lock(&self.device).set_fact(AVOID, &notes.avoid)) {
             tracing::warn!(error = %e, "the list of bad packs could not be written");
         }
     }
@@ -168,7 +169,7 @@ impl Memory {
         if !notes.unsaved {
             return false;
         }
-        match lock(&self.device).set_fact(FAULTS, &notes.faults) {
+        match failpoint::step("agent.faults", || lock(&self.device).set_fact(FAULTS, &notes.faults)) {
             Ok(()) => notes.unsaved = false,
             // On a full disk the list lives in memory; it is written when there is room.
             Err(e) => tracing::debug!(error = %e, "the list of faults could not be written"),
@@ -178,7 +179,7 @@ impl Memory {
 
     /// Keeps the relay's last word.
     pub fn keep_relay_word(&self, word: &RelayWord) {
-        if let Err(e) = lock(&self.device).set_fact(RELAY, word) {
+        if let Err(e) = failpoint::step("agent.relay-word", || lock(&self.device).set_fact(RELAY, word)) {
             tracing::warn!(error = %e, "the relay's list of errors could not be written");
         }
     }

@@ -7,6 +7,7 @@
 use crate::agent::move_aside;
 use crate::plan::At;
 use proto::clock::Timestamp;
+use proto::failpoint;
 use proto::ids::{Instance, StreamName};
 use proto::limits::Limits;
 use proto::manifest::PackEntry;
@@ -73,7 +74,7 @@ struct Open {
 
 impl Open {
     fn at(path: &Path, limits: &Limits) -> Result<Open, SqliteError> {
-        let replica = Replica::open(path, limits)?;
+        let replica = failpoint::step("agent.open", || Replica::open(path, limits))?;
         Ok(Open { replica, file: identity(path) })
     }
 }
@@ -146,14 +147,15 @@ impl RegisterDb {
             replica.rollback();
             let packs: Vec<PackFile<'_>> = packs.iter().map(|(path, entry)| PackFile { path, entry }).collect();
             let job = Job { instance: &instance, epoch, packs: &packs, now, prove: false };
-            replica.apply(&job).map_err(ApplyFailure::Apply)
+            failpoint::step("agent.apply", || replica.apply(&job)).map_err(ApplyFailure::Apply)
         })
         .await
     }
 
     /// Drops all other streams; gives the ones dropped.
     pub async fn drop_streams_except(&self, wanted: Vec<StreamName>) -> Result<Vec<StreamName>, DbError> {
-        self.work(move |replica| Ok(replica.drop_streams_except(&wanted)?)).await
+        let drop = move |r: &mut Replica| failpoint::step("agent.drop-streams", || r.drop_streams_except(&wanted));
+        self.work(move |replica| Ok(drop(replica)?)).await
     }
 
     /// Recomputes a stream's digests from its rows, on a connection of its own.
@@ -170,7 +172,7 @@ impl RegisterDb {
             let db = replica.connection();
             let wait = |d| db.busy_timeout(d).map_err(|e| SqliteError::new("busy_timeout", e));
             wait(Duration::ZERO)?;
-            let outcome = replica.checkpoint(Checkpoint::Truncate);
+            let outcome = failpoint::step("agent.truncate", || replica.checkpoint(Checkpoint::Truncate));
             wait(BUSY)?;
             outcome?;
             Ok(std::fs::metadata(&log).is_ok_and(|m| m.len() == 0))

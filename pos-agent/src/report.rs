@@ -7,6 +7,7 @@ use crate::status::{self, Facts};
 use proto::clock::Timestamp;
 use proto::device::DeviceError;
 use proto::dsse::Envelope;
+use proto::failpoint;
 use proto::fetch::{FetchError, FetchErrorKind};
 use proto::follow::lock;
 use proto::wire::{Beat, BeatAnswer, Beats, Fault, Heartbeat, Status, fault};
@@ -125,7 +126,8 @@ async fn post(agent: &Agent) -> Result<(), ReportError> {
     let beat = heartbeat(stand(agent, told.clone()), seq, agent.clock.now());
     let envelope: Envelope = serde_json::from_slice(&beat.seal(&key)?)?;
     let body = serde_json::to_vec(&Beats { beats: vec![Beat { envelope, seen_s: 0 }] })?;
-    let posted = agent.upstream.relay().post("v1/heartbeats", "application/json", body.into(), ANSWER).await;
+    let post = agent.upstream.relay().post("v1/heartbeats", "application/json", body.into(), ANSWER);
+    let posted = failpoint::around("agent.beat", post).await;
     let answer = match posted {
         Err(e) if e.kind == FetchErrorKind::Unauthorized => return Err(ReportError::Refused(e.detail)),
         other => serde_json::from_slice::<BeatAnswer>(&other?)?,

@@ -2,6 +2,7 @@
 //! time does not hold up the other streams. The file `trying` is written without fsync on purpose:
 //! it survives the death of the process, which counts, and not a power cut, which does not.
 
+use proto::failpoint;
 use proto::layout::PackName;
 use proto::shelf::{self, PartFile, ShelfError};
 use serde::{Deserialize, Serialize};
@@ -70,7 +71,9 @@ impl Tries {
     pub fn begin(&self, pack: &PackName) {
         let deaths = self.last().filter(|t| &t.pack == pack).map_or(0, |t| t.deaths);
         let trying = Trying { pack: pack.clone(), deaths };
-        if let Err(e) = serde_json::to_vec(&trying).map_or(Ok(()), |text| self.write(&text)) {
+        if let Err(e) =
+            serde_json::to_vec(&trying).map_or(Ok(()), |text| failpoint::step("agent.trying", || self.write(&text)))
+        {
             tracing::debug!(error = %e, "the try could not be noted");
         }
     }
@@ -81,7 +84,7 @@ impl Tries {
         if last.as_ref().is_some_and(|t| &t.pack == pack) {
             *last = None;
         }
-        if let Err(e) = self.write(b"") {
+        if let Err(e) = failpoint::step("agent.tried", || self.write(b"")) {
             tracing::debug!(error = %e, "the end of the try could not be noted");
         }
     }

@@ -73,6 +73,7 @@ pub struct Common {
 
 /// First thing in every main, once its arguments are read: TLS provider, logs to stderr.
 pub fn start(common: &Common) {
+    arm_failpoint();
     crate::fetch::install_tls();
     let (filter, bad) = match EnvFilter::try_new(&common.log_level) {
         Ok(filter) => (filter, None),
@@ -134,6 +135,12 @@ fn tidy(text: &str, newline: &str, colour: bool) -> String {
         }
     }
     out
+}
+
+/// Lets a test kill this process at a named step; see `failpoint`.
+pub fn arm_failpoint() {
+    let variable = crate::config::variable;
+    crate::failpoint::arm(variable("TILLCAST_FAILPOINT"), variable("TILLCAST_FAILPOINT_LOG").map(PathBuf::from));
 }
 
 fn colour(stream: &impl IsTerminal) -> bool {

@@ -6,6 +6,7 @@
 //! leaves the state before or after.
 
 use crate::clock::Timestamp;
+use crate::failpoint;
 use crate::ids::DeviceId;
 use crate::keys::SecretKey;
 use crate::limits::Limits;
@@ -78,7 +79,7 @@ impl Device {
         let file = dir.join(FILE);
         if !file.exists() {
             // It will hold the key: readable by its owner alone, as SQLite makes the files beside it.
-            shelf::write_private(&file, b"")?;
+            failpoint::step("device.file", || shelf::write_private(&file, b""))?;
         }
         let mut db = sqlite::open_private(&file)?;
         db.execute_batch(SCHEMA)?;
@@ -97,7 +98,7 @@ impl Device {
             put(&tx, "seen", &Seen::default())?;
             tx.execute("DELETE FROM fact WHERE name = 'manifest'", [])?;
         }
-        tx.commit()?;
+        failpoint::step("device.enrol", || tx.commit())?;
         sqlite::checkpoint(&db, sqlite::Checkpoint::Truncate)?;
         Ok(())
     }
@@ -159,7 +160,11 @@ impl Device {
                 .map_err(|e| DeviceError::Damaged("manifest", e.to_string()))?;
             put(&tx, "manifest", &envelope)?;
         }
-        tx.commit()?;
+        let name = match accepted {
+            Some(_) => failpoint::name("device.manifest"),
+            None => failpoint::name("device.trust"),
+        };
+        failpoint::step(name, || tx.commit())?;
         sqlite::checkpoint(&self.db, sqlite::Checkpoint::Passive)?;
         self.trust = trust.clone();
         if let Some(a) = accepted {
@@ -172,7 +177,7 @@ impl Device {
     /// The next sequence number of a heartbeat: durable before it is used.
     pub fn next_seq(&mut self) -> Result<u64, DeviceError> {
         let next = self.fact::<u64>("seq")?.unwrap_or(0) + 1;
-        self.set_fact("seq", &next)?;
+        failpoint::step("device.seq", || self.set_fact("seq", &next))?;
         Ok(next)
     }
 

@@ -13,6 +13,7 @@ mod web;
 use crate::clock::{Clock, SystemClock};
 use crate::config::{HumanDuration, Secret};
 use crate::digest::{Sha256, Sha256Stream};
+use crate::failpoint;
 use crate::layout::ObjectName;
 use crate::retry::Verdict;
 use crate::shelf::{PartFile, ShelfError};
@@ -539,7 +540,7 @@ impl Work {
         let mut buffer = std::mem::take(&mut self.buffer);
         self.buffer = self
             .run(move |d| {
-                d.part.write(&buffer)?;
+                failpoint::step("fetch.write", || d.part.write(&buffer))?;
                 d.hash.update(&buffer);
                 // Its room serves the next bytes.
                 buffer.clear();
@@ -593,7 +594,7 @@ impl Work {
             return Err(self.discard(Trouble::new(FetchErrorKind::WrongHash, detail)).await);
         }
         let disk = self.take_disk()?;
-        off_thread(move || Ok(disk.part.finish()?)).await
+        off_thread(move || Ok(failpoint::step("fetch.sync", || disk.part.finish())?)).await
     }
 }
 

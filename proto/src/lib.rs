@@ -1,6 +1,8 @@
 //! What the tiers of Tillcast share: names, packs, trust, replicas, durable files, and the words
 //! that they say to each other. A room looks only at rooms above it in this list.
 
+pub mod failpoint;
+
 pub mod ids;
 
 pub mod clock;

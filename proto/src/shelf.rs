@@ -6,6 +6,7 @@
 //! old bytes or its new ones, whole; what was written aside is swept at the next start.
 #![allow(clippy::disallowed_methods, reason = "the one room that touches files for writing")]
 
+use crate::failpoint;
 use crate::retry::Verdict;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -187,9 +188,13 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
 
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), ShelfError> {
     let mut aside = write_aside(path, mode, |f| f.write_all(bytes))?;
+    failpoint::inside("aside");
     fs::rename(&aside.path, path).at(Action::Rename, path)?;
     aside.placed = true;
-    sync_dir(parent(path))
+    failpoint::inside("renamed");
+    sync_dir(parent(path))?;
+    sweep_old(path);
+    Ok(())
 }
 
 /// Whether a create-only write wrote.
@@ -220,6 +225,7 @@ fn place_new(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Res
         return Ok(New::AlreadyThere);
     }
     let mut aside = write_aside(path, 0o644, fill)?;
+    failpoint::inside("aside");
     let outcome = match rustix::fs::renameat_with(CWD, &aside.path, CWD, path, RenameFlags::NOREPLACE) {
         Ok(()) => {
             aside.placed = true;
@@ -237,7 +243,9 @@ fn place_new(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Res
         Err(e) => return Err(e).at(Action::Rename, path),
     };
     drop(aside);
+    failpoint::inside("renamed");
     sync_dir(parent(path))?;
+    sweep_old(path);
     Ok(outcome)
 }
 
@@ -247,7 +255,9 @@ pub fn promote(from: &Path, to: &Path) -> Result<(), ShelfError> {
     match open_regular(from) {
         Ok(file) => {
             file.sync_all().at(Action::Sync, from)?;
+            failpoint::inside("synced");
             fs::rename(from, to).at(Action::Rename, to)?;
+            failpoint::inside("renamed");
         }
         Err(e) if e.is_not_found() && fs::symlink_metadata(to).is_ok_and(|m| m.is_file()) => {}
         Err(e) => return Err(e),
@@ -262,7 +272,10 @@ pub fn promote(from: &Path, to: &Path) -> Result<(), ShelfError> {
 /// Deletes a file, durably; one that is gone is fine.
 pub fn remove(path: &Path) -> Result<(), ShelfError> {
     match fs::remove_file(path) {
-        Ok(()) => sync_dir(parent(path)),
+        Ok(()) => {
+            failpoint::inside("removed");
+            sync_dir(parent(path))
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e).at(Action::Remove, path),
     }
@@ -288,6 +301,21 @@ pub fn sweep(dir: &Path) -> Result<usize, ShelfError> {
         }
     }
     Ok(swept)
+}
+
+/// How much older than a file that was just written an aside must be to be nobody's work.
+const ABANDONED_NS: i128 = 3_600_000_000_000;
+
+/// Deletes what crashes left beside a file that was just written, where nobody holds a lock to [`sweep`] under.
+fn sweep_old(written: &Path) {
+    let (Ok(now), Ok(entries)) = (fs::symlink_metadata(written), fs::read_dir(parent(written))) else { return };
+    for entry in entries.flatten().filter(|e| is_aside(&e.file_name())) {
+        let is_old = |m: fs::Metadata| modified_ns(&now) - modified_ns(&m) > ABANDONED_NS;
+        if entry.metadata().is_ok_and(is_old) {
+            // It is tried again at the next write.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn is_aside(name: &OsStr) -> bool {
@@ -602,6 +630,17 @@ mod tests {
             fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         all.sort();
         all
+    }
+
+    #[test]
+    fn what_a_crash_left_goes_with_a_write_beside_it_an_hour_later() {
+        let dir = dir();
+        for (name, age) in [(".tmp-1-old", 7200), (".tmp-2-young", 60)] {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+        }
+        write_durable(&dir.path().join("a"), b"x").unwrap();
+        assert_eq!(names(dir.path()), [".tmp-2-young", "a"]);
     }
 
     #[test]

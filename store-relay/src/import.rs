@@ -7,6 +7,7 @@ use crate::relay::{Pace, Relay};
 use crate::shelves::{self, RECEIPTS, Room};
 use crate::stream::{Outcome, Supply};
 use proto::digest::Sha256Stream;
+use proto::failpoint;
 use proto::fetch::Source;
 use proto::follow::{self, FollowError, Follower};
 use proto::ids::StreamName;
@@ -198,7 +199,8 @@ impl Relay {
         let written = shelf::create_dir(&beside).and_then(|()| {
             // A link could lead the writing anywhere.
             let real = std::fs::symlink_metadata(&beside).is_ok_and(|m| m.is_dir());
-            if real { shelf::write_durable(&beside.join(&name), &sealed).map(|()| true) } else { Ok(false) }
+            let write = || shelf::write_durable(&beside.join(&name), &sealed);
+            if real { failpoint::step("import.receipt", write).map(|()| true) } else { Ok(false) }
         });
         if matches!(written, Ok(true)) {
             return Ok((beside.join(name), receipt));
@@ -318,7 +320,7 @@ impl Work<'_> {
                 );
             }
         }
-        part.finish()?;
+        failpoint::step("import.copy", || part.finish())?;
         Ok(true)
     }
 

@@ -6,6 +6,7 @@ use crate::hall::Hall;
 use bytes::Bytes;
 use proto::device::DeviceError;
 use proto::dsse::Envelope;
+use proto::failpoint;
 use proto::fetch::{FetchError, Source};
 use proto::follow;
 use proto::ids::RegisterId;
@@ -82,7 +83,8 @@ pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
         let more = sent.len() == BATCH;
         let body = Bytes::from(serde_json::to_vec(&beats)?);
         let started = hall.clock.monotonic();
-        let answer = hq.post("v1/heartbeats", "application/json", body, MAX_ANSWER).await?;
+        let post = hq.post("v1/heartbeats", "application/json", body, MAX_ANSWER);
+        let answer = failpoint::around("relay.report", post).await?;
         let answer: BeatAnswer = serde_json::from_slice(&answer)?;
         note_answer(hall, &answer, &sent, started);
         if let Some(why) = answer.refused.get(hall.id.as_str()) {

@@ -5,6 +5,7 @@
 use crate::spool;
 use crate::trial::{self, Runner, Trial, TrialEnd};
 use proto::digest::Sha256;
+use proto::failpoint;
 use proto::ids::{Instance, StreamName};
 use proto::layout::PackName;
 use proto::limits::Limits;
@@ -89,13 +90,13 @@ impl Shadow {
 
     /// Brings what a crash left in the WAL into order, and sees whether the file can be read.
     fn open_whole(&self) -> Result<(), ShadowError> {
-        let replica = Replica::open(&self.path, &self.limits)?;
+        let replica = failpoint::step("shadow.open", || Replica::open(&self.path, &self.limits))?;
         replica.all_held()?;
         Ok(())
     }
 
     fn make_anew(&self) -> Result<(), ShadowError> {
-        spool::set_aside(&self.path)?;
+        failpoint::step("shadow.aside", || spool::set_aside(&self.path))?;
         Replica::open(&self.path, &self.limits)?;
         Ok(())
     }
@@ -142,16 +143,21 @@ impl Shadow {
     ) -> Result<Vec<StreamName>, SqliteError> {
         let _alone = self.gate.lock().await;
         let mut replica = Replica::open(&self.path, &self.limits)?;
-        let gone = replica.drop_streams_except(streams)?;
-        replica
-            .forget_proofs(|instance, version, kind| keep(&PackName { instance: instance.clone(), version, kind }))?;
+        let gone = failpoint::step("shadow.drop-streams", || replica.drop_streams_except(streams))?;
+        failpoint::step("shadow.forget-proofs", || {
+            replica
+                .forget_proofs(|instance, version, kind| keep(&PackName { instance: instance.clone(), version, kind }))
+        })?;
         Ok(gone)
     }
 
     /// Brings the whole WAL home and cuts it, unless a trial runs.
     pub fn truncate_wal(&self) -> Result<(), SqliteError> {
         match self.gate.try_lock() {
-            Ok(_alone) => Replica::open(&self.path, &self.limits)?.checkpoint(Checkpoint::Truncate),
+            Ok(_alone) => {
+                let replica = Replica::open(&self.path, &self.limits)?;
+                failpoint::step("shadow.truncate", || replica.checkpoint(Checkpoint::Truncate))
+            }
             Err(_) => Ok(()),
         }
     }

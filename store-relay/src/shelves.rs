@@ -6,6 +6,7 @@
 use crate::steps::Steps;
 use crate::tries::Attempts;
 use proto::digest::{Sha256, Sha256Stream};
+use proto::failpoint;
 use proto::ids::Instance;
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
@@ -137,12 +138,12 @@ impl Shelves {
 
     /// A verified part becomes a pack to be tried.
     pub fn part_is_whole(&self, name: &PackName) -> Result<(), ShelfError> {
-        self.step("incoming to ready", Room::Incoming, Room::Ready, name)
+        self.step(failpoint::name("relay.ready"), Room::Incoming, Room::Ready, name)
     }
 
     /// A proved pack becomes one that is served.
     pub fn passed(&self, name: &PackName) -> Result<(), ShelfError> {
-        self.step("ready to ok", Room::Ready, Room::Ok, name)
+        self.step(failpoint::name("relay.ok"), Room::Ready, Room::Ok, name)
     }
 
     fn step(&self, what: &'static str, from: Room, to: Room, name: &PackName) -> Result<(), ShelfError> {
@@ -159,7 +160,7 @@ impl Shelves {
         for room in [Room::Ready, Room::Incoming] {
             let from = self.pack(room, name);
             if from.is_file() {
-                self.steps.run("to error", || shelf::promote(&from, &to))?;
+                self.steps.run(failpoint::name("relay.error"), || shelf::promote(&from, &to))?;
                 break;
             }
         }
@@ -170,13 +171,13 @@ impl Shelves {
     pub fn put_evidence(&self, name: &PackName, bytes: &[u8]) -> Result<(), ShelfError> {
         let path = self.pack(Room::Error, name);
         make_parent(&path)?;
-        shelf::write_durable(&path, bytes)
+        self.steps.run(failpoint::name("relay.evidence"), || shelf::write_durable(&path, bytes))
     }
 
     fn write_reason(&self, name: &PackName, attempts: &Attempts) -> Result<(), ShelfError> {
         // A record of plain fields: writing it as JSON cannot fail.
         let text = serde_json::to_vec_pretty(&Reason { pack: name, attempts }).unwrap_or_default();
-        self.steps.run("reason", || shelf::write_durable(&self.reason(name), &text))
+        self.steps.run(failpoint::name("relay.reason"), || shelf::write_durable(&self.reason(name), &text))
     }
 
     /// Takes a pack out of `error/` to be run again; whether it was there whole.
@@ -186,15 +187,15 @@ impl Shelves {
             return Ok(false);
         }
         make_parent(&to)?;
-        self.steps.run("error to ready", || shelf::promote(&from, &to))?;
+        self.steps.run(failpoint::name("relay.again"), || shelf::promote(&from, &to))?;
         shelf::remove(&self.reason(name))?;
         Ok(true)
     }
 
     /// Forgets a pack in `error/`: nothing of it stays, it is fetched again.
     pub fn forgive(&self, name: &PackName) -> Result<(), ShelfError> {
-        shelf::remove(&self.pack(Room::Error, name))?;
-        shelf::remove(&self.reason(name))
+        failpoint::step("relay.forgive", || shelf::remove(&self.pack(Room::Error, name)))?;
+        failpoint::step("relay.forgive-reason", || shelf::remove(&self.reason(name)))
     }
 
     /// Writes a small object into `ok/`.
@@ -204,13 +205,21 @@ impl Shelves {
             return Ok(());
         }
         make_parent(&path)?;
-        self.steps.run("small to ok", || shelf::write_durable(&path, bytes))
+        let step = match name {
+            ObjectName::Manifest(_) => failpoint::name("relay.manifest"),
+            _ => failpoint::name("relay.trust"),
+        };
+        self.steps.run(step, || shelf::write_durable(&path, bytes))
     }
 
     /// Deletes a pack from a directory.
     pub fn drop_pack(&self, room: Room, name: &PackName) -> Result<(), ShelfError> {
         let path = self.pack(room, name);
-        shelf::remove(&path)?;
+        let step = match room {
+            Room::Ok => failpoint::name("relay.drop-ok"),
+            _ => failpoint::name("relay.drop"),
+        };
+        failpoint::step(step, || shelf::remove(&path))?;
         match path.parent() {
             Some(dir) => shelf::remove_empty_dir(dir),
             None => Ok(()),
@@ -221,7 +230,7 @@ impl Shelves {
     pub fn clear_import(&self) -> Result<(), ShelfError> {
         for dir in self.all_dirs(Room::Import)?.into_iter().rev() {
             for entry in shelf::list(&dir)?.iter().filter(|e| !e.is_dir) {
-                shelf::remove(&entry.path)?;
+                failpoint::step("import.clear", || shelf::remove(&entry.path))?;
             }
             if dir != self.root.join(Room::Import.dir()) {
                 shelf::remove_empty_dir(&dir)?;

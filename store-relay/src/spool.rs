@@ -5,6 +5,7 @@
 
 use crate::tries::Attempts;
 use proto::clock::Timestamp;
+use proto::failpoint;
 use proto::ids::{DeviceId, RegisterId, StreamName};
 use proto::layout::{ObjectName, PackName};
 use proto::replica::sqlite::{self, Checkpoint, SqliteError};
@@ -114,7 +115,7 @@ impl Spool {
 
     /// Keeps a heartbeat in place of the register's last.
     pub fn keep_beat(&self, beat: &KeptBeat) -> Result<(), SpoolError> {
-        self.write("keeping a heartbeat", |db| {
+        self.write("keeping a heartbeat", failpoint::name("spool.beat"), |db| {
             db.prepare_cached("INSERT OR REPLACE INTO beat VALUES (?1, ?2, ?3, ?4, ?5)")?.execute((
                 beat.register.as_str(),
                 &beat.key,
@@ -140,12 +141,14 @@ impl Spool {
 
     /// Forgets a register that the manifest lists no more.
     pub fn forget_beat(&self, device: &DeviceId) -> Result<(), SpoolError> {
-        self.write("forgetting a register", |db| db.execute("DELETE FROM beat WHERE register = ?1", [device.as_str()]))
+        self.write("forgetting a register", failpoint::name("spool.forget-beat"), |db| {
+            db.execute("DELETE FROM beat WHERE register = ?1", [device.as_str()])
+        })
     }
 
     /// Adds to the log; the oldest entries go.
     pub fn log(&self, event: &Event) -> Result<(), SpoolError> {
-        self.write("writing the log", |db| {
+        self.write("writing the log", failpoint::name("spool.event"), |db| {
             db.prepare_cached("INSERT INTO event (at, code, subject, text) VALUES (?1, ?2, ?3, ?4)")?.execute((
                 event.at.to_string(),
                 &event.code,
@@ -178,14 +181,16 @@ impl Spool {
     pub fn put_attempts(&self, pack: &PackName, attempts: &Attempts) -> Result<(), SpoolError> {
         // Plain fields: writing them as JSON cannot fail.
         let record = serde_json::to_string(attempts).unwrap_or_default();
-        self.write("recording a try", |db| {
+        self.write("recording a try", failpoint::name("spool.try"), |db| {
             db.execute("INSERT OR REPLACE INTO attempt VALUES (?1, ?2)", (pack.to_string(), record))
         })
     }
 
     /// Forgets a pack's failures.
     pub fn forget_attempts(&self, pack: &PackName) -> Result<(), SpoolError> {
-        self.write("forgetting tries", |db| db.execute("DELETE FROM attempt WHERE pack = ?1", [pack.to_string()]))
+        self.write("forgetting tries", failpoint::name("spool.forgive"), |db| {
+            db.execute("DELETE FROM attempt WHERE pack = ?1", [pack.to_string()])
+        })
     }
 
     /// The streams whose shadow rows were found wrong, since when, and what was found.
@@ -197,14 +202,16 @@ impl Spool {
 
     /// Latches a drift until a full has healed it.
     pub fn latch_drift(&self, stream: &StreamName, since: Timestamp, text: &str) -> Result<(), SpoolError> {
-        self.write("latching a drift", |db| {
+        self.write("latching a drift", failpoint::name("spool.drift"), |db| {
             db.execute("INSERT OR IGNORE INTO drift VALUES (?1, ?2, ?3)", (stream.as_str(), since.to_string(), text))
         })
     }
 
     /// The drift is healed.
     pub fn clear_drift(&self, stream: &StreamName) -> Result<(), SpoolError> {
-        self.write("clearing a drift", |db| db.execute("DELETE FROM drift WHERE stream = ?1", [stream.as_str()]))
+        self.write("clearing a drift", failpoint::name("spool.healed"), |db| {
+            db.execute("DELETE FROM drift WHERE stream = ?1", [stream.as_str()])
+        })
     }
 
     /// Takes down which objects are not listed now; gives since when each has not been.
@@ -220,7 +227,7 @@ impl Spool {
         let since: BTreeMap<ObjectName, Timestamp> =
             objects.iter().map(|o| (o.clone(), known.get(o).copied().unwrap_or(now))).collect();
         if since != known {
-            self.write("writing unlisted objects", |db| {
+            self.write("writing unlisted objects", failpoint::name("spool.unlisted"), |db| {
                 db.execute("DELETE FROM unlisted", [])?;
                 let mut insert = db.prepare("INSERT INTO unlisted VALUES (?1, ?2)")?;
                 for (object, since) in &since {
@@ -237,12 +244,17 @@ impl Spool {
         Ok(sqlite::checkpoint(&self.db(), how)?)
     }
 
-    fn write(&self, what: &str, f: impl FnOnce(&Connection) -> rusqlite::Result<usize>) -> Result<(), SpoolError> {
+    fn write(
+        &self,
+        what: &str,
+        step: &'static str,
+        f: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
+    ) -> Result<(), SpoolError> {
         let error = |e| SqliteError::new(format!("{FILE}: {what}"), e);
         let mut db = self.db();
         let tx = db.transaction().map_err(error)?;
         f(&tx).map_err(error)?;
-        tx.commit().map_err(error)?;
+        failpoint::step(step, || tx.commit()).map_err(error)?;
         // Small and often: the WAL would grow without end otherwise.
         sqlite::checkpoint(&db, Checkpoint::Passive)?;
         Ok(())

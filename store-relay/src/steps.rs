@@ -1,6 +1,7 @@
 //! A hook around every durable step, so that a test can pull the plug between any two of them.
-//! Does nothing in service.
+//! Does nothing in service. Each is a failpoint too, for tests of the whole program.
 
+use proto::failpoint;
 use std::fmt;
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ impl Steps {
         if let Some(hook) = &self.0 {
             hook(name, Moment::Before);
         }
-        let done = step();
+        let done = failpoint::step(name, step);
         if let Some(hook) = &self.0 {
             hook(name, Moment::After);
         }

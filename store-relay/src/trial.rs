@@ -7,6 +7,7 @@
 
 use proto::clock::Timestamp;
 use proto::digest::StateDigest;
+use proto::failpoint;
 use proto::ids::{Instance, StreamName, TableName};
 use proto::layout::PackName;
 use proto::limits::Limits;
@@ -143,6 +144,7 @@ impl TrialEnd {
 
 /// The command `store-relay trial`.
 pub fn child_main() -> ExitCode {
+    proto::cli::arm_failpoint();
     let mut line = String::new();
     let read = std::io::stdin().lock().take(MAX_LINE).read_line(&mut line);
     let trial: Trial = match read.map_err(serde_json::Error::io).and_then(|_| serde_json::from_str(&line)) {
@@ -185,10 +187,8 @@ pub fn run(trial: &Trial) -> TrialEnd {
         Aim::Advance => advance(trial, &files),
         Aim::Scratch { file, digests } => {
             let end = scratch(trial, &files, file, digests);
-            remove_database(file).err().map_or(end, |e| TrialEnd::Surroundings {
-                code: "SCRATCH".into(),
-                text: e.to_string(),
-                disk_full: false,
+            failpoint::step("trial.scratch-gone", || remove_database(file)).err().map_or(end, |e| {
+                TrialEnd::Surroundings { code: "SCRATCH".into(), text: e.to_string(), disk_full: false }
             })
         }
     }
@@ -199,7 +199,7 @@ fn advance(trial: &Trial, files: &[PackFile<'_>]) -> TrialEnd {
         Ok(s) => s,
         Err(e) => return TrialEnd::of_sqlite(&e),
     };
-    match shadow.apply(&job(trial, files, true)) {
+    match failpoint::step("trial.apply", || shadow.apply(&job(trial, files, true))) {
         Ok(_) => TrialEnd::Done,
         Err(e) => whose_fault(trial, &shadow, &e),
     }
@@ -288,7 +288,7 @@ fn scratch(trial: &Trial, files: &[PackFile<'_>], path: &Path, digests: &Digests
         Ok(s) => s,
         Err(e) => return TrialEnd::of_sqlite(&e),
     };
-    if let Err(e) = scratch.apply(&job(trial, files, false)) {
+    if let Err(e) = failpoint::step("trial.scratch", || scratch.apply(&job(trial, files, false))) {
         return whose_fault(trial, &scratch, &e);
     }
     let proved = || -> Result<bool, SqliteError> {
@@ -298,7 +298,8 @@ fn scratch(trial: &Trial, files: &[PackFile<'_>], path: &Path, digests: &Digests
         }
         let shadow = Replica::open(&trial.shadow, &trial.limits)?;
         for (_, e) in &trial.packs {
-            shadow.add_proof(&trial.instance, (e.version, e.kind, e.sha256), trial.now)?;
+            let proof = (e.version, e.kind, e.sha256);
+            failpoint::step("trial.proof", || shadow.add_proof(&trial.instance, proof, trial.now))?;
         }
         Ok(true)
     };

@@ -24,6 +24,21 @@ fn walk(dir: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
     }
 }
 
+/// Copies a directory with all below it; sockets stay where they are.
+#[track_caller]
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (kind, to) = (entry.file_type().unwrap(), to.join(entry.file_name()));
+        if kind.is_dir() {
+            copy(&entry.path(), &to);
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
 /// All rows of all tables of a SQLite database, as text.
 #[track_caller]
 pub fn rows(path: &Path) -> BTreeMap<String, Vec<String>> {

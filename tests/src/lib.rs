@@ -12,6 +12,7 @@
 )]
 
 pub mod bins;
+pub mod checker;
 pub mod digest;
 pub mod files;
 pub mod forge;

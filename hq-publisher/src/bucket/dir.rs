@@ -3,6 +3,7 @@
 use super::{Conditions, Content, Inner, Put, Trouble};
 use bytes::Bytes;
 use proto::digest::{Sha256, Sha256Stream};
+use proto::failpoint;
 use proto::shelf::{self, New};
 use std::fs::File;
 use std::io::Read;
@@ -28,18 +29,18 @@ impl Dir {
     }
 
     pub(super) async fn put_new(&self, name: &str, content: &Content<'_>) -> Inner<Put> {
-        let (to, wanted) = (self.path(name), (content.length(), content.sha256()));
+        let (to, wanted, step) = (self.path(name), (content.length(), content.sha256()), step(name));
         let (bytes, from) = match content {
             Content::Bytes(b) => (Some(b.clone()), None),
             Content::File { path, .. } => (None, Some(path.to_path_buf())),
         };
         off_thread(move || {
             make_parent(&to)?;
-            let put = match (&bytes, &from) {
-                (Some(b), _) => shelf::write_new(&to, b)?,
-                (None, Some(from)) => shelf::copy_new(from, &to)?,
-                (None, None) => New::AlreadyThere,
-            };
+            let put = failpoint::step(step, || match (&bytes, &from) {
+                (Some(b), _) => shelf::write_new(&to, b),
+                (None, Some(from)) => shelf::copy_new(from, &to),
+                (None, None) => Ok(New::AlreadyThere),
+            })?;
             if put == New::Written && from.is_none() {
                 return Ok(Put::New);
             }
@@ -53,10 +54,10 @@ impl Dir {
     }
 
     pub(super) async fn put_pointer(&self, name: &str, bytes: Bytes) -> Inner<()> {
-        let to = self.path(name);
+        let (to, step) = (self.path(name), step(name));
         off_thread(move || {
             make_parent(&to)?;
-            Ok(shelf::write_durable(&to, &bytes)?)
+            Ok(failpoint::step(step, || shelf::write_durable(&to, &bytes))?)
         })
         .await
     }
@@ -126,7 +127,7 @@ impl Dir {
 
     pub(super) async fn delete(&self, name: &str) -> Inner<()> {
         let path = self.path(name);
-        off_thread(move || Ok(shelf::remove(&path)?)).await
+        off_thread(move || Ok(failpoint::step("bucket.delete", || shelf::remove(&path))?)).await
     }
 
     pub(super) async fn probe(&self) -> Inner<Conditions> {
@@ -141,6 +142,16 @@ impl Dir {
             Ok(if honoured { Conditions::Honoured } else { Conditions::Ignored })
         })
         .await
+    }
+}
+
+/// The failpoint of a put.
+fn step(name: &str) -> &'static str {
+    match name.split_once('/') {
+        Some(("packs", _)) => failpoint::name("bucket.pack"),
+        Some(("stores", _)) => failpoint::name("bucket.manifest"),
+        Some(_) => failpoint::name("bucket.trust-file"),
+        None => failpoint::name("bucket.trust"),
     }
 }
 

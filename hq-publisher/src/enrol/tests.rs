@@ -8,6 +8,7 @@ use proto::layout::ObjectName;
 use proto::limits::Limits;
 use proto::trust::{Accepted, Refusal, Seen, TrustState, accept_manifest};
 use std::fs;
+use std::time::Duration;
 
 struct World {
     dir: tempfile::TempDir,
@@ -147,7 +148,7 @@ async fn a_rotation_in_two_steps_and_one_cut_short() {
     };
     ledger.acquire("publish on hq1", w.clock.now(), Duration::from_secs(60)).await.unwrap();
     let busy = Desk::open(&config, &w.clock, false).await.unwrap().rotate(&Rotate::default()).await;
-    assert!(matches!(busy, Err(EnrolError::Busy { .. })));
+    assert!(matches!(busy, Err(EnrolError::Busy(_))));
 }
 
 #[tokio::test]

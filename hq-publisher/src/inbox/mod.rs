@@ -14,6 +14,7 @@ use crate::source::SinkError;
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, Watcher as _};
 use proto::clock::Clock;
+use proto::failpoint;
 use proto::ids::{Instance, TableName};
 use proto::shelf::{self, ShelfError};
 use std::collections::BTreeMap;
@@ -263,7 +264,8 @@ impl Inbox {
         let dir = self.dir.join("rejected");
         shelf::create_dir(&dir)?;
         // First the reason: a file there always has one.
-        shelf::write_durable(&dir.join(format!("{}.reason.txt", drop.file.name)), format!("{reason}\n").as_bytes())?;
+        let (path, text) = (dir.join(format!("{}.reason.txt", drop.file.name)), format!("{reason}\n"));
+        failpoint::step("inbox.reason", || shelf::write_durable(&path, text.as_bytes()))?;
         self.move_to("rejected", drop)
     }
 
@@ -275,8 +277,8 @@ impl Inbox {
         let dir = self.dir.join(room);
         shelf::create_dir(&dir)?;
         // First the marker: alone it would vouch for the next file of that name.
-        shelf::remove(&self.dir.join(format!("{}.ok", drop.file.name)))?;
-        shelf::promote(&drop.file.path, &dir.join(&drop.file.name))?;
+        failpoint::step("inbox.mark", || shelf::remove(&self.dir.join(format!("{}.ok", drop.file.name))))?;
+        failpoint::step("inbox.move", || shelf::promote(&drop.file.path, &dir.join(&drop.file.name)))?;
         Ok(true)
     }
 }

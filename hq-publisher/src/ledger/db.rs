@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use proto::clock::Timestamp;
+use proto::failpoint;
 use proto::ids::{BadName, Instance, StoreId, Version};
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Row, Transaction};
@@ -176,7 +177,7 @@ impl Ledger {
             let number = i64::try_from(i + 1).unwrap_or(i64::MAX);
             sqlx::query("INSERT INTO migration (number) VALUES ($1)").bind(number).execute(&mut **w).await?;
         }
-        w.commit().await
+        failpoint::around("ledger.migrate", w.commit()).await
     }
 
     /// The number that rises when manifests were put.

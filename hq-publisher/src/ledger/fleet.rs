@@ -233,6 +233,20 @@ impl Ledger {
         w.commit().await
     }
 
+    /// The names of facts that begin so.
+    pub(super) async fn facts(&self, prefix: &str) -> Result<Vec<String>, LedgerError> {
+        let rows = sqlx::query("SELECT name FROM fact ORDER BY name").fetch_all(self.pool()).await?;
+        let names = rows.iter().map(|r| r.text(0)).collect::<Result<Vec<_>, _>>()?;
+        Ok(names.into_iter().filter(|n| n.starts_with(prefix)).collect())
+    }
+
+    /// Forgets a fact.
+    pub(super) async fn forget_fact(&self, name: &str) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        sqlx::query("DELETE FROM fact WHERE name = $1").bind(name).execute(&mut **w).await?;
+        w.commit().await
+    }
+
     /// A mirror is about to be put to: marks it as behind. The mark to give to
     /// [`Ledger::mirror_even`], and whether it was even before.
     pub async fn mirror_behind(&self, url: &str) -> Result<(i64, bool), LedgerError> {
@@ -283,7 +297,7 @@ impl Ledger {
 }
 
 impl Write {
-    async fn set_fact(&mut self, name: &str, value: &str) -> Result<(), LedgerError> {
+    pub(super) async fn set_fact(&mut self, name: &str, value: &str) -> Result<(), LedgerError> {
         sqlx::query(
             "INSERT INTO fact (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         )

@@ -16,7 +16,7 @@ pub use db::{Change, Kind, Ledger, LedgerError, Listener};
 pub use fleet::{BeatOutcome, BeatRow, DeviceRow, ReceiptRow};
 pub use lease::{Acquired, Token};
 pub use outbox::{Episode, Mail};
-pub use publications::{Head, Publication, PublishedPack, Reserve, Staged, State, listed};
+pub use publications::{Adopted, Head, Publication, PublishedPack, Reserve, Staged, State, listed};
 pub use stores::{Made, Maker, NewManifest, SignStore, StoreRow, StoreSeen, ToPut, TrustRow, WasPut, Which};
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::db::{Columns, Write, seconds};
 use super::{Ledger, LedgerError};
 use proto::clock::{Timestamp, after};
+use proto::failpoint;
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 use std::time::Duration;
@@ -202,7 +203,7 @@ impl Write {
     async fn tell(mut self, anything: bool, mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {
         if anything {
             self.add_mail(mail, now).await?;
-            self.commit().await?;
+            failpoint::around("mail.queue", self.commit()).await?;
         }
         Ok(anything)
     }

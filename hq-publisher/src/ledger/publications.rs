@@ -129,6 +129,19 @@ impl Head {
     }
 }
 
+/// A head found in the bucket, with the contract found in its packs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopted {
+    /// Whose.
+    pub instance: Instance,
+    /// What the newest manifest says.
+    pub head: Head,
+    /// SHA-256 of the contract's text.
+    pub contract_sha256: Sha256,
+    /// The contract's text.
+    pub ddl: String,
+}
+
 /// A pack that was published and not yet deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedPack {
@@ -153,6 +166,9 @@ pub fn listed(packs: &[PackEntry]) -> &[PackEntry] {
 fn in_order(packs: &mut [PackEntry]) {
     packs.sort_by_key(|p| (p.version, p.kind));
 }
+
+/// Begins the facts that name packs to be deleted.
+const TO_DELETE: &str = "delete ";
 
 const PUBLICATION: &str =
     "SELECT instance, version, state, epoch, contract, plan, packs, digests, created_s FROM publication";
@@ -280,7 +296,7 @@ impl Ledger {
         w.commit().await
     }
 
-    /// Gives up a reserved or packed publication; its number stays used.
+    /// Gives up a reserved or packed publication; its number stays used, its packs are to be deleted.
     pub async fn abandon(&self, token: Token, instance: &Instance, version: Version) -> Result<(), LedgerError> {
         self.step(token, instance, version, "('reserved', 'packed')", "abandoned", "reserved or packed").await
     }
@@ -311,44 +327,23 @@ impl Ledger {
         if done.rows_affected() != 1 {
             return Err(LedgerError::NotInState { instance: instance.clone(), version, wanted });
         }
+        if to == State::Abandoned.as_str() {
+            for kind in [PackKind::Delta, PackKind::Full] {
+                w.note_deletion(&PackName { instance: instance.clone(), version, kind }).await?;
+            }
+        }
         w.commit().await
     }
 
-    /// Takes over a head found in the bucket's manifests, where the ledger knows none or a lower one
-    /// (a publisher on a new machine); false when it knows this or a higher one. `contract` is the
-    /// hash and text found in the packs.
-    pub async fn adopt(
-        &self,
-        token: Token,
-        instance: &Instance,
-        head: &Head,
-        contract: (&Sha256, &str),
-    ) -> Result<bool, LedgerError> {
+    /// Takes over heads found in the bucket's manifests (a publisher on a new machine), all or none: a run
+    /// that finds some does not look for others. One that the ledger knows, or knows a higher one of, is left.
+    pub async fn adopt(&self, token: Token, found: &[Adopted]) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         w.check_lease(token).await?;
-        if w.head(instance).await?.is_some_and(|known| known.version >= head.version) {
-            return Ok(false);
+        for one in found {
+            w.adopt(one).await?;
         }
-        w.contract(&instance.stream, head.schema, contract.0, contract.1).await?;
-        sqlx::query(
-            "INSERT INTO publication \
-             (instance, version, state, epoch, contract, plan, packs, digests, created_s, signed_s) \
-             VALUES ($1, $2, 'done', $3, $4, 'found in the bucket', $5, $6, $7, $7) ON CONFLICT (instance, version) \
-             DO UPDATE SET state = 'done', epoch = excluded.epoch, contract = excluded.contract, plan = excluded.plan, \
-             packs = excluded.packs, digests = excluded.digests, signed_s = excluded.signed_s",
-        )
-        .bind(instance.to_string())
-        .bind(head.version.as_i64())
-        .bind(signed(head.epoch))
-        .bind(signed(head.schema))
-        .bind(to_json(&head.packs, "list of packs")?)
-        .bind(to_json(&head.digests, "list of digests")?)
-        .bind(seconds(head.signed_at))
-        .execute(&mut **w)
-        .await?;
-        w.set_head(instance, head).await?;
-        w.commit().await?;
-        Ok(true)
+        w.commit().await
     }
 
     /// The newest version of every instance.
@@ -398,6 +393,17 @@ impl Ledger {
         Ok(packs)
     }
 
+    /// Packs that are to be deleted from the buckets: of numbers that were given up, and forgotten ones.
+    pub async fn packs_to_delete(&self) -> Result<Vec<PackName>, LedgerError> {
+        let names = self.facts(TO_DELETE).await?;
+        names.iter().map(|n| parse(n.trim_start_matches(TO_DELETE), "pack to delete")).collect()
+    }
+
+    /// A pack is in no bucket any more.
+    pub async fn pack_deleted(&self, pack: &PackName) -> Result<(), LedgerError> {
+        self.forget_fact(&format!("{TO_DELETE}{pack}")).await
+    }
+
     /// A pack is to be deleted from the buckets: first here, so that it is never counted on again.
     pub async fn forget_pack(&self, token: Token, pack: &PackName) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
@@ -426,6 +432,7 @@ impl Ledger {
                 .await?;
             break;
         }
+        w.note_deletion(pack).await?;
         w.commit().await
     }
 }
@@ -442,6 +449,36 @@ fn drop_times(packs: &mut [PublishedPack]) {
 }
 
 impl Write {
+    async fn adopt(&mut self, one: &Adopted) -> Result<(), LedgerError> {
+        let Adopted { instance, head, contract_sha256, ddl } = one;
+        if self.head(instance).await?.is_some_and(|known| known.version >= head.version) {
+            return Ok(());
+        }
+        self.contract(&instance.stream, head.schema, contract_sha256, ddl).await?;
+        sqlx::query(
+            "INSERT INTO publication \
+             (instance, version, state, epoch, contract, plan, packs, digests, created_s, signed_s) \
+             VALUES ($1, $2, 'done', $3, $4, 'found in the bucket', $5, $6, $7, $7) ON CONFLICT (instance, version) \
+             DO UPDATE SET state = 'done', epoch = excluded.epoch, contract = excluded.contract, plan = excluded.plan, \
+             packs = excluded.packs, digests = excluded.digests, signed_s = excluded.signed_s",
+        )
+        .bind(instance.to_string())
+        .bind(head.version.as_i64())
+        .bind(signed(head.epoch))
+        .bind(signed(head.schema))
+        .bind(to_json(&head.packs, "list of packs")?)
+        .bind(to_json(&head.digests, "list of digests")?)
+        .bind(seconds(head.signed_at))
+        .execute(&mut ***self)
+        .await?;
+        self.set_head(instance, head).await
+    }
+
+    /// Notes that a pack is to be deleted from the buckets.
+    async fn note_deletion(&mut self, pack: &PackName) -> Result<(), LedgerError> {
+        self.set_fact(&format!("{TO_DELETE}{pack}"), "").await
+    }
+
     /// Stores a contract's text under its number, if it is new there.
     async fn contract(&mut self, s: &StreamName, number: u64, sha: &Sha256, ddl: &str) -> Result<(), LedgerError> {
         let row = sqlx::query("SELECT sha256 FROM contract WHERE stream = $1 AND number = $2")

@@ -403,6 +403,20 @@ impl Ledger {
         w.commit().await
     }
 
+    /// Takes over the bucket's trust files, all or none: a ledger that has some looks for no others.
+    pub async fn take_trust(&self, files: &[(u64, String)], now: Timestamp) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        for (version, envelope) in files {
+            sqlx::query("INSERT INTO trust (version, envelope, created_s, put) VALUES ($1, $2, $3, 1)")
+                .bind(signed(*version))
+                .bind(envelope)
+                .bind(seconds(now))
+                .execute(&mut **w)
+                .await?;
+        }
+        w.commit().await
+    }
+
     /// A trust file is in the bucket.
     pub async fn trust_put(&self, version: u64) -> Result<(), LedgerError> {
         let mut w = self.write().await?;

@@ -314,8 +314,10 @@ async fn a_head_found_in_the_bucket_is_taken_over_once() {
             packs: vec![pack(6, PackKind::Full), pack(7, PackKind::Delta)],
             signed_at: t(1),
         };
-        assert!(l.adopt(token, &price(), &head, (&sha, "ddl")).await.unwrap());
-        assert!(!l.adopt(token, &price(), &head, (&sha, "ddl")).await.unwrap());
+        let found = Adopted { instance: price(), head: head.clone(), contract_sha256: sha, ddl: "ddl".into() };
+        for _ in 0..2 {
+            l.adopt(token, std::slice::from_ref(&found)).await.unwrap();
+        }
         assert_eq!(l.head(&price()).await.unwrap(), Some(head));
         assert_eq!(l.max_version(&price()).await.unwrap(), Some(v(7)));
         assert_eq!(l.schema_number(&price().stream, &sha).await.unwrap(), (4, false));

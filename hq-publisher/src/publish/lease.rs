@@ -7,6 +7,7 @@ use super::PublishError;
 use crate::config::Config;
 use crate::ledger::{Acquired, Ledger, Token};
 use proto::clock::Clock;
+use proto::failpoint;
 use proto::shelf::{self, LockError, LockFile};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,13 @@ impl Drop for Lease {
 impl Lease {
     /// Waits for the lease up to `publish.lease_wait`; then an error names who has it.
     pub async fn acquire(config: &Config, ledger: &Ledger, clock: &Arc<dyn Clock>) -> Result<Lease, PublishError> {
+        let (lock, token) = Lease::take(config, ledger, clock.as_ref()).await?;
+        let renewing = tokio::spawn(renew(ledger.clone(), token, config.publish.lease.0, clock.clone()));
+        Ok(Lease { token, ledger: ledger.clone(), renewing, _lock: lock })
+    }
+
+    /// As [`Lease::acquire`], for who renews and releases it himself. It is his while he has the lock.
+    pub async fn take(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Result<(LockFile, Token), PublishError> {
         let dir = config.state.dir.join("publish");
         shelf::create_dir(&dir)?;
         let place = format!("{}:{}", host(), config.state.dir.display());
@@ -51,11 +59,11 @@ impl Lease {
                 }
             };
             loop {
-                match ledger.acquire(&holder, clock.now(), ttl).await? {
+                match failpoint::around("lease.acquire", ledger.acquire(&holder, clock.now(), ttl)).await? {
                     Acquired::Lease(token) => return Ok((lock, token)),
                     Acquired::HeldBy { holder, .. } if holder.starts_with(&format!("{place}, ")) => {
                         tracing::info!(%holder, "taking over the lease of a publisher that died");
-                        ledger.expire(&holder).await?;
+                        failpoint::around("lease.expire", ledger.expire(&holder)).await?;
                     }
                     Acquired::HeldBy { holder, .. } => {
                         by = holder;
@@ -66,12 +74,7 @@ impl Lease {
         };
         let wait = config.publish.lease_wait.0;
         let got = tokio::time::timeout(wait, waiting).await;
-        let (lock, token) = match got {
-            Ok(got) => got?,
-            Err(_) => return Err(PublishError::LeaseHeld { holder: by, waited: wait.as_secs() }),
-        };
-        let renewing = tokio::spawn(renew(ledger.clone(), token, ttl, clock.clone()));
-        Ok(Lease { token, ledger: ledger.clone(), renewing, _lock: lock })
+        got.unwrap_or_else(|_| Err(PublishError::LeaseHeld { holder: by, waited: wait.as_secs() }))
     }
 
     /// The number that fences every write.
@@ -82,7 +85,7 @@ impl Lease {
     /// Gives the lease back.
     pub async fn release(self) {
         // It would run out by itself.
-        if let Err(e) = self.ledger.release(self.token).await {
+        if let Err(e) = failpoint::around("lease.release", self.ledger.release(self.token)).await {
             tracing::warn!(error = %e, "the lease could not be given back");
         }
     }

@@ -11,6 +11,7 @@ use crate::plan::Plan;
 use crate::rebuild;
 use crate::scratch::Scratch;
 use proto::digest::StateDigest;
+use proto::failpoint;
 use proto::ids::{TableName, Version};
 use proto::layout::{PackKind, PackName};
 use proto::manifest::PackEntry;
@@ -83,7 +84,8 @@ impl Making<'_, '_> {
             return Ok(None);
         }
         run.progress.phase(instance, Phase::Applying);
-        let replica = tokio::task::block_in_place(|| self.validate(published, &packs))?;
+        let validate = || failpoint::step("publish.validate", || self.validate(published, &packs));
+        let replica = tokio::task::block_in_place(validate)?;
         let (instance, version) = (instance.clone(), self.version);
         Ok(Some(Ready { instance, version, replica, packs, digests }))
     }
@@ -152,9 +154,10 @@ impl Making<'_, '_> {
             let (_, written) = writer.finish(&digests).map_err(failed)?;
             Ok((written, digests))
         };
-        run.steps.before(&Step::WritePack(name.clone()))?;
-        let (written, digests) = tokio::task::block_in_place(write)?;
-        run.steps.after(&Step::WritePack(name.clone()))?;
+        let step = Step::WritePack(name.clone());
+        run.steps.before(&step)?;
+        let (written, digests) = tokio::task::block_in_place(|| failpoint::step(step.failpoint(), write))?;
+        run.steps.after(&step)?;
         report.packs.push(PackReport { kind, bytes: written.bytes, rows: written.rows.total() });
         let Written { bytes, unpacked, sha256, .. } = written;
         let limits = &run.config.limits;

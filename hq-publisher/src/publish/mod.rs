@@ -16,6 +16,7 @@ pub mod steps;
 mod stores;
 
 pub use error::PublishError;
+pub use lease::Lease;
 pub use report::PublishReport;
 pub use steps::{Aborted, Phase, Progress, Quiet, Step, Steps};
 
@@ -31,11 +32,11 @@ use crate::source::StoreRow;
 use contracts::{Contracts, Stream, audiences};
 use feed::{Drops, Feed};
 use futures_util::{StreamExt, TryStreamExt};
-use lease::Lease;
 use proto::clock::{Clock, Timestamp};
 use proto::config::ConfigError;
 use proto::digest::Sha256;
 use proto::dsse;
+use proto::failpoint;
 use proto::ids::{Audience, Instance, StreamName, Zone};
 use proto::layout::ObjectName;
 use proto::replica::sqlite::Checkpoint;
@@ -152,7 +153,8 @@ impl Tools<'_> {
             let limits = &self.config.limits;
             let shop = Workshop { buckets: self.buckets, limits, packs: &packs, now: self.clock.now() };
             self.steps.before(&Step::Adopt)?;
-            rebuild::adopt(shop, self.config, self.ledger, token, self.clock).await?;
+            let adopted = rebuild::adopt(shop, self.config, self.ledger, token, self.clock);
+            failpoint::around(Step::Adopt.failpoint(), adopted).await?;
             self.steps.after(&Step::Adopt)?;
         }
         let right = self.options.clock_is_right;
@@ -262,7 +264,7 @@ impl Run<'_> {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, PublishError> {
         self.steps.before(&step)?;
-        let done = work.await.map_err(Into::into)?;
+        let done = failpoint::around(step.failpoint(), work).await.map_err(Into::into)?;
         self.steps.after(&step)?;
         Ok(done)
     }
@@ -495,7 +497,7 @@ impl Run<'_> {
             }
             report.deleted += self.retain(token, &one.instance).await?;
         }
-        Ok(())
+        self.delete_packs().await
     }
 
     fn commit_replica(&self, one: &mut Ready) -> Result<(), PublishError> {
@@ -518,12 +520,12 @@ impl Run<'_> {
                     replica
                 }
             };
-            replica.commit()?;
+            failpoint::step("publish.commit", || replica.commit())?;
             Ok(replica.checkpoint(Checkpoint::Truncate)?)
         })
     }
 
-    /// Deletes packs that nobody needs any more: first off the ledger, then out of the buckets.
+    /// Takes packs that nobody needs any more off the ledger, which notes them to be deleted.
     async fn retain(&self, token: Token, instance: &Instance) -> Result<usize, PublishError> {
         let p = &self.config.publish;
         let keep = Keep { age: p.keep.0, bytes: p.keep_bytes.0, settled: p.delete_after.0 };
@@ -535,9 +537,30 @@ impl Run<'_> {
         }
         for name in &gone {
             self.step(Step::ForgetPack(name.clone()), self.ledger.forget_pack(token, name)).await?;
-            self.step(Step::DeletePack(name.clone()), self.buckets.delete(&ObjectName::Pack(name.clone()))).await?;
         }
         Ok(gone.len())
+    }
+
+    /// Deletes packs that the ledger gave up or forgot, what earlier runs left undone included. Only below a head
+    /// that is out: a ledger from a backup may have given up a number that went out later.
+    async fn delete_packs(&self) -> Result<(), PublishError> {
+        let names = self.ledger.packs_to_delete().await?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        self.still_publisher().await?;
+        let heads = self.ledger.heads().await?;
+        for name in names.into_iter().filter(|n| heads.get(&n.instance).is_some_and(|h| h.version > n.version)) {
+            let delete = async {
+                // A mirror that is down is asked again by the next run.
+                if self.buckets.delete(&ObjectName::Pack(name.clone())).await? {
+                    self.ledger.pack_deleted(&name).await?;
+                }
+                Ok::<(), PublishError>(())
+            };
+            self.step(Step::DeletePack(name.clone()), delete).await?;
+        }
+        Ok(())
     }
 
     /// Moves drops: published ones to `done/`, refused ones to `rejected/`, held ones stay. A dry run

@@ -2,6 +2,7 @@
 //! whoever waits in front of it.
 
 use crate::publish::report::InstanceReport;
+use proto::failpoint;
 use proto::ids::{Instance, Version};
 use proto::layout::PackName;
 
@@ -36,6 +37,28 @@ pub enum Step {
     ForgetPack(PackName),
     /// A pack is deleted from the buckets.
     DeletePack(PackName),
+}
+
+impl Step {
+    /// Its name as a failpoint.
+    pub fn failpoint(&self) -> &'static str {
+        match self {
+            Step::Adopt => failpoint::name("publish.adopt"),
+            Step::Abandon(..) => failpoint::name("publish.abandon"),
+            Step::SeeStores => failpoint::name("publish.stores"),
+            Step::Reserve(..) => failpoint::name("publish.reserve"),
+            Step::WritePack(_) => failpoint::name("publish.write"),
+            Step::PutPack(_) => failpoint::name("publish.put"),
+            Step::Packed(..) => failpoint::name("publish.packed"),
+            Step::Sign => failpoint::name("publish.sign"),
+            Step::CommitReplica(_) => failpoint::name("publish.replica"),
+            Step::PutManifests => failpoint::name("publish.manifests"),
+            Step::Done(..) => failpoint::name("publish.done"),
+            Step::MoveDrop(_) => failpoint::name("publish.drop"),
+            Step::ForgetPack(_) => failpoint::name("publish.forget"),
+            Step::DeletePack(_) => failpoint::name("publish.delete"),
+        }
+    }
 }
 
 /// The run ends here, as if the power had gone.

@@ -8,6 +8,7 @@ use crate::ledger::{Change, Kind, LedgerError};
 use crate::mail;
 use crate::manifests::{self, ManifestsError, Signer};
 use proto::clock::after;
+use proto::failpoint;
 
 /// Wakes who waits, if the number of puts is not `known`; the number now.
 pub async fn wake(app: &App, known: Option<Change>) -> Result<Change, LedgerError> {
@@ -77,7 +78,7 @@ pub async fn manifests(app: &App) -> Result<(), String> {
 
 async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
     let signer = Signer::open(&app.config, &app.ledger, app.clock.as_ref(), false).await?;
-    let signed = signer.sign_due(&app.ledger, app.clock.as_ref()).await?;
+    let signed = failpoint::around("serve.sign", signer.sign_due(&app.ledger, app.clock.as_ref())).await?;
     if !signed.is_empty() {
         tracing::info!("signed {} manifests anew", signed.len());
     }

@@ -23,6 +23,7 @@ use crate::tries::Tries;
 use crate::upstream::Upstream;
 use proto::clock::Clock;
 use proto::device::{Device, DeviceError};
+use proto::failpoint;
 use proto::fetch::BadSource;
 use proto::follow::lock;
 use proto::ids::Instance;
@@ -472,7 +473,7 @@ impl Agent {
             tracing::info!(%instance, "healed by a full pack");
         }
         for (part, _) in files {
-            if let Err(e) = shelf::remove(part) {
+            if let Err(e) = failpoint::step("agent.remove-pack", || shelf::remove(part)) {
                 tracing::warn!(error = %e, "an applied pack could not be deleted");
             }
         }

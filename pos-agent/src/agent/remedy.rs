@@ -5,6 +5,7 @@ use super::{Agent, Goal, Went};
 use crate::pace::End;
 use crate::register_db::{ApplyFailure, Remedy};
 use proto::device::DeviceError;
+use proto::failpoint;
 use proto::fetch::{FetchError, FetchErrorKind};
 use proto::follow::FollowError;
 use proto::ids::{Instance, StreamName};
@@ -23,8 +24,8 @@ pub(crate) fn move_aside(database: &Path) -> Result<(), ShelfError> {
         name.push(end);
         PathBuf::from(name)
     };
-    shelf::promote(database, &beside(".damaged"))?;
-    shelf::remove(&beside("-wal"))?;
+    failpoint::step("agent.aside", || shelf::promote(database, &beside(".damaged")))?;
+    failpoint::step("agent.aside-wal", || shelf::remove(&beside("-wal")))?;
     shelf::remove(&beside("-shm"))
 }
 

@@ -3,6 +3,7 @@
 
 use super::{Agent, Goal};
 use crate::pace::End;
+use proto::failpoint;
 use proto::layout::PackName;
 use proto::manifest::PackEntry;
 use proto::shelf;
@@ -86,7 +87,7 @@ impl Agent {
             for dir in shelf::list(&root)? {
                 for file in if dir.is_dir { shelf::list(&dir.path)? } else { vec![dir.clone()] } {
                     if !wanted.contains(&file.path) && !file.is_dir {
-                        shelf::remove(&file.path)?;
+                        failpoint::step("agent.sweep", || shelf::remove(&file.path))?;
                     }
                 }
                 if dir.is_dir {

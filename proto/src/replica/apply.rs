@@ -5,6 +5,7 @@ use super::sqlite::{Checkpoint, SqliteError};
 use super::{Held, Replica, read_values, stream_digest, table_digest};
 use crate::clock::Timestamp;
 use crate::digest::{RowHasher, Sha256, StateDigest};
+use crate::failpoint;
 use crate::ids::{Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::manifest::PackEntry;
@@ -174,12 +175,15 @@ impl Replica {
         for group in groups(job, held.as_ref()) {
             let fulls = group.iter().any(|p| p.entry.kind == PackKind::Full);
             self.begin(!fulls)?;
+            failpoint::inside("begun");
             let result = self.apply_group(job, group).and_then(|rows| {
+                failpoint::inside("uncommitted");
                 self.commit().map_err(|e| self.explain_commit(job, group, e))?;
                 Ok(rows)
             });
             self.rollback();
             let rows = result?;
+            failpoint::inside("committed");
             applied.rows.delete += rows.delete;
             applied.rows.update += rows.update;
             applied.rows.insert += rows.insert;

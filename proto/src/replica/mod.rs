@@ -12,6 +12,7 @@ pub use apply::{Applied, ApplyError, Job, PackFile};
 
 use crate::clock::Timestamp;
 use crate::digest::{RowHasher, Sha256, StateDigest};
+use crate::failpoint;
 use crate::ids::{Audience, Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::limits::Limits;
@@ -106,8 +107,10 @@ impl Replica {
             replica.sql("reading user_version", |db| db.pragma_query_value(None, "user_version", |r| r.get(0)))?;
         match version {
             0 => {
+                failpoint::inside("empty");
                 replica
                     .sql("making the replica", |db| db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} COMMIT;")))?;
+                failpoint::inside("made");
                 replica.checkpoint(Checkpoint::Truncate)?;
             }
             1 => {}

@@ -305,6 +305,38 @@ impl Site {
         Site::builder().build()
     }
 
+    /// Another site with the same files and other ports. Nothing may run, and source and bucket must be files.
+    #[track_caller]
+    pub fn copy(&self) -> Site {
+        assert!(matches!(self.source, Source::Sqlite | Source::Inbox) && matches!(self.objects, Objects::Directory));
+        let dir = crate::temp_dir("site");
+        crate::files::copy(self.dir(), dir.path());
+        let nodes = || self.relays.values().chain(self.registers.values()).chain([&self.hq]);
+        let ports: BTreeMap<u16, u16> = nodes().map(|n| (n.port, crate::free_port())).collect();
+        let mut words: Vec<(String, String)> =
+            ports.iter().map(|(from, to)| (format!("127.0.0.1:{from}"), format!("127.0.0.1:{to}"))).collect();
+        words.push((self.dir().display().to_string(), dir.path().display().to_string()));
+        // A publisher that died there died here too.
+        let ledger = dir.path().join("hq/state/fleet.db");
+        if ledger.exists() {
+            let (from, to) = (self.dir().display().to_string(), dir.path().display().to_string());
+            let db = Connection::open(ledger).unwrap();
+            db.execute("UPDATE lease SET holder = replace(holder, ?1, ?2)", [from, to]).unwrap();
+        }
+        let copied =
+            |n: &Node| n.copied(&dir.path().join(n.dir.strip_prefix(self.dir()).unwrap()), ports[&n.port], &words);
+        Site {
+            hq: copied(&self.hq),
+            relays: self.relays.iter().map(|(id, n)| (id.clone(), copied(n))).collect(),
+            registers: self.registers.iter().map(|(id, n)| (id.clone(), copied(n))).collect(),
+            source: self.source.clone(),
+            objects: self.objects.clone(),
+            prefix: self.prefix.clone(),
+            database: self.database.clone(),
+            dir,
+        }
+    }
+
     /// The site's directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

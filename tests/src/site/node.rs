@@ -41,6 +41,22 @@ impl Node {
         node
     }
 
+    /// The same node in another directory, on another port; `words` are what its settings say otherwise there.
+    pub(super) fn copied(&self, dir: &Path, port: u16, words: &[(String, String)]) -> Node {
+        let other = |text: &String| words.iter().fold(text.clone(), |t, (from, to)| t.replace(from, to));
+        let node = Node {
+            product: self.product,
+            id: self.id.clone(),
+            dir: dir.into(),
+            port,
+            env: self.env.clone(),
+            settings: self.settings.iter().map(|(k, v)| (k.clone(), other(v))).collect(),
+            streams: self.streams.clone(),
+        };
+        node.write();
+        node
+    }
+
     /// The settings file.
     pub fn config(&self) -> PathBuf {
         let name = match self.product {
