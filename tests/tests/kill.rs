@@ -315,7 +315,17 @@ fn frozen(site: &Site) -> tillcast_tests::bins::Running {
         assert!(running.process.is_running(), "it was too quick to be frozen");
         db.query_row(leased, [], |r| r.get::<_, i64>(0)).unwrap() == 1
     });
-    running.process.freeze();
+    // Not in the middle of a write: the test itself has something to write.
+    db.busy_timeout(Duration::from_millis(20)).unwrap();
+    until(PATIENCE, "it is frozen between two writes", || {
+        assert!(running.process.is_running(), "it was too quick to be frozen");
+        running.process.freeze();
+        let free = db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok();
+        if !free {
+            running.process.thaw();
+        }
+        free
+    });
     running
 }
 
