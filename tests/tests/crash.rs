@@ -899,6 +899,7 @@ fn killed_again_in_the_recovery() {
     let failed = all(&jobs, Job::name, |job| {
         let scenario = &job.ready.scenario;
         let (site, checker) = job.kill();
+        hours_pass(&site);
         let points: Vec<String> = trace(scenario, &site.copy()).into_keys().collect();
         // Other points for each first kill; a recovery may have nothing left to do.
         let (many, from) = (points.len(), turn.fetch_add(1, Ordering::Relaxed));
