@@ -259,14 +259,16 @@ impl Spool {
     pub fn keep_refusal(&self, source: &str, fault: &Fault) -> Result<(), SpoolError> {
         // Plain fields: writing them as JSON cannot fail.
         let text = serde_json::to_string(fault).unwrap_or_default();
-        self.write("keeping a refusal", |db| {
+        self.write("keeping a refusal", failpoint::name("spool.refuse"), |db| {
             db.execute("INSERT OR REPLACE INTO refusal VALUES (?1, ?2)", (source, text))
         })
     }
 
     /// The source has something better.
     pub fn forget_refusal(&self, source: &str) -> Result<(), SpoolError> {
-        self.write("forgetting a refusal", |db| db.execute("DELETE FROM refusal WHERE source = ?1", [source]))
+        self.write("forgetting a refusal", failpoint::name("spool.accept"), |db| {
+            db.execute("DELETE FROM refusal WHERE source = ?1", [source])
+        })
     }
 
     /// Takes down which objects are not listed now; gives since when each has not been.
