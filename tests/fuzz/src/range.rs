@@ -29,7 +29,7 @@ pub fn range(data: &[u8]) {
     let Some(length) = std::str::from_utf8(first).ok().and_then(|n| n.parse::<u64>().ok()) else { return };
     let content: Vec<u8> = (0..length % 300).map(|n| n as u8).collect();
     let (tell, _rotten) = tokio::sync::mpsc::unbounded_channel();
-    let objects = Objects::new(CacheRules::default(), tell);
+    let objects = Objects::new(CacheRules::default(), tell, std::sync::Arc::new(proto::clock::SystemClock::default()));
     objects.put_small(ObjectName::Trust, content.clone().into());
     let object = objects.get("/trust.json").unwrap();
     let plain = objects.answer(&object, &HeaderMap::new(), false).now_or_never().unwrap();

@@ -466,7 +466,8 @@ impl Sim {
             request = request.header(name, value);
         }
         let request = request.body(Inbound::from(question.body.clone())).unwrap();
-        let response = store_relay::lan::answer(Arc::clone(&relay.hall), request).await;
+        let from = std::net::Ipv4Addr::LOCALHOST.into();
+        let response = store_relay::lan::answer(Arc::clone(&relay.hall), request, from).await;
         let mut answer = Answer::new(response.status().as_u16(), "");
         for (name, value) in response.headers() {
             answer = answer.with(name.as_str(), value.to_str().unwrap_or_default());
