@@ -506,11 +506,7 @@ impl Sim {
         self.look_at(who)?;
         match who {
             Who::Relay(n) => self.relay_did(n, op, done),
-            Who::Register(n) => {
-                if self.register_did(n, op, done) {
-                    return self.break_off(n).await;
-                }
-            }
+            Who::Register(n) if self.register_did(n, op, done) => return self.break_off(n).await,
             _ => {}
         }
         Ok(())
