@@ -1,0 +1,80 @@
+//! `tests/proof/run`: explores what power cuts and I/O errors may do to the real binaries, and counts.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use tillcast_proof::{ioerrors, powercut};
+
+/// Proof by exploration.
+#[derive(Debug, Parser)]
+struct Line {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// States that a power cut may leave, at every point of what the binaries write.
+    Powercut {
+        /// Different states to check.
+        #[arg(long, default_value_t = 20_000)]
+        states: usize,
+        /// The seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Only these scenes.
+        #[arg(long = "scene")]
+        scenes: Vec<String>,
+        /// Workers at once.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
+        /// States that the real binaries are run on.
+        #[arg(long, default_value_t = 200)]
+        recover: usize,
+    },
+    /// Errors of each system call, once and for good.
+    Ioerrors {
+        /// Runs, drawn by the seed; 0: all.
+        #[arg(long, default_value_t = 1000)]
+        runs: usize,
+        /// The seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Only these scenes.
+        #[arg(long = "scene")]
+        scenes: Vec<String>,
+        /// Workers at once.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
+    },
+}
+
+fn main() -> ExitCode {
+    let violations = match Line::parse().what {
+        What::Powercut { states, seed, scenes, workers, recover } => {
+            let start = std::time::Instant::now();
+            let options = powercut::Options { states, seed, scenes, workers, recover, verbose: true };
+            let report = powercut::run(&options);
+            println!("| scene | calls | prefixes with something not synced | states |\n| --- | --- | --- | --- |");
+            for (name, (calls, dirty, states)) in &report.scenes {
+                println!("| {name} | {calls} | {dirty} | {states} |");
+            }
+            println!(
+                "\n{} different states of {} drawn (seed {seed}), {} databases opened, {} promises told, {} states recovered by the binaries, {} broken, {:.0} s",
+                report.states,
+                report.drawn,
+                report.opened,
+                report.told,
+                report.recovered,
+                report.violations.len(),
+                start.elapsed().as_secs_f64()
+            );
+            report.violations.len()
+        }
+        What::Ioerrors { runs, seed, scenes, workers } => {
+            let report = ioerrors::run(&ioerrors::Options { runs, seed, scenes, workers, verbose: true });
+            println!("{report}");
+            report.violations.len()
+        }
+    };
+    ExitCode::from(u8::from(violations > 0))
+}
