@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     let violations = match Line::parse().what {
         What::Powercut { states, seed, scenes, workers, recover } => {
             let start = std::time::Instant::now();
-            let options = powercut::Options { states, seed, scenes, workers, recover, verbose: true };
+            let options = powercut::Options { states, seed, scenes, workers, recover, verbose: true, deaf: None };
             let report = powercut::run(&options);
             println!("| scene | calls | prefixes with something not synced | states |\n| --- | --- | --- | --- |");
             for (name, (calls, dirty, states)) in &report.scenes {

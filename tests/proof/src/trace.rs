@@ -51,6 +51,8 @@ pub enum Call {
 pub struct Recording {
     /// Calls in the order of their return.
     pub calls: Vec<Call>,
+    /// Calls that the end of the process cut off: done or not.
+    pub cut_off: Vec<Call>,
     /// Its end and its outputs.
     pub output: Output,
     /// The lines of strace, where calls were tampered with.
@@ -85,13 +87,13 @@ pub fn finish(cwd: &Path, log: &Path, output: Output) -> Recording {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!stderr.contains("ptrace(") && !stderr.contains("strace: "), "strace cannot trace here: {stderr}");
     let text = std::fs::read_to_string(log).unwrap();
-    let (calls, injected) = parse(cwd, &text);
-    Recording { calls, output, injected }
+    let (calls, cut_off, injected) = parse(cwd, &text);
+    Recording { calls, cut_off, output, injected }
 }
 
-/// The calls of a log, and the lines that were tampered with.
-pub fn parse(cwd: &Path, log: &str) -> (Vec<Call>, Vec<String>) {
-    let mut reader = Reader { cwd, calls: Vec::new(), open: BTreeMap::new() };
+/// The calls of a log, those that never returned, and the lines that were tampered with.
+pub fn parse(cwd: &Path, log: &str) -> (Vec<Call>, Vec<Call>, Vec<String>) {
+    let mut reader = Reader { cwd, calls: Vec::new(), cut_off: Vec::new(), open: BTreeMap::new() };
     let mut injected = Vec::new();
     for line in log.lines() {
         if let Some(whole) = reader.line(line)
@@ -100,12 +102,17 @@ pub fn parse(cwd: &Path, log: &str) -> (Vec<Call>, Vec<String>) {
             injected.push(whole);
         }
     }
-    (reader.calls, injected)
+    for (begun, _) in std::mem::take(&mut reader.open).into_values() {
+        let call = reader.call(&format!("{begun}) = ?"), 0);
+        reader.cut_off.extend(call);
+    }
+    (reader.calls, reader.cut_off, injected)
 }
 
 struct Reader<'a> {
     cwd: &'a Path,
     calls: Vec<Call>,
+    cut_off: Vec<Call>,
     /// Calls that have begun, by thread: the line so far, and how many had returned.
     open: BTreeMap<String, (String, usize)>,
 }
@@ -127,9 +134,8 @@ impl Reader<'_> {
             self.say(rest);
             (rest.to_owned(), self.calls.len())
         };
-        if let Some(call) = self.call(&whole, began) {
-            self.calls.push(call);
-        }
+        let call = self.call(&whole, began);
+        if whole.trim_end().ends_with("= ?") { self.cut_off.extend(call) } else { self.calls.extend(call) }
         Some(whole)
     }
 
@@ -162,20 +168,25 @@ impl Reader<'_> {
 
     fn call(&self, whole: &str, began: usize) -> Option<Call> {
         let (name, rest) = whole.split_once('(')?;
-        let end = rest.rfind(") = ").or_else(|| rest.rfind(')'))?;
-        let result = rest[end..].trim_start_matches(')').trim().trim_start_matches("= ");
+        // `)  = 3<…>` or `) = -1 EIO (Input/output error) (INJECTED)`.
+        let ends = rest.rmatch_indices(')').map(|(i, _)| (i, rest[i + 1..].trim_start()));
+        let (end, result) = ends.filter_map(|(i, tail)| Some((i, tail.strip_prefix("= ")?))).next()?;
         let args = split(&rest[..end]);
         let arg = |n: usize| args.get(n).copied().unwrap_or_default();
         let number = |n: usize| arg(n).parse::<u64>().ok();
-        if result.starts_with('-') || result.starts_with('?') {
+        let cut_off = result.starts_with('?');
+        if result.starts_with('-') || cut_off && name.ends_with("sync") {
             let failed = matches!(name, "fsync" | "fdatasync");
             return failed.then(|| fd_path(arg(0)).map(|path| Call::FailedSync { path })).flatten();
         }
-        let returned: u64 = result.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
+        let returned = match cut_off {
+            true => u64::MAX,
+            false => result.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?,
+        };
         let fd = || fd_path(arg(0)).filter(|p| p.is_absolute());
         let data = || {
             let mut bytes = strings(arg(1)).concat();
-            bytes.truncate(returned as usize);
+            bytes.truncate(usize::try_from(returned).unwrap_or(usize::MAX));
             bytes
         };
         let opened = |path: PathBuf, flags: &str| {
@@ -292,9 +303,11 @@ mod tests {
 9 <... fsync resumed>)   = 0
 7 rename("./\x61", "\x2f\x73\x2f\x62") = 0
 7 writev(9<\x73\x6f\x63\x6b\x65\x74\x3a\x5b\x31\x5d>, [{iov_base="\x6f", iov_len=1}, {iov_base="\x6b", iov_len=1}], 2) = 2
+7 ftruncate(4<\x2f\x73\x2f\x62>, 7 <unfinished ...>
 "#;
         let (a, b) = (PathBuf::from("/s/a"), PathBuf::from("/s/b"));
-        let (calls, injected) = parse(Path::new("/s"), log);
+        let (calls, cut_off, injected) = parse(Path::new("/s"), log);
+        assert_eq!(cut_off, [Call::Length { path: "/s/b".into(), to: 7 }]);
         let wanted = [
             Call::Open { path: a.clone(), create: true, cut: false },
             Call::FailedSync { path: "/s".into() },
