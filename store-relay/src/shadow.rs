@@ -9,7 +9,7 @@ use proto::failpoint;
 use proto::ids::{Instance, StreamName};
 use proto::layout::PackName;
 use proto::limits::Limits;
-use proto::replica::sqlite::{Checkpoint, SqliteError};
+use proto::replica::sqlite::{self, Checkpoint, SqliteError};
 use proto::replica::{Held, Replica, TableCheck};
 use proto::retry::Verdict;
 use proto::shelf::ShelfError;
@@ -77,6 +77,11 @@ impl Shadow {
         let shadow = Shadow { path: dir.join(FILE), limits: limits.clone(), runner, gate: Mutex::new(()) };
         trial::remove_database(&dir.join(SCRATCH))?;
         let lost = match shadow.open_whole() {
+            Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild && !sqlite::is_damaged(&shadow.path) => {
+                tracing::warn!(error = %e, "the shadow could not be read; it can at a second look");
+                shadow.open_whole()?;
+                false
+            }
             Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild => {
                 tracing::error!(error = %e, "the shadow is damaged; it is set aside and made anew from ok/");
                 shadow.make_anew()?;
@@ -129,10 +134,14 @@ impl Shadow {
         self.runner.run(trial, time, stop).await
     }
 
-    /// Throws a damaged shadow away.
-    pub async fn rebuild(&self) -> Result<(), ShadowError> {
+    /// Throws a damaged shadow away; whether it is so at a second look.
+    pub async fn rebuild(&self) -> Result<bool, ShadowError> {
         let _alone = self.gate.lock().await;
-        self.make_anew()
+        let damaged = sqlite::is_damaged(&self.path);
+        if damaged {
+            self.make_anew()?;
+        }
+        Ok(damaged)
     }
 
     /// Forgets streams and proofs that nobody wants any more; returns the streams that went.

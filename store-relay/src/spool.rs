@@ -99,6 +99,10 @@ impl Spool {
     pub fn open(dir: &Path, events: u32) -> Result<Spool, SpoolError> {
         let path = dir.join(FILE);
         let db = match open_file(&path) {
+            Err(e) if e.verdict() == Verdict::Rebuild && !sqlite::is_damaged(&path) => {
+                tracing::warn!(error = %e, "relay.db could not be read; it can at a second look");
+                open_file(&path)?
+            }
             Err(e) if e.verdict() == Verdict::Rebuild => {
                 tracing::error!(error = %e, "relay.db is damaged; it is set aside and begun anew");
                 set_aside(&path)?;

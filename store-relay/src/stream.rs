@@ -544,9 +544,17 @@ impl Relay {
                 Some(Outcome::Again(SOON, text))
             }
             TrialEnd::Unsound { text } => {
-                self.hall.event("SHADOW_LOST", "", &text);
-                match self.shadow.rebuild().await.and_then(|()| self.read_shadow()) {
-                    Ok(()) => None,
+                match self.shadow.rebuild().await.and_then(|lost| self.read_shadow().map(|()| lost)) {
+                    Ok(true) => {
+                        self.hall.event("SHADOW_LOST", "", &text);
+                        None
+                    }
+                    // A read failed, and does not any more.
+                    Ok(false) => {
+                        self.own_trouble(Verdict::Retry, false, &text);
+                        self.waits(stream, Some(&text));
+                        Some(Outcome::Again(SOON, text))
+                    }
                     Err(e) => {
                         self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
                         Some(Outcome::Again(SOON, e.to_string()))

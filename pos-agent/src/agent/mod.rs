@@ -29,7 +29,7 @@ use proto::follow::lock;
 use proto::ids::Instance;
 use proto::layout::{PackKind, PackName};
 use proto::manifest::{Manifest, PackEntry, StreamEntry};
-use proto::replica::sqlite::SqliteError;
+use proto::replica::sqlite::{self, SqliteError};
 use proto::retry::Verdict;
 use proto::shelf;
 use proto::trust::Verified;
@@ -175,9 +175,11 @@ impl Agent {
         let room = Room::open(&dir, config.ballast)?;
         let (db, damage) = match RegisterDb::open(&config.store_db(), &config.limits) {
             Err(e) if e.verdict() == Verdict::Rebuild => {
-                let damage = e.to_string();
-                move_aside(&config.store_db())?;
-                (RegisterDb::open(&config.store_db(), &config.limits)?, Some(damage))
+                let damage = sqlite::is_damaged(&config.store_db()).then(|| e.to_string());
+                if damage.is_some() {
+                    move_aside(&config.store_db())?;
+                }
+                (RegisterDb::open(&config.store_db(), &config.limits)?, damage)
             }
             other => (other?, None),
         };

@@ -10,6 +10,7 @@ use proto::fetch::{FetchError, FetchErrorKind};
 use proto::follow::FollowError;
 use proto::ids::{Instance, StreamName};
 use proto::layout::{PackKind, PackName};
+use proto::replica::sqlite;
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
 use proto::wire::fault;
@@ -138,8 +139,13 @@ impl Agent {
         }
     }
 
-    /// The file is damaged: begin a new one, which the next cycle fills by fulls. Once a process.
+    /// The file is damaged: begin a new one, which the next cycle fills by fulls. Once a process, and only if it is so
+    /// at a second look: until it is filled, there is nothing to sell by.
     pub(super) fn rebuild(&self, why: &str) -> End {
+        if !sqlite::is_damaged(self.db.path()) {
+            self.trouble(Verdict::Retry, false, why);
+            return End::Retry;
+        }
         if self.rebuilt.swap(true, Ordering::Relaxed) {
             self.trouble(Verdict::Halt, false, &format!("{why}; the database was damaged twice: look at the disk"));
             return End::Halted;

@@ -46,6 +46,17 @@ pub fn verdict(e: &rusqlite::Error) -> Verdict {
     }
 }
 
+/// Whether a file that an error called damaged is so at a second look, by a connection of its own. SQLite says the
+/// same of a read that failed (EIO), and that may be over: no database is given up for it.
+pub fn is_damaged(path: &Path) -> bool {
+    let look = || -> Result<bool, SqliteError> {
+        let db = open_read_only(path)?;
+        let found: Result<String, _> = db.query_row("PRAGMA quick_check(1)", [], |r| r.get(0));
+        Ok(found.map_err(|e| SqliteError::new("quick_check", e))? != "ok")
+    };
+    look().unwrap_or_else(|e| e.verdict() == Verdict::Rebuild)
+}
+
 /// Whether a statement does not fit the tables that are there: one that is missing, a column that
 /// is, or one that exists already. rusqlite tells those that have a place in the text apart.
 pub fn is_misfit(e: &rusqlite::Error) -> bool {

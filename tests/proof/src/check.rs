@@ -26,6 +26,8 @@ pub struct World {
     pub versions: BTreeMap<(String, u64), Digests>,
     /// The hashes of packs by name, as manifests list them.
     pub packs: BTreeMap<String, String>,
+    /// The packs that the newest manifest lists.
+    pub listed: BTreeSet<String>,
     /// The newest version of each instance.
     pub head: BTreeMap<String, u64>,
     /// An instance of the register's whose rows were changed by hand, and what they are now.
@@ -68,6 +70,8 @@ pub struct Owed {
     pub devices: BTreeSet<String>,
     /// The relay: heartbeats it took, by register.
     pub beats: BTreeMap<String, u64>,
+    /// Databases that could not be read any more and were set aside: they are made anew from what is served.
+    pub set_aside: BTreeSet<String>,
     /// The bucket promises what the source has.
     pub published: bool,
     /// Rows changed by hand are mended.
@@ -140,6 +144,7 @@ impl World {
             self.versions.insert((instance.clone(), version), digests);
             self.head.insert(instance, version);
         }
+        self.listed = manifest.packs.keys().cloned().collect();
         self.packs.extend(manifest.packs);
     }
 
@@ -167,7 +172,8 @@ impl World {
             for stream in facts.iter().flat_map(|f| &f.streams) {
                 self.check_stream(path, stream, owed)?;
             }
-            for (instance, least) in owed.versions.get(path).into_iter().flatten() {
+            let owed_here = owed.versions.get(path).filter(|_| !owed.set_aside.contains(path));
+            for (instance, least) in owed_here.into_iter().flatten() {
                 let held = facts.iter().flat_map(|f| &f.streams).find(|s| s.instance == *instance).map(|s| s.version);
                 if held.is_none_or(|v| v < *least) {
                     return Err(format!("{path}: {instance} was at {least}, and is at {held:?}"));
@@ -255,6 +261,7 @@ impl World {
 
     /// The relay's directories: nothing damaged in `ready/` and `ok/`, and proofs for what is served.
     fn check_relay(&self, image: &Image, owed: &Owed, bench: &mut Bench) -> Verdict {
+        let aside = |name: &str| owed.set_aside.contains(&relay_db(name));
         let shadow = bench.read(image, &relay_db("shadow"))?.unwrap_or_default();
         let device = bench.read(image, &relay_db("device"))?.unwrap_or_default();
         for (path, blob) in image.range(RELAY.to_owned()..).take_while(|(p, _)| p.starts_with(RELAY)) {
@@ -268,7 +275,7 @@ impl World {
                 if self.packs.get(pack) != Some(&blob.hex()) {
                     return Err(format!("{path} is damaged"));
                 }
-                if room == "ok" && !shadow.proofs.contains(&(pack.to_owned(), blob.hex())) {
+                if room == "ok" && !aside("shadow") && !shadow.proofs.contains(&(pack.to_owned(), blob.hex())) {
                     return Err(format!("{path} is served, and the shadow has no proof of it"));
                 }
             } else if name.starts_with("stores/") {
@@ -280,11 +287,11 @@ impl World {
                 return Err(format!("{path} is damaged"));
             }
         }
-        if let Some(pack) = owed.proofs.iter().find(|p| !shadow.proofs.iter().any(|(name, _)| name == *p)) {
+        if let Some(pack) = owed.proofs.iter().find(|p| !aside("shadow") && !shadow.proofs.iter().any(|(name, _)| name == *p)) {
             return Err(format!("{pack} was served, and the shadow has no proof of it"));
         }
         let spool = bench.read(image, &relay_db("relay"))?.unwrap_or_default();
-        match owed.beats.iter().find(|(r, seq)| spool.beats.get(*r).is_none_or(|kept| kept < seq)) {
+        match owed.beats.iter().find(|(r, seq)| !aside("relay") && spool.beats.get(*r).is_none_or(|kept| kept < seq)) {
             Some((register, seq)) => Err(format!("heartbeat {seq} of {register} was taken, and is lost")),
             None => Ok(()),
         }
@@ -324,13 +331,12 @@ impl Owed {
     pub fn of(world: &World, image: &Image, bench: &mut Bench) -> Owed {
         let mut owed = Owed::default();
         let mut held = |path: &str| bench.read(image, path).expect("it was sound before");
-        for path in image.keys().filter(|p| p.starts_with("hq/state/replicas/") && p.ends_with(".db")) {
-            owed.keep(path, &held(path).unwrap_or_default());
-        }
         for path in [relay_db("shadow"), agent_db("store")] {
             let facts = held(&path).unwrap_or_default();
             owed.keep(&path, &facts);
-            owed.proofs.extend(facts.proofs.iter().map(|(name, _)| name.clone()));
+            // What is listed no more may go to make room.
+            let listed = facts.proofs.iter().filter(|(name, _)| world.listed.contains(name));
+            owed.proofs.extend(listed.map(|(name, _)| name.clone()));
         }
         for path in [relay_db("device"), agent_db("device")] {
             if let Some(device) = held(&path).filter(|d| d.facts.contains_key("id")) {

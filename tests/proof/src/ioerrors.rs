@@ -30,6 +30,8 @@ pub struct Options {
     pub workers: usize,
     /// Tell how far it is.
     pub verbose: bool,
+    /// Only cases that begin like this, as a report names them; all that they say is shown.
+    pub only: Option<String>,
 }
 
 /// How a run ended that something was done to.
@@ -156,6 +158,8 @@ struct Stage {
     owed: Owed,
     /// What is said when nothing disturbs.
     usual: BTreeSet<String>,
+    /// What the last run said, and the calls that failed.
+    shown: String,
     bench: Bench,
 }
 
@@ -180,6 +184,9 @@ pub fn run(options: &Options) -> Report {
         }
         cases.extend(faults.into_iter().map(|f| (scene, f)));
     }
+    if let Some(only) = &options.only {
+        cases.retain(|(_, fault)| fault.to_string().starts_with(only.as_str()));
+    }
     Dice::new(options.seed, 99).shuffle(&mut cases);
     let all = cases.len();
     cases.truncate(if options.runs == 0 { all } else { options.runs });
@@ -202,6 +209,9 @@ fn work(options: &Options, cases: &[(usize, Fault)], next: &AtomicUsize, report:
         let Some((scene, fault)) = cases.get(n) else { break };
         let stage = stages.entry(*scene).or_insert_with(|| Stage::new(*scene));
         let ending = stage.judge(fault, &mut Dice::new(options.seed, n as u64));
+        if options.only.is_some() && options.verbose {
+            eprintln!("{}", stage.shown);
+        }
         let mut report = report.lock().unwrap();
         let (ending, name) = (ending.unwrap_or_else(|why| {
             let text = format!("{} {fault}: {why}", stage.scene.name);
@@ -226,7 +236,7 @@ impl Stage {
         let out = scene.again();
         assert_eq!(out.code, Some(scene.code), "{}: {}", scene.name, out.text());
         let usual = complaints(&out.stderr).collect();
-        Stage { before, dirs, owed, usual, bench, scene }
+        Stage { before, dirs, owed, usual, shown: String::new(), bench, scene }
     }
 
     /// Every call of each kind on the site's files, by its number in its thread.
@@ -294,34 +304,49 @@ impl Stage {
                 (Recording { calls: Vec::new(), cut_off: Vec::new(), output, injected: Vec::new() }, true)
             }
         };
-        let ending = self.ending(&recording, met, dice)?;
+        self.shown = String::from_utf8_lossy(&recording.output.stderr).into_owned();
+        for line in &recording.injected {
+            let paths: Vec<_> = trace::paths(line).iter().map(|p| p.display().to_string()).collect();
+            self.shown += &format!("{:.12} {}\n", line, paths.join(" "));
+        }
+        let for_good = !matches!(fault, Fault::Call { sticky: false, .. });
+        let ending = self.ending(&recording, (met, for_good), dice)?;
         let mut owed = self.owed.clone();
         self.scene.ended(&mut owed);
         converges(&self.scene, &owed, &mut self.bench)?;
         Ok(ending)
     }
 
-    fn ending(&mut self, recording: &Recording, met: bool, dice: &mut Dice) -> Result<Ending, String> {
+    fn ending(&mut self, recording: &Recording, (met, for_good): (bool, bool), dice: &mut Dice) -> Result<Ending, String> {
         let stderr = String::from_utf8_lossy(&recording.output.stderr);
         let code = recording.output.status.code();
+        // A thread's n-th call may have been on a pipe or the log: that may take the process down, as any kill.
+        let elsewhere = recording.injected.iter().any(|l| !self.concerns(l));
         let tail = || stderr.lines().rev().take(4).collect::<Vec<_>>().join(" / ");
-        if stderr.contains("panicked at") {
+        if stderr.contains("panicked at") && !elsewhere {
             return Err(format!("it panicked: {}", tail()));
         }
-        let Some(code) = code else { return Err(format!("it was ended by {}: {}", recording.output.status, tail())) };
+        if code.is_none() && !elsewhere {
+            return Err(format!("it was ended by {}: {}", recording.output.status, tail()));
+        }
+        let code = code.unwrap_or(-1);
         let complains = complaints(&stderr).any(|line| !self.usual.contains(&line));
         let mut owed = self.owed.clone();
         if code == self.scene.code {
             self.scene.ended(&mut owed);
         }
         let image = self.scene.image();
+        if for_good {
+            let gone = image.keys().filter_map(|p| p.strip_suffix(".damaged")).map(str::to_owned);
+            owed.set_aside = gone.collect();
+        }
         self.scene.world.check(&image, &owed, &mut self.bench).map_err(|e| {
             let ended = if code == self.scene.code { "it ended well, but" } else { "it failed, and" };
             format!("{ended} {e} [{}]", tail())
         })?;
         if code != self.scene.code {
             let said = complains || stderr.lines().next().is_some() || !recording.output.stdout.is_empty();
-            return if said { Ok(Ending::Failed) } else { Err(format!("it ended with {code} without a word")) };
+            return if said || elsewhere { Ok(Ending::Failed) } else { Err(format!("it ended with {code} without a word")) };
         }
         self.after_failed_syncs(recording, &owed, dice).map_err(|e| format!("it ended well, but if the power goes now: {e} [{}]", tail()))?;
         Ok(if !met {
@@ -355,7 +380,12 @@ fn complaints(stderr: &str) -> impl Iterator<Item = String> {
 
 fn run_traced(scene: &Scene, options: &[String], log: &std::path::Path) -> std::process::Output {
     let args: Vec<&str> = scene.args.iter().map(String::as_str).collect();
-    bounded(trace::strace(scene.node(), &args, options, log))
+    let log = log.to_owned();
+    bounded(trace::strace(scene.node(), &args, options, &log), move || {
+        // A write that wakes another thread failed: it may sleep for ever, and that is not about files.
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text.lines().any(|l| l.contains("(INJECTED)") && trace::paths(l).iter().any(|p| p.starts_with("anon_inode:[eventfd]")))
+    })
 }
 
 /// Runs with a bound on the length of files. The signal that comes with it is ignored: the call fails instead.
@@ -364,11 +394,11 @@ fn run_sized(scene: &Scene, bytes: usize) -> std::process::Output {
     let mut command = process::command(&process::program("sh"), None, "KILL");
     command.args(["-c", "trap '' XFSZ; exec prlimit --fsize=\"$0\" \"$@\"", &bytes.to_string()]);
     command.arg(node.product.path()).args(&scene.args).current_dir(&node.dir).env("NO_COLOR", "1");
-    bounded(command)
+    bounded(command, || false)
 }
 
-/// Runs to the end; what hangs is killed.
-fn bounded(mut command: Command) -> std::process::Output {
+/// Runs to the end; what hangs is killed, sooner if it may.
+fn bounded(mut command: Command, may_hang: impl Fn() -> bool) -> std::process::Output {
     let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     command.stdout(Stdio::from(out.try_clone().unwrap())).stderr(Stdio::from(err.try_clone().unwrap()));
     let mut child = command.spawn().unwrap();
@@ -377,13 +407,14 @@ fn bounded(mut command: Command) -> std::process::Output {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        if start.elapsed() > LONGEST {
+        let soon = start.elapsed() > LONGEST / 6;
+        if start.elapsed() > LONGEST || soon && may_hang() {
             let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
             for pid in children.split_whitespace().filter_map(|p| rustix::process::Pid::from_raw(p.parse().ok()?)) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        std::thread::sleep(Duration::from_millis(3));
+        std::thread::sleep(Duration::from_millis(if soon { 250 } else { 3 }));
     };
     std::process::Output { status, stdout: all(out), stderr: all(err) }
 }

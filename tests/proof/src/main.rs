@@ -45,6 +45,9 @@ enum What {
         /// Workers at once.
         #[arg(long, default_value_t = 2)]
         workers: usize,
+        /// Only cases that begin like this, as a report names them (`pwrite64:error=EIO:when=7`), with all that they say.
+        #[arg(long)]
+        only: Option<String>,
     },
 }
 
@@ -70,8 +73,9 @@ fn main() -> ExitCode {
             );
             report.violations.len()
         }
-        What::Ioerrors { runs, seed, scenes, workers } => {
-            let report = ioerrors::run(&ioerrors::Options { runs, seed, scenes, workers, verbose: true });
+        What::Ioerrors { runs, seed, scenes, workers, only } => {
+            let options = ioerrors::Options { runs, seed, scenes, workers, verbose: true, only };
+            let report = ioerrors::run(&options);
             println!("{report}");
             report.violations.len()
         }
