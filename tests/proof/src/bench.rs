@@ -98,7 +98,13 @@ impl Bench {
         facts.map(Some)
     }
 
-    fn open(&mut self, path: &str, file: &Blob, wal: Option<&Arc<Blob>>, journal: Option<&Arc<Blob>>) -> Result<Facts, String> {
+    fn open(
+        &mut self,
+        path: &str,
+        file: &Blob,
+        wal: Option<&Arc<Blob>>,
+        journal: Option<&Arc<Blob>>,
+    ) -> Result<Facts, String> {
         self.opened += 1;
         let db = self.dir.path().join("x.db");
         let put = |suffix: &str, blob: Option<&Arc<Blob>>| {

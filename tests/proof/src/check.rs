@@ -139,7 +139,10 @@ impl World {
     pub fn learn(&mut self, envelope: &[u8], now: &Digests) {
         let manifest = self.open(envelope).expect("headquarters' manifest is signed");
         for (instance, (version, digests)) in manifest.streams {
-            assert!(digests.iter().all(|(t, d)| now.get(t) == Some(d)), "{instance} {version} is not what the source has");
+            assert!(
+                digests.iter().all(|(t, d)| now.get(t) == Some(d)),
+                "{instance} {version} is not what the source has"
+            );
             self.contents.entry(stream_of(&instance).to_owned()).or_default().push(digests.clone());
             self.versions.insert((instance.clone(), version), digests);
             self.head.insert(instance, version);
@@ -164,7 +167,9 @@ impl World {
     /// Every replica is sound and holds whole versions, none lower than was told.
     fn check_replicas(&self, image: &Image, owed: &Owed, bench: &mut Bench) -> Verdict {
         let is_replica = |p: &String| {
-            p.starts_with("hq/state/replicas/") && p.ends_with(".db") || *p == relay_db("shadow") || *p == agent_db("store")
+            p.starts_with("hq/state/replicas/") && p.ends_with(".db")
+                || *p == relay_db("shadow")
+                || *p == agent_db("store")
         };
         let there: BTreeSet<&String> = image.keys().filter(|p| is_replica(p)).chain(owed.versions.keys()).collect();
         for path in there {
@@ -187,11 +192,16 @@ impl World {
         let known = self.versions.get(&(s.instance.clone(), s.version));
         let by_hand = self.drifted.as_ref().is_some_and(|(i, d)| *i == s.instance && *d == s.digests);
         let drifted = by_hand && path == agent_db("store") && !owed.healed;
-        let whole = drifted || match known {
-            Some(digests) => *digests == s.digests,
-            None => self.contents.get(stream_of(&s.instance)).is_some_and(|all| all.contains(&s.digests)),
-        };
-        if whole { Ok(()) } else { Err(format!("{path}: the rows of {} are not those of version {}", s.instance, s.version)) }
+        let whole = drifted
+            || match known {
+                Some(digests) => *digests == s.digests,
+                None => self.contents.get(stream_of(&s.instance)).is_some_and(|all| all.contains(&s.digests)),
+            };
+        if whole {
+            Ok(())
+        } else {
+            Err(format!("{path}: the rows of {} are not those of version {}", s.instance, s.version))
+        }
     }
 
     /// The bucket: a manifest lists only packs that are there whole, and the ledger knows at least as much.
@@ -234,7 +244,8 @@ impl World {
         };
         for (instance, version, state, packs) in &ledger.publications {
             for pack in packs.as_array().into_iter().flatten().filter(|_| state != "reserved" && state != "abandoned") {
-                let name = pack_name(instance, pack).ok_or_else(|| format!("{instance} {version}: a strange list of packs"))?;
+                let name = pack_name(instance, pack)
+                    .ok_or_else(|| format!("{instance} {version}: a strange list of packs"))?;
                 whole(&name, pack["sha256"].as_str().unwrap_or_default())?;
             }
         }
@@ -287,7 +298,9 @@ impl World {
                 return Err(format!("{path} is damaged"));
             }
         }
-        if let Some(pack) = owed.proofs.iter().find(|p| !aside("shadow") && !shadow.proofs.iter().any(|(name, _)| name == *p)) {
+        if let Some(pack) =
+            owed.proofs.iter().find(|p| !aside("shadow") && !shadow.proofs.iter().any(|(name, _)| name == *p))
+        {
             return Err(format!("{pack} was served, and the shadow has no proof of it"));
         }
         let spool = bench.read(image, &relay_db("relay"))?.unwrap_or_default();
@@ -377,7 +390,10 @@ impl Owed {
             self.serials.insert(relay_db("device"), serial);
         } else if path.starts_with("stick/receipts/") && path.ends_with(".json") {
             let versions = &forge::payload(&blob.bytes)["versions"];
-            self.at_least(&relay_db("shadow"), versions.as_object().unwrap().iter().map(|(i, v)| (i.clone(), v.as_u64())));
+            self.at_least(
+                &relay_db("shadow"),
+                versions.as_object().unwrap().iter().map(|(i, v)| (i.clone(), v.as_u64())),
+            );
         } else {
             return;
         }

@@ -445,9 +445,27 @@ impl Disk {
                 Way::Lost => 0,
                 Way::Kept => 100,
                 Way::Each(p) => p,
-                Way::OneDrawn => if drawn { 50 } else { 100 },
-                Way::OneKept => if drawn { 100 } else { 0 },
-                Way::InOrder | Way::Journal => if naming.at < moment { 100 } else { 0 },
+                Way::OneDrawn => {
+                    if drawn {
+                        50
+                    } else {
+                        100
+                    }
+                }
+                Way::OneKept => {
+                    if drawn {
+                        100
+                    } else {
+                        0
+                    }
+                }
+                Way::InOrder | Way::Journal => {
+                    if naming.at < moment {
+                        100
+                    } else {
+                        0
+                    }
+                }
             };
             self.keep_names(naming, kept, dice, &mut names);
         }
@@ -618,8 +636,11 @@ mod tests {
     fn what_is_not_synced_may_be_kept_lost_or_torn() {
         let mut d = disk();
         all(&mut d, &[open("a/f"), sync("a"), write("a/f", 0, &[1; 1024])]);
-        let lengths: Vec<(usize, u8, u8)> =
-            states(&d).iter().map(|s| &s[0].1).map(|b| (b.len(), b.first().copied().unwrap_or(9), b.last().copied().unwrap_or(9))).collect();
+        let lengths: Vec<(usize, u8, u8)> = states(&d)
+            .iter()
+            .map(|s| &s[0].1)
+            .map(|b| (b.len(), b.first().copied().unwrap_or(9), b.last().copied().unwrap_or(9)))
+            .collect();
         // Nothing; the first half; all; the second half alone; lengths whose data did not come.
         for wanted in [(0, 9, 9), (512, 1, 1), (1024, 1, 1), (1024, 0, 1), (1024, 1, 0), (512, 0, 0), (1024, 0, 0)] {
             assert!(lengths.contains(&wanted), "{wanted:?} in {lengths:?}");

@@ -174,7 +174,8 @@ pub fn run(options: &Options) -> Report {
     quiet_panics();
     let wanted = |name: &str| options.scenes.is_empty() || options.scenes.iter().any(|s| s == name);
     // A service is what the others are, in a loop.
-    let scenes: Vec<usize> = (0..SCENES.len()).filter(|i| wanted(SCENES[*i].0) && SCENES[*i].0 != "relay-serves").collect();
+    let scenes: Vec<usize> =
+        (0..SCENES.len()).filter(|i| wanted(SCENES[*i].0) && SCENES[*i].0 != "relay-serves").collect();
     assert!(!scenes.is_empty(), "there is no such scene");
     let mut cases: Vec<(usize, Fault)> = Vec::new();
     for scene in scenes {
@@ -213,12 +214,15 @@ fn work(options: &Options, cases: &[(usize, Fault)], next: &AtomicUsize, report:
             eprintln!("{}", stage.shown);
         }
         let mut report = report.lock().unwrap();
-        let (ending, name) = (ending.unwrap_or_else(|why| {
-            let text = format!("{} {fault}: {why}", stage.scene.name);
-            eprintln!("BROKEN {text}");
-            report.violations.push(text);
-            Ending::Broken
-        }), stage.scene.name);
+        let (ending, name) = (
+            ending.unwrap_or_else(|why| {
+                let text = format!("{} {fault}: {why}", stage.scene.name);
+                eprintln!("BROKEN {text}");
+                report.violations.push(text);
+                Ending::Broken
+            }),
+            stage.scene.name,
+        );
         *report.endings.entry((fault.kind(), ending)).or_default() += 1;
         let count = report.scenes.entry(name).or_default();
         *count = (count.0 + 1, count.1 + usize::from(ending != Ending::NotMet));
@@ -276,7 +280,9 @@ impl Stage {
     fn concerns(&self, line: &str) -> bool {
         let dirs: Vec<_> = self.scene.watched.iter().map(|w| self.scene.site.dir().join(w)).collect();
         let relative = |p: &std::path::PathBuf| p.is_relative() && !p.as_os_str().is_empty();
-        trace::paths(line).iter().any(|p| dirs.iter().any(|d| p.starts_with(d)) || relative(p) && line.contains("AT_FDCWD"))
+        trace::paths(line)
+            .iter()
+            .any(|p| dirs.iter().any(|d| p.starts_with(d)) || relative(p) && line.contains("AT_FDCWD"))
     }
 
     /// One run with its fault, and what became of it.
@@ -290,7 +296,8 @@ impl Stage {
                     "fsync" | "fdatasync" => trace::recorded(&[injection]),
                     _ => {
                         let quiet = ["-s", "0", "-e"].map(str::to_owned);
-                        [quiet.to_vec(), vec![format!("trace={call}"), "-e".into(), format!("inject={injection}")]].concat()
+                        [quiet.to_vec(), vec![format!("trace={call}"), "-e".into(), format!("inject={injection}")]]
+                            .concat()
                     }
                 };
                 let log = tempfile::NamedTempFile::new().unwrap();
@@ -317,7 +324,12 @@ impl Stage {
         Ok(ending)
     }
 
-    fn ending(&mut self, recording: &Recording, (met, for_good): (bool, bool), dice: &mut Dice) -> Result<Ending, String> {
+    fn ending(
+        &mut self,
+        recording: &Recording,
+        (met, for_good): (bool, bool),
+        dice: &mut Dice,
+    ) -> Result<Ending, String> {
         let stderr = String::from_utf8_lossy(&recording.output.stderr);
         let code = recording.output.status.code();
         // A thread's n-th call may have been on a pipe or the log: that may take the process down, as any kill.
@@ -346,9 +358,14 @@ impl Stage {
         })?;
         if code != self.scene.code {
             let said = complains || stderr.lines().next().is_some() || !recording.output.stdout.is_empty();
-            return if said || elsewhere { Ok(Ending::Failed) } else { Err(format!("it ended with {code} without a word")) };
+            return if said || elsewhere {
+                Ok(Ending::Failed)
+            } else {
+                Err(format!("it ended with {code} without a word"))
+            };
         }
-        self.after_failed_syncs(recording, &owed, dice).map_err(|e| format!("it ended well, but if the power goes now: {e} [{}]", tail()))?;
+        self.after_failed_syncs(recording, &owed, dice)
+            .map_err(|e| format!("it ended well, but if the power goes now: {e} [{}]", tail()))?;
         Ok(if !met {
             Ending::NotMet
         } else if complains {
@@ -384,7 +401,8 @@ fn run_traced(scene: &Scene, options: &[String], log: &std::path::Path) -> std::
     bounded(trace::strace(scene.node(), &args, options, &log), move || {
         // A write that wakes another thread failed: it may sleep for ever, and that is not about files.
         let text = std::fs::read_to_string(&log).unwrap_or_default();
-        text.lines().any(|l| l.contains("(INJECTED)") && trace::paths(l).iter().any(|p| p.starts_with("anon_inode:[eventfd]")))
+        text.lines()
+            .any(|l| l.contains("(INJECTED)") && trace::paths(l).iter().any(|p| p.starts_with("anon_inode:[eventfd]")))
     })
 }
 
@@ -409,7 +427,8 @@ fn bounded(mut command: Command, may_hang: impl Fn() -> bool) -> std::process::O
         }
         let soon = start.elapsed() > LONGEST / 6;
         if start.elapsed() > LONGEST || soon && may_hang() {
-            let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
+            let children =
+                std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
             for pid in children.split_whitespace().filter_map(|p| rustix::process::Pid::from_raw(p.parse().ok()?)) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }

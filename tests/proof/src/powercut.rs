@@ -205,9 +205,19 @@ pub fn run(options: &Options) -> Report {
     if options.verbose {
         eprintln!("{} commands recorded in {:.0} s", takes.len(), start.elapsed().as_secs_f64());
     }
-    let found = Found { of_take: vec![0; takes.len()], dirty: vec![0; takes.len()], silent: options.deaf.is_some(), ..Found::default() };
-    let search =
-        Search { options, takes: &takes, next: AtomicUsize::new(0), drawn: AtomicUsize::new(0), found: Mutex::new(found) };
+    let found = Found {
+        of_take: vec![0; takes.len()],
+        dirty: vec![0; takes.len()],
+        silent: options.deaf.is_some(),
+        ..Found::default()
+    };
+    let search = Search {
+        options,
+        takes: &takes,
+        next: AtomicUsize::new(0),
+        drawn: AtomicUsize::new(0),
+        found: Mutex::new(found),
+    };
     std::thread::scope(|scope| {
         for _ in 0..options.workers {
             scope.spawn(|| search.work());

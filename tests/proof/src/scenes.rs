@@ -194,7 +194,8 @@ impl Scene {
         register.run(&["once"]).ok();
         let children = format!("/proc/{0}/task/{0}/children", strace.id());
         let child: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
-        rustix::process::kill_process(rustix::process::Pid::from_raw(child).unwrap(), rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(child).unwrap(), rustix::process::Signal::TERM)
+            .unwrap();
         let status = strace.wait().unwrap();
         let output = std::process::Output { status, stdout: Vec::new(), stderr: Vec::new() };
         trace::finish(&node.dir, log.path(), output)
@@ -261,7 +262,8 @@ fn relay_refuses() -> Scene {
     (header["base"], header["version"], header["kind"]) = (json!(1), json!(2), json!("delta"));
     let section = json!({"table": "price", "op": "update", "columns": ["sku", "price_cents"]});
     let trailer = format!(r#"{{"rows":{{"delete":0,"update":1,"insert":0}},"digests":{{"price":"{:032x}"}}}}"#, 7);
-    let pack = forge::pack(&[header.to_string(), section.to_string(), json!(["SKU0000001", 4242]).to_string(), trailer]);
+    let pack =
+        forge::pack(&[header.to_string(), section.to_string(), json!(["SKU0000001", 4242]).to_string(), trailer]);
     site.publish_forged(STORE, "price", &pack);
     world.packs.insert("price@zone-east/0000000002.delta.pack".into(), forge::sha256(&pack));
     for _ in 0..2 {
@@ -303,7 +305,11 @@ fn register(name: &'static str, many: bool, again: bool) -> Scene {
     site.registers.get_mut(REGISTER).unwrap().set("fallback", "[]");
     site.relay(STORE).run(&["once"]).ok();
     if again {
-        if many { drop(site.register(REGISTER).run(&["once"]).ok()) } else { site.bring_down() }
+        if many {
+            drop(site.register(REGISTER).run(&["once"]).ok())
+        } else {
+            site.bring_down()
+        }
         change(&site, 1);
         publish_known(&site, &mut world, &["publish"]);
         site.relay(STORE).run(&["once"]).ok();

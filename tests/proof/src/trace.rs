@@ -135,7 +135,11 @@ impl Reader<'_> {
             (rest.to_owned(), self.calls.len())
         };
         let call = self.call(&whole, began);
-        if whole.trim_end().ends_with("= ?") { self.cut_off.extend(call) } else { self.calls.extend(call) }
+        if whole.trim_end().ends_with("= ?") {
+            self.cut_off.extend(call)
+        } else {
+            self.calls.extend(call)
+        }
         Some(whole)
     }
 

@@ -10,7 +10,11 @@ fn options(states: usize, seed: u64, recover: usize) -> Options {
 
 fn explore(states: usize, seed: u64, recover: usize) {
     let report = run(&options(states, seed, recover));
-    assert!(report.violations.is_empty(), "{} states break a promise, the first ones are above", report.violations.len());
+    assert!(
+        report.violations.is_empty(),
+        "{} states break a promise, the first ones are above",
+        report.violations.len()
+    );
     assert!(report.states >= states * 9 / 10, "only {} states were found", report.states);
     assert!(report.told > report.scenes.len() && report.recovered > 0, "{report:?}");
 }
