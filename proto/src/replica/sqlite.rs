@@ -126,7 +126,11 @@ fn settings(db: &Connection) -> rusqlite::Result<()> {
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
     // -wal and -shm stay when the last connection closes, for readers that cannot make them.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |r| r.get(0))?;
+    // To its last step: the answer comes before the commit, and a sync that fails there would leave the file in the
+    // mode that loses commits.
+    let modes: Vec<String> =
+        db.prepare("PRAGMA journal_mode = WAL")?.query_map([], |r| r.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mode = modes.join(", ");
     if mode != "wal" {
         return wrong(format!("journal_mode is {mode} where WAL was asked for"));
     }

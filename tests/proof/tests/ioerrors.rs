@@ -22,6 +22,13 @@ fn no_error_of_many_is_silent_or_does_damage() {
     fail(2_000, 8, &[], None);
 }
 
+/// `PRAGMA journal_mode = WAL` answers before its commit: a sync that failed there left the register's database in the
+/// mode that loses what was committed.
+#[test]
+fn a_sync_that_fails_while_a_database_is_made_is_heard() {
+    fail(0, 1, &["register-first"], Some("fsync:error=EIO:when="));
+}
+
 /// SQLite calls a database malformed when a read of it fails. The shadow was thrown away for it.
 #[test]
 fn a_read_that_fails_once_costs_no_database() {
