@@ -18,7 +18,7 @@ pub struct BadName {
 }
 
 impl BadName {
-    fn new(what: &'static str, value: &str, reason: &'static str) -> Self {
+    pub(crate) fn new(what: &'static str, value: &str, reason: &'static str) -> Self {
         let value = value.chars().take(80).flat_map(char::escape_debug).collect();
         BadName { what, value, reason }
     }

@@ -51,7 +51,7 @@ impl fmt::Display for PackName {
 impl FromStr for PackName {
     type Err = BadName;
     fn from_str(s: &str) -> Result<Self, BadName> {
-        let bad = |reason| BadName { what: "pack name", value: s.chars().take(120).collect(), reason };
+        let bad = |reason| BadName::new("pack name", s, reason);
         let (folder, file) = s.split_once('/').ok_or_else(|| bad("it must be STREAM@AUDIENCE/VERSION.KIND.pack"))?;
         let (number, kind) = file
             .strip_suffix(".pack")
@@ -135,7 +135,7 @@ impl fmt::Display for ObjectName {
 impl FromStr for ObjectName {
     type Err = BadName;
     fn from_str(s: &str) -> Result<Self, BadName> {
-        let bad = |reason| BadName { what: "object name", value: s.chars().take(120).collect(), reason };
+        let bad = |reason| BadName::new("object name", s, reason);
         if s == "trust.json" {
             return Ok(ObjectName::Trust);
         }

@@ -26,6 +26,19 @@ pub struct RootKeys {
     pub keys: Vec<PublicKey>,
 }
 
+impl RootKeys {
+    /// Whether so many keys can sign at all, and at least one must.
+    fn check(&self) -> Result<(), String> {
+        let mut keys: Vec<_> = self.keys.iter().map(PublicKey::as_bytes).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        if (1..=keys.len()).contains(&self.threshold) {
+            return Ok(());
+        }
+        Err(format!("a threshold of {} with {} distinct root keys", self.threshold, keys.len()))
+    }
+}
+
 /// A key that may sign manifests, until a time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublisherKey {
@@ -179,16 +192,7 @@ impl Trust {
                 trust.format
             )));
         }
-        let mut keys: Vec<_> = trust.root.keys.iter().map(|k| *k.as_bytes()).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        if trust.root.threshold == 0 || trust.root.threshold > keys.len() {
-            return Err(Refusal::Trust(format!(
-                "a threshold of {} with {} distinct root keys",
-                trust.root.threshold,
-                keys.len()
-            )));
-        }
+        trust.root.check().map_err(Refusal::Trust)?;
         Ok(trust)
     }
 
@@ -250,7 +254,7 @@ impl TrustState {
         if steps > limits.trust_steps {
             return Err(Refusal::TooManySteps { steps, limit: limits.trust_steps });
         }
-        Ok(self.version + 1..=claimed)
+        Ok(self.version.saturating_add(1)..=claimed)
     }
 
     /// Takes the next trust file: signed by a threshold of the known root keys and of its own,
@@ -260,7 +264,7 @@ impl TrustState {
         let payload = dsse::open(envelope, PayloadType::Trust, &self.roots.keys, self.roots.threshold, max)?;
         let trust = Trust::from_payload(&payload)?;
         dsse::open(envelope, PayloadType::Trust, &trust.root.keys, trust.root.threshold, max)?;
-        if trust.version != self.version + 1 {
+        if self.version.checked_add(1) != Some(trust.version) {
             return Err(Refusal::Trust(format!("version {} after version {}", trust.version, self.version)));
         }
         if trust.epoch < self.epoch() {
@@ -389,6 +393,8 @@ impl EnrolCode {
         if code.format != 1 {
             return Err(Refusal::Code(format!("format {} is not known: update this program", code.format)));
         }
+        code.roots.check().map_err(Refusal::Code)?;
+        code.key()?;
         if code.expires_at <= now {
             return Err(Refusal::Code(format!(
                 "it expired at {}; make a new one with `hq-publisher enroll {}`",

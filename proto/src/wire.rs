@@ -228,7 +228,12 @@ impl Receipt {
     /// Verifies by the relay's key and reads.
     pub fn open(envelope: &[u8], key: &PublicKey, limits: &Limits) -> Result<Receipt, Refusal> {
         let payload = dsse::open(envelope, PayloadType::Receipt, [key], 1, limits.manifest_bytes)?;
-        Ok(serde_json::from_slice(&payload).map_err(|e| dsse::DsseError::NotAnEnvelope(e.to_string()))?)
+        let bad = dsse::DsseError::NotAnEnvelope;
+        let receipt: Receipt = serde_json::from_slice(&payload).map_err(|e| bad(e.to_string()))?;
+        if receipt.format != 1 {
+            return Err(bad(format!("a receipt of format {}: update this program", receipt.format)).into());
+        }
+        Ok(receipt)
     }
 }
 

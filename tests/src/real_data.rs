@@ -97,13 +97,22 @@ query = """SELECT product_id, product, nullif(barcode, '') AS barcode,
 /// A chain of one store whose streams are the item master and the promotions; nothing is loaded yet.
 pub fn items_and_promotions() -> Site {
     let mut site = Site::builder().stores(&[("0204", "hr")]).registers(1).build();
-    site.hq.set_streams(&format!("{ITEM_STREAM}{PROMO_STREAM}"));
-    contract(&site, "catalog", ITEM_DDL);
-    contract(&site, "promo", PROMO_DDL);
+    site.hq.set_streams("");
+    add_items_and_promotions(&mut site);
+    site
+}
+
+/// Puts both in place of the sample's `catalog` and `promo` in a site; nothing is loaded yet.
+pub fn add_items_and_promotions(site: &mut Site) {
+    let stays = |s: &&str| !s.is_empty() && !s.contains("name = 'catalog'") && !s.contains("name = 'promo'");
+    let others: String =
+        site.hq.streams().split("[[stream]]\n").filter(stays).map(|s| format!("[[stream]]\n{s}")).collect();
+    site.hq.set_streams(&format!("{others}{ITEM_STREAM}{PROMO_STREAM}"));
+    contract(site, "catalog", ITEM_DDL);
+    contract(site, "promo", PROMO_DDL);
     site.sql("CREATE TABLE off_product (barcode TEXT, name TEXT, is_healthy TEXT)");
     let columns = "chain_id,store_id,barcode,promo_id,description,valid_to,min_qty,promo_price,discount_rate,club,coupon,reward_type";
     site.sql(&format!("CREATE TABLE il_promo ({columns}, PRIMARY KEY (chain_id, store_id, barcode, promo_id))"));
-    site
 }
 
 /// A chain of four stores with their own price lists, loaded.

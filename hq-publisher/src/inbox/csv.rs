@@ -79,12 +79,15 @@ impl<R: Read> Reader<R> {
         let mut at = At::FieldStart;
         let mut any = false;
         let mut quote_line = first;
+        // Bytes of the record, commas and quotes too: each comma costs memory.
+        let mut taken = 0;
         loop {
             let chunk = self.input.fill_buf().map_err(FileError::read)?;
             if chunk.is_empty() {
                 return self.end(at, any, quote_line);
             }
             any = true;
+            let chunk = &chunk[..chunk.len().min((self.max - taken).saturating_add(1))];
             let mut used = chunk.len();
             let mut done = false;
             for (i, &b) in chunk.iter().enumerate() {
@@ -128,7 +131,8 @@ impl<R: Read> Reader<R> {
                 };
             }
             self.input.consume(used);
-            if self.data.len() > self.max {
+            taken += used;
+            if taken > self.max {
                 return Err(FileError::at(
                     first,
                     format!("a record of more than limits.line_bytes = {} bytes", self.max),
@@ -215,6 +219,8 @@ mod tests {
         }
         let long = [b"a\n\"".to_vec(), vec![b'x'; 2000]].concat();
         assert!(all(&long).unwrap_err().contains("limits.line_bytes"));
+        assert!(all(",".repeat(2000).as_bytes()).unwrap_err().contains("limits.line_bytes"));
+        assert_eq!(all(",".repeat(998).as_bytes()).unwrap()[0].1.len(), 999);
     }
 
     #[test]

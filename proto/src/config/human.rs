@@ -27,6 +27,9 @@ const SIZES: [(&str, u64); 8] = [
     ("B", 1),
 ];
 
+/// A hundred years: longer is a slip, and what adds it to a time could overflow.
+const LONGEST_MS: u64 = 36_500 * 86_400_000;
+
 /// The next number and its unit, and what follows them.
 fn number_and_unit(s: &str) -> Option<(u64, &str, &str)> {
     let digits = s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len());
@@ -49,6 +52,9 @@ impl FromStr for HumanDuration {
             let (_, factor) = TIMES.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?;
             ms = number.checked_mul(*factor).and_then(|n| ms.checked_add(n)).ok_or_else(bad)?;
             rest = after;
+        }
+        if ms > LONGEST_MS {
+            return Err(format!("`{s}` is longer than 36500d"));
         }
         Ok(HumanDuration(Duration::from_millis(ms)))
     }
@@ -191,7 +197,9 @@ mod tests {
         }
         assert_eq!("0s".parse::<HumanDuration>().unwrap().to_string(), "0s");
         assert_eq!(" 1 h 30 m ".parse::<HumanDuration>().unwrap().to_string(), "1h30m");
-        for bad in ["", "30", "s", "-1s", "1.5h", "5 minutes", "99999999999999999999d", "999999999999999999d", "1s,"] {
+        for bad in
+            ["", "30", "s", "-1s", "1.5h", "5 minutes", "99999999999999999999d", "999999999999999999d", "36501d", "1s,"]
+        {
             assert!(bad.parse::<HumanDuration>().is_err(), "{bad}");
         }
     }

@@ -186,6 +186,10 @@ impl<R: Read> PackReader<R> {
             }
             return Ok(Event::End(trailer));
         }
+        // The JSON reader would take an array of the members, too; other readers do not.
+        if self.line.first() != Some(&b'{') {
+            return Err(bad(self.number, "neither a row, a section nor the trailer"));
+        }
         let section: Section = serde_json::from_slice(&self.line).map_err(|e| bad(self.number, e))?;
         self.check_section(&section).map_err(|reason| bad(self.number, reason))?;
         self.op = Some(section.op);

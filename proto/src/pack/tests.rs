@@ -165,6 +165,7 @@ fn lines_that_break_the_format_are_refused_by_number() {
         ("\"op\":\"update\"", "\"op\":\"insert\"", "line 4"),
         ("\"rows\":{\"delete\":1", "\"rows\":{\"delete\":2", "counts"),
         ("{\"rows\"", "{ \"rows\"", "line"),
+        (r#"{"table":"price","op":"delete","columns":["sku"]}"#, r#" ["price","delete",["sku"]]"#, "neither"),
         ("sku TEXT", "sku2 TEXT", "line 1"),
     ] {
         let e = swap(from, to);

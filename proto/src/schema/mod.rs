@@ -389,6 +389,12 @@ fn introspect_table(db: &Connection, name: TableName, limits: &Limits) -> Result
     if let Some(c) = key.iter().map(|k| &columns[*k]).find(|c| c.ty == ColumnType::Real) {
         return Err(rule(format!("key column {} is REAL; floats make poor keys: use INTEGER or TEXT", c.name)));
     }
+    // Its index may say BINARY, and statements by key still compare as the column does.
+    let (definitions, _) = sql::definitions(&create);
+    let binary = |k: &&usize| definitions.get(**k).is_some_and(|d| sql::collation(d).eq_ignore_ascii_case("BINARY"));
+    if let Some(k) = key.iter().find(|k| !binary(k)) {
+        return Err(rule(format!("key column {}: keys compare by bytes; drop its COLLATE", columns[*k].name)));
+    }
     let (unique, indexes) = introspect_indexes(db, &name, &columns)?;
     let has_foreign_keys = db
         .query_row("SELECT count(*) FROM pragma_foreign_key_list(?1)", [name.as_str()], |r| r.get::<_, i64>(0))
@@ -492,6 +498,8 @@ mod tests {
             "CREATE TABLE t (id INTEGER PRIMARY KEY, a TEXT, b TEXT, on_sale INTEGER, c TEXT) STRICT; CREATE UNIQUE INDEX i ON t (a, b) WHERE \"on_sale\" = 1;",
         );
         assert_eq!(partial.unwrap().tables[0].unique, [1, 2, 3]);
+        parse("CREATE TABLE t (a TEXT COLLATE binary PRIMARY KEY CHECK (a <> 'x' COLLATE NOCASE), b TEXT COLLATE NOCASE) STRICT")
+            .unwrap();
     }
 
     #[test]
@@ -502,6 +510,7 @@ mod tests {
             ("CREATE TABLE t (a ANY PRIMARY KEY) STRICT", "type ANY"),
             ("CREATE TABLE t (a REAL PRIMARY KEY) STRICT", "REAL"),
             ("CREATE TABLE t (a TEXT PRIMARY KEY COLLATE NOCASE) STRICT", "COLLATE"),
+            ("CREATE TABLE t (a TEXT COLLATE 'nocase', PRIMARY KEY (a COLLATE BINARY)) STRICT", "COLLATE"),
             ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT AS (a || 'x')) STRICT", "generated"),
             ("CREATE TABLE t (a INTEGER PRIMARY KEY AUTOINCREMENT) STRICT", "AUTOINCREMENT"),
             ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT REFERENCES u (a)) STRICT", "no table of this stream"),

@@ -118,6 +118,24 @@ pub fn definitions(create: &str) -> (Vec<String>, String) {
     (parts.iter().map(|p| p.join(" ")).collect(), rest.join(" "))
 }
 
+/// The collation of a column's definition, the default's name if it has none.
+pub fn collation(definition: &str) -> &str {
+    let (mut depth, mut found) = (0, "BINARY");
+    let tokens = tokens(definition);
+    for pair in tokens.windows(2) {
+        match pair[0].text {
+            "(" => depth += 1,
+            ")" => depth -= 1,
+            // Within a CHECK it is an expression's.
+            word if depth == 0 && word.eq_ignore_ascii_case("COLLATE") => {
+                found = pair[1].text.trim_matches(['"', '`', '\'', '[', ']']);
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// The greatest N of `length(column) <= N`, `< N+1`, or `BETWEEN a AND N` in a CREATE TABLE.
 pub fn length_limit(create: &str, column: &str) -> Option<u64> {
     let t = tokens(create);

@@ -95,6 +95,11 @@ impl Smtp {
         self.process = None;
     }
 
+    /// Whether it is dead.
+    pub fn is_stopped(&self) -> bool {
+        self.process.is_none()
+    }
+
     /// Comes back on the same port.
     #[track_caller]
     pub fn restart(&mut self) {

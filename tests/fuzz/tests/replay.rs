@@ -1,0 +1,117 @@
+//! The corpus of every fuzz target, and some thousand mutations of it from a fixed seed: what the fuzzer found once
+//! stays mended, and each target still runs. `tests/fuzz/run` is the search itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "test code")]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use tillcast_fuzz::TARGETS;
+
+/// SplitMix64: the same mutations in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
+    }
+
+    /// One change of a few kinds; `other` is another input to take a piece from.
+    fn change(&mut self, input: &mut Vec<u8>, other: &[u8]) {
+        const ODD: [&[u8]; 12] = [
+            b"\0",
+            b"\n",
+            b"\"",
+            b"0",
+            b"-",
+            b",",
+            b"{",
+            b"]",
+            b"null",
+            b"9223372036854775808",
+            b"\xff",
+            "é".as_bytes(),
+        ];
+        let at = self.below(input.len() + 1);
+        let end = (at + 1 + self.below(8)).min(input.len());
+        match self.below(6) {
+            0 if at < input.len() => input[at] ^= 1 << self.below(8),
+            1 => drop(input.drain(at.min(end)..end)),
+            2 => drop(input.splice(at..at, ODD[self.below(ODD.len())].iter().copied())),
+            3 => {
+                let piece = input[at.min(end)..end].to_vec();
+                input.splice(at..at, piece);
+            }
+            4 => {
+                let from = self.below(other.len() + 1);
+                let piece = &other[from..(from + 1 + self.below(40)).min(other.len()).max(from)];
+                input.splice(at..at, piece.iter().copied());
+            }
+            _ => input.truncate(at),
+        }
+    }
+}
+
+fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let entries = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let mut files: Vec<_> =
+        entries.map(|e| e.unwrap().path()).map(|p| (p.clone(), std::fs::read(&p).unwrap())).collect();
+    files.sort();
+    assert!(!files.is_empty(), "{} is empty", dir.display());
+    files
+}
+
+/// Runs one input; a find is kept as a file, to be put into the corpus when it is mended.
+fn hold(target: &str, input: &[u8], what: &str) {
+    if catch_unwind(AssertUnwindSafe(|| tillcast_fuzz::run(target, input))).is_err() {
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("find-{target}"));
+        std::fs::write(&file, input).unwrap();
+        panic!("{target}: {what} is a find, kept as {}: {}", file.display(), String::from_utf8_lossy(input));
+    }
+}
+
+fn replay(target: &str, mutations: usize) {
+    let files = corpus(target);
+    for (path, input) in &files {
+        hold(target, input, &path.display().to_string());
+    }
+    let mut dice = Dice(2026);
+    for n in 0..mutations {
+        let (mut input, other) = (files[dice.below(files.len())].1.clone(), &files[dice.below(files.len())].1);
+        (0..=dice.below(4)).for_each(|_| dice.change(&mut input, other));
+        hold(target, &input, &format!("mutation {n}"));
+    }
+}
+
+macro_rules! replays {
+    ($($target:ident $mutations:literal)*) => {
+        $(#[test]
+        fn $target() {
+            replay(stringify!($target), $mutations);
+        })*
+
+        #[test]
+        fn every_target_is_replayed() {
+            assert_eq!(TARGETS.map(|(name, _)| name), [$(stringify!($target)),*]);
+        }
+    };
+}
+
+replays! {
+    apply 1000
+    code 4000
+    config 3000
+    contract 1000
+    csv 6000
+    dsse 3000
+    manifest 2000
+    names 10000
+    ndjson 6000
+    pack 1000
+    range 6000
+    trust 1500
+    wire 3000
+}
