@@ -28,8 +28,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Builds and enrols; `day` in seconds sets every pause and retention.
-    pub fn build(day: f64) -> Chain {
+    /// Builds and enrols; `day` in seconds sets every pause and retention. `sample`: without the real data.
+    pub fn build(day: f64, sample: bool) -> Chain {
         let smtp = Smtp::start();
         let seconds = |days: f64| format!("\"{}ms\"", (days * day * 1000.0).max(1000.0) as u64);
         let mut site = Site::builder()
@@ -53,7 +53,7 @@ impl Chain {
             .agent("relay_silent", &seconds(0.1))
             .build();
         let cdn = Nginx::serve(&site.bucket());
-        let data = real_data::folder();
+        let data = real_data::folder().filter(|_| !sample);
         if data.is_some() {
             real_data::add_items_and_promotions(&mut site);
         }

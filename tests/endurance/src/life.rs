@@ -21,6 +21,8 @@ pub struct Options {
     pub day: f64,
     /// The seed of all chances.
     pub seed: u64,
+    /// Leave the real data alone.
+    pub sample: bool,
 }
 
 /// What happened.
@@ -119,7 +121,7 @@ fn is_spared(name: &str) -> bool {
 
 impl Life {
     fn begin(options: &Options) -> Life {
-        let chain = Chain::build(options.day);
+        let chain = Chain::build(options.day, options.sample);
         let site = &chain.site;
         let mut directories: Vec<(String, PathBuf)> =
             vec![("headquarters".into(), site.hq.dir.join("state")), ("bucket".into(), site.bucket())];

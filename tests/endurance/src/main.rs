@@ -17,6 +17,9 @@ struct Arguments {
     /// The seed of all chances.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// With the sample, though there is real data.
+    #[arg(long)]
+    sample: bool,
     /// Where to draw.
     #[arg(long)]
     plot: Option<PathBuf>,
@@ -24,7 +27,7 @@ struct Arguments {
 
 fn main() {
     let a = Arguments::parse();
-    let report = live(&Options { days: a.days, day: a.day_seconds, seed: a.seed });
+    let report = live(&Options { days: a.days, day: a.day_seconds, seed: a.seed, sample: a.sample });
     println!("{report}");
     if let Some(path) = a.plot {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
