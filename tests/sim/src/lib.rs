@@ -8,6 +8,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::disallowed_methods,
+    clippy::large_futures,
+    clippy::too_many_lines,
     reason = "test code: a failure here is a failed test, and files and clocks are the test's own"
 )]
 
