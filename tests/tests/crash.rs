@@ -197,6 +197,18 @@ fn store() -> Vec<Scenario> {
         scenario!("mirror, a stream gone", RELAY, LIVE, stream_gone, mirror),
         scenario!("mirror, a bad pack", RELAY, LIVE, bad_pack, mirror, went_round),
         scenario!("mirror, a bad file", RELAY, LIVE, bad_file, mirror, mended_file),
+        scenario!("mirror, a manifest not to be believed", RELAY, LIVE, bad_manifest, mirror, good_manifest),
+        scenario!(
+            "mirror, a manifest believed again",
+            RELAY,
+            LIVE,
+            |s| {
+                bad_manifest(s);
+                mirror(s, &[]);
+                good_manifest(s);
+            },
+            mirror
+        ),
         scenario!("mirror, the shadow lost", RELAY, LIVE, shadow_lost, mirror),
         scenario!("mirror, its trial was killed", RELAY, LIVE, trial_killed, mirror),
         scenario!("mirror, a part left over", RELAY, LIVE, old_part, mirror),
@@ -404,6 +416,21 @@ fn bad_pack(site: &mut Site) {
     let trailer = format!("{{\"rows\":{},\"digests\":{digests}}}", json!({"delete": 0, "update": 1, "insert": 0}));
     let lines = [header.to_string(), section.to_string(), json!(["nowhere", 1]).to_string(), trailer];
     site.publish_forged("0421", "price", &forge::pack(&lines));
+}
+
+const MANIFEST: &str = "stores/0421/manifest.json";
+
+/// The store's manifest, signed by nobody.
+fn bad_manifest(site: &mut Site) {
+    let good = site.object(MANIFEST).unwrap();
+    std::fs::write(site.dir().join("good.json"), &good).unwrap();
+    let mut envelope: Value = serde_json::from_slice(&good).unwrap();
+    envelope["signatures"] = json!([]);
+    site.put_object(MANIFEST, envelope.to_string().as_bytes());
+}
+
+fn good_manifest(site: &Site) {
+    site.put_object(MANIFEST, &std::fs::read(site.dir().join("good.json")).unwrap());
 }
 
 /// A source of the relay that holds other bytes under the name of the head.

@@ -55,6 +55,11 @@ pub fn verdict(e: &rusqlite::Error) -> Verdict {
 pub fn is_damaged(path: &Path) -> bool {
     let look = || -> Result<bool, SqliteError> {
         let db = open_read_only(path)?;
+        let pages: Result<i64, _> = db.query_row("PRAGMA page_count", [], |r| r.get(0));
+        // An empty file is a sound database, but not the one that was here.
+        if pages.map_err(|e| SqliteError::new("page_count", e))? == 0 {
+            return Ok(true);
+        }
         let found: Result<String, _> = db.query_row("PRAGMA quick_check(1)", [], |r| r.get(0));
         Ok(found.map_err(|e| SqliteError::new("quick_check", e))? != "ok")
     };
