@@ -322,7 +322,11 @@ impl Site {
         if ledger.exists() {
             let (from, to) = (self.dir().display().to_string(), dir.path().display().to_string());
             let db = Connection::open(ledger).unwrap();
-            db.execute("UPDATE lease SET holder = replace(holder, ?1, ?2)", [from, to]).unwrap();
+            let tables =
+                db.query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'lease'", [], |r| r.get::<_, i64>(0));
+            if tables.unwrap() == 1 {
+                db.execute("UPDATE lease SET holder = replace(holder, ?1, ?2)", [from, to]).unwrap();
+            }
         }
         let nodes = || [&self.hq].into_iter().chain(self.relays.values()).chain(self.registers.values());
         let ports: BTreeMap<u16, u16> = nodes().map(|n| (n.port, crate::quiet_port())).collect();
