@@ -61,9 +61,8 @@ fn bad_lines(
         // A full whose rows are not those that it claims.
         lines[0] = header.to_string();
         let last = lines.len() - 1;
-        let mut trailer: Value = serde_json::from_str(&lines[last]).ok()?;
-        trailer["digests"] = bent;
-        lines[last] = trailer.to_string();
+        let before: Value = serde_json::from_str(&lines[last]).ok()?;
+        lines[last] = trailer(&before["rows"], &bent);
         return Some((lines, "full"));
     }
     header["kind"] = json!("delta");
@@ -89,6 +88,10 @@ fn bad_lines(
     let mut rows = json!({"delete": 0, "update": 0, "insert": 0});
     let which = op["op"].as_str()?.to_owned();
     rows[which] = json!(1);
-    let trailer = json!({"rows": rows, "digests": bent});
-    Some((vec![header.to_string(), op.to_string(), row.to_string(), trailer.to_string()], "delta"))
+    Some((vec![header.to_string(), op.to_string(), row.to_string(), trailer(&rows, &bent)], "delta"))
+}
+
+/// A last line: it is known by its first word.
+fn trailer(rows: &Value, digests: &Value) -> String {
+    format!("{{\"rows\":{rows},\"digests\":{digests}}}")
 }
