@@ -237,6 +237,19 @@ impl Hq {
         }
     }
 
+    /// A row of every stream, zone and store changes.
+    pub fn change_all(&mut self, stores: usize) {
+        self.counter += 1;
+        let (n, db) = (self.counter, self.source());
+        for zone in ZONES {
+            db.execute("INSERT OR REPLACE INTO price VALUES (?1, 'last', ?2, NULL)", (zone, n)).unwrap();
+        }
+        db.execute("INSERT OR REPLACE INTO promo VALUES (7, 0.5, ?1)", [format!("n{n}")]).unwrap();
+        for store in 0..stores {
+            db.execute("INSERT OR REPLACE INTO staff VALUES (?1, 'last', ?2)", (store_id(store), n)).unwrap();
+        }
+    }
+
     /// A clerk writes a row that the contract refuses.
     pub fn spoil_row(&mut self, dice: &mut Dice) -> &'static str {
         let db = self.source();

@@ -142,6 +142,17 @@ impl Model {
         Ok(())
     }
 
+    /// Reads what was exported: what is signed is published, also where its manifest could not be put.
+    pub fn look_at_stick(&mut self, stick: &Path) -> Checked {
+        for path in disk::files(&stick.join("stores")) {
+            let m = forge::payload(&std::fs::read(&path).unwrap());
+            for (stream, entry) in m["streams"].as_object().unwrap() {
+                self.look_at_entry(stream, entry)?;
+            }
+        }
+        Ok(())
+    }
+
     fn look_at_entry(&mut self, stream: &str, entry: &Value) -> Checked {
         let instance = format!("{stream}@{}", text(&entry["audience"]));
         let version = (instance.clone(), number(&entry["version"]));

@@ -271,10 +271,9 @@ impl Sim {
         self.calm_down().await?;
         let told = self.now() + 100_000;
         self.go_until(told).await?;
-        // 4. Something changes, and everything must come there.
+        // 4. Everything changes, and everybody must come there.
         for _ in 0..2 {
-            let (stores, hq) = (self.relays.len(), &mut self.hq);
-            hq.change(&mut self.dice, stores);
+            self.hq.change_all(self.relays.len());
             self.publish(None, true).await?;
         }
         let began = self.now();
@@ -990,8 +989,11 @@ impl Sim {
         let (stick, store) = (self.stick.join(n.to_string()), store_id(n));
         std::fs::create_dir_all(&stick).unwrap();
         let kept = self.dice.percent(40) && stick.join("trust.json").exists();
-        if !kept && !self.hq.export(&store, &stick).await {
-            return Ok(());
+        if !kept {
+            if !self.hq.export(&store, &stick).await {
+                return Ok(());
+            }
+            self.model.lock().unwrap().look_at_stick(&stick)?;
         }
         if self.dice.percent(30) {
             disk::tear_one(&stick, &mut self.dice);
