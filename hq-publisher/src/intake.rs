@@ -5,7 +5,7 @@
 //! before the answer is given: if the power goes, an answered beat is there.
 
 use crate::fleet::{DeviceView, Digests};
-use crate::ledger::{BeatOutcome, BeatRow, DeviceRow, Ledger, LedgerError};
+use crate::ledger::{BeatOutcome, BeatRow, Complaint, DeviceRow, Ledger, LedgerError};
 use proto::clock::{Clock, Timestamp, since};
 use proto::dsse;
 use proto::failpoint;
@@ -70,6 +70,15 @@ pub struct Taken {
 /// Faults that a device tells at least once, though they are mended by then.
 fn is_told_once(f: &Fault) -> bool {
     [fault::DRIFT, fault::PACK_IN_ERROR].contains(&f.code.as_str())
+}
+
+/// What a full of the stream may heal. A device's clock may run ahead: what it tells began before it was heard.
+fn complaints(beat: &Heartbeat, heard: Timestamp) -> Vec<Complaint> {
+    let complaint = |f: &Fault| {
+        let who = format!("{} {}", beat.device, f.code);
+        Some(Complaint { instance: f.instance.clone()?, since: f.since.min(heard), who })
+    };
+    beat.errors.iter().filter(|f| is_told_once(f)).filter_map(complaint).collect()
 }
 
 impl Heard {
@@ -178,6 +187,7 @@ impl Intake {
                         received_at: now,
                         last_seen_at: last_seen_at.unwrap_or(now),
                         serial: heartbeat.serial,
+                        complaints: complaints(&heartbeat, now),
                     });
                     taken.push((heartbeat, age));
                 }

@@ -195,10 +195,10 @@ impl Daemon {
         self.process.kill9();
     }
 
-    /// SIGTERM; panics unless it ends with 0 within ten seconds.
+    /// SIGTERM; panics unless it ends with 0 within thirty seconds.
     #[track_caller]
     pub fn term(mut self) {
-        self.process.term(Duration::from_secs(10));
+        self.process.term(Duration::from_secs(30));
     }
 
     /// Peak resident memory so far, in KiB.

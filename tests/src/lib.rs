@@ -40,8 +40,8 @@ pub(crate) static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| 
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().thread_name("harness").build().unwrap()
 });
 
-/// Thirty seconds: the usual bound of a wait, far above what anything takes on an idle machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The usual bound of a wait, far above what anything takes on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Polls until the condition holds; panics with `what` after `deadline`.
 #[track_caller]

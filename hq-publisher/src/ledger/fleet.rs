@@ -4,7 +4,7 @@ use super::db::{Columns, Write, parse, seconds, signed};
 use super::{Ledger, LedgerError, Which};
 use proto::clock::Timestamp;
 use proto::digest::Sha256;
-use proto::ids::{DeviceId, StoreId};
+use proto::ids::{DeviceId, Instance, StoreId};
 use proto::keys::PublicKey;
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
@@ -38,6 +38,19 @@ pub struct BeatRow {
     pub last_seen_at: Timestamp,
     /// The serial that the device holds, if it is to be counted with; not read back.
     pub serial: Option<u64>,
+    /// What it tells of streams that a full may heal; not read back.
+    pub complaints: Vec<Complaint>,
+}
+
+/// A pack in error, or drift.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// Of what.
+    pub instance: Instance,
+    /// Since when.
+    pub since: Timestamp,
+    /// Whose, and the fault's code.
+    pub who: String,
 }
 
 /// What became of a heartbeat.
@@ -162,6 +175,9 @@ impl Ledger {
             .execute(&mut **w)
             .await?;
             outcomes.push(if done.rows_affected() == 1 {
+                for c in &b.complaints {
+                    w.complain(c).await?;
+                }
                 BeatOutcome::Recorded
             } else {
                 let query = sqlx::query("SELECT seq FROM beat WHERE device = $1").bind(b.device.as_str());
@@ -198,9 +214,18 @@ impl Ledger {
                     received_at: r.time(3)?,
                     last_seen_at: r.time(4)?,
                     serial: None,
+                    complaints: Vec::new(),
                 })
             })
             .collect()
+    }
+
+    /// The youngest complaint of each instance, answered or not: the next beat may tell of it no more.
+    pub async fn complaints(&self) -> Result<Vec<Complaint>, LedgerError> {
+        let rows = sqlx::query("SELECT instance, since_s, who FROM complaint").fetch_all(self.pool()).await?;
+        let complaint =
+            |r: &AnyRow| Ok(Complaint { instance: r.parsed(0, "instance")?, since: r.time(1)?, who: r.text(2)? });
+        rows.iter().map(complaint).collect()
     }
 
     /// Stores a receipt; the same again is fine.
@@ -312,6 +337,21 @@ impl Write {
         let row = sqlx::query("SELECT value FROM fact WHERE name = $1").bind(TIME).fetch_optional(&mut ***self).await?;
         let last: Option<Timestamp> = row.map(|r| parse(&r.text(0)?, "time")).transpose()?;
         if last.is_none_or(|l| l < now) { self.set_fact(TIME, &now.to_string()).await } else { Ok(()) }
+    }
+
+    /// Of instances that are published only: what a device makes up takes no room.
+    async fn complain(&mut self, c: &Complaint) -> Result<(), LedgerError> {
+        sqlx::query(
+            "INSERT INTO complaint (instance, since_s, who) SELECT instance, $1, $2 FROM head WHERE instance = $3 \
+             ON CONFLICT (instance) DO UPDATE SET since_s = excluded.since_s, who = excluded.who \
+             WHERE complaint.since_s < excluded.since_s",
+        )
+        .bind(seconds(c.since))
+        .bind(&c.who)
+        .bind(c.instance.to_string())
+        .execute(&mut ***self)
+        .await?;
+        Ok(())
     }
 
     /// A device holds a manifest that this ledger does not know of: it was set back.

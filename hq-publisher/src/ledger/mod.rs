@@ -13,7 +13,7 @@ mod publications;
 mod stores;
 
 pub use db::{Change, Kind, Ledger, LedgerError, Listener};
-pub use fleet::{BeatOutcome, BeatRow, DeviceRow, ReceiptRow};
+pub use fleet::{BeatOutcome, BeatRow, Complaint, DeviceRow, ReceiptRow};
 pub use lease::{Acquired, Token};
 pub use outbox::{Episode, Mail};
 pub use publications::{Adopted, Head, Publication, PublishedPack, Reserve, Staged, State, listed};

@@ -340,6 +340,7 @@ async fn devices_and_beats() {
             received_at: t(at),
             last_seen_at: t(at),
             serial: Some(3),
+            complaints: Vec::new(),
         };
         use BeatOutcome::{Known, Older, Recorded};
         assert_eq!(

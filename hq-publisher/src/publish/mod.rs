@@ -35,27 +35,21 @@ use futures_util::{StreamExt, TryStreamExt};
 use proto::clock::{Clock, Timestamp};
 use proto::config::ConfigError;
 use proto::digest::Sha256;
-use proto::dsse;
 use proto::failpoint;
 use proto::ids::{Audience, Instance, StreamName, Zone};
 use proto::layout::ObjectName;
 use proto::replica::sqlite::Checkpoint;
 use proto::replica::{Job, PackFile, Replica};
 use proto::shelf;
-use proto::wire::{Heartbeat, fault};
 use report::{InstanceReport, Outcome, Rejected};
 use stage::{Ready, Refusal, Stop, Task};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 /// Transactions on published replicas that are kept open until the signature. Beyond them a
 /// replica is rolled back and applied once more after it.
 const OPEN_REPLICAS: usize = 64;
-
-/// Heartbeats older than this say nothing about today's faults.
-const FRESH_BEATS: Duration = Duration::from_secs(900);
 
 /// What `publish` was asked to do.
 #[derive(Debug, Clone, Default)]
@@ -333,23 +327,8 @@ impl Run<'_> {
                 self.contract_numbers.insert(s.name.clone(), (number, s.contract.sha256));
             }
         }
-        let now = self.clock.now();
-        let since = now.checked_sub(jiff::SignedDuration::try_from(FRESH_BEATS).unwrap_or_default()).unwrap_or(now);
-        for beat in self.ledger.beats(Some(since)).await? {
-            let Ok(heard) = dsse::peek::<Heartbeat>(beat.envelope.as_bytes(), self.config.limits.heartbeat_bytes)
-            else {
-                continue;
-            };
-            for f in heard.errors.iter().filter(|f| [fault::PACK_IN_ERROR, fault::DRIFT].contains(&f.code.as_str())) {
-                let Some(instance) = &f.instance else { continue };
-                // A device's clock may run ahead; what it reports began before it was heard.
-                let since = f.since.min(beat.received_at);
-                let newer = self.reported.get(instance).is_none_or(|(known, _)| *known < since);
-                if newer {
-                    self.reported.insert(instance.clone(), (since, format!("{} {}", beat.device, f.code)));
-                }
-            }
-        }
+        let complaints = self.ledger.complaints().await?;
+        self.reported = complaints.into_iter().map(|c| (c.instance, (c.since, c.who))).collect();
         Ok(())
     }
 

@@ -410,7 +410,7 @@ impl Run<'_> {
     ) -> Result<Option<String>, PublishError> {
         let packs = self.ledger.published(instance).await?;
         let full = packs.iter().rfind(|p| p.entry.kind == PackKind::Full);
-        Ok(full.is_none_or(|f| f.signed_at < since).then(|| who.to_owned()))
+        Ok(full.is_none_or(|f| f.signed_at <= since).then(|| who.to_owned()))
     }
 
     /// 1 + the greatest of the ledger, the head (from manifests) and the objects listed.

@@ -7,6 +7,7 @@ use crate::enrol::Desk;
 use crate::testclock::TestClock;
 use proto::chain;
 use proto::digest::Sha256;
+use proto::dsse;
 use proto::layout::PackKind;
 use proto::limits::Limits;
 use proto::manifest::Manifest;
@@ -14,6 +15,7 @@ use proto::replica::TableCheck;
 use rusqlite::Connection;
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 const CATALOG: &str = "CREATE TABLE item (sku TEXT PRIMARY KEY, name TEXT NOT NULL CHECK (length(name) <= 20), plu INTEGER UNIQUE) STRICT;";
 const PRICE: &str = "CREATE TABLE price (sku TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT;\nCREATE TABLE deal (id INTEGER PRIMARY KEY, sku TEXT NOT NULL) STRICT;";
@@ -798,43 +800,29 @@ async fn a_new_epoch_begins_with_fulls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reported_fault_makes_the_next_publish_a_full_once() {
-    use crate::ledger::BeatRow;
-    use proto::wire::{Fault, Network};
+    use crate::ledger::{BeatRow, Complaint};
     let w = World::new().await;
     w.publish().await;
     w.clock.advance(Duration::from_secs(10));
-    let fault = Fault {
-        code: fault::PACK_IN_ERROR.into(),
-        instance: Some("catalog@all".parse().unwrap()),
-        object: None,
-        text: "x".into(),
+    let complaint = |instance: &str| Complaint {
+        instance: instance.parse().unwrap(),
         since: w.clock.now(),
+        who: "0421-03 PACK_IN_ERROR".into(),
     };
-    let beat = Heartbeat {
-        format: 1,
+    let beat = |seq, complaints| BeatRow {
         device: "0421-03".parse().unwrap(),
-        seq: 1,
-        sent_at: w.clock.now(),
-        program: "test".into(),
-        serial: None,
-        streams: BTreeMap::new(),
-        network: Network::Online,
-        errors: vec![fault],
-        debts: Vec::new(),
-        disk: None,
-        clock_skew_s: None,
-        registers: BTreeMap::new(),
-    };
-    let envelope = beat.seal(&proto::keys::SecretKey::from_seed([3; 32])).unwrap();
-    let row = BeatRow {
-        device: beat.device.clone(),
-        seq: 1,
-        envelope: String::from_utf8(envelope).unwrap(),
+        seq,
+        envelope: String::new(),
         received_at: w.clock.now(),
         last_seen_at: w.clock.now(),
         serial: None,
+        complaints,
     };
-    Ledger::open(&w.config).await.unwrap().record_beats(&[row]).await.unwrap();
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    // It heals, or not; its next beat tells of other things.
+    ledger.record_beats(&[beat(1, vec![complaint("catalog@all"), complaint("made@all")])]).await.unwrap();
+    ledger.record_beats(&[beat(2, Vec::new())]).await.unwrap();
+    assert_eq!(ledger.complaints().await.unwrap(), [complaint("catalog@all")]);
     let mut kinds = Vec::new();
     for n in 0..3 {
         w.clock.advance(Duration::from_secs(10));

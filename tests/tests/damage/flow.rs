@@ -12,8 +12,8 @@ use tillcast_tests::{Daemon, Output, Site, digest, files, forge, http};
 
 /// The cycles within which what heals by itself has healed.
 const CYCLES: usize = 6;
-/// The same where the programs run: a hundred of their polls, for machines that are busy.
-const WAIT: Duration = Duration::from_secs(30);
+/// The same where the programs run, for machines that are busy.
+const WAIT: Duration = tillcast_tests::PATIENCE;
 
 /// What one program showed.
 #[derive(Debug, Clone, Default)]

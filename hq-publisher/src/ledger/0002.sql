@@ -1,0 +1,5 @@
+CREATE TABLE complaint (
+    instance TEXT PRIMARY KEY,
+    since_s BIGINT NOT NULL,
+    who TEXT NOT NULL
+);
