@@ -74,7 +74,7 @@ fn one_store() -> tillcast_tests::site::Builder {
 #[test]
 fn a_silent_relay_is_left_for_the_bucket_and_taken_back() {
     // As the relay's silence, a single answer's is shortened: 30 s by default, a quarter of the other.
-    let lines = Lines::new(one_store().registers(1).agent("source_options.read_timeout", "'4s'").build());
+    let lines = Lines::new(one_store().registers(1).agent("source_options.read_timeout", "'2s'").build());
     let relay = lines.site.relay("0421").start_ready();
     let register = lines.site.register("0421-01").start_ready();
     lines.price(1001);

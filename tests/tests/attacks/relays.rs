@@ -15,7 +15,7 @@ struct Lan {
 
 impl Lan {
     fn new(site: Builder) -> Lan {
-        let mut site = site.agent("source_options.read_timeout", "'4s'").build();
+        let mut site = site.agent("source_options.read_timeout", "'2s'").build();
         site.publish();
         let relay = site.relay("0421").start_ready();
         let url = site.relay("0421").url();

@@ -17,9 +17,11 @@ struct Between {
 impl Between {
     fn new(site: Builder) -> Between {
         let mut site = site
+            .relay("source.read_timeout", "'3s'")
             .relay("rate.window", "'4s'")
             .relay("tries.limit", "1")
             .relay("tries.refetch", "'1s'")
+            .agent("source_options.read_timeout", "'3s'")
             .agent("rate.window", "'4s'")
             .build();
         site.publish();
