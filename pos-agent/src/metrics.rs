@@ -13,6 +13,7 @@ pub struct Metrics {
     apply_seconds: Histogram,
     fetched_bytes: IntCounter,
     refused: IntCounterVec,
+    checks: IntCounter,
     drifts: IntCounter,
     beats: IntCounterVec,
 }
@@ -29,6 +30,7 @@ impl Metrics {
             )?,
             fetched_bytes: IntCounter::new("agent_fetched_bytes_total", "Bytes of packs fetched and verified.")?,
             refused: IntCounterVec::new(Opts::new("agent_refused_total", "Applications rolled back."), &["reason"])?,
+            checks: IntCounter::new("agent_checks_total", "Times that all rows were read and compared.")?,
             drifts: IntCounter::new("agent_drifts_total", "Times that rows were found to differ from their version.")?,
             beats: IntCounterVec::new(Opts::new("agent_heartbeats_total", "Heartbeats sent."), &["outcome"])?,
         };
@@ -36,6 +38,7 @@ impl Metrics {
         m.registry.register(Box::new(m.apply_seconds.clone()))?;
         m.registry.register(Box::new(m.fetched_bytes.clone()))?;
         m.registry.register(Box::new(m.refused.clone()))?;
+        m.registry.register(Box::new(m.checks.clone()))?;
         m.registry.register(Box::new(m.drifts.clone()))?;
         m.registry.register(Box::new(m.beats.clone()))?;
         Ok(m)
@@ -57,6 +60,10 @@ impl Metrics {
     /// An application was rolled back.
     pub fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
+    }
+    /// All rows were compared.
+    pub fn checked(&self) {
+        self.checks.inc();
     }
     /// A drift was found.
     pub fn drifted(&self) {

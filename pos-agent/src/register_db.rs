@@ -4,7 +4,6 @@
 //! changes a row but through a proved pack. If the power goes, the file holds the version before or
 //! the version after, whole: version and rows commit together.
 
-use crate::agent::move_aside;
 use crate::plan::At;
 use proto::clock::Timestamp;
 use proto::failpoint;
@@ -14,7 +13,7 @@ use proto::manifest::PackEntry;
 use proto::replica::sqlite::{self, Checkpoint, SqliteError};
 use proto::replica::{Applied, ApplyError, Held, Job, PackFile, Replica, TableCheck};
 use proto::retry::Verdict;
-use proto::shelf::ShelfError;
+use proto::shelf::{self, ShelfError};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -65,17 +64,31 @@ pub struct RegisterDb {
     open: Arc<Mutex<Open>>,
 }
 
-#[derive(Debug)]
+/// The connection. Two of one process are never open on one path: the locks on SQLite's index (-shm) are the
+/// process's, and whichever is closed first lets go of the other's (<https://sqlite.org/howtocorrupt.html>, 2.2).
+#[derive(Debug, Default)]
 struct Open {
-    replica: Replica,
+    replica: Option<Replica>,
     /// Device and inode: a file that was swapped below us must not be written any more.
     file: Option<(u64, u64)>,
 }
 
 impl Open {
-    fn at(path: &Path, limits: &Limits) -> Result<Open, SqliteError> {
-        let replica = failpoint::step("agent.open", || Replica::open(path, limits))?;
-        Ok(Open { replica, file: identity(path) })
+    /// The connection; opens the file if there is none, and makes it if it is not there.
+    fn replica(&mut self, path: &Path, limits: &Limits) -> Result<&mut Replica, DbError> {
+        let replica = match self.replica.take() {
+            Some(replica) => replica,
+            None => {
+                if identity(path).is_none() {
+                    // They would be taken for the new one's.
+                    remove_log(path)?;
+                }
+                let replica = failpoint::step("agent.open", || Replica::open(path, limits))?;
+                self.file = identity(path);
+                replica
+            }
+        };
+        Ok(self.replica.insert(replica))
     }
 }
 
@@ -85,8 +98,9 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 impl RegisterDb {
     /// Opens the file; makes an empty one where there is none.
-    pub fn open(path: &Path, limits: &Limits) -> Result<RegisterDb, SqliteError> {
-        let open = Open::at(path, limits)?;
+    pub fn open(path: &Path, limits: &Limits) -> Result<RegisterDb, DbError> {
+        let mut open = Open::default();
+        open.replica(path, limits)?;
         Ok(RegisterDb { path: path.to_owned(), limits: limits.clone(), open: Arc::new(Mutex::new(open)) })
     }
 
@@ -101,7 +115,7 @@ impl RegisterDb {
         E: From<DbError> + Send + 'static,
     {
         let db = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&mut db.lock().replica)).await;
+        let done = tokio::task::spawn_blocking(move || work(db.lock().replica(&db.path, &db.limits)?)).await;
         done.unwrap_or_else(|e| Err(DbError::Cut(e.to_string()).into()))
     }
 
@@ -117,9 +131,9 @@ impl RegisterDb {
             let mut open = db.lock();
             if open.file != identity(&db.path) {
                 tracing::warn!(path = %db.path.display(), "the database was replaced by hand: opening what is there now");
-                *open = Open::at(&db.path, &db.limits)?;
+                open.replica = None;
             }
-            open.replica.all_held().map_err(DbError::from)
+            Ok(open.replica(&db.path, &db.limits)?.all_held()?)
         };
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DbError::Cut(e.to_string())))
     }
@@ -128,9 +142,9 @@ impl RegisterDb {
     /// open goes on reading what it can of it until it opens the new one.
     pub fn begin_anew(&self) -> Result<(), DbError> {
         let mut open = self.lock();
+        open.replica = None;
         move_aside(&self.path)?;
-        *open = Open::at(&self.path, &self.limits)?;
-        Ok(())
+        open.replica(&self.path, &self.limits).map(drop)
     }
 
     /// Applies the packs of one transaction, proved by their digests before it commits.
@@ -197,8 +211,24 @@ impl RegisterDb {
 
 /// SQLite's log beside a database.
 pub fn log_path(database: &Path) -> PathBuf {
+    beside(database, "-wal")
+}
+
+/// Moves a damaged database out of the way; its log and index are of no use without it.
+pub(crate) fn move_aside(database: &Path) -> Result<(), ShelfError> {
+    failpoint::step("agent.aside", || shelf::promote(database, &beside(database, ".damaged")))?;
+    remove_log(database)
+}
+
+/// The log and its index, of a database that is gone.
+fn remove_log(database: &Path) -> Result<(), ShelfError> {
+    failpoint::step("agent.aside-wal", || shelf::remove(&log_path(database)))?;
+    shelf::remove(&beside(database, "-shm"))
+}
+
+fn beside(database: &Path, end: &str) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
-    name.push("-wal");
+    name.push(end);
     name.into()
 }
 

@@ -4,7 +4,7 @@
 use crate::agent::OpenError;
 use crate::config::Config;
 use crate::memory::Memory;
-use crate::register_db::AllHeld;
+use crate::register_db::{AllHeld, DbError};
 use proto::clock::{Clock, Timestamp};
 use proto::device::Device;
 use proto::follow::lock;
@@ -116,7 +116,7 @@ pub fn from_files(config: &Config, clock: &dyn Clock) -> Result<Status, OpenErro
     let (memory, _) = Memory::load(device.clone())?;
     let database = config.store_db();
     let held = match database.exists() {
-        true => Replica::open_read_only(&database, &config.limits)?.all_held()?,
+        true => Replica::open_read_only(&database, &config.limits).and_then(|r| r.all_held()).map_err(DbError::from)?,
         false => AllHeld::new(),
     };
     let manifest = lock(&device).manifest().cloned();

@@ -8,8 +8,6 @@
 mod remedy;
 mod tidy;
 
-pub(crate) use remedy::move_aside;
-
 use crate::config::Config;
 use crate::disk::Room;
 use crate::hold::Hold;
@@ -17,7 +15,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
-use crate::register_db::{AllHeld, RegisterDb, at};
+use crate::register_db::{AllHeld, DbError, RegisterDb, at, move_aside};
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::Upstream;
@@ -29,7 +27,7 @@ use proto::follow::lock;
 use proto::ids::Instance;
 use proto::layout::{PackKind, PackName};
 use proto::manifest::{Manifest, PackEntry, StreamEntry};
-use proto::replica::sqlite::{self, SqliteError};
+use proto::replica::sqlite;
 use proto::retry::Verdict;
 use proto::shelf;
 use proto::trust::Verified;
@@ -76,7 +74,7 @@ pub enum OpenError {
     #[error(
         "{0}; if it is damaged: stop the POS application, move store.db, store.db-wal and store.db-shm away, start again"
     )]
-    Database(#[from] SqliteError),
+    Database(#[from] DbError),
     /// The settings name a source that cannot work.
     #[error(transparent)]
     Source(#[from] BadSource),

@@ -6,30 +6,16 @@ use crate::pace::End;
 use crate::register_db::{ApplyFailure, DbError, Remedy};
 use crate::verify;
 use proto::device::DeviceError;
-use proto::failpoint;
 use proto::fetch::{FetchError, FetchErrorKind};
 use proto::follow::FollowError;
 use proto::ids::{Instance, StreamName};
 use proto::layout::{PackKind, PackName};
 use proto::replica::sqlite;
 use proto::retry::Verdict;
-use proto::shelf::{self, ShelfError};
+use proto::shelf;
 use proto::wire::fault;
-use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-
-/// Moves a damaged database out of the way; its log and index are of no use without it.
-pub(crate) fn move_aside(database: &Path) -> Result<(), ShelfError> {
-    let beside = |end: &str| {
-        let mut name = database.as_os_str().to_owned();
-        name.push(end);
-        PathBuf::from(name)
-    };
-    failpoint::step("agent.aside", || shelf::promote(database, &beside(".damaged")))?;
-    failpoint::step("agent.aside-wal", || shelf::remove(&beside("-wal")))?;
-    shelf::remove(&beside("-shm"))
-}
 
 impl Agent {
     pub(super) async fn not_fetched<T>(&self, name: &PackName, errors: &[FetchError]) -> Went<T> {
@@ -196,6 +182,7 @@ impl Agent {
         if found.drift {
             self.wake.notify_one();
         }
+        self.metrics.checked();
         Ok(found)
     }
 
