@@ -22,8 +22,8 @@ pub const BEATS: usize = 4096;
 /// A relay's word on how long ago it heard a device counts up to this: beyond it, it is nonsense.
 const OLDEST: Duration = Duration::from_secs(400 * 86_400);
 
-/// Faults kept of a device between two judgements.
-const PASSED: usize = 40;
+/// Faults kept of one beat beyond the next.
+const COMPLAINTS: usize = 40;
 
 /// What is known of the fleet's voices.
 pub struct Intake {
@@ -54,8 +54,6 @@ struct Heard {
     back: Option<Duration>,
     seq: u64,
     beat: Arc<Heartbeat>,
-    /// What earlier beats told once and this one no more, until the fleet is judged.
-    passed: Vec<Fault>,
 }
 
 /// What became of some beats.
@@ -72,26 +70,23 @@ fn is_told_once(f: &Fault) -> bool {
     [fault::DRIFT, fault::PACK_IN_ERROR].contains(&f.code.as_str())
 }
 
-/// What a full of the stream may heal. A device's clock may run ahead: what it tells began before it was heard.
-fn complaints(beat: &Heartbeat, heard: Timestamp) -> Vec<Complaint> {
-    let complaint = |f: &Fault| {
-        let who = format!("{} {}", beat.device, f.code);
-        Some(Complaint { instance: f.instance.clone()?, since: f.since.min(heard), who })
-    };
-    beat.errors.iter().filter(|f| is_told_once(f)).filter_map(complaint).collect()
+/// A device's clock may run ahead: what it tells began before it was heard.
+fn complaints(beat: &Heartbeat, heard: Timestamp) -> Vec<Fault> {
+    let of = beat.errors.iter().filter(|f| is_told_once(f)).take(COMPLAINTS);
+    of.map(|f| Fault { since: f.since.min(heard), ..f.clone() }).collect()
+}
+
+/// Adds what was told and not judged yet, though the device tells of it no more: a register heals within the second.
+pub fn add_told(views: &mut [DeviceView], complaints: &[Complaint]) {
+    for c in complaints {
+        let Some(beat) = views.iter_mut().find(|v| v.id == c.device).and_then(|v| v.beat.as_mut()) else { continue };
+        if !beat.errors.iter().any(|f| (&f.code, &f.instance) == (&c.fault.code, &c.fault.instance)) {
+            Arc::make_mut(beat).errors.push(c.fault.clone());
+        }
+    }
 }
 
 impl Heard {
-    /// The faults that `next` would make forget before anybody judged them.
-    fn passing(&mut self, next: &Heartbeat) -> Vec<Fault> {
-        let mut passed = std::mem::take(&mut self.passed);
-        passed.extend(self.beat.errors.iter().filter(|f| is_told_once(f)).cloned());
-        passed.retain(|f| !next.errors.iter().any(|n| (&n.code, &n.instance) == (&f.code, &f.instance)));
-        passed.dedup_by(|a, b| (&a.code, &a.instance, &a.object) == (&b.code, &b.instance, &b.object));
-        passed.truncate(PASSED);
-        passed
-    }
-
     fn silent_for(&self, now: Duration) -> Duration {
         now.saturating_sub(self.at) + self.age
     }
@@ -153,20 +148,7 @@ impl Intake {
                 }
             }
         }
-        let passed = state.heard.get_mut(&id).map(|h| h.passing(&beat)).unwrap_or_default();
-        state.heard.insert(id, Heard { at, age, back, seq, beat, passed });
-    }
-
-    /// Adds what was told and mended since the last judgement, once: a register heals within the second.
-    pub fn judge_passed(&self, views: &mut [DeviceView]) {
-        let mut state = self.state();
-        for view in views {
-            let Some(heard) = state.heard.get_mut(&view.id).filter(|h| !h.passed.is_empty()) else { continue };
-            let passed = std::mem::take(&mut heard.passed);
-            if let Some(beat) = &mut view.beat {
-                Arc::make_mut(beat).errors.extend(passed);
-            }
-        }
+        state.heard.insert(id, Heard { at, age, back, seq, beat });
     }
 
     /// Verifies and records beats; the answer for whoever sent them.
@@ -444,8 +426,8 @@ mod tests {
         let i = w.intake().await;
         let drift = Fault {
             code: fault::DRIFT.into(),
-            instance: "price@all".parse().ok(),
-            object: None,
+            instance: None,
+            object: Some("store.db".into()),
             text: "a row differs (mended)".into(),
             since: Timestamp::UNIX_EPOCH,
         };
@@ -456,18 +438,22 @@ mod tests {
             let sealed = Heartbeat { errors, ..plain }.seal(&key(2)).unwrap();
             Beat { envelope: serde_json::from_slice(&sealed).unwrap(), seen_s: 0 }
         };
-        let judged = |i: &Intake| {
+        let judged = async |i: &Intake| {
             let mut views = i.views(&["1-1".parse().unwrap()]);
-            i.judge_passed(&mut views);
+            let told = i.ledger.unjudged().await.unwrap();
+            add_told(&mut views, &told);
+            i.ledger.judged(&told).await.unwrap();
             views[0].beat.as_ref().map_or(0, |b| b.errors.len())
         };
         take(&i, vec![with(1, vec![drift.clone()])]).await;
         take(&i, vec![with(2, Vec::new())]).await;
         take(&i, vec![with(3, Vec::new())]).await;
-        assert_eq!((judged(&i), judged(&i)), (1, 0));
+        // `serve` may have died meanwhile.
+        let i = w.intake().await;
+        assert_eq!((judged(&i).await, judged(&i).await), (1, 0));
         take(&i, vec![with(4, vec![drift.clone()])]).await;
         take(&i, vec![with(5, vec![drift])]).await;
-        assert_eq!(judged(&i), 1, "the beat's own, once");
+        assert_eq!(judged(&i).await, 1, "the beat's own, once");
     }
 
     #[tokio::test]

@@ -4,8 +4,9 @@ use super::db::{Columns, Write, parse, seconds, signed};
 use super::{Ledger, LedgerError, Which};
 use proto::clock::Timestamp;
 use proto::digest::Sha256;
-use proto::ids::{DeviceId, Instance, StoreId};
+use proto::ids::{DeviceId, StoreId};
 use proto::keys::PublicKey;
+use proto::wire::Fault;
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 use std::collections::BTreeMap;
@@ -38,19 +39,17 @@ pub struct BeatRow {
     pub last_seen_at: Timestamp,
     /// The serial that the device holds, if it is to be counted with; not read back.
     pub serial: Option<u64>,
-    /// What it tells of streams that a full may heal; not read back.
-    pub complaints: Vec<Complaint>,
+    /// Its faults that a later beat may tell of no more, though nobody has acted on them; not read back.
+    pub complaints: Vec<Fault>,
 }
 
-/// A pack in error, or drift.
+/// A fault that a device told of at least once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
-    /// Of what.
-    pub instance: Instance,
-    /// Since when.
-    pub since: Timestamp,
-    /// Whose, and the fault's code.
-    pub who: String,
+    /// Who.
+    pub device: DeviceId,
+    /// What, since when.
+    pub fault: Fault,
 }
 
 /// What became of a heartbeat.
@@ -91,6 +90,25 @@ fn device(row: &AnyRow) -> Result<DeviceRow, LedgerError> {
         enrolled_at: row.time(2)?,
         revoked_at: row.time_or_null(3)?,
     })
+}
+
+/// Those that were judged too (1), or not (0).
+const COMPLAINTS: &str = "SELECT device, instance, code, since_s, object, text FROM complaint WHERE judged <= $1 ORDER BY device, instance, code";
+
+fn complaint(r: &AnyRow) -> Result<Complaint, LedgerError> {
+    let instance = Some(r.text(1)?).filter(|i| !i.is_empty());
+    let fault = Fault {
+        code: r.text(2)?,
+        instance: instance.map(|i| parse(&i, "instance")).transpose()?,
+        object: r.text_or_null(4)?,
+        text: r.text(5)?,
+        since: r.time(3)?,
+    };
+    Ok(Complaint { device: r.parsed(0, "device id")?, fault })
+}
+
+fn instance_or_none(fault: &Fault) -> String {
+    fault.instance.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
 impl Ledger {
@@ -176,7 +194,7 @@ impl Ledger {
             .await?;
             outcomes.push(if done.rows_affected() == 1 {
                 for c in &b.complaints {
-                    w.complain(c).await?;
+                    w.complain(&b.device, c).await?;
                 }
                 BeatOutcome::Recorded
             } else {
@@ -220,12 +238,36 @@ impl Ledger {
             .collect()
     }
 
-    /// The youngest complaint of each instance, answered or not: the next beat may tell of it no more.
+    /// The last complaint of each device, instance and code, answered or not.
     pub async fn complaints(&self) -> Result<Vec<Complaint>, LedgerError> {
-        let rows = sqlx::query("SELECT instance, since_s, who FROM complaint").fetch_all(self.pool()).await?;
-        let complaint =
-            |r: &AnyRow| Ok(Complaint { instance: r.parsed(0, "instance")?, since: r.time(1)?, who: r.text(2)? });
+        let rows = sqlx::query(COMPLAINTS).bind(1i64).fetch_all(self.pool()).await?;
         rows.iter().map(complaint).collect()
+    }
+
+    /// Those on which the fleet was not judged yet.
+    pub async fn unjudged(&self) -> Result<Vec<Complaint>, LedgerError> {
+        let rows = sqlx::query(COMPLAINTS).bind(0i64).fetch_all(self.pool()).await?;
+        rows.iter().map(complaint).collect()
+    }
+
+    /// The fleet was judged on these, and people are told.
+    pub async fn judged(&self, complaints: &[Complaint]) -> Result<(), LedgerError> {
+        if complaints.is_empty() {
+            return Ok(());
+        }
+        let mut w = self.write().await?;
+        for c in complaints {
+            sqlx::query(
+                "UPDATE complaint SET judged = 1 WHERE device = $1 AND instance = $2 AND code = $3 AND since_s = $4",
+            )
+            .bind(c.device.as_str())
+            .bind(instance_or_none(&c.fault))
+            .bind(&c.fault.code)
+            .bind(seconds(c.fault.since))
+            .execute(&mut **w)
+            .await?;
+        }
+        w.commit().await
     }
 
     /// Stores a receipt; the same again is fine.
@@ -340,15 +382,19 @@ impl Write {
     }
 
     /// Of instances that are published only: what a device makes up takes no room.
-    async fn complain(&mut self, c: &Complaint) -> Result<(), LedgerError> {
+    async fn complain(&mut self, device: &DeviceId, fault: &Fault) -> Result<(), LedgerError> {
         sqlx::query(
-            "INSERT INTO complaint (instance, since_s, who) SELECT instance, $1, $2 FROM head WHERE instance = $3 \
-             ON CONFLICT (instance) DO UPDATE SET since_s = excluded.since_s, who = excluded.who \
-             WHERE complaint.since_s < excluded.since_s",
+            "INSERT INTO complaint (device, instance, code, since_s, object, text) \
+             SELECT $1, $2, $3, $4, $5, $6 WHERE $2 = '' OR EXISTS (SELECT 1 FROM head WHERE head.instance = $2) \
+             ON CONFLICT (device, instance, code) DO UPDATE SET since_s = excluded.since_s, \
+             object = excluded.object, text = excluded.text, judged = 0 WHERE complaint.since_s < excluded.since_s",
         )
-        .bind(seconds(c.since))
-        .bind(&c.who)
-        .bind(c.instance.to_string())
+        .bind(device.as_str())
+        .bind(instance_or_none(fault))
+        .bind(&fault.code)
+        .bind(seconds(fault.since))
+        .bind(fault.object.as_deref())
+        .bind(&fault.text)
         .execute(&mut ***self)
         .await?;
         Ok(())

@@ -9,6 +9,7 @@ use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::keys::SecretKey;
 use proto::layout::{PackKind, PackName};
 use proto::manifest::PackEntry;
+use proto::wire::{Fault, fault};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -352,6 +353,26 @@ async fn devices_and_beats() {
         assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "a ledger that was set back");
         l.record_beats(&[BeatRow { serial: Some(u64::MAX), ..beat(7, 13) }]).await.unwrap();
         assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "not as far as that");
+
+        let fault = |since, instance: Option<&str>| Fault {
+            code: fault::DRIFT.into(),
+            instance: instance.map(|i| i.parse().unwrap()),
+            object: Some("store.db".into()),
+            text: "x".into(),
+            since: t(since),
+        };
+        let told = |seq, complaints| BeatRow { complaints, ..beat(seq, 14) };
+        l.record_beats(&[told(8, vec![fault(12, None), fault(12, Some("unknown@all"))])]).await.unwrap();
+        let known = l.unjudged().await.unwrap();
+        assert_eq!(known, [Complaint { device: id.clone(), fault: fault(12, None) }]);
+        // A younger one comes while the older one is judged.
+        l.record_beats(&[told(9, vec![fault(13, None)])]).await.unwrap();
+        l.judged(&known).await.unwrap();
+        let known = l.unjudged().await.unwrap();
+        assert_eq!(known, [Complaint { device: id.clone(), fault: fault(13, None) }]);
+        l.judged(&known).await.unwrap();
+        l.record_beats(&[told(10, vec![fault(13, None)])]).await.unwrap();
+        assert_eq!((l.unjudged().await.unwrap(), l.complaints().await.unwrap()), (Vec::new(), known));
 
         assert!(l.revoke(&id, t(20)).await.unwrap());
         assert!(!l.revoke(&id, t(21)).await.unwrap());

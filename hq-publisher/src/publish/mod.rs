@@ -23,7 +23,7 @@ pub use steps::{Aborted, Phase, Progress, Quiet, Step, Steps};
 use crate::bucket::Buckets;
 use crate::config::Config;
 use crate::inbox::{Drop, What};
-use crate::ledger::{Head, Ledger, LedgerError, Staged, State, Token};
+use crate::ledger::{Complaint, Head, Ledger, LedgerError, Staged, State, Token};
 use crate::mail;
 use crate::manifests::{Signer, put_unfinished};
 use crate::rebuild::{self, Workshop};
@@ -328,7 +328,12 @@ impl Run<'_> {
             }
         }
         let complaints = self.ledger.complaints().await?;
-        self.reported = complaints.into_iter().map(|c| (c.instance, (c.since, c.who))).collect();
+        for Complaint { device, fault } in complaints {
+            let Some(instance) = fault.instance else { continue };
+            if self.reported.get(&instance).is_none_or(|(known, _)| *known < fault.since) {
+                self.reported.insert(instance, (fault.since, format!("{device} {}", fault.code)));
+            }
+        }
         Ok(())
     }
 

@@ -800,14 +800,17 @@ async fn a_new_epoch_begins_with_fulls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reported_fault_makes_the_next_publish_a_full_once() {
-    use crate::ledger::{BeatRow, Complaint};
+    use crate::ledger::BeatRow;
+    use proto::wire::{Fault, fault};
     let w = World::new().await;
     w.publish().await;
     w.clock.advance(Duration::from_secs(10));
-    let complaint = |instance: &str| Complaint {
-        instance: instance.parse().unwrap(),
+    let fault = |instance: &str| Fault {
+        code: fault::PACK_IN_ERROR.into(),
+        instance: Some(instance.parse().unwrap()),
+        object: None,
+        text: "x".into(),
         since: w.clock.now(),
-        who: "0421-03 PACK_IN_ERROR".into(),
     };
     let beat = |seq, complaints| BeatRow {
         device: "0421-03".parse().unwrap(),
@@ -820,9 +823,10 @@ async fn a_reported_fault_makes_the_next_publish_a_full_once() {
     };
     let ledger = Ledger::open(&w.config).await.unwrap();
     // It heals, or not; its next beat tells of other things.
-    ledger.record_beats(&[beat(1, vec![complaint("catalog@all"), complaint("made@all")])]).await.unwrap();
+    ledger.record_beats(&[beat(1, vec![fault("catalog@all"), fault("madeup@all")])]).await.unwrap();
     ledger.record_beats(&[beat(2, Vec::new())]).await.unwrap();
-    assert_eq!(ledger.complaints().await.unwrap(), [complaint("catalog@all")]);
+    let known: Vec<_> = ledger.complaints().await.unwrap().into_iter().map(|c| c.fault).collect();
+    assert_eq!(known, [fault("catalog@all")]);
     let mut kinds = Vec::new();
     for n in 0..3 {
         w.clock.advance(Duration::from_secs(10));

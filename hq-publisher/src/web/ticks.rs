@@ -4,6 +4,7 @@ use super::App;
 use crate::alert::{self, Notice};
 use crate::bucket::Buckets;
 use crate::fleet::{self, Fleet};
+use crate::intake;
 use crate::ledger::{Change, Kind, LedgerError};
 use crate::mail;
 use crate::manifests::{self, ManifestsError, Signer};
@@ -29,8 +30,9 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
     if ledger.kind() == Kind::Postgres {
         app.intake.read_ledger().await?;
     }
+    let told = ledger.unjudged().await?;
     let mut views = app.intake.views(&ledger.enrolled().await?);
-    app.intake.judge_passed(&mut views);
+    intake::add_told(&mut views, &told);
     let published = app.intake.published(&views).await?;
     let expiring = ledger.expiring(after(now, app.config.alerts.manifest_expires.0)).await?;
     let assessment = fleet::assess(&Fleet {
@@ -51,7 +53,7 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
         tracing::info!("{}", n.subject);
         ledger.close_many(&n.episodes, &mail::compose(n, now), now).await?;
     }
-    Ok(())
+    ledger.judged(&told).await
 }
 
 /// Sends what is in the outbox.

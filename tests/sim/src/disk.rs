@@ -48,6 +48,26 @@ pub fn power_cut(dir: &Path, dice: &mut Dice) {
     }
 }
 
+/// The same at headquarters, whose ledger may be open still in a pool that closes by and by: its index stays.
+pub fn power_cut_at_hq(dir: &Path, dice: &mut Dice) {
+    for path in files(dir) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(".tmp-") {
+            tear(&path, dice);
+        }
+    }
+}
+
+/// One bit of a file is another.
+pub fn flip(path: &Path, dice: &mut Dice) {
+    let mut bytes = fs::read(path).unwrap();
+    if !bytes.is_empty() {
+        let at = dice.index(bytes.len());
+        bytes[at] ^= 1 << dice.below(8);
+        fs::write(path, bytes).unwrap();
+    }
+}
+
 /// Harms one file below a directory, if there is any.
 pub fn tear_one(dir: &Path, dice: &mut Dice) {
     let all = files(dir);

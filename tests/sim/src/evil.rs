@@ -37,6 +37,18 @@ pub fn poison(hq: &Hq, store: &str, dice: &mut Dice, model: &mut Model) -> Optio
     Some(format!("{instance} {} {kind}", base + 1))
 }
 
+/// A thief with the publisher key: the store's list as it is, with a number that is far ahead.
+pub fn jump(hq: &Hq, store: &str, model: &mut Model) -> Option<u64> {
+    let file = hq.bucket().join(format!("stores/{store}/manifest.json"));
+    let mut m = forge::payload(&fs::read(&file).ok()?);
+    let serial = m["serial"].as_u64()? + 1_000_000;
+    m["serial"] = json!(serial);
+    let envelope = forge::seal("manifest", &serde_json::to_vec(&m).unwrap(), &[&hq.publisher]);
+    model.forged(&envelope);
+    fs::write(&file, &envelope).unwrap();
+    Some(serial)
+}
+
 /// Lines of a pack on top of the newest version: made of the newest full, so that contract and columns are right.
 fn bad_lines(
     bucket: &Path,
@@ -77,11 +89,13 @@ fn bad_lines(
         }
         // Whole and well formed, but for the proof.
         _ => {
-            let row = match table.as_str() {
+            let mut row = match table.as_str() {
                 "price" => json!(["evil", 1, "one cent"]),
                 "promo" => json!([777, 0.99, "all must go"]),
                 _ => json!(["evil", 99]),
             };
+            // Columns that came later.
+            row.as_array_mut()?.resize(columns.len(), Value::Null);
             (json!({"table": table, "op": "insert", "columns": columns}), row)
         }
     };

@@ -6,6 +6,7 @@ use crate::model::Model;
 use crate::net::{Answer, Question};
 use hq_publisher::bucket::Buckets;
 use hq_publisher::carry;
+use hq_publisher::cli::{RevokeKey, Rotate};
 use hq_publisher::config::Config;
 use hq_publisher::enrol::Desk;
 use hq_publisher::ledger::Ledger;
@@ -83,6 +84,9 @@ pub struct Hq {
     pub publisher: ed25519_dalek::SigningKey,
     root: SecretKey,
     counter: i64,
+    /// A publisher key is in a thief's hands and trusted still.
+    pub stolen: bool,
+    columns: u32,
 }
 
 /// Cuts a run at a step, and tells the model of the numbers taken.
@@ -145,7 +149,7 @@ impl Hq {
         fs::write(dir.join("state/keys/root-1.key"), hex::encode(root)).unwrap();
         fs::write(dir.join("state/keys/publisher-1.key"), hex::encode(publisher)).unwrap();
         let file = dir.join("hq.toml");
-        fs::write(&file, settings(dir)).unwrap();
+        fs::write(&file, settings(dir, 0)).unwrap();
         let config = hq_publisher::config::load(Some(&file), []).unwrap().value;
         let mut hq = Hq {
             dir: dir.to_owned(),
@@ -157,6 +161,8 @@ impl Hq {
             publisher: ed25519_dalek::SigningKey::from_bytes(&publisher),
             root: SecretKey::from_seed(root),
             counter: 0,
+            stolen: false,
+            columns: 0,
         };
         for n in 0..stores {
             let zone = ZONES[dice.index(2)];
@@ -225,7 +231,7 @@ impl Hq {
                 "price"
             }
             6 | 7 => {
-                let sql = "INSERT INTO promo VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET share = ?2, text = ?3";
+                let sql = "INSERT INTO promo (id, share, text) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET share = ?2, text = ?3";
                 db.execute(sql, (dice.below(5) as i64, dice.unit(), note)).unwrap();
                 "promo"
             }
@@ -244,7 +250,7 @@ impl Hq {
         for zone in ZONES {
             db.execute("INSERT OR REPLACE INTO price VALUES (?1, 'last', ?2, NULL)", (zone, n)).unwrap();
         }
-        db.execute("INSERT OR REPLACE INTO promo VALUES (7, 0.5, ?1)", [format!("n{n}")]).unwrap();
+        db.execute("INSERT OR REPLACE INTO promo (id, share, text) VALUES (7, 0.5, ?1)", [format!("n{n}")]).unwrap();
         for store in 0..stores {
             db.execute("INSERT OR REPLACE INTO staff VALUES (?1, 'last', ?2)", (store_id(store), n)).unwrap();
         }
@@ -256,7 +262,7 @@ impl Hq {
         let (stream, sql) = *dice.pick(&[
             ("price", "INSERT OR REPLACE INTO price VALUES ('east', 'bad', -1, NULL)"),
             ("price", "INSERT OR REPLACE INTO price VALUES ('west', 'a sku that is too long', 5, NULL)"),
-            ("promo", "INSERT OR REPLACE INTO promo VALUES (99, 1.5, NULL)"),
+            ("promo", "INSERT OR REPLACE INTO promo (id, share, text) VALUES (99, 1.5, NULL)"),
         ]);
         db.execute(sql, []).unwrap();
         self.bad = Some(stream);
@@ -269,6 +275,46 @@ impl Hq {
             .execute_batch("DELETE FROM price WHERE cents < 0 OR length(sku) > 12; DELETE FROM promo WHERE id = 99;")
             .unwrap();
         self.bad = None;
+    }
+
+    /// The key that signs next lies in its file before it is asked for, so that the seed decides it.
+    fn next_key(&mut self, dice: &mut Dice) {
+        let keys = self.dir.join("state/keys");
+        let of = |name: &str| name.strip_prefix("publisher-")?.strip_suffix(".key")?.parse::<u32>().ok();
+        let names = fs::read_dir(&keys).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+        let last = names.filter_map(|n| of(&n)).max().unwrap();
+        let key = dice.key();
+        fs::write(keys.join(format!("publisher-{}.key", last + 1)), hex::encode(key)).unwrap();
+        self.publisher = ed25519_dalek::SigningKey::from_bytes(&key);
+    }
+
+    /// `trust rotate`.
+    pub async fn rotate(&mut self, dice: &mut Dice) -> Result<u64, String> {
+        self.next_key(dice);
+        let desk = Desk::open(&self.config, &*self.clock, true).await.unwrap();
+        desk.rotate(&Rotate::default()).await.map(|t| t.version).map_err(|e| e.to_string())
+    }
+
+    /// `trust revoke --new-epoch` of the key in use.
+    pub async fn revoke(&mut self, dice: &mut Dice) -> Result<u64, String> {
+        self.next_key(dice);
+        let desk = Desk::open(&self.config, &*self.clock, true).await.unwrap();
+        let in_use = desk.show().await.map_err(|e| e.to_string())?.publishers.pop().unwrap();
+        let asked = RevokeKey { key: in_use.public_key, new_epoch: true, root_key: Vec::new(), clock_is_right: true };
+        let report = desk.revoke_key(&asked).await.map_err(|e| e.to_string())?;
+        self.stolen = false;
+        Ok(report.version)
+    }
+
+    /// The promotions get a column more: in the source, in the query and in the contract.
+    pub fn add_column(&mut self) -> u32 {
+        self.columns += 1;
+        let sql = format!("ALTER TABLE promo ADD COLUMN extra{} TEXT; UPDATE promo SET extra{0} = 'new'", self.columns);
+        self.source().execute_batch(&sql).unwrap();
+        let file = self.dir.join("hq.toml");
+        fs::write(&file, settings(&self.dir, self.columns)).unwrap();
+        self.config = hq_publisher::config::load(Some(&file), []).unwrap().value;
+        self.columns
     }
 
     /// Runs `publish`, up to a step if it is to be cut.
@@ -346,17 +392,22 @@ pub fn register_id(store: usize, n: usize) -> String {
     format!("{}-{:02}", store_id(store), n + 1)
 }
 
-fn settings(dir: &Path) -> String {
+fn settings(dir: &Path, columns: u32) -> String {
     let mut text = "[source]\nurl = \"sqlite:source.db\"\n[objects]\nurls = [\"file:objects\"]\nconcurrency = 1\n[state]\ndir = \"state\"\n\
          [stores]\nquery = \"SELECT id, zone, region FROM store\"\n\
          [publish]\ndeltas = 3\nkeep = \"20m\"\ndelete_after = \"10m\"\nlevel = 1\nresign_after = \"12h\"\n"
         .to_owned();
     for s in &STREAMS {
-        fs::write(dir.join(format!("{}.sql", s.name)), s.ddl).unwrap();
+        let (mut ddl, mut query) = (s.ddl.to_owned(), s.query.to_owned());
+        for n in (1..=columns).filter(|_| s.name == "promo") {
+            ddl = ddl.replace(") STRICT;", &format!(", extra{n} TEXT) STRICT;"));
+            query = query.replace(" FROM promo", &format!(", extra{n} FROM promo"));
+        }
+        fs::write(dir.join(format!("{}.sql", s.name)), ddl).unwrap();
         let _ = write!(
             text,
             "[[stream]]\nname = \"{0}\"\naudience = \"{1}\"\nschema = \"{0}.sql\"\n[[stream.table]]\nname = \"{0}\"\nquery = \"{2}\"\n",
-            s.name, s.audience, s.query
+            s.name, s.audience, query
         );
     }
     text

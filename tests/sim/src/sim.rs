@@ -880,6 +880,10 @@ impl Sim {
     /// All is over: nothing is told as wrong any more, and nothing was kept silent.
     fn last_look(&mut self) -> Checked {
         let model = self.model.lock().unwrap();
+        let rotten = model.still_rotten();
+        if !rotten.is_empty() {
+            return Err(format!("still rotten: {rotten:?}"));
+        }
         let open = model.all_open();
         if !open.is_empty() {
             return Err(format!("still told as wrong: {}", open.join("; ")));
@@ -972,8 +976,71 @@ impl Sim {
                 self.put(now, Event::Change);
             }
             Trouble::Stick(store) => self.carry(store).await?,
+            Trouble::Rotate if self.hq.stolen => {}
+            Trouble::Rotate => {
+                let rotated = self.hq.rotate(&mut self.dice).await;
+                let told = rotated.map_or_else(|e| self.anonymous(&e), |v| format!("trust {v}"));
+                self.say(format!("rotated: {told}"));
+                self.put(now, Event::Change);
+            }
+            Trouble::Theft(store) => {
+                let jumped = evil::jump(&self.hq, &store_id(store), &mut self.model.lock().unwrap());
+                self.say(format!("a thief signs serial {jumped:?}"));
+                self.hq.stolen |= jumped.is_some();
+                let at = self.soon(1_000, 200_000);
+                self.put(at, Event::Trouble(Trouble::Revoke));
+            }
+            Trouble::Revoke => self.revoke().await?,
+            Trouble::Contract => {
+                let columns = self.hq.add_column();
+                self.say(format!("promo has {columns} columns more"));
+                if self.hq.app.is_some() {
+                    self.hq.serve().await;
+                    self.listening = now;
+                }
+                self.put(now, Event::Change);
+            }
+            Trouble::Rot(n) => self.rot(n),
+            Trouble::HqPower(steps) => {
+                self.change_cut(steps).await?;
+                self.hq.stop_serving();
+                disk::power_cut_at_hq(&self.hq.dir, &mut self.dice);
+                let at = self.soon(500, 60_000);
+                self.put(at, Event::Trouble(Trouble::ServeUp));
+                self.put(at, Event::Change);
+            }
         }
         Ok(())
+    }
+
+    /// The power goes while headquarters publishes.
+    async fn change_cut(&mut self, steps: u64) -> Checked {
+        self.hq.change(&mut self.dice, self.relays.len());
+        self.publish(Some(steps), false).await
+    }
+
+    async fn revoke(&mut self) -> Checked {
+        if !self.hq.stolen {
+            return Ok(());
+        }
+        let version = self.hq.revoke(&mut self.dice).await?;
+        self.say(format!("the stolen key is revoked: trust {version}"));
+        let now = self.now();
+        self.put(now, Event::Change);
+        Ok(())
+    }
+
+    /// A bit of a file that a relay serves turns.
+    fn rot(&mut self, n: usize) {
+        let served = disk::files(&self.relays[n].data.join("ok/packs"));
+        if served.is_empty() || self.relays[n].relay.is_none() {
+            return;
+        }
+        let path = self.dice.pick(&served).clone();
+        disk::flip(&path, &mut self.dice);
+        self.model.lock().unwrap().rots(&path);
+        let now = self.now();
+        self.plan(Who::Relay(n), Op::Verify, now);
     }
 
     /// A stick is carried to a store: a new one, an old one, or one that has suffered.
@@ -1069,6 +1136,7 @@ impl Sim {
         self.cdn.purge();
         self.hq.mend_row();
         self.set_clock(Who::Hq, 0);
+        self.revoke().await?;
         if self.hq.app.is_none() {
             self.hq.serve().await;
             self.listening = self.now();

@@ -48,10 +48,22 @@ pub enum Trouble {
     Zone(usize),
     /// A stick is carried to a store.
     Stick(usize),
+    /// The publisher key is replaced.
+    Rotate,
+    /// The publisher key was stolen: a store's list jumps ahead.
+    Theft(usize),
+    /// The stolen key is revoked, with a new epoch.
+    Revoke,
+    /// A contract gets a column.
+    Contract,
+    /// A file that a relay serves rots, and its `verify` is called.
+    Rot(usize),
+    /// Headquarters' power goes at the n-th step of the next publish.
+    HqPower(u64),
 }
 
 /// The kinds, by number, in the order of [`draw`].
-const KINDS: u64 = 18;
+const KINDS: u64 = 23;
 
 /// The troubles of a seed, by time.
 pub fn plan(stores: usize, registers: usize, until: Ms, dice: &mut Dice) -> Vec<(Ms, Trouble)> {
@@ -100,6 +112,11 @@ fn draw(kind: u64, stores: usize, registers: usize, dice: &mut Dice) -> Trouble 
         14 => Trouble::Hold(register_n, dice.between(5, 1200)),
         15 => Trouble::ServeDown(a_while),
         16 => Trouble::Zone(dice.index(stores)),
-        _ => Trouble::Stick(dice.index(stores)),
+        17 => Trouble::Stick(dice.index(stores)),
+        18 => Trouble::Rotate,
+        19 => Trouble::Theft(dice.index(stores)),
+        20 => Trouble::Contract,
+        21 => Trouble::Rot(dice.index(stores)),
+        _ => Trouble::HqPower(dice.below(40)),
     }
 }
