@@ -219,10 +219,11 @@ fn streams_of_bytes_that_are_no_whole_pack() {
         let bytes = pack.all_lines().join("\n").into_bytes();
         list(site, &pack, &bytes, of_bytes(pack.entry(), &bytes));
     });
-    refused(&v, "a bit flipped and listed", &["NOT_GZIP", "BAD_LINE", "TRUNCATED", "BAD_SCHEMA"], |site, pack| {
+    // A bit of the checksum at the end: what a bit of the rows becomes is chance (each is tried in proto's pack tests).
+    refused(&v, "a bit flipped and listed", &["NOT_GZIP"], |site, pack| {
         let mut bytes = pack.bytes();
-        let n = bytes.len() - 40;
-        bytes[n] ^= 1;
+        let checksum = bytes.len() - 8;
+        bytes[checksum] ^= 1;
         list(site, &pack, &bytes, of_bytes(pack.entry(), &bytes));
     });
     refused(&v, "no trailer", &["TRUNCATED"], |site, pack| {
