@@ -179,6 +179,9 @@ fn told_fault(id: &DeviceId, f: &Fault) -> Option<(String, String, String)> {
     let line = format!("{id}, since {}: {}{object}", f.since, one_line(&f.text, 1000));
     match f.code.as_str() {
         fault::PACK_IN_ERROR => Some((format!("pack-in-error/{of}"), format!("A pack of {of} is in error"), line)),
+        fault::PACK_MISSING => {
+            Some((format!("pack-missing/{of}"), format!("A pack of {of} is missing from the bucket"), line))
+        }
         fault::DISK_FULL => Some((format!("disk-full/{id}"), format!("The disk of {id} is full"), line)),
         fault::HALTED => Some((format!("halted/{id}"), format!("{id} stopped: its disk or database is unsound"), line)),
         // Also one that was healed before the heartbeat: the stream's state does not show it any more.
@@ -326,6 +329,7 @@ mod tests {
         let stream = |r: StreamReport| BTreeMap::from([("price@all".parse::<Instance>().unwrap(), r)]);
         use StreamState::{Drift, Ok};
         assert_eq!(with(&|b| b.errors = vec![fault("PACK_IN_ERROR", Some("price@all"))]), ["pack-in-error/price@all"]);
+        assert_eq!(with(&|b| b.errors = vec![fault("PACK_MISSING", Some("price@all"))]), ["pack-missing/price@all"]);
         assert_eq!(with(&|b| b.errors = vec![fault("DISK_FULL", None)]), ["disk-full/1-1"]);
         assert_eq!(with(&|b| b.errors = vec![fault("HALTED", None)]), ["halted/1-1"]);
         let healed = "healed before it was told";

@@ -67,7 +67,7 @@ pub struct Taken {
 
 /// Faults that a device tells at least once, though they are mended by then.
 fn is_told_once(f: &Fault) -> bool {
-    [fault::DRIFT, fault::PACK_IN_ERROR].contains(&f.code.as_str())
+    [fault::DRIFT, fault::PACK_IN_ERROR, fault::PACK_MISSING].contains(&f.code.as_str())
 }
 
 /// A device's clock may run ahead: what it tells began before it was heard.

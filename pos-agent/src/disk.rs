@@ -22,7 +22,7 @@ impl Room {
             Some(HumanBytes(n)) => n,
             None => shelf::ballast_bytes(shelf::free_space(data_dir)?.total),
         };
-        let room = Room { dir: data_dir.to_owned(), ballast: data_dir.join("ballast"), bytes };
+        let room = Room { dir: data_dir.to_owned(), ballast: data_dir.join(shelf::BALLAST), bytes };
         room.restore();
         Ok(room)
     }
@@ -57,14 +57,13 @@ impl Room {
         }
     }
 
-    /// Makes the ballast anew when there is ample room.
-    pub fn restore(&self) {
+    /// Makes the ballast anew when there is ample room; whether it is held.
+    pub fn restore(&self) -> bool {
         if self.space().is_some_and(|s| s.free < self.bytes.saturating_mul(2)) && !self.ballast.exists() {
-            return;
+            return self.bytes == 0;
         }
-        if let Err(e) = Ballast::ensure(&self.ballast, self.bytes) {
-            tracing::warn!(error = %e, bytes = self.bytes, "there is no room for the ballast");
-        }
+        let made = Ballast::ensure(&self.ballast, self.bytes);
+        made.inspect_err(|e| tracing::warn!(error = %e, bytes = self.bytes, "there is no room for the ballast")).is_ok()
     }
 }
 

@@ -119,10 +119,18 @@ pub const HEARTBEAT: &str = "heartbeat";
 
 async fn post(agent: &Agent) -> Result<(), ReportError> {
     let told = agent.memory.look(|f| f.to_tell());
-    let (seq, key) = {
+    let take = || {
         let mut device = lock(&agent.device);
-        (device.next_seq()?, device.key().clone())
+        device.next_seq().map(|seq| (seq, device.key().clone()))
     };
+    // A full disk must not make the register silent.
+    let (seq, key) = take().or_else(|e| {
+        if !e.is_disk_full() {
+            return Err(e);
+        }
+        agent.out_of_room(&e.to_string());
+        take()
+    })?;
     let beat = heartbeat(stand(agent, told.clone()), seq, agent.clock.now());
     let envelope: Envelope = serde_json::from_slice(&beat.seal(&key)?)?;
     let body = serde_json::to_vec(&Beats { beats: vec![Beat { envelope, seen_s: 0 }] })?;

@@ -3,6 +3,7 @@
 use crate::ids::Version;
 use crate::layout::PackKind;
 use crate::manifest::PackEntry;
+use std::collections::BTreeMap;
 
 /// The packs to apply, in order, that lead from `from` (none: an empty replica, or one whose
 /// version cannot be built on) to `target` for the fewest bytes. Packs for which `usable` says no
@@ -18,35 +19,8 @@ pub fn cheapest(
     if from == Some(target) {
         return Some(Vec::new());
     }
-    // For each version reached: the bytes it costs and the last pack. Packs come in order of
-    // version and lead upwards only, so that one pass settles each.
-    let mut reached: Vec<(Version, u64, usize)> = Vec::new();
-    for (i, pack) in packs.iter().enumerate() {
-        if pack.version > target || from.is_some_and(|f| pack.version <= f) || !usable(pack) {
-            continue;
-        }
-        let before = match (pack.kind, pack.base) {
-            (PackKind::Full, _) => Some(0),
-            (PackKind::Delta, base) if base == from && from.is_some() => Some(0),
-            (PackKind::Delta, base) => reached.iter().filter(|r| Some(r.0) == base).map(|r| r.1).min(),
-        };
-        if let Some(before) = before {
-            reached.push((pack.version, before.saturating_add(pack.bytes), i));
-        }
-    }
-    let mut at = target;
-    let mut way = Vec::new();
-    loop {
-        let &(_, _, i) = reached.iter().filter(|r| r.0 == at).min_by_key(|r| r.1)?;
-        way.push(&packs[i]);
-        match packs[i].base {
-            None => break,
-            Some(base) if Some(base) == from => break,
-            Some(base) => at = base,
-        }
-    }
-    way.reverse();
-    Some(way)
+    let reached = reach(packs, from, target, usable);
+    reached.contains_key(&target).then(|| way_to(packs, from, target, &reached))
 }
 
 /// The highest version up to `target` that some way leads to, with that way: what to do when a
@@ -57,10 +31,44 @@ pub fn furthest(
     target: Version,
     usable: impl Fn(&PackEntry) -> bool,
 ) -> Option<(Version, Vec<&PackEntry>)> {
-    let mut versions: Vec<Version> =
-        packs.iter().map(|p| p.version).filter(|v| *v <= target && from.is_none_or(|f| *v > f)).collect();
-    versions.dedup();
-    versions.into_iter().rev().find_map(|v| cheapest(packs, from, v, &usable).map(|way| (v, way)))
+    let reached = reach(packs, from, target, usable);
+    let (&version, _) = reached.last_key_value()?;
+    Some((version, way_to(packs, from, version, &reached)))
+}
+
+/// Of each version that can be reached, the bytes that it costs and the last pack.
+type Reached = BTreeMap<Version, (u64, usize)>;
+
+/// Packs come in order of version and lead upwards only, so that one pass settles each.
+fn reach(packs: &[PackEntry], from: Option<Version>, target: Version, usable: impl Fn(&PackEntry) -> bool) -> Reached {
+    let mut reached = Reached::new();
+    for (i, pack) in packs.iter().enumerate() {
+        if pack.version > target || from.is_some_and(|f| pack.version <= f) || !usable(pack) {
+            continue;
+        }
+        let before = match (pack.kind, pack.base) {
+            (PackKind::Full, _) => Some(0),
+            (PackKind::Delta, base) if base == from && from.is_some() => Some(0),
+            (PackKind::Delta, base) => base.filter(|b| *b < pack.version).and_then(|b| reached.get(&b)).map(|r| r.0),
+        };
+        let Some(bytes) = before.map(|b| b.saturating_add(pack.bytes)) else { continue };
+        if reached.get(&pack.version).is_none_or(|best| bytes < best.0) {
+            reached.insert(pack.version, (bytes, i));
+        }
+    }
+    reached
+}
+
+/// Back from a version that was reached.
+fn way_to<'p>(packs: &'p [PackEntry], from: Option<Version>, to: Version, reached: &Reached) -> Vec<&'p PackEntry> {
+    let mut way = Vec::new();
+    let mut at = Some(to);
+    while let Some(&(_, i)) = at.and_then(|v| reached.get(&v)) {
+        way.push(&packs[i]);
+        at = packs[i].base.filter(|b| Some(*b) != from);
+    }
+    way.reverse();
+    way
 }
 
 #[cfg(test)]

@@ -51,6 +51,17 @@ pub enum DeviceError {
     Damaged(&'static str, String),
 }
 
+impl DeviceError {
+    /// Whether the disk is full.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            DeviceError::Sqlite(e) => e.is_disk_full(),
+            DeviceError::Shelf(e) => e.is_disk_full(),
+            _ => false,
+        }
+    }
+}
+
 impl From<rusqlite::Error> for DeviceError {
     fn from(e: rusqlite::Error) -> Self {
         DeviceError::Sqlite(SqliteError::new("device.db", e))

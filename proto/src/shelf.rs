@@ -573,6 +573,9 @@ pub fn ballast_bytes(total: u64) -> u64 {
     if total < 256 << 20 { 0 } else { (total / 50).min(64 << 20) }
 }
 
+/// The ballast's file in a data directory.
+pub const BALLAST: &str = "ballast";
+
 /// A file that only takes room, to be let go when the disk is full: SQLite cannot even checkpoint
 /// without any.
 #[derive(Debug, Clone)]

@@ -64,6 +64,8 @@ pub struct Fault {
 pub mod fault {
     /// A pack lies in `error/`.
     pub const PACK_IN_ERROR: &str = "PACK_IN_ERROR";
+    /// A pack that the manifest lists is at no source.
+    pub const PACK_MISSING: &str = "PACK_MISSING";
     /// Rows differ from the version's digest.
     pub const DRIFT: &str = "DRIFT";
     /// No room on disk.

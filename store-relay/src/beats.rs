@@ -106,7 +106,15 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<bool, Refused> {
         heard_at: hall.clock.now(),
         envelope: String::from_utf8(envelope).unwrap_or_default(),
     };
-    hall.spool.keep_beat(&kept).map_err(|e| Refused::NotKept(who, e))?;
+    let keep = || hall.spool.keep_beat(&kept);
+    let in_spite = |e: SpoolError| {
+        if !e.is_disk_full() {
+            return Err(e);
+        }
+        hall.out_of_room(&e.to_string());
+        keep()
+    };
+    keep().or_else(in_spite).map_err(|e| Refused::NotKept(who, e))?;
     let heard = Heard {
         beat: heartbeat,
         envelope: beat.envelope.clone(),

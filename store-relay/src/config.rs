@@ -122,6 +122,8 @@ pub struct TryRules {
     pub later_pause: HumanDuration,
     /// A pack in `error/` for a wrong hash is fetched again after this. 1 h.
     pub refetch: HumanDuration,
+    /// A listed pack that no source has for so long is told, and gone round if another way leads on. 10 min.
+    pub missing: HumanDuration,
     /// A pack in `error/` for a crash is run again after this, then twice this, and so on. 1 min.
     pub crash_pause: HumanDuration,
     /// The longest wait before a pack that crashed is run again. 6 h.
@@ -135,6 +137,7 @@ impl Default for TryRules {
             first_pause: seconds(1),
             later_pause: seconds(5),
             refetch: seconds(3600),
+            missing: seconds(600),
             crash_pause: seconds(60),
             crash_pause_max: seconds(6 * 3600),
         }

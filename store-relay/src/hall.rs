@@ -472,6 +472,17 @@ impl Hall {
         }
     }
 
+    /// No room on the disk: lets the ballast go, so that the databases can be written again, and says so.
+    pub fn out_of_room(&self, text: &str) {
+        let ballast = self.config.data_dir.join(shelf::BALLAST);
+        if ballast.exists()
+            && let Err(e) = shelf::remove(&ballast)
+        {
+            tracing::error!(error = %e, "the ballast cannot be let go");
+        }
+        self.fault(fault::DISK_FULL, None, "", text);
+    }
+
     /// Brings back what sources held that was refused: nothing has mended it while this process did not run.
     pub fn restore_refusals(&self, sources: &[Source]) -> Result<(), SpoolError> {
         for (source, fault) in self.spool.refusals()? {

@@ -33,9 +33,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-/// The ballast's file in the data directory.
-pub const BALLAST: &str = "ballast";
-
 /// The fault of this machine's own files, where it is neither a full disk nor a failed sync.
 pub const LOCAL: &str = "LOCAL_FILES";
 
@@ -65,7 +62,7 @@ pub enum RelayError {
 impl RelayError {
     fn is_disk_full(&self) -> bool {
         match self {
-            RelayError::Device(DeviceError::Sqlite(e)) => e.is_disk_full(),
+            RelayError::Device(e) => e.is_disk_full(),
             RelayError::Spool(e) => e.is_disk_full(),
             RelayError::Shadow(e) => e.is_disk_full(),
             RelayError::Shelf(e) | RelayError::Lock(LockError::Shelf(e)) => e.is_disk_full(),
@@ -109,6 +106,8 @@ pub struct Relay {
     pub(crate) down: Mutex<BTreeMap<String, Duration>>,
     /// Packs that failed lately, until when they wait.
     pub(crate) pauses: Mutex<BTreeMap<PackName, Duration>>,
+    /// Listed packs that no source has, since when.
+    pub(crate) absent: Mutex<BTreeMap<PackName, Duration>>,
     /// Packs in `ok/` whose files turned out damaged.
     pub(crate) rotten: tokio::sync::Mutex<mpsc::UnboundedReceiver<PackName>>,
     /// Ends scratch proofs, when there is something better to do.
@@ -138,13 +137,14 @@ impl Relay {
     pub fn open(config: Config, clock: Arc<dyn Clock>, tools: Tools) -> Result<Relay, RelayError> {
         shelf::create_dir(&config.data_dir)?;
         let lock = LockFile::acquire(&config.data_dir)?;
-        let ballast = config.data_dir.join(BALLAST);
+        let ballast = config.data_dir.join(shelf::BALLAST);
         match Relay::open_files(&config, &tools) {
             Err(e) if e.is_disk_full() && ballast.exists() => {
-                tracing::error!(error = %e, "the disk is full; the ballast is let go");
                 shelf::remove(&ballast)?;
                 let opened = Relay::open_files(&config, &tools)?;
-                Relay::start(config, clock, lock, opened)
+                let relay = Relay::start(config, clock, lock, opened)?;
+                relay.hall.out_of_room(&e.to_string());
+                Ok(relay)
             }
             opened => Relay::start(config, clock, lock, opened?),
         }
@@ -177,6 +177,7 @@ impl Relay {
             followers,
             down: Mutex::default(),
             pauses: Mutex::default(),
+            absent: Mutex::default(),
             rotten: tokio::sync::Mutex::new(rotten),
             spare: Mutex::default(),
             locks: Mutex::default(),
@@ -513,13 +514,8 @@ impl Relay {
 
     /// Lets the ballast go, so that the databases can be brought into order, and says so.
     pub(crate) fn disk_full(&self, text: &str) {
-        let ballast = self.hall.config.data_dir.join(BALLAST);
-        let held = ballast.exists();
-        if held && let Err(e) = shelf::remove(&ballast) {
-            tracing::error!(error = %e, "the ballast cannot be let go");
-        }
         self.make_room();
-        self.hall.fault(fault::DISK_FULL, None, "", text);
+        self.hall.out_of_room(text);
         for checkpoint in [
             self.shadow.truncate_wal().map_err(|e| e.to_string()),
             self.hall.spool.checkpoint(proto::replica::sqlite::Checkpoint::Truncate).map_err(|e| e.to_string()),
@@ -530,19 +526,17 @@ impl Relay {
         }
     }
 
-    /// Takes the ballast up (again), when there is room for it and as much besides.
-    pub(crate) fn hold_ballast(&self) {
+    /// Takes the ballast up (again), when there is room for it and as much besides; whether it is held.
+    pub(crate) fn hold_ballast(&self) -> bool {
         let config = &self.hall.config;
-        let path = config.data_dir.join(BALLAST);
-        let Ok(space) = shelf::free_space(&config.data_dir) else { return };
+        let path = config.data_dir.join(shelf::BALLAST);
+        let Ok(space) = shelf::free_space(&config.data_dir) else { return false };
         let bytes = config.ballast.map_or_else(|| shelf::ballast_bytes(space.total), |b| b.0);
         let there = std::fs::symlink_metadata(&path).is_ok_and(|m| m.len() == bytes);
         if there || (bytes > 0 && space.free < bytes.saturating_mul(2)) {
-            return;
+            return there;
         }
-        if let Err(e) = Ballast::ensure(&path, bytes) {
-            tracing::warn!(error = %e, "no ballast");
-        }
+        Ballast::ensure(&path, bytes).inspect_err(|e| tracing::warn!(error = %e, "no ballast")).is_ok()
     }
 
     /// The instances at their shadow's version whose chain in `ok/` has a gap.

@@ -47,11 +47,12 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
     let over = hall.state().over(&status.errors);
     status.errors.extend(over);
     let (registers, now) = (registers_heard(hall), hall.clock.now());
-    let mut device = follow::lock(&hall.device);
+    let seq = next_seq(hall)?;
+    let device = follow::lock(&hall.device);
     let beat = Heartbeat {
         format: 1,
         device: status.id,
-        seq: device.next_seq()?,
+        seq,
         sent_at: now,
         program: concat!("store-relay ", env!("CARGO_PKG_VERSION")).to_owned(),
         serial: status.serial,
@@ -64,6 +65,18 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
         registers,
     };
     Ok(serde_json::from_slice(&beat.seal(device.key())?)?)
+}
+
+/// The number of the next heartbeat; a full disk must not make the store silent.
+fn next_seq(hall: &Hall) -> Result<u64, DeviceError> {
+    let take = || follow::lock(&hall.device).next_seq();
+    take().or_else(|e| {
+        if !e.is_disk_full() {
+            return Err(e);
+        }
+        hall.out_of_room(&e.to_string());
+        take()
+    })
 }
 
 /// Headquarters has heard of so many drifts that were healed, and of these packs.

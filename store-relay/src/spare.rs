@@ -119,20 +119,22 @@ impl Relay {
     /// The listed, the recent and the failed stay; the rest goes.
     pub(crate) async fn tidy(&self) {
         match self.try_tidy().await {
-            Ok(()) => self.room_again(),
+            Ok(()) => {
+                let held = self.hold_ballast();
+                self.room_again(held);
+            }
             Err(RelayError::Shadow(e)) if e.verdict() == Verdict::Rebuild => {
                 self.begin_shadow_anew(&e.to_string()).await;
             }
             Err(e) => tracing::warn!(error = %e, "not all is in order; it is looked at again"),
         }
-        self.hold_ballast();
     }
 
-    /// A full disk that has room again, and everything in order on it, is mended.
-    fn room_again(&self) {
+    /// A full disk that has room again, for the ballast too, and everything in order on it, is mended.
+    fn room_again(&self, ballast: bool) {
         let hall = &self.hall;
         let at_head = hall.state().streams().values().all(|s| s.state == StreamState::Ok);
-        if at_head && hall.disk().is_some_and(|d| d.free > ROOM) {
+        if ballast && at_head && hall.disk().is_some_and(|d| d.free > ROOM) {
             hall.mended(fault::DISK_FULL, "");
         }
         hall.mended(LOCAL, "");

@@ -104,6 +104,7 @@ impl Relay {
             let way = match self.plan(stream, supply) {
                 Plan::There => {
                     self.waits(stream, None);
+                    self.none_is_missing(stream);
                     return Outcome::AtHead;
                 }
                 Plan::Wait(pause, why) => {
@@ -175,7 +176,10 @@ impl Relay {
             tries::usable(state.attempts.get(&name), &p.sha256, now, rules) && (p.bytes == 0 || supply.may_have(&name))
         };
         let from = held.filter(|_| !drifted);
-        let Some((reached, way)) = chain::furthest(&priced, from, entry.version, usable) else {
+        // Round what no source has, if another way leads on; it is asked for again where none does.
+        let there = |p: &PackEntry| usable(p) && (p.bytes == 0 || !self.is_missing(&p.name(&instance)));
+        let way = chain::furthest(&priced, from, entry.version, there);
+        let Some((reached, way)) = way.or_else(|| chain::furthest(&priced, from, entry.version, usable)) else {
             return Plan::NoWay(match from {
                 Some(v) => format!("no usable pack leads on from {v}"),
                 None => format!("no usable full leads to {}", entry.version),
@@ -212,6 +216,36 @@ impl Relay {
 
     fn pauses(&self) -> MutexGuard<'_, BTreeMap<PackName, Duration>> {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn absent(&self) -> MutexGuard<'_, BTreeMap<PackName, Duration>> {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether no source has had a listed pack for long.
+    fn is_missing(&self, name: &PackName) -> bool {
+        let (now, limit) = (self.hall.clock.monotonic(), self.hall.config.tries.missing.0);
+        self.absent().get(name).is_some_and(|since| now.saturating_sub(*since) >= limit)
+    }
+
+    /// A source says that it has not got a listed pack, and no other has it. A mirror may lag; after a while it is told.
+    fn note_absent(&self, name: &PackName) {
+        self.absent().entry(name.clone()).or_insert_with(|| self.hall.clock.monotonic());
+        if self.is_missing(name) {
+            let text = format!("the manifest lists {name}, and no source has it");
+            self.hall.fault(fault::PACK_MISSING, Some(&name.instance), &name.to_string(), text);
+        }
+    }
+
+    /// A stream that is at its head misses nothing.
+    fn none_is_missing(&self, stream: &StreamName) {
+        let mut found: Vec<PackName> = Vec::new();
+        self.absent().retain(|name, _| {
+            let of_stream = name.instance.stream == *stream;
+            found.extend(of_stream.then(|| name.clone()));
+            !of_stream
+        });
+        found.iter().for_each(|name| self.hall.mended(fault::PACK_MISSING, &name.to_string()));
     }
 
     /// Step 2: the packs in order, as far as they could be got; and what stopped it.
@@ -392,6 +426,9 @@ impl Relay {
         let failures: Vec<&FetchError> = errors.iter().filter(|e| tries::fetch_cause(e).is_some()).collect();
         if failures.is_empty() {
             let text = if text.is_empty() { format!("{name}: there is no source") } else { text };
+            if any(FetchErrorKind::NotFound) {
+                self.note_absent(name);
+            }
             self.waits(stream, Some(&text));
             return Some(Outcome::Again(SOON, text));
         }

@@ -64,6 +64,24 @@ pub fn powerless(program: &Path, death: &str) -> Command {
     c
 }
 
+/// Runs what is added to it where it may mount small disks: `unshare` with what this user needs; panics with the way
+/// to mend it where neither works.
+#[track_caller]
+pub fn with_disks() -> Command {
+    let ways = [&["-m", "--propagation", "private"][..], &["-Urm"][..]];
+    let works = |args: &&&[&str]| {
+        let mut probe = Command::new(program("unshare"));
+        probe.args(**args).args(["mount", "-t", "tmpfs", "none", "/mnt"]);
+        probe.output().is_ok_and(|o| o.status.success())
+    };
+    let args = ways.iter().find(works).unwrap_or_else(|| {
+        panic!("this test mounts a small disk: run it as root (a container needs CAP_SYS_ADMIN), or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)")
+    });
+    let mut command = Command::new(program("unshare"));
+    command.args(*args);
+    command
+}
+
 fn group_of(user: &str) -> &str {
     if user == "nobody" { "nogroup" } else { user }
 }

@@ -6,24 +6,7 @@
 
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
 use tillcast_tests::{Product, Site, digest, process, temp_dir};
-
-/// `unshare` with what this user needs; panics with the way to mend it where neither works.
-fn namespace() -> Command {
-    let ways = [&["-m", "--propagation", "private"][..], &["-Urm"][..]];
-    let works = |args: &&&[&str]| {
-        let mut probe = Command::new(process::program("unshare"));
-        probe.args(**args).args(["mount", "-t", "tmpfs", "none", "/mnt"]);
-        probe.output().is_ok_and(|o| o.status.success())
-    };
-    let args = ways.iter().find(works).unwrap_or_else(|| {
-        panic!("this test mounts a small disk: run it as root (a container needs CAP_SYS_ADMIN), or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)")
-    });
-    let mut command = Command::new(process::program("unshare"));
-    command.args(*args);
-    command
-}
 
 /// A site whose price stream is to grow by two megabytes that do not compress.
 fn site() -> Site {
@@ -63,7 +46,7 @@ fn on_a_small_disk(dir: &Path, product: Product, megabytes: u32, out: &Path, scr
         bin = product.path().display(),
         out = out.display(),
     );
-    let done = namespace().args(["sh", "-c", &text]).output().unwrap();
+    let done = process::with_disks().args(["sh", "-c", &text]).output().unwrap();
     let log = std::fs::read_to_string(out.join("log")).unwrap_or_default();
     assert!(done.status.success(), "{done:?}\n{log}");
 }

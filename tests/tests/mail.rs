@@ -265,6 +265,33 @@ fn a_pack_in_error_is_one_mail_and_the_next_full_ends_it() {
 }
 
 #[test]
+fn a_pack_gone_from_the_bucket_is_one_mail_and_the_next_full_ends_it() {
+    let smtp = Smtp::start();
+    let site = watchful(&smtp).relay("tries.missing", "'0s'").build();
+    site.publish();
+    let hq = site.hq.start_ready();
+    site.bring_down();
+    site.sql("UPDATE promo SET percent = percent % 80 + 1");
+    site.publish();
+    let (name, _) = site.head_pack("0421", "promo");
+    std::fs::remove_file(site.bucket().join(&name)).unwrap();
+    site.relay("0421").run(&["once"]).code(3);
+    let missing = "A pack of promo@zone-east is missing from the bucket";
+    let mail = wait_for(&smtp, missing);
+    for word in ["0421", name.rsplit('/').next().unwrap()] {
+        assert!(mail.text.contains(word), "{word} is not in:\n{}", mail.text);
+    }
+    site.relay("0421").run(&["once"]).code(3);
+    site.sql("UPDATE promo SET percent = percent % 80 + 1");
+    site.publish().says(&["promo@zone-east", "full"]);
+    site.bring_down();
+    site.assert_all_proven();
+    wait_for(&smtp, &format!("Recovered: {missing}"));
+    assert_eq!(subjects(&smtp), [missing, &format!("Recovered: {missing}")]);
+    hq.term();
+}
+
+#[test]
 fn rows_changed_by_hand_are_one_mail_though_healed_at_once() {
     let smtp = Smtp::start();
     let site = watchful(&smtp).build();

@@ -18,7 +18,7 @@ use crate::plan::{self, Next, Standing};
 use crate::register_db::{AllHeld, DbError, RegisterDb, at, move_aside};
 use crate::report::Skew;
 use crate::tries::Tries;
-use crate::upstream::Upstream;
+use crate::upstream::{RelayWord, Upstream};
 use proto::clock::Clock;
 use proto::device::{Device, DeviceError};
 use proto::failpoint;
@@ -84,6 +84,15 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    fn is_disk_full(&self) -> bool {
+        match self {
+            OpenError::Device(e) => e.is_disk_full(),
+            OpenError::Database(e) => e.is_disk_full(),
+            OpenError::Shelf(e) => e.is_disk_full(),
+            _ => false,
+        }
+    }
+
     /// Whether settings or set-up are to be mended by a person.
     pub fn is_set_up(&self) -> bool {
         matches!(
@@ -158,19 +167,20 @@ enum Went<T> {
     Over(End),
 }
 
-impl Agent {
-    /// Opens everything below the data directory, which must be enrolled and unused.
-    pub fn open(config: Config, clock: Arc<dyn Clock>, observer: Option<Observer>) -> Result<Agent, OpenError> {
-        let dir = config.data_dir.clone();
-        // A missing directory is a missing enrolment: nothing is made here.
-        if !dir.join(proto::device::FILE).exists() {
-            return Err(DeviceError::NotEnrolled(dir.display().to_string()).into());
-        }
-        let lock = shelf::LockFile::acquire(&dir)?;
-        shelf::sweep(&dir)?;
-        let device = Arc::new(Mutex::new(Device::open(&dir, &config.device(), &config.limits)?));
+/// The databases of a data directory, open.
+struct Files {
+    device: Arc<Mutex<Device>>,
+    memory: Memory,
+    word: RelayWord,
+    db: RegisterDb,
+    /// Why `store.db` was begun anew.
+    damage: Option<String>,
+}
+
+impl Files {
+    fn open(config: &Config) -> Result<Files, OpenError> {
+        let device = Arc::new(Mutex::new(Device::open(&config.data_dir, &config.device(), &config.limits)?));
         let (memory, word) = Memory::load(device.clone())?;
-        let room = Room::open(&dir, config.ballast)?;
         let (db, damage) = match RegisterDb::open(&config.store_db(), &config.limits) {
             Err(e) if e.verdict() == Verdict::Rebuild => {
                 let damage = sqlite::is_damaged(&config.store_db()).then(|| e.to_string());
@@ -181,6 +191,29 @@ impl Agent {
             }
             other => (other?, None),
         };
+        Ok(Files { device, memory, word, db, damage })
+    }
+}
+
+impl Agent {
+    /// Opens everything below the data directory, which must be enrolled and unused.
+    pub fn open(config: Config, clock: Arc<dyn Clock>, observer: Option<Observer>) -> Result<Agent, OpenError> {
+        let dir = config.data_dir.clone();
+        // A missing directory is a missing enrolment: nothing is made here.
+        if !dir.join(proto::device::FILE).exists() {
+            return Err(DeviceError::NotEnrolled(dir.display().to_string()).into());
+        }
+        let lock = shelf::LockFile::acquire(&dir)?;
+        shelf::sweep(&dir)?;
+        let (files, no_room) = match Files::open(&config) {
+            Err(e) if e.is_disk_full() && dir.join(shelf::BALLAST).exists() => {
+                shelf::remove(&dir.join(shelf::BALLAST))?;
+                (Files::open(&config)?, Some(e.to_string()))
+            }
+            files => (files?, None),
+        };
+        let Files { device, memory, word, db, damage } = files;
+        let room = Room::open(&dir, config.ballast)?;
         shelf::create_dir(&dir.join("packs"))?;
         let upstream = Upstream::new(&config, clock.clone(), word)?;
         // A halt lasts until somebody restarted the service.
@@ -189,7 +222,7 @@ impl Agent {
             memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), damage, clock.now()));
         }
         let tries = Tries::open(&dir, clock.monotonic());
-        Ok(Agent {
+        let agent = Agent {
             config,
             device,
             db,
@@ -211,7 +244,11 @@ impl Agent {
             shown: Mutex::new(Shown::default()),
             observer,
             _lock: lock,
-        })
+        };
+        if let Some(why) = no_room {
+            agent.out_of_room(&why);
+        }
+        Ok(agent)
     }
 
     /// One cycle: as far as every stream can come now. `news` breaks off a download, which goes on

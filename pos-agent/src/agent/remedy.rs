@@ -212,12 +212,10 @@ impl Agent {
 
     /// No room: let the ballast go, so that SQLite can clean up; the version held stays whole.
     pub(super) async fn no_room(&self, why: &str) {
-        let now = self.clock.now();
-        self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, why, now));
         if !self.full.swap(true, Ordering::Relaxed) {
             tracing::error!(%why, "no room on the disk; the versions held stay");
         }
-        self.room.release();
+        self.out_of_room(why);
         // Applied packs may still lie there.
         *self.swept_for.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if let Err(e) = self.db.truncate_log().await {
@@ -234,11 +232,17 @@ impl Agent {
             self.memory.faults(|f| f.raise(fault::HALTED, None, None, text, now));
         } else if disk_full {
             self.full.store(true, Ordering::Relaxed);
-            self.room.release();
-            self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, text, now));
+            self.out_of_room(text);
         } else {
             tracing::warn!(%text, "trying again");
         }
+    }
+
+    /// No room on the disk: lets the ballast go, so that the databases can be written again, and says so.
+    pub fn out_of_room(&self, text: &str) {
+        let now = self.clock.now();
+        self.room.release();
+        self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, text, now));
     }
 
     /// Sources that failed or were refused, as faults that end when they answer again.
@@ -257,8 +261,7 @@ impl Agent {
         for p in problems {
             match p {
                 FollowError::Device(e) => {
-                    let full = matches!(e, DeviceError::Sqlite(e) if e.is_disk_full());
-                    self.trouble(p.verdict(), full, &e.to_string());
+                    self.trouble(p.verdict(), e.is_disk_full(), &e.to_string());
                 }
                 p => tracing::info!(code = p.code(), "{p}"),
             }

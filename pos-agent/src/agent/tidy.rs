@@ -18,7 +18,9 @@ impl Agent {
     /// Step 7: what the cycle mended, what it found, and idle work.
     pub(super) async fn settle(&self, end: End, advanced: bool) -> End {
         let end = if self.halted.load(Ordering::Relaxed) { End::Halted } else { end };
-        if !self.full.load(Ordering::Relaxed) && !matches!(end, End::Retry | End::Halted) {
+        let calm = !self.full.load(Ordering::Relaxed) && !matches!(end, End::Retry | End::Halted);
+        // It was full until there is room for the ballast too.
+        if calm && self.room.restore() {
             self.memory.faults(|f| f.mend(fault::DISK_FULL, |_| true));
         }
         if end == End::Done && self.is_complete() {
@@ -26,13 +28,10 @@ impl Agent {
             self.memory.faults(|f| f.mend(fault::DRIFT, |f| f.instance.is_none()));
         }
         self.mend_packs();
-        if end == End::Done && !advanced {
-            self.room.restore();
-            if self.log_dirty.load(Ordering::Relaxed) {
-                match self.db.truncate_log().await {
-                    Ok(cut) => self.log_dirty.store(!cut, Ordering::Relaxed),
-                    Err(e) => tracing::warn!(error = %e, "the log could not be cut"),
-                }
+        if end == End::Done && !advanced && self.log_dirty.load(Ordering::Relaxed) {
+            match self.db.truncate_log().await {
+                Ok(cut) => self.log_dirty.store(!cut, Ordering::Relaxed),
+                Err(e) => tracing::warn!(error = %e, "the log could not be cut"),
             }
         }
         if self.memory.save_faults() {

@@ -33,9 +33,10 @@ impl SqliteError {
     pub fn is_newer(&self) -> bool {
         self.source.sqlite_error_code() == Some(ErrorCode::SchemaChanged)
     }
-    /// Whether the disk is full.
+    /// Whether the disk is full: SQLite says so, or cannot make its index (`-shm`) as long as it must be.
     pub fn is_disk_full(&self) -> bool {
-        self.source.sqlite_error_code() == Some(ErrorCode::DiskFull)
+        let no_index = |e: &rusqlite::ffi::Error| e.extended_code == libsqlite3_sys::SQLITE_IOERR_SHMSIZE;
+        self.source.sqlite_error_code() == Some(ErrorCode::DiskFull) || self.source.sqlite_error().is_some_and(no_index)
     }
 }
 

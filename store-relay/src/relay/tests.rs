@@ -191,6 +191,33 @@ async fn a_cut_pack_or_a_dead_source_is_no_try() {
 }
 
 #[tokio::test]
+async fn a_pack_that_no_source_has_is_told_after_a_while_and_gone_round() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    fs::remove_file(hq.path(&hq.pack("price", 2, Delta).into())).unwrap();
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty(), "a mirror may lag");
+    store.clock.advance(HOUR / 6);
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["PACK_MISSING"]);
+    let told = state(&relay).all_faults().remove(0);
+    assert_eq!(told.instance, Some(hq.instance("price")));
+    assert!(told.text.contains("0000000002.delta.pack"), "{}", told.text);
+    assert!(state(&relay).attempts.is_empty(), "it is no bad pack");
+    // Headquarters heard of it: a full leads past the gap, though it has more bytes than what is listed before it.
+    let many: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a full long"))).collect();
+    hq.publish("price", &many, Make::Both);
+    hq.sign();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(3));
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    assert!(fault_codes(&relay).is_empty() && state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
+}
+
+#[tokio::test]
 async fn a_drifted_shadow_is_healed_by_a_full_without_a_try() {
     let (mut hq, store) = two_streams();
     let relay = store.open();

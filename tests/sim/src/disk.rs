@@ -6,7 +6,52 @@
 
 use crate::dice::Dice;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use tillcast_tests::process::succeed;
+
+/// What a machine's disk holds at most: some times what it needs.
+const MEGABYTES: u32 = 12;
+
+/// A machine's own disk, of a size that can be filled. Wants to run where it may mount (`process::with_disks`).
+#[derive(Debug)]
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Puts an empty disk at a new directory.
+    pub fn mount(at: &Path) -> SmallDisk {
+        fs::create_dir_all(at).unwrap();
+        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={MEGABYTES}m"), "none"]).arg(at));
+        SmallDisk(at.to_owned())
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+    /// Somebody else takes all the room there is.
+    pub fn fill(&self) {
+        let mut filler = fs::File::options().create(true).append(true).open(self.filler()).unwrap();
+        for block in [vec![b'x'; 1 << 16], vec![b'x'; 1 << 12]] {
+            while filler.write(&block).is_ok_and(|n| n > 0) {}
+        }
+    }
+    /// And gives it back.
+    pub fn empty(&self) {
+        let _ = fs::remove_file(self.filler());
+    }
+    /// Whether somebody else holds room.
+    pub fn is_filled(&self) -> bool {
+        self.filler().exists()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: what a dead machine's threads hold open goes when they do.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
 
 /// All files below a directory, in order.
 pub fn files(dir: &Path) -> Vec<PathBuf> {
@@ -32,7 +77,7 @@ pub fn power_cut(dir: &Path, dice: &mut Dice) {
                 fs::remove_file(&path).unwrap();
             }
         } else if name.ends_with("-wal") && dice.percent(40) {
-            let mut log = fs::read(&path).unwrap();
+            let log = fs::read(&path).unwrap();
             if log.len() >= 32 {
                 // A transaction of which some sectors came to the disk, and no commit.
                 let frame = log[32..log.len().min(32 + 24 + 4096)].to_vec();
@@ -41,8 +86,8 @@ pub fn power_cut(dir: &Path, dice: &mut Dice) {
                     1 => frame[..dice.index(frame.len() + 1)].to_vec(),
                     _ => vec![0; dice.between(1, 9000) as usize],
                 };
-                log.extend(torn);
-                fs::write(&path, log).unwrap();
+                // On a full disk, as much of it as fits.
+                let _ = fs::File::options().append(true).open(&path).unwrap().write_all(&torn);
             }
         }
     }

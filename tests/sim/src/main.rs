@@ -2,10 +2,12 @@
 
 use clap::Parser;
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tillcast_sim::run_seed;
+use tillcast_tests::process::with_disks;
 
 /// Runs the simulation. Exits with 1 when a seed found something.
 #[derive(Debug, Parser)]
@@ -25,17 +27,25 @@ struct Options {
     /// Stops after so many finds.
     #[arg(long, default_value_t = 10)]
     finds: usize,
-    /// Says everything as it happens, and keeps the files of a find.
+    /// Says everything as it happens.
     #[arg(short, long)]
     verbose: bool,
     /// Where the machines' directories are; best in memory.
     #[arg(long)]
     scratch: Option<PathBuf>,
+    /// Runs where it may mount small disks already.
+    #[arg(long, hide = true)]
+    with_disks: bool,
 }
 
 #[allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "test code")]
 fn main() -> ExitCode {
     let o = Options::parse();
+    if !o.with_disks {
+        let mut again = with_disks();
+        again.arg(std::env::current_exe().unwrap()).args(std::env::args_os().skip(1)).arg("--with-disks");
+        panic!("{again:?}: {}", again.exec());
+    }
     let memory = PathBuf::from("/dev/shm");
     let below = o.scratch.clone().unwrap_or(if memory.is_dir() { memory } else { std::env::temp_dir() });
     let dir = tempfile::Builder::new().prefix("tillcast-sim-").tempdir_in(below).unwrap();

@@ -193,6 +193,22 @@ impl Model {
         Ok(())
     }
 
+    /// Opens a device's database; on a full disk a copy of it, for there may be no room to make its index.
+    fn open(&self, file: &Path) -> Connection {
+        if !file.with_file_name("filler").exists() {
+            return digest::open_read_only(file);
+        }
+        let copy = self.hq.with_file_name("copy.db");
+        for end in ["", "-wal", "-shm"] {
+            let [from, to] = [file, &copy].map(|f| format!("{}{end}", f.display()));
+            let _ = std::fs::remove_file(&to);
+            if end != "-shm" && Path::new(&from).exists() {
+                std::fs::copy(from, to).unwrap();
+            }
+        }
+        digest::open_read_only(&copy)
+    }
+
     /// Whether a database was written since the last time, by its file and its log.
     fn is_written(&mut self, file: &Path) -> bool {
         let log = PathBuf::from(format!("{}-wal", file.display()));
@@ -207,7 +223,7 @@ impl Model {
         if !file.exists() || !self.is_written(&file) {
             return Ok(());
         }
-        let db = digest::open_read_only(&file);
+        let db = self.open(&file);
         let rows = match streams_of(&db) {
             Ok(rows) => rows,
             Err(_) => return Ok(()), // Not made yet.
@@ -254,7 +270,7 @@ impl Model {
         let shadow = data.join("shadow.db");
         if shadow.exists() && self.is_written(&shadow) {
             let mut proofs = BTreeSet::new();
-            let db = digest::open_read_only(&shadow);
+            let db = self.open(&shadow);
             if let Ok(rows) = streams_of(&db) {
                 for (stream, audience, version, _) in rows {
                     let found = digest::of_table(&db, &stream);
@@ -308,7 +324,7 @@ impl Model {
 
     /// What a device holds of each instance.
     pub fn holds(&self, file: &Path) -> BTreeMap<String, (u64, String)> {
-        let db = digest::open_read_only(file);
+        let db = self.open(file);
         let rows = streams_of(&db).unwrap_or_default();
         rows.into_iter().map(|(s, a, v, _)| (format!("{s}@{a}"), (v, digest::of_table(&db, &s)))).collect()
     }

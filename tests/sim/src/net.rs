@@ -68,6 +68,14 @@ pub struct Question {
     pub body: Bytes,
 }
 
+impl Question {
+    /// A plain one.
+    pub fn get(to: Who, path: &str) -> Question {
+        let (method, path) = (http::Method::GET, path.to_owned());
+        Question { method, path, to, headers: http::HeaderMap::new(), body: Bytes::new() }
+    }
+}
+
 /// Where product code waits for an answer.
 pub type Reply = oneshot::Sender<Result<reqwest::Response, String>>;
 

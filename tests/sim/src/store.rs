@@ -1,6 +1,7 @@
 //! The machines of a store: how a relay and a register are set up, started and asked to do one thing.
 
 use crate::clock::Machine;
+use crate::disk::SmallDisk;
 use crate::net::Line;
 use bytes::Bytes;
 use pos_agent::agent::{Agent, OpenError};
@@ -130,6 +131,8 @@ pub struct RelayNode {
     pub store: String,
     /// Its data directory.
     pub data: PathBuf,
+    /// The disk under it.
+    pub disk: SmallDisk,
     /// Its clock.
     pub clock: Arc<Machine>,
     /// The relay, while it runs.
@@ -160,11 +163,11 @@ impl RelayNode {
     pub fn new(dir: &Path, code: &EnrolCode, n: usize, line: Line, clock: Arc<Machine>) -> RelayNode {
         let store = code.id.to_string();
         let data = dir.join(format!("relay-{n}"));
-        fs::create_dir_all(&data).unwrap();
+        let disk = SmallDisk::mount(&data);
         let file = dir.join(format!("relay-{n}.toml"));
         let text = format!(
-            "store = \"{store}\"\ndata_dir = \"{}\"\nsources = [\"http://cdn/\", \"http://bucket/\"]\nhq = \"http://hq/\"\nballast = \"0\"\n\
-             grace = \"10m\"\nerror_grace = \"30m\"\n[tries]\nrefetch = \"10m\"\n",
+            "store = \"{store}\"\ndata_dir = \"{}\"\nsources = [\"http://cdn/\", \"http://bucket/\"]\nhq = \"http://hq/\"\nballast = \"1MiB\"\n\
+             grace = \"10m\"\nerror_grace = \"30m\"\n[tries]\nrefetch = \"10m\"\nmissing = \"1m\"\n",
             data.display()
         );
         fs::write(&file, text).unwrap();
@@ -175,6 +178,7 @@ impl RelayNode {
         RelayNode {
             store,
             data,
+            disk,
             clock,
             relay: None,
             hq,
@@ -243,6 +247,8 @@ pub struct RegisterNode {
     pub relay: usize,
     /// Its data directory.
     pub data: PathBuf,
+    /// The disk under it.
+    pub disk: SmallDisk,
     /// Its clock.
     pub clock: Arc<Machine>,
     /// The agent, while it runs.
@@ -267,10 +273,10 @@ impl RegisterNode {
     pub fn new(dir: &Path, code: &EnrolCode, n: usize, relay: usize, line: Line, clock: Arc<Machine>) -> RegisterNode {
         let id = code.id.to_string();
         let data = dir.join(format!("register-{n}"));
-        fs::create_dir_all(&data).unwrap();
+        let disk = SmallDisk::mount(&data);
         let file = dir.join(format!("register-{n}.toml"));
         let text = format!(
-            "register = \"{id}\"\ndata_dir = \"{}\"\nrelay = \"http://relay-{relay}/\"\nfallback = [\"http://cdn/\"]\nballast = \"0\"\n\
+            "register = \"{id}\"\ndata_dir = \"{}\"\nrelay = \"http://relay-{relay}/\"\nfallback = [\"http://cdn/\"]\nballast = \"1MiB\"\n\
              fallback_jitter = \"0s\"\n",
             data.display()
         );
@@ -282,6 +288,7 @@ impl RegisterNode {
             id,
             relay,
             data,
+            disk,
             clock,
             agent: None,
             news: watch::channel(0).0,

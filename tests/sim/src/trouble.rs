@@ -60,10 +60,16 @@ pub enum Trouble {
     Rot(usize),
     /// Headquarters' power goes at the n-th step of the next publish.
     HqPower(u64),
+    /// A pack is gone from the bucket.
+    Lose,
+    /// A machine's disk is full, for so long.
+    Full(Who, Ms),
+    /// There is room again.
+    Room(Who),
 }
 
 /// The kinds, by number, in the order of [`draw`].
-const KINDS: u64 = 23;
+const KINDS: u64 = 25;
 
 /// The troubles of a seed, by time.
 pub fn plan(stores: usize, registers: usize, until: Ms, dice: &mut Dice) -> Vec<(Ms, Trouble)> {
@@ -117,6 +123,8 @@ fn draw(kind: u64, stores: usize, registers: usize, dice: &mut Dice) -> Trouble 
         19 => Trouble::Theft(dice.index(stores)),
         20 => Trouble::Contract,
         21 => Trouble::Rot(dice.index(stores)),
-        _ => Trouble::HqPower(dice.below(40)),
+        22 => Trouble::HqPower(dice.below(40)),
+        23 => Trouble::Lose,
+        _ => Trouble::Full(any, a_while),
     }
 }
