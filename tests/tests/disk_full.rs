@@ -141,3 +141,32 @@ fn a_register_on_a_full_disk_keeps_selling_and_recovers() {
     assert_eq!(digest::of_database(&out.path().join("store.db")), site.expected("0421"));
     relay.term();
 }
+
+/// After a power cut SQLite's indexes and logs are to be made anew, and there is no room for them.
+fn starts_full(dir: &Path, product: Product) {
+    let out = temp_dir("out");
+    let script = "ask first once; test -e data/ballast
+         rm -f data/*-shm; fill
+         ask full once; test ! -e data/ballast; ask status status
+         rm data/filler
+         ask again once; test -e data/ballast";
+    on_a_small_disk(dir, product, 20, out.path(), script);
+    let is_full = |n: &str| answer(out.path(), n).1.to_string().contains("DISK_FULL");
+    let said = ["first", "full", "again"].map(is_full);
+    assert_eq!(said, [false, true, false], "{}", std::fs::read_to_string(out.path().join("log")).unwrap());
+    let (_, status) = answer(out.path(), "status");
+    assert_eq!(status["streams"]["price@zone-east"]["version"], 1, "{status:#}");
+}
+
+#[test]
+fn a_start_on_a_full_disk_lets_the_ballast_go_and_says_so_until_it_is_back() {
+    let builder = Site::builder().stores(&[("0421", "east")]).registers(1).items(300);
+    let site = builder.relay("ballast", "'1MiB'").agent("ballast", "'1MiB'").build();
+    site.publish();
+    site.relay("0421").run(&["once"]).ok();
+    let relay = site.relay("0421").start_ready();
+    site.register("0421-01").run(&["once"]).ok();
+    starts_full(&site.register("0421-01").dir, Product::Agent);
+    relay.term();
+    starts_full(&site.relay("0421").dir, Product::Relay);
+}
