@@ -119,6 +119,16 @@ impl fmt::Display for StateDigest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowHash(u128);
 
+impl RowHash {
+    /// The hash of a row in its canonical form.
+    pub fn of(canonical: &[u8]) -> RowHash {
+        let full: [u8; 32] = Hasher::digest(canonical).into();
+        let mut first = [0; 16];
+        first.copy_from_slice(&full[..16]);
+        RowHash(u128::from_be_bytes(first))
+    }
+}
+
 /// Hashes rows, reusing one buffer.
 #[derive(Debug, Default)]
 pub struct RowHasher(Vec<u8>);
@@ -130,10 +140,7 @@ impl RowHasher {
         for v in row {
             v.canonical(&mut self.0);
         }
-        let full: [u8; 32] = Hasher::digest(&self.0).into();
-        let mut first = [0; 16];
-        first.copy_from_slice(&full[..16]);
-        RowHash(u128::from_be_bytes(first))
+        RowHash::of(&self.0)
     }
 }
 

@@ -188,6 +188,43 @@ pub fn read_row<'a>(line: &'a [u8], types: &[ColumnType], row: &mut Vec<Value<'a
     de.end()
 }
 
+/// Reads the same, and appends its canonical form.
+pub fn canonical_row(line: &[u8], types: &[ColumnType], out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    let mut row = Vec::with_capacity(types.len());
+    read_row(line, types, &mut row)?;
+    row.iter().for_each(|v| v.canonical(out));
+    Ok(())
+}
+
+/// The values of a canonical form, borrowed from it; `None` if it is none.
+pub fn from_canonical(bytes: &[u8], columns: usize) -> Option<Vec<Value<'_>>> {
+    fn sized<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let (value, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        *rest = after;
+        Some(value)
+    }
+    fn eight(rest: &mut &[u8]) -> Option<[u8; 8]> {
+        let (value, after) = rest.split_first_chunk::<8>()?;
+        *rest = after;
+        Some(*value)
+    }
+    let mut row = Vec::with_capacity(columns);
+    let mut rest = bytes;
+    while let Some((tag, after)) = rest.split_first() {
+        rest = after;
+        row.push(match tag {
+            b'N' => Value::Null,
+            b'I' => Value::Int(i64::from_be_bytes(eight(&mut rest)?)),
+            b'R' => Value::Real(f64::from_be_bytes(eight(&mut rest)?)),
+            b'T' => Value::Text(Cow::Borrowed(std::str::from_utf8(sized(&mut rest)?).ok()?)),
+            b'B' => Value::Blob(Cow::Borrowed(sized(&mut rest)?)),
+            _ => return None,
+        });
+    }
+    (row.len() == columns).then_some(row)
+}
+
 struct RowSeed<'t, 'r, 'a> {
     types: &'t [ColumnType],
     row: &'r mut Vec<Value<'a>>,
@@ -308,6 +345,13 @@ mod tests {
         ) {
             let row = [Value::Int(i), Value::real(r).unwrap(), Value::Text(t.into()), Value::Blob(b.into())];
             prop_assert_eq!(round_trip(&row), row.to_vec());
+            let (mut line, mut canonical) = (Vec::new(), Vec::new());
+            write_row(&row, &mut line).unwrap();
+            canonical_row(&line, &TYPES, &mut canonical).unwrap();
+            prop_assert_eq!(from_canonical(&canonical, 4).unwrap(), row.to_vec());
+            for cut in 0..canonical.len() {
+                prop_assert!(from_canonical(&canonical[..cut], 4).is_none());
+            }
         }
     }
 

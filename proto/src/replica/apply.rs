@@ -1,21 +1,23 @@
 //! Applying packs: strict operations inside one transaction with the version, proved by digests
 //! before it commits. What the pack says must be exactly true of the rows that are here.
 
+use super::ahead::{self, Block, Said};
 use super::sqlite::{Checkpoint, SqliteError};
 use super::{Held, Replica, read_values, stream_digest, table_digest};
 use crate::clock::Timestamp;
-use crate::digest::{RowHasher, Sha256, StateDigest};
+use crate::digest::{RowHash, RowHasher, Sha256, StateDigest};
 use crate::failpoint;
 use crate::ids::{Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::manifest::PackEntry;
-use crate::pack::{Event, Op, PackError, PackReader, RowCounts, Section, Trailer};
+use crate::pack::{Op, PackError, PackReader, RowCounts, Section, Trailer};
 use crate::retry::Verdict;
 use crate::schema::{self, Contract, NotAdditive, SchemaError, Table};
-use crate::value::{self, ColumnType, Value};
+use crate::value::{self, Value};
 use rusqlite::{Connection, Statement};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::mpsc::Receiver;
 
 /// A pack's file, and what the manifest says it is.
 #[derive(Debug, Clone, Copy)]
@@ -270,7 +272,7 @@ impl Replica {
         // 1. Is it the pack that its name says, and does it start from what is here?
         let file =
             crate::shelf::open_regular(pack.path).map_err(|e| refuse(PackError::Io(std::io::Error::other(e))))?;
-        let mut reader = PackReader::new(file, job.instance, pack.entry, &self.limits).map_err(refuse)?;
+        let reader = PackReader::new(file, job.instance, pack.entry, &self.limits).map_err(refuse)?;
         let held = self.held(&job.instance.stream)?;
         let header = reader.header().clone();
         let contract = reader.contract().clone();
@@ -288,13 +290,17 @@ impl Replica {
             }
         };
         // 3. The rows, counted into the digests.
+        // 4. The proof: every table has the digest that HQ's had, and the file is the listed one.
         let mut work =
             Work { db: &self.db, pack: &pack_name, contract: &contract, digests, hasher: RowHasher::default() };
-        let trailer = work.rows(&mut reader)?;
+        let trailer = std::thread::scope(|scope| {
+            let heard = ahead::read_ahead(scope, reader).map_err(refuse)?;
+            let trailer = work.rows(&heard)?;
+            prove(&pack_name, &contract, &work.digests, &trailer)?;
+            work.hear(&heard)?;
+            Ok::<_, ApplyError>(trailer)
+        })?;
         let digests = work.digests;
-        // 4. The proof: every table has the digest that HQ's had, and the file is the listed one.
-        prove(&pack_name, &contract, &digests, &trailer)?;
-        reader.finish().map_err(refuse)?;
         if header.kind == PackKind::Full {
             let indexes: Vec<String> =
                 contract.tables.iter().flat_map(|t| t.indexes.iter().map(|(_, sql)| sql.clone())).collect();
@@ -408,13 +414,18 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn rows<R: std::io::Read>(&mut self, reader: &mut PackReader<R>) -> Result<Trailer, ApplyError> {
+    fn hear(&self, heard: &Receiver<Said>) -> Result<Block, ApplyError> {
+        // A thread that says nothing more has panicked, which ends this one, too.
+        let said = heard.recv().unwrap_or_else(|e| Err(PackError::Io(std::io::Error::other(e))));
+        said.map_err(|source| ApplyError::Pack { pack: self.pack.to_owned(), source })
+    }
+
+    fn rows(&mut self, heard: &Receiver<Said>) -> Result<Trailer, ApplyError> {
         let mut writer: Option<SectionWriter<'_>> = None;
         let (pack, db, contract) = (self.pack, self.db, self.contract);
         loop {
-            let line = reader.line_number() + 1;
-            match reader.next().map_err(|source| ApplyError::Pack { pack: pack.to_owned(), source })? {
-                Event::Section(section) => {
+            match self.hear(heard)? {
+                Block::Section(section) => {
                     if let Some(done) = writer.take() {
                         self.digests.insert(done.table.name.clone(), done.digest);
                     }
@@ -427,17 +438,20 @@ impl Work<'_> {
                         .map_err(|e| SqliteError::new(format!("{pack}: table {}", table.name), e))?;
                     writer = Some(new);
                 }
-                Event::Row(row) => {
+                Block::Rows(rows) => {
                     // The reader gives no row before a section.
                     let Some(w) = writer.as_mut() else { continue };
-                    w.write(row, &mut self.hasher).map_err(|e| e.at(pack, line, w.table, w.op))?;
+                    for (line, row, hash) in rows.iter() {
+                        w.write(row, hash, &mut self.hasher).map_err(|e| e.at(pack, line, w.table, w.op))?;
+                    }
                 }
-                Event::End(trailer) => {
+                Block::End(trailer) => {
                     if let Some(done) = writer.take() {
                         self.digests.insert(done.table.name.clone(), done.digest);
                     }
                     return Ok(trailer);
                 }
+                Block::Listed => {}
             }
         }
     }
@@ -445,8 +459,8 @@ impl Work<'_> {
 
 /// A row that failed, before it is known where it stood.
 enum RowFault {
-    /// The line is not a row of these columns.
-    Line(serde_json::Error),
+    /// The line was not handed over as a row of these columns.
+    Line,
     /// The row does not fit what is here.
     Row { key: String, reason: String },
     /// SQLite failed for a reason of its own.
@@ -456,9 +470,9 @@ enum RowFault {
 impl RowFault {
     fn at(self, pack: &str, line: u64, table: &Table, op: Op) -> ApplyError {
         match self {
-            RowFault::Line(e) => ApplyError::Pack {
+            RowFault::Line => ApplyError::Pack {
                 pack: pack.to_owned(),
-                source: PackError::Line { line, reason: format!("table {}: {e}", table.name) },
+                source: PackError::Line { line, reason: format!("table {}: not a row of it", table.name) },
             },
             RowFault::Row { key, reason } => {
                 ApplyError::Row { pack: pack.to_owned(), line, table: table.name.clone(), op, key, reason }
@@ -472,8 +486,8 @@ impl RowFault {
 struct SectionWriter<'a> {
     table: &'a Table,
     op: Op,
-    /// Types of the rows' values.
-    types: Vec<ColumnType>,
+    /// Values of a row.
+    columns: usize,
     /// Which value of a row is the key's n-th.
     key: Vec<usize>,
     /// For an update: which value of a row replaces the table's n-th column.
@@ -487,7 +501,6 @@ struct SectionWriter<'a> {
 impl<'a> SectionWriter<'a> {
     fn new(db: &'a Connection, table: &'a Table, section: &Section, digest: StateDigest) -> rusqlite::Result<Self> {
         let columns: Vec<usize> = section.columns.iter().filter_map(|c| table.column(c.as_str())).collect();
-        let types = columns.iter().map(|c| table.columns[*c].ty).collect();
         let key: Vec<usize> = table.key.iter().filter_map(|k| columns.iter().position(|c| c == k)).collect();
         let name = |c: usize| &table.columns[c].name;
         // Values are bound by their place in the row: ?1 is the first.
@@ -517,19 +530,19 @@ impl<'a> SectionWriter<'a> {
             _ => Some(db.prepare(&format!("SELECT {} FROM {quoted} WHERE {condition}", table.column_list()))?),
         };
         let changed = (0..table.columns.len()).map(|c| columns.iter().position(|x| *x == c)).collect();
-        Ok(SectionWriter { table, op: section.op, types, key, changed, find, write: db.prepare(&sql)?, digest })
+        let (op, columns, write) = (section.op, columns.len(), db.prepare(&sql)?);
+        Ok(SectionWriter { table, op, columns, key, changed, find, write, digest })
     }
 
-    fn write(&mut self, line: &[u8], hasher: &mut RowHasher) -> Result<(), RowFault> {
-        let mut row: Vec<Value<'_>> = Vec::with_capacity(self.types.len());
-        value::read_row(line, &self.types, &mut row).map_err(RowFault::Line)?;
+    /// Writes a row of the section, from its canonical form; `hash` is that of an inserted row.
+    fn write(&mut self, row: &[u8], hash: RowHash, hasher: &mut RowHasher) -> Result<(), RowFault> {
+        let row = value::from_canonical(row, self.columns).ok_or(RowFault::Line)?;
         // SQLite would give a NULL in an INTEGER PRIMARY KEY a number of its own choice.
         if self.key.iter().any(|k| row[*k] == Value::Null) {
             return Err(self.fault(&row, "a key with NULL"));
         }
         match self.op {
             Op::Insert => {
-                let hash = hasher.hash(&row);
                 self.execute(&row)?;
                 self.digest.add(hash);
             }
@@ -549,11 +562,7 @@ impl<'a> SectionWriter<'a> {
     }
 
     /// The hash of the row that is there, and of what an update makes of it.
-    fn find_old(
-        &mut self,
-        row: &[Value<'_>],
-        hasher: &mut RowHasher,
-    ) -> Result<(crate::digest::RowHash, crate::digest::RowHash), RowFault> {
+    fn find_old(&mut self, row: &[Value<'_>], hasher: &mut RowHasher) -> Result<(RowHash, RowHash), RowFault> {
         let (table, key) = (self.table, &self.key);
         let missing = || RowFault::Row { key: key_text(table, key, row), reason: "there is no such row".into() };
         let Some(find) = self.find.as_mut() else { return Err(missing()) };

@@ -5,6 +5,7 @@
 //! the file holds one whole version, the old or the new. It never asks for more than the pack,
 //! and never writes a row that its digest does not account for.
 
+mod ahead;
 mod apply;
 pub mod sqlite;
 

@@ -13,6 +13,7 @@ use tillcast_tests::process::succeed;
 
 /// What a machine's disk holds at most: some times what it needs.
 const MEGABYTES: u32 = 12;
+const PAGE: usize = 4096;
 
 /// A machine's own disk, of a size that can be filled. Wants to run where it may mount (`process::with_disks`).
 #[derive(Debug)]
@@ -29,12 +30,14 @@ impl SmallDisk {
     fn filler(&self) -> PathBuf {
         self.0.join("filler")
     }
-    /// Somebody else takes all the room there is.
-    pub fn fill(&self) {
+    /// Somebody else takes all the room there is but so many pages.
+    pub fn fill(&self, pages: u64) {
         let mut filler = fs::File::options().create(true).append(true).open(self.filler()).unwrap();
-        for block in [vec![b'x'; 1 << 16], vec![b'x'; 1 << 12]] {
+        for block in [vec![b'x'; 16 * PAGE], vec![b'x'; PAGE]] {
             while filler.write(&block).is_ok_and(|n| n > 0) {}
         }
+        let taken = filler.metadata().unwrap().len();
+        filler.set_len(taken.saturating_sub(pages * PAGE as u64)).unwrap();
     }
     /// And gives it back.
     pub fn empty(&self) {

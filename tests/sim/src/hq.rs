@@ -2,6 +2,7 @@
 
 use crate::clock::Machine;
 use crate::dice::Dice;
+use crate::disk::SmallDisk;
 use crate::model::Model;
 use crate::net::{Answer, Question};
 use hq_publisher::bucket::Buckets;
@@ -71,6 +72,9 @@ const SOURCE: &str = "
 pub struct Hq {
     /// Where it lies.
     pub dir: PathBuf,
+    disk: SmallDisk,
+    /// The disk is full but for so many pages while the next publish runs.
+    pub room: Option<u64>,
     /// Its clock.
     pub clock: Arc<Machine>,
     /// The settings.
@@ -141,6 +145,7 @@ impl Hq {
         registers: usize,
         dice: &mut Dice,
     ) -> (Hq, Vec<EnrolCode>) {
+        let disk = SmallDisk::mount(dir);
         fs::create_dir_all(dir.join("state/keys")).unwrap();
         let source = Connection::open(dir.join("source.db")).unwrap();
         source.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF").unwrap();
@@ -153,6 +158,8 @@ impl Hq {
         let config = hq_publisher::config::load(Some(&file), []).unwrap().value;
         let mut hq = Hq {
             dir: dir.to_owned(),
+            disk,
+            room: None,
             clock,
             config,
             app: None,
@@ -318,10 +325,22 @@ impl Hq {
     }
 
     /// Runs `publish`, up to a step if it is to be cut.
-    pub async fn publish(&self, options: &PublishOptions, cut: Option<u64>, model: &Arc<Mutex<Model>>) -> Published {
+    pub async fn publish(
+        &mut self,
+        options: &PublishOptions,
+        cut: Option<u64>,
+        model: &Arc<Mutex<Model>>,
+    ) -> Published {
+        if let Some(pages) = self.room {
+            self.disk.fill(pages);
+        }
         let steps = Cutter { left: Mutex::new(cut), model: Arc::clone(model) };
         let clock: Arc<dyn Clock> = self.clock.clone();
-        match publish::run(&self.config, options, &clock, &Quiet, &steps).await {
+        let published = publish::run(&self.config, options, &clock, &Quiet, &steps).await;
+        if self.room.take().is_some() {
+            self.disk.empty();
+        }
+        match published {
             Ok(report) => Published::Ended(Box::new(report)),
             Err(PublishError::Aborted(_)) => Published::Cut,
             Err(e) => Published::Failed(e),

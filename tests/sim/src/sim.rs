@@ -1024,11 +1024,15 @@ impl Sim {
                     self.cdn.look(now);
                 }
             }
-            Trouble::Full(who, long) => {
-                if let Some(disk) = self.disk(who) {
-                    disk.fill();
-                    self.put(now + long, Event::Trouble(Trouble::Room(who)));
-                }
+            Trouble::Full(Who::Hq, pages, _) => {
+                self.hq.change(&mut self.dice, self.relays.len());
+                self.hq.room = Some(pages);
+                self.publish(None, false).await?;
+                self.put(now, Event::Change);
+            }
+            Trouble::Full(who, pages, long) => {
+                self.disk(who).into_iter().for_each(|d| d.fill(pages));
+                self.put(now + long, Event::Trouble(Trouble::Room(who)));
             }
             Trouble::Room(who) => self.disk(who).into_iter().for_each(SmallDisk::empty),
             Trouble::HqPower(steps) => {

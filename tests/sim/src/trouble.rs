@@ -62,8 +62,8 @@ pub enum Trouble {
     HqPower(u64),
     /// A pack is gone from the bucket.
     Lose,
-    /// A machine's disk is full, for so long.
-    Full(Who, Ms),
+    /// A machine's disk is full but for so many pages, for so long (headquarters': during a publish).
+    Full(Who, u64, Ms),
     /// There is room again.
     Room(Who),
 }
@@ -125,6 +125,9 @@ fn draw(kind: u64, stores: usize, registers: usize, dice: &mut Dice) -> Trouble 
         21 => Trouble::Rot(dice.index(stores)),
         22 => Trouble::HqPower(dice.below(40)),
         23 => Trouble::Lose,
-        _ => Trouble::Full(any, a_while),
+        _ => {
+            let pages = if dice.percent(50) { 0 } else { dice.below(100) };
+            Trouble::Full(*dice.pick(&[any, any, Who::Hq]), pages, a_while)
+        }
     }
 }
