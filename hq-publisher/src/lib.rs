@@ -18,6 +18,7 @@ pub mod source;
 pub mod inbox;
 pub mod source_db;
 
+pub mod ahead;
 pub mod diff;
 pub mod guard;
 pub mod plan;

@@ -188,12 +188,35 @@ pub fn read_row<'a>(line: &'a [u8], types: &[ColumnType], row: &mut Vec<Value<'a
     de.end()
 }
 
-/// Reads the same, and appends its canonical form.
-pub fn canonical_row(line: &[u8], types: &[ColumnType], out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
-    let mut row = Vec::with_capacity(types.len());
-    read_row(line, types, &mut row)?;
-    row.iter().for_each(|v| v.canonical(out));
-    Ok(())
+/// Rows in their canonical form, to be handed from thread to thread.
+#[derive(Debug, Default)]
+pub struct Rows {
+    bytes: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+impl Rows {
+    /// Adds a row; gives its canonical form.
+    pub fn push(&mut self, row: &[Value<'_>]) -> &[u8] {
+        let start = self.bytes.len();
+        row.iter().for_each(|v| v.canonical(&mut self.bytes));
+        self.ends.push(self.bytes.len());
+        &self.bytes[start..]
+    }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+    /// What they take.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+    /// Each row's canonical form, for [`from_canonical`].
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    }
 }
 
 /// The values of a canonical form, borrowed from it; `None` if it is none.
@@ -345,9 +368,10 @@ mod tests {
         ) {
             let row = [Value::Int(i), Value::real(r).unwrap(), Value::Text(t.into()), Value::Blob(b.into())];
             prop_assert_eq!(round_trip(&row), row.to_vec());
-            let (mut line, mut canonical) = (Vec::new(), Vec::new());
-            write_row(&row, &mut line).unwrap();
-            canonical_row(&line, &TYPES, &mut canonical).unwrap();
+            let mut rows = Rows::default();
+            let canonical = rows.push(&row).to_vec();
+            rows.push(&[]);
+            prop_assert_eq!(rows.iter().collect::<Vec<_>>(), [&canonical[..], &[]]);
             prop_assert_eq!(from_canonical(&canonical, 4).unwrap(), row.to_vec());
             for cut in 0..canonical.len() {
                 prop_assert!(from_canonical(&canonical[..cut], 4).is_none());

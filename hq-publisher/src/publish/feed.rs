@@ -3,6 +3,7 @@
 use super::contracts::Contracts;
 use super::stage::Task;
 use super::{PublishError, PublishOptions};
+use crate::ahead;
 use crate::config::{AudienceKind, Config, SourceKind};
 use crate::inbox::{self, Drop, FileError, Inbox, What};
 use crate::scratch::{Scratch, ScratchError};
@@ -134,7 +135,13 @@ impl Feed {
                         Audience::Store(s) => Some(s),
                         _ => None,
                     };
-                    db.read(table, query, Names { store, zone }, &mut loader).await.map_err(|e| match e {
+                    let runtime = tokio::runtime::Handle::current();
+                    let read = tokio::task::block_in_place(|| {
+                        ahead::load(table.columns.len(), &mut loader, |sink| {
+                            runtime.block_on(db.read(table, query, Names { store, zone }, sink))
+                        })
+                    });
+                    read.map_err(ScratchError::from)?.map_err(|e| match e {
                         SourceError::Sink(e) => ReadError::Scratch(e.into()),
                         SourceError::Columns { .. } => ReadError::Source("COLUMNS", e.to_string()),
                         other => ReadError::Source("SOURCE", other.to_string()),

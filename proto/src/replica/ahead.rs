@@ -5,7 +5,7 @@
 
 use crate::digest::RowHash;
 use crate::pack::{Event, PackError, PackReader, Section, Trailer};
-use crate::value::{self, ColumnType};
+use crate::value::{self, ColumnType, Rows};
 use std::io::Read;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope};
@@ -20,7 +20,7 @@ pub(super) enum Block {
     /// A section begins.
     Section(Section),
     /// Rows of it, each of its types.
-    Rows(Rows),
+    Rows(RowLines),
     /// The rows' end. The file is only then the listed one when [`Block::Listed`] follows.
     End(Trailer),
     /// Nothing follows the trailer, and the bytes are those of the manifest.
@@ -29,30 +29,28 @@ pub(super) enum Block {
 
 /// Rows on lines that follow each other.
 #[derive(Default)]
-pub(super) struct Rows {
+pub(super) struct RowLines {
     /// The line of the first.
     line: u64,
-    bytes: Vec<u8>,
-    /// Where each ends in `bytes`, and its hash.
-    ends: Vec<(usize, RowHash)>,
+    rows: Rows,
+    hashes: Vec<RowHash>,
 }
 
-impl Rows {
+impl RowLines {
     fn push(&mut self, line: u64, row: &[u8], types: &[ColumnType]) -> Result<(), serde_json::Error> {
-        if self.ends.is_empty() {
+        let mut values = Vec::with_capacity(types.len());
+        value::read_row(row, types, &mut values)?;
+        if self.rows.is_empty() {
             self.line = line;
         }
-        let start = self.bytes.len();
-        value::canonical_row(row, types, &mut self.bytes)?;
-        self.ends.push((self.bytes.len(), RowHash::of(&self.bytes[start..])));
+        self.hashes.push(RowHash::of(self.rows.push(&values)));
         Ok(())
     }
 
     /// Each row's line, canonical form and the hash of that.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &[u8], RowHash)> {
-        let starts = std::iter::once(0).chain(self.ends.iter().map(|(end, _)| *end));
-        let rows = starts.zip(&self.ends).map(|(start, (end, hash))| (&self.bytes[start..*end], *hash));
-        (self.line..).zip(rows).map(|(line, (bytes, hash))| (line, bytes, hash))
+        let rows = self.rows.iter().zip(&self.hashes);
+        (self.line..).zip(rows).map(|(line, (row, hash))| (line, row, *hash))
     }
 }
 
@@ -65,14 +63,14 @@ pub(super) fn read_ahead<'s, R: Read + Send + 's>(
     reader: PackReader<R>,
 ) -> Result<Receiver<Said>, PackError> {
     let (say, heard) = sync_channel(AHEAD);
-    let mut ahead = Ahead { rows: Rows::default(), say };
+    let mut ahead = Ahead { rows: RowLines::default(), say };
     Builder::new().name("pack".into()).spawn_scoped(scope, move || ahead.work(reader)).map_err(PackError::Io)?;
     Ok(heard)
 }
 
 struct Ahead {
     /// Not handed over yet.
-    rows: Rows,
+    rows: RowLines,
     say: SyncSender<Said>,
 }
 
@@ -104,7 +102,7 @@ impl Ahead {
                 Event::Row(row) => {
                     let wrong = |e| PackError::Line { line, reason: format!("table {table}: {e}") };
                     self.rows.push(line, row, &types).map_err(wrong)?;
-                    if self.rows.bytes.len() >= BLOCK {
+                    if self.rows.rows.bytes() >= BLOCK {
                         self.hand_over()?;
                     }
                 }
@@ -129,7 +127,7 @@ impl Ahead {
 
     fn hand_over(&mut self) -> Result<(), Stop> {
         let rows = std::mem::take(&mut self.rows);
-        if rows.ends.is_empty() { Ok(()) } else { self.tell(Ok(Block::Rows(rows))) }
+        if rows.rows.is_empty() { Ok(()) } else { self.tell(Ok(Block::Rows(rows))) }
     }
 
     fn tell(&self, said: Said) -> Result<(), Stop> {

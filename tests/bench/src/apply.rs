@@ -2,7 +2,7 @@
 
 use crate::Options;
 use crate::data::{COLUMNS, Catalog, Change, DDL, INDEX, INSERT, Pack, Packer, instance, now, update};
-use crate::measure::{Line, Results, Target, Took, time};
+use crate::measure::{Line, Results, Target, Took, time, time_all};
 use flate2::bufread::GzDecoder;
 use proto::limits::Limits;
 use proto::replica::sqlite::{Checkpoint, checkpoint, open_private};
@@ -58,11 +58,11 @@ pub fn delta(options: &Options, results: &mut Results) {
         // One connection at a time: this build of SQLite shares one pool of pages between all of a process, and the
         // one that was there first starves the other.
         let mut replica = open(&ours_path);
-        ours.push(time(|| apply(&mut replica, &pack)).1);
+        ours.push(time_all(|| apply(&mut replica, &pack)).1);
         replica.checkpoint(Checkpoint::Truncate).unwrap();
         drop(replica);
         let db = open_private(&bare_path).unwrap();
-        bare.push(time(|| update(&db, &changes)).1);
+        bare.push(time_all(|| update(&db, &changes)).1);
         checkpoint(&db, Checkpoint::Truncate).unwrap();
     }
     let what = format!("delta of {} changed rows, bare rusqlite loop over rows in memory", options.rows / 100);
@@ -91,7 +91,7 @@ fn open(path: &Path) -> Replica {
 
 fn apply_full(pack: &Pack, path: &Path) -> Took {
     let mut replica = open(path);
-    time(|| apply(&mut replica, pack)).1
+    time_all(|| apply(&mut replica, pack)).1
 }
 
 /// A row as a program that knows the table would read it.
@@ -130,7 +130,7 @@ fn bare_full(pack: &Pack, path: &Path) -> Took {
         }
         db.execute_batch(&format!("{INDEX} COMMIT")).unwrap();
     };
-    time(load).1
+    time_all(load).1
 }
 
 /// The rows as `sqlite3 .dump` writes them: an INSERT a row, one transaction, the index last.
