@@ -55,12 +55,14 @@ pub fn scale(options: &Options, results: &mut Results) {
             bare.push(write_bare(&site, written.keys()));
         }
         let what = format!("publish to {STORES} stores in {ZONES} zones, {what}");
-        let peer = Spread::wall(&bare);
-        let behind = format!(
-            "{objects} objects written; processor {:.2} s; writing the same objects barely takes {peer:.2} s",
-            Spread::cpu(&ours)
-        );
-        results.line(Line { what, target: Target::None, figure: Spread::wall(&ours), unit: "s", behind });
+        let line = if objects == 0 {
+            let behind = format!("0 objects written; processor {:.2} s", Spread::cpu(&ours));
+            Line { what, target: Target::None, figure: Spread::wall(&ours), unit: "s", behind }
+        } else {
+            let ratio = Line::ratio(&format!("{what}, writing the same objects barely"), Target::None, &ours, &bare);
+            Line { behind: format!("{objects} objects written; {}", ratio.behind), ..ratio }
+        };
+        results.line(line);
     }
     new_register(&site, results);
 }
