@@ -11,7 +11,7 @@ use proto::follow::lock;
 use proto::ids::{Instance, StreamName};
 use proto::layout::PackName;
 use proto::manifest::Manifest;
-use proto::wire::fault;
+use proto::wire::{Fault, fault};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -73,12 +73,15 @@ impl Memory {
     pub fn load(device: Arc<Mutex<Device>>) -> Result<(Memory, RelayWord), DeviceError> {
         let (notes, word) = {
             let d = lock(&device);
-            let notes = Notes {
+            let mut notes = Notes {
                 drift: d.fact(DRIFT)?.unwrap_or_default(),
                 avoid: d.fact(AVOID)?.unwrap_or_default(),
                 faults: d.fact(FAULTS)?.unwrap_or_default(),
                 unsaved: false,
             };
+            // Healed, and the power went before that was written here, too.
+            let healed = |f: &Fault| f.instance.as_ref().is_some_and(|i| !notes.drift.contains_key(&i.stream));
+            notes.unsaved = notes.faults.mend(fault::DRIFT, healed);
             (notes, d.fact(RELAY)?.unwrap_or_default())
         };
         Ok((Memory { device, notes: Mutex::new(notes) }, word))

@@ -11,7 +11,7 @@ use proto::device::Device;
 use proto::layout::PackKind;
 use proto::limits::Limits;
 use proto::wire::{Network, StreamState, fault};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -147,6 +147,13 @@ async fn verify_latches_drift_and_the_next_cycle_heals_at_the_same_version() {
     assert!(told.iter().any(|f| f.code == fault::DRIFT), "headquarters hears of it though it is healed");
     drop(agent);
     assert!(r.open().memory.drifts().is_empty(), "the latch is off for good");
+    // The power went when the latch was off and the fault not yet written as mended.
+    {
+        let mut device = Device::open(&r.config.data_dir, &r.config.device(), &Limits::default()).unwrap();
+        memory::latch_offline(&mut device, &found.drifted(), Timestamp::UNIX_EPOCH).unwrap();
+        device.set_fact("drift", &BTreeMap::<String, String>::new()).unwrap();
+    }
+    assert!(codes(&r.open()).is_empty());
 }
 
 #[tokio::test]
