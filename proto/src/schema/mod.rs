@@ -341,6 +341,7 @@ fn introspect_table(db: &Connection, name: TableName, limits: &Limits) -> Result
     let create: String = db
         .query_row("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1", [name.as_str()], |r| r.get(0))
         .map_err(sql)?;
+    let create = sql::trimmed(&create).to_owned();
     if sql::tokens(&create).iter().any(|t| t.text.eq_ignore_ascii_case("AUTOINCREMENT")) {
         return Err(rule("AUTOINCREMENT is refused: keys come from the source".into()));
     }
@@ -427,7 +428,7 @@ fn introspect_indexes(db: &Connection, table: &TableName, columns: &[Column]) ->
                 let named = sql::tokens(&text);
                 unique.extend((0..columns.len()).filter(|i| named.iter().any(|t| t.is(columns[*i].name.as_str()))));
             }
-            indexes.push((index.clone(), text));
+            indexes.push((index.clone(), sql::trimmed(&text).to_owned()));
         }
         if !is_unique {
             continue;

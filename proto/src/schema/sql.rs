@@ -65,6 +65,11 @@ pub fn tokens(sql: &str) -> Vec<Token<'_>> {
     out
 }
 
+/// A statement without the blanks and comments behind it: what follows it would be read as part of them.
+pub fn trimmed(sql: &str) -> &str {
+    tokens(sql).last().map_or(sql, |last| &sql[..last.start + last.text.len()])
+}
+
 /// Whether two statements differ in layout and comments only.
 pub fn same(a: &str, b: &str) -> bool {
     tokens(a).iter().map(|t| t.text).eq(tokens(b).iter().map(|t| t.text))
