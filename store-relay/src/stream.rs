@@ -559,7 +559,6 @@ impl Relay {
         match end {
             TrialEnd::Done => {
                 self.healed(stream);
-                self.hall.mended(fault::DISK_FULL, "");
                 self.hall.mended(LOCAL, "");
                 None
             }
