@@ -42,7 +42,7 @@ pub fn due(assessment: &Assessment, open: &[Episode], now: Timestamp) -> Due {
     let ends = open
         .iter()
         .filter(|e| !e.key.starts_with(PUBLISH))
-        .filter(|e| !assessment.findings.contains_key(&e.key) && !assessment.undecided.contains(&e.key))
+        .filter(|e| !assessment.findings.contains_key(&e.key) && !assessment.is_undecided(&e.key))
         .map(|e| end(e, now));
     Due { open: fold(begins, ""), close: fold(ends, "Recovered: ") }
 }
@@ -103,6 +103,7 @@ mod tests {
         Assessment {
             findings: keys.iter().map(|k| ((*k).to_owned(), finding(k))).collect(),
             undecided: undecided.iter().map(|k| (*k).to_owned()).collect(),
+            ..Assessment::default()
         }
     }
     fn open(keys: &[&str]) -> Vec<Episode> {

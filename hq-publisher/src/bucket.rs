@@ -386,7 +386,10 @@ impl Buckets {
         let put = self.first.put_pointer(name, bytes.clone(), seen).await?;
         if put != Pointer::Changed {
             for mirror in &self.mirrors {
-                mirror.attempt(async |b| b.put_pointer(name, bytes.clone(), None).await.map(|_| ())).await;
+                // One that lacks something gets its pointers last, when it has all that they name.
+                if mirror.state.lock().await.was_even {
+                    mirror.attempt(async |b| b.put_pointer(name, bytes.clone(), None).await.map(|_| ())).await;
+                }
             }
         }
         Ok(put)
@@ -479,7 +482,8 @@ impl Buckets {
         Ok(lag)
     }
 
-    /// Copies to a mirror what it lacks: packs and trust files by name and length, then pointers.
+    /// Copies to a mirror what it lacks: packs and trust files by name and length, then the trust that manifests need,
+    /// then those.
     async fn copy_all(&self, mirror: &Bucket) -> Result<(), BucketError> {
         let (ours, theirs) = (self.first.list("").await?, mirror.list("").await?);
         let (fixed, pointers): (Vec<_>, Vec<_>) = ours.into_iter().partition(|(n, _)| n.is_immutable());
@@ -487,15 +491,21 @@ impl Buckets {
         stream::iter(missing.map(Ok))
             .try_for_each_concurrent(4, |(name, bytes)| async move { self.copy(mirror, &name, bytes).await })
             .await?;
-        let pointers = stream::iter(pointers).map(|(name, _)| async move {
-            let max = self.limits.manifest_bytes;
-            let Some(bytes) = self.first.get(&name, max).await? else { return Ok(()) };
-            if mirror.get(&name, max).await?.as_ref() == Some(&bytes) {
-                return Ok(());
-            }
-            mirror.put_pointer(&name, bytes, None).await.map(|_| ())
-        });
-        pointers.buffer_unordered(self.concurrency).try_collect::<()>().await
+        let (trust, manifests): (Vec<_>, Vec<_>) = pointers.into_iter().partition(|(n, _)| *n == ObjectName::Trust);
+        for pointers in [trust, manifests] {
+            let copies = stream::iter(pointers).map(|(name, _)| self.copy_pointer(mirror, name));
+            copies.buffer_unordered(self.concurrency).try_collect::<()>().await?;
+        }
+        Ok(())
+    }
+
+    async fn copy_pointer(&self, mirror: &Bucket, name: ObjectName) -> Result<(), BucketError> {
+        let max = self.limits.manifest_bytes;
+        let Some(bytes) = self.first.get(&name, max).await? else { return Ok(()) };
+        if mirror.get(&name, max).await?.as_ref() == Some(&bytes) {
+            return Ok(());
+        }
+        mirror.put_pointer(&name, bytes, None).await.map(|_| ())
     }
 
     async fn copy(&self, mirror: &Bucket, name: &ObjectName, bytes: u64) -> Result<(), BucketError> {

@@ -6,8 +6,8 @@ use crate::cli::{Cli, Command, Publish, TrustCommand};
 use crate::config::{self, Config};
 use crate::doctor::{self, Verdict};
 use crate::enrol::{Desk, EnrolError, TrustReport};
+use crate::hooks::Post;
 use crate::ledger::Ledger;
-use crate::mail::{self, Smtp};
 use crate::progress::Shown;
 use crate::publish::{self, PublishError, PublishOptions, Quiet, contracts};
 use crate::status;
@@ -168,11 +168,7 @@ impl Shop<'_> {
     async fn send_mails(&self) {
         let send = async {
             let ledger = Ledger::open(self.config).await?;
-            let Some(mail) = &self.config.mail else {
-                ledger.discard_mails(self.clock.now()).await?;
-                return anyhow::Ok(None);
-            };
-            Ok(mail::drain(&ledger, &Smtp::new(mail)?, self.clock.as_ref()).await?)
+            anyhow::Ok(Post::new(self.config)?.deliver(&ledger, self.clock.as_ref()).await?)
         };
         match tokio::time::timeout(self.config.publish.mail_wait.0, send).await {
             Ok(Ok(None)) => {}
@@ -322,9 +318,7 @@ impl Shop<'_> {
 
     fn check_config(&self, loaded: &Loaded<Config>) -> anyhow::Result<Exit> {
         let contracts = contracts::load(self.config)?;
-        if let Some(mail) = &self.config.mail {
-            Smtp::new(mail)?;
-        }
+        Post::new(self.config)?;
         for url in &self.config.objects.urls {
             Bucket::open(url, &self.config.objects).map_err(|e| ConfigError(e.to_string()))?;
         }

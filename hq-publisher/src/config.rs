@@ -266,13 +266,40 @@ pub struct AlertsConfig {
     pub store_silent: HumanDuration,
     /// A register of which nothing was heard. 30 min.
     pub register_silent: HumanDuration,
+    /// A store or register that is heard and gets nothing of what is published. 15 min.
+    pub stuck: HumanDuration,
+    /// A disk of which less than this share is free, of a device or of headquarters itself. 15 (%); 0: never.
+    pub disk_low_percent: u64,
+    /// Where mails go that the mail server has not taken for `webhook_after`, and all where there is no `[mail]`: a POST
+    /// of JSON, whose `text` a chat shows. The address is a secret.
+    pub webhook: Option<Secret>,
+    /// 15 min.
+    pub webhook_after: HumanDuration,
+    /// Asked by `serve` every `ping_every` while it judges the fleet: the address of a service that tells you when this
+    /// stops (a dead man's switch).
+    pub ping: Option<Secret>,
+    /// 60 s.
+    pub ping_every: HumanDuration,
+    /// A mail that only says that mails arrive, this often. 7 days; 0s: never.
+    pub self_test: HumanDuration,
     /// A manifest that nobody signed anew and that expires within this. 7 days.
     pub manifest_expires: HumanDuration,
 }
 
 impl Default for AlertsConfig {
     fn default() -> Self {
-        AlertsConfig { store_silent: s(300), register_silent: s(1800), manifest_expires: s(7 * DAY) }
+        AlertsConfig {
+            store_silent: s(300),
+            register_silent: s(1800),
+            stuck: s(900),
+            disk_low_percent: 15,
+            webhook: None,
+            webhook_after: s(900),
+            ping: None,
+            ping_every: s(60),
+            self_test: s(7 * DAY),
+            manifest_expires: s(7 * DAY),
+        }
     }
 }
 
@@ -387,6 +414,15 @@ impl Config {
         }
         if self.objects.concurrency == 0 {
             return bad("objects.concurrency: at least 1".into());
+        }
+        for (name, url) in [("webhook", &self.alerts.webhook), ("ping", &self.alerts.ping)] {
+            let is_web = |u: &Secret| url::Url::parse(u.reveal()).is_ok_and(|u| matches!(u.scheme(), "http" | "https"));
+            if !url.as_ref().is_none_or(is_web) {
+                return bad(format!("alerts.{name}: write an address that begins with https:// or http://"));
+            }
+        }
+        if self.alerts.ping_every.0 < Duration::from_secs(1) || self.alerts.disk_low_percent > 90 {
+            return bad("alerts.ping_every: at least 1s; alerts.disk_low_percent: 0 to 90".into());
         }
         let database = self.state.database_url();
         if !["sqlite:", "postgres://", "postgresql://"].iter().any(|p| database.starts_with(p)) {

@@ -2,11 +2,12 @@
 //! out. Asks no clock, no database; who mails what is [`crate::alert`]'s.
 
 use crate::config::AlertsConfig;
+use crate::ledger::{Complaint, LIST_NOT_OURS, Serials};
 use crate::mail::one_line;
 use proto::clock::{Timestamp, since};
 use proto::digest::StateDigest;
-use proto::ids::{DeviceId, Instance, StoreId, TableName, Version};
-use proto::wire::{Fault, Heartbeat, StreamState, fault};
+use proto::ids::{DeviceId, Instance, RegisterId, StoreId, TableName, Version};
+use proto::wire::{Disk, Fault, Heartbeat, StreamReport, StreamState, fault};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +15,22 @@ use std::time::Duration;
 /// The state digests of one version.
 pub type Digests = BTreeMap<TableName, StateDigest>;
 
+/// The digests of versions that devices hold, as they were published.
+pub type Published = BTreeMap<Instance, BTreeMap<Version, Digests>>;
+
 /// A device as HQ sees it now.
 #[derive(Debug, Clone)]
-pub struct DeviceView {
+pub struct DeviceView<'a> {
     /// Who.
-    pub id: DeviceId,
+    pub id: &'a DeviceId,
     /// How long ago it was last heard, by HQ or its relay; none: never.
     pub silent_for: Option<Duration>,
     /// How long HQ could have heard it: since `serve` started, or since its store came back.
     pub watched_for: Duration,
+    /// How long it has held an older list than its store's without coming nearer; none: it has not.
+    pub stuck_for: Option<Duration>,
+    /// Whether two machines report as this device.
+    pub is_double: bool,
     /// What it last reported.
     pub beat: Option<Arc<Heartbeat>>,
 }
@@ -31,11 +39,18 @@ pub struct DeviceView {
 #[derive(Debug)]
 pub struct Fleet<'a> {
     /// The devices that are enrolled and not revoked.
-    pub devices: &'a [DeviceView],
+    pub devices: &'a [DeviceView<'a>],
+    /// What they told and the fleet was not judged on yet, though they may tell of it no more: a register heals within
+    /// the second.
+    pub complaints: &'a [Complaint],
     /// The digests of versions that devices hold, as published.
-    pub published: &'a BTreeMap<(Instance, Version), Digests>,
+    pub published: &'a Published,
+    /// The serials of each store; read after the devices.
+    pub serials: &'a BTreeMap<StoreId, Serials>,
     /// Stores whose manifest expires, and when.
     pub expiring: &'a [(StoreId, Timestamp)],
+    /// The disk that headquarters' own state lies on.
+    pub own_disk: Option<Disk>,
     /// Thresholds.
     pub alerts: &'a AlertsConfig,
     /// Now, for texts and expiry only: silence is measured by durations.
@@ -61,34 +76,78 @@ pub struct Assessment {
     /// Keys that are neither wrong nor right: HQ has not listened for long enough, or the store
     /// above is silent. An open episode of these stays open.
     pub undecided: BTreeSet<String>,
+    /// Stores that are silent as far as is known: whether their registers are too cannot be judged. (Not a key each: a
+    /// carrier's outage has a hundred thousand.)
+    pub silent: BTreeSet<StoreId>,
 }
 
 /// Devices listed in one finding; all are counted.
 const LISTED: usize = 20;
 
+/// What a device tells: the key of the episode, its subject, and the device's line in it.
+type Told = (String, String, String);
+
 /// Judges the fleet.
 pub fn assess(fleet: &Fleet<'_>) -> Assessment {
     let mut a = Assessment::default();
     let mut reports: BTreeMap<String, (String, Vec<String>)> = BTreeMap::new();
+    let mut tell = |(key, subject, line): Told| {
+        reports.entry(key).or_insert_with(|| (subject, Vec::new())).1.push(line);
+    };
     let silent = silent_stores(fleet, &mut a);
-    for d in fleet.devices {
-        if let DeviceId::Register(r) = &d.id {
-            register_silence(fleet, d, silent.contains(r.store()), &mut a);
-        }
-        if let Some(beat) = &d.beat {
-            for (key, subject, line) in told(&d.id, beat, fleet.published) {
-                reports.entry(key).or_insert_with(|| (subject, Vec::new())).1.push(line);
+    let stuck = stuck_stores(fleet, &silent, &mut a);
+    let mut complaints: BTreeMap<&DeviceId, Vec<&Fault>> = BTreeMap::new();
+    for c in fleet.complaints {
+        complaints.entry(&c.device).or_default().push(&c.fault);
+    }
+    // Devices of a store stand together: what is known of it is looked up once.
+    for of_store in fleet.devices.chunk_by(|a, b| a.id.store() == b.id.store()) {
+        let store = of_store[0].id.store();
+        let is_silent = silent.contains(store);
+        let has_reason = is_silent || stuck.contains(store);
+        let signed = fleet.serials.get(store).map(|s| s.signed);
+        for d in of_store {
+            if matches!(d.id, DeviceId::Register(_)) {
+                register_silence(fleet, d, is_silent, &mut a);
+                stuck_register(fleet, d, has_reason, &mut a);
             }
+            if d.is_double {
+                let (key, subject) = double(d.id);
+                tell((key, subject, DOUBLE.to_owned()));
+            }
+            let errors = d.beat.as_ref().map_or(&[][..], |b| &b.errors);
+            let tells = |c: &&&Fault| errors.iter().any(|f| (&f.code, &f.instance) == (&c.code, &c.instance));
+            let before = complaints.get(d.id).into_iter().flatten().filter(|c| !tells(c));
+            before.filter_map(|f| told_fault(d.id, f)).for_each(&mut tell);
+            let Some(beat) = &d.beat else { continue };
+            if let Some(disk) = &beat.disk {
+                let is_full = errors.iter().any(|f| f.code == fault::DISK_FULL);
+                low_disk(fleet, d.id.as_str(), disk, is_full, &mut a);
+            }
+            not_ours(signed, d.id, beat).into_iter().chain(told(d.id, beat, fleet.published)).for_each(&mut tell);
         }
+    }
+    if let Some(disk) = &fleet.own_disk {
+        low_disk(fleet, "headquarters", disk, false, &mut a);
     }
     for (key, (subject, lines)) in reports {
         a.add(key, subject, lines);
     }
     expiring(fleet, &mut a);
+    a.silent = silent;
     a
 }
 
+/// Before the id, in the key of a silent register's episode.
+const REGISTER_SILENT: &str = "register-silent/";
+
 impl Assessment {
+    /// Whether an episode that is open stays so, though it was not found again.
+    pub fn is_undecided(&self, key: &str) -> bool {
+        let register = || key.strip_prefix(REGISTER_SILENT)?.parse::<RegisterId>().ok();
+        self.undecided.contains(key) || register().is_some_and(|r| self.silent.contains(r.store()))
+    }
+
     fn add(&mut self, key: String, subject: String, mut lines: Vec<String>) {
         if lines.len() > LISTED {
             let more = lines.len() - LISTED;
@@ -115,7 +174,7 @@ fn silent_stores(fleet: &Fleet<'_>, a: &mut Assessment) -> BTreeSet<StoreId> {
     let limit = fleet.alerts.store_silent.0;
     let mut silent = BTreeSet::new();
     for d in fleet.devices {
-        let (DeviceId::Relay(store), Some(silent_for)) = (&d.id, d.silent_for) else { continue };
+        let (DeviceId::Relay(store), Some(silent_for)) = (d.id, d.silent_for) else { continue };
         if silent_for < limit {
             continue;
         }
@@ -135,8 +194,11 @@ fn register_silence(fleet: &Fleet<'_>, d: &DeviceView, store_is_silent: bool, a:
     let limit = fleet.alerts.register_silent.0;
     // A device that was never heard waits for its installation.
     let Some(silent_for) = d.silent_for.filter(|s| *s >= limit) else { return };
-    let key = format!("register-silent/{}", d.id);
-    if store_is_silent || d.watched_for < limit {
+    if store_is_silent {
+        return;
+    }
+    let key = format!("{REGISTER_SILENT}{}", d.id);
+    if d.watched_for < limit {
         a.undecided.insert(key);
         return;
     }
@@ -144,18 +206,101 @@ fn register_silence(fleet: &Fleet<'_>, d: &DeviceView, store_is_silent: bool, a:
     a.add(key, format!("Register {} is silent", d.id), vec![reason]);
 }
 
-/// What a heartbeat tells of faults: key, subject, line.
-fn told<'a>(
-    id: &'a DeviceId,
-    beat: &'a Heartbeat,
-    published: &'a BTreeMap<(Instance, Version), Digests>,
-) -> impl Iterator<Item = (String, String, String)> {
+/// Stores whose relay is heard and takes nothing: a bucket that was emptied or hijacked, a frozen pointer, a list that it
+/// refuses. Until it is certain they only suppress their registers.
+fn stuck_stores(fleet: &Fleet<'_>, silent: &BTreeSet<StoreId>, a: &mut Assessment) -> BTreeSet<StoreId> {
+    let mut stuck = BTreeSet::new();
+    for d in fleet.devices {
+        let (DeviceId::Relay(store), Some(stuck_for)) = (d.id, d.stuck_for) else { continue };
+        stuck.insert(store.clone());
+        let key = format!("store-stuck/{store}");
+        if silent.contains(store) || stuck_for < fleet.alerts.stuck.0 {
+            a.undecided.insert(key);
+        } else {
+            a.add(key, format!("Store {store} does not get what is published"), stuck_lines(d, stuck_for));
+        }
+    }
+    stuck
+}
+
+fn stuck_register(fleet: &Fleet<'_>, d: &DeviceView, store_has_reason: bool, a: &mut Assessment) {
+    let Some(stuck_for) = d.stuck_for else { return };
+    let key = format!("register-stuck/{}", d.id);
+    let is_silent = d.silent_for.is_none_or(|s| s >= fleet.alerts.register_silent.0);
+    if store_has_reason || is_silent || stuck_for < fleet.alerts.stuck.0 {
+        a.undecided.insert(key);
+    } else {
+        a.add(key, format!("Register {} does not get what is published", d.id), stuck_lines(d, stuck_for));
+    }
+}
+
+/// A disk that will be full one day. A little room more ends nothing: it would begin anew tomorrow. One that is full is
+/// told of as such.
+fn low_disk(fleet: &Fleet<'_>, whose: &str, disk: &Disk, is_full: bool, a: &mut Assessment) {
+    let low = fleet.alerts.disk_low_percent;
+    if low == 0 || !is_below(disk, low + DISK_BAND) {
+        return;
+    }
+    let key = format!("disk-low/{whose}");
+    if is_full || !is_below(disk, low) {
+        a.undecided.insert(key);
+        return;
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    let line = format!(
+        "{whose}: {} MiB of {} MiB are free, less than {low}% (alerts.disk_low_percent); what needs room waits when it is full",
+        mib(disk.free),
+        mib(disk.total)
+    );
+    a.add(key, format!("The disk of {whose} is nearly full"), vec![line]);
+}
+
+fn is_below(disk: &Disk, percent: u64) -> bool {
+    u128::from(disk.free) * 100 < u128::from(disk.total) * u128::from(percent)
+}
+
+/// Per cent beyond the threshold from which a disk has room again.
+const DISK_BAND: u64 = 3;
+
+/// The episode of a device that is there twice: its relay and headquarters may both notice.
+fn double(id: &DeviceId) -> (String, String) {
+    (format!("identity-clone/{id}"), format!("Two machines report as {id}"))
+}
+
+const DOUBLE: &str = "its key is on two machines that are both switched on: a copied disk, or a stolen one; \
+    `hq-publisher revoke` it, then enroll it anew";
+
+/// What is known of the reason: how long, and what the device itself says of its sources.
+fn stuck_lines(d: &DeviceView, stuck_for: Duration) -> Vec<String> {
+    let beat = d.beat.as_deref();
+    let held = beat.and_then(|b| b.serial).map_or_else(|| "no list".to_owned(), |n| format!("list {n}"));
+    let first = format!("{} is heard, but holds {held}, which is not the newest, for {}", d.id, long(stuck_for));
+    let reasons =
+        beat.into_iter().flat_map(|b| &b.errors).filter(|f| matches!(f.code.as_str(), fault::REFUSED | fault::SOURCE));
+    std::iter::once(first).chain(reasons.map(|f| fault_line(d.id, f))).collect()
+}
+
+/// A list that a device accepted and headquarters never signed: a publisher's key is in wrong hands.
+fn not_ours(signed: Option<u64>, id: &DeviceId, beat: &Heartbeat) -> Option<Told> {
+    let held = beat.serial?;
+    let signed = signed.filter(|signed| (1..held).contains(signed))?;
+    let line = format!(
+        "{id} holds list {held}, the newest that was signed here is {signed}: somebody else has a publisher's key (`trust \
+         revoke KEY --new-epoch`), or headquarters was set back to an old state (`publish` goes on above it)"
+    );
+    let (key, subject) = of_foreign_list(id.store());
+    Some((key, subject, line))
+}
+
+fn of_foreign_list(store: &StoreId) -> (String, String) {
+    (format!("list-not-ours/{store}"), format!("Store {store} holds a list that headquarters did not sign"))
+}
+
+/// What a heartbeat tells of faults.
+fn told<'a>(id: &'a DeviceId, beat: &'a Heartbeat, published: &'a Published) -> impl Iterator<Item = Told> {
     let faults = beat.errors.iter().filter_map(move |f| told_fault(id, f));
     let drifts = beat.streams.iter().filter_map(move |(instance, report)| {
-        let differs = report.version.is_some_and(|v| {
-            let known = published.get(&(instance.clone(), v));
-            known.is_some_and(|k| !report.digests.is_empty() && k != &report.digests)
-        });
+        let differs = compare(report, instance, published) == Some(false);
         if report.state != StreamState::Drift && !differs {
             return None;
         }
@@ -172,11 +317,34 @@ fn told<'a>(
     faults.chain(drifts)
 }
 
-fn told_fault(id: &DeviceId, f: &Fault) -> Option<(String, String, String)> {
+/// Whether a stream's digests are those that were published of its version; none where one of them is not known.
+fn compare(report: &StreamReport, instance: &Instance, published: &Published) -> Option<bool> {
+    let known = published.get(instance)?.get(&report.version?)?;
+    if report.digests.is_empty() { None } else { Some(known == &report.digests) }
+}
+
+/// The devices of whose last heartbeat there is nothing to tell, with its number; nor will there be, as long as it is the
+/// last: versions do not change, and of a list of ours there is no doubt any more.
+pub fn calm<'a>(fleet: &'a Fleet<'a>) -> impl Iterator<Item = (&'a DeviceId, u64)> {
+    let as_published = |(instance, report): (&Instance, &StreamReport)| {
+        report.state != StreamState::Drift && compare(report, instance, fleet.published) == Some(true)
+    };
+    let is_calm = move |id: &DeviceId, beat: &Heartbeat| {
+        let signed = fleet.serials.get(id.store()).map_or(0, |s| s.signed);
+        beat.errors.is_empty()
+            && beat.serial.unwrap_or(0) <= signed
+            && beat.disk.is_none_or(|disk| !is_below(&disk, fleet.alerts.disk_low_percent + DISK_BAND))
+            && beat.streams.iter().all(as_published)
+    };
+    fleet.devices.iter().filter_map(move |d| {
+        let beat = d.beat.as_ref().filter(|beat| is_calm(d.id, beat))?;
+        Some((d.id, beat.seq))
+    })
+}
+
+fn told_fault(id: &DeviceId, f: &Fault) -> Option<Told> {
     let of = f.instance.as_ref().map_or_else(|| id.to_string(), ToString::to_string);
-    // A device's own words: one line, not a page.
-    let object = f.object.as_deref().map(|o| format!(" ({})", one_line(o, 200))).unwrap_or_default();
-    let line = format!("{id}, since {}: {}{object}", f.since, one_line(&f.text, 1000));
+    let line = fault_line(id, f);
     match f.code.as_str() {
         fault::PACK_IN_ERROR => Some((format!("pack-in-error/{of}"), format!("A pack of {of} is in error"), line)),
         fault::PACK_MISSING => {
@@ -184,13 +352,40 @@ fn told_fault(id: &DeviceId, f: &Fault) -> Option<(String, String, String)> {
         }
         fault::DISK_FULL => Some((format!("disk-full/{id}"), format!("The disk of {id} is full"), line)),
         fault::HALTED => Some((format!("halted/{id}"), format!("{id} stopped: its disk or database is unsound"), line)),
+        fault::POWER_UNSTABLE => {
+            Some((format!("power-unstable/{id}"), format!("The power of {id} fails again and again"), line))
+        }
+        fault::CRASH_LOOP => {
+            Some((format!("crash-loop/{id}"), format!("The program of {id} dies again and again"), line))
+        }
+        fault::LOG_STUCK => {
+            Some((format!("log-stuck/{id}"), format!("The database log of {id} cannot be brought home"), line))
+        }
+        // The next publish went above it before it was judged.
+        LIST_NOT_OURS => {
+            let (key, subject) = of_foreign_list(id.store());
+            Some((key, subject, line))
+        }
+        fault::IDENTITY_CLONE => {
+            // Of its own registers a relay may say so.
+            let of =
+                f.object.as_deref().and_then(|o| o.parse::<DeviceId>().ok()).filter(|o| o.store() == id.store())?;
+            let (key, subject) = double(&of);
+            Some((key, subject, line))
+        }
         // Also one that was healed before the heartbeat: the stream's state does not show it any more.
         fault::DRIFT => {
             Some((format!("digest-mismatch/{of}"), format!("Rows of {of} differ from what was published"), line))
         }
-        // Refusals and sources are on the pages.
+        // Refusals and sources are on the pages, and in the mail on who gets nothing for them.
         _ => None,
     }
+}
+
+/// A device's own words: one line, not a page.
+fn fault_line(id: &DeviceId, f: &Fault) -> String {
+    let object = f.object.as_deref().map(|o| format!(" ({})", one_line(o, 200))).unwrap_or_default();
+    format!("{id}, since {}: {}{object}", f.since, one_line(&f.text, 1000))
 }
 
 fn expiring(fleet: &Fleet<'_>, a: &mut Assessment) {
@@ -216,7 +411,7 @@ fn expiring(fleet: &Fleet<'_>, a: &mut Assessment) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use proto::wire::{Network, StreamReport};
+    use proto::wire::Network;
 
     const MIN: u64 = 60;
 
@@ -224,6 +419,7 @@ mod tests {
         Heartbeat {
             format: 1,
             device: id.parse().unwrap(),
+            run: None,
             seq: 1,
             sent_at: Timestamp::UNIX_EPOCH,
             program: "x".into(),
@@ -238,24 +434,36 @@ mod tests {
         }
     }
     /// id, silent for (min), watched for (min)
-    fn device(id: &str, silent: Option<u64>, watched: u64) -> DeviceView {
+    fn device(id: &str, silent: Option<u64>, watched: u64) -> DeviceView<'static> {
         DeviceView {
-            id: id.parse().unwrap(),
+            id: Box::leak(Box::new(id.parse().unwrap())),
             silent_for: silent.map(|m| Duration::from_secs(m * MIN)),
             watched_for: Duration::from_secs(watched * MIN),
+            stuck_for: None,
+            is_double: false,
             beat: Some(Arc::new(heartbeat(id))),
         }
     }
-    fn judge(devices: &[DeviceView]) -> (Vec<String>, Vec<String>) {
-        let published = BTreeMap::from([(("price@all".parse().unwrap(), Version::FIRST), digests("0"))]);
-        let a = assess(&Fleet {
+    fn of<T>(devices: &[DeviceView<'_>], look: impl FnOnce(&Fleet<'_>) -> T) -> T {
+        let published =
+            Published::from([("price@all".parse().unwrap(), BTreeMap::from([(Version::FIRST, digests("0"))]))]);
+        look(&Fleet {
             devices,
+            complaints: &[],
             published: &published,
+            serials: &BTreeMap::from([("1".parse().unwrap(), Serials { wake: 7, signed: 7 })]),
             expiring: &[],
+            own_disk: None,
             alerts: &AlertsConfig::default(),
             now: Timestamp::UNIX_EPOCH,
-        });
-        (a.findings.into_keys().collect(), a.undecided.into_iter().collect())
+        })
+    }
+    fn judge(devices: &[DeviceView<'_>]) -> (Vec<String>, Vec<String>) {
+        let a = of(devices, assess);
+        let kinds = ["register-silent", "register-stuck", "store-silent", "store-stuck", "disk-low"];
+        let keys = kinds.iter().flat_map(|kind| devices.iter().map(move |d| format!("{kind}/{}", d.id)));
+        let undecided: BTreeSet<String> = keys.filter(|k| a.is_undecided(k)).collect();
+        (a.findings.into_keys().collect(), undecided.into_iter().collect())
     }
     fn digests(of: &str) -> Digests {
         BTreeMap::from([("price".parse().unwrap(), of.repeat(32).parse().unwrap())])
@@ -263,7 +471,7 @@ mod tests {
 
     #[test]
     fn silence() {
-        type Case<'a> = (&'a str, &'a [DeviceView], &'a [&'a str], &'a [&'a str]);
+        type Case<'a> = (&'a str, &'a [DeviceView<'a>], &'a [&'a str], &'a [&'a str]);
         let table: &[Case<'_>] = &[
             ("all is well", &[device("1", Some(4), 99), device("1-1", Some(29), 99)], &[], &[]),
             ("a store at the limit", &[device("1", Some(5), 99)], &["store-silent/1"], &[]),
@@ -307,31 +515,88 @@ mod tests {
     }
 
     #[test]
-    fn what_devices_report() {
-        let with = |change: &dyn Fn(&mut Heartbeat)| {
-            let mut d = device("1-1", Some(0), 99);
-            change(Arc::make_mut(d.beat.as_mut().unwrap()));
-            judge(&[d]).0
+    fn who_gets_nothing() {
+        let stuck = |id: &str, silent: u64, stuck: u64| DeviceView {
+            stuck_for: Some(Duration::from_secs(stuck * MIN)),
+            ..device(id, Some(silent), 99)
         };
-        let fault = |code: &str, instance: Option<&str>| Fault {
-            code: code.into(),
-            instance: instance.map(|i| i.parse().unwrap()),
-            object: None,
-            text: "why".into(),
-            since: Timestamp::UNIX_EPOCH,
-        };
-        let report = |state, of: &str, version| StreamReport {
-            version: Version::try_from(version).ok(),
-            schema: Some(1),
-            digests: digests(of),
-            state,
-        };
-        let stream = |r: StreamReport| BTreeMap::from([("price@all".parse::<Instance>().unwrap(), r)]);
+        type Case<'a> = (&'a str, &'a [DeviceView<'a>], &'a [&'a str], &'a [&'a str]);
+        let table: &[Case<'_>] = &[
+            ("not for long", &[stuck("1", 0, 14)], &[], &["store-stuck/1"]),
+            ("a store at the limit", &[stuck("1", 0, 15)], &["store-stuck/1"], &[]),
+            (
+                "a stuck store speaks for its registers",
+                &[stuck("1", 0, 15), stuck("1-1", 0, 15)],
+                &["store-stuck/1"],
+                &["register-stuck/1-1"],
+            ),
+            (
+                "also before it is certain",
+                &[stuck("1", 0, 1), stuck("1-1", 0, 15)],
+                &[],
+                &["register-stuck/1-1", "store-stuck/1"],
+            ),
+            ("a register alone", &[device("1", Some(0), 99), stuck("1-1", 0, 15)], &["register-stuck/1-1"], &[]),
+            ("a silent store", &[stuck("1", 9, 15)], &["store-silent/1"], &["store-stuck/1"]),
+            (
+                "a silent register",
+                &[device("1", Some(0), 99), stuck("1-1", 40, 40)],
+                &["register-silent/1-1"],
+                &["register-stuck/1-1"],
+            ),
+        ];
+        for (name, devices, findings, undecided) in table {
+            let (f, u) = judge(devices);
+            assert_eq!(f, *findings, "{name}");
+            assert_eq!(u, *undecided, "{name}: undecided");
+        }
+    }
+
+    fn saying(change: impl FnOnce(&mut Heartbeat)) -> DeviceView<'static> {
+        let mut d = device("1-1", Some(0), 99);
+        change(Arc::make_mut(d.beat.as_mut().unwrap()));
+        d
+    }
+    fn fault(code: &str, instance: Option<&str>) -> Fault {
+        let instance = instance.map(|i| i.parse().unwrap());
+        Fault { code: code.into(), instance, object: None, text: "why".into(), since: Timestamp::UNIX_EPOCH }
+    }
+    fn report(state: StreamState, of: &str, version: u64) -> StreamReport {
+        StreamReport { version: Version::try_from(version).ok(), schema: Some(1), digests: digests(of), state }
+    }
+    fn stream(r: StreamReport) -> BTreeMap<Instance, StreamReport> {
+        BTreeMap::from([("price@all".parse().unwrap(), r)])
+    }
+
+    #[test]
+    fn a_beat_is_calm_when_nothing_can_come_of_it() {
         use StreamState::{Drift, Ok};
+        let is_calm = |change: &dyn Fn(&mut Heartbeat)| of(&[saying(change)], |fleet| calm(fleet).count() == 1);
+        let disk = |free| Some(Disk { free, total: 100 });
+        assert!(is_calm(&|b| b.streams = stream(report(Ok, "0", 1))));
+        assert!(is_calm(&|b| (b.serial, b.disk) = (Some(7), disk(18))));
+        assert!(!is_calm(&|b| b.disk = disk(17)), "it may have been told of, and is not over");
+        assert!(!is_calm(&|b| b.serial = Some(8)));
+        assert!(!is_calm(&|b| b.errors = vec![fault("SOURCE", None)]));
+        assert!(!is_calm(&|b| b.streams = stream(report(Drift, "0", 1))));
+        assert!(!is_calm(&|b| b.streams = stream(report(Ok, "1", 1))));
+        assert!(!is_calm(&|b| b.streams = stream(report(Ok, "0", 2))), "not to be judged yet");
+    }
+
+    #[test]
+    fn what_devices_report() {
+        use StreamState::{Drift, Ok};
+        let with = |change: &dyn Fn(&mut Heartbeat)| judge(&[saying(change)]).0;
         assert_eq!(with(&|b| b.errors = vec![fault("PACK_IN_ERROR", Some("price@all"))]), ["pack-in-error/price@all"]);
         assert_eq!(with(&|b| b.errors = vec![fault("PACK_MISSING", Some("price@all"))]), ["pack-missing/price@all"]);
         assert_eq!(with(&|b| b.errors = vec![fault("DISK_FULL", None)]), ["disk-full/1-1"]);
         assert_eq!(with(&|b| b.errors = vec![fault("HALTED", None)]), ["halted/1-1"]);
+        assert_eq!(with(&|b| b.errors = vec![fault("POWER_UNSTABLE", None)]), ["power-unstable/1-1"]);
+        assert_eq!(with(&|b| b.errors = vec![fault("CRASH_LOOP", None)]), ["crash-loop/1-1"]);
+        assert_eq!(with(&|b| b.errors = vec![fault("LOG_STUCK", None)]), ["log-stuck/1-1"]);
+        let double = |of: &str| vec![Fault { object: Some(of.into()), ..fault("IDENTITY_CLONE", None) }];
+        assert_eq!(with(&|b| b.errors = double("1-2")), ["identity-clone/1-2"]);
+        assert!(with(&|b| b.errors = double("2-2")).is_empty(), "another store's");
         let healed = "healed before it was told";
         assert_eq!(
             with(&|b| b.errors = vec![fault("DRIFT", Some("price@all"))]),
@@ -339,10 +604,32 @@ mod tests {
             "{healed}"
         );
         assert!(with(&|b| b.errors = vec![fault("SOURCE", None)]).is_empty());
-        assert!(with(&|b| b.streams = stream(report(Ok, "0", 1u64))).is_empty());
+        assert!(with(&|b| b.serial = Some(7)).is_empty());
+        assert_eq!(with(&|b| b.serial = Some(8)), ["list-not-ours/1"]);
+        assert!(with(&|b| b.streams = stream(report(Ok, "0", 1))).is_empty());
         assert_eq!(with(&|b| b.streams = stream(report(Ok, "1", 1))), ["digest-mismatch/price@all"]);
         assert!(with(&|b| b.streams = stream(report(Ok, "1", 2))).is_empty(), "a version HQ cannot judge");
         assert_eq!(with(&|b| b.streams = stream(report(Drift, "0", 1))), ["digest-mismatch/price@all"]);
+    }
+
+    #[test]
+    fn a_disk_is_low_below_the_threshold_and_well_above_a_band() {
+        let with = |free: u64, full: bool| {
+            let mut d = device("1-1", Some(0), 99);
+            let beat = Arc::make_mut(d.beat.as_mut().unwrap());
+            beat.disk = Some(Disk { free, total: 1000 });
+            let code = fault::DISK_FULL.to_owned();
+            let since = Timestamp::UNIX_EPOCH;
+            beat.errors.extend(full.then(|| Fault { code, instance: None, object: None, text: String::new(), since }));
+            judge(&[d])
+        };
+        let none: Vec<String> = Vec::new();
+        let low = || vec!["disk-low/1-1".to_owned()];
+        assert_eq!(with(149, false), (low(), none.clone()));
+        assert_eq!(with(150, false), (none.clone(), low()));
+        assert_eq!(with(179, false), (none.clone(), low()));
+        assert_eq!(with(180, false), (none.clone(), none.clone()));
+        assert_eq!(with(0, true), (vec!["disk-full/1-1".to_owned()], low()));
     }
 
     #[test]
@@ -360,8 +647,11 @@ mod tests {
             .collect();
         let a = assess(&Fleet {
             devices: &devices,
+            complaints: &[],
             published: &BTreeMap::new(),
+            serials: &BTreeMap::new(),
             expiring: &[("1".parse().unwrap(), Timestamp::UNIX_EPOCH)],
+            own_disk: None,
             alerts: &AlertsConfig::default(),
             now: Timestamp::UNIX_EPOCH,
         });

@@ -4,17 +4,19 @@
 //! never believe an unsigned word but the age of a beat that a relay passes on. The ledger is written
 //! before the answer is given: if the power goes, an answered beat is there.
 
-use crate::fleet::{DeviceView, Digests};
-use crate::ledger::{BeatOutcome, BeatRow, Complaint, DeviceRow, Ledger, LedgerError};
-use proto::clock::{Clock, Timestamp, since};
+use crate::fleet::{DeviceView, Digests, Published};
+use crate::ledger::{BeatOutcome, BeatRow, DeviceRow, Ledger, LedgerError, Serials};
+use proto::clock::{Clock, Timestamp, before, since};
 use proto::dsse;
 use proto::failpoint;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::limits::Limits;
+use proto::runs::{DOUBLE_TOLD, Runs};
 use proto::wire::{Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// Beats taken in one request: a store's relay and its registers, many times over.
 pub const BEATS: usize = 4096;
@@ -33,16 +35,50 @@ pub struct Intake {
     /// A silence as long as this makes a relay's next beat a return.
     store_silent: Duration,
     state: Mutex<State>,
+    /// Beats to be recorded.
+    waiting: Mutex<Vec<Waiting>>,
+    /// Held by whoever writes them.
+    writing: tokio::sync::Mutex<()>,
 }
+
+/// Beats to be recorded, of one request.
+struct Waiting {
+    rows: Vec<BeatRow>,
+    /// What each says, and how long ago it was heard.
+    said: Vec<(Heartbeat, Duration)>,
+    /// Monotonic time of the request.
+    at: Duration,
+    /// For what becomes of them; none: they could not be written.
+    tell: oneshot::Sender<Option<Vec<BeatOutcome>>>,
+}
+
+/// Digests of versions that devices hold, from the ledger; none where it knows nothing of one.
+type Known = BTreeMap<Instance, BTreeMap<Version, Option<Digests>>>;
 
 #[derive(Default)]
 struct State {
-    heard: BTreeMap<DeviceId, Heard>,
-    published: BTreeMap<(Instance, Version), Option<Digests>>,
+    heard: Voices,
+    published: Known,
     /// When the ledger was last read for beats that other processes took.
     read_at: Option<Timestamp>,
     /// Monotonic time of the start.
     started: Duration,
+}
+
+/// Who was heard, by store: it is found once for all its devices.
+#[derive(Default)]
+struct Voices(BTreeMap<StoreId, BTreeMap<DeviceId, Heard>>);
+
+impl Voices {
+    fn of(&self, store: &StoreId) -> Option<&BTreeMap<DeviceId, Heard>> {
+        self.0.get(store)
+    }
+    fn get(&self, id: &DeviceId) -> Option<&Heard> {
+        self.of(id.store())?.get(id)
+    }
+    fn get_mut(&mut self, id: &DeviceId) -> Option<&mut Heard> {
+        self.0.get_mut(id.store())?.get_mut(id)
+    }
 }
 
 struct Heard {
@@ -52,8 +88,15 @@ struct Heard {
     age: Duration,
     /// Monotonic time since when it is heard again; none while it was never away.
     back: Option<Duration>,
+    /// Monotonic time since when it holds a list older than its store's, and came no nearer.
+    stuck: Option<Duration>,
     seq: u64,
     beat: Arc<Heartbeat>,
+    runs: Runs,
+    /// Whether there is nothing to tell of its heartbeat, now or later.
+    is_calm: bool,
+    /// Monotonic time at which a second machine with its key was last noticed.
+    double: Option<Duration>,
 }
 
 /// What became of some beats.
@@ -76,17 +119,16 @@ fn complaints(beat: &Heartbeat, heard: Timestamp) -> Vec<Fault> {
     of.map(|f| Fault { since: f.since.min(heard), ..f.clone() }).collect()
 }
 
-/// Adds what was told and not judged yet, though the device tells of it no more: a register heals within the second.
-pub fn add_told(views: &mut [DeviceView], complaints: &[Complaint]) {
-    for c in complaints {
-        let Some(beat) = views.iter_mut().find(|v| v.id == c.device).and_then(|v| v.beat.as_mut()) else { continue };
-        if !beat.errors.iter().any(|f| (&f.code, &f.instance) == (&c.fault.code, &c.fault.instance)) {
-            Arc::make_mut(beat).errors.push(c.fault.clone());
+impl Heard {
+    /// Notes whose run a beat is of, also one whose number is too low: a copy of the machine counts from where it was
+    /// copied.
+    fn note_run(&mut self, beat: &Heartbeat, at: Duration) {
+        if self.runs.hear(beat) {
+            self.double = Some(at);
+            tracing::warn!(device = %beat.device, "two machines report as it");
         }
     }
-}
 
-impl Heard {
     fn silent_for(&self, now: Duration) -> Duration {
         now.saturating_sub(self.at) + self.age
     }
@@ -101,7 +143,8 @@ impl Intake {
         store_silent: Duration,
     ) -> Result<Intake, LedgerError> {
         let state = State { started: clock.monotonic(), ..State::default() };
-        let intake = Intake { ledger, clock, limits, store_silent, state: Mutex::new(state) };
+        let (waiting, writing) = (Mutex::default(), tokio::sync::Mutex::default());
+        let intake = Intake { ledger, clock, limits, store_silent, state: Mutex::new(state), waiting, writing };
         intake.read_ledger().await?;
         Ok(intake)
     }
@@ -114,9 +157,8 @@ impl Intake {
     /// Takes over the beats that other `serve` processes recorded.
     pub async fn read_ledger(&self) -> Result<(), LedgerError> {
         let now = self.clock.now();
-        let from = self.state().read_at.map(|t| proto::clock::after(t, Duration::ZERO).min(now));
         // A second of overlap: beats are stamped in whole seconds.
-        let from = from.and_then(|t| t.checked_sub(jiff::SignedDuration::from_secs(2)).ok());
+        let from = self.state().read_at.map(|t| before(t.min(now), Duration::from_secs(2)));
         let rows = self.ledger.beats(from).await?;
         let at = self.clock.monotonic();
         let mut state = self.state();
@@ -136,38 +178,58 @@ impl Intake {
 
     /// Notes a beat that was heard `age` ago.
     fn hear(&self, state: &mut State, id: DeviceId, seq: u64, beat: Arc<Heartbeat>, at: Duration, age: Duration) {
-        let before = state.heard.get(&id);
-        let returns = before.is_some_and(|h| h.silent_for(at) >= self.store_silent) && age < self.store_silent;
-        let back = if returns { Some(at) } else { before.and_then(|h| h.back) };
+        let of_store = state.heard.0.entry(id.store().clone()).or_default();
+        let last = of_store.remove(&id);
+        let returns = last.as_ref().is_some_and(|h| h.silent_for(at) >= self.store_silent) && age < self.store_silent;
+        let back = if returns { Some(at) } else { last.as_ref().and_then(|h| h.back) };
+        let stuck = last.as_ref().filter(|h| h.beat.serial >= beat.serial).and_then(|h| h.stuck);
+        let (runs, double) = last.map(|h| (h.runs, h.double)).unwrap_or_default();
         // A relay says of each register how long ago it heard it, between that register's beats.
         for (register, ago) in &beat.registers {
-            if let Some(h) = state.heard.get_mut(&DeviceId::Register(register.clone())) {
+            if let Some(h) = of_store.get_mut(&DeviceId::Register(register.clone())) {
                 let told = age + Duration::from_secs(*ago).min(OLDEST);
-                if register.store() == id.store() && told < h.silent_for(at) {
+                if told < h.silent_for(at) {
                     (h.at, h.age) = (at, told);
                 }
             }
         }
-        state.heard.insert(id, Heard { at, age, back, seq, beat });
+        let mut heard = Heard { at, age, back, stuck, seq, beat: Arc::clone(&beat), runs, is_calm: false, double };
+        heard.note_run(&beat, at);
+        of_store.insert(id, heard);
+    }
+
+    /// Notes who holds an older list than the one of its store with this serial. A register's time counts while its
+    /// relay is heard and has the list.
+    pub fn expect(&self, serials: &BTreeMap<StoreId, Serials>) {
+        let now = self.clock.monotonic();
+        for (store, devices) in &mut self.state().heard.0 {
+            let wanted = serials.get(store).map(|s| s.wake);
+            let behind = |h: &Heard| wanted.is_some_and(|w| h.beat.serial.unwrap_or(0) < w);
+            let at_hand = |relay: &Heard| !behind(relay) && relay.silent_for(now) < self.store_silent;
+            let has_it = devices.get(&DeviceId::Relay(store.clone())).is_some_and(at_hand);
+            for (id, h) in devices {
+                let since = h.stuck.filter(|_| has_it || matches!(id, DeviceId::Relay(_))).unwrap_or(now);
+                h.stuck = behind(h).then_some(since);
+            }
+        }
     }
 
     /// Verifies and records beats; the answer for whoever sent them.
     pub async fn take(&self, beats: Beats) -> Result<Taken, LedgerError> {
         let (now, at) = (self.clock.now(), self.clock.monotonic());
-        let mut refused = BTreeMap::new();
+        let (mut refused, mut go_on_above) = (BTreeMap::new(), BTreeMap::new());
         let mut keys: BTreeMap<StoreId, Vec<DeviceRow>> = BTreeMap::new();
         let (mut rows, mut taken) = (Vec::new(), Vec::new());
         for (n, beat) in beats.beats.iter().enumerate().take(BEATS) {
             match self.open_beat(beat, &mut keys).await? {
                 Ok((heartbeat, envelope)) => {
                     let age = Duration::from_secs(beat.seen_s).min(OLDEST);
-                    let last_seen_at = now.checked_sub(jiff::SignedDuration::try_from(age).unwrap_or_default());
                     rows.push(BeatRow {
                         device: heartbeat.device.clone(),
                         seq: heartbeat.seq,
                         envelope,
                         received_at: now,
-                        last_seen_at: last_seen_at.unwrap_or(now),
+                        last_seen_at: before(now, age),
                         serial: heartbeat.serial,
                         complaints: complaints(&heartbeat, now),
                     });
@@ -178,30 +240,65 @@ impl Intake {
                 }
             }
         }
-        let outcomes = match rows.is_empty() {
-            true => Vec::new(),
-            false => failpoint::around("intake.record", self.ledger.record_beats(&rows)).await?,
-        };
-        let mut proved = false;
-        let mut state = self.state();
-        for ((beat, age), outcome) in taken.into_iter().zip(outcomes) {
-            match outcome {
-                BeatOutcome::Recorded => {
-                    proved = true;
-                    let (id, seq) = (beat.device.clone(), beat.seq);
-                    self.hear(&mut state, id, seq, Arc::new(beat), at, age);
-                }
-                BeatOutcome::Known => {}
-                BeatOutcome::Older(last) => {
-                    let why = format!(
-                        "number {} is older than {last}: a copy, or a device set back to an old state",
-                        beat.seq
-                    );
-                    refused.insert(beat.device.to_string(), why);
-                }
+        let numbers: Vec<(DeviceId, u64)> = rows.iter().map(|r| (r.device.clone(), r.seq)).collect();
+        let outcomes = if rows.is_empty() { Vec::new() } else { self.record(rows, taken, at).await? };
+        for ((device, seq), outcome) in numbers.into_iter().zip(&outcomes) {
+            if let BeatOutcome::Older(last) = outcome {
+                let why = format!("number {seq} is older than {last}: a copy, or a device set back to an old state");
+                refused.insert(device.to_string(), why);
+                go_on_above.insert(device.to_string(), *last);
             }
         }
-        Ok(Taken { answer: BeatAnswer { hq_seen_s: Some(0), now, refused }, proved })
+        let proved = outcomes.contains(&BeatOutcome::Recorded);
+        let passed_on = BTreeMap::new();
+        Ok(Taken { answer: BeatAnswer { hq_seen_s: Some(0), now, refused, passed_on, go_on_above }, proved })
+    }
+
+    /// Records beats and notes what they say. Those that come while others are written are written together, in their
+    /// order: a sync for all of them.
+    async fn record(
+        &self,
+        rows: Vec<BeatRow>,
+        said: Vec<(Heartbeat, Duration)>,
+        at: Duration,
+    ) -> Result<Vec<BeatOutcome>, LedgerError> {
+        let not_written = || LedgerError::Conflict("the heartbeats were not written".into());
+        let (tell, mut told) = oneshot::channel();
+        self.waiting().push(Waiting { rows, said, at, tell });
+        let _turn = self.writing.lock().await;
+        if let Ok(outcomes) = told.try_recv() {
+            return outcomes.ok_or_else(not_written);
+        }
+        let mut together = std::mem::take(&mut *self.waiting());
+        let all: Vec<BeatRow> = together.iter_mut().flat_map(|w| std::mem::take(&mut w.rows)).collect();
+        let written = failpoint::around("intake.record", self.ledger.record_beats(&all)).await;
+        let mut rest = written.as_deref().ok();
+        for Waiting { said, at, tell, .. } in together {
+            let outcomes = rest.map(|r| r.split_at(said.len()));
+            rest = outcomes.map(|(_, rest)| rest);
+            let outcomes = outcomes.map(|(now, _)| now.to_vec());
+            self.note(said.into_iter().zip(outcomes.iter().flatten()), at);
+            let _ = tell.send(outcomes);
+        }
+        // Its own are among them.
+        let own = told.try_recv().ok().flatten();
+        written.and_then(|_| own.ok_or_else(not_written))
+    }
+
+    /// Takes in what recorded beats say.
+    fn note<'o>(&self, said: impl Iterator<Item = ((Heartbeat, Duration), &'o BeatOutcome)>, at: Duration) {
+        let mut state = self.state();
+        for ((beat, age), outcome) in said {
+            if *outcome == BeatOutcome::Recorded {
+                self.hear(&mut state, beat.device.clone(), beat.seq, Arc::new(beat), at, age);
+            } else if let Some(heard) = state.heard.get_mut(&beat.device) {
+                heard.note_run(&beat, at);
+            }
+        }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A beat that is signed by its device's key, with the envelope to keep; or whose it claims to be
@@ -236,86 +333,123 @@ impl Intake {
     }
 
     /// Every enrolled device as it is seen now.
-    pub fn views(&self, devices: &[DeviceId]) -> Vec<DeviceView> {
-        let now = self.clock.monotonic();
-        let state = self.state();
-        let view = |id: &DeviceId| {
-            let heard = state.heard.get(id);
-            // A register is watched while its store's relay is heard.
-            let relay = state.heard.get(&DeviceId::Relay(id.store().clone()));
-            let watched_from = relay.and_then(|r| r.back).unwrap_or(state.started).max(state.started);
-            let watched_from = if matches!(id, DeviceId::Relay(_)) { state.started } else { watched_from };
-            DeviceView {
-                id: id.clone(),
-                silent_for: heard.map(|h| h.silent_for(now)),
-                watched_for: now.saturating_sub(watched_from),
-                beat: heard.map(|h| Arc::clone(&h.beat)),
-            }
-        };
-        devices.iter().map(view).collect()
+    pub fn views<'a>(&self, devices: &'a [DeviceId]) -> Vec<DeviceView<'a>> {
+        self.views_with(devices, |_| true)
     }
 
-    /// The digests, as published, of every version that devices hold; kept while one holds it.
-    pub async fn published(&self, views: &[DeviceView]) -> Result<BTreeMap<(Instance, Version), Digests>, LedgerError> {
+    /// The same, without the heartbeats of which there is nothing to tell.
+    pub fn news<'a>(&self, devices: &'a [DeviceId]) -> Vec<DeviceView<'a>> {
+        self.views_with(devices, |h| !h.is_calm || h.stuck.is_some())
+    }
+
+    fn views_with<'a>(&self, devices: &'a [DeviceId], with_beat: impl Fn(&Heard) -> bool) -> Vec<DeviceView<'a>> {
+        let now = self.clock.monotonic();
+        let state = self.state();
+        let mut views = Vec::with_capacity(devices.len());
+        for of_store in devices.chunk_by(|a, b| a.store() == b.store()) {
+            let store = of_store[0].store();
+            let voices = state.heard.of(store);
+            let heard = |id: &DeviceId| voices.and_then(|v| v.get(id));
+            // A register is watched while its store's relay is heard.
+            let back = heard(&DeviceId::Relay(store.clone())).and_then(|relay| relay.back).unwrap_or_default();
+            views.extend(of_store.iter().map(|id| {
+                let heard = heard(id);
+                let watched_from = match id {
+                    DeviceId::Relay(_) => state.started,
+                    DeviceId::Register(_) => back.max(state.started),
+                };
+                DeviceView {
+                    id,
+                    silent_for: heard.map(|h| h.silent_for(now)),
+                    watched_for: now.saturating_sub(watched_from),
+                    stuck_for: heard.and_then(|h| h.stuck).map(|since| now.saturating_sub(since)),
+                    is_double: heard.and_then(|h| h.double).is_some_and(|at| now.saturating_sub(at) < DOUBLE_TOLD),
+                    beat: heard.filter(|h| with_beat(h)).map(|h| Arc::clone(&h.beat)),
+                }
+            }));
+        }
+        views
+    }
+
+    /// The digests, as published, of every version that these devices hold.
+    pub async fn published(&self, views: &[DeviceView<'_>]) -> Result<Published, LedgerError> {
         let known = std::mem::take(&mut self.state().published);
-        let published = published(&self.ledger, views, known).await?;
-        self.state().published.clone_from(&published);
-        Ok(published.into_iter().filter_map(|(k, d)| Some((k, d?))).collect())
+        let found = published(&self.ledger, views, known).await?;
+        self.state().published.clone_from(&found);
+        Ok(only_known(found))
+    }
+
+    /// Notes of whose heartbeats, by number, there is nothing to tell.
+    pub fn note_calm<'a>(&self, calm: impl Iterator<Item = (&'a DeviceId, u64)>) {
+        let mut state = self.state();
+        for (id, seq) in calm {
+            // Another one may have come meanwhile.
+            if let Some(heard) = state.heard.get_mut(id).filter(|h| h.seq == seq) {
+                heard.is_calm = true;
+            }
+        }
     }
 }
 
+/// Versions whose digests are kept though nobody asked for them lately: as many as a large chain publishes in weeks.
+const KNOWN: usize = 20_000;
+
+fn only_known(published: Known) -> Published {
+    let of = |versions: BTreeMap<Version, Option<Digests>>| {
+        versions.into_iter().filter_map(|(v, d)| Some((v, d?))).collect()
+    };
+    published.into_iter().map(|(instance, versions)| (instance, of(versions))).collect()
+}
+
 /// The digests of all versions that devices report, from the ledger where they are not known.
-async fn published(
-    ledger: &Ledger,
-    views: &[DeviceView],
-    mut known: BTreeMap<(Instance, Version), Option<Digests>>,
-) -> Result<BTreeMap<(Instance, Version), Option<Digests>>, LedgerError> {
-    let mut published: BTreeMap<(Instance, Version), Option<Digests>> = BTreeMap::new();
-    for view in views {
-        let Some(beat) = &view.beat else { continue };
+async fn published(ledger: &Ledger, views: &[DeviceView<'_>], known: Known) -> Result<Known, LedgerError> {
+    let few = known.values().map(BTreeMap::len).sum::<usize>() < KNOWN;
+    let mut published = if few { known } else { Known::new() };
+    for beat in views.iter().filter_map(|v| v.beat.as_ref()) {
         for (instance, report) in &beat.streams {
             let Some(version) = report.version else { continue };
-            let key = (instance.clone(), version);
-            if published.contains_key(&key) {
+            if published.get(instance).is_some_and(|of| of.contains_key(&version)) {
                 continue;
             }
-            let digests = match known.remove(&key) {
-                Some(digests) => digests,
-                None => ledger.publication(instance, version).await?.map(|p| p.digests),
-            };
-            published.insert(key, digests);
+            let digests = ledger.publication(instance, version).await?.map(|p| p.digests);
+            published.entry(instance.clone()).or_default().insert(version, digests);
         }
     }
     Ok(published)
 }
 
 /// The fleet for a command that runs once: silence by the wall clock, watched for ever.
-pub async fn glance(
+pub async fn glance<'a>(
     ledger: &Ledger,
+    devices: &'a [DeviceId],
     now: Timestamp,
     limits: &Limits,
-) -> Result<(Vec<DeviceView>, BTreeMap<(Instance, Version), Digests>), LedgerError> {
+) -> Result<(Vec<DeviceView<'a>>, Published), LedgerError> {
     let mut beats: BTreeMap<DeviceId, BeatRow> =
         ledger.beats(None).await?.into_iter().map(|b| (b.device.clone(), b)).collect();
     let mut views = Vec::new();
-    for id in ledger.enrolled().await? {
-        let row = beats.remove(&id);
+    for id in devices {
+        let row = beats.remove(id);
         views.push(DeviceView {
             silent_for: row.as_ref().map(|r| since(now, r.last_seen_at)),
             watched_for: Duration::MAX,
+            stuck_for: None,
+            is_double: false,
             beat: row.and_then(|r| dsse::peek(r.envelope.as_bytes(), limits.heartbeat_bytes).ok()).map(Arc::new),
             id,
         });
     }
-    let digests = published(ledger, &views, BTreeMap::new()).await?;
-    Ok((views, digests.into_iter().filter_map(|(k, d)| Some((k, d?))).collect()))
+    let digests = published(ledger, &views, Known::new()).await?;
+    Ok((views, only_known(digests)))
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::testclock::TestClock;
+    use crate::config::AlertsConfig;
+    use crate::fleet::{self, Fleet};
+    use proto::clock::TestClock;
     use proto::keys::SecretKey;
     use proto::wire::Network;
 
@@ -334,6 +468,7 @@ mod tests {
         let heartbeat = Heartbeat {
             format: 1,
             device: id.parse().unwrap(),
+            run: None,
             seq,
             sent_at: Timestamp::UNIX_EPOCH,
             program: "x".into(),
@@ -364,7 +499,8 @@ mod tests {
         }
         /// (silent for, watched for) of relay and register, s.
         async fn seen(&self, intake: &Intake) -> Vec<(Option<u64>, u64)> {
-            let views = intake.views(&self.ledger.enrolled().await.unwrap());
+            let enrolled = self.ledger.enrolled().await.unwrap();
+            let views = intake.views(&enrolled);
             views.iter().map(|v| (v.silent_for.map(|d| d.as_secs()), v.watched_for.as_secs())).collect()
         }
     }
@@ -420,6 +556,93 @@ mod tests {
         assert_eq!(seen[0], (Some(50), 0));
     }
 
+    /// A heartbeat with its words changed.
+    fn resealed(beat: Beat, by: &SecretKey, change: impl FnOnce(&mut Heartbeat)) -> Beat {
+        let bytes = serde_json::to_vec(&beat.envelope).unwrap();
+        let mut plain = dsse::peek::<Heartbeat>(&bytes, 1 << 16).unwrap();
+        change(&mut plain);
+        Beat { envelope: serde_json::from_slice(&plain.seal(by).unwrap()).unwrap(), ..beat }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn posts_that_come_together_are_each_answered() {
+        let w = World::new().await;
+        let i = Arc::new(w.intake().await);
+        let mut posts = tokio::task::JoinSet::new();
+        for n in 1..=60 {
+            let (i, relay, register) = (i.clone(), beat("1", n, &key(1), 0, &[]), beat("1-1", n, &key(2), 0, &[]));
+            posts.spawn(async move { i.take(Beats { beats: vec![relay, register] }).await.unwrap() });
+        }
+        let answers = posts.join_all().await;
+        // Whoever was overtaken is told so, and by which.
+        let (taken, older): (Vec<_>, Vec<_>) = answers.iter().partition(|t| t.proved);
+        assert!(taken.iter().all(|t| t.answer.refused.is_empty()) && !taken.is_empty());
+        assert!(older.iter().all(|t| t.answer.refused.len() == 2 && t.answer.refused["1"].contains("is older than")));
+        let kept: Vec<u64> = i.ledger.beats(None).await.unwrap().into_iter().map(|b| b.seq).collect();
+        assert_eq!(kept, [60, 60]);
+        let heard = |id: &str| i.state().heard.get(&id.parse().unwrap()).unwrap().seq;
+        assert_eq!((heard("1"), heard("1-1")), (60, 60), "in the order in which they were written");
+    }
+
+    #[tokio::test]
+    async fn a_second_machine_with_the_same_key_is_noticed_for_an_hour() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        let of = |run: &'static str, seq, sent: i64| {
+            resealed(beat("1", seq, &key(1), 0, &[]), &key(1), |b| {
+                b.run = Some(run.into());
+                b.sent_at = Timestamp::from_second(sent).unwrap();
+            })
+        };
+        let double = || i.views(&["1".parse().unwrap()])[0].is_double;
+        // Both count on from where the disk was copied; one is always a little later.
+        take(&i, vec![of("a", 1, 10)]).await;
+        take(&i, vec![of("b", 1, 11)]).await;
+        assert!(!double(), "it may have started anew");
+        take(&i, vec![of("a", 2, 70)]).await;
+        assert!(double());
+        w.clock.advance(s(3599));
+        assert!(double());
+        w.clock.advance(s(1));
+        assert!(!double());
+        // Also when what it says is not taken at all.
+        take(&i, vec![of("b", 1, 71)]).await;
+        assert!(double());
+    }
+
+    #[tokio::test]
+    async fn who_holds_an_old_list_is_stuck_until_it_comes_nearer() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        let with = |seq, serial| resealed(beat("1", seq, &key(1), 0, &[]), &key(1), |b| b.serial = serial);
+        let stuck = |serial: u64| {
+            i.expect(&BTreeMap::from([("1".parse().unwrap(), Serials { wake: serial, signed: serial })]));
+            i.views(&["1".parse().unwrap()])[0].stuck_for.map(|d| d.as_secs())
+        };
+        take(&i, vec![with(1, None)]).await;
+        assert_eq!(stuck(0), None, "its list is not in the bucket yet");
+        assert_eq!(stuck(3), Some(0));
+        w.clock.advance(s(9));
+        take(&i, vec![with(2, None)]).await;
+        assert_eq!(stuck(3), Some(9));
+        take(&i, vec![with(3, Some(2))]).await;
+        assert_eq!(stuck(3), Some(0), "nearer: it gets something");
+        w.clock.advance(s(5));
+        assert_eq!(stuck(4), Some(5), "further away: nothing came");
+        take(&i, vec![with(4, Some(4))]).await;
+        assert_eq!(stuck(4), None);
+        // A register has time from when its relay has the list.
+        let register = || i.views(&["1-1".parse().unwrap()])[0].stuck_for.map(|d| d.as_secs());
+        take(&i, vec![beat("1-1", 1, &key(2), 0, &[])]).await;
+        assert_eq!((stuck(5), register()), (Some(0), Some(0)));
+        w.clock.advance(s(9));
+        assert_eq!((stuck(5), register()), (Some(9), Some(0)));
+        take(&i, vec![with(5, Some(5))]).await;
+        assert_eq!((stuck(5), register()), (None, Some(0)));
+        w.clock.advance(s(9));
+        assert_eq!((stuck(5), register()), (None, Some(9)));
+    }
+
     #[tokio::test]
     async fn a_fault_that_was_mended_between_two_judgements_is_judged_once() {
         let w = World::new().await;
@@ -431,19 +654,26 @@ mod tests {
             text: "a row differs (mended)".into(),
             since: Timestamp::UNIX_EPOCH,
         };
-        let with = |seq, errors: Vec<Fault>| {
-            let Beat { envelope, .. } = beat("1-1", seq, &key(2), 0, &[]);
-            let bytes = serde_json::to_vec(&envelope).unwrap();
-            let plain = dsse::peek::<Heartbeat>(&bytes, 1 << 16).unwrap();
-            let sealed = Heartbeat { errors, ..plain }.seal(&key(2)).unwrap();
-            Beat { envelope: serde_json::from_slice(&sealed).unwrap(), seen_s: 0 }
-        };
+        let with =
+            |seq, errors: Vec<Fault>| resealed(beat("1-1", seq, &key(2), 0, &[]), &key(2), |b| b.errors = errors);
         let judged = async |i: &Intake| {
-            let mut views = i.views(&["1-1".parse().unwrap()]);
-            let told = i.ledger.unjudged().await.unwrap();
-            add_told(&mut views, &told);
-            i.ledger.judged(&told).await.unwrap();
-            views[0].beat.as_ref().map_or(0, |b| b.errors.len())
+            let (ids, complaints) = (["1-1".parse().unwrap()], i.ledger.unjudged().await.unwrap());
+            let (published, serials, alerts) = (Published::new(), BTreeMap::new(), AlertsConfig::default());
+            let devices = i.news(&ids);
+            let fleet = Fleet {
+                devices: &devices,
+                complaints: &complaints,
+                published: &published,
+                serials: &serials,
+                expiring: &[],
+                own_disk: None,
+                alerts: &alerts,
+                now: w.clock.now(),
+            };
+            let told = fleet::assess(&fleet).findings.into_values().map(|f| f.lines.len()).sum::<usize>();
+            i.note_calm(fleet::calm(&fleet));
+            i.ledger.judged(&complaints).await.unwrap();
+            told
         };
         take(&i, vec![with(1, vec![drift.clone()])]).await;
         take(&i, vec![with(2, Vec::new())]).await;

@@ -13,6 +13,8 @@ pub mod alert;
 pub mod fleet;
 pub mod mail;
 
+pub mod hooks;
+
 pub mod source;
 
 pub mod inbox;
@@ -41,6 +43,3 @@ pub mod web;
 
 pub mod cli;
 pub mod commands;
-
-#[cfg(test)]
-mod testclock;

@@ -267,7 +267,7 @@ fn own_tls(url: &str, config: &MailConfig) -> Result<Option<Tls>, ConfigError> {
     })
 }
 
-fn with_causes(e: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut at = e.source();
     while let Some(source) = at {
@@ -308,7 +308,7 @@ impl Transport for Smtp {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::testclock::TestClock;
+    use proto::clock::TestClock;
     use std::sync::Mutex;
 
     /// Takes mails, or fails as told.

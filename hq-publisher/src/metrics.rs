@@ -33,7 +33,7 @@ pub struct Scrape<'a> {
     /// Stores.
     pub stores: &'a [StoreRow],
     /// Devices.
-    pub devices: &'a [DeviceView],
+    pub devices: &'a [DeviceView<'a>],
     /// Heads.
     pub heads: &'a BTreeMap<Instance, Head>,
     /// Mails that wait.
@@ -116,9 +116,9 @@ impl Metrics {
     fn count_devices(&self, s: &Scrape<'_>) {
         for role in ["relay", "register"] {
             for state in ["heard", "silent", "never heard"] {
-                let of = |d: &&DeviceView| (role == "relay") == matches!(d.id, DeviceId::Relay(_));
+                let of = |d: &&DeviceView<'_>| (role == "relay") == matches!(d.id, DeviceId::Relay(_));
                 let limit = if role == "relay" { s.store_silent } else { s.register_silent };
-                let at = |d: &&DeviceView| match d.silent_for {
+                let at = |d: &&DeviceView<'_>| match d.silent_for {
                     None => "never heard",
                     Some(silent) if silent >= limit => "silent",
                     Some(_) => "heard",

@@ -6,6 +6,7 @@ use crate::intake;
 use crate::ledger::{Ledger, LedgerError, State, StoreRow};
 use crate::manifests::{followed, newest_trust};
 use proto::clock::{Clock, Timestamp, after};
+use proto::disk::DataDisk;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::wire::{Fault, StreamState};
 use serde::Serialize;
@@ -119,18 +120,22 @@ pub struct MailLine {
 /// Looks.
 pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Result<Report, LedgerError> {
     let now = clock.now();
-    let (views, published) = intake::glance(ledger, now, &config.limits).await?;
+    let enrolled = ledger.enrolled().await?;
+    let (views, published) = intake::glance(ledger, &enrolled, now, &config.limits).await?;
     let heads = ledger.heads().await?;
     let stores = ledger.stores().await?;
     let expiring = ledger.expiring(after(now, config.alerts.manifest_expires.0)).await?;
     let assessment = fleet::assess(&Fleet {
         devices: &views,
+        complaints: &[],
         published: &published,
+        serials: &*ledger.serials().await?,
         expiring: &expiring,
+        own_disk: DataDisk::new(&config.state.dir, None).space(),
         alerts: &config.alerts,
         now,
     });
-    let relays: BTreeMap<&StoreId, &DeviceView> =
+    let relays: BTreeMap<&StoreId, &DeviceView<'_>> =
         views.iter().filter(|v| matches!(v.id, DeviceId::Relay(_))).map(|v| (v.id.store(), v)).collect();
     let lines: Vec<StoreLine> =
         stores.iter().map(|s| store_line(config, s, relays.get(&s.seen.id).copied(), &heads)).collect();
@@ -178,7 +183,7 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
 fn store_line(
     config: &Config,
     s: &StoreRow,
-    relay: Option<&DeviceView>,
+    relay: Option<&DeviceView<'_>>,
     heads: &BTreeMap<Instance, crate::ledger::Head>,
 ) -> StoreLine {
     let beat = relay.and_then(|r| r.beat.as_ref());
@@ -200,7 +205,7 @@ fn store_line(
     }
 }
 
-fn device_line(v: &DeviceView) -> DeviceLine {
+fn device_line(v: &DeviceView<'_>) -> DeviceLine {
     let beat = v.beat.as_deref();
     DeviceLine {
         id: v.id.clone(),

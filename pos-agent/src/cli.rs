@@ -6,10 +6,11 @@ use crate::{doctor, memory, report, run, status, upstream, verify};
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use proto::cli::{self, Common, Exit};
-use proto::clock::{Clock, SystemClock};
+use proto::clock::{self, Clock, SystemClock};
 use proto::config::{ConfigError, environment};
 use proto::device::Device;
 use proto::fetch::{Polled, Source, SourceOptions};
+use proto::follow;
 use proto::shelf;
 use proto::trust::EnrolCode;
 use proto::wire::Status;
@@ -141,7 +142,10 @@ async fn serve(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Exit> {
         .with_context(|| format!("local_listen = \"{address}\" cannot be used: is another agent running?"))?;
     let agent = open_patiently(config, clock).await?;
     tracing::info!(register = %agent.config.register, data = %agent.config.data_dir.display(), api = %address, "running");
-    run::run(Arc::new(agent), listener, shutdown).await;
+    let agent = Arc::new(agent);
+    follow::lock(&agent.device).note_start(agent.clock.now(), &clock::boot_id());
+    run::run(Arc::clone(&agent), listener, shutdown).await;
+    follow::lock(&agent.device).note_end();
     Ok(Exit::Done)
 }
 

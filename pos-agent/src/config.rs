@@ -52,6 +52,9 @@ pub struct Config {
     /// Room kept aside to recover from a full disk. The lesser of 64 MiB and 2% of the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ballast: Option<HumanBytes>,
+    /// A log of the database (`store.db-wal`) longer than this that a reader holds for 5 minutes is a fault. 64 MiB.
+    #[serde(default = "log_alarm")]
+    pub log_alarm: HumanBytes,
     /// Bounds on what is read.
     #[serde(default)]
     pub limits: Limits,
@@ -68,6 +71,9 @@ pub struct Config {
 
 fn local_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7422))
+}
+fn log_alarm() -> HumanBytes {
+    HumanBytes(64 << 20)
 }
 fn day() -> HumanDuration {
     HumanDuration(Duration::from_secs(24 * 3600))

@@ -14,7 +14,10 @@ const TEXT: usize = 500;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted {
     fault: Fault,
-    /// A heartbeat that carried it was taken.
+    /// The first heartbeat that carried it and was taken.
+    #[serde(default)]
+    told_in: Option<u64>,
+    /// HQ has that one.
     #[serde(default)]
     told: bool,
     #[serde(default)]
@@ -49,7 +52,7 @@ impl Faults {
         if let Some(n) = self.0.iter_mut().find(same) {
             if n.mended {
                 n.fault.since = now;
-                n.told = false;
+                (n.told_in, n.told) = (None, false);
             }
             let changed = n.mended || n.fault.text != text;
             n.mended = false;
@@ -67,7 +70,7 @@ impl Faults {
             text,
             since: now,
         };
-        self.0.push(Noted { fault, told: false, mended: false });
+        self.0.push(Noted { fault, told_in: None, told: false, mended: false });
         true
     }
 
@@ -94,16 +97,22 @@ impl Faults {
         self.0.iter().map(|n| Fault { text: text(n), ..n.fault.clone() }).collect()
     }
 
-    /// A heartbeat that carried `told` was taken. Whether that changed the list.
-    pub fn told(&mut self, told: &[Fault]) -> bool {
+    /// A relay took the heartbeat of this number that carried `told`; HQ has those up to `passed_on` (none: the relay
+    /// does not say, what it took counts). Until HQ has one that carried it, a mended fault is carried on: the relay
+    /// passes on the latest heartbeat alone. Whether that changed the list.
+    pub fn told(&mut self, told: &[Fault], seq: u64, passed_on: Option<u64>) -> bool {
         let before = self.clone();
         for n in &mut self.0 {
-            n.told |= told.iter().any(|f| {
+            let carried = told.iter().any(|f| {
                 f.code == n.fault.code
                     && f.instance == n.fault.instance
                     && f.object == n.fault.object
                     && f.since == n.fault.since
             });
+            if carried {
+                let first = *n.told_in.get_or_insert(seq);
+                n.told |= passed_on.is_none_or(|p| p >= first);
+            }
         }
         self.0.retain(|n| !(n.mended && n.told));
         *self != before
@@ -140,10 +149,24 @@ mod tests {
         assert_eq!(carried[0].text, "a row differs (mended)");
         f.raise(fault::DRIFT, Some(&price), None, "a row differs", t(5));
         f.mend(fault::DRIFT, |_| true);
-        f.told(&carried);
+        f.told(&carried, 1, None);
         assert_eq!(f.to_tell().len(), 1, "the second drift was not in that heartbeat");
         let carried = f.to_tell();
-        assert!(f.told(&carried));
+        assert!(f.told(&carried, 2, None));
+        assert!(f.to_tell().is_empty());
+    }
+
+    #[test]
+    fn a_mended_fault_is_carried_until_headquarters_has_a_heartbeat_with_it() {
+        let mut f = Faults::default();
+        f.raise(fault::DRIFT, None, None, "a row differs", t(0));
+        f.mend(fault::DRIFT, |_| true);
+        let carried = f.to_tell();
+        assert!(f.told(&carried, 7, Some(6)), "which heartbeat was the first is kept over restarts");
+        assert_eq!(f.to_tell(), carried, "the relay has it, headquarters has not");
+        assert!(!f.told(&carried, 8, Some(6)));
+        assert_eq!(f.to_tell(), carried);
+        assert!(f.told(&carried, 9, Some(8)), "the latest that it has carried it");
         assert!(f.to_tell().is_empty());
     }
 

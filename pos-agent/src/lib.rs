@@ -2,7 +2,6 @@
 
 pub mod config;
 
-pub mod disk;
 pub mod faults;
 pub mod hold;
 pub mod metrics;

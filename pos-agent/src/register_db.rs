@@ -179,6 +179,11 @@ impl RegisterDb {
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DbError::Cut(e.to_string())))
     }
 
+    /// Bytes of the log (-wal) on the disk.
+    pub fn log_bytes(&self) -> u64 {
+        std::fs::metadata(log_path(&self.path)).map_or(0, |m| m.len())
+    }
+
     /// Cuts the log (-wal) to nothing if no reader needs it; waits for nobody. Whether it is cut.
     pub async fn truncate_log(&self) -> Result<bool, DbError> {
         let log = log_path(&self.path);

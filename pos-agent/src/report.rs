@@ -6,6 +6,7 @@ use crate::memory::PROGRAM;
 use crate::status::{self, Facts};
 use proto::clock::Timestamp;
 use proto::device::DeviceError;
+use proto::disk;
 use proto::dsse::Envelope;
 use proto::failpoint;
 use proto::fetch::{FetchError, FetchErrorKind};
@@ -53,10 +54,14 @@ pub fn skew(here: Timestamp, there: Timestamp) -> i64 {
 }
 
 /// The report as it stands; `faults` are those of a status, or those of a heartbeat.
-pub fn stand(agent: &Agent, faults: Vec<Fault>) -> Status {
+pub fn stand(agent: &Agent, mut faults: Vec<Fault>) -> Status {
     let shown = agent.shown().clone();
-    let manifest = lock(&agent.device).manifest().cloned();
     let now = agent.clock.now();
+    let (manifest, of_starts) = {
+        let device = lock(&agent.device);
+        (device.manifest().cloned(), device.starts().faults(now))
+    };
+    faults.extend(of_starts);
     status::status(Facts {
         id: agent.config.device(),
         held: &shown.held,
@@ -66,7 +71,7 @@ pub fn stand(agent: &Agent, faults: Vec<Fault>) -> Status {
         on_hold: agent.hold.until(agent.clock.monotonic()).is_some(),
         faults,
         network: agent.upstream.network(),
-        disk: agent.room.report(),
+        disk: agent.disk.space(),
         clock_skew_s: agent.skew.get(),
         hq_seen_s: agent.upstream.hq_seen_s(),
         now,
@@ -74,10 +79,11 @@ pub fn stand(agent: &Agent, faults: Vec<Fault>) -> Status {
 }
 
 /// The heartbeat that says it.
-pub fn heartbeat(status: Status, seq: u64, sent_at: Timestamp) -> Heartbeat {
+pub fn heartbeat(status: Status, run: Option<String>, seq: u64, sent_at: Timestamp) -> Heartbeat {
     Heartbeat {
         format: 1,
         device: status.id,
+        run,
         seq,
         sent_at,
         program: PROGRAM.to_owned(),
@@ -121,17 +127,11 @@ async fn post(agent: &Agent) -> Result<(), ReportError> {
     let told = agent.memory.look(|f| f.to_tell());
     let take = || {
         let mut device = lock(&agent.device);
-        device.next_seq().map(|seq| (seq, device.key().clone()))
+        device.next_seq().map(|seq| (seq, device.run().map(str::to_owned), device.key().clone()))
     };
     // A full disk must not make the register silent.
-    let (seq, key) = take().or_else(|e| {
-        if !e.is_disk_full() {
-            return Err(e);
-        }
-        agent.out_of_room(&e.to_string());
-        take()
-    })?;
-    let beat = heartbeat(stand(agent, told.clone()), seq, agent.clock.now());
+    let (seq, run, key) = disk::or_make_room(take, DeviceError::is_disk_full, |e| agent.out_of_room(&e.to_string()))?;
+    let beat = heartbeat(stand(agent, told.clone()), run, seq, agent.clock.now());
     let envelope: Envelope = serde_json::from_slice(&beat.seal(&key)?)?;
     let body = serde_json::to_vec(&Beats { beats: vec![Beat { envelope, seen_s: 0 }] })?;
     let post = agent.upstream.relay().post("v1/heartbeats", "application/json", body.into(), ANSWER);
@@ -143,9 +143,17 @@ async fn post(agent: &Agent) -> Result<(), ReportError> {
     agent.upstream.relay_answered();
     agent.skew.set(skew(agent.clock.now(), answer.now));
     agent.upstream.hq_seen(answer.hq_seen_s);
+    if let Some(last) = answer.go_on_above.get(agent.config.register.as_str()) {
+        lock(&agent.device).go_on_above(*last)?;
+    }
     if let Some(why) = answer.refused.get(agent.config.register.as_str()) {
         return Err(ReportError::Refused(why.clone()));
     }
-    agent.memory.faults(|f| f.told(&told));
+    let passed_on = answer.passed_on.get(&agent.config.register).copied();
+    agent.memory.faults(|f| f.told(&told, seq, passed_on));
+    if agent.memory.look(|f| f.to_tell().len()) < told.len() {
+        // What is over is over at headquarters too.
+        agent.tell.notify_one();
+    }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use crate::agent::Agent;
 use crate::local_api;
 use crate::pace::End;
-use crate::report::{self, ReportError};
+use crate::report;
 use crate::upstream::Heard;
 use proto::cli::{self, Exit};
 use proto::retry::{Backoff, random_unit};
@@ -159,11 +159,6 @@ async fn beats(agent: Arc<Agent>) {
                 agent.config.heartbeat.0
             }
             Err(e) => {
-                if let ReportError::Device(proto::device::DeviceError::Sqlite(e)) = &e
-                    && e.is_disk_full()
-                {
-                    agent.room.release();
-                }
                 if failures == 0 {
                     tracing::info!("the heartbeat was not taken: {e}");
                 }

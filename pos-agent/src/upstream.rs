@@ -18,6 +18,7 @@ use proto::limits::Limits;
 use proto::manifest::PackEntry;
 use proto::retry::random_unit;
 use proto::wire::{Fault, Network, Versions, fault};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -223,16 +224,16 @@ impl Upstream {
                 }
                 Heard::Static
             }
-            Ok(Polled::Body { bytes, etag }) => match serde_json::from_slice::<Versions>(&bytes) {
+            Ok(Polled::Body { bytes, etag }) => match page::<Versions>(&bytes, etag.as_ref()) {
                 Ok(versions) => {
                     self.relay_answered();
                     self.take_versions(versions, etag)
                 }
-                Err(e) => Heard::Silence(FetchError {
+                Err(why) => Heard::Silence(FetchError {
                     source_url: self.relay.url().to_owned(),
                     name: "v1/versions".into(),
                     kind: FetchErrorKind::NotAnObject,
-                    detail: format!("not a list of versions: {e}"),
+                    detail: format!("not a list of versions: {why}"),
                 }),
             },
             Err(e) => Heard::Silence(e),
@@ -258,7 +259,7 @@ impl Upstream {
         let Ok(Polled::Body { bytes, etag }) = self.relay.long_poll("v1/errors", &[], 0, known.as_ref()).await else {
             return false;
         };
-        let Ok(faults) = serde_json::from_slice::<Vec<Fault>>(&bytes) else { return false };
+        let Ok(faults) = page::<Vec<Fault>>(&bytes, etag.as_ref()) else { return false };
         let errors = faults
             .into_iter()
             .filter(|f| f.code == fault::PACK_IN_ERROR)
@@ -304,4 +305,12 @@ impl Upstream {
         };
         follower.lock().await.fetch_pack(name, entry, part, &self.floor, &|_| false).await
     }
+}
+
+/// What a page of the relay's own making says, if it came whole.
+fn page<T: DeserializeOwned>(body: &[u8], etag: Option<&Etag>) -> Result<T, String> {
+    if etag.is_some_and(|e| !e.fits(body)) {
+        return Err("it was bent on its way".into());
+    }
+    serde_json::from_slice(body).map_err(|e| e.to_string())
 }

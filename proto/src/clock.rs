@@ -5,7 +5,7 @@ use std::time::Duration;
 pub use jiff::Timestamp;
 
 /// What time it is, and how long something took.
-pub trait Clock: Send + Sync {
+pub trait Clock: std::fmt::Debug + Send + Sync {
     /// The system's wall clock; may be wrong, may leap.
     fn now(&self) -> Timestamp;
     /// Time since an arbitrary start; never goes back.
@@ -40,9 +40,20 @@ fn whole_seconds(t: Timestamp) -> Timestamp {
     Timestamp::from_second(t.as_second()).unwrap_or(t)
 }
 
+/// Names the time since the machine was switched on, the same for all who ask; empty where the system does not tell.
+pub fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
 /// `t` plus a duration, held at the end of the calendar.
 pub fn after(t: Timestamp, d: Duration) -> Timestamp {
     t.checked_add(jiff::SignedDuration::try_from(d).unwrap_or(jiff::SignedDuration::MAX)).unwrap_or(Timestamp::MAX)
+}
+
+/// `t` less a duration, held at the beginning of the calendar.
+pub fn before(t: Timestamp, d: Duration) -> Timestamp {
+    t.checked_sub(jiff::SignedDuration::try_from(d).unwrap_or(jiff::SignedDuration::MAX)).unwrap_or(Timestamp::MIN)
 }
 
 /// How long `later` is after `earlier`; zero if it is not.

@@ -12,6 +12,7 @@ use crate::keys::SecretKey;
 use crate::limits::Limits;
 use crate::manifest::Manifest;
 use crate::replica::sqlite::{self, SqliteError};
+use crate::runs::Starts;
 use crate::shelf::{self, ShelfError};
 use crate::trust::{Accepted, EnrolCode, Refusal, Seen, TrustState, Verified};
 use rusqlite::{Connection, OptionalExtension};
@@ -77,7 +78,14 @@ pub struct Device {
     trust: TrustState,
     seen: Seen,
     manifest: Option<Verified<Manifest>>,
+    run: Option<String>,
+    starts: Starts,
 }
+
+const STARTS: &str = "starts";
+
+/// How far heartbeats may be counted on at once: ten a minute for two years.
+const SEQ_REACH: u64 = 10_000_000;
 
 const SCHEMA: &str =
     "CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID";
@@ -137,7 +145,13 @@ impl Device {
             tracing::error!(error = %e, "the kept manifest is damaged; it is fetched anew");
             None
         });
-        Ok(Device { db, id, key, trust, seen, manifest })
+        let starts = get(&db, STARTS).unwrap_or_else(|e| {
+            tracing::warn!(error = %e, "earlier starts are forgotten");
+            None
+        });
+        // Without randomness no copy of this device is told from it.
+        let run = getrandom::u64().ok().map(|n| format!("{n:016x}"));
+        Ok(Device { db, id, key, trust, seen, manifest, run, starts: starts.unwrap_or_default() })
     }
 
     /// Who this is.
@@ -155,6 +169,14 @@ impl Device {
     /// The greatest serial accepted, and the floor of time.
     pub fn seen(&self) -> &Seen {
         &self.seen
+    }
+    /// The name of this run, for heartbeats.
+    pub fn run(&self) -> Option<&str> {
+        self.run.as_deref()
+    }
+    /// The latest starts of the service.
+    pub fn starts(&self) -> &Starts {
+        &self.starts
     }
     /// The last manifest accepted.
     pub fn manifest(&self) -> Option<&Verified<Manifest>> {
@@ -194,6 +216,33 @@ impl Device {
         let next = self.fact::<u64>("seq")?.unwrap_or(0) + 1;
         failpoint::step("device.seq", || self.set_fact("seq", &next))?;
         Ok(next)
+    }
+
+    /// The next number is above this one, which somebody above heard of this device: it was set back to an old state. So
+    /// far only: nobody is to use the numbers up.
+    pub fn go_on_above(&mut self, seq: u64) -> Result<(), DeviceError> {
+        let known = self.fact::<u64>("seq")?.unwrap_or(0);
+        if seq <= known || seq - known > SEQ_REACH {
+            return Ok(());
+        }
+        tracing::warn!(known, seq, "heartbeats are counted on from what was heard of this device: it was set back");
+        failpoint::step("device.seq", || self.set_fact("seq", &seq))
+    }
+
+    /// The service starts, in this boot of the machine. A note that cannot be kept stops nothing.
+    pub fn note_start(&mut self, now: Timestamp, boot: &str) {
+        self.starts.begin(now, boot);
+        failpoint::step("device.start", || self.keep_starts());
+    }
+    /// The service ends of itself.
+    pub fn note_end(&mut self) {
+        self.starts.end();
+        failpoint::step("device.end", || self.keep_starts());
+    }
+    fn keep_starts(&self) {
+        if let Err(e) = put(&self.db, STARTS, &self.starts) {
+            tracing::warn!(error = %e, "when this service started or ended was not written down");
+        }
     }
 
     /// A small durable fact of this tier's own (a latch, an etag).

@@ -40,11 +40,16 @@ pub struct SourceOptions {
     pub connect_timeout: HumanDuration,
     /// The longest wait for the next bytes. 30 s.
     pub read_timeout: HumanDuration,
+    /// How long a server may ask to be left alone (Retry-After of 429 and 503); beyond, it is asked all the same. 60 s.
+    pub retry_after: HumanDuration,
     /// For `s3://` sources.
     pub s3: S3Options,
     /// What HTTP requests go over, where it is not the network.
     #[serde(skip)]
     pub wire: Option<Arc<dyn Wire>>,
+    /// By whose time servers are left alone, where it is not the machine's.
+    #[serde(skip)]
+    pub clock: Option<Arc<dyn Clock>>,
 }
 
 /// What carries an HTTP request to its server and brings the answer's head: the network, unless something else is
@@ -76,8 +81,10 @@ impl Default for SourceOptions {
             ca_file: None,
             connect_timeout: HumanDuration(Duration::from_secs(10)),
             read_timeout: HumanDuration(Duration::from_secs(30)),
+            retry_after: HumanDuration(Duration::from_secs(60)),
             s3: S3Options::default(),
             wire: None,
+            clock: None,
         }
     }
 }
@@ -96,6 +103,24 @@ pub struct BadSource {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Etag(pub String);
+
+/// Hex digits of a body's SHA-256 in an ETag of ours.
+const ETAG_DIGITS: usize = 16;
+
+impl Etag {
+    /// Of a body that a relay makes up itself: the beginning of its SHA-256.
+    pub fn of(body: &[u8]) -> Etag {
+        Etag(format!("\"{}\"", &Sha256::of(body).to_string()[..ETAG_DIGITS]))
+    }
+
+    /// Whether a body may have come with it: one of our making tells a body that was bent on its way, which would be
+    /// believed for as long as the answer is “unchanged”. Any other tells nothing.
+    pub fn fits(&self, body: &[u8]) -> bool {
+        let digits = self.0.trim_matches('"');
+        let is_ours = digits.len() == ETAG_DIGITS && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        !is_ours || *self == Etag::of(body)
+    }
+}
 
 /// A small object's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,7 +190,7 @@ pub enum FetchErrorKind {
     Status {
         /// The status.
         code: u16,
-        /// How long the server asks to wait.
+        /// How long the server will be left alone, as it asked.
         retry_after: Option<Duration>,
     },
     /// The body ended before its announced end; the part stays for resuming.
@@ -215,13 +240,6 @@ impl FetchError {
     /// Whether the source has no such object (yet).
     pub fn is_not_found(&self) -> bool {
         self.kind == FetchErrorKind::NotFound
-    }
-    /// How long the server asks to wait, if it does.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self.kind {
-            FetchErrorKind::Status { retry_after, .. } => retry_after,
-            _ => None,
-        }
     }
 }
 

@@ -31,8 +31,13 @@ pub mod shelf;
 pub mod fetch;
 pub mod replica;
 
-pub mod device;
 pub mod wire;
+
+pub mod runs;
+
+pub mod device;
+
+pub mod disk;
 
 pub mod follow;
 

@@ -44,6 +44,31 @@ impl Backoff {
     }
 }
 
+/// What somebody may still do: so much at once, and more with time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Budget {
+    left: f64,
+    most: f64,
+    a_second: f64,
+    at: Duration,
+}
+
+impl Budget {
+    /// `most` at once; so much more comes with each second, up to that.
+    pub const fn new(most: u32, a_second: u32) -> Budget {
+        Budget { left: most as f64, most: most as f64, a_second: a_second as f64, at: Duration::ZERO }
+    }
+
+    /// Takes one, at a monotonic time; whether there was one.
+    pub fn take(&mut self, now: Duration) -> bool {
+        let grown = self.left + now.saturating_sub(self.at).as_secs_f64() * self.a_second;
+        (self.left, self.at) = (grown.min(self.most), now);
+        let one = self.left >= 1.0;
+        self.left -= f64::from(u8::from(one));
+        one
+    }
+}
+
 /// A random number from 0 up to, not including, 1. Without a source of randomness: a half.
 pub fn random_unit() -> f64 {
     // 53 bits: all that an f64 in [0, 1) can hold.
@@ -65,6 +90,18 @@ mod tests {
             assert_eq!(b.delay(attempt, 1.0), Duration::from_secs(300));
             assert_eq!(b.delay(attempt, 0.0), Duration::ZERO);
         }
+    }
+
+    #[test]
+    fn a_budget_is_so_much_at_once_and_more_with_time() {
+        let ms = Duration::from_millis;
+        let mut b = Budget::new(3, 2);
+        let taken = |b: &mut Budget, at| (0..10).filter(|_| b.take(at)).count();
+        assert_eq!(taken(&mut b, ms(1_000_000)), 3);
+        assert_eq!(taken(&mut b, ms(1_000_499)), 0);
+        assert_eq!(taken(&mut b, ms(1_001_000)), 2);
+        assert_eq!(taken(&mut b, ms(9_000_000)), 3, "it is not saved up");
+        assert_eq!(taken(&mut b, ms(5)), 0, "a clock that goes back gives nothing");
     }
 
     #[test]

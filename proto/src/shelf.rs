@@ -103,8 +103,9 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Makes the names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), ShelfError> {
+/// Makes a file's name durable, or that it has none any more.
+pub fn sync_name(path: &Path) -> Result<(), ShelfError> {
+    let dir = parent(path);
     File::open(dir).at(Action::Open, dir)?.sync_all().at(Action::Sync, dir)
 }
 
@@ -136,7 +137,7 @@ pub fn create_dir(path: &Path) -> Result<(), ShelfError> {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {}
             Err(e) => return Err(e).at(Action::Create, dir),
         }
-        sync_dir(parent(dir))?;
+        sync_name(dir)?;
     }
     Ok(())
 }
@@ -192,7 +193,7 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), ShelfError> {
     fs::rename(&aside.path, path).at(Action::Rename, path)?;
     aside.placed = true;
     failpoint::inside("renamed");
-    sync_dir(parent(path))?;
+    sync_name(path)?;
     sweep_old(path);
     Ok(())
 }
@@ -221,7 +222,7 @@ pub fn copy_new(from: &Path, to: &Path) -> Result<New, ShelfError> {
 fn place_new(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<New, ShelfError> {
     if fs::symlink_metadata(path).is_ok() {
         // It may be there since a crash before its directory was synced.
-        sync_dir(parent(path))?;
+        sync_name(path)?;
         return Ok(New::AlreadyThere);
     }
     let mut aside = write_aside(path, 0o644, fill)?;
@@ -244,7 +245,7 @@ fn place_new(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Res
     };
     drop(aside);
     failpoint::inside("renamed");
-    sync_dir(parent(path))?;
+    sync_name(path)?;
     sweep_old(path);
     Ok(outcome)
 }
@@ -262,9 +263,9 @@ pub fn promote(from: &Path, to: &Path) -> Result<(), ShelfError> {
         Err(e) if e.is_not_found() && fs::symlink_metadata(to).is_ok_and(|m| m.is_file()) => {}
         Err(e) => return Err(e),
     }
-    sync_dir(parent(to))?;
+    sync_name(to)?;
     if parent(to) != parent(from) && parent(from).exists() {
-        sync_dir(parent(from))?;
+        sync_name(from)?;
     }
     Ok(())
 }
@@ -274,7 +275,7 @@ pub fn remove(path: &Path) -> Result<(), ShelfError> {
     match fs::remove_file(path) {
         Ok(()) => {
             failpoint::inside("removed");
-            sync_dir(parent(path))
+            sync_name(path)
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e).at(Action::Remove, path),
@@ -284,7 +285,7 @@ pub fn remove(path: &Path) -> Result<(), ShelfError> {
 /// Deletes an empty directory; one that is gone, or holds something, is left.
 pub fn remove_empty_dir(path: &Path) -> Result<(), ShelfError> {
     match fs::remove_dir(path) {
-        Ok(()) => sync_dir(parent(path)),
+        Ok(()) => sync_name(path),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
         Err(e) => Err(e).at(Action::Remove, path),
     }
@@ -558,69 +559,37 @@ impl LockFile {
 pub struct Space {
     /// What this user may still write.
     pub free: u64,
-    /// The whole disk.
+    /// What is free and what is taken: without what is kept for others, as `df` counts its per cent.
     pub total: u64,
 }
 
 /// The room on the disk that holds `path`.
 pub fn free_space(path: &Path) -> Result<Space, ShelfError> {
     let s = rustix::fs::statvfs(path).at(Action::Open, path)?;
-    Ok(Space { free: s.f_bavail.saturating_mul(s.f_frsize), total: s.f_blocks.saturating_mul(s.f_frsize) })
+    let taken = s.f_blocks.saturating_sub(s.f_bfree);
+    let bytes = |blocks: u64| blocks.saturating_mul(s.f_frsize);
+    Ok(Space { free: bytes(s.f_bavail), total: bytes(taken.saturating_add(s.f_bavail)) })
 }
 
-/// The usual size of a ballast: the lesser of 64 MiB and 2% of the disk; none below 256 MiB.
-pub fn ballast_bytes(total: u64) -> u64 {
-    if total < 256 << 20 { 0 } else { (total / 50).min(64 << 20) }
-}
-
-/// The ballast's file in a data directory.
-pub const BALLAST: &str = "ballast";
-
-/// A file that only takes room, to be let go when the disk is full: SQLite cannot even checkpoint
-/// without any.
-#[derive(Debug, Clone)]
-pub struct Ballast {
-    path: PathBuf,
-}
-
-impl Ballast {
-    /// Makes the file `bytes` long with real blocks behind it; 0 removes it. One that is right stays.
-    pub fn ensure(path: &Path, bytes: u64) -> Result<Ballast, ShelfError> {
-        let ballast = Ballast { path: path.to_owned() };
-        if bytes == 0 {
-            ballast.release()?;
-            return Ok(ballast);
-        }
-        if fs::symlink_metadata(path).is_ok_and(|m| m.is_file() && m.len() == bytes && m.blocks() * 512 >= bytes) {
-            return Ok(ballast);
-        }
-        remove(path)?;
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).at(Action::Create, path)?;
-        let filled =
-            reserve(&file, bytes).at(Action::Write, path).and_then(|()| file.sync_all().at(Action::Sync, path));
-        if let Err(e) = filled {
-            let _ = fs::remove_file(path);
-            return Err(e);
-        }
-        Ok(ballast)
+/// Makes a file of no content `bytes` long, with real blocks behind it; 0 removes it. One that is right stays.
+pub fn take_room(path: &Path, bytes: u64) -> Result<(), ShelfError> {
+    let right = |m: fs::Metadata| m.is_file() && m.len() == bytes && m.blocks() * 512 >= bytes;
+    if bytes > 0 && fs::symlink_metadata(path).is_ok_and(right) {
+        return Ok(());
     }
-
-    /// Lets the room go. The blocks are free when this returns.
-    pub fn release(&self) -> Result<(), ShelfError> {
-        remove(&self.path)
+    remove(path)?;
+    if bytes == 0 {
+        return Ok(());
     }
-
-    /// Whether it is there to be let go.
-    pub fn is_held(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_ok()
-    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).at(Action::Create, path)?;
+    let filled = reserve(&file, bytes).at(Action::Write, path).and_then(|()| file.sync_all().at(Action::Sync, path));
+    filled.inspect_err(|_| drop(fs::remove_file(path)))
 }
 
-fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+fn reserve(mut file: &File, bytes: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
         // File systems that cannot reserve: write.
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-            let mut file = file;
             let zeros = vec![0; 1 << 20];
             let mut left = bytes;
             while left > 0 {
@@ -845,25 +814,20 @@ mod tests {
     }
 
     #[test]
-    fn ballast_takes_real_room_and_gives_it_back() {
-        assert_eq!(ballast_bytes(255 << 20), 0);
-        assert_eq!(ballast_bytes(1000 << 20), 20 << 20);
-        assert_eq!(ballast_bytes(1 << 40), 64 << 20);
+    fn room_is_taken_with_real_blocks() {
         let d = dir();
         let path = d.path().join("ballast");
-        let ballast = Ballast::ensure(&path, 3 << 20).unwrap();
+        take_room(&path, 3 << 20).unwrap();
         let meta = fs::metadata(&path).unwrap();
         assert!(meta.len() == 3 << 20 && meta.blocks() * 512 >= 3 << 20, "no hole");
-        assert!(ballast.is_held());
-        Ballast::ensure(&path, 3 << 20).unwrap();
+        take_room(&path, 3 << 20).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().ino(), meta.ino(), "one that is right stays");
-        Ballast::ensure(&path, 1 << 20).unwrap();
+        take_room(&path, 1 << 20).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
-        ballast.release().unwrap();
-        ballast.release().unwrap();
-        assert!(!ballast.is_held());
-        assert!(!Ballast::ensure(&path, 0).unwrap().is_held());
-        let e = Ballast::ensure(&path, 1 << 60).unwrap_err();
+        take_room(&path, 0).unwrap();
+        take_room(&path, 0).unwrap();
+        assert!(!path.exists());
+        let e = take_room(&path, 1 << 60).unwrap_err();
         assert!(e.verdict() == Verdict::Retry && !path.exists(), "{e}");
     }
 

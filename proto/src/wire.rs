@@ -76,6 +76,14 @@ pub mod fault {
     pub const SOURCE: &str = "SOURCE";
     /// A disk or database that cannot be relied on.
     pub const HALTED: &str = "HALTED";
+    /// The log of the register's database cannot be brought home: a reader holds it.
+    pub const LOG_STUCK: &str = "LOG_STUCK";
+    /// The machine lost power again and again.
+    pub const POWER_UNSTABLE: &str = "POWER_UNSTABLE";
+    /// The program died again and again.
+    pub const CRASH_LOOP: &str = "CRASH_LOOP";
+    /// Two machines report as one device.
+    pub const IDENTITY_CLONE: &str = "IDENTITY_CLONE";
 }
 
 /// The network as a device sees it.
@@ -108,6 +116,9 @@ pub struct Heartbeat {
     pub format: u32,
     /// Who reports.
     pub device: DeviceId,
+    /// The run of the program that reports: random, a new one at each start; from older programs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// Rises with each heartbeat of the device, over restarts too.
     pub seq: u64,
     /// The device's clock, UTC.
@@ -193,6 +204,13 @@ pub struct BeatAnswer {
     /// Devices whose heartbeats were refused, and why.
     #[serde(default)]
     pub refused: BTreeMap<String, String>,
+    /// From a relay: the greatest number of each asking register's heartbeats that HQ has taken; 0: none yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub passed_on: BTreeMap<RegisterId, u64>,
+    /// Of devices that count from below what was heard of them (set back to an old state, or a copy): the number that
+    /// they go on above.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub go_on_above: BTreeMap<String, u64>,
 }
 
 /// A relay's signed answer to an import of hand-carried objects.

@@ -1,12 +1,14 @@
 //! Heartbeats of registers: verified by the keys in the manifest (an expired one too), kept durably, the latest
 //! of each. A register is answered only after its heartbeat is on disk.
 
-use crate::hall::{Hall, Heard};
+use crate::hall::{Hall, Heard, Voice};
 use crate::spool::{KeptBeat, SpoolError};
 use proto::clock::since;
+use proto::disk;
 use proto::ids::{DeviceId, RegisterId};
 use proto::keys::PublicKey;
-use proto::wire::{Beat, Beats, Heartbeat};
+use proto::runs::DOUBLE_TOLD;
+use proto::wire::{Beat, Beats, Heartbeat, fault};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,6 +25,10 @@ const OLDEST: Duration = Duration::from_secs(400 * 86_400);
 pub struct Taken {
     /// Devices refused, and why.
     pub refused: BTreeMap<String, String>,
+    /// What HQ has of each register that was heard.
+    pub passed_on: BTreeMap<RegisterId, u64>,
+    /// Registers that count from below what was heard of them, and that number.
+    pub go_on_above: BTreeMap<String, u64>,
     /// Whether one was refused because no key of it is known: the manifest may be newer elsewhere.
     pub unknown: bool,
     /// Whether some could not be kept: try again.
@@ -35,13 +41,27 @@ pub fn take(hall: &Hall, beats: &Beats, from: IpAddr) -> Taken {
     let mut proved = false;
     for beat in &beats.beats {
         match take_one(hall, beat) {
-            Ok(news) => proved |= news,
+            Ok(took) => {
+                proved |= took.is_new;
+                if took.behind > 0 {
+                    taken.go_on_above.insert(took.register.to_string(), took.behind);
+                }
+                taken.passed_on.insert(took.register, took.passed_on);
+            }
             Err(Refused::Unknown(who, why)) => {
                 taken.unknown = true;
                 taken.refused.insert(who, why);
             }
+            Err(Refused::Older(who, seq, last)) => {
+                taken.go_on_above.insert(who.clone(), last);
+                taken.refused.insert(who, format!("heartbeat {seq} came after {last}"));
+            }
             Err(Refused::Bad(who, why)) => {
                 taken.refused.insert(who, why);
+            }
+            Err(Refused::TooMany(who)) => {
+                taken.failed = true;
+                taken.refused.insert(who, "too many heartbeats: again in a while".into());
             }
             Err(Refused::NotKept(who, e)) => {
                 taken.failed = true;
@@ -59,15 +79,25 @@ pub fn take(hall: &Hall, beats: &Beats, from: IpAddr) -> Taken {
     taken
 }
 
+struct Took {
+    register: RegisterId,
+    /// One that came before (its answer was lost, or somebody copied it) proves nothing, least of all that its register
+    /// lives.
+    is_new: bool,
+    passed_on: u64,
+    /// The number that headquarters heard of it, where that is greater; else 0.
+    behind: u64,
+}
+
 enum Refused {
     Unknown(String, String),
     Bad(String, String),
+    Older(String, u64, u64),
     NotKept(String, SpoolError),
+    TooMany(String),
 }
 
-/// Whether the heartbeat was new: one that came before (its answer was lost, or somebody copied it) proves
-/// nothing, least of all that its register lives.
-fn take_one(hall: &Hall, beat: &Beat) -> Result<bool, Refused> {
+fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
     let limits = &hall.config.limits;
     // Plain strings: writing them as JSON cannot fail.
     let envelope = serde_json::to_vec(&beat.envelope).unwrap_or_default();
@@ -84,20 +114,32 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<bool, Refused> {
     // 2. Signed by it? (The key may have been changed at HQ just now.)
     let heartbeat =
         Heartbeat::open(&envelope, &claimed, &key, limits).map_err(|e| Refused::Unknown(who.clone(), e.to_string()))?;
+    note_run(hall, &register, &heartbeat);
     // 3. Newer than the last?
     let key = key.to_string();
-    let (last, news) = {
+    let (last, news, passed_on) = {
         let state = hall.state();
         let last = state.registers.get(&register).filter(|h| h.key == key);
-        (last.map(|h| h.beat.seq), last.is_none_or(|h| differs(&h.beat, &heartbeat)))
+        let news = last.is_none_or(|h| differs(&h.beat, &heartbeat));
+        (last.map(|h| h.beat.seq), news, last.map_or(0, |h| h.passed_on))
     };
-    if last.is_some_and(|seq| heartbeat.seq < seq) {
-        return Err(Refused::Bad(who, format!("heartbeat {} came after {}", heartbeat.seq, last.unwrap_or(0))));
+    if let Some(last) = last.filter(|last| heartbeat.seq < *last) {
+        return Err(Refused::Older(who, heartbeat.seq, last));
     }
-    if last == Some(heartbeat.seq) {
-        return Ok(false);
+    // 4. No more often than a disk should bear of one machine.
+    let is_new = last != Some(heartbeat.seq);
+    let behind = {
+        let mut state = hall.state();
+        let voice = state.voices.entry(register.clone()).or_default();
+        if is_new && !voice.budget.take(hall.clock.monotonic()) {
+            return Err(Refused::TooMany(who));
+        }
+        if heartbeat.seq < voice.heard_at_hq { voice.heard_at_hq } else { 0 }
+    };
+    if !is_new {
+        return Ok(Took { register, is_new, passed_on, behind });
     }
-    // 4. Kept before it is answered.
+    // 5. Kept before it is answered.
     let seen_before = Duration::from_secs(beat.seen_s).min(OLDEST);
     let kept = KeptBeat {
         register: register.clone(),
@@ -106,28 +148,48 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<bool, Refused> {
         heard_at: hall.clock.now(),
         envelope: String::from_utf8(envelope).unwrap_or_default(),
     };
-    let keep = || hall.spool.keep_beat(&kept);
-    let in_spite = |e: SpoolError| {
-        if !e.is_disk_full() {
-            return Err(e);
-        }
-        hall.out_of_room(&e.to_string());
-        keep()
-    };
-    keep().or_else(in_spite).map_err(|e| Refused::NotKept(who, e))?;
+    let out_of_room = |e: &SpoolError| hall.out_of_room(&e.to_string());
+    disk::or_make_room(|| hall.spool.keep_beat(&kept), SpoolError::is_disk_full, out_of_room)
+        .map_err(|e| Refused::NotKept(who, e))?;
     let heard = Heard {
         beat: heartbeat,
         envelope: beat.envelope.clone(),
         key,
         at: hall.clock.monotonic(),
         earlier: seen_before,
-        forwarded: false,
+        passed_on,
     };
-    hall.state().registers.insert(register, heard);
+    hall.state().registers.insert(register.clone(), heard);
     if news {
         hall.report.notify_one();
     }
-    Ok(true)
+    Ok(Took { register, is_new, passed_on, behind })
+}
+
+/// Whoever else holds the register's key is noticed by its heartbeats, also by those whose number is too low.
+fn note_run(hall: &Hall, register: &RegisterId, beat: &Heartbeat) {
+    let at = hall.clock.monotonic();
+    {
+        let mut state = hall.state();
+        let voice = state.voices.entry(register.clone()).or_default();
+        if !voice.runs.hear(beat) {
+            return;
+        }
+        voice.double = Some(at);
+    }
+    let text = format!("two machines report as {register}: revoke it at headquarters, then enroll it anew");
+    hall.fault(fault::IDENTITY_CLONE, None, register.as_str(), text);
+}
+
+/// Ends what was told of second machines that have not been heard for long.
+pub fn forget_doubles(hall: &Hall) {
+    let now = hall.clock.monotonic();
+    let over = |v: &mut Voice| v.double.take_if(|at| now.saturating_sub(*at) >= DOUBLE_TOLD).is_some();
+    let over: Vec<RegisterId> =
+        hall.state().voices.iter_mut().filter_map(|(r, v)| over(v).then(|| r.clone())).collect();
+    for register in over {
+        hall.mended(fault::IDENTITY_CLONE, register.as_str());
+    }
 }
 
 /// Whether a heartbeat says something that HQ should hear at once.
@@ -152,7 +214,7 @@ pub fn restore(hall: &Hall) -> Result<(), SpoolError> {
         match Heartbeat::open(kept.envelope.as_bytes(), &device, &key, &hall.config.limits) {
             Ok(beat) => {
                 let earlier = since(now, kept.heard_at);
-                let heard = Heard { beat, envelope, key: kept.key, at: monotonic, earlier, forwarded: false };
+                let heard = Heard { beat, envelope, key: kept.key, at: monotonic, earlier, passed_on: 0 };
                 hall.state().registers.insert(kept.register, heard);
             }
             Err(e) => tracing::warn!(register = %kept.register, error = %e, "a kept heartbeat is not used"),
@@ -169,6 +231,7 @@ pub fn forget_unlisted(hall: &Hall) {
         let gone: Vec<_> = state.registers.keys().filter(|r| !manifest.registers.contains_key(r)).cloned().collect();
         for register in &gone {
             state.registers.remove(register);
+            state.voices.remove(register);
         }
         gone
     };

@@ -10,10 +10,11 @@ use crate::trial::{self, Runner};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use proto::cli::{self, Common, Exit};
-use proto::clock::{Clock, SystemClock};
+use proto::clock::{self, Clock, SystemClock};
 use proto::config::{ConfigError, Loaded};
 use proto::device::{Device, DeviceError};
 use proto::fetch::Small;
+use proto::follow;
 use proto::ids::DeviceId;
 use proto::layout::{ObjectName, PackName};
 use proto::shelf::{self, LockError, LockFile};
@@ -137,7 +138,10 @@ async fn perform(line: Line, loaded: Loaded<Config>) -> anyhow::Result<u8> {
         Verb::Enroll { code } => enroll(&loaded.value, &code, json),
         Verb::Run => {
             let relay = Arc::new(open(loaded.value)?);
+            let hall = Arc::clone(&relay.hall);
+            follow::lock(&hall.device).note_start(hall.clock.now(), &clock::boot_id());
             run::serve(relay, cli::shutdown_signal()).await?;
+            follow::lock(&hall.device).note_end();
             Ok(0)
         }
         Verb::Once => order(loaded.value, Order::Once, json).await,

@@ -2,6 +2,7 @@
 //! here with its default. Only this room reads them; the others are handed values.
 
 use proto::config::{self, ConfigError, HumanBytes, HumanDuration, Loaded};
+use proto::disk::DataDisk;
 use proto::fetch::{RateFloor, Source, SourceOptions};
 use proto::http::HttpLimits;
 use proto::ids::StoreId;
@@ -180,6 +181,11 @@ pub fn load(
 }
 
 impl Config {
+    /// The disk under `data_dir`.
+    pub fn disk(&self) -> DataDisk {
+        DataDisk::new(&self.data_dir, self.ballast.map(|b| b.0))
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         for (name, duration) in [("poll", self.poll), ("heartbeat", self.heartbeat), ("trial.time", self.trial.time)] {
             if duration.0.is_zero() {

@@ -13,15 +13,18 @@ use bytes::Bytes;
 use proto::clock::{Clock, Timestamp};
 use proto::device::Device;
 use proto::digest::Sha256;
+use proto::disk::DataDisk;
 use proto::dsse::Envelope;
-use proto::fetch::Source;
+use proto::fetch::{Etag, Source};
+use proto::follow;
 use proto::http::Gate;
 use proto::ids::{DeviceId, Instance, RegisterId, StreamName, Version};
 use proto::layout::PackName;
 use proto::manifest::{Manifest, StreamEntry};
 use proto::replica::Held;
-use proto::shelf;
-use proto::wire::{Disk, Fault, Heartbeat, Network, Status, StreamReport, StreamState, Versions, fault};
+use proto::retry::Budget;
+use proto::runs::Runs;
+use proto::wire::{Fault, Heartbeat, Network, Status, StreamReport, StreamState, Versions, fault};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,14 +52,39 @@ pub struct Heard {
     pub at: Duration,
     /// How long before this process started it was heard.
     pub earlier: Duration,
-    /// Whether HQ has it.
-    pub forwarded: bool,
+    /// The greatest number of its heartbeats that HQ has; 0: none that this process knows of.
+    pub passed_on: u64,
 }
 
 impl Heard {
+    /// Whether HQ has yet to hear it.
+    pub fn is_news(&self) -> bool {
+        self.passed_on < self.beat.seq
+    }
+
     /// How long ago.
     pub fn ago(&self, monotonic: Duration) -> Duration {
         monotonic.saturating_sub(self.at).saturating_add(self.earlier)
+    }
+}
+
+/// Who speaks as a register.
+#[derive(Debug)]
+pub struct Voice {
+    /// The runs of its program.
+    pub runs: Runs,
+    /// The heartbeats that may still be kept: each is a sync of the disk.
+    pub budget: Budget,
+    /// The number that headquarters heard of it, where it refused a lower one.
+    pub heard_at_hq: u64,
+    /// When a second machine was last noticed, by the monotonic clock.
+    pub double: Option<Duration>,
+}
+
+impl Default for Voice {
+    fn default() -> Self {
+        // A register sends one a minute, and one for each stream that moves.
+        Voice { runs: Runs::default(), budget: Budget::new(64, 2), heard_at_hq: 0, double: None }
     }
 }
 
@@ -88,6 +116,8 @@ pub struct State {
     pub faults: BTreeMap<(String, String), Fault>,
     /// Registers heard.
     pub registers: BTreeMap<RegisterId, Heard>,
+    /// Who speaks as each of them.
+    pub voices: BTreeMap<RegisterId, Voice>,
     /// When HQ was last seen, by the monotonic clock.
     pub hq_seen: Option<Duration>,
     /// When a source last answered.
@@ -189,7 +219,7 @@ impl State {
     }
 
     fn is_over(&mut self, fault: Fault) {
-        self.healed.push(fault);
+        self.healed.push(Fault { text: format!("{} (mended)", fault.text), ..fault });
         if self.healed.len() > HEALED {
             self.healed.remove(0);
         }
@@ -199,8 +229,7 @@ impl State {
     pub fn forgive(&mut self, name: &PackName) -> bool {
         let Some(attempts) = self.attempts.remove(name) else { return false };
         if attempts.in_error && !attempts.told {
-            let fault = pack_fault(name.clone(), &attempts);
-            self.is_over(Fault { text: format!("{} (mended)", fault.text), ..fault });
+            self.is_over(pack_fault(name.clone(), &attempts));
         }
         true
     }
@@ -267,7 +296,7 @@ impl Listing {
     fn new(versions: Versions) -> Listing {
         // A map of names and numbers: writing it as JSON cannot fail.
         let body = Bytes::from(serde_json::to_vec(&versions).unwrap_or_default());
-        let etag = format!("\"{}\"", &Sha256::of(&body).to_string()[..16]);
+        let Etag(etag) = Etag::of(&body);
         Listing { versions, body, etag }
     }
 }
@@ -289,6 +318,8 @@ pub struct Hall {
     pub device: Mutex<Device>,
     /// What is served.
     pub objects: Objects,
+    /// The disk under `data_dir`.
+    pub disk: DataDisk,
     /// Counters.
     pub metrics: Metrics,
     /// Who may connect.
@@ -347,6 +378,7 @@ impl Hall {
             stop: CancellationToken::new(),
             state: Mutex::default(),
             versions: watch::Sender::new(Arc::new(Listing::new(Versions::new()))),
+            disk: config.disk(),
             config,
         }
     }
@@ -412,7 +444,8 @@ impl Hall {
 
     /// The report of `status`.
     pub fn status(&self) -> Status {
-        let (hq_seen_s, network, disk) = (self.hq_seen_s(), self.network(), self.disk());
+        let (hq_seen_s, network, disk) = (self.hq_seen_s(), self.network(), self.disk.space());
+        let of_starts = follow::lock(&self.device).starts().faults(self.clock.now());
         let state = self.state();
         Status {
             id: self.id.clone(),
@@ -420,17 +453,11 @@ impl Hall {
             serial: state.manifest.as_ref().map(|m| m.serial),
             network,
             debts: state.debts(),
-            errors: state.all_faults(),
+            errors: state.all_faults().into_iter().chain(of_starts).collect(),
             disk,
             clock_skew_s: state.skew,
             hq_seen_s,
         }
-    }
-
-    /// Room on the disk.
-    pub fn disk(&self) -> Option<Disk> {
-        let space = shelf::free_space(&self.config.data_dir).ok()?;
-        Some(Disk { free: space.free, total: space.total })
     }
 
     /// The shadow's rows of a stream are right again; whether they were known to be wrong.
@@ -438,10 +465,18 @@ impl Hall {
         let mut state = self.state();
         let Some((since, text)) = state.drifts.remove(stream) else { return false };
         let instance = state.manifest.as_ref().and_then(|m| m.instance(stream));
-        let fault =
-            Fault { code: fault::DRIFT.into(), instance, object: None, text: format!("{text} (mended)"), since };
-        state.is_over(fault);
+        state.is_over(Fault { code: fault::DRIFT.into(), instance, object: None, text, since });
+        drop(state);
+        self.keep_over();
         true
+    }
+
+    /// Writes down what is over and not told: the power may go first.
+    pub fn keep_over(&self) {
+        let over = self.state().healed.clone();
+        if let Err(e) = self.spool.keep_over(&over) {
+            tracing::warn!(error = %e, "what is over was not written down");
+        }
     }
 
     /// Takes a fault down, once; it is logged when it is new.
@@ -474,12 +509,7 @@ impl Hall {
 
     /// No room on the disk: lets the ballast go, so that the databases can be written again, and says so.
     pub fn out_of_room(&self, text: &str) {
-        let ballast = self.config.data_dir.join(shelf::BALLAST);
-        if ballast.exists()
-            && let Err(e) = shelf::remove(&ballast)
-        {
-            tracing::error!(error = %e, "the ballast cannot be let go");
-        }
+        self.disk.release();
         self.fault(fault::DISK_FULL, None, "", text);
     }
 
@@ -504,10 +534,15 @@ impl Hall {
 
     /// A fault is mended.
     pub fn mended(&self, code: &str, subject: &str) {
-        let was = self.state().faults.remove(&(code.to_owned(), subject.to_owned())).is_some();
-        if was {
+        let was = self.state().faults.remove(&(code.to_owned(), subject.to_owned()));
+        if let Some(fault) = was {
             if code == fault::REFUSED {
                 self.keep(self.spool.forget_refusal(subject));
+            }
+            if code == fault::PACK_MISSING {
+                // Headquarters may not have heard of it yet.
+                self.state().is_over(fault);
+                self.keep_over();
             }
             tracing::info!(code, subject, "mended");
             self.event("MENDED", subject, code);

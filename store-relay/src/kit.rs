@@ -5,7 +5,7 @@ mod hq;
 
 use crate::config::Config;
 use crate::hall::State;
-use crate::relay::{Relay, Tools};
+use crate::relay::{Relay, RelayError, Tools};
 use crate::shelves::Room;
 use crate::steps::Steps;
 use crate::trial::Runner;
@@ -14,9 +14,11 @@ use proto::clock::{Clock, TestClock};
 use proto::device::Device;
 use proto::ids::Instance;
 use proto::layout::PackName;
+use proto::shelf::LockError;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// An enrolled store's data directory, with settings.
@@ -49,8 +51,21 @@ impl Store {
         self.open_with(Runner::Here, Steps::default())
     }
     pub fn open_with(&self, runner: Runner, steps: Steps) -> Relay {
+        self.try_open(runner, steps).unwrap()
+    }
+    /// As [`Store::open`], once nothing runs any more of a relay that was cut off.
+    pub async fn open_after_cut(&self) -> Relay {
+        for _ in 0..3000 {
+            match self.try_open(Runner::Here, Steps::default()) {
+                Err(RelayError::Lock(LockError::Held { .. })) => tokio::time::sleep(Duration::from_millis(10)).await,
+                opened => return opened.unwrap(),
+            }
+        }
+        panic!("{} is held for ever", self.data().display());
+    }
+    fn try_open(&self, runner: Runner, steps: Steps) -> Result<Relay, RelayError> {
         let clock: Arc<dyn Clock> = Arc::clone(&self.clock) as Arc<dyn Clock>;
-        Relay::open(self.config.clone(), clock, Tools { runner, steps }).unwrap()
+        Relay::open(self.config.clone(), clock, Tools { runner, steps })
     }
 }
 

@@ -88,7 +88,7 @@ impl Metrics {
     fn set(&self, hall: &Hall) {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.hq_seen.set(hall.hq_seen_s().map_or(-1, number));
-        self.disk_free.set(hall.disk().map_or(0, |d| number(d.free)));
+        self.disk_free.set(hall.disk.space().map_or(0, |d| number(d.free)));
         self.connections.set(number(hall.gate.open() as u64));
         self.turned_away.set(number(hall.gate.refused()));
         self.cached.set(number(hall.objects.cached_bytes()));

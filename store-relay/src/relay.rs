@@ -18,13 +18,14 @@ use futures_util::future::join_all;
 use proto::clock::Clock;
 use proto::config::ConfigError;
 use proto::device::{Device, DeviceError};
+use proto::disk;
 use proto::fetch::{Small, Source};
 use proto::follow::{self, FollowError, Follower, Refreshed};
 use proto::ids::{DeviceId, Instance, StreamName};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::Manifest;
 use proto::retry::Verdict;
-use proto::shelf::{self, Ballast, LockError, LockFile, ShelfError};
+use proto::shelf::{self, LockError, LockFile, ShelfError};
 use proto::trust::TrustState;
 use proto::wire::fault;
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,6 +92,15 @@ pub struct Round {
     pub streams: BTreeMap<StreamName, Outcome>,
 }
 
+/// What a pack that no source has is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wanted {
+    /// To come to the head.
+    Here,
+    /// To install a register from nothing.
+    ByNew,
+}
+
 /// An enrolled relay with its files open.
 #[derive(Debug)]
 pub struct Relay {
@@ -107,7 +117,7 @@ pub struct Relay {
     /// Packs that failed lately, until when they wait.
     pub(crate) pauses: Mutex<BTreeMap<PackName, Duration>>,
     /// Listed packs that no source has, since when.
-    pub(crate) absent: Mutex<BTreeMap<PackName, Duration>>,
+    pub(crate) absent: Mutex<BTreeMap<(Wanted, PackName), Duration>>,
     /// Packs in `ok/` whose files turned out damaged.
     pub(crate) rotten: tokio::sync::Mutex<mpsc::UnboundedReceiver<PackName>>,
     /// Ends scratch proofs, when there is something better to do.
@@ -137,17 +147,17 @@ impl Relay {
     pub fn open(config: Config, clock: Arc<dyn Clock>, tools: Tools) -> Result<Relay, RelayError> {
         shelf::create_dir(&config.data_dir)?;
         let lock = LockFile::acquire(&config.data_dir)?;
-        let ballast = config.data_dir.join(shelf::BALLAST);
-        match Relay::open_files(&config, &tools) {
-            Err(e) if e.is_disk_full() && ballast.exists() => {
-                shelf::remove(&ballast)?;
-                let opened = Relay::open_files(&config, &tools)?;
-                let relay = Relay::start(config, clock, lock, opened)?;
-                relay.hall.out_of_room(&e.to_string());
-                Ok(relay)
-            }
-            opened => Relay::start(config, clock, lock, opened?),
+        let mut full = None;
+        let make_room = |e: &RelayError| {
+            full = Some(e.to_string());
+            config.disk().release();
+        };
+        let opened = disk::or_make_room(|| Relay::open_files(&config, &tools), RelayError::is_disk_full, make_room)?;
+        let relay = Relay::start(config, clock, lock, opened)?;
+        if let Some(why) = full {
+            relay.hall.out_of_room(&why);
         }
+        Ok(relay)
     }
 
     fn open_files(config: &Config, tools: &Tools) -> Result<(Files, Shadow, bool), RelayError> {
@@ -193,7 +203,7 @@ impl Relay {
             relay.hall.event("SPOOL_LOST", "", &format!("relay.db was begun anew: {why}"));
         }
         relay.where_are_we()?;
-        relay.hold_ballast();
+        relay.hall.disk.restore();
         Ok(relay)
     }
 
@@ -208,6 +218,7 @@ impl Relay {
             let mut state = hall.state();
             state.attempts = hall.spool.attempts()?;
             state.drifts = hall.spool.drifts()?;
+            state.healed = hall.spool.over()?;
             state.adopted = manifest.as_ref().map(|(m, _)| (m.epoch, m.serial));
             state.manifest = manifest.as_ref().map(|(m, _)| Arc::clone(m));
         }
@@ -440,8 +451,8 @@ impl Relay {
             // Before another stream takes over the names of its tables.
             for stream in self.shadow.forget(&wanted, |_| true).await.map_err(ShadowError::from)? {
                 hall.event("STREAM_GONE", stream.as_str(), "the manifest lists it no more");
+                hall.drift_healed(&stream);
                 hall.spool.clear_drift(&stream)?;
-                hall.state().drifts.remove(&stream);
             }
         }
         self.read_shadow()?;
@@ -524,19 +535,6 @@ impl Relay {
                 tracing::warn!("the WAL cannot be brought home yet: {e}");
             }
         }
-    }
-
-    /// Takes the ballast up (again), when there is room for it and as much besides; whether it is held.
-    pub(crate) fn hold_ballast(&self) -> bool {
-        let config = &self.hall.config;
-        let path = config.data_dir.join(shelf::BALLAST);
-        let Ok(space) = shelf::free_space(&config.data_dir) else { return false };
-        let bytes = config.ballast.map_or_else(|| shelf::ballast_bytes(space.total), |b| b.0);
-        let there = std::fs::symlink_metadata(&path).is_ok_and(|m| m.len() == bytes);
-        if there || (bytes > 0 && space.free < bytes.saturating_mul(2)) {
-            return there;
-        }
-        Ballast::ensure(&path, bytes).inspect_err(|e| tracing::warn!(error = %e, "no ballast")).is_ok()
     }
 
     /// The instances at their shadow's version whose chain in `ok/` has a gap.

@@ -2,9 +2,11 @@
 //! is not answered is sent again; headquarters keeps the newest by sequence number, so that nothing is
 //! counted twice.
 
+use crate::beats;
 use crate::hall::Hall;
 use bytes::Bytes;
 use proto::device::DeviceError;
+use proto::disk;
 use proto::dsse::Envelope;
 use proto::failpoint;
 use proto::fetch::{FetchError, Source};
@@ -43,6 +45,7 @@ pub enum ReportError {
 
 /// The relay's heartbeat of this moment, signed. Takes a sequence number durably.
 pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
+    beats::forget_doubles(hall);
     let mut status = hall.status();
     let over = hall.state().over(&status.errors);
     status.errors.extend(over);
@@ -52,6 +55,7 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
     let beat = Heartbeat {
         format: 1,
         device: status.id,
+        run: device.run().map(str::to_owned),
         seq,
         sent_at: now,
         program: concat!("store-relay ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -70,22 +74,21 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
 /// The number of the next heartbeat; a full disk must not make the store silent.
 fn next_seq(hall: &Hall) -> Result<u64, DeviceError> {
     let take = || follow::lock(&hall.device).next_seq();
-    take().or_else(|e| {
-        if !e.is_disk_full() {
-            return Err(e);
-        }
-        hall.out_of_room(&e.to_string());
-        take()
-    })
+    disk::or_make_room(take, DeviceError::is_disk_full, |e| hall.out_of_room(&e.to_string()))
 }
 
 /// Headquarters has heard of so many drifts that were healed, and of these packs.
 fn was_told(hall: &Hall, healed: usize, packs: &[PackName]) {
     let mut told = Vec::new();
+    if healed > 0 {
+        let mut state = hall.state();
+        let told = healed.min(state.healed.len());
+        state.healed.drain(..told);
+        drop(state);
+        hall.keep_over();
+    }
     {
         let mut state = hall.state();
-        let healed = healed.min(state.healed.len());
-        state.healed.drain(..healed);
         for name in packs {
             if let Some(attempts) = state.attempts.get_mut(name) {
                 attempts.told = true;
@@ -121,6 +124,9 @@ pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
         let answer = failpoint::around("relay.report", post).await?;
         let answer: BeatAnswer = serde_json::from_slice(&answer)?;
         note_answer(hall, &answer, &sent, started);
+        if let Some(last) = answer.go_on_above.get(hall.id.as_str()) {
+            follow::lock(&hall.device).go_on_above(*last)?;
+        }
         if let Some(why) = answer.refused.get(hall.id.as_str()) {
             return Err(ReportError::Refused(why.clone()));
         }
@@ -139,7 +145,7 @@ fn next_post(hall: &Hall) -> Result<(Beats, Sent), ReportError> {
     let mut beats = vec![Beat { envelope: own_beat(hall)?, seen_s: 0 }];
     let (state, now) = (hall.state(), hall.clock.monotonic());
     let mut sent = Vec::new();
-    for (register, heard) in state.registers.iter().filter(|(_, h)| !h.forwarded).take(BATCH) {
+    for (register, heard) in state.registers.iter().filter(|(_, h)| h.is_news()).take(BATCH) {
         beats.push(Beat { envelope: heard.envelope.clone(), seen_s: heard.ago(now).as_secs() });
         sent.push((register.clone(), heard.beat.seq));
     }
@@ -155,8 +161,13 @@ fn note_answer(hall: &Hall, answer: &BeatAnswer, sent: &Sent, started: Duration)
     state.skew = Some(wall.as_second() - answer.now.as_second() - half);
     for (register, seq) in sent {
         // A newer one may have come meanwhile; a refused one is not sent again and again.
-        if let Some(heard) = state.registers.get_mut(register).filter(|h| h.beat.seq == *seq) {
-            heard.forwarded = true;
+        if let Some(heard) = state.registers.get_mut(register).filter(|h| h.beat.seq >= *seq) {
+            heard.passed_on = heard.passed_on.max(*seq);
+        }
+    }
+    for (device, last) in &answer.go_on_above {
+        if let Ok(register) = device.parse::<RegisterId>() {
+            state.voices.entry(register).or_default().heard_at_hq = *last;
         }
     }
     for (device, why) in &answer.refused {

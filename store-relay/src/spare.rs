@@ -1,15 +1,16 @@
 //! What is done when there is nothing better to do: a complete chain in `ok/` for registers that are new, and
 //! order. All of it may be broken off at any point and begun again.
 
-use crate::relay::{LOCAL, Relay, RelayError};
+use crate::relay::{LOCAL, Relay, RelayError, Wanted};
 use crate::shadow;
 use crate::shelves::Room;
-use crate::stream::Supply;
+use crate::stream::{Missing, Supply};
 use crate::trial::{Aim, TrialEnd};
 use crate::tries;
 use proto::chain;
 use proto::clock::since;
-use proto::ids::Instance;
+use proto::fetch::FetchError;
+use proto::ids::{Instance, StreamName};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
 use proto::replica::sqlite::Checkpoint;
@@ -26,7 +27,11 @@ impl Relay {
     /// Spare-time work, in order of use.
     pub async fn spare_time(&self) {
         self.fetch_lost().await;
-        for instance in self.incomplete() {
+        let incomplete = self.incomplete();
+        for stream in self.streams_but(&incomplete) {
+            self.none_is_missing(Wanted::ByNew, &stream);
+        }
+        for instance in incomplete {
             self.complete(&instance).await;
         }
         self.tidy().await;
@@ -58,13 +63,25 @@ impl Relay {
     /// must end in the shadow's digests. The shadow itself is not touched but for the proofs.
     pub(crate) async fn complete(&self, instance: &Instance) {
         // 1. The cheapest chain from nothing to what the shadow holds; what is at hand costs nothing.
-        let Some((epoch, packs, digests)) = self.chain_from_nothing(instance) else { return };
         let supply = Supply { sources: &self.sources, only: None };
-        let (packs, missing) = self.gather(instance, &packs, supply).await;
-        if let Some(missing) = missing {
-            tracing::debug!(%instance, ?missing, "the chain stays incomplete for now");
-            return;
-        }
+        let mut absent = BTreeSet::new();
+        let (epoch, packs, digests) = loop {
+            let Some((epoch, way, digests)) = self.chain_from_nothing(instance, &absent) else {
+                absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name));
+                return;
+            };
+            match self.gather(instance, &way, supply).await {
+                (packs, None) => break (epoch, packs, digests),
+                // Round what no source has.
+                (_, Some(Missing::Fetch(name, _, errors))) if errors.iter().any(FetchError::is_not_found) => {
+                    absent.insert(name);
+                }
+                (_, Some(missing)) => {
+                    tracing::debug!(%instance, ?missing, "the chain stays incomplete for now");
+                    return;
+                }
+            }
+        };
         // 2. Proved where nobody reads.
         let file = self.hall.config.data_dir.join(shadow::SCRATCH);
         let trial = self.trial(instance, epoch, Aim::Scratch { file, digests }, &packs);
@@ -102,14 +119,27 @@ impl Relay {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).cancel();
     }
 
-    fn chain_from_nothing(&self, instance: &Instance) -> Option<(u64, Vec<PackEntry>, crate::trial::Digests)> {
+    /// The manifest's streams but those.
+    fn streams_but(&self, some: &[Instance]) -> Vec<StreamName> {
+        let all = self.hall.state().manifest.iter().flat_map(|m| m.streams.keys().cloned()).collect::<Vec<_>>();
+        all.into_iter().filter(|s| some.iter().all(|i| &i.stream != s)).collect()
+    }
+
+    fn chain_from_nothing(
+        &self,
+        instance: &Instance,
+        without: &BTreeSet<PackName>,
+    ) -> Option<(u64, Vec<PackEntry>, crate::trial::Digests)> {
         let (now, rules) = (self.hall.clock.now(), &self.hall.config.tries);
         let state = self.hall.state();
         let manifest = state.manifest.clone()?;
         let entry = manifest.streams.get(&instance.stream).filter(|e| e.audience == instance.audience)?;
         let version = state.held_version(instance)?;
         let digests = state.held.get(&instance.stream)?.digests.clone();
-        let usable = |p: &PackEntry| tries::usable(state.attempts.get(&p.name(instance)), &p.sha256, now, rules);
+        let usable = |p: &PackEntry| {
+            let name = p.name(instance);
+            !without.contains(&name) && tries::usable(state.attempts.get(&name), &p.sha256, now, rules)
+        };
         let priced = self.priced(instance, entry, &state);
         let way = chain::cheapest(&priced, None, version, usable)?;
         let packs = way.iter().filter_map(|p| entry.pack(p.version, p.kind).cloned()).collect();
@@ -120,7 +150,7 @@ impl Relay {
     pub(crate) async fn tidy(&self) {
         match self.try_tidy().await {
             Ok(()) => {
-                let held = self.hold_ballast();
+                let held = self.hall.disk.restore();
                 self.room_again(held);
             }
             Err(RelayError::Shadow(e)) if e.verdict() == Verdict::Rebuild => {
@@ -134,7 +164,7 @@ impl Relay {
     fn room_again(&self, ballast: bool) {
         let hall = &self.hall;
         let at_head = hall.state().streams().values().all(|s| s.state == StreamState::Ok);
-        if ballast && at_head && hall.disk().is_some_and(|d| d.free > ROOM) {
+        if ballast && at_head && hall.disk.space().is_some_and(|d| d.free > ROOM) {
             hall.mended(fault::DISK_FULL, "");
         }
         hall.mended(LOCAL, "");

@@ -59,6 +59,7 @@ const SCHEMA: &str = "
         id INTEGER PRIMARY KEY, at TEXT NOT NULL, code TEXT NOT NULL, subject TEXT NOT NULL, text TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS attempt (pack TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS drift (stream TEXT PRIMARY KEY, since TEXT NOT NULL, text TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS over (id INTEGER PRIMARY KEY, fault TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS refusal (source TEXT PRIMARY KEY, fault TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS address (id INTEGER PRIMARY KEY, ip TEXT NOT NULL UNIQUE) STRICT;
     CREATE TABLE IF NOT EXISTS unlisted (object TEXT PRIMARY KEY, since TEXT NOT NULL) STRICT;";
@@ -245,6 +246,23 @@ impl Spool {
     pub fn clear_drift(&self, stream: &StreamName) -> Result<(), SpoolError> {
         self.write("clearing a drift", failpoint::name("spool.healed"), |db| {
             db.execute("DELETE FROM drift WHERE stream = ?1", [stream.as_str()])
+        })
+    }
+
+    /// What is over and headquarters has not heard of, oldest first.
+    pub fn over(&self) -> Result<Vec<Fault>, SpoolError> {
+        self.read("reading what is over", "SELECT fault FROM over ORDER BY id", |r| {
+            serde_json::from_str(r.get_ref(0)?.as_str()?).map_err(|e| conversion(0, e))
+        })
+    }
+
+    /// Keeps what is over until headquarters has heard of it.
+    pub fn keep_over(&self, faults: &[Fault]) -> Result<(), SpoolError> {
+        self.write("keeping what is over", failpoint::name("spool.over"), |db| {
+            db.execute("DELETE FROM over", [])?;
+            let mut insert = db.prepare_cached("INSERT INTO over (fault) VALUES (?1)")?;
+            // Plain fields: writing them as JSON cannot fail.
+            faults.iter().map(|f| insert.execute([serde_json::to_string(f).unwrap_or_default()])).sum()
         })
     }
 

@@ -2,7 +2,7 @@
 //! other streams, so that none can stop another. Decides by `proto::chain` and `tries`; every move is
 //! `shelves`'.
 
-use crate::relay::{LOCAL, Pace, Relay};
+use crate::relay::{LOCAL, Pace, Relay, Wanted};
 use crate::shelves::Room;
 use crate::trial::{Aim, Trial, TrialEnd};
 use crate::tries::{self, Attempts, Cause, Failure};
@@ -104,7 +104,7 @@ impl Relay {
             let way = match self.plan(stream, supply) {
                 Plan::There => {
                     self.waits(stream, None);
-                    self.none_is_missing(stream);
+                    self.none_is_missing(Wanted::Here, stream);
                     return Outcome::AtHead;
                 }
                 Plan::Wait(pause, why) => {
@@ -177,7 +177,7 @@ impl Relay {
         };
         let from = held.filter(|_| !drifted);
         // Round what no source has, if another way leads on; it is asked for again where none does.
-        let there = |p: &PackEntry| usable(p) && (p.bytes == 0 || !self.is_missing(&p.name(&instance)));
+        let there = |p: &PackEntry| usable(p) && (p.bytes == 0 || !self.is_missing(Wanted::Here, &p.name(&instance)));
         let way = chain::furthest(&priced, from, entry.version, there);
         let Some((reached, way)) = way.or_else(|| chain::furthest(&priced, from, entry.version, usable)) else {
             return Plan::NoWay(match from {
@@ -218,32 +218,32 @@ impl Relay {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn absent(&self) -> MutexGuard<'_, BTreeMap<PackName, Duration>> {
+    fn absent(&self) -> MutexGuard<'_, BTreeMap<(Wanted, PackName), Duration>> {
         self.absent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether no source has had a listed pack for long.
-    fn is_missing(&self, name: &PackName) -> bool {
+    fn is_missing(&self, wanted: Wanted, name: &PackName) -> bool {
         let (now, limit) = (self.hall.clock.monotonic(), self.hall.config.tries.missing.0);
-        self.absent().get(name).is_some_and(|since| now.saturating_sub(*since) >= limit)
+        self.absent().get(&(wanted, name.clone())).is_some_and(|since| now.saturating_sub(*since) >= limit)
     }
 
     /// A source says that it has not got a listed pack, and no other has it. A mirror may lag; after a while it is told.
-    fn note_absent(&self, name: &PackName) {
-        self.absent().entry(name.clone()).or_insert_with(|| self.hall.clock.monotonic());
-        if self.is_missing(name) {
+    pub(crate) fn note_absent(&self, wanted: Wanted, name: &PackName) {
+        self.absent().entry((wanted, name.clone())).or_insert_with(|| self.hall.clock.monotonic());
+        if self.is_missing(wanted, name) {
             let text = format!("the manifest lists {name}, and no source has it");
             self.hall.fault(fault::PACK_MISSING, Some(&name.instance), &name.to_string(), text);
         }
     }
 
-    /// A stream that is at its head misses nothing.
-    fn none_is_missing(&self, stream: &StreamName) {
+    /// A stream that is at its head, or whose chain is complete, misses nothing for that.
+    pub(crate) fn none_is_missing(&self, wanted: Wanted, stream: &StreamName) {
         let mut found: Vec<PackName> = Vec::new();
-        self.absent().retain(|name, _| {
-            let of_stream = name.instance.stream == *stream;
-            found.extend(of_stream.then(|| name.clone()));
-            !of_stream
+        self.absent().retain(|(of, name), _| {
+            let over = *of == wanted && name.instance.stream == *stream;
+            found.extend(over.then(|| name.clone()));
+            !over
         });
         found.iter().for_each(|name| self.hall.mended(fault::PACK_MISSING, &name.to_string()));
     }
@@ -318,11 +318,7 @@ impl Relay {
         let hall = &self.hall;
         let part = hall.shelves.part(name).map_err(Missing::Disk)?;
         let there = std::fs::symlink_metadata(&part).map_or(0, |m| m.len());
-        if let Ok(space) = shelf::free_space(&hall.config.data_dir)
-            && space.free < entry.bytes.saturating_sub(there)
-        {
-            return Err(Missing::NoRoom(format!("{name} has {} bytes, {} are free", entry.bytes, space.free)));
-        }
+        hall.disk.fits(entry.bytes.saturating_sub(there)).map_err(|why| Missing::NoRoom(format!("{name}: {why}")))?;
         let want = Want { bytes: entry.bytes, sha256: entry.sha256 };
         let mut errors = Vec::new();
         let mut importing = self.importing.subscribe();
@@ -427,7 +423,7 @@ impl Relay {
         if failures.is_empty() {
             let text = if text.is_empty() { format!("{name}: there is no source") } else { text };
             if any(FetchErrorKind::NotFound) {
-                self.note_absent(name);
+                self.note_absent(Wanted::Here, name);
             }
             self.waits(stream, Some(&text));
             return Some(Outcome::Again(SOON, text));
@@ -709,6 +705,9 @@ impl Relay {
     /// A pack that failed before is good after all, or is to be tried anew.
     pub(crate) fn forgive(&self, name: &PackName) -> Result<(), ShelfError> {
         let had_failed = self.hall.state().forgive(name);
+        if had_failed {
+            self.hall.keep_over();
+        }
         self.pauses().remove(name);
         if !had_failed {
             return Ok(());

@@ -20,6 +20,8 @@ pub struct Checker {
     versions: BTreeMap<String, Digests>,
     /// Hashes by which packs were listed in manifests.
     listed: BTreeMap<String, BTreeSet<String>>,
+    /// Hashes of packs that a relay's shadow has proved, now or before it was lost.
+    proved: BTreeMap<String, BTreeSet<String>>,
     /// The greatest (epoch, serial) of each store's manifest.
     serials: BTreeMap<String, (u64, u64)>,
     /// The greatest (epoch, version) of each stream at each place: manifests, replicas.
@@ -38,14 +40,23 @@ impl Checker {
         self.objects(site);
         // A test damaged some by hand, and they are not healed yet.
         let trusted = !site.dir().join("distrust").exists();
+        // What a test has signed and everybody must refuse: `INSTANCE VERSION`.
+        let evil = std::fs::read_to_string(site.dir().join("refused")).unwrap_or_default();
         for (store, relay) in &site.relays {
+            let (shadow, ok) = (relay.dir.join("data/shadow.db"), relay.dir.join("data/ok/packs"));
             if trusted {
-                self.replica(&relay.dir.join("data/shadow.db"), &format!("relay {store}"));
+                self.replica(&shadow, &format!("relay {store}"), &evil);
             }
-            self.served(&relay.dir.join("data/ok/packs"));
+            let proved = self.proved.entry(store.clone()).or_default();
+            proved.extend(proofs(&shadow));
+            if !trusted && proved.is_empty() {
+                // It was the shadow that the test damaged: what lies there is believed by its hash.
+                proved.extend(files::tree(&ok).into_values());
+            }
+            self.served(store, &ok, &evil);
         }
         for id in site.registers.keys().filter(|_| trusted) {
-            self.replica(&site.store_db(id), &format!("register {id}"));
+            self.replica(&site.store_db(id), &format!("register {id}"), &evil);
         }
     }
 
@@ -110,7 +121,7 @@ impl Checker {
 
     /// Each stream is at exactly one published version, and has the rows of it.
     #[track_caller]
-    fn replica(&mut self, path: &Path, whose: &str) {
+    fn replica(&mut self, path: &Path, whose: &str, evil: &str) {
         if std::fs::metadata(path).map_or(0, |m| m.len()) == 0 {
             return;
         }
@@ -131,6 +142,7 @@ impl Checker {
         let mut tables = BTreeSet::new();
         for (stream, audience, version, epoch) in streams {
             let instance = format!("{stream}@{audience}");
+            assert_ne!(format!("{instance} {version}"), evil, "{whose} holds what it must refuse");
             let published = self.versions.get(&format!("{instance} {version}"));
             let published = published.unwrap_or_else(|| panic!("{whose}: {instance} {version} was never published"));
             let held: Digests = published.keys().map(|t| (t.clone(), digest::of_table(&db, t))).collect();
@@ -148,13 +160,18 @@ impl Checker {
         assert_eq!(there, tables, "{whose}: tables of streams that it does not hold");
     }
 
-    /// Only what a manifest listed, with the hash by which it did.
+    /// Only what a manifest listed, with the hash by which it did, and the shadow has proved.
     #[track_caller]
-    fn served(&self, ok: &Path) {
+    fn served(&self, store: &str, ok: &Path, evil: &str) {
         for (name, hash) in files::tree(ok) {
             if !name.split('/').any(|part| part.starts_with('.')) {
                 let listed = self.listed.get(&name).is_some_and(|hashes| hashes.contains(&hash));
                 assert!(listed, "ok/ holds {name}, which no manifest lists so");
+                let proved = self.proved.get(store).is_some_and(|hashes| hashes.contains(&hash));
+                assert!(proved, "ok/ holds {name}, which the shadow has not proved");
+                let (instance, file) = name.split_once('/').unwrap();
+                let version = file[..10].parse::<u64>().unwrap();
+                assert_ne!(format!("{instance} {version}"), evil, "ok/ holds what is to be refused");
             }
         }
     }
@@ -170,6 +187,16 @@ impl Checker {
         let fits = |model: &Digests| stream.iter().all(|(table, digest)| model.get(table) == Some(digest));
         assert!(self.models.iter().any(fits), "{whose}: {stream:?} is no state of the source");
     }
+}
+
+/// What a shadow says it has applied and proved.
+fn proofs(shadow: &Path) -> BTreeSet<String> {
+    if std::fs::metadata(shadow).map_or(0, |m| m.len()) == 0 {
+        return BTreeSet::new();
+    }
+    let db = digest::open_read_only(shadow);
+    let Ok(mut packs) = db.prepare("SELECT lower(sha256) FROM tillcast_pack") else { return BTreeSet::new() };
+    packs.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect()
 }
 
 fn digests(value: &Value) -> Digests {

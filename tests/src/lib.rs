@@ -23,12 +23,14 @@ pub mod proxy;
 pub mod real_data;
 pub mod servers;
 pub mod site;
+pub mod watch;
 
 pub use bins::{Daemon, Output, Product};
 pub use liar::{Asked, Liar, Say};
 pub use proxy::{Net, Proxy};
 pub use servers::{MariaDb, Nginx, Postgres, S3, Smtp};
 pub use site::Site;
+pub use watch::Watch;
 
 use std::net::TcpListener;
 use std::path::PathBuf;

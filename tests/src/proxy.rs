@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn each_fault_is_seen_by_the_client_and_mended() {
         let root = temp_dir("root");
-        let body: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
+        let body: Vec<u8> = (0..2_000_000u32).map(|i| i as u8).collect();
         std::fs::write(root.path().join("f"), &body).unwrap();
         let nginx = Nginx::serve(root.path());
         let proxy = Proxy::to(&nginx.url());
@@ -259,7 +259,7 @@ mod tests {
         let try_get = || http::try_get_within(&url, Duration::from_secs(2));
 
         assert_eq!(try_get().unwrap().body, body);
-        assert!(proxy.bytes_down() > 200_000 && proxy.bytes_up() > 10);
+        assert!(proxy.bytes_down() > 2_000_000 && proxy.bytes_up() > 10);
 
         proxy.reset_connections();
         proxy.set(Net { corrupt_at: Some(100_000), ..Net::default() });
@@ -279,9 +279,9 @@ mod tests {
 
         proxy.set(Net::round_trip(200));
         let start = Instant::now();
-        assert_eq!(try_get().unwrap().body, body);
+        assert_eq!(http::try_get_within(&url, Duration::from_secs(20)).unwrap().body, body);
         assert!(start.elapsed() >= Duration::from_millis(390), "connect and request cost a round trip each");
-        assert!(start.elapsed() < Duration::from_millis(1500), "chunks overlap: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(6), "chunks overlap: {:?}", start.elapsed());
 
         proxy.mend();
         until(Duration::from_secs(5), "it carries again", || try_get().is_ok_and(|r| r.body == body));

@@ -15,7 +15,9 @@ use std::time::Duration;
 use tillcast_tests::bins::Running;
 use tillcast_tests::checker::{self, Checker};
 use tillcast_tests::site::{Node, Source};
-use tillcast_tests::{Output, PATIENCE, Product, Site, Smtp, digest, files, forge, http, repository, until};
+use tillcast_tests::{
+    Asked, Liar, Output, PATIENCE, Product, Say, Site, Smtp, digest, files, forge, http, repository, until,
+};
 
 /// Environment of the command that is to die.
 type Env<'a> = &'a [(&'a str, &'a str)];
@@ -39,6 +41,7 @@ struct Scenario {
 const NOTHING: fn(&Site) = |_| {};
 
 static SMTP: LazyLock<Smtp> = LazyLock::new(Smtp::start);
+static HOOK: LazyLock<Liar> = LazyLock::new(|| Liar::start(|_| Say::ok("")));
 
 fn builder() -> tillcast_tests::site::Builder {
     let zero = "'0s'";
@@ -100,6 +103,11 @@ fn mailing(site: &Site, env: Env<'_>) {
     site.hq.run_env(&["publish"], &[env, &[("TILLCAST__MAIL__TO", &to)]].concat());
 }
 
+fn telling(site: &Site, env: Env<'_>) {
+    let hook = format!("{}/{}", HOOK.url(), address(site));
+    site.hq.run_env(&["publish"], &[env, &[("TILLCAST__ALERTS__WEBHOOK", &hook)]].concat());
+}
+
 fn mirror(site: &Site, env: Env<'_>) {
     relay(site).run_env(&["once"], env);
 }
@@ -158,6 +166,7 @@ fn headquarters() -> Vec<Scenario> {
         scenario!("publish, a mirror behind", HQ, LIVE, mirror_behind, publish, buckets_agree),
         scenario!("a refused publish", HQ, LIVE, |s| refused(s, SMTP.port()), mailing, mailed_once),
         scenario!("a refused publish, no mail server", HQ, LIVE, |s| refused(s, 9), mailing, mailed_once),
+        scenario!("a refused publish, a webhook instead", HQ, LIVE, hooked, telling, told_once),
         scenario!("enroll", HQ, LIVE, new_store, |s, env| drop(s.hq.run_env(&["enroll", "0815"], env)), enrolled),
         scenario!("revoke", HQ, LIVE, |_| {}, |s, env| drop(s.hq.run_env(&["revoke", "0421-01"], env)), revoked),
         scenario!("trust rotate", HQ, LIVE, |_| {}, |s, env| drop(s.hq.run_env(&["trust", "rotate"], env))),
@@ -369,6 +378,12 @@ fn refused(site: &mut Site, port: u16) {
     site.sql("UPDATE item SET name = hex(zeroblob(60)) WHERE sku = 'SKU0000003'");
 }
 
+fn hooked(site: &mut Site) {
+    refused(site, 9);
+    site.hq.set_text("alerts.webhook", &HOOK.url());
+    site.hq.set("alerts.webhook_after", "'0s'");
+}
+
 fn new_store(site: &mut Site) {
     site.sql(
         "INSERT INTO store VALUES ('0815', 'west', 'north'); INSERT INTO staff VALUES ('0815', 1, 'Ada', 'manager')",
@@ -428,6 +443,7 @@ fn bad_pack(site: &mut Site) {
     let digests = json!({"price": site.expected("0421")["price"]});
     let trailer = format!("{{\"rows\":{},\"digests\":{digests}}}", json!({"delete": 0, "update": 1, "insert": 0}));
     let lines = [header.to_string(), section.to_string(), json!(["nowhere", 1]).to_string(), trailer];
+    std::fs::write(site.dir().join("refused"), format!("price@zone-east {}", version + 1)).unwrap();
     site.publish_forged("0421", "price", &forge::pack(&lines));
 }
 
@@ -656,6 +672,22 @@ fn mailed_once(site: &Site) {
         ledger(site).query_row("SELECT count(*) FROM mail WHERE sent_s IS NULL", [], |r| r.get(0)).unwrap();
     assert_eq!((mails.len(), waiting), (2, 0), "{mails:?}");
     assert!(mails.values().all(|ids| ids.len() == 1 && ids.values().all(|n| (1..=2).contains(n))), "{mails:?}");
+}
+
+/// What the mail server does not take, the webhook is told at least once, at most twice, under one id.
+fn told_once(site: &Site) {
+    telling(site, &[]);
+    site.sql("UPDATE item SET name = 'mended' WHERE sku = 'SKU0000003'");
+    telling(site, &[]);
+    let known = addresses(site);
+    let ids: Vec<String> =
+        ledger(site).prepare("SELECT id FROM mail").unwrap().query_map([], |r| r.get(0)).unwrap().flatten().collect();
+    let of_site = |a: &&Asked| known.iter().any(|k| a.target.ends_with(k));
+    let told = |id: &String| {
+        let asked = HOOK.asked();
+        asked.iter().filter(of_site).filter(|a| String::from_utf8_lossy(&a.body).contains(&**id)).count()
+    };
+    assert!(ids.len() == 2 && ids.iter().all(|id| (1..=2).contains(&told(id))), "{ids:?}");
 }
 
 fn enrolled(site: &Site) {

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 use std::path::Path;
-use tillcast_tests::{Product, Site, digest, process, temp_dir};
+use tillcast_tests::{PATIENCE, Product, Site, digest, process, temp_dir, until};
 
 /// A site whose price stream is to grow by two megabytes that do not compress.
 fn site() -> Site {
@@ -69,13 +69,14 @@ fn a_relay_on_a_full_disk_keeps_serving_and_recovers() {
     let script = format!(
         "fill
          ask full once; ask status status
-         r run >>{out}/log 2>&1 & pid=$!
+         {bin} run >>{out}/log 2>&1 & pid=$!
          for i in $(seq 100); do curl -fsS {url}/v1/versions >{out}/versions.json 2>/dev/null && break; sleep 0.1; done
          for i in $(seq 100); do curl -fsS {url}/packs/catalog@all/0000000001.full.pack -o {out}/served && break; sleep 0.1; done
          kill $pid; wait $pid || true
          ask verify verify
          rm data/filler
          ask again once; ask after verify",
+        bin = Product::Relay.path().display(),
         out = out.path().display()
     );
     on_a_small_disk(&relay.dir, Product::Relay, 40, out.path(), &script);
@@ -169,4 +170,50 @@ fn a_start_on_a_full_disk_lets_the_ballast_go_and_says_so_until_it_is_back() {
     starts_full(&site.register("0421-01").dir, Product::Agent);
     relay.term();
     starts_full(&site.relay("0421").dir, Product::Relay);
+}
+
+/// A disk that the system has made read-only after an error: what is held is read on, and nothing is said to be done.
+#[test]
+fn a_disk_that_turned_read_only_loses_nothing_and_says_so() {
+    let site = Site::builder().stores(&[("0421", "east")]).registers(1).items(300).build();
+    site.publish();
+    site.relay("0421").run(&["once"]).ok();
+    let old = site.expected("0421");
+    let relay = site.relay("0421").start_ready();
+    site.register("0421-01").run(&["once"]).ok();
+    site.sql("UPDATE price SET price_cents = 4711 WHERE sku = 'SKU0000003'");
+    site.publish();
+    let script = |out: &Path| {
+        format!(
+            "ask status status
+             mount -o remount,ro none data
+             ask ro once; ask ro_status status
+             sqlite3 -readonly 'file:data/store.db?immutable=1' 'SELECT count(*) FROM item' >{out}/count 2>/dev/null || true
+             mount -o remount,rw none data
+             ask again once; ask after verify",
+            out = out.display()
+        )
+    };
+    let check = |dir: &Path, product: Product, database: &str| {
+        let out = temp_dir("out");
+        on_a_small_disk(dir, product, 40, out.path(), &script(out.path()));
+        let log = std::fs::read_to_string(out.path().join("log")).unwrap();
+        let (code, said) = answer(out.path(), "ro");
+        assert_ne!(code, 0, "{said:#}");
+        let said = said.to_string() + &log;
+        assert!(said.contains("readonly database") || said.contains("Read-only file system"), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+        assert_eq!(answer(out.path(), "again").0, 0, "{log}");
+        assert_eq!(answer(out.path(), "after").0, 0);
+        assert_eq!(digest::of_database(&out.path().join(database)), site.expected("0421"));
+        std::fs::read_to_string(out.path().join("count")).unwrap()
+    };
+    until(PATIENCE, "the relay has the news", || site.relay("0421").digests() == site.expected("0421"));
+    assert_ne!(old, site.expected("0421"));
+    let count = check(&site.register("0421-01").dir, Product::Agent, "store.db");
+    assert_eq!(count.trim(), "300", "who sells by it reads on");
+    relay.term();
+    site.sql("UPDATE price SET price_cents = 4712 WHERE sku = 'SKU0000003'");
+    site.publish();
+    check(&site.relay("0421").dir, Product::Relay, "shadow.db");
 }

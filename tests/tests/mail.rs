@@ -264,6 +264,45 @@ fn a_pack_in_error_is_one_mail_and_the_next_full_ends_it() {
     hq.term();
 }
 
+/// An old list for ever, a list that is gone, one that is refused: the stores are heard, and get nothing.
+#[test]
+fn a_store_that_gets_nothing_is_one_mail_with_its_reason_and_one_when_it_does() {
+    let smtp = Smtp::start();
+    let site = watchful(&smtp).hq("alerts.stuck", "'6s'").build();
+    let list = |store: &str| format!("stores/{store}/manifest.json");
+    site.publish();
+    let hq = site.hq.start_ready();
+    site.bring_down();
+    let frozen = site.object(&list("0421")).unwrap();
+    site.sql("UPDATE promo SET percent = percent % 80 + 1");
+    site.publish();
+    let good = ["0421", "0815"].map(|store| site.object(&list(store)).unwrap());
+    site.put_object(&list("0421"), &frozen);
+    std::fs::remove_file(site.bucket().join(list("0815"))).unwrap();
+    site.relay("0421").run(&["once"]).ok();
+    site.relay("0815").run(&["once"]);
+    let stuck = |store: &str| format!("Store {store} does not get what is published");
+    wait_for(&smtp, &stuck("0421"));
+    let gone = wait_for(&smtp, &stuck("0815"));
+    assert!(gone.text.contains("manifest.json"), "the relay's own reason:\n{}", gone.text);
+
+    // Another reason is no other event.
+    site.put_object(&list("0421"), &[&b"{}"[..], &good[1]].concat());
+    site.relay("0421").run(&["once"]);
+    for (store, bytes) in ["0421", "0815"].iter().zip(good) {
+        site.put_object(&list(store), &bytes);
+    }
+    site.bring_down();
+    for store in ["0421", "0815"] {
+        wait_for(&smtp, &format!("Recovered: {}", stuck(store)));
+    }
+    let mut all = subjects(&smtp);
+    all.sort();
+    let recovered = ["0421", "0815"].map(|s| format!("Recovered: {}", stuck(s)));
+    assert_eq!(all, [recovered, ["0421", "0815"].map(stuck)].concat());
+    hq.term();
+}
+
 #[test]
 fn a_pack_gone_from_the_bucket_is_one_mail_and_the_next_full_ends_it() {
     let smtp = Smtp::start();

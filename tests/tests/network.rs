@@ -457,3 +457,37 @@ fn of_several_sources_each_gives_what_it_has_right() {
     site.with_relays(|| drop(site.register("0421-01").run(&["once"]).ok()));
     site.assert_proven("0421");
 }
+
+/// Whoever stands between without a certificate that is trusted, or with one of another name, is not listened to.
+#[test]
+fn a_source_is_only_read_over_tls_by_a_certificate_that_holds() {
+    let mut site = one_store().registers(1).build();
+    site.publish();
+    let right = Nginx::tls(&site.bucket(), "IP:127.0.0.1");
+    let other = Nginx::tls(&site.bucket(), "DNS:hq.example.com");
+    let cases = [(&right, None), (&other, Some(&other)), (&right, Some(&other)), (&right, Some(&right))];
+    for (n, (server, trusted)) in cases.into_iter().enumerate() {
+        let relay = site.relays.get_mut("0421").unwrap();
+        relay.set("sources", &format!("[\"{}\"]", server.tls_url()));
+        match trusted {
+            Some(of) => relay.set_text("source.ca_file", of.ca().to_str().unwrap()),
+            None => relay.unset("source.ca_file"),
+        }
+        let served = site.relay("0421").dir.join("data/ok/packs");
+        if n < 3 {
+            site.relay("0421").run(&["once"]).code(1).says(&["SOURCE", "certificate"]);
+            assert!(is_empty(&served), "{n}: it took something");
+            assert!(server.requests().is_empty(), "{n}: it asked for something");
+        } else {
+            site.relay("0421").run(&["once"]).ok();
+            assert!(!is_empty(&served));
+        }
+    }
+    site.with_relays(|| site.register("0421-01").run(&["once"]).ok());
+    site.assert_proven("0421");
+}
+
+/// Whether no pack lies there.
+fn is_empty(dir: &Path) -> bool {
+    tillcast_tests::files::tree(dir).is_empty()
+}

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::SigningKey;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use tillcast_tests::{PATIENCE, Site, digest, forge, http, until, until_some};
+use tillcast_tests::{PATIENCE, Site, Watch, digest, forge, http, until, until_some};
 
 const MANIFEST: &str = "stores/0421/manifest.json";
 
@@ -266,8 +266,9 @@ fn stolen_prices(site: &Site, version: u64) -> Vec<u8> {
 #[test]
 fn a_new_epoch_brings_stores_back_after_a_stolen_key_jumped_ahead() {
     const FAR: u64 = 1 << 40;
-    let site = Site::builder().hq_service().build();
-    let hq = site.hq.start_ready();
+    let (mut watch, site) = Watch::over(Site::builder());
+    let site = site.build();
+    watch.start(&site);
     site.publish();
     site.bring_down();
 
@@ -297,6 +298,8 @@ fn a_new_epoch_brings_stores_back_after_a_stolen_key_jumped_ahead() {
     until(PATIENCE, "headquarters heard", || {
         site.hq.status()["devices"].to_string().contains(&(1u64 << 62).to_string())
     });
+    let told = watch.tells("Store 0421 holds a list that headquarters did not sign", || ());
+    assert!(told.contains("--new-epoch"), "what to do: {told}");
     site.hq.run(&["trust", "revoke", &id, "--new-epoch"]).ok();
     site.hq.run(&["publish"]).code(3).says(&[&FAR.to_string(), "it is not ours"]);
     std::fs::remove_file(site.bucket().join(format!("packs/price@zone-east/{FAR:010}.full.pack"))).unwrap();
@@ -319,7 +322,7 @@ fn a_new_epoch_brings_stores_back_after_a_stolen_key_jumped_ahead() {
     site.publish();
     site.bring_down();
     site.assert_all_proven();
-    hq.term();
+    watch.is_calm(|| site.bring_down());
 }
 
 #[test]

@@ -217,6 +217,8 @@ to = ["it@example.com"]
 # Minutes in a shop, seconds in a demo.
 store_silent = "10s"
 register_silent = "5s"
+self_test = "0s"
+disk_low_percent = 0
 
 [[stream]]
 name = "catalog"

@@ -53,7 +53,7 @@ async fn a_name_is_written_once() {
 /// Anybody who may put an object can put one that is no path; it must not hide the others.
 #[tokio::test]
 async fn stray_keys_are_passed_by() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    proto::fetch::install_tls();
     for room in ["", "chain/"] {
         let (endpoint, fake) = FakeS3::start(Conditions::Honoured).await;
         let bucket = open_at(&endpoint, &format!("s3://b/{room}")).await;
@@ -111,8 +111,11 @@ async fn a_mirror_that_was_down_is_brought_up() {
 
     fs::remove_file(dir.path().join("b")).unwrap();
     b.put_new(&pack(2), bytes("two")).await.unwrap();
+    b.put_pointer(&manifest, "m2".into()).await.unwrap();
     assert!(!dir.path().join("b/packs/price@zone-east/0000000001.full.pack").exists());
+    assert!(!dir.path().join("b/stores").exists(), "it would promise the first pack");
     assert_eq!(b.repair_mirrors().await.unwrap(), Lag::default());
+    assert_eq!(b.mirrors[0].bucket.get(&manifest, 2).await.unwrap().as_deref(), Some(&b"m2"[..]));
     let theirs = b.mirrors[0].bucket.list("").await.unwrap();
     assert_eq!(theirs, b.first.list("").await.unwrap());
     assert_eq!(theirs.len(), 3);
@@ -127,7 +130,7 @@ async fn a_mirror_that_was_down_is_brought_up() {
 
 /// A bucket on the fake, opened as a run opens it: probed.
 async fn on_fake(conditions: Conditions) -> (Bucket, Arc<FakeS3>) {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    proto::fetch::install_tls();
     let (endpoint, fake) = FakeS3::start(conditions).await;
     let bucket = open_fake(&endpoint).await;
     (bucket, fake)

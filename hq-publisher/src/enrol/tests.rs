@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::cli::{RevokeKey, Rotate};
-use crate::testclock::TestClock;
+use proto::clock::TestClock;
 use proto::layout::ObjectName;
 use proto::limits::Limits;
 use proto::trust::{Accepted, Refusal, Seen, TrustState, accept_manifest};
@@ -219,7 +219,7 @@ async fn manifests_are_signed_anew_by_age_without_waking_anyone() {
     }
     assert_eq!(serial().await, 2);
     manifests::put_unfinished(&desk.ledger, &desk.buckets, None).await.unwrap();
-    assert_eq!(desk.ledger.wake_serials().await.unwrap(), [(store.clone(), 1)]);
+    assert_eq!(desk.ledger.serials().await.unwrap()[&store].wake, 1);
 }
 
 #[tokio::test]

@@ -1,15 +1,18 @@
 //! Opening and migrating `fleet.db`; transactions on it.
 
+use super::Serials;
 use crate::config::Config;
 use proto::clock::Timestamp;
 use proto::failpoint;
-use proto::ids::{BadName, Instance, StoreId, Version};
+use proto::ids::{BadName, DeviceId, Instance, StoreId, Version};
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, Transaction};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The ledger failed.
@@ -68,7 +71,7 @@ pub enum LedgerError {
     Conflict(String),
 }
 
-/// A number that changes when a manifest was put: cheap to ask for.
+/// A number that changes when a manifest was put, or a device enrolled or revoked: cheap to ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Change(pub i64);
 
@@ -89,6 +92,47 @@ pub struct Ledger {
     url: Arc<str>,
     /// SQLite has one writer: waiting here is fair, waiting there is polling.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// The devices that are not revoked.
+    pub(super) enrolled: Kept<[DeviceId]>,
+    /// The serials of each store.
+    pub(super) serials: Kept<BTreeMap<StoreId, Serials>>,
+}
+
+/// What was read last from a table that is asked for every few seconds and changes now and then, with numbers that
+/// tell whether it did.
+pub(super) struct Kept<T: ?Sized>(Arc<Mutex<Read<T>>>);
+
+type Read<T> = Option<(Vec<i64>, Arc<T>)>;
+
+impl<T: ?Sized> Kept<T> {
+    fn read(&self) -> MutexGuard<'_, Read<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// What was read, if the numbers are as they were then.
+    pub(super) fn as_of(&self, state: &[i64]) -> Option<Arc<T>> {
+        self.read().as_ref().filter(|(of, _)| of == state).map(|(_, what)| Arc::clone(what))
+    }
+    /// Keeps what was read after the numbers.
+    pub(super) fn keep(&self, state: Vec<i64>, what: Arc<T>) -> Arc<T> {
+        *self.read() = Some((state, Arc::clone(&what)));
+        what
+    }
+}
+
+impl<T: ?Sized> Default for Kept<T> {
+    fn default() -> Self {
+        Kept(Arc::default())
+    }
+}
+impl<T: ?Sized> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        Kept(Arc::clone(&self.0))
+    }
+}
+impl<T: ?Sized> fmt::Debug for Kept<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kept")
+    }
 }
 
 /// The name of the PostgreSQL channel that tells of puts.
@@ -97,7 +141,8 @@ pub(super) const CHANNEL: &str = "tillcast_change";
 /// Any number, the same in every process: who writes takes turns on PostgreSQL too.
 const WRITE_LOCK: i64 = 0x7469_6c6c;
 
-const MIGRATIONS: [&str; 2] = [include_str!("0001.sql"), include_str!("0002.sql")];
+const MIGRATIONS: [&str; 4] =
+    [include_str!("0001.sql"), include_str!("0002.sql"), include_str!("0003.sql"), include_str!("0004.sql")];
 
 impl Ledger {
     /// Opens, creates and migrates the database that the settings name.
@@ -108,8 +153,9 @@ impl Ledger {
     /// Opens a database by URL: `sqlite:FILE` or `postgres://…`.
     pub async fn open_url(url: &str) -> Result<Ledger, LedgerError> {
         sqlx::any::install_default_drivers();
-        let (kind, full) = match url.strip_prefix("sqlite:") {
-            Some(rest) => (Kind::Sqlite, sqlite_url(rest)?),
+        let file = url.strip_prefix("sqlite:").map(|rest| PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)));
+        let (kind, full) = match &file {
+            Some(file) => (Kind::Sqlite, sqlite_url(file)?),
             None => (Kind::Postgres, url.to_owned()),
         };
         if kind == Kind::Sqlite {
@@ -123,8 +169,13 @@ impl Ledger {
             })
             .connect(&full)
             .await?;
-        let ledger = Ledger { pool, kind, url: url.into(), turn: Arc::default() };
+        let (enrolled, serials) = (Kept::default(), Kept::default());
+        let ledger = Ledger { pool, kind, url: url.into(), turn: Arc::default(), enrolled, serials };
         ledger.migrate().await?;
+        if let Some(file) = &file {
+            // SQLite ignores a failed sync of the directory that names its WAL.
+            proto::shelf::sync_name(file)?;
+        }
         Ok(ledger)
     }
 
@@ -183,7 +234,7 @@ impl Ledger {
         failpoint::around("ledger.migrate", w.commit()).await
     }
 
-    /// The number that rises when manifests were put.
+    /// The number that rises when manifests were put, or devices enrolled or revoked.
     pub async fn change(&self) -> Result<Change, LedgerError> {
         let row = sqlx::query("SELECT n FROM change").fetch_one(&self.pool).await?;
         Ok(Change(row.try_get(0)?))
@@ -231,6 +282,11 @@ pub(super) struct Write {
 }
 
 impl Write {
+    /// Raises the number of [`Ledger::change`].
+    pub(super) async fn count_change(&mut self) -> Result<(), LedgerError> {
+        sqlx::query("UPDATE change SET n = n + 1").execute(&mut *self.tx).await?;
+        Ok(())
+    }
     pub(super) async fn commit(self) -> Result<(), LedgerError> {
         Ok(self.tx.commit().await?)
     }
@@ -248,8 +304,7 @@ impl DerefMut for Write {
 }
 
 /// The URL of a SQLite file, its directory made.
-fn sqlite_url(rest: &str) -> Result<String, LedgerError> {
-    let path = PathBuf::from(rest.strip_prefix("//").unwrap_or(rest));
+fn sqlite_url(path: &Path) -> Result<String, LedgerError> {
     if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
         proto::shelf::create_dir(dir)?;
     }
@@ -308,6 +363,8 @@ pub(super) fn signed(n: u64) -> i64 {
 /// Reads columns by place, with the value's name in errors.
 pub(super) trait Columns {
     fn number(&self, i: usize) -> Result<i64, LedgerError>;
+    /// All of a row that has nothing else.
+    fn numbers(&self) -> Result<Vec<i64>, LedgerError>;
     fn text(&self, i: usize) -> Result<String, LedgerError>;
     fn text_or_null(&self, i: usize) -> Result<Option<String>, LedgerError>;
     fn number_or_null(&self, i: usize) -> Result<Option<i64>, LedgerError>;
@@ -336,6 +393,9 @@ pub(super) trait Columns {
 impl Columns for AnyRow {
     fn number(&self, i: usize) -> Result<i64, LedgerError> {
         Ok(self.try_get(i)?)
+    }
+    fn numbers(&self) -> Result<Vec<i64>, LedgerError> {
+        (0..self.len()).map(|i| self.number(i)).collect()
     }
     fn text(&self, i: usize) -> Result<String, LedgerError> {
         Ok(self.try_get(i)?)

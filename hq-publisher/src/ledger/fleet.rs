@@ -9,7 +9,8 @@ use proto::keys::PublicKey;
 use proto::wire::Fault;
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// An enrolled device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +77,12 @@ pub struct ReceiptRow {
     pub envelope: String,
 }
 
+/// Headquarters' own code for a device whose list was not signed here.
+pub const LIST_NOT_OURS: &str = "LIST_NOT_OURS";
+
+/// Heartbeats put by one statement: five values each.
+const BEATS_A_STATEMENT: usize = 64;
+
 /// How far above the ledger's serial a heartbeat's may be believed: beyond it, it is no loss of the
 /// ledger but a broken or taken-over device.
 const SERIAL_REACH: u64 = 1_000_000;
@@ -126,6 +133,7 @@ impl Ledger {
         .execute(&mut **w)
         .await?;
         sqlx::query("DELETE FROM beat WHERE device = $1").bind(id.as_str()).execute(&mut **w).await?;
+        w.count_change().await?;
         w.commit().await
     }
 
@@ -137,6 +145,7 @@ impl Ledger {
             .bind(id.as_str())
             .execute(&mut **w)
             .await?;
+        w.count_change().await?;
         w.commit().await?;
         Ok(done.rows_affected() == 1)
     }
@@ -160,10 +169,15 @@ impl Ledger {
 
     /// The devices that are not revoked. Their keys are not read: checking a hundred thousand of them
     /// takes seconds.
-    pub async fn enrolled(&self) -> Result<Vec<DeviceId>, LedgerError> {
+    pub async fn enrolled(&self) -> Result<Arc<[DeviceId]>, LedgerError> {
+        let state = vec![self.change().await?.0];
+        if let Some(ids) = self.enrolled.as_of(&state) {
+            return Ok(ids);
+        }
         let rows =
             sqlx::query("SELECT id FROM device WHERE revoked_s IS NULL ORDER BY id").fetch_all(self.pool()).await?;
-        rows.iter().map(|r| r.parsed(0, "device id")).collect()
+        let ids: Arc<[DeviceId]> = rows.iter().map(|r| r.parsed(0, "device id")).collect::<Result<_, _>>()?;
+        Ok(self.enrolled.keep(state, ids))
     }
 
     /// The devices of one store.
@@ -175,41 +189,40 @@ impl Ledger {
         rows.iter().map(device).collect()
     }
 
-    /// Records heartbeats in one transaction; an answer for each.
+    /// Records heartbeats in one transaction; an answer for each. Of a device that is there twice the order counts.
     pub async fn record_beats(&self, beats: &[BeatRow]) -> Result<Vec<BeatOutcome>, LedgerError> {
         let mut w = self.write().await?;
         let mut outcomes = Vec::with_capacity(beats.len());
-        for b in beats {
-            let done = sqlx::query(
-                "INSERT INTO beat (device, seq, envelope, received_s, last_seen_s) VALUES ($1, $2, $3, $4, $5) \
-                 ON CONFLICT (device) DO UPDATE SET seq = excluded.seq, envelope = excluded.envelope, \
-                 received_s = excluded.received_s, last_seen_s = excluded.last_seen_s WHERE beat.seq < excluded.seq",
-            )
-            .bind(b.device.as_str())
-            .bind(signed(b.seq))
-            .bind(&b.envelope)
-            .bind(seconds(b.received_at))
-            .bind(seconds(b.last_seen_at))
-            .execute(&mut **w)
-            .await?;
-            outcomes.push(if done.rows_affected() == 1 {
-                for c in &b.complaints {
-                    w.complain(&b.device, c).await?;
-                }
-                BeatOutcome::Recorded
-            } else {
-                let query = sqlx::query("SELECT seq FROM beat WHERE device = $1").bind(b.device.as_str());
-                let last = query.fetch_one(&mut **w).await?.unsigned(0)?;
-                if last == b.seq { BeatOutcome::Known } else { BeatOutcome::Older(last) }
-            });
+        let mut rest = beats;
+        while !rest.is_empty() {
+            // PostgreSQL meets no row twice in one statement.
+            let mut devices = BTreeSet::new();
+            let some = rest.iter().take(BEATS_A_STATEMENT).take_while(|b| devices.insert(&b.device)).count();
+            let (now, later) = rest.split_at(some);
+            let recorded = w.put_beats(now).await?;
+            for b in now {
+                outcomes.push(if recorded.contains(b.device.as_str()) {
+                    for c in &b.complaints {
+                        w.complain(&b.device, c).await?;
+                    }
+                    BeatOutcome::Recorded
+                } else {
+                    let query = sqlx::query("SELECT seq FROM beat WHERE device = $1").bind(b.device.as_str());
+                    let last = query.fetch_one(&mut **w).await?.unsigned(0)?;
+                    if last == b.seq { BeatOutcome::Known } else { BeatOutcome::Older(last) }
+                });
+            }
+            rest = later;
         }
-        let mut serials: BTreeMap<&StoreId, u64> = BTreeMap::new();
+        let mut newest: BTreeMap<&StoreId, &BeatRow> = BTreeMap::new();
         for b in beats {
-            let greatest = serials.entry(b.device.store()).or_default();
-            *greatest = b.serial.unwrap_or(0).max(*greatest);
+            let of_store = newest.entry(b.device.store()).or_insert(b);
+            if b.serial > of_store.serial {
+                *of_store = b;
+            }
         }
-        for (store, serial) in serials {
-            w.raise_serial_by_beat(store, serial).await?;
+        for beat in newest.into_values() {
+            w.raise_serial_by_beat(beat).await?;
         }
         w.commit().await?;
         Ok(outcomes)
@@ -400,13 +413,36 @@ impl Write {
         Ok(())
     }
 
-    /// A device holds a manifest that this ledger does not know of: it was set back.
-    async fn raise_serial_by_beat(&mut self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
+    /// Puts each heartbeat that is newer than the one that is there, of devices that differ; those devices.
+    async fn put_beats(&mut self, beats: &[BeatRow]) -> Result<BTreeSet<String>, LedgerError> {
+        let places = |n: usize| (1..=5).map(|k| format!("${}", n * 5 + k)).collect::<Vec<_>>().join(", ");
+        let rows = (0..beats.len()).map(|n| format!("({})", places(n))).collect::<Vec<_>>().join(", ");
+        let sql = format!(
+            "INSERT INTO beat (device, seq, envelope, received_s, last_seen_s) VALUES {rows} \
+             ON CONFLICT (device) DO UPDATE SET seq = excluded.seq, envelope = excluded.envelope, \
+             received_s = excluded.received_s, last_seen_s = excluded.last_seen_s WHERE beat.seq < excluded.seq \
+             RETURNING device"
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for b in beats {
+            query = query.bind(b.device.as_str()).bind(signed(b.seq)).bind(&b.envelope);
+            query = query.bind(seconds(b.received_at)).bind(seconds(b.last_seen_at));
+        }
+        query.fetch_all(&mut ***self).await?.iter().map(|r| r.text(0)).collect()
+    }
+
+    /// A device holds a manifest that this ledger does not know of: it was set back, or somebody else has our key. The
+    /// next publish may be quicker than the next judgement: it is kept as a complaint.
+    async fn raise_serial_by_beat(&mut self, beat: &BeatRow) -> Result<(), LedgerError> {
+        let (store, serial) = (beat.device.store(), beat.serial.unwrap_or(0));
         let query = sqlx::query("SELECT serial FROM store WHERE id = $1").bind(store.as_str());
         let Some(row) = query.fetch_optional(&mut ***self).await? else { return Ok(()) };
         let known = row.unsigned(0)?;
-        if serial > known && serial - known <= SERIAL_REACH {
-            self.raise_serial(store, serial).await?;
+        if serial > known && serial - known <= SERIAL_REACH && self.raise_serial(store, serial).await? {
+            let text = format!("list {serial} is held, the newest that was signed here is {known}");
+            let code = LIST_NOT_OURS.to_owned();
+            let fault = Fault { code, instance: None, object: None, text, since: beat.received_at };
+            self.complain(&beat.device, &fault).await?;
         }
         Ok(())
     }

@@ -13,11 +13,11 @@ mod publications;
 mod stores;
 
 pub use db::{Change, Kind, Ledger, LedgerError, Listener};
-pub use fleet::{BeatOutcome, BeatRow, Complaint, DeviceRow, ReceiptRow};
+pub use fleet::{BeatOutcome, BeatRow, Complaint, DeviceRow, LIST_NOT_OURS, ReceiptRow};
 pub use lease::{Acquired, Token};
 pub use outbox::{Episode, Mail};
 pub use publications::{Adopted, Head, Publication, PublishedPack, Reserve, Staged, State, listed};
-pub use stores::{Made, Maker, NewManifest, SignStore, StoreRow, StoreSeen, ToPut, TrustRow, WasPut, Which};
+pub use stores::{Made, Maker, NewManifest, Serials, SignStore, StoreRow, StoreSeen, ToPut, TrustRow, WasPut, Which};
 
 #[cfg(test)]
 mod tests;

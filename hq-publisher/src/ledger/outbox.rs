@@ -189,6 +189,34 @@ impl Ledger {
         w.commit().await
     }
 
+    /// Mails that have waited since before `written`, and that the second way was not told of; oldest first.
+    pub async fn untold_mails(&self, written: Timestamp) -> Result<Vec<Mail>, LedgerError> {
+        let sql = format!("{MAIL} WHERE sent_s IS NULL AND told_s IS NULL AND created_s <= $1 ORDER BY n");
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(seconds(written));
+        query.fetch_all(self.pool()).await?.iter().map(mail).collect()
+    }
+
+    /// The second way took what a mail says.
+    pub async fn mail_told(&self, id: &str, now: Timestamp) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        let query = sqlx::query("UPDATE mail SET told_s = $1 WHERE id = $2").bind(seconds(now)).bind(id);
+        query.execute(&mut **w).await?;
+        w.commit().await
+    }
+
+    /// Writes a mail unless one of its subject was written after `last`.
+    pub async fn mail_now_and_then(&self, mail: &Mail, now: Timestamp, last: Timestamp) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        let known = sqlx::query("SELECT COUNT(*) FROM mail WHERE subject = $1 AND created_s > $2 AND created_s <= $3")
+            .bind(&mail.subject)
+            .bind(seconds(last))
+            .bind(seconds(now))
+            .fetch_one(&mut **w)
+            .await?
+            .number(0)?;
+        w.tell(known == 0, mail, now).await.map(drop)
+    }
+
     /// Mails that wait, oldest first.
     pub async fn unsent_mails(&self) -> Result<Vec<Mail>, LedgerError> {
         let sql = format!("{MAIL} WHERE sent_s IS NULL ORDER BY n");

@@ -10,6 +10,16 @@ pub use crate::source::StoreRow as StoreSeen;
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The serials of a store's manifests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Serials {
+    /// For waking: of the last one with other content; 0 while that is not in the bucket.
+    pub wake: u64,
+    /// The greatest that was signed here, whether it is in the bucket or not.
+    pub signed: u64,
+}
 
 /// A store as the ledger knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -332,7 +342,7 @@ impl Ledger {
                 again.push(p.store.clone());
             }
         }
-        sqlx::query("UPDATE change SET n = n + 1").execute(&mut **w).await?;
+        w.count_change().await?;
         if w.kind == Kind::Postgres {
             sqlx::query("SELECT count(*) FROM pg_notify($1, '')").bind(CHANNEL).execute(&mut **w).await?;
         }
@@ -352,11 +362,20 @@ impl Ledger {
         w.commit().await
     }
 
-    /// For waking: each store's serial of its last changed manifest; 0 while that is not in the bucket.
-    pub async fn wake_serials(&self) -> Result<Vec<(StoreId, u64)>, LedgerError> {
-        let sql = "SELECT id, CASE WHEN put_serial >= content_serial THEN content_serial ELSE 0 END FROM store";
+    /// Each store's serials.
+    pub async fn serials(&self) -> Result<Arc<BTreeMap<StoreId, Serials>>, LedgerError> {
+        // Serials only rise; a put, whatever it does, counts as a change.
+        let state = "SELECT COUNT(*), CAST(COALESCE(SUM(serial), 0) AS BIGINT), (SELECT n FROM change) FROM store";
+        let state = sqlx::query(state).fetch_one(self.pool()).await?.numbers()?;
+        if let Some(serials) = self.serials.as_of(&state) {
+            return Ok(serials);
+        }
+        let sql = "SELECT id, CASE WHEN put_serial >= content_serial THEN content_serial ELSE 0 END, serial FROM store";
         let rows = sqlx::query(sql).fetch_all(self.pool()).await?;
-        rows.iter().map(|r| Ok((r.parsed(0, "store id")?, r.unsigned(1)?))).collect()
+        let serials =
+            |r: &AnyRow| Ok((r.parsed(0, "store id")?, Serials { wake: r.unsigned(1)?, signed: r.unsigned(2)? }));
+        let serials = rows.iter().map(serials).collect::<Result<_, LedgerError>>()?;
+        Ok(self.serials.keep(state, Arc::new(serials)))
     }
 
     /// Stores (not vanished ones) whose manifest expires before a time, and when it does.
@@ -473,12 +492,13 @@ impl Write {
         Ok(())
     }
 
-    pub(super) async fn raise_serial(&mut self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
-        sqlx::query("UPDATE store SET serial_floor = $1 WHERE id = $2 AND serial_floor < $1")
+    /// Whether it was not known.
+    pub(super) async fn raise_serial(&mut self, store: &StoreId, serial: u64) -> Result<bool, LedgerError> {
+        let done = sqlx::query("UPDATE store SET serial_floor = $1 WHERE id = $2 AND serial_floor < $1")
             .bind(signed(serial))
             .bind(store.as_str())
             .execute(&mut ***self)
             .await?;
-        Ok(())
+        Ok(done.rows_affected() == 1)
     }
 }

@@ -175,15 +175,15 @@ async fn waking_follows_puts_of_changed_manifests_only() {
     on_each_database(async |l| {
         let id: StoreId = "1".parse().unwrap();
         l.see_stores(&[store("1")], t(0)).await.unwrap();
-        assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 0)]);
+        assert_eq!(l.serials().await.unwrap()[&id].wake, 0);
         let before = l.change().await.unwrap();
         let put = |serial| WasPut { store: id.clone(), serial, etag: Some(format!("e{serial}")) };
         l.sign(None, &[], Which::Only(&id), 9, t(1), &mut maker).await.unwrap();
         assert_eq!(l.change().await.unwrap(), before, "signed, not put: nothing to fetch yet");
-        assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 0)]);
+        assert_eq!(l.serials().await.unwrap()[&id].wake, 0);
         assert!(l.manifests_put(&[put(1)]).await.unwrap().is_empty());
         assert!(l.change().await.unwrap() > before);
-        assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 1)]);
+        assert_eq!(l.serials().await.unwrap()[&id].wake, 1);
         // Signed anew, same content: put, but nobody is woken.
         let mut again = |s: &SignStore<'_>| {
             let Made::New(m) = maker(&SignStore { row: &StoreRow { content: None, ..s.row.clone() }, ..*s })? else {
@@ -198,7 +198,7 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         assert_eq!(l.manifests_put(&[put(1)]).await.unwrap(), std::slice::from_ref(&id));
         assert_eq!(l.manifests_to_put(None, 9).await.unwrap()[0].serial, 2);
         l.manifests_put(&[put(2)]).await.unwrap();
-        assert_eq!(l.wake_serials().await.unwrap(), [(id.clone(), 1)]);
+        assert_eq!(l.serials().await.unwrap()[&id].wake, 1);
         assert_eq!(l.manifest(&id).await.unwrap().unwrap().etag.as_deref(), Some("e2"));
         // Who waits for a put hears of it: by a notification where there is one.
         let (mut listener, mut heard) = (None, false);
@@ -353,6 +353,9 @@ async fn devices_and_beats() {
         assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "a ledger that was set back");
         l.record_beats(&[BeatRow { serial: Some(u64::MAX), ..beat(7, 13) }]).await.unwrap();
         assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "not as far as that");
+        let foreign = l.unjudged().await.unwrap();
+        assert_eq!((foreign.len(), foreign[0].fault.code.as_str()), (1, LIST_NOT_OURS), "told once");
+        l.judged(&foreign).await.unwrap();
 
         let fault = |since, instance: Option<&str>| Fault {
             code: fault::DRIFT.into(),
@@ -372,7 +375,10 @@ async fn devices_and_beats() {
         assert_eq!(known, [Complaint { device: id.clone(), fault: fault(13, None) }]);
         l.judged(&known).await.unwrap();
         l.record_beats(&[told(10, vec![fault(13, None)])]).await.unwrap();
-        assert_eq!((l.unjudged().await.unwrap(), l.complaints().await.unwrap()), (Vec::new(), known));
+        assert_eq!(
+            (l.unjudged().await.unwrap(), l.complaints().await.unwrap()),
+            (Vec::new(), [known, foreign].concat())
+        );
 
         assert!(l.revoke(&id, t(20)).await.unwrap());
         assert!(!l.revoke(&id, t(21)).await.unwrap());

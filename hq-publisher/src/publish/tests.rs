@@ -4,8 +4,8 @@
 
 use super::*;
 use crate::enrol::Desk;
-use crate::testclock::TestClock;
 use proto::chain;
+use proto::clock::TestClock;
 use proto::digest::Sha256;
 use proto::dsse;
 use proto::layout::PackKind;
@@ -14,6 +14,7 @@ use proto::manifest::Manifest;
 use proto::replica::TableCheck;
 use rusqlite::Connection;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -101,7 +102,7 @@ fn copy(from: &Path, to: &Path) {
         let target = to.join(e.file_name());
         if e.file_type().unwrap().is_dir() {
             copy(&e.path(), &target)
-        } else {
+        } else if !e.file_name().to_string_lossy().starts_with("fleet.db") {
             fs::copy(e.path(), target).map(|_| ()).unwrap()
         }
     }
@@ -127,13 +128,14 @@ impl World {
         let config = crate::config::load(Some(&dir.path().join("hq.toml")), []).unwrap().value;
         World { dir, config, clock }
     }
-    /// The same world once more, elsewhere. SQLite's last connection takes the ledger's WAL home.
-    async fn twin(&self) -> World {
-        while self.exists("state/fleet.db-wal") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    /// The same world once more, elsewhere. The ledger's connections may still be closing: SQLite copies it.
+    fn twin(&self) -> World {
         let dir = tempfile::tempdir().unwrap();
         copy(self.dir.path(), dir.path());
+        let ledger = dir.path().join("state/fleet.db");
+        let original = Connection::open(self.dir.path().join("state/fleet.db")).unwrap();
+        original.execute("VACUUM INTO ?1", [ledger.to_str().unwrap()]).unwrap();
+        fs::set_permissions(&ledger, fs::Permissions::from_mode(0o600)).unwrap();
         Self::open(dir, self.clock.clone())
     }
     fn sql(&self, sql: &str) {
@@ -287,7 +289,7 @@ async fn a_cut_at_any_step_is_finished_by_the_next_run() {
     let old = base.objects();
     let mut cuts = Vec::new();
     for n in 0.. {
-        let w = base.twin().await;
+        let w = base.twin();
         let cut = CutAt::new(n);
         let result = w.publish_cut(&options(), &cut).await;
         let Err(PublishError::Aborted(_)) = result else {
@@ -479,7 +481,7 @@ async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
     base.publish().await;
     base.sql("UPDATE item SET name = 'x' WHERE sku = 'sku5'; UPDATE price SET cents = 1 WHERE sku = 'sku5'");
     for damage in 0..4 {
-        let w = base.twin().await;
+        let w = base.twin();
         let path = w.dir.path().join("state/replicas/catalog@all.db");
         match damage {
             0 => fs::remove_dir_all(w.dir.path().join("state/replicas")).unwrap(),
@@ -502,7 +504,7 @@ async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
         w.all_is_well();
     }
     // A pack that vanished from the bucket: nothing can be rebuilt without saying so.
-    let w = base.twin().await;
+    let w = base.twin();
     fs::remove_dir_all(w.dir.path().join("state/replicas")).unwrap();
     fs::remove_file(w.dir.path().join("objects/packs/catalog@all/0000000001.full.pack")).unwrap();
     let r = w.publish().await;
@@ -718,7 +720,7 @@ async fn a_cut_among_drops_reads_them_once_more() {
     drop_file(&base, "catalog.all.item.csv", "sku,name,plu\na,Tea,2\nb,Milk,1\n");
     drop_file(&base, "price.zone-east.price.csv", "sku,cents\na,101\nb,200\n");
     for n in 0.. {
-        let w = base.twin().await;
+        let w = base.twin();
         let cut = CutAt::new(n);
         match w.publish_cut(&options(), &cut).await {
             Err(PublishError::Aborted(_)) => {}

@@ -10,9 +10,9 @@ pub mod ticks;
 mod wake;
 
 use crate::config::Config;
+use crate::hooks::Post;
 use crate::intake::{Intake, Taken};
 use crate::ledger::{Ledger, LedgerError};
-use crate::mail::Smtp;
 use crate::metrics::{Metrics, Scrape};
 use axum::body::Bytes;
 use axum::extract::rejection::QueryRejection;
@@ -28,7 +28,7 @@ use proto::http::{Gate, Peer};
 use proto::ids::StoreId;
 use proto::wire::Beats;
 use serde::Deserialize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -64,7 +64,9 @@ pub struct App {
     pub(crate) intake: Intake,
     pub(crate) wakes: Wakes,
     pub(crate) metrics: Metrics,
-    pub(crate) smtp: Option<Smtp>,
+    pub(crate) post: Post,
+    /// Monotonic time at which the fleet was last judged.
+    pub(crate) judged: Mutex<Option<Duration>>,
     pub(crate) gate: Arc<Gate>,
     /// The pages that read the whole ledger are made one at a time: a flood of them must not keep heartbeats waiting.
     pub(crate) turn: tokio::sync::Mutex<()>,
@@ -73,6 +75,9 @@ pub struct App {
 
 /// How often the number of puts is asked for on SQLite.
 const POLL: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether a mail should say that mails arrive.
+const SELF_TEST_TICK: Duration = Duration::from_secs(60);
 
 /// How often the outbox is looked into.
 const MAIL_TICK: Duration = Duration::from_secs(2);
@@ -84,7 +89,7 @@ impl App {
         clock: Arc<dyn Clock>,
         stopping: watch::Receiver<bool>,
     ) -> Result<Arc<App>, ServeError> {
-        let smtp = config.mail.as_ref().map(Smtp::new).transpose()?;
+        let post = Post::new(config)?;
         let ledger = Ledger::open(config).await?;
         let silent = config.alerts.store_silent.0;
         let intake = Intake::open(ledger.clone(), Arc::clone(&clock), config.limits.clone(), silent).await?;
@@ -97,7 +102,8 @@ impl App {
             ledger,
             clock,
             intake,
-            smtp,
+            post,
+            judged: Mutex::default(),
             stopping,
         };
         app.wakes.refresh(&app.ledger).await?;
@@ -178,6 +184,11 @@ fn start_loops(app: &Arc<App>, loops: &mut JoinSet<()>) {
     loops.spawn(follow_puts(Arc::clone(app)));
     loops.spawn(every(Arc::clone(app), serve.alert_tick.0, "alerts", async |a: &App| ticks::alerts(a).await));
     loops.spawn(every(Arc::clone(app), MAIL_TICK, "mail", async |a: &App| ticks::mails(a).await));
+    loops.spawn(every(Arc::clone(app), SELF_TEST_TICK, "self-test", async |a: &App| ticks::self_test(a).await));
+    if app.post.hooks().has_ping() {
+        let every_so_often = app.config.alerts.ping_every.0;
+        loops.spawn(every(Arc::clone(app), every_so_often, "ping", async |a: &App| ticks::ping(a).await));
+    }
     loops.spawn(every(Arc::clone(app), serve.resign_tick.0, "manifests", async |a: &App| ticks::manifests(a).await));
     if let Some(interval) = proto::cli::watchdog_interval() {
         loops.spawn(every(Arc::clone(app), interval, "watchdog", async |_: &App| {
@@ -303,7 +314,8 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
 
 async fn scrape(app: &App) -> Result<Vec<u8>, ServeError> {
     let _turn = app.turn.lock().await;
-    let devices = app.intake.views(&app.ledger.enrolled().await?);
+    let enrolled = app.ledger.enrolled().await?;
+    let devices = app.intake.views(&enrolled);
     let scrape = Scrape {
         stores: &app.ledger.stores().await?,
         devices: &devices,

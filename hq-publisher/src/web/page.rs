@@ -30,7 +30,7 @@ struct View<'a> {
     now: Timestamp,
     heads: BTreeMap<Instance, Head>,
     stores: Vec<StoreRow>,
-    devices: BTreeMap<StoreId, Vec<DeviceView>>,
+    devices: BTreeMap<StoreId, Vec<DeviceView<'a>>>,
     episodes: Vec<Episode>,
     mails: usize,
     filter: String,
@@ -38,8 +38,8 @@ struct View<'a> {
 
 pub async fn fleet(State(app): State<Arc<App>>, filter: Result<Query<Filter>, QueryRejection>) -> Response {
     let _turn = app.turn.lock().await;
-    match view(&app, filter.ok().and_then(|f| f.0.q).unwrap_or_default()).await {
-        Ok(view) => {
+    match shown(&app, filter.ok().and_then(|f| f.0.q).unwrap_or_default()).await {
+        Ok(page) => {
             let policy =
                 "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
             let headers = [
@@ -48,19 +48,24 @@ pub async fn fleet(State(app): State<Arc<App>>, filter: Result<Query<Filter>, Qu
                 (CACHE_CONTROL, "no-store"),
                 (X_CONTENT_TYPE_OPTIONS, "nosniff"),
             ];
-            (headers, page(&view).into_string()).into_response()
+            (headers, page).into_response()
         }
         Err(e) => unavailable(&e),
     }
+}
+
+async fn shown(app: &App, filter: String) -> Result<String, LedgerError> {
+    let enrolled = app.ledger.enrolled().await?;
+    Ok(page(&view(app, &enrolled, filter).await?).into_string())
 }
 
 pub async fn style() -> Response {
     ([(CONTENT_TYPE, "text/css"), (CACHE_CONTROL, "public, max-age=3600")], include_str!("style.css")).into_response()
 }
 
-async fn view(app: &App, filter: String) -> Result<View<'_>, LedgerError> {
-    let mut devices: BTreeMap<StoreId, Vec<DeviceView>> = BTreeMap::new();
-    for d in app.intake.views(&app.ledger.enrolled().await?) {
+async fn view<'a>(app: &'a App, enrolled: &'a [DeviceId], filter: String) -> Result<View<'a>, LedgerError> {
+    let mut devices: BTreeMap<StoreId, Vec<DeviceView<'_>>> = BTreeMap::new();
+    for d in app.intake.views(enrolled) {
         devices.entry(d.id.store().clone()).or_default().push(d);
     }
     Ok(View {
@@ -174,7 +179,7 @@ fn store(v: &View<'_>, s: &StoreRow) -> Markup {
     }
 }
 
-fn device(v: &View<'_>, s: &StoreRow, d: &DeviceView) -> Markup {
+fn device(v: &View<'_>, s: &StoreRow, d: &DeviceView<'_>) -> Markup {
     let (role, limit) = match d.id {
         DeviceId::Relay(_) => ("relay", v.app.config.alerts.store_silent.0),
         DeviceId::Register(_) => ("register", v.app.config.alerts.register_silent.0),
@@ -204,7 +209,7 @@ fn device(v: &View<'_>, s: &StoreRow, d: &DeviceView) -> Markup {
 }
 
 /// The instances of its store that a device does not have at the newest version.
-fn behind(v: &View<'_>, s: &StoreRow, d: &DeviceView) -> Vec<Instance> {
+fn behind(v: &View<'_>, s: &StoreRow, d: &DeviceView<'_>) -> Vec<Instance> {
     let Some(beat) = &d.beat else { return Vec::new() };
     let wanted = v.app.config.streams.iter().filter_map(|c| followed(&c.name, c.audience, &s.seen));
     let late = |i: &Instance| {

@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::ledger::{Made, NewManifest, SignStore, StoreSeen, WasPut, Which};
-use crate::testclock::TestClock;
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt;
+use proto::clock::TestClock;
 use proto::digest::Sha256;
 use proto::dsse::Envelope;
 use proto::keys::SecretKey;
@@ -24,8 +24,9 @@ impl World {
     async fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("hq.toml");
+        // Whether the disk of this machine is nearly full is no matter of these tests.
         let text = "[source]\nurl = \"sqlite:hq.db\"\n[objects]\nurls = [\"file:objects\"]\n[state]\ndir = \"state\"\n\
-                    [stores]\nquery = \"SELECT 1\"\n";
+                    [stores]\nquery = \"SELECT 1\"\n[alerts]\ndisk_low_percent = 0\n";
         std::fs::write(&file, text).unwrap();
         let config = crate::config::load(Some(&file), []).unwrap().value;
         let clock = Arc::new(TestClock::at("2026-01-01T00:00:00Z"));
@@ -91,6 +92,7 @@ fn heartbeat(id: &str, seq: u64) -> Heartbeat {
     Heartbeat {
         format: 1,
         device: id.parse().unwrap(),
+        run: None,
         seq,
         sent_at: jiff::Timestamp::UNIX_EPOCH,
         program: "x".into(),

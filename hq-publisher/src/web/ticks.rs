@@ -4,12 +4,14 @@ use super::App;
 use crate::alert::{self, Notice};
 use crate::bucket::Buckets;
 use crate::fleet::{self, Fleet};
-use crate::intake;
 use crate::ledger::{Change, Kind, LedgerError};
 use crate::mail;
 use crate::manifests::{self, ManifestsError, Signer};
 use proto::clock::after;
+use proto::disk::DataDisk;
 use proto::failpoint;
+use std::sync::PoisonError;
+use std::time::Duration;
 
 /// Wakes who waits, if the number of puts is not `known`; the number now.
 pub async fn wake(app: &App, known: Option<Change>) -> Result<Change, LedgerError> {
@@ -22,7 +24,9 @@ pub async fn wake(app: &App, known: Option<Change>) -> Result<Change, LedgerErro
 
 /// Judges the fleet; opens and closes episodes, with their mails.
 pub async fn alerts(app: &App) -> Result<(), String> {
-    judge(app).await.map_err(|e| e.to_string())
+    judge(app).await.map_err(|e| e.to_string())?;
+    *app.judged.lock().unwrap_or_else(PoisonError::into_inner) = Some(app.clock.monotonic());
+    Ok(())
 }
 
 async fn judge(app: &App) -> Result<(), LedgerError> {
@@ -31,17 +35,24 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
         app.intake.read_ledger().await?;
     }
     let told = ledger.unjudged().await?;
-    let mut views = app.intake.views(&ledger.enrolled().await?);
-    intake::add_told(&mut views, &told);
+    app.intake.expect(&*ledger.serials().await?);
+    let enrolled = ledger.enrolled().await?;
+    let views = app.intake.news(&enrolled);
     let published = app.intake.published(&views).await?;
     let expiring = ledger.expiring(after(now, app.config.alerts.manifest_expires.0)).await?;
-    let assessment = fleet::assess(&Fleet {
+    let serials = ledger.serials().await?;
+    let fleet = Fleet {
         devices: &views,
+        complaints: &told,
         published: &published,
+        serials: &serials,
         expiring: &expiring,
+        own_disk: DataDisk::new(&app.config.state.dir, None).space(),
         alerts: &app.config.alerts,
         now,
-    });
+    };
+    let assessment = fleet::assess(&fleet);
+    app.intake.note_calm(fleet::calm(&fleet));
     let due = alert::due(&assessment, &ledger.open_episodes("").await?, now);
     for Notice { episodes, subject, .. } in &due.open {
         tracing::warn!(episodes = episodes.len(), "{subject}");
@@ -58,14 +69,26 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
 
 /// Sends what is in the outbox.
 pub async fn mails(app: &App) -> Result<(), String> {
-    let Some(smtp) = &app.smtp else {
-        return app.ledger.discard_mails(app.clock.now()).await.map_err(|e| e.to_string());
-    };
-    match mail::drain(&app.ledger, smtp, app.clock.as_ref()).await {
+    match app.post.deliver(&app.ledger, app.clock.as_ref()).await {
         Ok(None) => Ok(()),
         Ok(Some(down)) => Err(format!("the server cannot be used, mails wait: {down}")),
         Err(e) => Err(e.to_string()),
     }
+}
+
+/// Writes the mail that only says that mails arrive, when it is due.
+pub async fn self_test(app: &App) -> Result<(), String> {
+    app.post.self_test(&app.ledger, app.clock.as_ref()).await.map_err(|e| e.to_string())
+}
+
+/// A sign of life to whoever watches the watcher; none while the fleet is not judged.
+pub async fn ping(app: &App) -> Result<(), String> {
+    let patience = app.config.serve.alert_tick.0 * 3 + Duration::from_secs(60);
+    let judged = app.judged.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_default();
+    if app.clock.monotonic().saturating_sub(judged) > patience {
+        return Err("the fleet has not been judged for long: no sign of life is given".into());
+    }
+    app.post.hooks().ping().await
 }
 
 /// Signs manifests that are due anew, puts what is not in the bucket, repairs mirrors.

@@ -1,6 +1,6 @@
 //! Who waits for a store's next manifest.
 
-use crate::ledger::{Ledger, LedgerError};
+use crate::ledger::{Ledger, LedgerError, Serials};
 use proto::ids::StoreId;
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
@@ -25,15 +25,15 @@ pub struct Wakes(RwLock<HashMap<StoreId, watch::Sender<u64>>>);
 impl Wakes {
     /// Reads the serials that are in the bucket and wakes whose changed.
     pub async fn refresh(&self, ledger: &Ledger) -> Result<(), LedgerError> {
-        let serials = ledger.wake_serials().await?;
+        let serials = ledger.serials().await?;
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        for (store, serial) in serials {
-            match all.get(&store) {
+        for (store, Serials { wake: serial, .. }) in &*serials {
+            match all.get(store) {
                 // 0: signed and not put; the one before still stands.
                 Some(sender) => {
                     sender.send_if_modified(|s| {
-                        if serial != 0 && *s != serial {
-                            *s = serial;
+                        if *serial != 0 && s != serial {
+                            *s = *serial;
                             true
                         } else {
                             false
@@ -41,7 +41,7 @@ impl Wakes {
                     });
                 }
                 None => {
-                    all.insert(store, watch::Sender::new(serial));
+                    all.insert(store.clone(), watch::Sender::new(*serial));
                 }
             }
         }

@@ -9,7 +9,6 @@ mod remedy;
 mod tidy;
 
 use crate::config::Config;
-use crate::disk::Room;
 use crate::hold::Hold;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
@@ -21,6 +20,7 @@ use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
 use proto::clock::Clock;
 use proto::device::{Device, DeviceError};
+use proto::disk::{self, DataDisk};
 use proto::failpoint;
 use proto::fetch::BadSource;
 use proto::follow::lock;
@@ -36,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 /// Where a cycle stands; tests stop it there.
@@ -128,7 +129,7 @@ pub struct Agent {
     /// The POS application's hold.
     pub hold: Hold,
     /// The disk.
-    pub room: Room,
+    pub disk: DataDisk,
     /// Counters.
     pub metrics: Metrics,
     /// The clocks' difference, by the last heartbeat.
@@ -141,6 +142,8 @@ pub struct Agent {
     halted: AtomicBool,
     /// The log holds something that a truncation would free.
     log_dirty: AtomicBool,
+    /// Since when, by the monotonic clock, a reader holds a long log.
+    log_held_since: Mutex<Option<Duration>>,
     /// This cycle met a full disk.
     full: AtomicBool,
     /// The database was damaged and begun anew by this process: not twice, the disk may be dying.
@@ -205,15 +208,15 @@ impl Agent {
         }
         let lock = shelf::LockFile::acquire(&dir)?;
         shelf::sweep(&dir)?;
-        let (files, no_room) = match Files::open(&config) {
-            Err(e) if e.is_disk_full() && dir.join(shelf::BALLAST).exists() => {
-                shelf::remove(&dir.join(shelf::BALLAST))?;
-                (Files::open(&config)?, Some(e.to_string()))
-            }
-            files => (files?, None),
+        let disk = DataDisk::new(&dir, config.ballast.map(|b| b.0));
+        let mut full = None;
+        let make_room = |e: &OpenError| {
+            full = Some(e.to_string());
+            disk.release();
         };
+        let files = disk::or_make_room(|| Files::open(&config), OpenError::is_disk_full, make_room)?;
         let Files { device, memory, word, db, damage } = files;
-        let room = Room::open(&dir, config.ballast)?;
+        disk.restore();
         shelf::create_dir(&dir.join("packs"))?;
         let upstream = Upstream::new(&config, clock.clone(), word)?;
         // A halt lasts until somebody restarted the service.
@@ -228,7 +231,7 @@ impl Agent {
             db,
             upstream,
             memory,
-            room,
+            disk,
             tries,
             clock,
             hold: Hold::default(),
@@ -238,6 +241,7 @@ impl Agent {
             tell: Notify::new(),
             halted: AtomicBool::new(false),
             log_dirty: AtomicBool::new(true),
+            log_held_since: Mutex::default(),
             full: AtomicBool::new(false),
             rebuilt: AtomicBool::new(damage.is_some()),
             swept_for: Mutex::new(None),
@@ -245,7 +249,7 @@ impl Agent {
             observer,
             _lock: lock,
         };
-        if let Some(why) = no_room {
+        if let Some(why) = full {
             agent.out_of_room(&why);
         }
         Ok(agent)
@@ -415,7 +419,10 @@ impl Agent {
     ) -> Went<Vec<(PathBuf, PackEntry)>> {
         let parts: Vec<PathBuf> = packs.iter().map(|p| self.part(&p.name(instance))).collect();
         let there = parts.iter().filter_map(|p| std::fs::metadata(p).ok()).map(|m| m.len()).sum();
-        if let Err(why) = self.room.fits(packs, there) {
+        // Packs are fetched and applied: their files, and their rows once more in the log. What they take in the database
+        // itself comes out of the log's room or fails cleanly.
+        let wanted = packs.iter().fold(0u64, |n, p| n.saturating_add(p.bytes).saturating_add(p.unpacked));
+        if let Err(why) = self.disk.fits(wanted.saturating_sub(there)) {
             self.no_room(&why).await;
             return Went::Over(End::DiskFull);
         }

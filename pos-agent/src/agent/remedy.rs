@@ -37,7 +37,7 @@ impl Agent {
         }
         if errors.iter().any(|e| e.verdict() == Verdict::Quarantine) {
             // The source's copy is wrong, not the pack: leave it for now, take another way.
-            tracing::warn!(pack = %name, %text, "a pack was refused");
+            tracing::warn!(code = fault::REFUSED, pack = %name, %text, "a pack was refused");
             let (instance, now) = (name.instance.clone(), self.clock.now());
             self.memory.faults(|f| f.raise(fault::REFUSED, Some(&instance), Some(&name.to_string()), &text, now));
             return Went::Without(name.clone());
@@ -99,7 +99,8 @@ impl Agent {
     /// that are yet to lose theirs the pack waits.
     async fn blame(&self, goal: &Goal, instance: &Instance, first: &PackName, failure: &ApplyFailure) -> Went<()> {
         if failure.code() != "BAD_SCHEMA" || !self.is_in_the_way(goal, instance) {
-            return self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &failure.to_string());
+            let why = format!("{}: {failure}", failure.code());
+            return self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &why);
         }
         let listed: Vec<StreamName> = goal.manifest.streams.keys().cloned().collect();
         if self.shown().held.keys().all(|s| listed.contains(s)) {
@@ -143,7 +144,7 @@ impl Agent {
             self.trouble(Verdict::Halt, false, &format!("{why}; the database was damaged twice: look at the disk"));
             return End::Halted;
         }
-        tracing::error!(%why, "the database is damaged: beginning a new one");
+        tracing::error!(code = fault::DRIFT, %why, "the database is damaged: beginning a new one");
         let now = self.clock.now();
         self.memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), why, now));
         if let Err(e) = self.db.begin_anew() {
@@ -159,7 +160,7 @@ impl Agent {
             // Latched already: a heal is under way and met this error itself.
             return Went::Over(End::Retry);
         }
-        tracing::error!(%instance, %why, "the rows are not those of the version; a full pack will heal them");
+        tracing::error!(code = fault::DRIFT, %instance, %why, "the rows are not those of the version; a full pack will heal them");
         match self.latch(instance, why) {
             Ok(()) => Went::On(()),
             Err(e) => {
@@ -199,7 +200,7 @@ impl Agent {
     /// The pack is bad: go on without it, keep selling.
     pub(super) fn avoid(&self, instance: &Instance, pack: &str, why: &str) -> Went<()> {
         let Ok(name) = pack.parse::<PackName>() else { return Went::Over(End::Retry) };
-        tracing::error!(%instance, pack, %why, "the pack is bad; the version before is kept");
+        tracing::error!(code = fault::PACK_IN_ERROR, %instance, pack, %why, "the pack is bad; the version before is kept");
         let now = self.clock.now();
         self.memory.avoid(&name, why, now);
         self.memory.faults(|f| f.raise(fault::PACK_IN_ERROR, Some(instance), Some(pack), why, now));
@@ -213,7 +214,7 @@ impl Agent {
     /// No room: let the ballast go, so that SQLite can clean up; the version held stays whole.
     pub(super) async fn no_room(&self, why: &str) {
         if !self.full.swap(true, Ordering::Relaxed) {
-            tracing::error!(%why, "no room on the disk; the versions held stay");
+            tracing::error!(code = fault::DISK_FULL, %why, "no room on the disk; the versions held stay");
         }
         self.out_of_room(why);
         // Applied packs may still lie there.
@@ -227,7 +228,7 @@ impl Agent {
     pub(super) fn trouble(&self, verdict: Verdict, disk_full: bool, text: &str) {
         let now = self.clock.now();
         if verdict == Verdict::Halt {
-            tracing::error!(%text, "halted: the disk or the database cannot be relied on; restart after a look at it");
+            tracing::error!(code = fault::HALTED, %text, "halted: the disk or the database cannot be relied on; restart after a look at it");
             self.halted.store(true, Ordering::Relaxed);
             self.memory.faults(|f| f.raise(fault::HALTED, None, None, text, now));
         } else if disk_full {
@@ -241,7 +242,7 @@ impl Agent {
     /// No room on the disk: lets the ballast go, so that the databases can be written again, and says so.
     pub fn out_of_room(&self, text: &str) {
         let now = self.clock.now();
-        self.room.release();
+        self.disk.release();
         self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, text, now));
     }
 

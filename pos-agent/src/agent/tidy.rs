@@ -3,6 +3,7 @@
 
 use super::{Agent, Goal};
 use crate::pace::End;
+use crate::register_db::log_path;
 use proto::failpoint;
 use proto::follow::lock;
 use proto::layout::PackName;
@@ -13,6 +14,10 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long a reader may hold a long log.
+const LOG_PATIENCE: Duration = Duration::from_secs(300);
 
 impl Agent {
     /// Step 7: what the cycle mended, what it found, and idle work.
@@ -20,7 +25,7 @@ impl Agent {
         let end = if self.halted.load(Ordering::Relaxed) { End::Halted } else { end };
         let calm = !self.full.load(Ordering::Relaxed) && !matches!(end, End::Retry | End::Halted);
         // It was full until there is room for the ballast too.
-        if calm && self.room.restore() {
+        if calm && self.disk.restore() {
             self.memory.faults(|f| f.mend(fault::DISK_FULL, |_| true));
         }
         if end == End::Done && self.is_complete() {
@@ -28,16 +33,38 @@ impl Agent {
             self.memory.faults(|f| f.mend(fault::DRIFT, |f| f.instance.is_none()));
         }
         self.mend_packs();
-        if end == End::Done && !advanced && self.log_dirty.load(Ordering::Relaxed) {
-            match self.db.truncate_log().await {
-                Ok(cut) => self.log_dirty.store(!cut, Ordering::Relaxed),
-                Err(e) => tracing::warn!(error = %e, "the log could not be cut"),
-            }
+        if end == End::Done {
+            self.cut_log(advanced).await;
         }
         if self.memory.save_faults() {
             self.tell.notify_one();
         }
         end
+    }
+
+    /// Idle work: the log is cut; a long one also while news come. Who keeps it from that for minutes is told of: the
+    /// log grows with every pack until it fills the disk.
+    async fn cut_log(&self, advanced: bool) {
+        let (now, long) = (self.clock.monotonic(), self.db.log_bytes() > self.config.log_alarm.0);
+        if self.log_dirty.load(Ordering::Relaxed) && (long || !advanced) {
+            match self.db.truncate_log().await {
+                Ok(cut) => self.log_dirty.store(!cut, Ordering::Relaxed),
+                Err(e) => tracing::warn!(error = %e, "the log could not be cut"),
+            }
+        }
+        let mut held_since = self.log_held_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if !long || !self.log_dirty.load(Ordering::Relaxed) {
+            *held_since = None;
+            self.memory.faults(|f| f.mend(fault::LOG_STUCK, |_| true));
+        } else if now.saturating_sub(*held_since.get_or_insert(now)) >= LOG_PATIENCE {
+            let text = format!(
+                "{} is longer than {} (log_alarm), for a program reads in one transaction for minutes: end it",
+                log_path(&self.config.store_db()).display(),
+                self.config.log_alarm
+            );
+            let now = self.clock.now();
+            self.memory.faults(|f| f.raise(fault::LOG_STUCK, None, None, &text, now));
+        }
     }
 
     /// Whether the database holds every stream that is listed.

@@ -4,7 +4,7 @@ use crate::agent::{Agent, Observer};
 use crate::config::Config;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use proto::clock::{Clock, SystemClock, Timestamp, after};
+use proto::clock::{Clock, SystemClock, TestClock, Timestamp, after};
 use proto::device::Device;
 use proto::digest::{RowHasher, StateDigest};
 use proto::http::{Body, Inbound, json, none_match, read_body, text};
@@ -233,36 +233,11 @@ fn pack(
     (bytes, entry)
 }
 
-/// A clock that a test turns by hand; begins at the system's time.
-pub struct HandClock(Mutex<(Timestamp, Duration)>);
-
-impl HandClock {
-    pub fn new() -> Arc<HandClock> {
-        Arc::new(HandClock(Mutex::new((SystemClock::default().now(), Duration::from_secs(1000)))))
-    }
-    pub fn advance(&self, by: Duration) {
-        let mut t = self.0.lock().unwrap();
-        *t = (after(t.0, by), t.1 + by);
-    }
-    pub fn leap(&self, to: Timestamp) {
-        self.0.lock().unwrap().0 = to;
-    }
-}
-
-impl Clock for HandClock {
-    fn now(&self) -> Timestamp {
-        self.0.lock().unwrap().0
-    }
-    fn monotonic(&self) -> Duration {
-        self.0.lock().unwrap().1
-    }
-}
-
 /// A register's directory and settings.
 pub struct Register {
     _dir: TempDir,
     pub config: Config,
-    pub clock: Arc<HandClock>,
+    pub clock: Arc<TestClock>,
 }
 
 impl Register {
@@ -279,7 +254,8 @@ impl Register {
         let config = Config::load(Some(&file), []).unwrap().value;
         std::fs::create_dir(&config.data_dir).unwrap();
         Device::enrol(&config.data_dir, &hq.code()).unwrap();
-        Register { _dir: dir, config, clock: HandClock::new() }
+        let clock = Arc::new(TestClock::at(&SystemClock::default().now().to_string()));
+        Register { _dir: dir, config, clock }
     }
     pub fn open(&self) -> Agent {
         self.watched(None)
@@ -378,6 +354,8 @@ impl Relay {
             silent: false.into(),
             beats: Mutex::new(Vec::new()),
             answer: Mutex::new(BeatAnswer {
+                passed_on: BTreeMap::new(),
+                go_on_above: BTreeMap::new(),
                 hq_seen_s: Some(5),
                 now: SystemClock::default().now(),
                 refused: BTreeMap::new(),

@@ -3,5 +3,6 @@
 
 mod chance;
 mod cycle;
+mod damage;
 mod kit;
 mod relay;

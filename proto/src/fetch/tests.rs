@@ -528,6 +528,46 @@ async fn a_small_object_that_drips_is_given_up() {
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
+/// Seconds, a time by the server's own clock, and one that nobody would wait for: each is kept, up to the limit.
+#[tokio::test]
+async fn a_server_that_asks_to_be_left_alone_is() {
+    let date = || ("date", "Sat, 21 Nov 2026 10:00:00 GMT".to_owned());
+    let cases = [
+        (vec![("retry-after", "17".to_owned())], "503 Busy", 17),
+        (vec![date(), ("retry-after", "Sat, 21 Nov 2026 10:00:20 GMT".into())], "429 Too Many", 20),
+        (vec![("retry-after", u64::MAX.to_string())], "503 Busy", 30),
+        (vec![("retry-after", "soon".into())], "503 Busy", 0),
+        (vec![("retry-after", "17".into())], "500 Broken", 0),
+    ];
+    for (headers, status, seconds) in cases {
+        let answer: Vec<_> = headers.iter().cloned().chain([("content-length", "0".to_owned())]).collect();
+        let server = Server::start(move |_| reply(status, &answer, b"")).await;
+        let clock = Arc::new(crate::clock::TestClock::at("1999-12-31T00:00:00Z"));
+        let s = Duration::from_secs;
+        let options =
+            SourceOptions { clock: Some(clock.clone()), retry_after: HumanDuration(s(30)), ..Default::default() };
+        let source = Source::parse(&server.url(), &options).unwrap();
+        let asked = async || {
+            let before = server.asked().len();
+            let e = source.clone().get_small(&ObjectName::Trust, None, None, 100).await.unwrap_err();
+            assert!(matches!(e.kind, FetchErrorKind::Status { .. }), "{e}");
+            (server.asked().len() - before, e.kind)
+        };
+        assert_eq!(asked().await.0, 1, "{headers:?}");
+        if seconds > 0 {
+            clock.advance(s(seconds - 1));
+            let (times, kind) = asked().await;
+            assert_eq!(times, 0, "{headers:?}");
+            let code = status[..3].parse().unwrap();
+            assert_eq!(kind, FetchErrorKind::Status { code, retry_after: Some(s(1)) });
+            let post = source.post("v1/heartbeats", "application/json", Bytes::new(), 100).await.unwrap_err();
+            assert!(post.to_string().contains("left alone for 1 s"), "{post}");
+            clock.advance(s(1));
+        }
+        assert_eq!(asked().await.0, 1, "{headers:?}");
+    }
+}
+
 #[tokio::test]
 async fn the_serial_the_token_and_the_poll_reach_the_server() {
     let server = Server::start(|asked| match asked.target.as_str() {
@@ -590,4 +630,15 @@ fn urls_that_cannot_work_are_refused_without_telling_secrets() {
     assert_eq!(s.url(), "http://host/x");
     let options = SourceOptions { ca_file: Some("/no/such.pem".into()), ..Default::default() };
     assert!(Source::parse("https://host/", &options).unwrap_err().to_string().contains("/no/such.pem"));
+}
+
+#[test]
+fn a_body_that_was_bent_does_not_fit_its_etag() {
+    let body = b"{\"price@zone-west\":2}";
+    let etag = Etag::of(body);
+    assert!(etag.fits(body) && !etag.fits(b"{\"price@zone-wesu\":2}"));
+    // Of other servers nothing is known.
+    for other in ["\"67e5f1a2-1b\"", "W/\"abc\"", "\"1\""] {
+        assert!(Etag(other.into()).fits(body), "{other}");
+    }
 }

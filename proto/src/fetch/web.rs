@@ -2,14 +2,15 @@
 
 use super::bucket::causes;
 use super::{Etag, FetchErrorKind, Opened, Polled, Small, SourceOptions, Trouble, Wire};
+use crate::clock::{Clock, SystemClock, since};
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
 use hyper::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
     IF_NONE_MATCH, RANGE, RETRY_AFTER,
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode, redirect};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use url::Url;
 
@@ -33,6 +34,11 @@ pub(super) struct Web {
     wire: Option<Arc<dyn Wire>>,
     base: Url,
     read_timeout: Duration,
+    /// The longest rest.
+    most: Duration,
+    clock: Arc<dyn Clock>,
+    /// The server asked to be left alone: with which status, and until when by the monotonic clock.
+    rest: Arc<Mutex<Option<(StatusCode, Duration)>>>,
 }
 
 impl Web {
@@ -66,7 +72,9 @@ impl Web {
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|e| causes(&e))?;
-        Ok(Web { client, wire: options.wire.clone(), base, read_timeout: options.read_timeout.0 })
+        let (wire, read_timeout, most) = (options.wire.clone(), options.read_timeout.0, options.retry_after.0);
+        let clock = options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::default()));
+        Ok(Web { client, wire, base, read_timeout, most, clock, rest: Arc::default() })
     }
 
     fn url(&self, path: &str) -> Url {
@@ -80,6 +88,15 @@ impl Web {
 
     /// Sends, and waits for the answer's head.
     async fn send(&self, request: RequestBuilder, wait: Duration) -> Result<Response, Trouble> {
+        if let Some((status, until)) = *self.rest() {
+            let left = until.saturating_sub(self.clock.monotonic());
+            if !left.is_zero() {
+                let kind = FetchErrorKind::Status { code: status.as_u16(), retry_after: Some(left) };
+                let text =
+                    format!("the server answered {status} and is left alone for {} s more", left.as_secs_f64().ceil());
+                return Err(Trouble::new(kind, text));
+            }
+        }
         let told = |e: reqwest::Error| causes(&e.without_url());
         let answer = async {
             match &self.wire {
@@ -88,10 +105,18 @@ impl Web {
             }
         };
         match tokio::time::timeout(wait, answer).await {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => {
+                let asked = retry_after(&response).map(|d| d.min(self.most));
+                *self.rest() = asked.map(|d| (response.status(), self.clock.monotonic().saturating_add(d)));
+                Ok(response)
+            }
             Ok(Err(e)) => Err(Trouble::new(FetchErrorKind::Network, e)),
             Err(_) => Err(Trouble::new(FetchErrorKind::Network, format!("no answer within {} s", wait.as_secs()))),
         }
+    }
+
+    fn rest(&self) -> std::sync::MutexGuard<'_, Option<(StatusCode, Duration)>> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) async fn get_small(
@@ -278,13 +303,20 @@ fn good(response: Response) -> Result<Response, Trouble> {
         }
         StatusCode::NOT_FOUND | StatusCode::GONE => FetchErrorKind::NotFound,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchErrorKind::Unauthorized,
-        other => {
-            let retry_after =
-                header(&response, &RETRY_AFTER).and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
-            FetchErrorKind::Status { code: other.as_u16(), retry_after }
-        }
+        other => FetchErrorKind::Status { code: other.as_u16(), retry_after: retry_after(&response) },
     };
     Err(Trouble::new(kind, told))
+}
+
+/// How long a server that is too busy asks to be left alone (RFC 9110, 10.2.3): seconds, or a time by its own clock.
+fn retry_after(response: &Response) -> Option<Duration> {
+    if !matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        return None;
+    }
+    let text = header(response, &RETRY_AFTER)?.trim();
+    let time = |text: &str| Some(jiff::fmt::rfc2822::parse(text).ok()?.timestamp());
+    let until = || Some(since(time(text)?, time(header(response, &DATE)?)?));
+    text.parse().ok().map(Duration::from_secs).or_else(until)
 }
 
 /// First byte and whole length of `bytes 5-9/10` or `bytes */10`.

@@ -102,7 +102,6 @@ pub struct Replica {
 impl Replica {
     /// Opens a replica for writing; makes an empty one where there is none.
     pub fn open(path: &Path, limits: &Limits) -> Result<Replica, SqliteError> {
-        let fresh = !path.exists();
         let db = sqlite::open_private(path)?;
         let replica = Replica { db, path: path.to_owned(), limits: limits.clone() };
         let version: i64 =
@@ -116,18 +115,6 @@ impl Replica {
                 replica.checkpoint(Checkpoint::Truncate)?;
             }
             _ => sqlite::refuse_newer(&replica.db, path, 1)?,
-        }
-        if fresh && let Some(dir) = path.parent() {
-            // SQLite syncs the directory for its WAL, not surely for the file itself (rule D3).
-            crate::shelf::sync_dir(dir).map_err(|e| {
-                SqliteError::new(
-                    e.to_string(),
-                    rusqlite::Error::SqliteFailure(
-                        libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_IOERR_DIR_FSYNC),
-                        None,
-                    ),
-                )
-            })?;
         }
         Ok(replica)
     }

@@ -2,6 +2,7 @@
 //! checkpoints, settings read back, nothing of the dangerous side of SQLite switched on.
 
 use crate::retry::Verdict;
+use crate::shelf;
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -113,6 +114,12 @@ pub fn open_private(path: &Path) -> Result<Connection, SqliteError> {
         )));
     }
     settings(&db).map_err(error)?;
+    // SQLite ignores a failed sync of the directory that names the WAL, and a rollback journal's end is no more durable
+    // than that: commits would be lost, or the whole file (rule D3).
+    shelf::sync_name(path).map_err(|e| {
+        let code = libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_IOERR_DIR_FSYNC);
+        SqliteError::new(e.to_string(), rusqlite::Error::SqliteFailure(code, None))
+    })?;
     Ok(db)
 }
 
@@ -170,6 +177,8 @@ fn settings(db: &Connection) -> rusqlite::Result<()> {
          PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA cache_size = -8192;",
     )?;
     db.pragma_update(None, "journal_size_limit", WAL_LIMIT as i64)?;
+    // The first read makes the WAL.
+    db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     for (pragma, wanted) in [("synchronous", 2), ("wal_autocheckpoint", 0), ("trusted_schema", 0)] {
         let found: i64 = db.pragma_query_value(None, pragma, |r| r.get(0))?;
         if found != wanted {

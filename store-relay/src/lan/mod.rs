@@ -12,7 +12,7 @@ use crate::metrics;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use proto::digest::Sha256;
+use proto::fetch::Etag;
 use proto::http::{Body, Inbound, none_match, read_body};
 use proto::wire::{BeatAnswer, Beats, fault};
 use serde::Serialize;
@@ -93,7 +93,7 @@ async fn versions(hall: &Hall, request: &Request<Inbound>, head_only: bool) -> R
 /// `/v1/errors`: the packs given up here, so that a register that reads elsewhere leaves them out too.
 fn errors(hall: &Hall, asked: &HeaderMap) -> Response<Body> {
     let body = serde_json::to_vec(&hall.state().given_up()).unwrap_or_default();
-    let etag = format!("\"{}\"", &Sha256::of(&body).to_string()[..16]);
+    let Etag(etag) = Etag::of(&body);
     let mut response = if none_match(asked, &etag) {
         let mut unchanged = Response::new(Body::Empty);
         *unchanged.status_mut() = StatusCode::NOT_MODIFIED;
@@ -154,7 +154,13 @@ async fn heartbeats(hall: Arc<Hall>, request: Request<Inbound>, from: IpAddr) ->
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "the heartbeats were not kept\n");
     };
     hall.metrics.beats.inc();
-    let answer = BeatAnswer { hq_seen_s: hall.hq_seen_s(), now: hall.clock.now(), refused: taken.refused };
+    let answer = BeatAnswer {
+        hq_seen_s: hall.hq_seen_s(),
+        now: hall.clock.now(),
+        refused: taken.refused,
+        passed_on: taken.passed_on,
+        go_on_above: taken.go_on_above,
+    };
     let status = if taken.failed {
         StatusCode::SERVICE_UNAVAILABLE
     } else if taken.unknown {

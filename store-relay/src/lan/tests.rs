@@ -95,6 +95,7 @@ fn beat(register: &str, key: u8, seq: u64) -> Vec<u8> {
     let beat = Heartbeat {
         format: 1,
         device: register.parse::<DeviceId>().unwrap(),
+        run: None,
         seq,
         sent_at: Timestamp::from_second(1_800_000_000).unwrap(),
         program: "pos-agent test".into(),
@@ -211,6 +212,23 @@ async fn a_long_poll_answers_at_once_on_news_and_304_at_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_register_that_has_gone_mad_is_put_off_until_it_has_calmed_down() {
+    let scene = Scene::new().await;
+    let taken = async |from: u64| {
+        let mut taken = 0;
+        for seq in from..from + 100 {
+            taken += u32::from(scene.post(&beat("0421-03", 33, seq)).await.0 == 200);
+        }
+        taken
+    };
+    assert_eq!(taken(1_000).await, 64);
+    assert_eq!(scene.post(&beat("0421-03", 33, 2_000)).await.0, 503);
+    scene.store.clock.advance(Duration::from_secs(5));
+    assert_eq!(taken(3_000).await, 10);
+    assert_eq!(scene.relay.hall.spool.beats().unwrap()[0].seq, 3_009);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heartbeats_are_verified_kept_and_answered() {
     let scene = Scene::new().await;
     let (status, answer) = scene.post(&beat("0421-03", 33, 5)).await;
@@ -226,6 +244,7 @@ async fn heartbeats_are_verified_kept_and_answered() {
     assert_eq!(ago(&scene), 100);
     let (status, answer) = scene.post(&beat("0421-03", 33, 4)).await;
     assert_eq!((status, answer.refused.contains_key("0421-03")), (200, true));
+    assert_eq!(answer.go_on_above["0421-03"], 5, "it was set back: it is to count on from there");
     // Not its key; nobody's key; the relay's own id.
     for (who, key) in [("0421-03", 34), ("0421-09", 33)] {
         let (status, answer) = scene.post(&beat(who, key, 9)).await;

@@ -217,6 +217,36 @@ async fn a_pack_that_no_source_has_is_told_after_a_while_and_gone_round() {
     assert!(fault_codes(&relay).is_empty() && state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
 }
 
+/// The relay follows by deltas; a register that is new needs a full, and the cheapest one is gone from the bucket.
+#[tokio::test]
+async fn a_lost_full_is_gone_round_for_registers_that_are_new_or_told_of() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let many: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a full long"))).collect();
+    hq.publish("price", &many, Make::Delta);
+    hq.sign();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Both);
+    hq.publish("price", &[(1, Some("d"))], Make::Both);
+    hq.unlist(&hq.pack("price", 1, Full));
+    hq.sign();
+    let fulls = [3, 4].map(|version| hq.path(&hq.pack("price", version, Full).into()));
+    let good = fs::read(&fulls[1]).unwrap();
+    fulls.iter().for_each(|full| fs::remove_file(full).unwrap());
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(4), "by deltas");
+    assert!(fault_codes(&relay).is_empty() && state(&relay).debts().len() == 1, "{:?}", state(&relay).debts());
+    store.clock.advance(HOUR / 6);
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["PACK_MISSING", "PACK_MISSING"]);
+    fs::write(&fulls[1], good).unwrap();
+    once(&relay).await;
+    assert!(state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty());
+}
+
 #[tokio::test]
 async fn a_drifted_shadow_is_healed_by_a_full_without_a_try() {
     let (mut hq, store) = two_streams();
@@ -532,7 +562,7 @@ async fn a_power_cut_at_any_step_is_put_right_by_the_next_cycle() {
         })
         .await;
         drop(relay);
-        let relay = store.open();
+        let relay = store.open_after_cut().await;
         assert!(served(&relay, &hq.instance("price")).is_some_and(|v| v == 1 || v == 2));
         assert_eq!(served(&relay, &hq.instance("promo")), Some(1));
         for _ in 0..3 {

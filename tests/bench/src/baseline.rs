@@ -24,16 +24,15 @@ fn read(file: &Path) -> Option<BTreeMap<String, f64>> {
     Some(serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display())))
 }
 
-/// What is more than 10% worse.
+/// What is more than 10% worse, or was never measured before.
 pub fn worse(file: &Path, results: &Results) -> Vec<String> {
     let before = read(file).unwrap_or_else(|| panic!("{} cannot be read: make it with --save", file.display()));
     let is_worse = |now: f64, then: f64, more_is_better: bool| {
         if more_is_better { now * SLACK < then } else { now > then * SLACK }
     };
-    ratios(results)
-        .into_iter()
-        .filter_map(|(what, (now, more))| Some((what, now, *before.get(what)?, more)))
-        .filter(|(_, now, then, more)| is_worse(*now, *then, *more))
-        .map(|(what, now, then, _)| format!("{what}: {now:.3} ×, it was {then:.3} ×"))
-        .collect()
+    let judge = |(what, (now, more)): (&str, (f64, bool))| match before.get(what) {
+        None => Some(format!("{what}: {now:.3} ×, and nothing to compare it with: --save it")),
+        Some(then) => is_worse(now, *then, more).then(|| format!("{what}: {now:.3} ×, it was {then:.3} ×")),
+    };
+    ratios(results).into_iter().filter_map(judge).collect()
 }

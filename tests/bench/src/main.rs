@@ -11,7 +11,9 @@ mod apply;
 mod back;
 mod baseline;
 mod bytes;
+mod client;
 mod data;
+mod fleet;
 mod latency;
 mod measure;
 mod memory;
@@ -24,6 +26,7 @@ mod real;
 mod scale;
 mod serve;
 mod stage;
+mod syncthing;
 
 use clap::Parser;
 use measure::Results;
@@ -59,7 +62,7 @@ struct Options {
 
 type Bench = fn(&Options, &mut Results);
 
-const BENCHES: [(&str, Bench); 13] = [
+const BENCHES: [(&str, Bench); 14] = [
     ("full", apply::full),
     ("delta", apply::delta),
     ("publish", publish::publish),
@@ -70,6 +73,7 @@ const BENCHES: [(&str, Bench); 13] = [
     ("memory", memory::memory),
     ("real", real::real),
     ("scale", scale::scale),
+    ("fleet", fleet::fleet),
     ("opening", opening::opening),
     ("back", back::back),
     ("peers", peers::peers),

@@ -34,7 +34,7 @@ query = 'SELECT sku, cents FROM price WHERE zone = :zone'
 /// Every case against the barest way to write the same objects: one after another, synced and renamed.
 pub fn scale(options: &Options, results: &mut Results) {
     let mut site = Site::builder().stores(&[(STORE, "z00")]).registers(0).items(1).build();
-    let source = chain(&mut site);
+    let (source, _) = chain(&mut site, STORES);
     let publish = || time_all(|| site.hq.run(&["publish"]).ok()).1;
     let cases: [(&str, &str, usize); 5] = [
         ("the first", "", 1),
@@ -67,8 +67,8 @@ pub fn scale(options: &Options, results: &mut Results) {
     new_register(&site, results);
 }
 
-/// Stores, zones and prices beside the sample's own.
-fn chain(site: &mut Site) -> Connection {
+/// Stores in zones, with prices: the source, and how many zones.
+pub fn chain(site: &mut Site, stores: u32) -> (Connection, u32) {
     let item = "CREATE TABLE item (sku TEXT PRIMARY KEY, name TEXT NOT NULL) STRICT;";
     let price = "CREATE TABLE price (sku TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT;";
     std::fs::write(site.hq.dir.join("schema/catalog.sql"), item).unwrap();
@@ -81,7 +81,7 @@ fn chain(site: &mut Site) -> Connection {
             "CREATE TABLE store (id TEXT PRIMARY KEY, zone TEXT NOT NULL, region TEXT);
              CREATE TABLE item (sku TEXT PRIMARY KEY, name TEXT NOT NULL);
              CREATE TABLE price (zone TEXT, sku TEXT, cents INTEGER NOT NULL, PRIMARY KEY (zone, sku)) WITHOUT ROWID;
-             WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT {STORES})
+             WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT {stores})
              INSERT INTO store SELECT printf('%04d', i), printf('z%02d', i % {ZONES}), 'north' FROM n;
              WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n LIMIT {ITEMS})
              INSERT INTO item SELECT printf('S%05d', i), printf('item number %d', i) FROM n;
@@ -89,7 +89,7 @@ fn chain(site: &mut Site) -> Connection {
              INSERT INTO price SELECT printf('z%02d', i), sku, 100 + abs(random() % 10000) FROM z, item;"
         ))
         .unwrap();
-    source
+    (source, ZONES)
 }
 
 /// Length and time of writing of every object.

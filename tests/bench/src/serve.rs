@@ -1,10 +1,10 @@
 //! The relay on the LAN, against nginx with sendfile on the same files: 30 clients that keep their connections.
 
 use crate::Options;
+use crate::client::Client;
 use crate::measure::{Line, Results, Spread, Target, cpu_of};
 use crate::stage::{STORE, Stage};
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ pub fn serve(options: &Options, results: &mut Results) {
     let pid = relay.process.pid();
     let cases = [
         (
-            format!("packs of {pack_bytes} bytes to {CLIENTS} clients, nginx with sendfile"),
+            format!("packs of {ROWS} rows to {CLIENTS} clients, nginx with sendfile"),
             format!("/{pack}"),
             format!("/{pack}"),
             pack_bytes,
@@ -74,16 +74,18 @@ pub fn serve(options: &Options, results: &mut Results) {
 
 /// Requests a second.
 fn load(address: SocketAddr, path: &str, bytes: u64) -> f64 {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n").into_bytes();
     let (stop, answers, start) = (AtomicBool::new(false), AtomicU64::new(0), Barrier::new(CLIENTS + 1));
     std::thread::scope(|s| {
         for _ in 0..CLIENTS {
             s.spawn(|| {
-                let mut client = Client::connect(address, path, bytes);
-                client.ask();
+                let mut client = Client::connect(address);
+                let mut ask = || assert_eq!(client.ask(&request), bytes, "the body's length");
+                ask();
                 start.wait();
                 let mut count = 0;
                 while !stop.load(Relaxed) {
-                    client.ask();
+                    ask();
                     count += 1;
                 }
                 answers.fetch_add(count, Relaxed);
@@ -96,42 +98,4 @@ fn load(address: SocketAddr, path: &str, bytes: u64) -> f64 {
         began.elapsed()
     });
     answers.load(Relaxed) as f64 / SPELL.as_secs_f64()
-}
-
-/// A client with one connection, as cheap as can be: the machine is shared with the server.
-struct Client {
-    stream: TcpStream,
-    request: Vec<u8>,
-    buffer: Vec<u8>,
-    bytes: u64,
-}
-
-impl Client {
-    fn connect(address: SocketAddr, path: &str, bytes: u64) -> Client {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n").into_bytes();
-        Client { stream, request, buffer: vec![0; 256 << 10], bytes }
-    }
-
-    fn ask(&mut self) {
-        self.stream.write_all(&self.request).unwrap();
-        let mut have = 0;
-        let head = loop {
-            let n = self.stream.read(&mut self.buffer[have..]).unwrap();
-            assert!(n > 0, "the server closes: {}", String::from_utf8_lossy(&self.buffer[..have]));
-            have += n;
-            if let Some(end) = self.buffer[..have].windows(4).position(|w| w == b"\r\n\r\n") {
-                break end + 4;
-            }
-        };
-        assert!(self.buffer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&self.buffer[..head]));
-        let mut body = (have - head) as u64;
-        while body < self.bytes {
-            let n = self.stream.read(&mut self.buffer).unwrap();
-            assert!(n > 0, "a short body");
-            body += n as u64;
-        }
-        assert_eq!(body, self.bytes, "the body's length");
-    }
 }

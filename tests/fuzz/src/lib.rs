@@ -13,6 +13,7 @@
 #[allow(dead_code, reason = "only its settings are wanted")]
 #[path = "../../../pos-agent/src/config.rs"]
 mod agent;
+mod answers;
 mod apply;
 mod config;
 mod contract;
@@ -28,7 +29,8 @@ mod wire;
 pub type Target = fn(&[u8]);
 
 /// Every target by name; the name of its corpus, too.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
+    ("answers", answers::answers),
     ("apply", apply::apply),
     ("code", signed::code),
     ("config", config::config),

@@ -39,7 +39,8 @@ pub fn wire(data: &[u8]) {
 
 fn heartbeat(payload: &[u8]) {
     let limits = Limits { heartbeat_bytes: 8192, ..Limits::default() };
-    let envelope = dsse::seal(PayloadType::Heartbeat, &with_keys(payload), &[&KEYS[0]]);
+    let payload = &with_keys(payload);
+    let envelope = dsse::seal(PayloadType::Heartbeat, payload, &[&KEYS[0]]);
     let (own, other): (DeviceId, DeviceId) = ("0421-03".parse().unwrap(), "0421".parse().unwrap());
     let read = round_trip::<Heartbeat>(payload);
     if let Ok(claimed) = Heartbeat::claimed_device(&envelope, &limits) {
@@ -59,15 +60,28 @@ fn heartbeat(payload: &[u8]) {
 /// device's own making.
 fn judged(beat: Heartbeat) {
     let (now, seconds): (Timestamp, _) = ("2026-01-01T00:00:00Z".parse().unwrap(), Duration::from_secs(1));
+    let id = beat.device.clone();
     let view = DeviceView {
-        id: beat.device.clone(),
+        id: &id,
         silent_for: Some(seconds),
         watched_for: seconds,
+        stuck_for: None,
+        is_double: false,
         beat: Some(Arc::new(beat)),
     };
     let (published, alerts) = (BTreeMap::new(), AlertsConfig::default());
-    let fleet = Fleet { devices: &[view], published: &published, expiring: &[], alerts: &alerts, now };
+    let fleet = Fleet {
+        devices: &[view],
+        complaints: &[],
+        published: &published,
+        serials: &BTreeMap::new(),
+        expiring: &[],
+        own_disk: None,
+        alerts: &alerts,
+        now,
+    };
     let due = alert::due(&fleet::assess(&fleet), &[], now);
+    assert!(due.open.is_empty() || fleet::calm(&fleet).next().is_none(), "there is something to tell of it");
     assert!(due.close.is_empty());
     for notice in &due.open {
         assert!(!notice.episodes.is_empty());
@@ -88,7 +102,8 @@ fn beats(data: &[u8]) {
 
 fn receipt(payload: &[u8]) {
     let limits = Limits::default();
-    let envelope = dsse::seal(PayloadType::Receipt, &with_keys(payload), &[&KEYS[0]]);
+    let payload = &with_keys(payload);
+    let envelope = dsse::seal(PayloadType::Receipt, payload, &[&KEYS[0]]);
     let read = round_trip::<Receipt>(payload);
     let opened = Receipt::open(&envelope, &KEYS[0].public(), &limits);
     assert!(Receipt::open(&envelope, &KEYS[1].public(), &limits).is_err());

@@ -101,6 +101,7 @@ macro_rules! replays {
 }
 
 replays! {
+    answers 6000
     apply 1000
     code 4000
     config 3000

@@ -33,7 +33,7 @@ pub struct Facts {
     pub proofs: BTreeSet<(String, String)>,
     /// Devices: facts by name.
     pub facts: BTreeMap<String, String>,
-    /// Relays: the sequence number of each register's last heartbeat.
+    /// Relays and the ledger: the sequence number of each device's last heartbeat.
     pub beats: BTreeMap<String, u64>,
     /// Relays: packs that failed, and whether they were given up.
     pub attempts: BTreeMap<String, bool>,
@@ -43,6 +43,8 @@ pub struct Facts {
     pub publications: Vec<(String, u64, String, Value)>,
     /// The ledger: devices.
     pub devices: BTreeSet<String>,
+    /// The ledger: mails in the outbox, sent or not.
+    pub mails: u32,
 }
 
 impl Facts {
@@ -173,6 +175,10 @@ fn read_tables(db: &Connection, tables: &BTreeSet<String>) -> rusqlite::Result<F
         facts.publications = all.query_map([], publication)?.collect::<Result<_, _>>()?;
         let mut all = db.prepare("SELECT id FROM device")?;
         facts.devices = all.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        facts.mails = db.query_row("SELECT count(*) FROM mail", [], |r| r.get(0))?;
+        let mut all = db.prepare("SELECT device, seq FROM beat")?;
+        let beat = |r: &rusqlite::Row<'_>| Ok((r.get(0)?, r.get::<_, i64>(1)? as u64));
+        facts.beats = all.query_map([], beat)?.collect::<Result<_, _>>()?;
     }
     Ok(facts)
 }

@@ -8,7 +8,7 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
-use tillcast_tests::forge;
+use tillcast_tests::{Product, forge};
 
 /// The one store of a proof.
 pub const STORE: &str = "0421";
@@ -18,8 +18,10 @@ pub const REGISTER: &str = "0421-01";
 /// What headquarters ever said, by what the harness knows.
 #[derive(Debug, Default)]
 pub struct World {
-    /// The key that signs manifests.
-    pub publisher: Option<VerifyingKey>,
+    /// The key that signs trust files.
+    pub root: Option<VerifyingKey>,
+    /// The keys that ever signed manifests.
+    pub publishers: Vec<VerifyingKey>,
     /// Stream → the contents that it ever had in the source.
     pub contents: BTreeMap<String, Vec<Digests>>,
     /// What each version of an instance must hold, as a manifest promised and the source had it.
@@ -32,11 +34,14 @@ pub struct World {
     pub head: BTreeMap<String, u64>,
     /// An instance of the register's whose rows were changed by hand, and what they are now.
     pub drifted: Option<(String, Digests)>,
-    /// Envelopes whose signature was looked at.
-    seals: Mutex<HashMap<[u8; 32], Option<Arc<Manifest>>>>,
+    /// Envelopes whose signature was looked at, with the key that it was held against.
+    seals: Mutex<HashMap<Seal, Option<Arc<Value>>>>,
     /// Packs that were read through.
     whole: Mutex<HashMap<[u8; 32], bool>>,
 }
+
+/// The hash of an envelope, and a key.
+type Seal = ([u8; 32], [u8; 32]);
 
 /// What a signed manifest says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,6 +71,10 @@ pub struct Owed {
     pub files: BTreeMap<String, [u8; 32]>,
     /// The ledger: at least this serial, this envelope if it is the same.
     pub ledger: Option<(u64, String)>,
+    /// The ledger: mails that were written.
+    pub mails: u32,
+    /// The ledger: the least number of the relay's last heartbeat.
+    pub hq_beats: u64,
     /// The ledger: devices whose codes were given out.
     pub devices: BTreeSet<String>,
     /// The relay: heartbeats it took, by register.
@@ -74,6 +83,8 @@ pub struct Owed {
     pub set_aside: BTreeSet<String>,
     /// The bucket promises what the source has.
     pub published: bool,
+    /// The key that signed before is trusted no more.
+    pub rotated: bool,
     /// Rows changed by hand are mended.
     pub healed: bool,
     /// How often something was told.
@@ -87,12 +98,17 @@ pub fn stream_of(instance: &str) -> &str {
 
 const LEDGER: &str = "hq/state/fleet.db";
 const BUCKET: &str = "objects/";
+/// Where objects lie: the bucket, its mirror, a stick.
+const PLACES: [&str; 3] = [BUCKET, "mirror/", "stick/"];
 const RELAY: &str = "relay-0421/data/";
 const AGENT: &str = "register-0421-01/data/";
 
+fn manifest_in(place: &str) -> String {
+    format!("{place}stores/{STORE}/manifest.json")
+}
 /// The manifest in the bucket.
 pub fn bucket_manifest() -> String {
-    format!("{BUCKET}stores/{STORE}/manifest.json")
+    manifest_in(BUCKET)
 }
 /// The relay's databases: shadow, device, spool.
 pub fn relay_db(name: &str) -> String {
@@ -106,21 +122,59 @@ pub fn agent_db(name: &str) -> String {
 type Verdict = Result<(), String>;
 
 impl World {
-    /// What an envelope says, if it is signed by the publisher.
-    pub fn manifest(&self, blob: &Blob) -> Option<Arc<Manifest>> {
+    /// What an envelope says, if one of the keys has signed it.
+    fn open(&self, blob: &Blob, keys: &[VerifyingKey]) -> Option<Arc<Value>> {
         let mut seals = self.seals.lock().unwrap();
-        seals.entry(blob.sha256()).or_insert_with(|| self.open(&blob.bytes).map(Arc::new)).clone()
+        keys.iter().find_map(|key| {
+            let known = seals.entry((blob.sha256(), key.to_bytes()));
+            known.or_insert_with(|| open(&blob.bytes, key).map(Arc::new)).clone()
+        })
     }
 
-    fn open(&self, envelope: &[u8]) -> Option<Manifest> {
-        let outer: Value = serde_json::from_slice(envelope).ok()?;
-        let decode = |v: &Value| base64::engine::general_purpose::STANDARD.decode(v.as_str()?).ok();
-        let (kind, payload) = (outer["payloadType"].as_str()?, decode(&outer["payload"])?);
-        let mut message = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len()).into_bytes();
-        message.extend(&payload);
-        let signature = Signature::from_slice(&decode(&outer["signatures"][0]["sig"])?).ok()?;
-        self.publisher?.verify_strict(&message, &signature).ok()?;
-        let body: Value = serde_json::from_slice(&payload).ok()?;
+    /// What a manifest says, if one of the keys has signed it.
+    fn manifest(&self, blob: &Blob, keys: &[VerifyingKey]) -> Option<Manifest> {
+        Manifest::of(&*self.open(blob, keys)?)
+    }
+
+    /// The keys that the newest trust file of a bucket names.
+    fn trusted(&self, image: &Image, bucket: &str) -> Result<Vec<VerifyingKey>, String> {
+        let path = format!("{bucket}trust.json");
+        let Some(blob) = image.get(&path) else { return Ok(Vec::new()) };
+        let trust = self.open(blob, self.root.as_slice()).ok_or_else(|| format!("{path} is damaged"))?;
+        Ok(publishers(&trust))
+    }
+
+    /// Takes in the keys of all trust files.
+    pub fn meet(&mut self, envelopes: &[Vec<u8>]) {
+        for envelope in envelopes {
+            let trust = self.root.and_then(|root| open(envelope, &root)).expect("a trust file is signed");
+            self.publishers.extend(publishers(&trust));
+        }
+    }
+}
+
+/// What an envelope says, if the key has signed it.
+fn open(envelope: &[u8], key: &VerifyingKey) -> Option<Value> {
+    let outer: Value = serde_json::from_slice(envelope).ok()?;
+    let decode = |v: &Value| base64::engine::general_purpose::STANDARD.decode(v.as_str()?).ok();
+    let (kind, payload) = (outer["payloadType"].as_str()?, decode(&outer["payload"])?);
+    let mut message = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len()).into_bytes();
+    message.extend(&payload);
+    let signature = Signature::from_slice(&decode(&outer["signatures"][0]["sig"])?).ok()?;
+    key.verify_strict(&message, &signature).ok()?;
+    serde_json::from_slice(&payload).ok()
+}
+
+fn publishers(trust: &Value) -> Vec<VerifyingKey> {
+    let key = |p: &Value| {
+        let bytes = hex::decode(p["key"].as_str()?).ok()?.try_into().ok()?;
+        VerifyingKey::from_bytes(&bytes).ok()
+    };
+    trust["publishers"].as_array().into_iter().flatten().filter_map(key).collect()
+}
+
+impl Manifest {
+    fn of(body: &Value) -> Option<Manifest> {
         let mut manifest = Manifest { serial: body["serial"].as_u64()?, ..Manifest::default() };
         for (stream, entry) in body["streams"].as_object()? {
             let instance = format!("{stream}@{}", entry["audience"].as_str()?);
@@ -133,11 +187,14 @@ impl World {
         manifest.registers = body["registers"].as_object()?.keys().cloned().collect();
         Some(manifest)
     }
+}
 
+impl World {
     /// Learns what a manifest in the bucket promises; it must be what the source has now.
     #[track_caller]
     pub fn learn(&mut self, envelope: &[u8], now: &Digests) {
-        let manifest = self.open(envelope).expect("headquarters' manifest is signed");
+        let blob = Blob::new(envelope.to_vec());
+        let manifest = self.manifest(&blob, &self.publishers).expect("headquarters' manifest is signed");
         for (instance, (version, digests)) in manifest.streams {
             assert!(
                 digests.iter().all(|(t, d)| now.get(t) == Some(d)),
@@ -159,7 +216,8 @@ impl World {
             }
         }
         self.check_replicas(image, owed, bench)?;
-        self.check_bucket(image, owed, bench)?;
+        self.check_places(image)?;
+        self.check_hq(image, owed, bench)?;
         self.check_relay(image, owed, bench)?;
         check_devices(image, owed, bench)
     }
@@ -204,25 +262,34 @@ impl World {
         }
     }
 
-    /// The bucket: a manifest lists only packs that are there whole, and the ledger knows at least as much.
-    fn check_bucket(&self, image: &Image, owed: &Owed, bench: &mut Bench) -> Verdict {
-        let whole = |name: &str, hash: &str| {
-            let path = format!("{BUCKET}packs/{name}");
-            match image.get(&path) {
-                None => Err(format!("{path} is listed, and is not there")),
-                Some(blob) if blob.hex() != hash => Err(format!("{path} is listed, and is damaged")),
-                Some(_) => Ok(()),
+    /// The buckets, and the stick that is carried: the newest trust file trusts who signed the manifest, and that lists
+    /// only packs that are there whole.
+    fn check_places(&self, image: &Image) -> Verdict {
+        for place in PLACES {
+            for (path, blob) in image.range(format!("{place}packs/")..).take_while(|(p, _)| p.starts_with(place)) {
+                if path.ends_with(".pack") && !self.is_whole(blob) {
+                    return Err(format!("{path} is damaged"));
+                }
             }
-        };
-        for (path, blob) in image.range(format!("{BUCKET}packs/")..).take_while(|(p, _)| p.starts_with(BUCKET)) {
-            if path.ends_with(".pack") && !self.is_whole(blob) {
-                return Err(format!("{path} is damaged"));
-            }
+            let path = manifest_in(place);
+            let Some(blob) = image.get(&path) else { continue };
+            let trusted = self.trusted(image, place)?;
+            let manifest =
+                self.manifest(blob, &trusted).ok_or_else(|| format!("{path} is damaged, or nobody trusts its key"))?;
+            manifest.packs.iter().try_for_each(|(name, hash)| listed(image, place, name, hash))?;
         }
+        Ok(())
+    }
+
+    /// Headquarters: the ledger knows at least as much as the bucket.
+    fn check_hq(&self, image: &Image, owed: &Owed, bench: &mut Bench) -> Verdict {
         let ledger = bench.read(image, LEDGER)?;
         if let Some(blob) = image.get(&bucket_manifest()) {
-            let manifest = self.manifest(blob).ok_or("the bucket's manifest is damaged")?;
-            manifest.packs.iter().try_for_each(|(name, hash)| whole(name, hash))?;
+            let trusted = self.trusted(image, BUCKET)?;
+            let manifest = self.manifest(blob, &trusted).ok_or("the bucket's manifest is damaged")?;
+            if owed.rotated && (trusted.len() != 1 || trusted[0] == self.publishers[0]) {
+                return Err("the rotation ended well, and the old key is trusted".into());
+            }
             let known = ledger.as_ref().and_then(|l| l.stores.get(STORE));
             let same = known.is_some_and(|(_, envelope)| envelope.as_bytes() == blob.bytes);
             if known.is_none_or(|(serial, _)| *serial < manifest.serial || *serial == manifest.serial && !same) {
@@ -239,14 +306,14 @@ impl World {
             return Err("publish ended well, and there is no manifest".into());
         }
         let Some(ledger) = ledger else {
-            let nothing = owed.ledger.is_none() && owed.devices.is_empty();
+            let nothing = owed.ledger.is_none() && owed.devices.is_empty() && owed.mails == 0 && owed.hq_beats == 0;
             return if nothing { Ok(()) } else { Err("the ledger is gone".into()) };
         };
         for (instance, version, state, packs) in &ledger.publications {
             for pack in packs.as_array().into_iter().flatten().filter(|_| state != "reserved" && state != "abandoned") {
                 let name = pack_name(instance, pack)
                     .ok_or_else(|| format!("{instance} {version}: a strange list of packs"))?;
-                whole(&name, pack["sha256"].as_str().unwrap_or_default())?;
+                listed(image, BUCKET, &name, pack["sha256"].as_str().unwrap_or_default())?;
             }
         }
         if let Some((serial, envelope)) = &owed.ledger {
@@ -254,6 +321,13 @@ impl World {
             if known.0 < *serial || known.0 == *serial && known.1 != *envelope {
                 return Err(format!("serial {serial} was out, and the ledger signs it again"));
             }
+        }
+        if ledger.mails < owed.mails {
+            return Err(format!("{} mails were written, and {} are there", owed.mails, ledger.mails));
+        }
+        let kept = ledger.beats.get(STORE).copied().unwrap_or(0);
+        if kept < owed.hq_beats {
+            return Err(format!("heartbeat {} of {STORE} was taken, and the ledger is at {kept}", owed.hq_beats));
         }
         match owed.devices.iter().find(|d| !ledger.devices.contains(*d)) {
             Some(device) => Err(format!("{device} was given a code, and the ledger does not know it")),
@@ -290,7 +364,7 @@ impl World {
                     return Err(format!("{path} is served, and the shadow has no proof of it"));
                 }
             } else if name.starts_with("stores/") {
-                let manifest = self.manifest(blob).ok_or_else(|| format!("{path} is damaged"))?;
+                let manifest = self.manifest(blob, &self.publishers).ok_or_else(|| format!("{path} is damaged"))?;
                 if manifest.serial > device.serial() {
                     return Err(format!("{path} is served, and was never accepted"));
                 }
@@ -308,6 +382,16 @@ impl World {
             Some((register, seq)) => Err(format!("heartbeat {seq} of {register} was taken, and is lost")),
             None => Ok(()),
         }
+    }
+}
+
+/// A listed pack is there whole.
+fn listed(image: &Image, place: &str, name: &str, hash: &str) -> Verdict {
+    let path = format!("{place}packs/{name}");
+    match image.get(&path) {
+        None => Err(format!("{path} is listed, and is not there")),
+        Some(blob) if blob.hex() != hash => Err(format!("{path} is listed, and is damaged")),
+        Some(_) => Ok(()),
     }
 }
 
@@ -359,6 +443,8 @@ impl Owed {
         }
         if let Some(ledger) = held(LEDGER) {
             owed.devices.clone_from(&ledger.devices);
+            owed.hq_beats = ledger.beats.get(STORE).copied().unwrap_or(0);
+            owed.mails = ledger.mails;
         }
         owed.beats.clone_from(&held(&relay_db("relay")).unwrap_or_default().beats);
         if let Some(blob) = image.get(&bucket_manifest()) {
@@ -377,7 +463,7 @@ impl Owed {
     /// A file got its final name, where others may see it.
     pub fn shown(&mut self, world: &World, path: &str, blob: &Blob) {
         if path == bucket_manifest() {
-            let manifest = world.manifest(blob).expect("what is put is signed");
+            let manifest = world.manifest(blob, &world.publishers).expect("what is put is signed");
             self.ledger = Some((manifest.serial, String::from_utf8_lossy(&blob.bytes).into_owned()));
             // Whoever has read it comes for the packs.
             let packs = manifest.packs.iter().map(|(name, hash)| (format!("{BUCKET}packs/{name}"), hash));
@@ -386,7 +472,7 @@ impl Owed {
         } else if let Some(pack) = path.strip_prefix(&format!("{RELAY}ok/packs/")) {
             self.proofs.insert(pack.to_owned());
         } else if path == format!("{RELAY}ok/stores/{STORE}/manifest.json") {
-            let serial = world.manifest(blob).expect("what is served is signed").serial;
+            let serial = world.manifest(blob, &world.publishers).expect("what is served is signed").serial;
             self.serials.insert(relay_db("device"), serial);
         } else if path.starts_with("stick/receipts/") && path.ends_with(".json") {
             let versions = &forge::payload(&blob.bytes)["versions"];
@@ -401,9 +487,9 @@ impl Owed {
     }
 
     /// Bytes went to somebody over the network.
-    pub fn said(&mut self, bytes: &[u8], agent: bool) {
+    pub fn said(&mut self, bytes: &[u8], who: Product) {
         let text = String::from_utf8_lossy(bytes);
-        if agent {
+        if who == Product::Agent {
             let Some(at) = text.find("\"payload\":\"") else { return };
             let payload = text[at + 11..].split('"').next().unwrap_or_default();
             let payload = base64::engine::general_purpose::STANDARD.decode(payload).unwrap();
@@ -413,7 +499,9 @@ impl Owed {
             self.at_least(&agent_db("store"), streams.iter().map(|(i, s)| (i.clone(), s["version"].as_u64())));
         } else if let Some((head, body)) = text.split_once("\r\n\r\n").filter(|(h, _)| h.starts_with("HTTP/1.1 200")) {
             let Ok(Value::Object(body)) = serde_json::from_str(body) else { return };
-            if body.contains_key("hq_seen_s") {
+            if body.contains_key("hq_seen_s") && who == Product::Hq {
+                self.hq_beats += 1;
+            } else if body.contains_key("hq_seen_s") {
                 *self.beats.entry(REGISTER.into()).or_default() += 1;
             } else if body.keys().any(|k| k.contains('@')) && !head.contains("envelope") {
                 self.at_least(&relay_db("shadow"), body.iter().map(|(i, v)| (i.clone(), v.as_u64())));

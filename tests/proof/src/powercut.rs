@@ -5,7 +5,7 @@ use crate::bench::Bench;
 use crate::check::Owed;
 use crate::dice::Dice;
 use crate::disk::{Disk, Image, Way, fingerprint, image_of};
-use crate::scenes::{SCENES, Scene};
+use crate::scenes::{End, SCENES, Scene};
 use crate::trace::Call;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
@@ -137,7 +137,7 @@ impl Take {
                         owed.shown(&self.scene.world, &path, &crate::disk::Blob::new(bytes.to_vec()));
                     }
                 }
-                Call::Say { bytes } => owed.said(bytes, self.scene.is_agent()),
+                Call::Say { bytes } => owed.said(bytes, self.scene.product),
                 _ => continue,
             }
             if all.last().is_some_and(|(_, last)| *last != owed) {
@@ -145,6 +145,10 @@ impl Take {
             }
         }
         self.scene.ended(&mut owed);
+        if self.scene.end == End::Carried {
+            let carried = disk.live_image().into_iter().filter(|(path, _)| path.starts_with("stick/"));
+            owed.files.extend(carried.map(|(path, blob)| (path, blob.sha256())));
+        }
         all.push((self.calls.len(), owed));
         all
     }

@@ -7,7 +7,7 @@ use crate::trace::{self, Recording};
 use serde_json::json;
 use std::any::Any;
 use std::os::unix::fs::PermissionsExt as _;
-use tillcast_tests::site::Node;
+use tillcast_tests::site::{Builder, Node};
 use tillcast_tests::{Nginx, Output, PATIENCE, Product, Site, forge, until};
 
 /// What a command that ended well has told.
@@ -21,6 +21,12 @@ pub enum End {
     Enrolled(String),
     /// Headquarters knows the device.
     Known(String),
+    /// The key that signed before is trusted no more.
+    Rotated,
+    /// What lies on the stick now is to be carried.
+    Carried,
+    /// One more mail is in the outbox.
+    Mailed,
     /// Nothing but what was so before.
     Nothing,
 }
@@ -32,7 +38,8 @@ pub struct Scene {
     pub name: &'static str,
     /// Where.
     pub site: Site,
-    product: Product,
+    /// Whose command it is.
+    pub product: Product,
     /// What is run.
     pub args: Vec<String>,
     /// The directories that it may change.
@@ -50,10 +57,13 @@ type Maker = fn(bool) -> Scene;
 
 /// All scenes. The argument of a maker: whether the command will be run many times on copies of the same state, so
 /// that whoever it talks to must remember nothing.
-pub const SCENES: [(&str, Maker); 15] = [
+pub const SCENES: [(&str, Maker); 20] = [
     ("publish-first", |_| publish(false, &["publish"])),
     ("publish-delta", |_| publish(true, &["publish"])),
     ("publish-full", |_| publish(true, &["publish", "--full"])),
+    ("publish-mirrored", |_| publish_mirrored()),
+    ("hq-rotates", |_| hq_rotates()),
+    ("export", |_| export()),
     ("relay-first", |_| relay("relay-first", &[], false)),
     ("relay-delta", |_| relay("relay-delta", &["publish"], true)),
     ("relay-full", |_| relay("relay-full", &["publish", "--full"], true)),
@@ -66,6 +76,8 @@ pub const SCENES: [(&str, Maker); 15] = [
     ("enrol-relay", |_| enrol(STORE)),
     ("enrol-register", |_| enrol(REGISTER)),
     ("hq-enrols", |_| hq_enrols()),
+    ("hq-refuses", |_| hq_refuses()),
+    ("hq-serves", |_| hq_serves()),
 ];
 
 const STREAMS: [(&str, &[&str]); 4] =
@@ -73,11 +85,22 @@ const STREAMS: [(&str, &[&str]); 4] =
 
 /// An empty site with its world.
 fn begin(enrolled: bool) -> (Site, World) {
-    let builder = Site::builder().stores(&[(STORE, "east")]).registers(1).items(24);
+    begin_with(enrolled, |builder| builder)
+}
+
+fn begin_with(enrolled: bool, settings: impl FnOnce(Builder) -> Builder) -> (Site, World) {
+    let builder = settings(Site::builder().stores(&[(STORE, "east")]).registers(1).items(24));
     let site = if enrolled { builder.build() } else { builder.prepare() };
     let mut world = World::default();
-    world.publisher = enrolled.then(|| site.signing_key("publisher").verifying_key());
+    if enrolled {
+        trusts(&site, &mut world);
+    }
     (site, world)
+}
+
+fn trusts(site: &Site, world: &mut World) {
+    world.root = Some(site.signing_key("root").verifying_key());
+    world.publishers = vec![site.signing_key("publisher").verifying_key()];
 }
 
 /// The source's contents become known to the world.
@@ -133,11 +156,6 @@ impl Scene {
         }
     }
 
-    /// Whether a register speaks.
-    pub fn is_agent(&self) -> bool {
-        self.product == Product::Agent
-    }
-
     /// Its files, as they are.
     pub fn image(&self) -> Image {
         image_of(self.site.dir(), &self.watched)
@@ -160,16 +178,25 @@ impl Scene {
     /// Runs the command once more, as whoever finds the site would.
     pub fn again(&self) -> Output {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        self.node().run(if args == ["run"] { &["once"] } else { &args })
+        self.node().run(match args[..] {
+            ["run"] => &["once"],
+            ["serve"] => &["status"],
+            _ => &args,
+        })
     }
 
     /// Runs the command under strace to its good end.
     #[track_caller]
     pub fn record(&mut self) -> Recording {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        let recording = if args == ["run"] { self.record_service() } else { trace::record(self.node(), &args, &[]) };
+        let recording = if self.is_service() { self.record_service() } else { trace::record(self.node(), &args, &[]) };
         let text = String::from_utf8_lossy(&recording.output.stderr);
         assert_eq!(recording.output.status.code(), Some(self.code), "{}: {text}", self.name);
+        if self.end == End::Rotated {
+            let trust = self.site.dir().join("objects/trust");
+            let files = std::fs::read_dir(trust).unwrap().map(|e| std::fs::read(e.unwrap().path()).unwrap());
+            self.world.meet(&files.collect::<Vec<_>>());
+        }
         if self.end == End::Published {
             let manifest = std::fs::read(self.site.dir().join(bucket_manifest())).unwrap();
             self.world.learn(&manifest, &self.site.expected(STORE));
@@ -177,21 +204,30 @@ impl Scene {
         recording
     }
 
-    /// The relay as a service, while its register comes twice.
+    /// Whether it runs until it is told to end.
+    pub fn is_service(&self) -> bool {
+        matches!(self.args[0].as_str(), "run" | "serve")
+    }
+
+    /// The service, while whoever it serves comes some times.
     fn record_service(&self) -> Recording {
         let log = tempfile::NamedTempFile::new().unwrap();
         let node = self.node();
-        let command = trace::strace(node, &["run"], &trace::recorded(&[]), log.path());
+        let command = trace::strace(node, &[self.args[0].as_str()], &trace::recorded(&[]), log.path());
         let mut strace =
             { command }.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
         let url = format!("{}/healthz", node.url());
-        until(PATIENCE, "the relay answers", || tillcast_tests::http::try_get(&url).is_some_and(|r| r.status == 200));
-        let register = self.site.register(REGISTER);
-        until(PATIENCE, "the register is at the head", || {
-            register.run(&["once"]);
-            self.world.head.iter().all(|(i, v)| register.version(i) == Some(*v))
-        });
-        register.run(&["once"]).ok();
+        until(PATIENCE, "it answers", || tillcast_tests::http::try_get(&url).is_some_and(|r| r.status == 200));
+        if self.product == Product::Hq {
+            (0..4).for_each(|_| drop(self.site.relay(STORE).run(&["once"]).ok()));
+        } else {
+            let register = self.site.register(REGISTER);
+            until(PATIENCE, "the register is at the head", || {
+                register.run(&["once"]);
+                self.world.head.iter().all(|(i, v)| register.version(i) == Some(*v))
+            });
+            register.run(&["once"]).ok();
+        }
         let children = format!("/proc/{0}/task/{0}/children", strace.id());
         let child: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
         rustix::process::kill_process(rustix::process::Pid::from_raw(child).unwrap(), rustix::process::Signal::TERM)
@@ -210,8 +246,10 @@ impl Scene {
                 owed.healed = true;
             }
             End::Enrolled(path) => drop(owed.serials.entry(path.clone()).or_default()),
+            End::Rotated => owed.rotated = true,
             End::Known(id) => drop(owed.devices.insert(id.clone())),
-            End::Nothing => {}
+            End::Mailed => owed.mails += 1,
+            End::Carried | End::Nothing => {}
         }
         owed.told += 1;
     }
@@ -236,6 +274,37 @@ fn publish(again: bool, args: &[&str]) -> Scene {
     }
     expect(&site, &mut world);
     Scene { end: End::Published, ..Scene::new(name, Product::Hq, args, site, world) }
+}
+
+/// A mirror takes part that has nothing yet.
+fn publish_mirrored() -> Scene {
+    let mut scene = publish(true, &["publish"]);
+    let urls = ["objects", "mirror"].map(|dir| format!("'file://{}'", scene.site.dir().join(dir).display()));
+    scene.site.hq.set("objects.urls", &format!("[{}]", urls.join(", ")));
+    std::fs::create_dir(scene.site.dir().join("mirror")).unwrap();
+    scene.watched.push("mirror".into());
+    Scene { name: "publish-mirrored", ..scene }
+}
+
+fn hq_rotates() -> Scene {
+    let (site, mut world) = begin(true);
+    publish_known(&site, &mut world, &["publish"]);
+    Scene { end: End::Rotated, ..Scene::new("hq-rotates", Product::Hq, &["trust", "rotate"], site, world) }
+}
+
+/// Onto a stick with an older export.
+fn export() -> Scene {
+    let (site, mut world) = begin(true);
+    publish_known(&site, &mut world, &["publish"]);
+    let stick = site.dir().join("stick");
+    std::fs::create_dir(&stick).unwrap();
+    let args = ["export", "--store", STORE, stick.to_str().unwrap()];
+    site.hq.run(&args).ok();
+    change(&site, 1);
+    publish_known(&site, &mut world, &["publish"]);
+    let mut scene = Scene::new("export", Product::Hq, &args, site, world);
+    scene.watched.push("stick".into());
+    Scene { end: End::Carried, ..scene }
 }
 
 fn relay(name: &'static str, news: &[&str], again: bool) -> Scene {
@@ -341,7 +410,7 @@ fn register_heals(many: bool) -> Scene {
 fn enrol(id: &'static str) -> Scene {
     let (site, mut world) = begin(false);
     site.hq.run(&["init"]).ok();
-    world.publisher = Some(site.signing_key("publisher").verifying_key());
+    trusts(&site, &mut world);
     let code = |id: &str| site.hq.json(&["enroll", id])["code"].as_str().unwrap().to_owned();
     let mut codes = vec![code(STORE)];
     codes.push(code(REGISTER));
@@ -357,4 +426,22 @@ fn hq_enrols() -> Scene {
     publish_known(&site, &mut world, &["publish"]);
     let scene = Scene::new("hq-enrols", Product::Hq, &["enroll", "0421-07"], site, world);
     Scene { end: End::Known("0421-07".into()), ..scene }
+}
+
+/// A refused publish whose mail nobody takes.
+fn hq_refuses() -> Scene {
+    let (mut site, mut world) = begin(true);
+    publish_known(&site, &mut world, &["publish"]);
+    site.hq.set_text("mail.smtp", "smtp://127.0.0.1:9");
+    site.hq.set_text("mail.from", "tillcast@example.com");
+    site.hq.set("mail.to", "['it@example.com']");
+    site.sql("UPDATE item SET name = hex(zeroblob(60)) WHERE sku = 'SKU0000003'");
+    Scene { end: End::Mailed, code: 3, ..Scene::new("hq-refuses", Product::Hq, &["publish"], site, world) }
+}
+
+/// Headquarters takes heartbeats.
+fn hq_serves() -> Scene {
+    let (site, mut world) = begin_with(true, Builder::hq_service);
+    publish_known(&site, &mut world, &["publish"]);
+    Scene::new("hq-serves", Product::Hq, &["serve"], site, world)
 }

@@ -35,3 +35,10 @@ fn a_read_that_fails_once_costs_no_database() {
     let report = fail(0, 1, &["relay-delta"], Some("pread64:error=EIO:when=1"));
     assert!(report.count(Ending::Warned) > 0, "{report}");
 }
+
+/// SQLite ignores a failed sync of the directory that names its WAL: an enrolment was told as done, and a power cut
+/// took it back.
+#[test]
+fn a_sync_of_the_directory_that_fails_is_heard() {
+    fail(0, 1, &["enrol-relay"], Some("fsync:error=EIO:when="));
+}

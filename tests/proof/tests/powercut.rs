@@ -33,11 +33,14 @@ fn no_power_cut_of_many_loses_or_damages_anything() {
 #[test]
 fn a_disk_that_does_not_sync_is_found_out() {
     for (deaf, scenes) in [
-        (Deaf::Files, ["publish-delta", "relay-delta", "register-delta", "import"]),
-        (Deaf::Directories, ["publish-delta", "relay-first", "import", "publish-first"]),
+        (
+            Deaf::Files,
+            ["publish-delta", "relay-delta", "register-delta", "import", "hq-serves", "hq-refuses"].as_slice(),
+        ),
+        (Deaf::Directories, ["publish-delta", "relay-first", "import", "publish-first"].as_slice()),
     ] {
         for scene in scenes {
-            let scenes = vec![scene.to_owned()];
+            let scenes = vec![(*scene).to_owned()];
             let report = run(&Options { scenes, deaf: Some(deaf), ..options(2_000, 3, 0) });
             assert!(!report.violations.is_empty(), "{scene} does not miss its syncs of {deaf:?}");
         }

@@ -414,7 +414,7 @@ pub fn register_id(store: usize, n: usize) -> String {
 fn settings(dir: &Path, columns: u32) -> String {
     let mut text = "[source]\nurl = \"sqlite:source.db\"\n[objects]\nurls = [\"file:objects\"]\nconcurrency = 1\n[state]\ndir = \"state\"\n\
          [stores]\nquery = \"SELECT id, zone, region FROM store\"\n\
-         [publish]\ndeltas = 3\nkeep = \"20m\"\ndelete_after = \"10m\"\nlevel = 1\nresign_after = \"12h\"\n"
+         [alerts]\ndisk_low_percent = 0\n[publish]\ndeltas = 3\nkeep = \"20m\"\ndelete_after = \"10m\"\nlevel = 1\nresign_after = \"12h\"\n"
         .to_owned();
     for s in &STREAMS {
         let (mut ddl, mut query) = (s.ddl.to_owned(), s.query.to_owned());

@@ -3,6 +3,7 @@
 
 use crate::disk;
 use crate::hq::STREAMS;
+use proto::wire::{Fault, fault};
 use rusqlite::Connection;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,8 @@ pub struct Model {
     pub news: Vec<String>,
     /// Streams of which a relay gave up a pack: somebody must hear of it.
     pub given_up: BTreeSet<String>,
+    /// Subjects that devices have given reason for.
+    pub complaints: BTreeSet<String>,
     /// What each relay's shadow has proved.
     proofs: BTreeMap<String, BTreeSet<String>>,
     /// Databases as they were when they were looked at last.
@@ -73,6 +76,7 @@ impl Model {
             told: BTreeMap::new(),
             news: Vec::new(),
             given_up: BTreeSet::new(),
+            complaints: BTreeSet::new(),
             proofs: BTreeMap::new(),
             unchanged: BTreeMap::new(),
             rotten: BTreeSet::new(),
@@ -224,10 +228,7 @@ impl Model {
             return Ok(());
         }
         let db = self.open(&file);
-        let rows = match streams_of(&db) {
-            Ok(rows) => rows,
-            Err(_) => return Ok(()), // Not made yet.
-        };
+        let rows = streams_of(&db).map_err(|e| format!("{register}: store.db cannot be read: {e}"))?;
         let mut there = BTreeSet::new();
         for (stream, audience, version, epoch) in rows {
             if !there.insert(stream.clone()) {
@@ -265,17 +266,19 @@ impl Model {
     }
 
     /// A relay: what it serves was published, and is proved by its shadow, which holds published versions too.
-    pub fn look_at_relay(&mut self, relay: &str, data: &Path, proofs_may_be_lost: bool) -> Checked {
+    /// `unproved`: packs that it served when its shadow, with the proofs, was lost.
+    pub fn look_at_relay(&mut self, relay: &str, data: &Path, unproved: &BTreeSet<String>) -> Checked {
         self.checks += 1;
         let shadow = data.join("shadow.db");
         if shadow.exists() && self.is_written(&shadow) {
             let mut proofs = BTreeSet::new();
             let db = self.open(&shadow);
-            if let Ok(rows) = streams_of(&db) {
-                for (stream, audience, version, _) in rows {
-                    let found = digest::of_table(&db, &stream);
-                    self.may_hold(relay, &stream, &format!("{stream}@{audience}"), version, &found)?;
-                }
+            let rows = streams_of(&db).map_err(|e| format!("{relay}: shadow.db cannot be read: {e}"))?;
+            for (stream, audience, version, _) in rows {
+                let found = digest::of_table(&db, &stream);
+                self.may_hold(relay, &stream, &format!("{stream}@{audience}"), version, &found)?;
+            }
+            if is_made(&db) {
                 let mut all = db.prepare("SELECT lower(sha256) FROM tillcast_pack").unwrap();
                 proofs.extend(all.query_map([], |r| r.get::<_, String>(0)).unwrap().map(Result::unwrap));
             }
@@ -296,7 +299,7 @@ impl Model {
                     }
                     continue;
                 };
-                if room == "ok" && !proofs_may_be_lost && !proofs.contains(&listed) {
+                if room == "ok" && !unproved.contains(&name) && !proofs.contains(&listed) {
                     return Err(format!("{relay} serves {name}, which its shadow has not proved"));
                 }
                 let meta = path.metadata().unwrap();
@@ -320,6 +323,30 @@ impl Model {
             self.given_up.insert(instance.as_os_str().to_string_lossy().into_owned());
         }
         Ok(())
+    }
+
+    /// A device complains: what of it must be told, even if it is mended by then.
+    pub fn complains(&mut self, device: &str, faults: &[Fault]) {
+        for f in faults {
+            let of = f.instance.as_ref().map_or_else(|| device.to_owned(), ToString::to_string);
+            match f.code.as_str() {
+                fault::DRIFT => self.complaints.insert(format!("Rows of {of} differ from what was published")),
+                fault::PACK_MISSING => self.complaints.insert(format!("A pack of {of} is missing from the bucket")),
+                fault::PACK_IN_ERROR => self.complaints.insert(format!("A pack of {of} is in error")),
+                _ => false,
+            };
+        }
+    }
+
+    /// What the manifest in the bucket promises a store: the digest of each instance.
+    pub fn promised(&self, store: &str) -> BTreeMap<String, String> {
+        let path = self.hq.join(format!("objects/stores/{store}/manifest.json"));
+        let manifest = std::fs::read(path).map(|envelope| forge::payload(&envelope)).unwrap_or_default();
+        let streams = manifest["streams"].as_object().into_iter().flatten();
+        let promise = |(name, e): (&String, &Value)| {
+            (format!("{name}@{}", text(&e["audience"])), text(&e["digests"][name.as_str()]))
+        };
+        streams.map(promise).collect()
     }
 
     /// What a device holds of each instance.
@@ -368,7 +395,17 @@ impl Model {
 }
 
 /// Stream, audience, version, epoch.
+/// Whether the database has been made: a crash may come before its tables.
+fn is_made(db: &Connection) -> bool {
+    let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'tillcast_stream'";
+    db.query_row(sql, [], |r| r.get::<_, i64>(0)).unwrap_or(1) > 0
+}
+
+/// Nothing where it has not been made; an error where it cannot be read.
 fn streams_of(db: &Connection) -> rusqlite::Result<Vec<(String, String, u64, u64)>> {
+    if !is_made(db) {
+        return Ok(Vec::new());
+    }
     let mut all = db.prepare("SELECT stream, audience, version, epoch FROM tillcast_stream ORDER BY stream")?;
     let number = |r: &rusqlite::Row<'_>, i| r.get::<_, i64>(i).map(|n| n as u64);
     let rows = all.query_map([], |r| Ok((r.get(0)?, r.get(1)?, number(r, 2)?, number(r, 3)?)))?;

@@ -30,6 +30,15 @@ use tokio::sync::mpsc;
 pub const CYCLES: u64 = 6;
 const CYCLE: Ms = 30_000;
 
+/// Where everybody must come.
+#[derive(Debug, Clone, Copy)]
+enum Goal {
+    /// What the lists in the bucket say.
+    Manifest,
+    /// What the source holds.
+    Source,
+}
+
 /// A seed that found something.
 #[derive(Debug, Clone)]
 pub struct Failure {
@@ -269,26 +278,38 @@ impl Sim {
         self.calm_down().await?;
         let told = self.now() + 100_000;
         self.go_until(told).await?;
-        // 4. Everything changes, and everybody must come there.
+        // 4. What is in the bucket arrives, unless a pack on the way is gone or was given up: those wait for the next.
+        let never_whole = ["Poison", "Lose", "Theft"].iter().any(|kind| self.troubles.contains_key(*kind));
+        if !never_whole && self.model.lock().unwrap().given_up.is_empty() {
+            self.converge(Goal::Manifest).await?;
+            self.say("everything is at what the bucket promises");
+        }
+        // 5. Everything changes, and everybody must come there.
         for _ in 0..2 {
             self.hq.change_all(self.relays.len());
             self.publish(None, true).await?;
         }
-        let began = self.now();
-        while let Some(why) = self.behind()? {
-            self.cycles = (self.now() - began) / CYCLE + 1;
-            if self.now() > began + CYCLES * CYCLE {
-                return Err(format!("no convergence within {CYCLES} cycles after the last trouble: {why}"));
-            }
-            let next = self.now() + CYCLE / 3;
-            self.go_until(next).await?;
-        }
+        self.cycles = self.converge(Goal::Source).await?;
         self.say(format!("everything is at headquarters' versions, cycle {}", self.cycles));
-        // 5. People hear that it is over.
+        // 6. People hear that it is over.
         let told = self.now() + 130_000;
         self.go_until(told).await?;
         self.no_rot_is_served().await?;
         self.last_look()
+    }
+
+    /// Goes on until nobody is behind; the cycles that it took.
+    async fn converge(&mut self, goal: Goal) -> Result<u64, String> {
+        let (began, mut cycles) = (self.now(), 0);
+        while let Some(why) = self.behind(goal)? {
+            cycles = (self.now() - began) / CYCLE + 1;
+            if self.now() > began + CYCLES * CYCLE {
+                return Err(format!("no convergence to {goal:?} within {CYCLES} cycles after the last trouble: {why}"));
+            }
+            let next = self.now() + CYCLE / 3;
+            self.go_until(next).await?;
+        }
+        Ok(cycles)
     }
 
     /// Does what is due until a time.
@@ -496,6 +517,8 @@ impl Sim {
             _ => false,
         };
         if blown {
+            // As whoever reads its files sees them now.
+            self.look_at_files(who)?;
             let power = self.dice.percent(60);
             let off = self.dice.between(500, 60_000);
             self.switch_off(who, power, off);
@@ -845,19 +868,38 @@ impl Sim {
     // Looking.
 
     fn look_at(&mut self, who: Who) -> Checked {
+        let (name, faults) = match who {
+            Who::Relay(n) => {
+                let relay = self.relays[n].relay.as_ref();
+                (&self.relays[n].store, relay.map(|r| r.hall.state().all_faults()))
+            }
+            Who::Register(n) => {
+                let agent = self.registers[n].agent.as_ref();
+                (&self.registers[n].id, agent.map(|a| a.memory.look(|f| f.open())))
+            }
+            _ => return Ok(()),
+        };
+        self.model.lock().unwrap().complains(name, &faults.unwrap_or_default());
+        self.look_at_files(who)
+    }
+
+    fn look_at_files(&mut self, who: Who) -> Checked {
         let mut model = self.model.lock().unwrap();
         match who {
             Who::Relay(n) => {
                 let node = &self.relays[n];
-                model.look_at_relay(&node.store, &node.data, node.proofs_lost)
+                model.look_at_relay(&node.store, &node.data, &node.unproved)
             }
-            Who::Register(n) => model.look_at_register(&self.registers[n].id, &self.registers[n].data),
+            Who::Register(n) => {
+                let node = &self.registers[n];
+                model.look_at_register(&node.id, &node.data)
+            }
             _ => Ok(()),
         }
     }
 
     /// Who is not yet at headquarters' versions.
-    fn behind(&mut self) -> Result<Option<String>, String> {
+    fn behind(&mut self, goal: Goal) -> Result<Option<String>, String> {
         let model = self.model.lock().unwrap();
         let mut files: Vec<(String, String, PathBuf)> = Vec::new();
         for r in &self.relays {
@@ -871,7 +913,11 @@ impl Sim {
                 return Ok(Some(format!("{name} has nothing")));
             }
             let holds = model.holds(&file);
-            for (instance, digest) in model.wanted(&store) {
+            let wanted = match goal {
+                Goal::Source => model.wanted(&store),
+                Goal::Manifest => model.promised(&store),
+            };
+            for (instance, digest) in wanted {
                 match holds.get(&instance) {
                     Some((_, d)) if *d == digest => {}
                     Some((v, _)) => return Ok(Some(format!("{name} is at {instance} {v}"))),
@@ -910,7 +956,10 @@ impl Sim {
                 return Err(format!("“{about}” was never told"));
             }
         }
-        Ok(())
+        match model.complaints.iter().find(|about| !model.told.contains_key(*about)) {
+            Some(about) => Err(format!("“{about}” was never told, though a device said so")),
+            None => Ok(()),
+        }
     }
 
     // Trouble.
@@ -1167,7 +1216,9 @@ impl Sim {
         for end in ["", "-wal", "-shm"] {
             let _ = std::fs::remove_file(self.relays[n].data.join(format!("shadow.db{end}")));
         }
-        self.relays[n].proofs_lost = true;
+        let ok = self.relays[n].data.join("ok/packs");
+        let name = |path: PathBuf| path.strip_prefix(&ok).unwrap().to_string_lossy().into_owned();
+        self.relays[n].unproved = disk::files(&ok).into_iter().map(name).collect();
     }
 
     /// The last trouble is over.

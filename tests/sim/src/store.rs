@@ -14,6 +14,7 @@ use proto::fetch::{Etag, Source};
 use proto::http::Inbound;
 use proto::ids::StreamName;
 use proto::trust::EnrolCode;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -153,8 +154,8 @@ pub struct RelayNode {
     pub woken: Option<Etag>,
     /// Reports in a row that did not arrive.
     pub failures: u32,
-    /// Its shadow was lost since the last full round: what it serves is believed by hash.
-    pub proofs_lost: bool,
+    /// What it served when its shadow was lost: that is believed by hash.
+    pub unproved: BTreeSet<String>,
     config: store_relay::config::Config,
 }
 
@@ -173,6 +174,7 @@ impl RelayNode {
         fs::write(&file, text).unwrap();
         let mut config = store_relay::config::load(Some(&file), []).unwrap().value;
         config.source.wire = Some(Arc::new(line));
+        config.source.clock = Some(clock.clone());
         Device::enrol(&data, code).unwrap();
         let hq = config.hq_source().unwrap().unwrap();
         RelayNode {
@@ -189,7 +191,7 @@ impl RelayNode {
             listing: String::new(),
             woken: None,
             failures: 0,
-            proofs_lost: false,
+            unproved: BTreeSet::new(),
             config,
         }
     }
@@ -205,6 +207,7 @@ impl RelayNode {
         let clock: Arc<dyn Clock> = self.clock.clone();
         let relay = Relay::open(self.config.clone(), clock, Tools { runner: Runner::Here, steps })?;
         self.relay = Some(Arc::new(relay));
+        self.hq = self.config.hq_source().unwrap().unwrap();
         (self.adopted, self.spare_wanted, self.relooks, self.woken, self.failures) = (None, true, 0, None, 0);
         self.listing.clear();
         Ok(())
@@ -283,6 +286,7 @@ impl RegisterNode {
         fs::write(&file, text).unwrap();
         let mut config = pos_agent::config::Config::load(Some(&file), []).unwrap().value;
         config.source_options.wire = Some(Arc::new(line));
+        config.source_options.clock = Some(clock.clone());
         Device::enrol(&data, code).unwrap();
         RegisterNode {
             id,

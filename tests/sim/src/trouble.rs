@@ -100,11 +100,16 @@ fn draw(kind: u64, stores: usize, registers: usize, dice: &mut Dice) -> Trouble 
     let (from, to) = way(dice);
     let a_while = dice.between(5_000, 400_000);
     match kind {
+        // Long enough, often, for a store to fall silent.
+        0 if to == Who::Hq => Trouble::Partition(from, to, a_while * 2),
         0 => Trouble::Partition(from, to, a_while),
         1 | 2 => Trouble::Bad(from, to, a_while),
         3 => Trouble::Lag(dice.between(5_000, 300_000), a_while),
         4 => Trouble::Spoil,
-        5 => Trouble::Crash(any, dice.percent(60), dice.between(500, 90_000)),
+        5 => {
+            let (power, off) = (dice.percent(60), dice.between(500, 90_000));
+            Trouble::Crash(any, power, if power && any == relay { off * 6 } else { off })
+        }
         6 | 7 => Trouble::Cut(any, dice.below(14)),
         8 => Trouble::CutPublish(dice.below(40)),
         9 => {

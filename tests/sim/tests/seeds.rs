@@ -42,6 +42,12 @@ fn a_seed_goes_the_same_way_each_time() {
     simulate(&["--seeds", "300..310", "--twice"]);
 }
 
+#[test]
+#[ignore = "two hundred runs take minutes"]
+fn a_hundred_seeds_go_the_same_way_each_time() {
+    simulate(&["--seeds", "310..410", "--twice"]);
+}
+
 /// Odd seeds that found something and lie beyond the ranges above. (The troubles of a seed change with the simulation:
 /// what each found has a test beside the code.)
 #[test]

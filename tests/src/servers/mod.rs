@@ -10,7 +10,9 @@ pub use nginx::Nginx;
 pub use s3::{Conditions, Request, S3, StandIn};
 pub use smtp::{Mail, Smtp, SmtpOptions};
 
-use crate::process::Process;
+use crate::process::{self, Process};
+use std::path::Path;
+use std::process::Command;
 
 /// A start that lost its port to another test is tried again.
 #[track_caller]
@@ -33,4 +35,19 @@ fn ready(process: &mut Process, name: &str, mut ready: impl FnMut() -> bool) -> 
         Some(true) => Ok(()),
         _ => Err(format!("{name} does not come up; its log ends:\n{}", crate::process::tail(process.log(), 30))),
     }
+}
+
+/// An authority (`ca.crt`) and a certificate by it for these names (`server.crt`, `server.key`).
+fn make_certificates(dir: &Path, names: &str) {
+    let openssl = |args: &str| {
+        process::succeed(Command::new(process::program("openssl")).args(args.split(' ')).current_dir(dir));
+    };
+    std::fs::write(dir.join("ext"), format!("subjectAltName={names}\nextendedKeyUsage=serverAuth\n")).unwrap();
+    openssl(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=test-ca -keyout ca.key -out ca.crt",
+    );
+    openssl(
+        "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -keyout server.key -out server.csr",
+    );
+    openssl("x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile ext -out server.crt");
 }

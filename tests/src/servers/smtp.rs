@@ -1,6 +1,6 @@
 //! A mail server that keeps what it gets where a test can read it (aiosmtpd).
 
-use super::{ready, with_free_port};
+use super::{make_certificates, ready, with_free_port};
 use crate::process::{self, Process};
 use crate::{repository, until_some};
 use serde::Deserialize;
@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::io::BufRead as _;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -69,7 +68,7 @@ impl Smtp {
     pub fn with(options: SmtpOptions) -> Smtp {
         let dir = crate::temp_dir("smtp");
         if options.starttls {
-            make_certificates(dir.path());
+            make_certificates(dir.path(), "DNS:localhost,IP:127.0.0.1");
         }
         let (process, port) = with_free_port(|port| Ok((launch(dir.path(), port, &options)?, port)));
         Smtp { process: Some(process), port, options, dir }
@@ -156,25 +155,10 @@ fn launch(dir: &Path, port: u16, options: &SmtpOptions) -> Result<Process, Strin
     Ok(process)
 }
 
-/// An authority and a certificate for localhost and 127.0.0.1.
-fn make_certificates(dir: &Path) {
-    let openssl = |args: &str| {
-        process::succeed(Command::new(process::program("openssl")).args(args.split(' ')).current_dir(dir));
-    };
-    std::fs::write(dir.join("ext"), "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
-        .unwrap();
-    openssl(
-        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=test-ca -keyout ca.key -out ca.crt",
-    );
-    openssl(
-        "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -keyout server.key -out server.csr",
-    );
-    openssl("x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile ext -out server.crt");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     /// Sends a mail by Python's own client.
     fn send(smtp: &Smtp, with: &str) -> bool {

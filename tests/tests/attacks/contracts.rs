@@ -2,7 +2,8 @@
 
 use super::*;
 use std::time::{Duration, Instant};
-use tillcast_tests::{Nginx, PATIENCE, files, until};
+use tillcast_tests::site::Node;
+use tillcast_tests::{Nginx, PATIENCE, Watch, files, until};
 
 const GOOD: &str = tillcast_tests::site::DDL[1].1;
 
@@ -27,6 +28,13 @@ fn under(mut lines: Vec<String>, ddl: &str) -> Vec<String> {
     header["schema"]["number"] = 99.into();
     header["schema"]["ddl"] = ddl.into();
     header["schema"]["sha256"] = forge::sha256(ddl.as_bytes()).into();
+    // Nothing but the contract itself is to be wrong.
+    if let Some(tables) = forge::tables(ddl) {
+        header["tables"] = tables;
+    }
+    if ddl.contains("TABLE staff") {
+        lines.iter_mut().skip(1).for_each(|line| *line = line.replace("\"price\"", "\"staff\""));
+    }
     lines[0] = header.to_string();
     lines
 }
@@ -34,34 +42,63 @@ fn under(mut lines: Vec<String>, ddl: &str) -> Vec<String> {
 /// One store whose one register reads the bucket itself: nobody looked at the packs before it.
 struct Victims {
     site: Site,
+    watch: Watch,
     _bucket: Nginx,
 }
 
 impl Victims {
     fn new() -> Victims {
-        let mut site = small().relay("tries.limit", "1").relay("trial.time", "'4s'").build();
+        let (mut watch, site) = Watch::over(small());
+        let mut site = site.relay("tries.limit", "1").relay("trial.time", "'4s'").build();
         site.publish();
+        watch.start(&site);
         let bucket = Nginx::serve(&site.bucket());
         let register = site.registers.get_mut("0421-01").unwrap();
         register.set_text("relay", &bucket.url());
         register.set("fallback", "[]");
         site.relay("0421").run(&["once"]).ok();
         site.register("0421-01").run(&["once"]).ok();
-        Victims { site, _bucket: bucket }
+        Victims { site, watch, _bucket: bucket }
+    }
+
+    /// What headquarters mails: the pack with its reason, and that somebody signs in its name.
+    #[track_caller]
+    fn are_mailed(&self, reason: &str) {
+        let once = || drop(self.site.relay("0421").run(&["once"]));
+        let told = self.watch.tells("A pack of price@zone-east is in error", once);
+        assert!(told.contains(reason), "{reason} is not in:\n{told}");
+        self.watch.tells("Store 0421 holds a list that headquarters did not sign", once);
     }
 
     /// Headquarters finds that somebody signs in its name, goes on above that, and its next publish heals all.
     fn heal(&self) {
         let site = &self.site;
         site.sql("UPDATE price SET price_cents = 12 WHERE sku = 'SKU0000003'");
-        site.hq.run(&["publish"]).code(1).says(&["signed by our key"]);
+        // Of what the store holds it has heard already.
         site.publish();
         for node in [site.relay("0421"), site.register("0421-01")] {
             until(PATIENCE, "healed", || node.run(&["once"]).code == Some(0));
         }
         assert_eq!(site.relay("0421").digests(), site.expected("0421"));
         assert_eq!(rows(site, "0421-01"), site.expected("0421"));
+        self.watch.is_calm(|| drop(site.relay("0421").run(&["once"])));
     }
+}
+
+/// The name of a full of the prices.
+fn full_of(version: u64) -> String {
+    format!("price@zone-east/{version:010}.full.pack")
+}
+
+/// What a node says of a pack.
+#[track_caller]
+fn fault_of(node: &Node, pack: &str) -> String {
+    let status = node.status();
+    let fault = status["errors"].as_array().unwrap().iter().find(|e| e["object"] == pack);
+    fault.unwrap_or_else(|| panic!("{} says nothing of {pack}: {status:#}", node.id))["text"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 fn with(more: &str) -> String {
@@ -137,20 +174,20 @@ fn contracts_that_would_do_more_than_hold_rows() {
     let count = all.len();
     for (n, (what, ddl)) in all.into_iter().enumerate() {
         site.publish_forged("0421", "price", &full(site, 2 + n as u64, &ddl));
-        let relay = site.relay("0421").run(&["once", "--json"]).code(3);
-        no_panic(&relay.text());
-        let errors = site.relay("0421").status()["errors"].to_string();
-        assert!(errors.contains("price@zone-east"), "{what}: {errors}");
-        let begun = Instant::now();
-        let register = site.register("0421-01").run(&["once", "--json"]).code(3);
-        assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", begun.elapsed());
-        no_panic(&register.text());
-        assert!(register.json()["errors"].to_string().contains("price@zone-east"), "{what}: {}", register.text());
+        let pack = full_of(2 + n as u64);
+        for node in [site.relay("0421"), site.register("0421-01")] {
+            let begun = Instant::now();
+            no_panic(&node.run(&["once"]).code(3).text());
+            assert!(begun.elapsed() < PATIENCE, "{}, {what}: {:?}", node.id, begun.elapsed());
+            let fault = fault_of(node, &pack);
+            assert!(fault.starts_with("BAD_SCHEMA: "), "{}, {what}: {fault}", node.id);
+        }
         let mut now = files::rows(&site.store_db("0421-01"));
         now.retain(|table, _| before.contains_key(table) || !table.starts_with("sqlite_"));
         assert_eq!(now, before, "{what}: tables, rows and versions are untouched");
         assert_eq!(site.relay("0421").digests()["price"], good["price"], "{what}");
     }
+    v.are_mailed("BAD_SCHEMA: ");
     assert!(count > 28 && !std::path::Path::new("/tmp/tillcast-evil.db").exists());
     v.heal();
 }
@@ -181,6 +218,9 @@ fn contracts_that_would_take_the_memory() {
     v.heal();
 }
 
+/// Bytes of a pack of a version.
+type Bomb<'a> = &'a dyn Fn(u64) -> Vec<u8>;
+
 /// 1,029 bytes from each: the most that gzip can. Inside it may be another.
 #[test]
 fn bombs_are_stopped_where_they_were_declared_to_end() {
@@ -195,30 +235,36 @@ fn bombs_are_stopped_where_they_were_declared_to_end() {
         gzip.finish().unwrap()
     };
     assert!((300usize << 20) / zeros.len() > 1000);
-    let line = |text: String| {
-        let mut lines = forge::unpack(&full(site, 9, GOOD));
-        lines.insert(1, text);
+    // After its section's line, where rows stand, or in its place.
+    let line = |version, at, text: String| {
+        let mut lines = forge::unpack(&full(site, version, GOOD));
+        lines.insert(at, text);
         forge::pack(&lines)
     };
+    let (section, row) = (1, 2);
     let nested = forge::pack(&[String::from_utf8_lossy(&zeros[..1000]).into_owned()]);
-    let mut header = forge::unpack(&full(site, 9, GOOD));
     let wide: String = (0..400_000).map(|n| format!("\"k{n}\":[],")).collect();
-    header[0] = header[0].replacen('{', &format!("{{{wide}"), 1);
-    let bombs = [
-        ("zeros", zeros.clone()),
-        ("a bomb in a bomb", nested),
-        ("a deep row", line("[".repeat(2_000_000))),
-        ("a deep section", line(format!("{{\"table\":{}", "[".repeat(2_000_000)))),
-        ("a number of a million digits", line(format!("[{}]", "9".repeat(1_000_000)))),
-        ("an exponent past all reals", line("[1e999999999,1,\"x\"]".into())),
-        ("a text of 15 MiB", line(format!("[\"{}\",1,\"x\"]", "x".repeat(15 << 20)))),
-        ("a million values", line(format!("[{}1]", "1,".repeat(1_000_000)))),
-        ("400,000 keys in the header", forge::pack(&header)),
-        ("keys twice", line("{\"table\":\"price\",\"table\":\"item\",\"op\":\"insert\",\"columns\":[]}".into())),
+    let bombs: [(&str, &str, Bomb<'_>); 10] = [
+        ("zeros", "TOO_MUCH", &|_| zeros.clone()),
+        ("a bomb in a bomb", "BAD_LINE", &|_| nested.clone()),
+        ("a deep row", "BAD_LINE", &|v| line(v, row, "[".repeat(2_000_000))),
+        ("a deep section", "BAD_LINE", &|v| line(v, section, format!("{{\"table\":{}", "[".repeat(2_000_000)))),
+        ("a number of a million digits", "BAD_LINE", &|v| line(v, row, format!("[{}]", "9".repeat(1_000_000)))),
+        ("an exponent past all reals", "BAD_LINE", &|v| line(v, row, "[\"e\",1e999999999,\"x\"]".into())),
+        ("a text of 17 MiB", "TOO_MUCH", &|v| line(v, row, format!("[\"{}\",1,\"x\"]", "x".repeat(17 << 20)))),
+        ("a million values", "BAD_LINE", &|v| line(v, row, format!("[\"a\",1,\"x\"{}]", ",1".repeat(1_000_000)))),
+        ("400,000 keys in the header, unpacked to less than was declared", "NOT_LISTED", &|v| {
+            let mut lines = forge::unpack(&full(site, v, GOOD));
+            lines[0] = lines[0].replacen('{', &format!("{{{wide}"), 1);
+            forge::pack(&lines)
+        }),
+        ("keys twice", "BAD_LINE", &|v| {
+            line(v, section, "{\"table\":\"price\",\"table\":\"item\",\"op\":\"insert\",\"columns\":[]}".into())
+        }),
     ];
-    for (n, (what, bytes)) in bombs.into_iter().enumerate() {
-        // The version is in the list; what is in the header comes second.
+    for (n, (what, code, make)) in bombs.into_iter().enumerate() {
         let version = 2 + n as u64;
+        let bytes = make(version);
         let unpacked = (bytes.len() as u64 * 200).min(64 << 20);
         let entry = json!({"version": version, "kind": "full", "bytes": bytes.len(), "unpacked": unpacked, "sha256": forge::sha256(&bytes)});
         site.list_pack("0421", "price", &bytes, entry, "{}");
@@ -228,14 +274,15 @@ fn bombs_are_stopped_where_they_were_declared_to_end() {
             let peak = peak_while(&cycle);
             let out = cycle.finish(PATIENCE);
             no_panic(&out.text());
-            let out = out.code(3);
-            let errors = node.status()["errors"].to_string() + &out.text();
-            assert!(errors.contains("price@zone-east"), "{}, {what}: {errors}", node.id);
+            out.code(3);
+            let fault = fault_of(node, &full_of(version));
+            assert!(fault.starts_with(code), "{}, {what}: {fault}", node.id);
             assert!(peak < 180 << 10, "{}, {what}: {peak} KiB", node.id);
         }
         assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", begun.elapsed());
         assert_eq!(rows(site, "0421-01"), good, "{what}");
     }
+    v.are_mailed("TOO_MUCH: ");
     v.heal();
 }
 

@@ -258,3 +258,33 @@ fn figure(runtime: &Runtime, to: SocketAddr, name: &str) -> u64 {
     let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
     line.trim().parse().unwrap()
 }
+
+/// Files run out before places do: what is open goes on, health answers as soon as somebody lets go, and nothing is lost.
+#[test]
+fn a_program_that_may_open_no_more_files_works_on() {
+    let site = small().hq_service().relay("heartbeat", "'1s'").build();
+    site.publish();
+    let (hq, relay) = (site.hq.start_ready(), site.relay("0421").start_ready());
+    until(PATIENCE, "headquarters hears the relay", || site.hq.status()["devices"][0]["heard_s"].is_u64());
+    let open = |d: &Daemon| std::fs::read_dir(format!("/proc/{}/fd", d.process.pid())).unwrap().count() as u64;
+    for daemon in [&hq, &relay] {
+        // Enough for its own work, a trial's pipes among it.
+        let few = Some(open(daemon) + 24);
+        let pid = rustix::process::Pid::from_raw(daemon.process.pid() as i32);
+        let limit = rustix::process::Rlimit { current: few, maximum: few };
+        rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit).unwrap();
+    }
+    let to = |url: String| url.trim_start_matches("http://").parse::<SocketAddr>().unwrap();
+    for (daemon, url) in [(&hq, site.hq.url()), (&relay, site.relay("0421").url())] {
+        let crowd: Vec<_> = (0..64).filter_map(|_| std::net::TcpStream::connect(to(url.clone())).ok()).collect();
+        until(PATIENCE, "it has run out of files", || daemon.process.log_text().contains("cannot accept connections"));
+        drop(crowd);
+        until(PATIENCE, "health answers", || http::try_get(&format!("{url}/healthz")).is_some_and(|r| r.status == 200));
+    }
+    news(&site);
+    until(PATIENCE, "good news arrive", || site.relay("0421").digests() == site.expected("0421"));
+    for daemon in [hq, relay] {
+        no_panic(&daemon.process.log_text());
+        daemon.term();
+    }
+}

@@ -4,7 +4,7 @@ use super::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tillcast_tests::{Asked, Daemon, Liar, PATIENCE, Say, Smtp, http, until};
+use tillcast_tests::{Asked, Daemon, Liar, PATIENCE, Say, Smtp, Watch, http, until};
 
 /// One register that takes a liar for its relay, while the store's own serves on.
 struct Lan {
@@ -49,8 +49,10 @@ impl Lan {
 
 #[test]
 fn a_rogue_relay_delays_and_alters_nothing() {
-    let lan = Lan::new(small());
+    let (mut watch, site) = Watch::over(small());
+    let lan = Lan::new(site.relay("heartbeat", "'1s'"));
     let site = &lan.site;
+    watch.start(site);
     let deep = "[".repeat(200_000);
     let keys: String = (0..60_000).map(|n| format!("\"price@zone-a{n}\":1,")).collect();
     let answer = |seen: &str, now: &str| format!("{{\"hq_seen_s\":{seen},\"now\":\"{now}\",\"refused\":{{}}}}");
@@ -117,6 +119,14 @@ fn a_rogue_relay_delays_and_alters_nothing() {
         site.register("0421-01").run(&["once"]).ok();
         assert_eq!(rows(site, "0421-01"), site.expected("0421"), "{what}: good news arrive afterwards");
     }
+    // One that goes on for long is told: the register's heartbeats say what it holds.
+    lan.lie("manifest.json", Say::Whole(404, String::new(), Vec::new()));
+    news(site);
+    lan.relay_has();
+    let once = || drop(site.register("0421-01").run(&["once"]));
+    watch.tells("Register 0421-01 does not get what is published", once);
+    lan.honest();
+    watch.is_calm(once);
     lan.relay.term();
 }
 

@@ -143,7 +143,9 @@ impl Work<'_> {
         self.start_relay();
         let daemon = self.register_node().start_ready();
         self.register = Some(daemon);
-        let ready = |w: &Self| w.settled(&w.status_of());
+        // What is in the log yet is not damaged with the file.
+        let log = self.site.store_db(REGISTER).with_extension("db-wal");
+        let ready = |w: &Self| w.settled(&w.status_of()) && fs::metadata(&log).map_or(0, |m| m.len()) == 0;
         if !self.wait(WAIT, ready)? {
             return Err(format!("it does not come up: {:#?}", self.status_of()));
         }
