@@ -13,8 +13,10 @@
 
 pub mod bins;
 pub mod checker;
+pub mod dice;
 pub mod digest;
 pub mod files;
+pub mod flood;
 pub mod forge;
 pub mod http;
 pub mod liar;
@@ -26,6 +28,7 @@ pub mod site;
 pub mod watch;
 
 pub use bins::{Daemon, Output, Product};
+pub use dice::Dice;
 pub use liar::{Asked, Liar, Say};
 pub use proxy::{Net, Proxy};
 pub use servers::{MariaDb, Nginx, Postgres, S3, Smtp};

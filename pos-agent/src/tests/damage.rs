@@ -6,67 +6,51 @@ use proto::limits::Limits;
 use rusqlite::{Connection, OpenFlags};
 use std::fs;
 use std::path::Path;
+use tillcast_tests::Dice;
 
 const PAGE: usize = 4096;
 
 /// Both files, as a register has them in the middle of its work.
 type Files = [Vec<u8>; 2];
 
-struct Chance(u64);
-
-impl Chance {
-    /// SplitMix64.
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).unwrap()
-    }
-
-    /// Does something to one of the files; what, for the failure's text.
-    fn damage(&mut self, files: &mut Files) -> String {
-        let of = usize::from(!files[1].is_empty() && self.below(3) == 0);
-        let length = files[of].len();
-        let at = self.below(length);
-        let page = at / PAGE * PAGE..(at / PAGE * PAGE + PAGE).min(length);
-        let what = match self.below(6) {
-            0 => {
-                let bit = 1 << self.below(8);
-                files[of][at] ^= bit;
-                format!("bit {bit} of byte {at}")
-            }
-            1 => {
-                let end = (at + 1 + self.below(64)).min(length);
-                files[of][at..end].iter_mut().for_each(|b| *b = self.next() as u8);
-                format!("bytes {at} to {end}")
-            }
-            2 => {
-                files[of][page].fill(0);
-                format!("zeros in the page of {at}")
-            }
-            3 => {
-                let other = self.below(length / PAGE) * PAGE;
-                let bytes = files[of][other..other + PAGE.min(length - other)].to_vec();
-                let end = (page.start + bytes.len()).min(length);
-                files[of][page.start..end].copy_from_slice(&bytes[..end - page.start]);
-                format!("the page at {other} also at {}", page.start)
-            }
-            4 => {
-                files[of].truncate(at);
-                format!("cut at {at}")
-            }
-            _ => {
-                files[of].drain(page.clone());
-                format!("without the page at {}", page.start)
-            }
-        };
-        format!("{}: {what}", ["store.db", "store.db-wal"][of])
-    }
+/// Does something to one of the files; what, for the failure's text.
+fn damage(dice: &mut Dice, files: &mut Files) -> String {
+    let of = usize::from(!files[1].is_empty() && dice.index(3) == 0);
+    let length = files[of].len();
+    let at = dice.index(length);
+    let page = at / PAGE * PAGE..(at / PAGE * PAGE + PAGE).min(length);
+    let what = match dice.index(6) {
+        0 => {
+            let bit = 1 << dice.index(8);
+            files[of][at] ^= bit;
+            format!("bit {bit} of byte {at}")
+        }
+        1 => {
+            let end = (at + 1 + dice.index(64)).min(length);
+            files[of][at..end].iter_mut().for_each(|b| *b = dice.any() as u8);
+            format!("bytes {at} to {end}")
+        }
+        2 => {
+            files[of][page].fill(0);
+            format!("zeros in the page of {at}")
+        }
+        3 => {
+            let other = dice.index(length / PAGE) * PAGE;
+            let bytes = files[of][other..other + PAGE.min(length - other)].to_vec();
+            let end = (page.start + bytes.len()).min(length);
+            files[of][page.start..end].copy_from_slice(&bytes[..end - page.start]);
+            format!("the page at {other} also at {}", page.start)
+        }
+        4 => {
+            files[of].truncate(at);
+            format!("cut at {at}")
+        }
+        _ => {
+            files[of].drain(page.clone());
+            format!("without the page at {}", page.start)
+        }
+    };
+    format!("{}: {what}", ["store.db", "store.db-wal"][of])
 }
 
 /// Rows of both streams, if they can be read.
@@ -104,11 +88,11 @@ async fn damaged(rounds: usize, seed: u64) {
 
     let dir = tempfile::tempdir().unwrap();
     let (copy, limits) = (dir.path().join("store.db"), Limits::default());
-    let mut chance = Chance(seed);
+    let mut dice = Dice::new(seed);
     let (mut found, mut harmless, mut wrong) = (0, 0, Vec::new());
     for round in 0..rounds {
         let mut files = states[round % 2].clone();
-        let what = chance.damage(&mut files);
+        let what = damage(&mut dice, &mut files);
         let _ = fs::remove_file(copy.with_extension("db-shm"));
         fs::write(&copy, &files[0]).unwrap();
         fs::write(wal(&copy), &files[1]).unwrap();

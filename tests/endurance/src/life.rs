@@ -1,6 +1,5 @@
 //! The days: what happens, what is looked at meanwhile, what must hold at the end.
 
-use crate::Dice;
 use crate::chain::Chain;
 use crate::plot;
 use crate::watch::{Course, Figure, Samples, Watch};
@@ -10,7 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tillcast_tests::bins::Running;
-use tillcast_tests::{Daemon, Net, Product, checker, digest, real_data, until};
+use tillcast_tests::{Daemon, Dice, Net, Product, checker, digest, real_data, until};
 
 /// How long, how fast, which chances.
 #[derive(Debug, Clone)]
@@ -143,7 +142,7 @@ impl Life {
         let report = Report { days: (options.days, options.day), data: data.into(), ..Report::default() };
         Life {
             options: options.clone(),
-            dice: Dice(options.seed),
+            dice: Dice::new(options.seed),
             watch,
             start: Instant::now(),
             procs,
@@ -174,14 +173,14 @@ impl Life {
                 proc.daemon = None;
                 self.watch.is_gone(&proc.name);
                 *self.report.kills.entry(proc.name.clone()).or_default() += 1;
-                proc.next = now + self.dice.between(0.0, 0.2);
+                proc.next = now + self.dice.stretch(0.0, 0.2);
             } else if now >= proc.next {
                 let daemon = nodes[proc.node].start();
                 self.watch.runs(&proc.name, daemon.process.pid());
                 proc.daemon = Some(daemon);
                 let calm =
                     is_spared(&proc.name) || (proc.name == "headquarters" && now > self.options.days as f64 / 2.0);
-                proc.next = if calm { f64::MAX } else { now + self.dice.between(0.3, 1.7) };
+                proc.next = if calm { f64::MAX } else { now + self.dice.stretch(0.3, 1.7) };
             }
         }
     }
@@ -198,7 +197,7 @@ impl Life {
             line.down = !line.down;
             line.since = now;
             let (from, to) = if line.down { (0.05, 0.25) } else { (0.1, 0.6) };
-            line.until = now + self.dice.between(from, to);
+            line.until = now + self.dice.stretch(from, to);
             let net = match (line.down, self.dice.below(2)) {
                 (false, _) => Net::default(),
                 (true, 0) => Net { refuse: true, ..Net::default() },

@@ -5,52 +5,28 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use tillcast_fuzz::TARGETS;
+use tillcast_tests::Dice;
 
-/// SplitMix64: the same mutations in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
-    }
-
-    /// One change of a few kinds; `other` is another input to take a piece from.
-    fn change(&mut self, input: &mut Vec<u8>, other: &[u8]) {
-        const ODD: [&[u8]; 12] = [
-            b"\0",
-            b"\n",
-            b"\"",
-            b"0",
-            b"-",
-            b",",
-            b"{",
-            b"]",
-            b"null",
-            b"9223372036854775808",
-            b"\xff",
-            "é".as_bytes(),
-        ];
-        let at = self.below(input.len() + 1);
-        let end = (at + 1 + self.below(8)).min(input.len());
-        match self.below(6) {
-            0 if at < input.len() => input[at] ^= 1 << self.below(8),
-            1 => drop(input.drain(at.min(end)..end)),
-            2 => drop(input.splice(at..at, ODD[self.below(ODD.len())].iter().copied())),
-            3 => {
-                let piece = input[at.min(end)..end].to_vec();
-                input.splice(at..at, piece);
-            }
-            4 => {
-                let from = self.below(other.len() + 1);
-                let piece = &other[from..(from + 1 + self.below(40)).min(other.len()).max(from)];
-                input.splice(at..at, piece.iter().copied());
-            }
-            _ => input.truncate(at),
+/// One change of a few kinds; `other` is another input to take a piece from.
+fn change(dice: &mut Dice, input: &mut Vec<u8>, other: &[u8]) {
+    const ODD: [&[u8]; 12] =
+        [b"\0", b"\n", b"\"", b"0", b"-", b",", b"{", b"]", b"null", b"9223372036854775808", b"\xff", "é".as_bytes()];
+    let at = dice.index(input.len() + 1);
+    let end = (at + 1 + dice.index(8)).min(input.len());
+    match dice.index(6) {
+        0 if at < input.len() => input[at] ^= 1 << dice.index(8),
+        1 => drop(input.drain(at.min(end)..end)),
+        2 => drop(input.splice(at..at, ODD[dice.index(ODD.len())].iter().copied())),
+        3 => {
+            let piece = input[at.min(end)..end].to_vec();
+            input.splice(at..at, piece);
         }
+        4 => {
+            let from = dice.index(other.len() + 1);
+            let piece = &other[from..(from + 1 + dice.index(40)).min(other.len()).max(from)];
+            input.splice(at..at, piece.iter().copied());
+        }
+        _ => input.truncate(at),
     }
 }
 
@@ -78,10 +54,10 @@ fn replay(target: &str, mutations: usize) {
     for (path, input) in &files {
         hold(target, input, &path.display().to_string());
     }
-    let mut dice = Dice(2026);
+    let mut dice = Dice::new(2026);
     for n in 0..mutations {
-        let (mut input, other) = (files[dice.below(files.len())].1.clone(), &files[dice.below(files.len())].1);
-        (0..=dice.below(4)).for_each(|_| dice.change(&mut input, other));
+        let (mut input, other) = (files[dice.index(files.len())].1.clone(), &files[dice.index(files.len())].1);
+        (0..=dice.index(4)).for_each(|_| change(&mut dice, &mut input, other));
         hold(target, &input, &format!("mutation {n}"));
     }
 }

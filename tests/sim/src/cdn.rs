@@ -2,13 +2,13 @@
 //! got wrong.
 
 use crate::clock::Ms;
-use crate::dice::Dice;
 use crate::disk;
 use crate::net::{Answer, Question};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tillcast_tests::Dice;
 
 /// One state of an object, and since when it is there.
 #[derive(Debug, Clone)]

@@ -4,11 +4,11 @@
 //!
 //! The exact states are the power-cut explorer's business (tests/proof); here it is enough that something is lost.
 
-use crate::dice::Dice;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tillcast_tests::Dice;
 use tillcast_tests::process::succeed;
 
 /// What a machine's disk holds at most: some times what it needs.

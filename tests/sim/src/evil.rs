@@ -1,11 +1,11 @@
 //! A pack that is signed and bad, as by a publisher that went mad or whose key was stolen: only running it tells.
 
-use crate::dice::Dice;
 use crate::hq::Hq;
 use crate::model::Model;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
+use tillcast_tests::Dice;
 use tillcast_tests::forge;
 
 /// Puts a poisoned version of one of the store's streams into the bucket, with a manifest that lists it; which.

@@ -1,7 +1,6 @@
 //! Headquarters: the source database, `publish`, and the judging half of `serve`, driven by hand.
 
 use crate::clock::Machine;
-use crate::dice::Dice;
 use crate::disk::SmallDisk;
 use crate::model::Model;
 use crate::net::{Answer, Question};
@@ -23,6 +22,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use tillcast_tests::Dice;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 

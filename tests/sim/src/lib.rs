@@ -15,7 +15,6 @@
 
 pub mod cdn;
 pub mod clock;
-pub mod dice;
 pub mod disk;
 pub mod evil;
 pub mod hq;

@@ -3,7 +3,6 @@
 //! Product code asks through [`Line`], its end of the wire; the simulation decides when and with what it goes on.
 
 use crate::clock::Ms;
-use crate::dice::Dice;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hyper::body::{Body, Frame, SizeHint};
@@ -12,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use tillcast_tests::Dice;
 use tokio::sync::{mpsc, oneshot};
 
 /// A machine.

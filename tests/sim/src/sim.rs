@@ -2,7 +2,6 @@
 
 use crate::cdn::Cdn;
 use crate::clock::{Machine, Ms, World};
-use crate::dice::Dice;
 use crate::disk::{self, SmallDisk};
 use crate::evil;
 use crate::hq::{Hq, Published, STREAMS, store_id};
@@ -24,6 +23,7 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 use store_relay::stream::Outcome as StreamOutcome;
 use store_relay::wake::Asked;
+use tillcast_tests::Dice;
 use tokio::sync::mpsc;
 
 /// After the last trouble everything is at headquarters' versions within so many cycles of 30 s.

@@ -2,8 +2,8 @@
 //! kinds of trouble, so that those do not hide each other.
 
 use crate::clock::Ms;
-use crate::dice::Dice;
 use crate::net::Who;
+use tillcast_tests::Dice;
 
 /// One trouble.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Chance, from a seed: the only source of it in a simulation.
+//! Chance, from a seed: the only source of it in a simulation, and in whatever else tries many things.
 
 /// A generator of numbers (splitmix64); the same seed gives the same numbers, for ever.
 #[derive(Debug, Clone)]
@@ -8,6 +8,10 @@ impl Dice {
     /// Dice that fall as the seed says.
     pub fn new(seed: u64) -> Dice {
         Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
+    }
+    /// Dice of a seed for one of many who throw.
+    pub fn of(seed: u64, who: u64) -> Dice {
+        Dice::new(seed ^ who.wrapping_mul(0xd6e8_feb8_6659_fd93))
     }
 
     /// Any number.
@@ -34,6 +38,10 @@ impl Dice {
     pub fn unit(&mut self) -> f64 {
         (self.any() >> 11) as f64 / (1u64 << 53) as f64
     }
+    /// From `a` up to, not including, `b`.
+    pub fn stretch(&mut self, a: f64, b: f64) -> f64 {
+        a + (b - a) * self.unit()
+    }
     /// One of them.
     pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.below(of.len() as u64) as usize]
@@ -41,6 +49,10 @@ impl Dice {
     /// A place in a list.
     pub fn index(&mut self, len: usize) -> usize {
         self.below(len as u64) as usize
+    }
+    /// Puts a list into an order by chance.
+    pub fn shuffle<T>(&mut self, list: &mut [T]) {
+        (1..list.len()).rev().for_each(|i| list.swap(i, self.index(i + 1)));
     }
     /// A key's seed.
     pub fn key(&mut self) -> [u8; 32] {
