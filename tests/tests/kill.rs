@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tillcast_tests::site::Node;
-use tillcast_tests::{Nginx, PATIENCE, Site, digest, files, process, until};
+use tillcast_tests::{Dice, Nginx, PATIENCE, Site, digest, files, process, until};
 
 /// Rounds of a test, and how many kills must meet the process alive. Rounds are added until they have, up to a bound.
 const ROUNDS: usize = 25;
@@ -16,19 +16,6 @@ const MOST: usize = 4 * ROUNDS;
 
 /// Digests by table.
 type Digests = BTreeMap<String, String>;
-
-/// SplitMix64: the same moments in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % n
-    }
-}
 
 /// System calls that change what is on the disk, and about how many of each one thread makes.
 const CALLS: [(&str, u64); 6] = [
@@ -54,7 +41,7 @@ impl Killer {
     fn measured(seed: u64, node: &Node, args: &[&str]) -> Killer {
         let begun = Instant::now();
         node.run(args).ok();
-        Killer { dice: Dice(seed), whole: begun.elapsed(), met: 0 }
+        Killer { dice: Dice::new(seed), whole: begun.elapsed(), met: 0 }
     }
 
     /// Whether round `n` is to be run.
@@ -87,9 +74,9 @@ impl Killer {
     }
 
     fn at_call(&mut self, node: &Node, args: &[&str]) -> bool {
-        let (calls, most) = CALLS[self.dice.below(CALLS.len() as u64) as usize];
+        let (calls, most) = *self.dice.pick(&CALLS);
         let mut strace = process::command(&process::program("strace"), None, "KILL");
-        strace.args(["-f", "-qq", "--seccomp-bpf", "-e", "signal=none", "-o", "/dev/null"]);
+        strace.args(["-f", "-qq", "-e", "signal=none", "-o", "/dev/null"]);
         let inject = format!("inject={calls}:signal=SIGKILL:when={}", 1 + self.dice.below(most));
         strace.args(["-e", &format!("trace={calls}"), "-e", &inject]);
         strace.arg(node.product.path()).args(args).current_dir(&node.dir).env("NO_COLOR", "1");
@@ -274,7 +261,7 @@ fn the_first_install() {
     register.set_text("relay", &bucket.url());
     for node in [site.register("0421-01"), site.relay("0421")] {
         // Nothing was measured: what is installed once is installed.
-        let mut killer = Killer { dice: Dice(4), whole: Duration::from_millis(120), met: 0 };
+        let mut killer = Killer { dice: Dice::new(4), whole: Duration::from_millis(120), met: 0 };
         for _ in 0..5 {
             killer.kill(node, &["once"]);
         }

@@ -5,12 +5,12 @@
 //! the old name, the new one, or both where it went to another directory. A journaling file system, which keeps its
 //! changes of names in order and commits them all with any sync, is one of the ways in which it is cut.
 
-use crate::dice::Dice;
 use crate::trace::Call;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use tillcast_tests::Dice;
 
 const SECTOR: usize = 512;
 
@@ -158,7 +158,7 @@ pub enum Way {
     /// All is there: the process was killed, the power stayed.
     Kept,
     /// Every sector and name for itself, kept in so many of a hundred.
-    Each(usize),
+    Each(u64),
     /// All is there but one file's or name's change, which is drawn.
     OneDrawn,
     /// Nothing is there but one file's or name's change, which is drawn.
@@ -421,22 +421,22 @@ impl Disk {
 
     /// What the processes see.
     pub fn live_image(&self) -> Image {
-        self.cut(Way::Kept, &mut Dice::new(0, 0))
+        self.cut(Way::Kept, &mut Dice::of(0, 0))
     }
 
     /// A state after a power cut, in a way that is drawn.
     pub fn cut_anyhow(&self, dice: &mut Dice) -> Image {
-        let way = WAYS[dice.below(WAYS.len())];
+        let way = WAYS[dice.index(WAYS.len())];
         self.cut(way, dice)
     }
 
     /// A state after a power cut.
     pub fn cut(&self, way: Way, dice: &mut Dice) -> Image {
         let dirty: Vec<Id> = (0..self.nodes.len()).filter(|i| self.is_dirty(*i)).collect();
-        let one = dice.below(dirty.len() + self.namings.len());
+        let one = dice.index(dirty.len() + self.namings.len());
         let moment = match way {
-            Way::Journal => self.committed + dice.below(self.calls + 1 - self.committed.min(self.calls)),
-            _ => dice.below(self.calls + 1),
+            Way::Journal => self.committed + dice.index(self.calls + 1 - self.committed.min(self.calls)),
+            _ => dice.index(self.calls + 1),
         };
         let mut names: BTreeMap<Id, BTreeMap<String, Id>> = BTreeMap::new();
         for (i, naming) in self.namings.iter().enumerate() {
@@ -487,7 +487,7 @@ impl Disk {
     fn keep_names(
         &self,
         naming: &Naming,
-        percent: usize,
+        percent: u64,
         dice: &mut Dice,
         names: &mut BTreeMap<Id, BTreeMap<String, Id>>,
     ) {
@@ -545,10 +545,10 @@ fn content(file: &File, way: Way, one: bool, moment: usize, dice: &mut Dice) -> 
         Way::OneKept if !one => {}
         Way::OneDrawn | Way::OneKept => {
             // Half of it in order, half of it sector by sector.
-            let n = dice.below(file.pending.len() + 1);
+            let n = dice.index(file.pending.len() + 1);
             file.pending[..n].iter().for_each(|(_, change)| change.apply(&mut bytes));
             if dice.percent(50) {
-                let percent = [5, 50, 95][dice.below(3)];
+                let percent = [5, 50, 95][dice.index(3)];
                 sectors(&mut bytes, &file.pending[n..], percent, dice);
             } else if let Some(torn) = file.pending.get(n..n + 1) {
                 sectors(&mut bytes, torn, 50, dice);
@@ -566,7 +566,7 @@ fn content(file: &File, way: Way, one: bool, moment: usize, dice: &mut Dice) -> 
 }
 
 /// Keeps so many of a hundred sectors of what was written, and of changed lengths.
-fn sectors(bytes: &mut Vec<u8>, changes: &[(usize, Change)], percent: usize, dice: &mut Dice) {
+fn sectors(bytes: &mut Vec<u8>, changes: &[(usize, Change)], percent: u64, dice: &mut Dice) {
     for (_, change) in changes {
         match change {
             Change::Length(_) => {
@@ -613,7 +613,7 @@ mod tests {
 
     /// All the states that some thousand cuts show: paths with their contents.
     fn states(disk: &Disk) -> std::collections::BTreeSet<Vec<(String, Vec<u8>)>> {
-        let mut dice = Dice::new(1, 1);
+        let mut dice = Dice::of(1, 1);
         let show = |i: Image| i.iter().map(|(p, b)| (p.clone(), b.bytes.clone())).collect();
         (0..4000).map(|_| show(disk.cut_anyhow(&mut dice))).collect()
     }

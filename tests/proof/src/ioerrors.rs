@@ -2,20 +2,17 @@
 //! Whatever fails, nothing is damaged, nobody is told that it went well when it did not, and the next run that nothing
 //! disturbs comes to a good end.
 
-use crate::bench::Bench;
 use crate::check::Owed;
-use crate::dice::Dice;
-use crate::disk::{Disk, Image, Way};
-use crate::powercut::{converges, directories, quiet_panics};
+use crate::disk::{Disk, Way};
+use crate::powercut::quiet_panics;
 use crate::scenes::{SCENES, Scene};
+use crate::stage::{self, Stage, bounded, run_traced};
 use crate::trace::{self, Call, Recording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
-use tillcast_tests::process;
+use std::time::Instant;
+use tillcast_tests::{Dice, process};
 
 /// What to explore.
 #[derive(Debug, Clone)]
@@ -150,21 +147,6 @@ const CALLS: [(&str, &[&str]); 16] = [
     ("pread64", &["error=EIO"]),
 ];
 
-/// A scene that can be begun again and again.
-struct Stage {
-    scene: Scene,
-    before: Image,
-    dirs: Vec<String>,
-    owed: Owed,
-    /// What is said when nothing disturbs.
-    usual: BTreeSet<String>,
-    /// What the last run said, and the calls that failed.
-    shown: String,
-    bench: Bench,
-}
-
-/// A run that hangs so long is broken.
-const LONGEST: Duration = Duration::from_secs(90);
 /// States drawn of what a failed sync left behind a good end.
 const CUTS: usize = 60;
 
@@ -172,14 +154,9 @@ const CUTS: usize = 60;
 pub fn run(options: &Options) -> Report {
     let start = Instant::now();
     quiet_panics();
-    let wanted = |name: &str| options.scenes.is_empty() || options.scenes.iter().any(|s| s == name);
-    // A service is what the others are, in a loop.
-    let scenes: Vec<usize> =
-        (0..SCENES.len()).filter(|i| wanted(SCENES[*i].0) && !SCENES[*i].0.ends_with("-serves")).collect();
-    assert!(!scenes.is_empty(), "there is no such scene");
     let mut cases: Vec<(usize, Fault)> = Vec::new();
-    for scene in scenes {
-        let faults = Stage::new(scene).plan(&mut Dice::new(options.seed, scene as u64));
+    for scene in stage::scenes(&options.scenes) {
+        let faults = Stage::new(scene).plan(&mut Dice::of(options.seed, scene as u64));
         if options.verbose {
             eprintln!("{}: {} cases", SCENES[scene].0, faults.len());
         }
@@ -188,14 +165,28 @@ pub fn run(options: &Options) -> Report {
     if let Some(only) = &options.only {
         cases.retain(|(_, fault)| fault.to_string().starts_with(only.as_str()));
     }
-    Dice::new(options.seed, 99).shuffle(&mut cases);
+    Dice::of(options.seed, 99).shuffle(&mut cases);
     let all = cases.len();
     cases.truncate(if options.runs == 0 { all } else { options.runs });
-    // Near each other for the workers, who keep a stage up for each scene.
-    let (next, report) = (AtomicUsize::new(0), Mutex::new(Report { cases: all, ..Report::default() }));
-    std::thread::scope(|scope| {
-        for _ in 0..options.workers {
-            scope.spawn(|| work(options, &cases, &next, &report));
+    let report = Mutex::new(Report { cases: all, ..Report::default() });
+    stage::each((options.workers, options.seed), &cases, |n, stage, fault, dice| {
+        let (shown, ending) = stage.judge(fault, dice);
+        if options.only.is_some() && options.verbose {
+            eprintln!("{shown}");
+        }
+        let mut report = report.lock().unwrap();
+        let name = stage.scene.name;
+        let ending = ending.unwrap_or_else(|why| {
+            let text = format!("{name} {fault}: {why}");
+            eprintln!("BROKEN {text}");
+            report.violations.push(text);
+            Ending::Broken
+        });
+        *report.endings.entry((fault.kind(), ending)).or_default() += 1;
+        let count = report.scenes.entry(name).or_default();
+        *count = (count.0 + 1, count.1 + usize::from(ending != Ending::NotMet));
+        if options.verbose && n.is_multiple_of(250) {
+            eprintln!("{n} runs, {} broken", report.violations.len());
         }
     });
     let mut report = report.into_inner().unwrap();
@@ -203,65 +194,11 @@ pub fn run(options: &Options) -> Report {
     report
 }
 
-fn work(options: &Options, cases: &[(usize, Fault)], next: &AtomicUsize, report: &Mutex<Report>) {
-    let mut stages: BTreeMap<usize, Stage> = BTreeMap::new();
-    loop {
-        let n = next.fetch_add(1, Ordering::Relaxed);
-        let Some((scene, fault)) = cases.get(n) else { break };
-        let stage = stages.entry(*scene).or_insert_with(|| Stage::new(*scene));
-        let ending = stage.judge(fault, &mut Dice::new(options.seed, n as u64));
-        if options.only.is_some() && options.verbose {
-            eprintln!("{}", stage.shown);
-        }
-        let mut report = report.lock().unwrap();
-        let (ending, name) = (
-            ending.unwrap_or_else(|why| {
-                let text = format!("{} {fault}: {why}", stage.scene.name);
-                eprintln!("BROKEN {text}");
-                report.violations.push(text);
-                Ending::Broken
-            }),
-            stage.scene.name,
-        );
-        *report.endings.entry((fault.kind(), ending)).or_default() += 1;
-        let count = report.scenes.entry(name).or_default();
-        *count = (count.0 + 1, count.1 + usize::from(ending != Ending::NotMet));
-        if options.verbose && n.is_multiple_of(250) {
-            eprintln!("{n} runs, {} broken", report.violations.len());
-        }
-    }
-}
-
 impl Stage {
-    fn new(scene: usize) -> Stage {
-        let scene = SCENES[scene].1(true);
-        let (before, dirs, mut bench) = (scene.image(), directories(&scene), Bench::default());
-        let owed = scene.owed(&before, &mut bench);
-        let out = scene.again();
-        assert_eq!(out.code, Some(scene.code), "{}: {}", scene.name, out.text());
-        let usual = complaints(&out.stderr).collect();
-        Stage { before, dirs, owed, usual, shown: String::new(), bench, scene }
-    }
-
     /// Every call of each kind on the site's files, by its number in its thread.
     fn plan(&self, dice: &mut Dice) -> Vec<Fault> {
         let names: Vec<&str> = CALLS.iter().map(|(name, _)| *name).collect();
-        let log = tempfile::NamedTempFile::new().unwrap();
-        self.scene.restore(&self.before);
-        let options = ["-s".to_owned(), "0".into(), "-e".into(), format!("trace={}", names.join(","))];
-        run_traced(&self.scene, &options, log.path());
-        let text = std::fs::read_to_string(log.path()).unwrap();
-        let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-        let mut numbers: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
-        for line in text.lines().filter(|l| !l.contains("<... ")) {
-            let Some((thread, rest)) = line.split_once(' ') else { continue };
-            let Some((call, _)) = rest.trim_start().split_once('(') else { continue };
-            let n = counts.entry((thread, call)).or_default();
-            *n += 1;
-            if self.concerns(line) {
-                numbers.entry(call).or_default().insert(*n);
-            }
-        }
+        let numbers = self.numbers(&names);
         let mut faults = Vec::new();
         for (call, errors) in CALLS {
             for n in numbers.get(call).into_iter().flatten() {
@@ -272,21 +209,12 @@ impl Stage {
             }
         }
         let longest = self.scene.image().values().map(|b| b.bytes.len()).max().unwrap_or(0);
-        faults.extend((0..80).map(|n| Fault::Size(if n < 8 { 1 << n } else { 1 + dice.below(longest) })));
+        faults.extend((0..80).map(|n| Fault::Size(if n < 8 { 1 << n } else { 1 + dice.index(longest) })));
         faults
     }
 
-    /// Whether a line of strace is about a file of the site.
-    fn concerns(&self, line: &str) -> bool {
-        let dirs: Vec<_> = self.scene.watched.iter().map(|w| self.scene.site.dir().join(w)).collect();
-        let relative = |p: &std::path::PathBuf| p.is_relative() && !p.as_os_str().is_empty();
-        trace::paths(line)
-            .iter()
-            .any(|p| dirs.iter().any(|d| p.starts_with(d)) || relative(p) && line.contains("AT_FDCWD"))
-    }
-
-    /// One run with its fault, and what became of it.
-    fn judge(&mut self, fault: &Fault, dice: &mut Dice) -> Result<Ending, String> {
+    /// One run with its fault: what it said, with the calls that failed, and what became of it.
+    fn judge(&mut self, fault: &Fault, dice: &mut Dice) -> (String, Result<Ending, String>) {
         self.scene.restore(&self.before);
         let (recording, met) = match fault {
             Fault::Call { call, error, n, sticky } => {
@@ -295,7 +223,7 @@ impl Stage {
                     // Whether it mattered can be told by what a power cut would leave.
                     "fsync" | "fdatasync" => trace::recorded(&[injection]),
                     _ => {
-                        let quiet = ["-s", "0", "-e"].map(str::to_owned);
+                        let quiet = [trace::ONLY_THESE, "-s", "0", "-e"].map(str::to_owned);
                         [quiet.to_vec(), vec![format!("trace={call}"), "-e".into(), format!("inject={injection}")]]
                             .concat()
                     }
@@ -311,17 +239,14 @@ impl Stage {
                 (Recording { calls: Vec::new(), cut_off: Vec::new(), output, injected: Vec::new() }, true)
             }
         };
-        self.shown = String::from_utf8_lossy(&recording.output.stderr).into_owned();
+        let mut shown = String::from_utf8_lossy(&recording.output.stderr).into_owned();
         for line in &recording.injected {
             let paths: Vec<_> = trace::paths(line).iter().map(|p| p.display().to_string()).collect();
-            self.shown += &format!("{:.12} {}\n", line, paths.join(" "));
+            shown += &format!("{:.12} {}\n", line, paths.join(" "));
         }
         let for_good = !matches!(fault, Fault::Call { sticky: false, .. });
-        let ending = self.ending(&recording, (met, for_good), dice)?;
-        let mut owed = self.owed.clone();
-        self.scene.ended(&mut owed);
-        converges(&self.scene, &owed, &mut self.bench)?;
-        Ok(ending)
+        let ending = self.ending(&recording, (met, for_good), dice);
+        (shown, ending.and_then(|ending| self.recovers().map(|()| ending)))
     }
 
     fn ending(
@@ -342,7 +267,8 @@ impl Stage {
             return Err(format!("it was ended by {}: {}", recording.output.status, tail()));
         }
         let code = code.unwrap_or(-1);
-        let complains = complaints(&stderr).any(|line| !self.usual.contains(&line));
+        let usual: BTreeSet<String> = complaints(&String::from_utf8_lossy(&self.usual.stderr)).collect();
+        let complains = complaints(&stderr).any(|line| !usual.contains(&line));
         let mut owed = self.owed.clone();
         if code == self.scene.code {
             self.scene.ended(&mut owed);
@@ -395,17 +321,6 @@ fn complaints(stderr: &str) -> impl Iterator<Item = String> {
     stderr.lines().filter(loud).map(plain).collect::<Vec<_>>().into_iter()
 }
 
-fn run_traced(scene: &Scene, options: &[String], log: &std::path::Path) -> std::process::Output {
-    let args: Vec<&str> = scene.args.iter().map(String::as_str).collect();
-    let log = log.to_owned();
-    bounded(trace::strace(scene.node(), &args, options, &log), move || {
-        // A write that wakes another thread failed: it may sleep for ever, and that is not about files.
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        text.lines()
-            .any(|l| l.contains("(INJECTED)") && trace::paths(l).iter().any(|p| p.starts_with("anon_inode:[eventfd]")))
-    })
-}
-
 /// Runs with a bound on the length of files. The signal that comes with it is ignored: the call fails instead.
 fn run_sized(scene: &Scene, bytes: usize) -> std::process::Output {
     let node = scene.node();
@@ -413,35 +328,4 @@ fn run_sized(scene: &Scene, bytes: usize) -> std::process::Output {
     command.args(["-c", "trap '' XFSZ; exec prlimit --fsize=\"$0\" \"$@\"", &bytes.to_string()]);
     command.arg(node.product.path()).args(&scene.args).current_dir(&node.dir).env("NO_COLOR", "1");
     bounded(command, || false)
-}
-
-/// Runs to the end; what hangs is killed, sooner if it may.
-fn bounded(mut command: Command, may_hang: impl Fn() -> bool) -> std::process::Output {
-    let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    command.stdout(Stdio::from(out.try_clone().unwrap())).stderr(Stdio::from(err.try_clone().unwrap()));
-    let mut child = command.spawn().unwrap();
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        let soon = start.elapsed() > LONGEST / 6;
-        if start.elapsed() > LONGEST || soon && may_hang() {
-            let children =
-                std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
-            for pid in children.split_whitespace().filter_map(|p| rustix::process::Pid::from_raw(p.parse().ok()?)) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
-        std::thread::sleep(Duration::from_millis(if soon { 250 } else { 3 }));
-    };
-    std::process::Output { status, stdout: all(out), stderr: all(err) }
-}
-
-fn all(mut file: std::fs::File) -> Vec<u8> {
-    use std::io::{Read as _, Seek as _};
-    let mut bytes = Vec::new();
-    file.rewind().unwrap();
-    file.read_to_end(&mut bytes).unwrap();
-    bytes
 }

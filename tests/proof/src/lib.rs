@@ -1,5 +1,5 @@
-//! Explorers of what a disk may do to the real binaries: states that a power cut may leave, and errors of system
-//! calls. What is left is judged by a checker that shares no code with the product.
+//! Explorers of what may happen to the real binaries: states that a power cut may leave, errors of system calls, kills
+//! at any of them. What is left is judged by a checker that shares no code with the product.
 #![cfg(unix)]
 #![allow(
     clippy::unwrap_used,
@@ -10,9 +10,10 @@
 
 pub mod bench;
 pub mod check;
-pub mod dice;
 pub mod disk;
 pub mod ioerrors;
+pub mod kills;
 pub mod powercut;
 pub mod scenes;
+mod stage;
 pub mod trace;

@@ -1,8 +1,8 @@
-//! `tests/proof/run`: explores what power cuts and I/O errors may do to the real binaries, and counts.
+//! `tests/proof/run`: explores what power cuts, I/O errors and kills may do to the real binaries, and counts.
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use tillcast_proof::{ioerrors, powercut};
+use tillcast_proof::{ioerrors, kills, powercut};
 
 /// Proof by exploration.
 #[derive(Debug, Parser)]
@@ -49,6 +49,27 @@ enum What {
         #[arg(long)]
         only: Option<String>,
     },
+    /// SIGKILL at each system call, at two of them one after the other, and at any moment.
+    Kills {
+        /// Calls to die at, drawn by the seed; 0: all.
+        #[arg(long, default_value_t = 500)]
+        runs: usize,
+        /// Pairs of calls.
+        #[arg(long, default_value_t = 500)]
+        pairs: usize,
+        /// Moments.
+        #[arg(long, default_value_t = 500)]
+        moments: usize,
+        /// The seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Only these scenes.
+        #[arg(long = "scene")]
+        scenes: Vec<String>,
+        /// Workers at once.
+        #[arg(long, default_value_t = 2)]
+        workers: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -75,6 +96,12 @@ fn main() -> ExitCode {
         What::Ioerrors { runs, seed, scenes, workers, only } => {
             let options = ioerrors::Options { runs, seed, scenes, workers, verbose: true, only };
             let report = ioerrors::run(&options);
+            println!("{report}");
+            report.violations.len()
+        }
+        What::Kills { runs, pairs, moments, seed, scenes, workers } => {
+            let options = kills::Options { runs, pairs, moments, seed, scenes, workers, verbose: true };
+            let report = kills::run(&options);
             println!("{report}");
             report.violations.len()
         }

@@ -3,7 +3,6 @@
 
 use crate::bench::Bench;
 use crate::check::Owed;
-use crate::dice::Dice;
 use crate::disk::{Disk, Image, Way, fingerprint, image_of};
 use crate::scenes::{End, SCENES, Scene};
 use crate::trace::Call;
@@ -11,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
+use tillcast_tests::Dice;
 
 /// What to explore.
 #[derive(Debug, Clone)]
@@ -283,7 +283,7 @@ impl Search<'_> {
 
     fn explore(&self, round: usize, number: usize, bench: &mut Bench) {
         let take = &self.takes[number];
-        let mut dice = Dice::new(self.options.seed, (round * 1000 + number) as u64);
+        let mut dice = Dice::of(self.options.seed, (round * 1000 + number) as u64);
         let mut disk = take.disk();
         let mut dirty = 0;
         for n in 0..=take.calls.len() {
@@ -294,7 +294,7 @@ impl Search<'_> {
                 self.judge((round, number, n), &disk.cut(Way::Kept, &mut dice), &mut dice, bench);
             }
             // Where little is open, soon all is seen.
-            let seldom = self.stale[number][n].load(Ordering::Relaxed) > 12 && dice.below(10) > 0;
+            let seldom = self.stale[number][n].load(Ordering::Relaxed) > 12 && dice.index(10) > 0;
             for _ in 0..if synced || seldom { 0 } else { DRAWS } {
                 self.judge((round, number, n), &disk.cut_anyhow(&mut dice), &mut dice, bench);
             }
@@ -332,7 +332,7 @@ impl Search<'_> {
             self.stale[number][n].store(0, Ordering::Relaxed);
             found.known.insert(key, owed.told + 1);
             let share = (self.options.states / self.options.recover.max(1)).max(1);
-            if found.samples.len() < self.options.recover && dice.below(share) == 0 {
+            if found.samples.len() < self.options.recover && dice.index(share) == 0 {
                 found.samples.push((number, n, image.clone()));
             }
         }

@@ -59,10 +59,13 @@ pub struct Recording {
     pub injected: Vec<String>,
 }
 
+/// An option: the kernel stops at traced calls alone. Signals are not injected with it.
+pub const ONLY_THESE: &str = "--seccomp-bpf";
+
 /// A node's command under strace with these options; `log` gets the calls.
 pub fn strace(node: &Node, args: &[&str], options: &[String], log: &Path) -> Command {
     let mut strace = process::command(&process::program("strace"), None, "KILL");
-    strace.args(["-f", "-qq", "--seccomp-bpf", "-y", "-xx", "-e", "signal=none", "-o"]).arg(log).args(options);
+    strace.args(["-f", "-qq", "-y", "-xx", "-e", "signal=none", "-o"]).arg(log).args(options);
     strace.arg(node.product.path()).args(args).current_dir(&node.dir).env("NO_COLOR", "1");
     strace.envs(node.env.iter().map(|(k, v)| (k, v)));
     strace
@@ -77,7 +80,7 @@ pub fn record(node: &Node, args: &[&str], injections: &[String]) -> Recording {
 
 /// The options of a recording.
 pub fn recorded(injections: &[String]) -> Vec<String> {
-    let mut options = vec!["-s".into(), "67108864".into(), "-e".into(), format!("trace={CALLS}")];
+    let mut options = vec![ONLY_THESE.to_owned(), "-s".into(), "67108864".into(), "-e".into(), format!("trace={CALLS}")];
     options.extend(injections.iter().flat_map(|i| ["-e".to_owned(), format!("inject={i}")]));
     options
 }

@@ -1,0 +1,159 @@
+//! A scene that is begun again and again, and something else done to it each time, by a few workers.
+
+use crate::bench::Bench;
+use crate::check::Owed;
+use crate::disk::Image;
+use crate::powercut::{converges, directories};
+use crate::scenes::{SCENES, Scene};
+use crate::trace;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tillcast_tests::{Dice, process};
+
+/// A run that hangs so long is broken.
+const LONGEST: Duration = Duration::from_secs(90);
+
+/// A scene that can be begun again and again.
+pub(crate) struct Stage {
+    pub(crate) scene: Scene,
+    pub(crate) before: Image,
+    pub(crate) dirs: Vec<String>,
+    pub(crate) owed: Owed,
+    /// A run that nothing disturbs: what it said, how long it took.
+    pub(crate) usual: Output,
+    pub(crate) took: Duration,
+    pub(crate) bench: Bench,
+}
+
+/// The scenes of these names, or all; but those of services, which are what the others are, in a loop.
+pub(crate) fn scenes(names: &[String]) -> Vec<usize> {
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|s| s == name);
+    let found: Vec<usize> =
+        (0..SCENES.len()).filter(|i| wanted(SCENES[*i].0) && !SCENES[*i].0.ends_with("-serves")).collect();
+    assert!(!found.is_empty(), "there is no such scene");
+    found
+}
+
+/// Does something for each case on the stage of its scene. Each worker keeps the stages that it has met.
+pub(crate) fn each<C: Sync>(
+    (workers, seed): (usize, u64),
+    cases: &[(usize, C)],
+    act: impl Fn(usize, &mut Stage, &C, &mut Dice) + Sync,
+) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut stages: BTreeMap<usize, Stage> = BTreeMap::new();
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some((scene, case)) = cases.get(n) else { break };
+            let stage = stages.entry(*scene).or_insert_with(|| Stage::new(*scene));
+            act(n, stage, case, &mut Dice::of(seed, n as u64));
+        }
+    };
+    std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
+}
+
+impl Stage {
+    pub(crate) fn new(scene: usize) -> Stage {
+        let scene = SCENES[scene].1(true);
+        let (before, dirs, mut bench) = (scene.image(), directories(&scene), Bench::default());
+        let owed = scene.owed(&before, &mut bench);
+        let start = Instant::now();
+        let usual = bounded(plain(&scene), || false);
+        assert_eq!(usual.status.code(), Some(scene.code), "{}: {usual:?}", scene.name);
+        Stage { before, dirs, owed, usual, took: start.elapsed(), bench, scene }
+    }
+
+    /// The numbers that calls on the site's files have in their threads.
+    pub(crate) fn numbers(&self, calls: &[&str]) -> BTreeMap<String, BTreeSet<usize>> {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        self.scene.restore(&self.before);
+        let traced = format!("trace={}", calls.join(","));
+        let options = [trace::ONLY_THESE, "-s", "0", "-e", &traced].map(str::to_owned);
+        run_traced(&self.scene, &options, log.path());
+        let text = std::fs::read_to_string(log.path()).unwrap();
+        let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        let mut numbers: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+        for line in text.lines().filter(|l| !l.contains("<... ")) {
+            let Some((thread, rest)) = line.split_once(' ') else { continue };
+            let Some((call, _)) = rest.trim_start().split_once('(') else { continue };
+            let n = counts.entry((thread, call)).or_default();
+            *n += 1;
+            if self.concerns(line) {
+                numbers.entry(call.to_owned()).or_default().insert(*n);
+            }
+        }
+        numbers
+    }
+
+    /// Whether a line of strace is about a file of the site.
+    pub(crate) fn concerns(&self, line: &str) -> bool {
+        let dirs: Vec<_> = self.scene.watched.iter().map(|w| self.scene.site.dir().join(w)).collect();
+        let relative = |p: &std::path::PathBuf| p.is_relative() && !p.as_os_str().is_empty();
+        trace::paths(line)
+            .iter()
+            .any(|p| dirs.iter().any(|d| p.starts_with(d)) || relative(p) && line.contains("AT_FDCWD"))
+    }
+
+    /// A few runs that nothing disturbs come to the good end.
+    pub(crate) fn recovers(&mut self) -> Result<(), String> {
+        let mut owed = self.owed.clone();
+        self.scene.ended(&mut owed);
+        converges(&self.scene, &owed, &mut self.bench)
+    }
+}
+
+/// Runs the command under strace to its end.
+pub(crate) fn run_traced(scene: &Scene, options: &[String], log: &Path) -> Output {
+    let args: Vec<&str> = scene.args.iter().map(String::as_str).collect();
+    let log = log.to_owned();
+    bounded(trace::strace(scene.node(), &args, options, &log), move || {
+        // A write that wakes another thread failed: it may sleep for ever, and that is not about files.
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text.lines()
+            .any(|l| l.contains("(INJECTED)") && trace::paths(l).iter().any(|p| p.starts_with("anon_inode:[eventfd]")))
+    })
+}
+
+/// The command as it is.
+pub(crate) fn plain(scene: &Scene) -> Command {
+    let node = scene.node();
+    let mut command = process::command(&node.product.path(), None, "KILL");
+    command.args(&scene.args).current_dir(&node.dir).env("NO_COLOR", "1");
+    command.envs(node.env.iter().map(|(k, v)| (k, v)));
+    command
+}
+
+/// Runs to the end; what hangs is killed, sooner if it may.
+pub(crate) fn bounded(mut command: Command, may_hang: impl Fn() -> bool) -> Output {
+    let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    command.stdout(Stdio::from(out.try_clone().unwrap())).stderr(Stdio::from(err.try_clone().unwrap()));
+    let mut child = command.spawn().unwrap();
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        let soon = start.elapsed() > LONGEST / 6;
+        if start.elapsed() > LONGEST || soon && may_hang() {
+            let children =
+                std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
+            for pid in children.split_whitespace().filter_map(|p| rustix::process::Pid::from_raw(p.parse().ok()?)) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(if soon { 250 } else { 3 }));
+    };
+    Output { status, stdout: all(out), stderr: all(err) }
+}
+
+fn all(mut file: std::fs::File) -> Vec<u8> {
+    use std::io::{Read as _, Seek as _};
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
+}
