@@ -8,7 +8,7 @@ use crate::scale::chain;
 use crate::stage::STORE;
 use proto::clock::{Clock as _, SystemClock};
 use proto::dsse::Envelope;
-use proto::ids::{DeviceId, Instance};
+use proto::ids::Instance;
 use proto::keys::SecretKey;
 use proto::wire::{Beat, Beats, Disk, Heartbeat, Network, StreamReport};
 use rusqlite::{Connection, params};
@@ -28,7 +28,8 @@ const LINES: usize = 64;
 /// `serve` looks at the fleet so often, as it does by itself.
 const TICK: Duration = Duration::from_secs(5);
 
-type Streams = BTreeMap<Instance, StreamReport>;
+/// What a device holds.
+pub type Streams = BTreeMap<Instance, StreamReport>;
 
 /// Posts at their pace, ten times as many, then none.
 pub fn fleet(_: &Options, results: &mut Results) {
@@ -44,7 +45,7 @@ pub fn fleet(_: &Options, results: &mut Results) {
         .build();
     let zones = chain(&mut site, STORES).1;
     site.hq.run(&["publish"]).ok();
-    enrol(&site);
+    enrol(&site, (0..STORES).flat_map(devices));
     let streams: Vec<Streams> = (0..zones).map(|zone| held(&site, zone)).collect();
     let hq = site.hq.start_ready();
     let address: SocketAddr = site.hq.url().trim_start_matches("http://").parse().unwrap();
@@ -111,7 +112,8 @@ fn silence(site: &Site, smtp: &Smtp, pid: u32, results: &mut Results) {
     });
 }
 
-fn quantile(values: &[f64], q: f64) -> f64 {
+/// The value that this share of them does not exceed.
+pub fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[((sorted.len() - 1) as f64 * q) as usize]
@@ -133,17 +135,16 @@ fn key(device: &str) -> SecretKey {
 }
 
 /// As `enroll` would, all at once.
-fn enrol(site: &Site) {
+pub fn enrol(site: &Site, devices: impl Iterator<Item = String>) {
     let mut ledger = Connection::open(site.hq.dir.join("state/fleet.db")).unwrap();
     let tx = ledger.transaction().unwrap();
-    for n in 0..STORES {
-        for device in devices(n) {
-            tx.execute(
-                "INSERT OR REPLACE INTO device (id, store, public_key, enrolled_s) VALUES (?1, ?2, ?3, 0)",
-                params![device, store(n), key(&device).public().to_string()],
-            )
-            .unwrap();
-        }
+    for device in devices {
+        let store = device.split('-').next().unwrap();
+        tx.execute(
+            "INSERT OR REPLACE INTO device (id, store, public_key, enrolled_s) VALUES (?1, ?2, ?3, 0)",
+            params![device, store, key(&device).public().to_string()],
+        )
+        .unwrap();
     }
     tx.commit().unwrap();
 }
@@ -162,31 +163,33 @@ fn held(site: &Site, zone: u32) -> Streams {
     streams.map(report).collect()
 }
 
+/// A heartbeat, signed; a relay says of its registers that they were there.
+pub fn beat(device: &str, seq: u64, streams: &Streams, registers: impl Iterator<Item = String>) -> Beat {
+    let heartbeat = Heartbeat {
+        format: 1,
+        device: device.parse().unwrap(),
+        run: None,
+        seq,
+        sent_at: SystemClock::default().now(),
+        program: "pos-agent 0.1.0".into(),
+        serial: Some(1),
+        streams: streams.clone(),
+        network: Network::Online,
+        errors: Vec::new(),
+        debts: Vec::new(),
+        disk: Some(Disk { free: 10 << 30, total: 64 << 30 }),
+        clock_skew_s: Some(0),
+        registers: registers.map(|r| (r.parse().unwrap(), 3)).collect(),
+    };
+    let envelope: Envelope = serde_json::from_slice(&heartbeat.seal(&key(device)).unwrap()).unwrap();
+    Beat { envelope, seen_s: 1 }
+}
+
 /// The request of a store's relay: its own heartbeat, and one of each register.
 fn post(n: u32, seq: u64, streams: &Streams) -> Vec<u8> {
-    let beat = |device: String| {
-        let registers = match device.parse().unwrap() {
-            DeviceId::Relay(_) => devices(n).skip(1).map(|r| (r.parse().unwrap(), 3)).collect(),
-            DeviceId::Register(_) => BTreeMap::new(),
-        };
-        let heartbeat = Heartbeat {
-            format: 1,
-            device: device.parse().unwrap(),
-            run: None,
-            seq,
-            sent_at: SystemClock::default().now(),
-            program: "pos-agent 0.1.0".into(),
-            serial: Some(1),
-            streams: streams.clone(),
-            network: Network::Online,
-            errors: Vec::new(),
-            debts: Vec::new(),
-            disk: Some(Disk { free: 10 << 30, total: 64 << 30 }),
-            clock_skew_s: Some(0),
-            registers,
-        };
-        let envelope: Envelope = serde_json::from_slice(&heartbeat.seal(&key(&device)).unwrap()).unwrap();
-        Beat { envelope, seen_s: 1 }
+    let beat = |device: String| match device.contains('-') {
+        true => beat(&device, seq, streams, std::iter::empty()),
+        false => beat(&device, seq, streams, devices(n).skip(1)),
     };
     let body = serde_json::to_vec(&Beats { beats: devices(n).map(beat).collect() }).unwrap();
     let head = format!(

@@ -12,6 +12,7 @@ mod back;
 mod baseline;
 mod bytes;
 mod client;
+mod crowd;
 mod data;
 mod fleet;
 mod latency;
@@ -62,7 +63,7 @@ struct Options {
 
 type Bench = fn(&Options, &mut Results);
 
-const BENCHES: [(&str, Bench); 14] = [
+const BENCHES: [(&str, Bench); 15] = [
     ("full", apply::full),
     ("delta", apply::delta),
     ("publish", publish::publish),
@@ -74,6 +75,7 @@ const BENCHES: [(&str, Bench); 14] = [
     ("real", real::real),
     ("scale", scale::scale),
     ("fleet", fleet::fleet),
+    ("crowd", crowd::crowd),
     ("opening", opening::opening),
     ("back", back::back),
     ("peers", peers::peers),
