@@ -444,6 +444,10 @@ pub async fn glance<'a>(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod years;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
@@ -554,6 +558,20 @@ mod tests {
         let i = w.intake().await;
         let seen = w.seen(&i).await;
         assert_eq!(seen[0], (Some(50), 0));
+    }
+
+    #[tokio::test]
+    async fn no_leap_of_the_clock_makes_a_silence() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        let start = w.clock.now().as_second();
+        let years = (-56..=50).step_by(5).flat_map(|years| [years, -years / 2]);
+        for (n, years) in years.enumerate() {
+            w.clock.set(Timestamp::from_second(start + years * 365 * 86_400).unwrap());
+            take(&i, vec![beat("1", n as u64 + 1, &key(1), 0, &[])]).await;
+            w.clock.advance(s(60));
+            assert_eq!(w.seen(&i).await[0].0, Some(60), "{years} years");
+        }
     }
 
     /// A heartbeat with its words changed.

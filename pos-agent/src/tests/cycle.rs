@@ -6,7 +6,7 @@ use crate::memory;
 use crate::pace::End;
 use crate::report;
 use crate::verify;
-use proto::clock::Timestamp;
+use proto::clock::{Clock as _, SystemClock, Timestamp};
 use proto::device::Device;
 use proto::layout::PackKind;
 use proto::limits::Limits;
@@ -423,18 +423,63 @@ async fn hostile_manifests_are_refused_and_the_last_good_one_stays() {
     assert!(codes(&agent).is_empty());
 }
 
+/// From 56 years behind to 50 ahead, twenty each. The clock leaps in the middle of a cycle, is as wrong at the next start,
+/// and is set right.
 #[tokio::test]
-async fn a_clock_that_is_wrong_by_hours_or_decades_stops_nothing() {
+async fn forty_wrong_clocks_lock_nobody_out() {
+    const HOUR: i64 = 3600;
+    const DAY: i64 = 24 * HOUR;
+    const SKEWS: [i64; 20] = [
+        1,
+        59,
+        600,
+        HOUR,
+        2 * HOUR,
+        25 * HOUR,
+        7 * DAY,
+        20 * DAY,
+        29 * DAY,
+        31 * DAY,
+        60 * DAY,
+        180 * DAY,
+        366 * DAY,
+        1_000 * DAY,
+        5 * 365 * DAY,
+        10 * 365 * DAY,
+        20 * 365 * DAY,
+        30 * 365 * DAY,
+        40 * 365 * DAY,
+        50 * 365 * DAY,
+    ];
     let mut hq = usual();
     let r = Register::enrolled(&hq, &hq.url(), &[]);
-    let agent = r.open();
-    poll_and_cycle(&agent).await;
-    for (n, at) in ["1970-01-01T00:00:00Z", "2026-01-01T00:00:00Z"].into_iter().enumerate() {
-        r.clock.set(at.parse().unwrap());
-        hq.delta("price@zone-east", 51 + n as u64, &rows(100, 500 + n as i64));
+    poll_and_cycle(&r.open()).await;
+    let behind = SKEWS.iter().map(|s| if *s == 50 * 365 * DAY { -56 * 365 * DAY } else { -s });
+    for (n, skew) in behind.chain(SKEWS).enumerate() {
+        let (old, new) = (rows(100, 499 + n as i64), rows(100, 500 + n as i64));
+        let old = if n == 0 { rows(100, 100) } else { old };
+        hq.delta("price@zone-east", 51 + n as u64, &new);
         hq.sign();
-        assert_eq!(cycle(&agent).await, End::Done, "{at}");
-        assert_eq!(version(&agent, "price@zone-east"), Some(51 + n as u64));
+        let right = SystemClock::default().now();
+        let wrong = Timestamp::from_second(right.as_second() + skew).unwrap();
+        let clock = r.clock.clone();
+        let leap = Arc::new(move |_: &Step| {
+            clock.set(wrong);
+            true
+        });
+        poll_and_cycle(&r.watched(Some(leap))).await;
+        assert!([&old, &new].contains(&&r.rows("price")), "{skew} s: a mixture");
+        r.clock.set(wrong);
+        poll_and_cycle(&r.open()).await;
+        let seen = r.rows("price");
+        // A list that is out of date by this clock may be refused as long as the clock says so; none is for a clock
+        // that is behind: signed times are not in the future.
+        assert!(seen == new || skew > 29 * DAY && seen == old, "{skew} s");
+        r.clock.set(right);
+        let agent = r.open();
+        poll_and_cycle(&agent).await;
+        assert_eq!(r.rows("price"), new, "{skew} s, and the clock is right again");
+        assert_eq!(codes(&agent), [""; 0], "{skew} s");
     }
 }
 
