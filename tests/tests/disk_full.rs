@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "test code")]
 
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
+use tillcast_tests::site::{Node, digests_of};
 use tillcast_tests::{PATIENCE, Product, Site, digest, process, temp_dir, until};
 
 /// A site whose price stream is to grow by two megabytes that do not compress.
@@ -216,4 +218,87 @@ fn a_disk_that_turned_read_only_loses_nothing_and_says_so() {
     site.sql("UPDATE price SET price_cents = 4712 WHERE sku = 'SKU0000003'");
     site.publish();
     check(&site.relay("0421").dir, Product::Relay, "shadow.db");
+}
+
+/// Kilobytes from one size of a disk to the next.
+const STEP: u32 = 64;
+
+/// The command on disks that have room for so many steps beyond what is there, then with room enough. For each size: the
+/// exit codes of the command, of `verify` after it, of both again when there is room, and the last `status`.
+fn on_disks_of(sizes: &[u32], node: &Node, room: &str, command: &str, beside: &Path) -> Vec<([i32; 4], Value)> {
+    let out = temp_dir("out");
+    let list = sizes.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    let script = format!(
+        "set -eu; cd {dir}; mv {room} before; mkdir {room}; used=$(du -sk before | cut -f1); cp -a {beside} {beside}.before
+         r() {{ code=0; {bin} \"$@\" --json >{out}/last 2>>{out}/log || code=$?; printf '%s ' $code; }}
+         for n in {list}; do
+             rm -rf {beside}; cp -a {beside}.before {beside}
+             mount -t tmpfs -o size=$((used + 128 + n * {STEP}))k none {room}
+             cp -a before/. {room}/
+             {{ r {command}; r verify
+               mount -o remount,size=400m none {room}
+               r {command}; r verify; r status; }} >{out}/$n.codes
+             mv {out}/last {out}/$n.json
+             umount {room}
+         done
+         rmdir {room}; mv before {room}; rm -rf {beside}; mv {beside}.before {beside}",
+        dir = node.dir.display(),
+        bin = node.product.path().display(),
+        beside = beside.display(),
+        out = out.path().display(),
+    );
+    let done = process::with_disks().args(["sh", "-c", &script]).output().unwrap();
+    let log = std::fs::read_to_string(out.path().join("log")).unwrap_or_default();
+    assert!(done.status.success(), "{done:?}\n{log}");
+    assert!(!log.contains("panicked"), "{log}");
+    let read = |n: &u32| {
+        let codes = std::fs::read_to_string(out.path().join(format!("{n}.codes"))).unwrap();
+        let codes: Vec<i32> = codes.split_whitespace().map(|c| c.parse().unwrap()).collect();
+        let status = std::fs::read_to_string(out.path().join(format!("{n}.json"))).unwrap();
+        (codes[..4].try_into().unwrap(), serde_json::from_str(&status).unwrap())
+    };
+    sizes.iter().map(read).collect()
+}
+
+/// On each size of disk: what is held is whole, and when there is room all is done. On the smallest it is not done before,
+/// on the largest it is.
+fn recover_on_disks_of(sizes: &[u32]) {
+    let site = site();
+    let relay = site.relay("0421").start_ready();
+    site.register("0421-01").run(&["once"]).ok();
+    relay.term();
+    grow(&site);
+    let nowhere = temp_dir("nowhere");
+    let nothing = nowhere.path().join("nothing");
+    std::fs::create_dir(&nothing).unwrap();
+    let judge = |who: &str, found: Vec<([i32; 4], Value)>, digests: bool| {
+        let done: Vec<bool> = found.iter().map(|(codes, _)| codes[0] == 0).collect();
+        for (n, (codes, status)) in sizes.iter().zip(&found) {
+            assert_eq!(codes[1..], [0, 0, 0], "{who}, {n} steps: {codes:?} {status:#}");
+            if digests {
+                let streams = status["streams"].as_object().unwrap();
+                let held: BTreeMap<String, String> = streams.values().flat_map(digests_of).collect();
+                assert_eq!(held, site.expected("0421"), "{who}, {n} steps");
+            }
+        }
+        assert_eq!((done[0], done[done.len() - 1]), (false, true), "{who}: the sizes are from too small to enough");
+    };
+    judge("headquarters", on_disks_of(sizes, &site.hq, "state", "publish", &site.bucket()), false);
+    site.publish();
+    judge("relay", on_disks_of(sizes, site.relay("0421"), "data", "once", &nothing), true);
+    site.relay("0421").run(&["once"]).ok();
+    let relay = site.relay("0421").start_ready();
+    judge("register", on_disks_of(sizes, site.register("0421-01"), "data", "once", &nothing), true);
+    relay.term();
+}
+
+#[test]
+fn on_a_disk_of_any_size_what_is_held_is_whole_and_the_rest_follows() {
+    recover_on_disks_of(&[0, 13, 37, 64, 111, 255]);
+}
+
+#[test]
+#[ignore = "256 sizes for each program take minutes"]
+fn on_disks_of_256_sizes_what_is_held_is_whole_and_the_rest_follows() {
+    recover_on_disks_of(&(0..256).collect::<Vec<_>>());
 }

@@ -606,7 +606,8 @@ impl Site {
 }
 
 /// The digests by table in a stream of a manifest or of `status --json`.
-fn digests_of(stream: &Value) -> Vec<(String, String)> {
+/// The digests by table of a stream, as `status --json` and manifests have it.
+pub fn digests_of(stream: &Value) -> Vec<(String, String)> {
     let digests = stream["digests"].as_object().unwrap_or_else(|| panic!("no digests in {stream:#}"));
     digests.iter().map(|(table, digest)| (table.clone(), digest.as_str().unwrap().to_owned())).collect()
 }
