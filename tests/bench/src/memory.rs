@@ -1,4 +1,5 @@
-//! Peak resident memory of each program on the benches' data, and with ten times the rows.
+//! Peak resident memory of each program on the benches' data, and with ten times the rows; and how soon a relay that was
+//! killed serves all of it again.
 
 use crate::Options;
 use crate::measure::{Line, Results, Spread, Target};
@@ -6,8 +7,8 @@ use crate::stage::{STORE, Stage};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
-use tillcast_tests::until;
+use std::time::{Duration, Instant};
+use tillcast_tests::{Daemon, http, until};
 
 /// On `--rows`; with `--large` on ten times as many too, where 1.25 of the same is allowed.
 pub fn memory(options: &Options, results: &mut Results) {
@@ -21,10 +22,11 @@ pub fn memory(options: &Options, results: &mut Results) {
 fn measure(rows: u64, allowance: f64, results: &mut Results) {
     let mut stage = Stage::new(rows, 2, |b| b.hq_service());
     let peaks = Peaks::default();
+    let mut back = Vec::new();
     peaks.watch(|| {
         stage.publish(&[]);
         let site = &stage.site;
-        let daemons: Vec<_> = [site.hq.start_ready(), site.relay(STORE).start_ready()]
+        let mut daemons: Vec<_> = [site.hq.start_ready(), site.relay(STORE).start_ready()]
             .into_iter()
             .chain(site.registers.values().map(|r| r.start_ready()))
             .collect();
@@ -41,7 +43,15 @@ fn measure(rows: u64, allowance: f64, results: &mut Results) {
                 });
             }
         }
-        daemons.into_iter().rev().for_each(tillcast_tests::Daemon::term);
+        back.extend((0..3).map(|_| serves_again(&stage, &mut daemons[1])));
+        daemons.into_iter().rev().for_each(Daemon::term);
+    });
+    results.line(Line {
+        what: format!("a relay that was killed serves {rows} rows again after"),
+        target: Target::WorstAtMost(10.0),
+        figure: Spread::of(back),
+        unit: "s",
+        behind: "from its start until it lists the newest version".into(),
     });
     let peaks = peaks.0.into_inner().unwrap();
     let peak =
@@ -62,6 +72,20 @@ fn measure(rows: u64, allowance: f64, results: &mut Results) {
             behind,
         });
     }
+}
+
+/// Kills the relay; seconds from its next start until it lists the newest version.
+fn serves_again(stage: &Stage, relay: &mut Daemon) -> f64 {
+    relay.kill9();
+    let start = Instant::now();
+    let node = stage.site.relay(STORE);
+    *relay = node.start_ready();
+    let newest = stage.site.version(STORE, "catalog");
+    until(Duration::from_secs(120), "the relay serves again", || {
+        let versions = http::try_get(&format!("{}/v1/versions", node.url())).map(|r| r.json());
+        versions.is_some_and(|v| v["catalog@all"] == newest)
+    });
+    start.elapsed().as_secs_f64()
 }
 
 /// The highest VmHWM seen, in KiB, by program and command.
