@@ -177,7 +177,7 @@ pub fn beat(device: &str, seq: u64, streams: &Streams, registers: impl Iterator<
         network: Network::Online,
         errors: Vec::new(),
         debts: Vec::new(),
-        disk: Some(Disk { free: 10 << 30, total: 64 << 30 }),
+        disk: Some(Disk { free: 40 << 30, total: 64 << 30 }),
         clock_skew_s: Some(0),
         registers: registers.map(|r| (r.parse().unwrap(), 3)).collect(),
     };
