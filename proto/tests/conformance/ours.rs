@@ -1,5 +1,6 @@
 //! What TUF's suite leaves out: servers without an end, power and kill, epochs, stores, clocks, several sources.
 
+use super::repo::Gate;
 use super::*;
 use proto::clock::after;
 use proto::config::HumanDuration;
@@ -364,4 +365,35 @@ async fn enrolled_anew_it_keeps_what_it_knows_unless_the_roots_are_others() {
     assert_eq!(client.refresh(&repo).await, trust_refused(1, "BAD_SIGNATURE"));
     Device::enrol(client.home.path(), &client.code(repo.trust.root.clone())).unwrap();
     client.takes("by the right roots", &repo).await;
+}
+
+/// Two sources are read at once, as a relay does. The one that answers last began with what was known at first, and is
+/// in the hands of whoever has the key that was revoked meanwhile.
+#[tokio::test]
+async fn a_slower_source_with_older_trust_takes_nobody_back() {
+    for epoch in [1, 2] {
+        let mut repo = Repo::new();
+        let client = Client::of(&repo);
+        client.takes("first", &repo).await;
+        let slow = std::sync::Arc::<Server>::default();
+        let gate = std::sync::Arc::<Gate>::default();
+        slow.say(&ObjectName::Trust, Answer::Gated(gate.clone(), repo.object(&ObjectName::Trust).to_vec()));
+        slow.put(&list_name(), &repo.list_by(&[11], |m| m.serial = 1 << 40));
+        repo.signer = 12;
+        repo.put_trust(|t| (t.epoch, t.publishers) = (epoch, vec![publisher(12)]));
+        repo.put_list(|m| m.epoch = epoch);
+        let device = client.device();
+        let (mut by_slow, mut by_good) = (client.follower(&[&slow]), client.follower(&[&repo.server]));
+        let good = async {
+            gate.asked.notified().await;
+            let outcome = client.look(&mut by_good, &device).await;
+            gate.open.notify_one();
+            outcome
+        };
+        let (of_slow, of_good) = tokio::join!(client.look(&mut by_slow, &device), good);
+        assert_eq!((of_slow, of_good), (list_refused("BAD_SIGNATURE"), Outcome::News), "epoch {epoch}");
+        drop(device);
+        assert_eq!(client.kept(), (2, Some(2)), "epoch {epoch}");
+        client.recovers("the next", &mut repo).await;
+    }
 }
