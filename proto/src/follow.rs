@@ -161,14 +161,16 @@ async fn refresh_from(
         Small::Unchanged => return Ok(false),
         Small::Body { bytes, etag } => (bytes, etag),
     };
-    walk(source, &mut trust, limits, walked).await?;
+    let whole = walk(source, &mut trust, limits, walked).await;
     let mut d = lock(device);
+    // Also where the walk broke off: what was revoked on the way stays so.
     if trust.version() > d.trust().version() {
         d.save(&trust, None)?;
     } else {
         // Another source, read at the same time, has led as far or further: trust never goes back.
         trust = d.trust().clone();
     }
+    whole?;
     let refused =
         |refusal| FollowError::Refused { source_url: source.url().to_owned(), object: object.clone(), refusal };
     let accepted: Accepted = accept_manifest(&bytes, &store, &trust, d.seen(), clock.now(), limits).map_err(refused)?;
@@ -180,7 +182,7 @@ async fn refresh_from(
     Ok(changed)
 }
 
-/// Walks the trust files from what is known to what `trust.json` claims.
+/// Walks the trust files from what is known to what `trust.json` claims, as far as they are good.
 async fn walk(
     source: &Source,
     trust: &mut TrustState,

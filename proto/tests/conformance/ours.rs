@@ -397,3 +397,25 @@ async fn a_slower_source_with_older_trust_takes_nobody_back() {
         client.recovers("the next", &mut repo).await;
     }
 }
+
+/// The second trust file revokes a key, the third is none: what was revoked stays so, also by another source.
+#[tokio::test]
+async fn a_walk_that_breaks_off_keeps_what_it_has_walked() {
+    let (mut repo, client) = one_behind().await;
+    let stale = Repo::new();
+    let broken = [
+        (Answer::Bytes(repo.trust_by(&[66], |_| ())), trust_refused(3, "BAD_SIGNATURE")),
+        (Answer::Bytes(Vec::new()), trust_refused(3, "NOT_AN_ENVELOPE")),
+        (Answer::Endless(Vec::new()), Outcome::Failed(trust_name(3).to_string(), FetchErrorKind::TooLong)),
+    ];
+    for (answer, outcome) in broken {
+        repo.server.put(&ObjectName::Trust, &repo.trust_by(&[66], |_| ()));
+        repo.server.say(&trust_name(3), answer);
+        assert_eq!(client.refresh(&repo).await, outcome);
+        assert_eq!(client.kept(), (2, Some(1)), "{outcome:?}");
+        stale.forge_list(&stale.list_by(&[11], |m| m.serial = 9));
+        assert_eq!(client.refresh(&stale).await, list_refused("BAD_SIGNATURE"), "{outcome:?}");
+        assert_eq!(client.kept(), (2, Some(1)), "{outcome:?}");
+    }
+    client.recovers("the next", &mut repo).await;
+}

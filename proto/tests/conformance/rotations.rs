@@ -94,6 +94,10 @@ async fn root_keys_do_not_change_when_too_few_sign() {
         client.takes(case, &repo).await;
         let last = *steps.last().unwrap();
         repo.forge_trust(&repo.trust_by(last.2, |t| t.root = roots_of(last)));
+        // A new device has walked as far by its first look.
+        let new = Client::enrolled(roots_of(steps[0]));
+        assert_eq!(new.refresh(&repo).await, trust_refused(2, "BAD_SIGNATURE"), "{case}");
+        assert_eq!(new.kept(), (1, None), "{case}");
         let kept = client.kept();
         client.refuses(case, &mut repo, trust_refused(2, "BAD_SIGNATURE"), kept).await;
         // The same file, signed by all.
@@ -101,6 +105,7 @@ async fn root_keys_do_not_change_when_too_few_sign() {
         repo.root_signers = all;
         repo.put_trust(|t| t.root = roots_of(last));
         client.recovers(case, &mut repo).await;
+        new.takes(case, &repo).await;
     }
 }
 
