@@ -161,12 +161,18 @@ async fn refresh_from(
         Small::Unchanged => return Ok(false),
         Small::Body { bytes, etag } => (bytes, etag),
     };
-    if walk(source, &mut trust, limits, walked).await? {
-        lock(device).save(&trust, None)?;
+    let whole = walk(source, &mut trust, limits, walked).await;
+    let mut d = lock(device);
+    // Also where the walk broke off: what was revoked on the way stays so.
+    if trust.version() > d.trust().version() {
+        d.save(&trust, None)?;
+    } else {
+        // Another source, read at the same time, has led as far or further: trust never goes back.
+        trust = d.trust().clone();
     }
+    whole?;
     let refused =
         |refusal| FollowError::Refused { source_url: source.url().to_owned(), object: object.clone(), refusal };
-    let mut d = lock(device);
     let accepted: Accepted = accept_manifest(&bytes, &store, &trust, d.seen(), clock.now(), limits).map_err(refused)?;
     let changed = !accepted.again || d.manifest().is_none();
     if changed {
@@ -176,28 +182,26 @@ async fn refresh_from(
     Ok(changed)
 }
 
-/// Walks the trust files from what is known to what `trust.json` claims; whether there were any.
+/// Walks the trust files from what is known to what `trust.json` claims, as far as they are good.
 async fn walk(
     source: &Source,
     trust: &mut TrustState,
     limits: &Limits,
     walked: &mut Vec<(u64, Bytes)>,
-) -> Result<bool, FollowError> {
+) -> Result<(), FollowError> {
     let refused =
         |object: ObjectName, refusal| FollowError::Refused { source_url: source.url().to_owned(), object, refusal };
     let Small::Body { bytes, .. } = source.get_small(&ObjectName::Trust, None, None, limits.trust_bytes).await? else {
-        return Ok(false);
+        return Ok(());
     };
     let claimed = TrustState::claimed_version(&bytes, limits).map_err(|r| refused(ObjectName::Trust, r))?;
-    let mut moved = false;
     for n in trust.steps_to(claimed, limits).map_err(|r| refused(ObjectName::Trust, r))? {
         let object = ObjectName::TrustVersion(n);
         let Small::Body { bytes, .. } = source.get_small(&object, None, None, limits.trust_bytes).await? else { break };
         *trust = trust.step(&bytes, limits).map_err(|r| refused(object, r))?;
         walked.push((n, bytes));
-        moved = true;
     }
-    Ok(moved)
+    Ok(())
 }
 
 #[cfg(test)]
