@@ -143,7 +143,7 @@ pub fn open<'k>(
 }
 
 /// Signatures looked at in one envelope: bounds the work that a stranger can ask for.
-const MAX_SIGNATURES: usize = 16;
+pub(crate) const MAX_SIGNATURES: usize = 16;
 
 /// The payload of an envelope whose signature nobody has looked at: to learn a version number or
 /// an id to look a key up by, never to act on.

@@ -32,10 +32,11 @@ impl RootKeys {
         let mut keys: Vec<_> = self.keys.iter().map(PublicKey::as_bytes).collect();
         keys.sort_unstable();
         keys.dedup();
-        if (1..=keys.len()).contains(&self.threshold) {
+        if (1..=keys.len().min(dsse::MAX_SIGNATURES)).contains(&self.threshold) {
             return Ok(());
         }
-        Err(format!("a threshold of {} with {} distinct root keys", self.threshold, keys.len()))
+        let (wanted, keys, most) = (self.threshold, keys.len(), dsse::MAX_SIGNATURES);
+        Err(format!("a threshold of {wanted} with {keys} distinct root keys; {most} signatures are read at most"))
     }
 }
 
@@ -470,6 +471,21 @@ mod tests {
     }
     fn code<T: std::fmt::Debug>(r: Result<T, Refusal>) -> &'static str {
         r.unwrap_err().code()
+    }
+
+    #[test]
+    fn a_threshold_is_one_that_can_be_met() {
+        let many: Vec<u8> = (1..=20).collect();
+        for (keys, threshold, holds) in [
+            (&many[..1], 1, true),
+            (&many, 16, true),
+            (&many, 0, false),
+            (&many[..2], 3, false),
+            (&[1, 1], 2, false),
+            (&many, 17, false),
+        ] {
+            assert_eq!(roots(keys, threshold).check().is_ok(), holds, "{threshold} of {}", keys.len());
+        }
     }
 
     #[test]

@@ -80,7 +80,8 @@ pub fn record(node: &Node, args: &[&str], injections: &[String]) -> Recording {
 
 /// The options of a recording.
 pub fn recorded(injections: &[String]) -> Vec<String> {
-    let mut options = vec![ONLY_THESE.to_owned(), "-s".into(), "67108864".into(), "-e".into(), format!("trace={CALLS}")];
+    let mut options =
+        vec![ONLY_THESE.to_owned(), "-s".into(), "67108864".into(), "-e".into(), format!("trace={CALLS}")];
     options.extend(injections.iter().flat_map(|i| ["-e".to_owned(), format!("inject={i}")]));
     options
 }
