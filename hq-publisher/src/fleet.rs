@@ -38,7 +38,7 @@ pub struct DeviceView<'a> {
 /// What [`assess`] looks at.
 #[derive(Debug)]
 pub struct Fleet<'a> {
-    /// The devices that are enrolled and not revoked.
+    /// The devices that are enrolled and not revoked; those of which there is nothing to tell may be left out.
     pub devices: &'a [DeviceView<'a>],
     /// What they told and the fleet was not judged on yet, though they may tell of it no more: a register heals within
     /// the second.

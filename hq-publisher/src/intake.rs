@@ -5,7 +5,7 @@
 //! before the answer is given: if the power goes, an answered beat is there.
 
 use crate::fleet::{DeviceView, Digests, Published};
-use crate::ledger::{BeatOutcome, BeatRow, DeviceRow, Ledger, LedgerError, Serials};
+use crate::ledger::{BeatOutcome, BeatRow, Complaint, DeviceRow, Ledger, LedgerError, Serials};
 use proto::clock::{Clock, Timestamp, before, since};
 use proto::dsse;
 use proto::failpoint;
@@ -13,7 +13,7 @@ use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::limits::Limits;
 use proto::runs::{DOUBLE_TOLD, Runs};
 use proto::wire::{Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -91,6 +91,8 @@ struct Heard {
     /// Monotonic time since when it holds a list older than its store's, and came no nearer.
     stuck: Option<Duration>,
     seq: u64,
+    /// The list that it holds, by its heartbeat; 0: none.
+    serial: u64,
     beat: Arc<Heartbeat>,
     runs: Runs,
     /// Whether there is nothing to tell of its heartbeat, now or later.
@@ -182,7 +184,8 @@ impl Intake {
         let last = of_store.remove(&id);
         let returns = last.as_ref().is_some_and(|h| h.silent_for(at) >= self.store_silent) && age < self.store_silent;
         let back = if returns { Some(at) } else { last.as_ref().and_then(|h| h.back) };
-        let stuck = last.as_ref().filter(|h| h.beat.serial >= beat.serial).and_then(|h| h.stuck);
+        let serial = beat.serial.unwrap_or(0);
+        let stuck = last.as_ref().filter(|h| h.serial >= serial).and_then(|h| h.stuck);
         let (runs, double) = last.map(|h| (h.runs, h.double)).unwrap_or_default();
         // A relay says of each register how long ago it heard it, between that register's beats.
         for (register, ago) in &beat.registers {
@@ -193,7 +196,7 @@ impl Intake {
                 }
             }
         }
-        let mut heard = Heard { at, age, back, stuck, seq, beat: Arc::clone(&beat), runs, is_calm: false, double };
+        let mut heard = Heard { at, age, back, stuck, seq, serial, beat: beat.clone(), runs, is_calm: false, double };
         heard.note_run(&beat, at);
         of_store.insert(id, heard);
     }
@@ -204,7 +207,7 @@ impl Intake {
         let now = self.clock.monotonic();
         for (store, devices) in &mut self.state().heard.0 {
             let wanted = serials.get(store).map(|s| s.wake);
-            let behind = |h: &Heard| wanted.is_some_and(|w| h.beat.serial.unwrap_or(0) < w);
+            let behind = |h: &Heard| wanted.is_some_and(|w| h.serial < w);
             let at_hand = |relay: &Heard| !behind(relay) && relay.silent_for(now) < self.store_silent;
             let has_it = devices.get(&DeviceId::Relay(store.clone())).is_some_and(at_hand);
             for (id, h) in devices {
@@ -334,38 +337,59 @@ impl Intake {
 
     /// Every enrolled device as it is seen now.
     pub fn views<'a>(&self, devices: &'a [DeviceId]) -> Vec<DeviceView<'a>> {
-        self.views_with(devices, |_| true)
+        self.views_with(devices, |_, _, _| true, |_| true)
     }
 
-    /// The same, without the heartbeats of which there is nothing to tell.
-    pub fn news<'a>(&self, devices: &'a [DeviceId]) -> Vec<DeviceView<'a>> {
-        self.views_with(devices, |h| !h.is_calm || h.stuck.is_some())
+    /// The same, without devices and heartbeats of which there is nothing to tell: most are heard, say what they said, and
+    /// have no complaint.
+    pub fn news<'a>(
+        &self,
+        devices: &'a [DeviceId],
+        complaints: &[Complaint],
+        register_silent: Duration,
+    ) -> Vec<DeviceView<'a>> {
+        let complain: BTreeSet<&DeviceId> = complaints.iter().map(|c| &c.device).collect();
+        let says_something = |h: &Heard| !h.is_calm || h.stuck.is_some();
+        let is_news = |id: &DeviceId, heard: Option<&Heard>, now: Duration| {
+            let limit = if matches!(id, DeviceId::Relay(_)) { self.store_silent } else { register_silent };
+            let is_loud = |h: &Heard| says_something(h) || h.double.is_some() || h.silent_for(now) >= limit;
+            heard.is_some_and(is_loud) || complain.contains(id)
+        };
+        self.views_with(devices, is_news, says_something)
     }
 
-    fn views_with<'a>(&self, devices: &'a [DeviceId], with_beat: impl Fn(&Heard) -> bool) -> Vec<DeviceView<'a>> {
+    fn views_with<'a>(
+        &self,
+        devices: &'a [DeviceId],
+        is_wanted: impl Fn(&DeviceId, Option<&Heard>, Duration) -> bool,
+        with_beat: impl Fn(&Heard) -> bool,
+    ) -> Vec<DeviceView<'a>> {
         let now = self.clock.monotonic();
         let state = self.state();
-        let mut views = Vec::with_capacity(devices.len());
+        let mut views = Vec::new();
         for of_store in devices.chunk_by(|a, b| a.store() == b.store()) {
             let store = of_store[0].store();
             let voices = state.heard.of(store);
             let heard = |id: &DeviceId| voices.and_then(|v| v.get(id));
             // A register is watched while its store's relay is heard.
             let back = heard(&DeviceId::Relay(store.clone())).and_then(|relay| relay.back).unwrap_or_default();
-            views.extend(of_store.iter().map(|id| {
+            views.extend(of_store.iter().filter_map(|id| {
                 let heard = heard(id);
+                if !is_wanted(id, heard, now) {
+                    return None;
+                }
                 let watched_from = match id {
                     DeviceId::Relay(_) => state.started,
                     DeviceId::Register(_) => back.max(state.started),
                 };
-                DeviceView {
+                Some(DeviceView {
                     id,
                     silent_for: heard.map(|h| h.silent_for(now)),
                     watched_for: now.saturating_sub(watched_from),
                     stuck_for: heard.and_then(|h| h.stuck).map(|since| now.saturating_sub(since)),
                     is_double: heard.and_then(|h| h.double).is_some_and(|at| now.saturating_sub(at) < DOUBLE_TOLD),
                     beat: heard.filter(|h| with_beat(h)).map(|h| Arc::clone(&h.beat)),
-                }
+                })
             }));
         }
         views
@@ -662,6 +686,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_has_nothing_to_tell_is_left_out_until_there_is_something() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        let id: DeviceId = "1".parse().unwrap();
+        let news = |complaints: &[Complaint]| i.news(std::slice::from_ref(&id), complaints, s(1800)).len();
+        assert_eq!(news(&[]), 0, "never heard: not installed yet");
+        take(&i, vec![beat("1", 1, &key(1), 0, &[])]).await;
+        assert_eq!(news(&[]), 1);
+        i.note_calm([(&id, 1)].into_iter());
+        assert_eq!(news(&[]), 0);
+        let text = "healed meanwhile".to_owned();
+        let fault = Fault { code: fault::DRIFT.into(), instance: None, object: None, text, since: w.clock.now() };
+        assert_eq!(news(&[Complaint { device: id.clone(), fault }]), 1);
+        w.clock.advance(s(299));
+        assert_eq!(news(&[]), 0);
+        w.clock.advance(s(1));
+        assert_eq!(news(&[]), 1, "silent");
+        take(&i, vec![beat("1", 2, &key(1), 0, &[])]).await;
+        assert_eq!(news(&[]), 1, "another one");
+    }
+
+    #[tokio::test]
     async fn a_fault_that_was_mended_between_two_judgements_is_judged_once() {
         let w = World::new().await;
         let i = w.intake().await;
@@ -677,7 +723,7 @@ mod tests {
         let judged = async |i: &Intake| {
             let (ids, complaints) = (["1-1".parse().unwrap()], i.ledger.unjudged().await.unwrap());
             let (published, serials, alerts) = (Published::new(), BTreeMap::new(), AlertsConfig::default());
-            let devices = i.news(&ids);
+            let devices = i.news(&ids, &complaints, alerts.register_silent.0);
             let fleet = Fleet {
                 devices: &devices,
                 complaints: &complaints,

@@ -146,7 +146,7 @@ impl Chain {
     fn look(&mut self) -> (Vec<String>, Vec<String>) {
         let now = self.clock.now();
         self.intake.expect(&self.serials);
-        let devices = self.intake.news(&self.ids);
+        let devices = self.intake.news(&self.ids, &[], Duration::from_secs(REGISTER_LIMIT));
         let fleet = Fleet {
             devices: &devices,
             complaints: &[],
