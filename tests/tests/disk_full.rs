@@ -271,11 +271,13 @@ fn recover_on_disks_of(sizes: &[u32]) {
     let nowhere = temp_dir("nowhere");
     let nothing = nowhere.path().join("nothing");
     std::fs::create_dir(&nothing).unwrap();
-    let judge = |who: &str, found: Vec<([i32; 4], Value)>, digests: bool| {
+    let judge = |who: &str, found: Vec<([i32; 4], Value)>, is_device: bool| {
         let done: Vec<bool> = found.iter().map(|(codes, _)| codes[0] == 0).collect();
         for (n, (codes, status)) in sizes.iter().zip(&found) {
-            assert_eq!(codes[1..], [0, 0, 0], "{who}, {n} steps: {codes:?} {status:#}");
-            if digests {
+            assert_eq!(codes[2..], [0, 0], "{who}, {n} steps: {codes:?} {status:#}");
+            // Headquarters' ledger may lack the room that a look at it takes.
+            if is_device {
+                assert_eq!(codes[1], 0, "{who}, {n} steps: {codes:?} {status:#}");
                 let streams = status["streams"].as_object().unwrap();
                 let held: BTreeMap<String, String> = streams.values().flat_map(digests_of).collect();
                 assert_eq!(held, site.expected("0421"), "{who}, {n} steps");

@@ -20,7 +20,10 @@ use std::time::Duration;
 pub enum LedgerError {
     /// The database.
     #[error("the ledger (state.database) failed: {0}")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
+    /// Its disk is full.
+    #[error("the ledger (state.database) has no room: make some on its disk, and run this again")]
+    Full(#[source] sqlx::Error),
     /// Its directory.
     #[error("the ledger (state.database): {0}")]
     Shelf(#[from] proto::shelf::ShelfError),
@@ -69,6 +72,16 @@ pub enum LedgerError {
     /// Something else that two must not do.
     #[error("{0}")]
     Conflict(String),
+}
+
+/// What a full disk is called: SQLITE_FULL, SQLITE_IOERR_SHMSIZE (its index cannot be made), PostgreSQL's disk_full.
+const FULL: [&str; 3] = ["13", "4874", "53100"];
+
+impl From<sqlx::Error> for LedgerError {
+    fn from(e: sqlx::Error) -> Self {
+        let code = e.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        if code.is_some_and(|code| FULL.contains(&&*code)) { LedgerError::Full(e) } else { LedgerError::Database(e) }
+    }
 }
 
 /// A number that changes when a manifest was put, or a device enrolled or revoked: cheap to ask for.

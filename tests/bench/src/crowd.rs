@@ -85,7 +85,7 @@ fn register(n: usize) -> String {
 fn work(to: SocketAddr, rounds: u64, pack: &str, seq: &Arc<AtomicU64>) -> Vec<f64> {
     let (pack, first) = (pack.to_owned(), seq.fetch_add(rounds, Relaxed));
     let requests = move |n: usize, round: u64| {
-        let beats = vec![beat(&register(n), first + round, &Streams::new(), std::iter::empty())];
+        let beats = vec![beat(&register(n), (first + round, None), &Streams::new(), std::iter::empty())];
         let body = serde_json::to_vec(&Beats { beats }).unwrap();
         let manifest = format!("/stores/{STORE}/manifest.json");
         let gets = ["/v1/versions", &manifest, &pack].map(flood::get);

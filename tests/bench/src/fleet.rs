@@ -47,6 +47,7 @@ pub fn fleet(_: &Options, results: &mut Results) {
     site.hq.run(&["publish"]).ok();
     enrol(&site, (0..STORES).flat_map(devices));
     let streams: Vec<Streams> = (0..zones).map(|zone| held(&site, zone)).collect();
+    let serials: Vec<Option<u64>> = (0..STORES).map(|s| site.manifest(&store(s))["serial"].as_u64()).collect();
     let hq = site.hq.start_ready();
     let address: SocketAddr = site.hq.url().trim_start_matches("http://").parse().unwrap();
     let what = format!("heartbeats of {STORES} stores with {REGISTERS} registers each");
@@ -56,7 +57,8 @@ pub fn fleet(_: &Options, results: &mut Results) {
         (1, "ten times as fast as they come", STORES, a_second * 10.0),
         (2, "as they come, half a minute's", STORES / 2, a_second),
     ] {
-        let posts: Vec<Vec<u8>> = (0..stores).map(|s| post(s, seq, &streams[(s % zones) as usize])).collect();
+        let posts: Vec<Vec<u8>> =
+            (0..stores).map(|s| post(s, seq, serials[s as usize], &streams[(s % zones) as usize])).collect();
         let (cpu, start) = (cpu_of(hq.process.pid()), Instant::now());
         let took = load(address, &posts, rate);
         let cores = (cpu_of(hq.process.pid()) - cpu).as_secs_f64() / start.elapsed().as_secs_f64();
@@ -164,7 +166,12 @@ fn held(site: &Site, zone: u32) -> Streams {
 }
 
 /// A heartbeat, signed; a relay says of its registers that they were there.
-pub fn beat(device: &str, seq: u64, streams: &Streams, registers: impl Iterator<Item = String>) -> Beat {
+pub fn beat(
+    device: &str,
+    (seq, serial): (u64, Option<u64>),
+    streams: &Streams,
+    registers: impl Iterator<Item = String>,
+) -> Beat {
     let heartbeat = Heartbeat {
         format: 1,
         device: device.parse().unwrap(),
@@ -172,7 +179,7 @@ pub fn beat(device: &str, seq: u64, streams: &Streams, registers: impl Iterator<
         seq,
         sent_at: SystemClock::default().now(),
         program: "pos-agent 0.1.0".into(),
-        serial: Some(1),
+        serial,
         streams: streams.clone(),
         network: Network::Online,
         errors: Vec::new(),
@@ -186,10 +193,10 @@ pub fn beat(device: &str, seq: u64, streams: &Streams, registers: impl Iterator<
 }
 
 /// The request of a store's relay: its own heartbeat, and one of each register.
-fn post(n: u32, seq: u64, streams: &Streams) -> Vec<u8> {
+fn post(n: u32, seq: u64, serial: Option<u64>, streams: &Streams) -> Vec<u8> {
     let beat = |device: String| match device.contains('-') {
-        true => beat(&device, seq, streams, std::iter::empty()),
-        false => beat(&device, seq, streams, devices(n).skip(1)),
+        true => beat(&device, (seq, serial), streams, std::iter::empty()),
+        false => beat(&device, (seq, serial), streams, devices(n).skip(1)),
     };
     let body = serde_json::to_vec(&Beats { beats: devices(n).map(beat).collect() }).unwrap();
     let head = format!(
