@@ -44,8 +44,8 @@ pub fn fleet(_: &Options, results: &mut Results) {
         .hq("alerts.store_silent", "\"90s\"")
         .build();
     let zones = chain(&mut site, STORES).1;
-    site.hq.run(&["publish"]).ok();
     enrol(&site, (0..STORES).flat_map(devices));
+    site.hq.run(&["publish"]).ok();
     let streams: Vec<Streams> = (0..zones).map(|zone| held(&site, zone)).collect();
     let serials: Vec<Option<u64>> = (0..STORES).map(|s| site.manifest(&store(s))["serial"].as_u64()).collect();
     let hq = site.hq.start_ready();
