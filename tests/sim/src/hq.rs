@@ -22,6 +22,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tillcast_tests::Dice;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
@@ -203,7 +204,7 @@ impl Hq {
                     seed: key.to_secret_text(),
                     roots: RootKeys { threshold: 1, keys: vec![self.root.public()] },
                     trust_version: 1,
-                    expires_at: proto::clock::after(now, std::time::Duration::from_secs(86_400)),
+                    expires_at: proto::clock::after(now, Duration::from_secs(86_400)),
                 });
             }
         }
@@ -332,6 +333,7 @@ impl Hq {
         model: &Arc<Mutex<Model>>,
     ) -> Published {
         if let Some(pages) = self.room {
+            self.settle().await;
             self.disk.fill(pages);
         }
         let steps = Cutter { left: Mutex::new(cut), model: Arc::clone(model) };
@@ -344,6 +346,19 @@ impl Hq {
             Ok(report) => Published::Ended(Box::new(report)),
             Err(PublishError::Aborted(_)) => Published::Cut,
             Err(e) => Published::Failed(e),
+        }
+    }
+
+    /// Waits until a ledger that was let go is closed: its connections end in threads of their own, and the last one takes
+    /// the log home. What room there is would be chance.
+    async fn settle(&self) {
+        let ledger = self.config.state.dir.join("fleet.db");
+        let is_it = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|file| file == ledger);
+        let is_open = || fs::read_dir("/proc/self/fd").unwrap().flatten().any(is_it);
+        let until = Instant::now() + Duration::from_secs(10);
+        while self.app.is_none() && is_open() && Instant::now() < until {
+            tokio::task::yield_now().await;
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
