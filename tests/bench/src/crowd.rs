@@ -16,10 +16,14 @@ use tillcast_tests::{PATIENCE, Site, until};
 const REGISTERS: usize = 30;
 /// Rounds of requests of each register.
 const ROUNDS: u64 = 20;
+/// A heartbeat is posted in one of so many: a relay keeps two a second of each.
+const BEAT: u64 = 5;
 
 /// A crowd from one address, one from 250, and nobody.
 pub fn crowd(options: &Options, results: &mut Results) {
-    let site = Site::builder().stores(&[(STORE, "east")]).registers(0).items(2000).build();
+    let builder = Site::builder().stores(&[(STORE, "east")]).registers(0).items(2000);
+    // As it is by itself.
+    let site = builder.relay("http.per_ip", "32").build();
     enrol(&site, (0..REGISTERS).map(register));
     site.publish();
     site.relay(STORE).run(&["once"]).ok();
@@ -81,7 +85,7 @@ fn register(n: usize) -> String {
     format!("{STORE}-t{n}")
 }
 
-/// Each register asks for versions, the manifest, a pack, and posts its heartbeat; milliseconds to each answer.
+/// Each register asks for versions, the manifest, a pack, and posts heartbeats; milliseconds to each answer.
 fn work(to: SocketAddr, rounds: u64, pack: &str, seq: &Arc<AtomicU64>) -> Vec<f64> {
     let (pack, first) = (pack.to_owned(), seq.fetch_add(rounds, Relaxed));
     let requests = move |n: usize, round: u64| {
@@ -89,7 +93,8 @@ fn work(to: SocketAddr, rounds: u64, pack: &str, seq: &Arc<AtomicU64>) -> Vec<f6
         let body = serde_json::to_vec(&Beats { beats }).unwrap();
         let manifest = format!("/stores/{STORE}/manifest.json");
         let gets = ["/v1/versions", &manifest, &pack].map(flood::get);
-        [gets.to_vec(), vec![flood::post("/v1/heartbeats", &body)]].concat()
+        let beats = round.is_multiple_of(BEAT).then(|| flood::post("/v1/heartbeats", &body));
+        gets.into_iter().chain(beats).collect()
     };
     let took = flood::devices_work(REGISTERS, to, (rounds, Duration::from_secs(60)), requests);
     took.into_iter().map(|t| t.as_secs_f64() * 1000.0).collect()
