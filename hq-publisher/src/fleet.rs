@@ -411,28 +411,9 @@ fn expiring(fleet: &Fleet<'_>, a: &mut Assessment) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use proto::wire::Network;
 
     const MIN: u64 = 60;
 
-    fn heartbeat(id: &str) -> Heartbeat {
-        Heartbeat {
-            format: 1,
-            device: id.parse().unwrap(),
-            run: None,
-            seq: 1,
-            sent_at: Timestamp::UNIX_EPOCH,
-            program: "x".into(),
-            serial: None,
-            streams: BTreeMap::new(),
-            network: Network::Online,
-            errors: Vec::new(),
-            debts: Vec::new(),
-            disk: None,
-            clock_skew_s: None,
-            registers: BTreeMap::new(),
-        }
-    }
     /// id, silent for (min), watched for (min)
     fn device(id: &str, silent: Option<u64>, watched: u64) -> DeviceView<'static> {
         DeviceView {
@@ -441,7 +422,7 @@ mod tests {
             watched_for: Duration::from_secs(watched * MIN),
             stuck_for: None,
             is_double: false,
-            beat: Some(Arc::new(heartbeat(id))),
+            beat: Some(Arc::new(Heartbeat::plain(id.parse().unwrap(), 1))),
         }
     }
     fn of<T>(devices: &[DeviceView<'_>], look: impl FnOnce(&Fleet<'_>) -> T) -> T {

@@ -479,7 +479,6 @@ mod tests {
     use crate::fleet::{self, Fleet};
     use proto::clock::TestClock;
     use proto::keys::SecretKey;
-    use proto::wire::Network;
 
     struct World {
         _dir: tempfile::TempDir,
@@ -493,22 +492,8 @@ mod tests {
         Duration::from_secs(n)
     }
     fn beat(id: &str, seq: u64, by: &SecretKey, seen_s: u64, registers: &[(&str, u64)]) -> Beat {
-        let heartbeat = Heartbeat {
-            format: 1,
-            device: id.parse().unwrap(),
-            run: None,
-            seq,
-            sent_at: Timestamp::UNIX_EPOCH,
-            program: "x".into(),
-            serial: None,
-            streams: BTreeMap::new(),
-            network: Network::Online,
-            errors: Vec::new(),
-            debts: Vec::new(),
-            disk: None,
-            clock_skew_s: None,
-            registers: registers.iter().map(|(r, s)| (r.parse().unwrap(), *s)).collect(),
-        };
+        let registers = registers.iter().map(|(r, s)| (r.parse().unwrap(), *s)).collect();
+        let heartbeat = Heartbeat { registers, ..Heartbeat::plain(id.parse().unwrap(), seq) };
         Beat { envelope: serde_json::from_slice(&heartbeat.seal(by).unwrap()).unwrap(), seen_s }
     }
 

@@ -142,7 +142,6 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Network;
 
     fn t(s: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + s).unwrap()
@@ -193,22 +192,8 @@ mod tests {
     }
 
     fn beat(run: &str, sent: i64) -> Heartbeat {
-        Heartbeat {
-            format: 1,
-            device: "0421".parse().unwrap(),
-            run: (!run.is_empty()).then(|| run.to_owned()),
-            seq: 1,
-            sent_at: t(sent),
-            program: String::new(),
-            serial: None,
-            streams: Default::default(),
-            network: Network::Online,
-            errors: Vec::new(),
-            debts: Vec::new(),
-            disk: None,
-            clock_skew_s: None,
-            registers: Default::default(),
-        }
+        let run = (!run.is_empty()).then(|| run.to_owned());
+        Heartbeat { run, sent_at: t(sent), ..Heartbeat::plain("0421".parse().unwrap(), 1) }
     }
 
     #[test]

@@ -8,7 +8,6 @@ use crate::fleet::{self, Fleet};
 use crate::ledger::Episode;
 use proto::clock::TestClock;
 use proto::ids::RegisterId;
-use proto::wire::Network;
 use tillcast_tests::Dice;
 
 const REGISTERS: usize = 4;
@@ -209,23 +208,9 @@ impl Chain {
     }
 }
 
+/// Of a device that holds the newest list.
 fn heartbeat(id: &DeviceId, seq: u64, registers: BTreeMap<RegisterId, u64>) -> Heartbeat {
-    Heartbeat {
-        format: 1,
-        device: id.clone(),
-        run: None,
-        seq,
-        sent_at: Timestamp::UNIX_EPOCH,
-        program: "x".into(),
-        serial: Some(1),
-        streams: BTreeMap::new(),
-        network: Network::Online,
-        errors: Vec::new(),
-        debts: Vec::new(),
-        disk: None,
-        clock_skew_s: None,
-        registers,
-    }
+    Heartbeat { serial: Some(1), registers, ..Heartbeat::plain(id.clone(), seq) }
 }
 
 async fn years(wanted: f64, seed: u64) {

@@ -9,7 +9,7 @@ use proto::clock::TestClock;
 use proto::digest::Sha256;
 use proto::dsse::Envelope;
 use proto::keys::SecretKey;
-use proto::wire::{Beat, BeatAnswer, Fault, Heartbeat, Network, StreamReport, StreamState, fault};
+use proto::wire::{Beat, BeatAnswer, Fault, Heartbeat, StreamReport, StreamState, fault};
 use std::collections::BTreeMap;
 use tower::ServiceExt;
 
@@ -89,22 +89,7 @@ fn key(n: u8) -> SecretKey {
     SecretKey::from_seed([n; 32])
 }
 fn heartbeat(id: &str, seq: u64) -> Heartbeat {
-    Heartbeat {
-        format: 1,
-        device: id.parse().unwrap(),
-        run: None,
-        seq,
-        sent_at: jiff::Timestamp::UNIX_EPOCH,
-        program: "x".into(),
-        serial: None,
-        streams: BTreeMap::new(),
-        network: Network::Online,
-        errors: Vec::new(),
-        debts: Vec::new(),
-        disk: None,
-        clock_skew_s: None,
-        registers: BTreeMap::new(),
-    }
+    Heartbeat::plain(id.parse().unwrap(), seq)
 }
 fn wake_request(known: Option<&str>, wait: u64) -> Request<Body> {
     let mut r = Request::get(format!("/v1/wake?store=1&wait={wait}"));
