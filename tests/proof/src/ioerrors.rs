@@ -6,7 +6,7 @@ use crate::check::Owed;
 use crate::disk::{Disk, Way};
 use crate::powercut::quiet_panics;
 use crate::scenes::{SCENES, Scene};
-use crate::stage::{self, Stage, bounded, run_traced};
+use crate::stage::{self, Stage, bounded, complaints, run_traced};
 use crate::trace::{self, Call, Recording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -267,8 +267,7 @@ impl Stage {
             return Err(format!("it was ended by {}: {}", recording.output.status, tail()));
         }
         let code = code.unwrap_or(-1);
-        let usual: BTreeSet<String> = complaints(&String::from_utf8_lossy(&self.usual.stderr)).collect();
-        let complains = complaints(&stderr).any(|line| !usual.contains(&line));
+        let complains = complaints(&stderr).any(|line| !self.usual.contains(&line));
         let mut owed = self.owed.clone();
         if code == self.scene.code {
             self.scene.ended(&mut owed);
@@ -312,13 +311,6 @@ impl Stage {
         cuts.extend((0..CUTS).map(|_| disk.cut_anyhow(dice)));
         cuts.iter().try_for_each(|image| self.scene.world.check(image, owed, &mut self.bench))
     }
-}
-
-/// Warnings and errors in a log, without times and numbers.
-fn complaints(stderr: &str) -> impl Iterator<Item = String> {
-    let loud = |l: &&str| l.contains(" WARN ") || l.contains(" ERROR ") || l.contains("error") || l.contains("cannot");
-    let plain = |l: &str| l.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
-    stderr.lines().filter(loud).map(plain).collect::<Vec<_>>().into_iter()
 }
 
 /// Runs with a bound on the length of files. The signal that comes with it is ignored: the call fails instead.

@@ -158,12 +158,11 @@ pub fn run(options: &Options) -> Report {
 
 /// Cases in any order, so that a sample is one of all.
 fn plan(options: &Options, points: &[(usize, Kill)], dice: &mut Dice) -> Vec<(usize, Case)> {
-    let mut singles: Vec<(usize, Case)> = points.iter().map(|(scene, kill)| (*scene, vec![kill.clone()])).collect();
-    dice.shuffle(&mut singles);
-    singles.truncate(if options.runs == 0 { singles.len() } else { options.runs });
-    let of_scene = |scene: usize| points.iter().filter(|(s, _)| *s == scene).map(|(_, kill)| kill).collect::<Vec<_>>();
-    let by_scene: BTreeMap<usize, Vec<&Kill>> = points.iter().map(|(scene, _)| (*scene, of_scene(*scene))).collect();
-    let mut cases = singles;
+    let mut cases: Vec<(usize, Case)> = points.iter().map(|(scene, kill)| (*scene, vec![kill.clone()])).collect();
+    dice.shuffle(&mut cases);
+    cases.truncate(if options.runs == 0 { cases.len() } else { options.runs });
+    let mut by_scene: BTreeMap<usize, Vec<&Kill>> = BTreeMap::new();
+    points.iter().for_each(|(scene, kill)| by_scene.entry(*scene).or_default().push(kill));
     for _ in 0..options.pairs {
         let (scene, first) = &points[dice.index(points.len())];
         // A recovery is shorter than what it recovers from: most of its calls have small numbers.

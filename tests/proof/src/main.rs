@@ -1,6 +1,6 @@
 //! `tests/proof/run`: explores what power cuts, I/O errors and kills may do to the real binaries, and counts.
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
 use tillcast_proof::{ioerrors, kills, powercut};
 
@@ -11,6 +11,20 @@ struct Line {
     what: What,
 }
 
+/// How any of them searches.
+#[derive(Debug, Args)]
+struct Search {
+    /// The seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only these scenes.
+    #[arg(long = "scene")]
+    scenes: Vec<String>,
+    /// Workers at once.
+    #[arg(long, default_value_t = 2)]
+    workers: usize,
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
     /// States that a power cut may leave, at every point of what the binaries write.
@@ -18,15 +32,8 @@ enum What {
         /// Different states to check.
         #[arg(long, default_value_t = 20_000)]
         states: usize,
-        /// The seed.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Only these scenes.
-        #[arg(long = "scene")]
-        scenes: Vec<String>,
-        /// Workers at once.
-        #[arg(long, default_value_t = 2)]
-        workers: usize,
+        #[command(flatten)]
+        search: Search,
         /// States that the real binaries are run on.
         #[arg(long, default_value_t = 200)]
         recover: usize,
@@ -36,15 +43,8 @@ enum What {
         /// Runs, drawn by the seed; 0: all.
         #[arg(long, default_value_t = 1000)]
         runs: usize,
-        /// The seed.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Only these scenes.
-        #[arg(long = "scene")]
-        scenes: Vec<String>,
-        /// Workers at once.
-        #[arg(long, default_value_t = 2)]
-        workers: usize,
+        #[command(flatten)]
+        search: Search,
         /// Only cases that begin like this, as a report names them (`pwrite64:error=EIO:when=7`), with all that they say.
         #[arg(long)]
         only: Option<String>,
@@ -60,21 +60,14 @@ enum What {
         /// Moments.
         #[arg(long, default_value_t = 500)]
         moments: usize,
-        /// The seed.
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
-        /// Only these scenes.
-        #[arg(long = "scene")]
-        scenes: Vec<String>,
-        /// Workers at once.
-        #[arg(long, default_value_t = 2)]
-        workers: usize,
+        #[command(flatten)]
+        search: Search,
     },
 }
 
 fn main() -> ExitCode {
     let violations = match Line::parse().what {
-        What::Powercut { states, seed, scenes, workers, recover } => {
+        What::Powercut { states, search: Search { seed, scenes, workers }, recover } => {
             let options = powercut::Options { states, seed, scenes, workers, recover, verbose: true, deaf: None };
             let report = powercut::run(&options);
             println!("| scene | calls | prefixes with something not synced | states |\n| --- | --- | --- | --- |");
@@ -93,13 +86,13 @@ fn main() -> ExitCode {
             );
             report.violations.len()
         }
-        What::Ioerrors { runs, seed, scenes, workers, only } => {
+        What::Ioerrors { runs, search: Search { seed, scenes, workers }, only } => {
             let options = ioerrors::Options { runs, seed, scenes, workers, verbose: true, only };
             let report = ioerrors::run(&options);
             println!("{report}");
             report.violations.len()
         }
-        What::Kills { runs, pairs, moments, seed, scenes, workers } => {
+        What::Kills { runs, pairs, moments, search: Search { seed, scenes, workers } } => {
             let options = kills::Options { runs, pairs, moments, seed, scenes, workers, verbose: true };
             let report = kills::run(&options);
             println!("{report}");

@@ -22,8 +22,9 @@ pub(crate) struct Stage {
     pub(crate) before: Image,
     pub(crate) dirs: Vec<String>,
     pub(crate) owed: Owed,
-    /// A run that nothing disturbs: what it said, how long it took.
-    pub(crate) usual: Output,
+    /// What a run that nothing disturbs complains of.
+    pub(crate) usual: BTreeSet<String>,
+    /// How long it takes.
     pub(crate) took: Duration,
     pub(crate) bench: Bench,
 }
@@ -62,9 +63,11 @@ impl Stage {
         let (before, dirs, mut bench) = (scene.image(), directories(&scene), Bench::default());
         let owed = scene.owed(&before, &mut bench);
         let start = Instant::now();
-        let usual = bounded(plain(&scene), || false);
-        assert_eq!(usual.status.code(), Some(scene.code), "{}: {usual:?}", scene.name);
-        Stage { before, dirs, owed, usual, took: start.elapsed(), bench, scene }
+        let out = bounded(plain(&scene), || false);
+        let took = start.elapsed();
+        assert_eq!(out.status.code(), Some(scene.code), "{}: {out:?}", scene.name);
+        let usual = complaints(&String::from_utf8_lossy(&out.stderr)).collect();
+        Stage { before, dirs, owed, usual, took, bench, scene }
     }
 
     /// The numbers that calls on the site's files have in their threads.
@@ -104,6 +107,13 @@ impl Stage {
         self.scene.ended(&mut owed);
         converges(&self.scene, &owed, &mut self.bench)
     }
+}
+
+/// Warnings and errors in a log, without times and numbers.
+pub(crate) fn complaints(stderr: &str) -> impl Iterator<Item = String> {
+    let loud = |l: &&str| l.contains(" WARN ") || l.contains(" ERROR ") || l.contains("error") || l.contains("cannot");
+    let plain = |l: &str| l.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    stderr.lines().filter(loud).map(plain).collect::<Vec<_>>().into_iter()
 }
 
 /// Runs the command under strace to its end.
