@@ -89,12 +89,13 @@ fn register(n: usize) -> String {
 fn work(to: SocketAddr, rounds: u64, pack: &str, seq: &Arc<AtomicU64>) -> Vec<f64> {
     let (pack, first) = (pack.to_owned(), seq.fetch_add(rounds, Relaxed));
     let requests = move |n: usize, round: u64| {
-        let beats = vec![beat(&register(n), (first + round, None), &Streams::new(), std::iter::empty())];
-        let body = serde_json::to_vec(&Beats { beats }).unwrap();
+        let post = || {
+            let beats = vec![beat(&register(n), (first + round, None), &Streams::new(), std::iter::empty())];
+            flood::post("/v1/heartbeats", &serde_json::to_vec(&Beats { beats }).unwrap())
+        };
         let manifest = format!("/stores/{STORE}/manifest.json");
         let gets = ["/v1/versions", &manifest, &pack].map(flood::get);
-        let beats = round.is_multiple_of(BEAT).then(|| flood::post("/v1/heartbeats", &body));
-        gets.into_iter().chain(beats).collect()
+        gets.into_iter().chain(round.is_multiple_of(BEAT).then(post)).collect()
     };
     let took = flood::devices_work(REGISTERS, to, (rounds, Duration::from_secs(60)), requests);
     took.into_iter().map(|t| t.as_secs_f64() * 1000.0).collect()
