@@ -15,8 +15,8 @@ use std::time::Duration;
 /// The state digests of one version.
 pub type Digests = BTreeMap<TableName, StateDigest>;
 
-/// The digests of versions that devices hold, as they were published.
-pub type Published = BTreeMap<Instance, BTreeMap<Version, Digests>>;
+/// The digests of versions that devices hold, as they were published; none of a version that the ledger does not know.
+pub type Published = BTreeMap<Instance, BTreeMap<Version, Option<Digests>>>;
 
 /// A device as HQ sees it now.
 #[derive(Debug, Clone)]
@@ -319,7 +319,7 @@ fn told<'a>(id: &'a DeviceId, beat: &'a Heartbeat, published: &'a Published) -> 
 
 /// Whether a stream's digests are those that were published of its version; none where one of them is not known.
 fn compare(report: &StreamReport, instance: &Instance, published: &Published) -> Option<bool> {
-    let known = published.get(instance)?.get(&report.version?)?;
+    let known = published.get(instance)?.get(&report.version?)?.as_ref()?;
     if report.digests.is_empty() { None } else { Some(known == &report.digests) }
 }
 
@@ -427,7 +427,7 @@ mod tests {
     }
     fn of<T>(devices: &[DeviceView<'_>], look: impl FnOnce(&Fleet<'_>) -> T) -> T {
         let published =
-            Published::from([("price@all".parse().unwrap(), BTreeMap::from([(Version::FIRST, digests("0"))]))]);
+            Published::from([("price@all".parse().unwrap(), BTreeMap::from([(Version::FIRST, Some(digests("0")))]))]);
         look(&Fleet {
             devices,
             complaints: &[],

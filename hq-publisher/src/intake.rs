@@ -4,12 +4,12 @@
 //! never believe an unsigned word but the age of a beat that a relay passes on. The ledger is written
 //! before the answer is given: if the power goes, an answered beat is there.
 
-use crate::fleet::{DeviceView, Digests, Published};
+use crate::fleet::{DeviceView, Published};
 use crate::ledger::{BeatOutcome, BeatRow, Complaint, DeviceRow, Ledger, LedgerError, Serials};
 use proto::clock::{Clock, Timestamp, before, since};
 use proto::dsse;
 use proto::failpoint;
-use proto::ids::{DeviceId, Instance, StoreId, Version};
+use proto::ids::{DeviceId, StoreId};
 use proto::limits::Limits;
 use proto::runs::{DOUBLE_TOLD, Runs};
 use proto::wire::{Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
@@ -52,13 +52,10 @@ struct Waiting {
     tell: oneshot::Sender<Option<Vec<BeatOutcome>>>,
 }
 
-/// Digests of versions that devices hold, from the ledger; none where it knows nothing of one.
-type Known = BTreeMap<Instance, BTreeMap<Version, Option<Digests>>>;
-
 #[derive(Default)]
 struct State {
     heard: Voices,
-    published: Known,
+    published: Arc<Published>,
     /// When the ledger was last read for beats that other processes took.
     read_at: Option<Timestamp>,
     /// Monotonic time of the start.
@@ -396,11 +393,11 @@ impl Intake {
     }
 
     /// The digests, as published, of every version that these devices hold.
-    pub async fn published(&self, views: &[DeviceView<'_>]) -> Result<Published, LedgerError> {
+    pub async fn published(&self, views: &[DeviceView<'_>]) -> Result<Arc<Published>, LedgerError> {
         let known = std::mem::take(&mut self.state().published);
-        let found = published(&self.ledger, views, known).await?;
-        self.state().published.clone_from(&found);
-        Ok(only_known(found))
+        let found = Arc::new(published(&self.ledger, views, Arc::unwrap_or_clone(known)).await?);
+        self.state().published = Arc::clone(&found);
+        Ok(found)
     }
 
     /// Notes of whose heartbeats, by number, there is nothing to tell.
@@ -418,17 +415,10 @@ impl Intake {
 /// Versions whose digests are kept though nobody asked for them lately: as many as a large chain publishes in weeks.
 const KNOWN: usize = 20_000;
 
-fn only_known(published: Known) -> Published {
-    let of = |versions: BTreeMap<Version, Option<Digests>>| {
-        versions.into_iter().filter_map(|(v, d)| Some((v, d?))).collect()
-    };
-    published.into_iter().map(|(instance, versions)| (instance, of(versions))).collect()
-}
-
 /// The digests of all versions that devices report, from the ledger where they are not known.
-async fn published(ledger: &Ledger, views: &[DeviceView<'_>], known: Known) -> Result<Known, LedgerError> {
+async fn published(ledger: &Ledger, views: &[DeviceView<'_>], known: Published) -> Result<Published, LedgerError> {
     let few = known.values().map(BTreeMap::len).sum::<usize>() < KNOWN;
-    let mut published = if few { known } else { Known::new() };
+    let mut published = if few { known } else { Published::new() };
     for beat in views.iter().filter_map(|v| v.beat.as_ref()) {
         for (instance, report) in &beat.streams {
             let Some(version) = report.version else { continue };
@@ -463,8 +453,8 @@ pub async fn glance<'a>(
             id,
         });
     }
-    let digests = published(ledger, &views, Known::new()).await?;
-    Ok((views, only_known(digests)))
+    let digests = published(ledger, &views, Published::new()).await?;
+    Ok((views, digests))
 }
 
 #[cfg(test)]
