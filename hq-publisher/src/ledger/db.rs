@@ -5,6 +5,7 @@ use crate::config::Config;
 use proto::clock::Timestamp;
 use proto::failpoint;
 use proto::ids::{BadName, DeviceId, Instance, StoreId, Version};
+use proto::replica::sqlite;
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, Transaction};
 use std::collections::BTreeMap;
@@ -74,13 +75,14 @@ pub enum LedgerError {
     Conflict(String),
 }
 
-/// What a full disk is called: SQLITE_FULL, SQLITE_IOERR_SHMSIZE (its index cannot be made), PostgreSQL's disk_full.
-const FULL: [&str; 3] = ["13", "4874", "53100"];
+/// PostgreSQL's disk_full.
+const FULL: &str = "53100";
 
 impl From<sqlx::Error> for LedgerError {
     fn from(e: sqlx::Error) -> Self {
         let code = e.as_database_error().and_then(sqlx::error::DatabaseError::code);
-        if code.is_some_and(|code| FULL.contains(&&*code)) { LedgerError::Full(e) } else { LedgerError::Database(e) }
+        let is_full = code.is_some_and(|code| code == FULL || code.parse().is_ok_and(sqlite::is_full));
+        if is_full { LedgerError::Full(e) } else { LedgerError::Database(e) }
     }
 }
 

@@ -465,3 +465,16 @@ async fn many_writers_at_once_wait_for_each_other() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_disk_without_room_is_called_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let l = Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
+    let mut small = l.pool().acquire().await.unwrap();
+    sqlx::query("PRAGMA max_page_count = 1").execute(&mut *small).await.unwrap();
+    let large = "INSERT INTO fact (name, value) VALUES ('large', hex(zeroblob(100000)))";
+    let e = LedgerError::from(sqlx::query(large).execute(&mut *small).await.unwrap_err());
+    assert!(matches!(e, LedgerError::Full(_)) && e.to_string().contains("make some on its disk"), "{e:?}");
+    let e = LedgerError::from(sqlx::query("SELECT nothing").execute(&mut *small).await.unwrap_err());
+    assert!(matches!(e, LedgerError::Database(_)), "{e:?}");
+}

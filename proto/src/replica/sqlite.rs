@@ -36,9 +36,13 @@ impl SqliteError {
     }
     /// Whether the disk is full: SQLite says so, or cannot make its index (`-shm`) as long as it must be.
     pub fn is_disk_full(&self) -> bool {
-        let no_index = |e: &rusqlite::ffi::Error| e.extended_code == libsqlite3_sys::SQLITE_IOERR_SHMSIZE;
-        self.source.sqlite_error_code() == Some(ErrorCode::DiskFull) || self.source.sqlite_error().is_some_and(no_index)
+        self.source.sqlite_error().is_some_and(|e| is_full(e.extended_code))
     }
+}
+
+/// Whether an extended code of SQLite's means that the disk is full.
+pub fn is_full(extended_code: i32) -> bool {
+    matches!(extended_code, libsqlite3_sys::SQLITE_FULL | libsqlite3_sys::SQLITE_IOERR_SHMSIZE)
 }
 
 /// What to do about an error of SQLite's. A constraint or type error is the caller's to judge: it
