@@ -137,8 +137,7 @@ fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool) -> anyhow:
 async fn serve(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Exit> {
     let shutdown = cli::shutdown_signal();
     let address = config.local_listen;
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
+    let listener = proto::http::listen(address, &config.http)
         .with_context(|| format!("local_listen = \"{address}\" cannot be used: is another agent running?"))?;
     let agent = open_patiently(config, clock).await?;
     tracing::info!(register = %agent.config.register, data = %agent.config.data_dir.display(), api = %address, "running");

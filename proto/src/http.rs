@@ -31,7 +31,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -51,6 +51,9 @@ pub struct HttpLimits {
     pub per_ip: usize,
     /// Of the connections, how many only known addresses get, where the tier knows any. 170.
     pub reserved: usize,
+    /// Connections that the kernel holds until we take them; beyond these it drops attempts, which come again after a
+    /// second. 4096, and never more than `net.core.somaxconn`.
+    pub backlog: u32,
     /// From connecting, or the last answer, to the end of a request's head. 5 s.
     pub head_timeout: HumanDuration,
     /// Bytes of a request's head. 16 KiB.
@@ -76,6 +79,7 @@ impl Default for HttpLimits {
             connections: 512,
             per_ip: 32,
             reserved: 170,
+            backlog: 4096,
             head_timeout: s(5),
             head_bytes: 16 << 10,
             headers: 64,
@@ -86,6 +90,16 @@ impl Default for HttpLimits {
             drain: s(5),
         }
     }
+}
+
+/// Listens at an address. In a tokio runtime.
+pub fn listen(address: SocketAddr, limits: &HttpLimits) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart must not wait for what its last connections left behind.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    // tokio's own `bind` asks for 128: a flood fills that between two looks of ours.
+    socket.listen(limits.backlog)
 }
 
 /// Serves until `shutdown` is ready, then drains. `handler` is called for each request with the

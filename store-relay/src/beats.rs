@@ -149,7 +149,7 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
         envelope: String::from_utf8(envelope).unwrap_or_default(),
     };
     let out_of_room = |e: &SpoolError| hall.out_of_room(&e.to_string());
-    disk::or_make_room(|| hall.spool.keep_beat(&kept), SpoolError::is_disk_full, out_of_room)
+    disk::or_make_room(|| hall.spool.keep_beat(kept.clone()), SpoolError::is_disk_full, out_of_room)
         .map_err(|e| Refused::NotKept(who, e))?;
     let heard = Heard {
         beat: heartbeat,

@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
@@ -43,7 +42,7 @@ pub async fn serve(relay: Arc<Relay>, shutdown: impl Future<Output = ()>) -> Res
     let hall = Arc::clone(&relay.hall);
     let address = hall.config.listen;
     let listen = |source| RunError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    let listener = proto::http::listen(address, hall.gate.limits()).map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     let orders = control::listen(&hall.config.data_dir).map_err(RunError::Control)?;
     let mut tasks = JoinSet::new();

@@ -18,7 +18,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The file's name in the data directory.
 pub const FILE: &str = "relay.db";
@@ -99,8 +100,16 @@ pub struct Event {
 #[derive(Debug)]
 pub struct Spool {
     db: Mutex<Connection>,
+    /// Heartbeats that came while others were written.
+    waiting: Mutex<Vec<Arc<Waiting>>>,
     events: u32,
     lost: Option<String>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    beat: KeptBeat,
+    kept: AtomicBool,
 }
 
 impl Spool {
@@ -120,7 +129,7 @@ impl Spool {
             opened => (opened?, None),
         };
         let (db, lost) = db;
-        Ok(Spool { db: Mutex::new(db), events, lost })
+        Ok(Spool { db: Mutex::new(db), waiting: Mutex::default(), events, lost })
     }
 
     /// Why it was begun anew, if it was.
@@ -132,17 +141,30 @@ impl Spool {
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a heartbeat in place of the register's last.
-    pub fn keep_beat(&self, beat: &KeptBeat) -> Result<(), SpoolError> {
-        self.write("keeping a heartbeat", failpoint::name("spool.beat"), |db| {
-            db.prepare_cached("INSERT OR REPLACE INTO beat VALUES (?1, ?2, ?3, ?4, ?5)")?.execute((
-                beat.register.as_str(),
-                &beat.key,
-                i64::try_from(beat.seq).unwrap_or(i64::MAX),
-                beat.heard_at.to_string(),
-                &beat.envelope,
-            ))
-        })
+    fn waiting(&self) -> MutexGuard<'_, Vec<Arc<Waiting>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a heartbeat in place of the register's last. Those that come while others are written are written together,
+    /// in their order: thirty registers that report at once wait for two syncs, not for thirty. Where together they
+    /// cannot be kept, each is tried by itself.
+    pub fn keep_beat(&self, beat: KeptBeat) -> Result<(), SpoolError> {
+        let mine = Arc::new(Waiting { beat, kept: AtomicBool::new(false) });
+        self.waiting().push(Arc::clone(&mine));
+        let mut db = self.db();
+        // Whoever wrote meanwhile took ours along.
+        if mine.kept.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let together = std::mem::take(&mut *self.waiting());
+        if together.len() > 1 && write_beats(&mut db, &together).is_ok() {
+            together.iter().for_each(|w| w.kept.store(true, Ordering::Release));
+            // Unless a group with ours failed before.
+            if mine.kept.load(Ordering::Acquire) {
+                return Ok(());
+            }
+        }
+        write_beats(&mut db, &[mine])
     }
 
     /// The latest heartbeat of each register.
@@ -325,14 +347,7 @@ impl Spool {
         step: &'static str,
         f: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
     ) -> Result<(), SpoolError> {
-        let error = |e| SqliteError::new(format!("{FILE}: {what}"), e);
-        let mut db = self.db();
-        let tx = db.transaction().map_err(error)?;
-        f(&tx).map_err(error)?;
-        failpoint::step(step, || tx.commit()).map_err(error)?;
-        // Small and often: the WAL would grow without end otherwise.
-        sqlite::checkpoint(&db, Checkpoint::Passive)?;
-        Ok(())
+        write(&mut self.db(), what, step, f)
     }
 
     fn read<T>(
@@ -345,6 +360,31 @@ impl Spool {
         let rows = || -> rusqlite::Result<Vec<T>> { db.prepare_cached(sql)?.query_map([], row)?.collect() };
         rows().map_err(|e| SqliteError::new(format!("{FILE}: {what}"), e).into())
     }
+}
+
+fn write_beats(db: &mut Connection, beats: &[Arc<Waiting>]) -> Result<(), SpoolError> {
+    write(db, "keeping heartbeats", failpoint::name("spool.beat"), |db| {
+        let mut insert = db.prepare_cached("INSERT OR REPLACE INTO beat VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        let seq = |beat: &KeptBeat| i64::try_from(beat.seq).unwrap_or(i64::MAX);
+        let mut keep =
+            |b: &KeptBeat| insert.execute((b.register.as_str(), &b.key, seq(b), b.heard_at.to_string(), &b.envelope));
+        beats.iter().map(|w| keep(&w.beat)).sum()
+    })
+}
+
+fn write(
+    db: &mut Connection,
+    what: &str,
+    step: &'static str,
+    f: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
+) -> Result<(), SpoolError> {
+    let error = |e| SqliteError::new(format!("{FILE}: {what}"), e);
+    let tx = db.transaction().map_err(error)?;
+    f(&tx).map_err(error)?;
+    failpoint::step(step, || tx.commit()).map_err(error)?;
+    // Small and often: the WAL would grow without end otherwise.
+    sqlite::checkpoint(db, Checkpoint::Passive)?;
+    Ok(())
 }
 
 fn open_file(path: &Path) -> Result<Connection, SpoolError> {
@@ -403,8 +443,8 @@ mod tests {
         let (stream, object): (StreamName, ObjectName) = ("price".parse().unwrap(), "trust.json".parse().unwrap());
         {
             let spool = Spool::open(dir.path(), 10).unwrap();
-            spool.keep_beat(&beat(1)).unwrap();
-            spool.keep_beat(&beat(2)).unwrap();
+            spool.keep_beat(beat(1)).unwrap();
+            spool.keep_beat(beat(2)).unwrap();
             spool.latch_drift(&stream, t(1), "table price").unwrap();
             spool.latch_drift(&stream, t(9), "again").unwrap();
             spool.unlisted(std::slice::from_ref(&object), t(2)).unwrap();
@@ -415,6 +455,47 @@ mod tests {
         assert_eq!(spool.unlisted(std::slice::from_ref(&object), t(50)).unwrap()[&object], t(2));
         assert!(spool.unlisted(&[], t(60)).unwrap().is_empty());
         assert_eq!(spool.unlisted(std::slice::from_ref(&object), t(70)).unwrap()[&object], t(70));
+    }
+
+    #[test]
+    fn heartbeats_that_come_together_are_written_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 10).unwrap();
+        let beat = |n: u64, envelope: &str| KeptBeat {
+            register: format!("0421-{n}").parse().unwrap(),
+            key: "ab".into(),
+            seq: n,
+            heard_at: t(0),
+            envelope: envelope.into(),
+        };
+        let commits = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let counted = Arc::clone(&commits);
+        let count = move || counted.fetch_add(1, Ordering::Relaxed) == u32::MAX;
+        spool.db().commit_hook(Some(count)).unwrap();
+        let all = |refused: bool| {
+            std::thread::scope(|threads| {
+                let busy = spool.db();
+                let keep = |n| spool.keep_beat(beat(n, if refused && n == 7 { "never" } else { "{}" }));
+                let posts: Vec<_> = (1..=30).map(|n| threads.spawn(move || keep(n))).collect();
+                while spool.waiting().len() < 30 {
+                    std::thread::yield_now();
+                }
+                drop(busy);
+                posts.into_iter().map(|p| p.join().unwrap().is_ok()).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(all(false), [true; 30]);
+        assert_eq!((commits.load(Ordering::Relaxed), spool.beats().unwrap().len()), (1, 30));
+        // One that cannot be kept spoils no other's.
+        spool
+            .db()
+            .execute_batch(
+                "DELETE FROM beat; CREATE TEMP TRIGGER never BEFORE INSERT ON beat WHEN new.envelope = 'never'
+                 BEGIN SELECT RAISE(ABORT, 'on purpose'); END;",
+            )
+            .unwrap();
+        assert_eq!(all(true).iter().filter(|kept| **kept).count(), 29);
+        assert_eq!(spool.beats().unwrap().len(), 29);
     }
 
     #[test]

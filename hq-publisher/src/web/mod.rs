@@ -135,7 +135,7 @@ pub async fn serve(
     let app = App::open(config, clock, stopping).await?;
     let address = config.serve.listen;
     let listener =
-        tokio::net::TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+        proto::http::listen(address, app.gate.limits()).map_err(|source| ServeError::Listen { address, source })?;
     let at = listener.local_addr().unwrap_or(address);
     tracing::info!("listening on http://{at}");
     let mut loops = JoinSet::new();
