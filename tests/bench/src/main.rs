@@ -15,6 +15,7 @@ mod client;
 mod crowd;
 mod data;
 mod fleet;
+mod isolation;
 mod latency;
 mod measure;
 mod memory;
@@ -63,7 +64,7 @@ struct Options {
 
 type Bench = fn(&Options, &mut Results);
 
-const BENCHES: [(&str, Bench); 15] = [
+const BENCHES: [(&str, Bench); 16] = [
     ("full", apply::full),
     ("delta", apply::delta),
     ("publish", publish::publish),
@@ -76,6 +77,7 @@ const BENCHES: [(&str, Bench); 15] = [
     ("scale", scale::scale),
     ("fleet", fleet::fleet),
     ("crowd", crowd::crowd),
+    ("isolation", isolation::isolation),
     ("opening", opening::opening),
     ("back", back::back),
     ("peers", peers::peers),

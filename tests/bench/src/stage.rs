@@ -11,6 +11,19 @@ use tillcast_tests::{Product, Site};
 /// The only store.
 pub const STORE: &str = "0421";
 
+/// Gives a site another source and streams, and its devices the paces that are the programs' own (the test harness sets
+/// faster ones). The source is filled by `sql`.
+pub fn own_source(site: &mut Site, streams: &str, sql: &str) -> Connection {
+    site.hq.set_text("source.url", "sqlite:goods.db");
+    site.hq.set_streams(streams);
+    let nodes = site.relays.values_mut().chain(site.registers.values_mut());
+    nodes.for_each(|node| ["poll", "heartbeat"].iter().for_each(|key| node.unset(key)));
+    let source = Connection::open(site.hq.dir.join("goods.db")).unwrap();
+    let store = format!("INSERT INTO store VALUES ('{STORE}', 'east', 'north')");
+    source.execute_batch(&format!("CREATE TABLE store (id TEXT, zone TEXT, region TEXT); {store}; {sql}")).unwrap();
+    source
+}
+
 /// A site, its items, and the source's database.
 #[derive(Debug)]
 pub struct Stage {
@@ -23,24 +36,16 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Builds and enrols, with the programs' own paces (the test harness sets faster ones); publishes nothing.
+    /// Builds and enrols; publishes nothing.
     pub fn new(rows: u64, registers: usize, configure: impl FnOnce(Builder) -> Builder) -> Stage {
         let builder = Site::builder().stores(&[(STORE, "east")]).registers(registers).items(1);
         let mut site = configure(builder).build();
         std::fs::write(site.hq.dir.join("schema/catalog.sql"), format!("{DDL}{INDEX}")).unwrap();
-        site.hq.set_text("source.url", "sqlite:goods.db");
-        site.hq.set_streams(&format!(
+        let stream = format!(
             "[[stream]]\nname = 'catalog'\naudience = 'all'\nschema = 'schema/catalog.sql'\n\
              [[stream.table]]\nname = 'item'\nquery = 'SELECT {COLUMNS} FROM item'\n"
-        ));
-        let nodes = site.relays.values_mut().chain(site.registers.values_mut());
-        nodes.for_each(|node| ["poll", "heartbeat"].iter().for_each(|key| node.unset(key)));
-        let source = Connection::open(site.hq.dir.join("goods.db")).unwrap();
-        source
-            .execute_batch(&format!(
-                "CREATE TABLE store (id TEXT, zone TEXT, region TEXT); INSERT INTO store VALUES ('{STORE}', 'east', 'north'); {DDL} {INDEX}"
-            ))
-            .unwrap();
+        );
+        let source = own_source(&mut site, &stream, &format!("{DDL} {INDEX}"));
         let catalog = Catalog::new(rows);
         catalog.fill(&source);
         Stage { site, catalog, source }
