@@ -87,6 +87,9 @@ const STARTS: &str = "starts";
 /// How far heartbeats may be counted on at once: ten a minute for two years.
 const SEQ_REACH: u64 = 10_000_000;
 
+/// So many heartbeats are numbered between two checkpoints: each is a page or two of the log.
+const LOGGED: u64 = 64;
+
 const SCHEMA: &str =
     "CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID";
 
@@ -215,6 +218,10 @@ impl Device {
     pub fn next_seq(&mut self) -> Result<u64, DeviceError> {
         let next = self.fact::<u64>("seq")?.unwrap_or(0) + 1;
         failpoint::step("device.seq", || self.set_fact("seq", &next))?;
+        // For as long as no manifest comes, nothing else brings the log home.
+        if next.is_multiple_of(LOGGED) {
+            sqlite::checkpoint(&self.db, sqlite::Checkpoint::Passive)?;
+        }
         Ok(next)
     }
 

@@ -146,3 +146,14 @@ async fn a_source_that_is_gone_is_a_problem_and_no_change() {
     assert_eq!((news.reached, news.changed, news.problems.len()), (0, false, 1));
     assert_eq!(news.problems[0].verdict(), Verdict::Retry);
 }
+
+#[test]
+fn the_log_of_a_device_does_not_grow_while_no_manifest_comes() {
+    let bench = Bench::new();
+    let device = bench.device();
+    let log = || std::fs::metadata(bench.home.path().join("device.db-wal")).map_or(0, |m| m.len());
+    for n in 1..=1000 {
+        assert_eq!(lock(&device).next_seq().unwrap(), n);
+        assert!(log() < 512 << 10, "{} bytes after {n}", log());
+    }
+}

@@ -11,15 +11,15 @@ use tillcast_tests::{Daemon, Nginx, Site, digest, files, forge};
 const STREAMS: usize = 20;
 const REGISTERS: usize = 10;
 /// Rows of a stream, and of these as many change at each publish.
-const ROWS: usize = 5000;
-const CHANGED: usize = 50;
+const ROWS: i64 = 5000;
+const CHANGED: i64 = 50;
 
 /// Publishes in turn with and without the bad pack, so that both meet the same machine.
 pub fn isolation(options: &Options, results: &mut Results) {
     let mut shop = Shop::open();
     shop.publish(1, false);
     let (mut well, mut ill) = (Vec::new(), Vec::new());
-    for n in 0..options.publishes {
+    for n in (0i64..).take(options.publishes) {
         let price = 2 + 2 * n;
         well.push(shop.publish(price, false));
         ill.push(shop.publish(price + 1, true));
@@ -89,7 +89,7 @@ impl Shop {
 
     /// Gives rows of every stream a new price and publishes; milliseconds from when the relay can see it to the last good
     /// stream of the last register. The last stream's pack is made anew either way, `bad` or as it was.
-    fn publish(&mut self, price: usize, bad: bool) -> f64 {
+    fn publish(&mut self, price: i64, bad: bool) -> f64 {
         let from = 1 + price * CHANGED % ROWS;
         let rows = format!("id >= {from} AND id < {}", from + CHANGED);
         let update: String = tables().map(|t| format!("UPDATE {t} SET price = {price} WHERE {rows};")).collect();
@@ -138,7 +138,7 @@ impl Shop {
     }
 
     /// Milliseconds until a row has a price in these tables of all registers.
-    fn wait(&self, tables: impl Iterator<Item = String> + Clone, row: usize, price: usize) -> f64 {
+    fn wait(&self, tables: impl Iterator<Item = String> + Clone, row: i64, price: i64) -> f64 {
         let start = Instant::now();
         let mut waiting: Vec<(&Connection, String)> =
             self.registers.iter().flat_map(|r| tables.clone().map(move |t| (r, t))).collect();
@@ -146,7 +146,7 @@ impl Shop {
             assert!(start.elapsed() < Duration::from_secs(60), "{} wait for {price}", waiting.len());
             waiting.retain(|(db, table)| {
                 let mut held = db.prepare_cached(&format!("SELECT price FROM {table} WHERE id = ?1")).unwrap();
-                held.query_row([row], |r| r.get::<_, usize>(0)).unwrap() != price
+                held.query_row([row], |r| r.get::<_, i64>(0)).unwrap() != price
             });
             std::thread::sleep(Duration::from_millis(2));
         }
