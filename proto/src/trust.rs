@@ -313,7 +313,7 @@ pub struct Accepted {
     pub again: bool,
 }
 
-/// Checks a manifest for a store, in the order of the design's section Trust: signature, store,
+/// Checks a manifest for a store, in the order of docs/FORMAT.md: signature, store,
 /// epoch, serial, expiry. `clock` is the system's time.
 pub fn accept_manifest(
     envelope: &[u8],

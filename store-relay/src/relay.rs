@@ -1,4 +1,4 @@
-//! The spine: what a relay does, once. `mirror_once` reads like the design's section Store; the loop around it is
+//! The spine: what a relay does, once. `mirror_once` reads like ARCHITECTURE.md's way of a price; the loop around it is
 //! in `run`. Each step leaves the disk in a state that `Relay::open` understands, so that the power may go
 //! between any two.
 

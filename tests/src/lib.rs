@@ -3,7 +3,7 @@
 //!
 //! All of it is synchronous: tests are plain `#[test]` functions. What needs async runs on a runtime of
 //! the harness. Nothing waits by sleeping for a fixed time: [`until`] polls a condition to a deadline.
-//! What is missing is a panic that says how to get it, never a skipped test.
+//! What is missing is a panic that says how to get it, never a skipped test; but real data, which is not ours to ship.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -11,10 +11,10 @@ use rusqlite::{Connection, params_from_iter};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The folder of the data sets, if it lies beside the repository.
+/// The folder of the data sets: `TILLCAST_TEST_DATA`, or `shared/data` beside the repository, if it is there.
 pub fn folder() -> Option<PathBuf> {
-    let folder = repository().parent()?.join("shared/data");
-    folder.is_dir().then_some(folder)
+    let beside = || Some(repository().parent()?.join("shared/data"));
+    std::env::var_os("TILLCAST_TEST_DATA").map(PathBuf::from).or_else(beside).filter(|folder| folder.is_dir())
 }
 
 /// The stores whose price lists there are.

@@ -9,7 +9,7 @@ use tillcast_tests::{Site, digest};
 fn data() -> Option<PathBuf> {
     let found = real_data::folder();
     if found.is_none() {
-        eprintln!("SKIPPED: no shared/data beside the repository");
+        eprintln!("SKIPPED: no real data (TILLCAST_TEST_DATA names its folder)");
     }
     found
 }

@@ -294,8 +294,9 @@ impl Story {
         println!("  mails             {}/mail/", self.town.dir.display());
         println!("  bucket            {}", self.town.bucket().display());
         println!(
-            "\nTry: sqlite3 {0}/hq/hq.db \"UPDATE price SET cents = 99\"; cd {0}/hq && hq-publisher publish",
-            self.town.dir.display()
+            "\nTry: sqlite3 {0}/hq/hq.db \"UPDATE price SET cents = 99\"; cd {0}/hq && {1}/hq-publisher publish",
+            self.town.dir.display(),
+            self.town.programs.display()
         );
     }
 }

@@ -36,7 +36,8 @@ impl Running {
 pub struct Town {
     /// Where everything lies.
     pub dir: PathBuf,
-    programs: PathBuf,
+    /// The folder of the programs.
+    pub programs: PathBuf,
     /// `hq-publisher serve`.
     pub hq: Option<Running>,
     /// The relays.

@@ -11,7 +11,7 @@ use tillcast_tests::{Site, digest};
 /// The item master's snapshots, a promotion stream's days, four stores' price lists.
 pub fn real(_: &Options, results: &mut Results) {
     let Some(data) = real_data::folder() else {
-        results.table("Real data: no shared/data beside the repository, nothing measured.".into());
+        results.table("Real data: none (TILLCAST_TEST_DATA names its folder), nothing measured.".into());
         return;
     };
     let mut table = String::from(
