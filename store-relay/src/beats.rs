@@ -1,8 +1,8 @@
 //! Heartbeats of registers: verified by the keys in the manifest (an expired one too), kept durably, the latest
 //! of each. A register is answered only after its heartbeat is on disk.
 
-use crate::hall::{Hall, Heard, Voice};
-use crate::spool::{KeptBeat, SpoolError};
+use crate::hall::{Hall, Heard, LOCAL, Voice};
+use crate::spool::{self, KeptBeat, SpoolError};
 use proto::clock::since;
 use proto::disk;
 use proto::ids::{DeviceId, RegisterId};
@@ -149,8 +149,13 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
         envelope: String::from_utf8(envelope).unwrap_or_default(),
     };
     let out_of_room = |e: &SpoolError| hall.out_of_room(&e.to_string());
-    disk::or_make_room(|| hall.spool.keep_beat(kept.clone()), SpoolError::is_disk_full, out_of_room)
-        .map_err(|e| Refused::NotKept(who, e))?;
+    if let Err(e) = disk::or_make_room(|| hall.spool.keep_beat(kept.clone()), SpoolError::is_disk_full, out_of_room) {
+        if !e.is_disk_full() {
+            hall.own_trouble(e.verdict(), None, spool::FILE, &e.to_string());
+        }
+        return Err(Refused::NotKept(who, e));
+    }
+    hall.mended(LOCAL, spool::FILE);
     let heard = Heard {
         beat: heartbeat,
         envelope: beat.envelope.clone(),
@@ -223,18 +228,25 @@ pub fn restore(hall: &Hall) -> Result<(), SpoolError> {
     Ok(())
 }
 
-/// Forgets registers that the manifest lists no more: nobody waits for them.
+/// Forgets registers that the manifest lists no more: nobody waits for them, nor for the second of them.
 pub fn forget_unlisted(hall: &Hall) {
-    let gone: Vec<RegisterId> = {
+    let (gone, doubles) = {
         let mut state = hall.state();
         let Some(manifest) = state.manifest.clone() else { return };
         let gone: Vec<_> = state.registers.keys().filter(|r| !manifest.registers.contains_key(r)).cloned().collect();
         for register in &gone {
             state.registers.remove(register);
-            state.voices.remove(register);
         }
-        gone
+        state.voices.retain(|r, _| manifest.registers.contains_key(r));
+        let is_gone = |(code, subject): &&(String, String)| {
+            code == fault::IDENTITY_CLONE && !subject.parse().is_ok_and(|r| manifest.registers.contains_key(&r))
+        };
+        let doubles: Vec<String> = state.faults.keys().filter(is_gone).map(|(_, subject)| subject.clone()).collect();
+        (gone, doubles)
     };
+    for register in doubles {
+        hall.mended(fault::IDENTITY_CLONE, &register);
+    }
     for register in gone {
         if let Err(e) = hall.spool.forget_beat(&DeviceId::Register(register)) {
             tracing::warn!(error = %e, "a register that is gone stays in relay.db");

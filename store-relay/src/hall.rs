@@ -22,7 +22,7 @@ use proto::ids::{DeviceId, Instance, RegisterId, StreamName, Version};
 use proto::layout::PackName;
 use proto::manifest::{Manifest, StreamEntry};
 use proto::replica::Held;
-use proto::retry::Budget;
+use proto::retry::{Budget, Verdict};
 use proto::runs::Runs;
 use proto::wire::{Fault, Heartbeat, Network, Status, StreamReport, StreamState, Versions, fault};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +30,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+
+/// The fault of this machine's own files, where it is neither a full disk nor a failed sync.
+pub const LOCAL: &str = "LOCAL_FILES";
 
 /// HQ or a source counts as seen for so long.
 const SEEN: Duration = Duration::from_secs(120);
@@ -390,8 +393,9 @@ impl Hall {
 
     /// Tells the LAN what is in `ok/`, if that has changed.
     pub fn publish_versions(&self) {
-        let listing = Listing::new(self.state().versions());
         let changed = self.versions.send_if_modified(|now| {
+            // In here: what was seen earlier must not be sent later.
+            let listing = Listing::new(self.state().versions());
             let changed = now.etag != listing.etag;
             if changed {
                 *now = Arc::new(listing);
@@ -504,6 +508,15 @@ impl Hall {
             tracing::error!(code, subject, "{text}");
             self.event(code, subject, &text);
             self.report.notify_one();
+        }
+    }
+
+    /// Trouble with this machine's own files that is no full disk; under a subject, whose next success mends it.
+    pub fn own_trouble(&self, verdict: Verdict, instance: Option<&Instance>, subject: &str, text: &str) {
+        if verdict == Verdict::Halt {
+            self.fault(fault::HALTED, None, "", format!("{text}; nothing is written until a restart"));
+        } else {
+            self.fault(LOCAL, instance, subject, text);
         }
     }
 

@@ -5,19 +5,19 @@
 use crate::beats;
 use crate::config::Config;
 use crate::debts::Standing;
-use crate::hall::{Files, Hall};
+use crate::hall::{Files, Hall, LOCAL};
 use crate::lan::objects::Objects;
 use crate::shadow::{Shadow, ShadowError};
 use crate::shelves::{Room, Shelves, Truth};
 use crate::spool::{Spool, SpoolError};
 use crate::steps::Steps;
-use crate::stream::{Outcome, Supply};
+use crate::stream::{self, Outcome, Supply};
 use crate::trial::Runner;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use proto::clock::Clock;
 use proto::config::ConfigError;
-use proto::device::{Device, DeviceError};
+use proto::device::{self, Device, DeviceError};
 use proto::disk;
 use proto::fetch::{Small, Source};
 use proto::follow::{self, FollowError, Follower, Refreshed};
@@ -33,9 +33,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-
-/// The fault of this machine's own files, where it is neither a full disk nor a failed sync.
-pub const LOCAL: &str = "LOCAL_FILES";
 
 /// Why a relay cannot be opened or go on.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +58,16 @@ pub enum RelayError {
 }
 
 impl RelayError {
-    fn is_disk_full(&self) -> bool {
+    /// What to do about it.
+    pub(crate) fn verdict(&self) -> Verdict {
+        match self {
+            RelayError::Spool(e) => e.verdict(),
+            RelayError::Shadow(e) => e.verdict(),
+            RelayError::Shelf(e) | RelayError::Lock(LockError::Shelf(e)) => e.verdict(),
+            _ => Verdict::Retry,
+        }
+    }
+    pub(crate) fn is_disk_full(&self) -> bool {
         match self {
             RelayError::Device(e) => e.is_disk_full(),
             RelayError::Spool(e) => e.is_disk_full(),
@@ -165,7 +171,9 @@ impl Relay {
         let device = Device::open(dir, &DeviceId::Relay(config.store.clone()), &config.limits)?;
         let shelves = Shelves::open(dir, tools.steps.clone())?;
         let spool = Spool::open(dir, config.events)?;
-        let (shadow, lost) = Shadow::open(dir, &config.limits, tools.runner.clone())?;
+        let instances: Vec<Instance> =
+            device.manifest().iter().flat_map(|m| m.get().instances().map(|(i, _)| i)).collect();
+        let (shadow, lost) = Shadow::open(dir, &config.limits, tools.runner.clone(), &instances)?;
         Ok((Files { shelves, spool, device }, shadow, lost))
     }
 
@@ -378,18 +386,32 @@ impl Relay {
                 }
             }
         }
-        for problem in news.problems.iter().filter(|p| matches!(p, FollowError::Device(_))) {
-            self.own_trouble(problem.verdict(), is_device_full(problem), &problem.to_string());
+        let mut own = news.problems.iter().filter(|p| matches!(p, FollowError::Device(_))).peekable();
+        if own.peek().is_none() {
+            hall.mended(LOCAL, device::FILE);
+        }
+        for problem in own {
+            if is_device_full(problem) {
+                self.disk_full(&problem.to_string());
+            } else {
+                hall.own_trouble(problem.verdict(), None, device::FILE, &problem.to_string());
+            }
         }
     }
 
     /// Puts what was accepted to work; the trouble with that, if any.
     pub(crate) async fn take_news(&self, news: &Refreshed, sources: &[Source]) -> Option<String> {
-        let e = self.adopt(news, sources).await.err()?;
+        let manifest = ObjectName::Manifest(self.hall.config.store.clone()).to_string();
+        let Err(e) = self.adopt(news, sources).await else {
+            self.hall.mended(LOCAL, &manifest);
+            return None;
+        };
         if matches!(e, AdoptError::Shadow(_)) && e.verdict() == Verdict::Rebuild {
             self.begin_shadow_anew(&e.to_string()).await;
+        } else if e.is_disk_full() {
+            self.disk_full(&e.to_string());
         } else {
-            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+            self.hall.own_trouble(e.verdict(), None, &manifest, &e.to_string());
         }
         Some(e.to_string())
     }
@@ -458,6 +480,7 @@ impl Relay {
         self.read_shadow()?;
         self.drop_replaced()?;
         beats::forget_unlisted(hall);
+        self.forget_unlisted();
         hall.publish_versions();
         hall.report.notify_one();
         Ok(())
@@ -470,11 +493,11 @@ impl Relay {
         for (name, known) in there {
             let Some(entry) = listed.get(&name) else { continue };
             let sha256 = match known {
-                Some(sha256) => sha256,
-                None => crate::shelves::hash_file(&self.hall.shelves.pack(Room::Ok, &name))?,
+                Some(sha256) => Some(sha256),
+                None => crate::shelves::hash_if_readable(&self.hall.shelves.pack(Room::Ok, &name))?,
             };
-            if sha256 == entry.sha256 {
-                self.serve_pack(&name, entry.bytes, Some(sha256));
+            if sha256 == Some(entry.sha256) {
+                self.serve_pack(&name, entry.bytes, sha256);
             } else {
                 self.unserve(&name)?;
             }
@@ -509,12 +532,17 @@ impl Relay {
 
     /// Trouble with this machine's own files.
     pub(crate) fn own_trouble(&self, verdict: Verdict, disk_full: bool, text: &str) {
+        self.trouble(None, verdict, disk_full, text);
+    }
+
+    /// Trouble with this machine's own files, and which stream it is in the way of, if it is but one: no other's success
+    /// mends it.
+    pub(crate) fn trouble(&self, of: Option<(Wanted, &Instance)>, verdict: Verdict, disk_full: bool, text: &str) {
         if disk_full {
             self.disk_full(text);
-        } else if verdict == Verdict::Halt {
-            self.hall.fault(fault::HALTED, None, "", format!("{text}; nothing is written until a restart"));
         } else {
-            self.hall.fault(LOCAL, None, "", text);
+            let subject = of.map(|(wanted, instance)| stream::subject(wanted, &instance.stream)).unwrap_or_default();
+            self.hall.own_trouble(verdict, of.map(|(_, instance)| instance), &subject, text);
         }
     }
 

@@ -77,6 +77,15 @@ pub async fn serve(relay: Arc<Relay>, shutdown: impl Future<Output = ()>) -> Res
 const RELOOK: Duration = Duration::from_secs(1);
 const RELOOKS: u32 = 12;
 
+/// Why sources are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// It is time.
+    Time,
+    /// Somebody said that there are news.
+    Told,
+}
+
 /// The loop's own state.
 struct Mirror {
     relay: Arc<Relay>,
@@ -108,7 +117,8 @@ impl Mirror {
             busy: BTreeSet::new(),
             due: BTreeMap::new(),
             spare: JoinSet::new(),
-            spare_wanted: true,
+            // The first tick wants it, after the streams.
+            spare_wanted: false,
             relook: (None, 0),
             adopted: None,
         }
@@ -133,10 +143,10 @@ impl Mirror {
                 () = hall.stop.cancelled() => break,
                 () = hall.wake.notified() => {
                     self.relook = (None, RELOOKS);
-                    self.look();
+                    self.look(Reason::Told);
                 }
                 _ = poll.tick() => {
-                    self.look();
+                    self.look(Reason::Time);
                     self.all_due();
                 }
                 Some(looked) = self.looks.join_next(), if !self.looks.is_empty() => self.looked(looked.ok()),
@@ -145,7 +155,7 @@ impl Mirror {
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
                 () = sleep_until(relook.unwrap_or_else(Instant::now)), if relook.is_some() => {
                     self.relook.0 = None;
-                    self.look();
+                    self.look(Reason::Told);
                 }
                 Some(name) = rotten.recv() => {
                     hall.event("BIT_ROT", &name.to_string(), "found as it was to be served; it is fetched anew");
@@ -161,11 +171,11 @@ impl Mirror {
         self.spare.shutdown().await;
     }
 
-    /// Looks at every source; one that is being looked at is looked at again after.
-    fn look(&mut self) {
+    /// Looks at every source; one that is being looked at is looked at again after, where there are news to miss.
+    fn look(&mut self, reason: Reason) {
         for n in 0..self.relay.sources.len() {
             match self.looking.get_mut(&n) {
-                Some(again) => *again = true,
+                Some(again) => *again |= reason == Reason::Told,
                 None => self.look_at(n),
             }
         }
@@ -262,14 +272,36 @@ impl Mirror {
         self.due.iter().filter(|(s, _)| !self.busy.contains(*s)).map(|(_, at)| *at).min()
     }
 
-    /// When nothing else is to be done: the chain's gaps, and order.
+    /// When no stream is in work: the chain's gaps, and order. Beside looks: one at a source that hangs may never end, and
+    /// the news that a look brings end what takes long here.
     fn start_spare(&mut self) {
-        let idle = self.looks.is_empty() && self.steps.is_empty() && self.spare.is_empty();
+        let idle = self.steps.is_empty() && self.spare.is_empty();
         if !(idle && self.spare_wanted) || self.relay.is_halted() {
             return;
         }
         self.spare_wanted = false;
         let relay = Arc::clone(&self.relay);
         self.spare.spawn(async move { relay.spare_time().await });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kit::Store;
+
+    #[tokio::test]
+    async fn a_source_that_hangs_keeps_nobody_from_spare_time_and_is_left_alone() {
+        let store = Store::enrolled(&["file:///none".into()]);
+        let mut mirror = Mirror::new(Arc::new(store.open()));
+        mirror.looks.spawn(std::future::pending());
+        mirror.looking.insert(0, false);
+        mirror.look(Reason::Time);
+        assert!(!mirror.looking[&0]);
+        mirror.look(Reason::Told);
+        assert_eq!((mirror.looking[&0], mirror.looks.len()), (true, 1));
+        mirror.all_due();
+        mirror.start_spare();
+        assert!(mirror.spare.join_next().await.is_some());
     }
 }

@@ -72,17 +72,23 @@ pub struct Shadow {
 }
 
 impl Shadow {
-    /// Opens the shadow; one that is damaged is set aside and made anew, which `true` tells.
-    pub fn open(dir: &Path, limits: &Limits, runner: Runner) -> Result<(Shadow, bool), ShadowError> {
+    /// Opens the shadow, and reads what it has of these instances; one that is damaged is set aside and made anew, which
+    /// `true` tells.
+    pub fn open(
+        dir: &Path,
+        limits: &Limits,
+        runner: Runner,
+        instances: &[Instance],
+    ) -> Result<(Shadow, bool), ShadowError> {
         let shadow = Shadow { path: dir.join(FILE), limits: limits.clone(), runner, gate: Mutex::new(()) };
         trial::remove_database(&dir.join(SCRATCH))?;
-        let lost = match shadow.open_whole() {
+        let lost = match shadow.open_whole(instances) {
             Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild && !sqlite::is_damaged(&shadow.path) => {
                 tracing::warn!(error = %e, "the shadow could not be read; it can at a second look");
-                shadow.open_whole()?;
+                shadow.open_whole(instances)?;
                 false
             }
-            Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild => {
+            Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild || spool::is_unreadable(&e) => {
                 tracing::error!(error = %e, "the shadow is damaged; it is set aside and made anew from ok/");
                 shadow.make_anew()?;
                 true
@@ -94,9 +100,9 @@ impl Shadow {
     }
 
     /// Brings what a crash left in the WAL into order, and sees whether the file can be read.
-    fn open_whole(&self) -> Result<(), ShadowError> {
-        let replica = failpoint::step("shadow.open", || Replica::open(&self.path, &self.limits))?;
-        replica.all_held()?;
+    fn open_whole(&self, instances: &[Instance]) -> Result<(), ShadowError> {
+        failpoint::step("shadow.open", || Replica::open(&self.path, &self.limits))?;
+        self.read(instances)?;
         Ok(())
     }
 

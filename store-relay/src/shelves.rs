@@ -11,9 +11,10 @@ use proto::ids::Instance;
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
 use proto::shelf::{self, Entry, ShelfError};
+use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// A directory of the relay.
@@ -316,7 +317,7 @@ impl Shelves {
             return Ok(proof == &entry.sha256);
         }
         // The shadow was lost, or a new epoch lists other bytes: the file itself must say.
-        Ok(hash_file(&file.path)? == entry.sha256)
+        Ok(hash_if_readable(&file.path)? == Some(entry.sha256))
     }
 
     /// The packs in a directory. Files of other names are not looked at.
@@ -398,6 +399,26 @@ pub fn hash_file(path: &Path) -> Result<Sha256, ShelfError> {
         }
         hash.update(&chunk[..n]);
     }
+}
+
+/// The same; `None` where the file is gone, or the disk does not give its bytes any more.
+pub fn hash_if_readable(path: &Path) -> Result<Option<Sha256>, ShelfError> {
+    match hash_file(path) {
+        Ok(hash) => Ok(Some(hash)),
+        Err(e) if is_lost(&e.source) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether an error says that a file itself is lost, and neither the machine short of something nor the way to it barred.
+fn is_lost(e: &std::io::Error) -> bool {
+    [Errno::NOENT, Errno::IO].into_iter().any(|lost| e.raw_os_error() == Some(lost.raw_os_error()))
+}
+
+/// Whether an error says that the machine is short of open files or memory: it says nothing of the file.
+pub fn is_exhausted(e: &std::io::Error) -> bool {
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    e.kind() == ErrorKind::OutOfMemory || short.into_iter().any(|s| e.raw_os_error() == Some(s.raw_os_error()))
 }
 
 #[cfg(test)]
@@ -490,6 +511,18 @@ mod tests {
                 assert_eq!(is_in(&s, gone), [], "{gone}");
             }
         }
+    }
+
+    #[test]
+    fn a_lost_file_is_told_from_a_machine_that_is_short_of_something() {
+        let of = |e: Errno| std::io::Error::from(e);
+        for lost in [Errno::NOENT, Errno::IO] {
+            assert!(is_lost(&of(lost)) && !is_exhausted(&of(lost)));
+        }
+        for short in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            assert!(is_exhausted(&of(short)) && !is_lost(&of(short)));
+        }
+        assert!(!is_lost(&of(Errno::ACCESS)) && !is_exhausted(&of(Errno::ACCESS)));
     }
 
     #[test]

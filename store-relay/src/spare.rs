@@ -1,7 +1,8 @@
 //! What is done when there is nothing better to do: a complete chain in `ok/` for registers that are new, and
 //! order. All of it may be broken off at any point and begun again.
 
-use crate::relay::{LOCAL, Relay, RelayError, Wanted};
+use crate::hall::LOCAL;
+use crate::relay::{Relay, RelayError, Wanted};
 use crate::shadow;
 use crate::shelves::Room;
 use crate::stream::{Missing, Supply};
@@ -26,37 +27,49 @@ const ROOM: u64 = 1 << 20;
 impl Relay {
     /// Spare-time work, in order of use.
     pub async fn spare_time(&self) {
-        self.fetch_lost().await;
+        let lost = self.fetch_lost().await;
         let incomplete = self.incomplete();
-        for stream in self.streams_but(&incomplete) {
+        for stream in self.streams_but(&[lost, incomplete.clone()].concat()) {
             self.none_is_missing(Wanted::ByNew, &stream);
         }
         for instance in incomplete {
             self.complete(&instance).await;
         }
-        self.tidy().await;
+        if !self.is_halted() {
+            self.tidy().await;
+        }
     }
 
     /// Packs that were proved, are still listed, and are gone from `ok/` (rot, a hand): they are fetched again, and
-    /// their proof stands.
-    async fn fetch_lost(&self) {
+    /// their proof stands. Whose could not be.
+    async fn fetch_lost(&self) -> Vec<Instance> {
+        let (now, rules) = (self.hall.clock.now(), &self.hall.config.tries);
         let lost: Vec<(Instance, PackEntry)> = {
             let state = self.hall.state();
             let is_lost = |i: &Instance, p: &PackEntry| {
                 let name = p.name(i);
-                state.proofs.get(&name) == Some(&p.sha256) && !state.ok.contains_key(&name)
+                state.proofs.get(&name) == Some(&p.sha256)
+                    && !state.ok.contains_key(&name)
+                    && tries::usable(state.attempts.get(&name), &p.sha256, now, rules)
             };
             let packs = state.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| (i.clone(), p)));
             packs.filter(|(i, p)| is_lost(i, p)).map(|(i, p)| (i, p.clone())).collect()
         };
         let supply = Supply { sources: &self.sources, only: None };
+        let mut still_lost = Vec::new();
         for (instance, pack) in lost {
-            let (packs, _) = self.gather(&instance, std::slice::from_ref(&pack), supply).await;
+            let (packs, missing) = self.gather(&instance, std::slice::from_ref(&pack), supply).await;
             // Its hash was checked as it came; nothing else about it is open.
-            if let Err(e) = self.pass(&instance, &packs).await {
-                self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+            let passed = self.pass(&instance, &packs).await;
+            let by_new = Some((Wanted::ByNew, &instance));
+            match (missing, passed) {
+                (None, Ok(())) => continue,
+                (Some(missing), _) => drop(self.not_had(Wanted::ByNew, &instance, &missing, supply).await),
+                (None, Err(e)) => self.trouble(by_new, e.verdict(), e.is_disk_full(), &e.to_string()),
             }
+            still_lost.push(instance);
         }
+        still_lost
     }
 
     /// Closes a gap in the chain in `ok/`: fetches what is missing, and proves it in a scratch database, which
@@ -64,7 +77,7 @@ impl Relay {
     pub(crate) async fn complete(&self, instance: &Instance) {
         // 1. The cheapest chain from nothing to what the shadow holds; what is at hand costs nothing.
         let supply = Supply { sources: &self.sources, only: None };
-        let mut absent = BTreeSet::new();
+        let (mut absent, by_new) = (BTreeSet::new(), Some((Wanted::ByNew, instance)));
         let (epoch, packs, digests) = loop {
             let Some((epoch, way, digests)) = self.chain_from_nothing(instance, &absent) else {
                 absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name));
@@ -72,13 +85,18 @@ impl Relay {
             };
             match self.gather(instance, &way, supply).await {
                 (packs, None) => break (epoch, packs, digests),
-                // Round what no source has.
-                (_, Some(Missing::Fetch(name, _, errors))) if errors.iter().any(FetchError::is_not_found) => {
-                    absent.insert(name);
-                }
                 (_, Some(missing)) => {
                     tracing::debug!(%instance, ?missing, "the chain stays incomplete for now");
-                    return;
+                    let counted = self.not_had(Wanted::ByNew, instance, &missing, supply).await;
+                    match (counted, missing) {
+                        // Round what was given up.
+                        (Some(true), _) => {}
+                        // Round what no source has.
+                        (None, Missing::Fetch(name, _, errors)) if errors.iter().any(FetchError::is_not_found) => {
+                            absent.insert(name);
+                        }
+                        _ => return,
+                    }
                 }
             }
         };
@@ -95,7 +113,7 @@ impl Relay {
                     Err(e) => Err(e.into()),
                 };
                 if let Err(e) = passed {
-                    tracing::warn!(error = %e, "the chain stays incomplete for now");
+                    self.trouble(by_new, e.verdict(), e.is_disk_full(), &e.to_string());
                 }
             }
             TrialEnd::Stopped => {}
@@ -156,11 +174,12 @@ impl Relay {
             Err(RelayError::Shadow(e)) if e.verdict() == Verdict::Rebuild => {
                 self.begin_shadow_anew(&e.to_string()).await;
             }
-            Err(e) => tracing::warn!(error = %e, "not all is in order; it is looked at again"),
+            Err(e) => self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
         }
     }
 
-    /// A full disk that has room again, for the ballast too, and everything in order on it, is mended.
+    /// A full disk that has room again, for the ballast too, and everything in order on it, is mended. So is trouble that
+    /// is in the way of no stream: all that it can be in was just put in order.
     fn room_again(&self, ballast: bool) {
         let hall = &self.hall;
         let at_head = hall.state().streams().values().all(|s| s.state == StreamState::Ok);
@@ -182,7 +201,7 @@ impl Relay {
         }
     }
 
-    fn listed(&self) -> BTreeSet<PackName> {
+    pub(crate) fn listed(&self) -> BTreeSet<PackName> {
         let state = self.hall.state();
         state.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| p.name(&i))).collect()
     }

@@ -33,6 +33,9 @@ pub enum SpoolError {
     /// Setting a damaged file aside.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
+    /// A sync failed: it is not tried again.
+    #[error("{FILE}: a sync failed before")]
+    Halted,
 }
 
 impl SpoolError {
@@ -41,6 +44,7 @@ impl SpoolError {
         match self {
             SpoolError::Sqlite(e) => e.verdict(),
             SpoolError::Shelf(e) => e.verdict(),
+            SpoolError::Halted => Verdict::Halt,
         }
     }
     /// Whether the disk is full.
@@ -48,8 +52,19 @@ impl SpoolError {
         match self {
             SpoolError::Sqlite(e) => e.is_disk_full(),
             SpoolError::Shelf(e) => e.is_disk_full(),
+            SpoolError::Halted => false,
         }
     }
+    /// Whether the file as it is can be of no use: a later build wrote it, or a row that no read can make sense of.
+    fn is_useless(&self) -> bool {
+        matches!(self, SpoolError::Sqlite(e) if e.is_newer() || is_unreadable(e))
+    }
+}
+
+/// Whether a row was read that is not what we write, nor what SQLite calls damage.
+pub(crate) fn is_unreadable(e: &SqliteError) -> bool {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+    matches!(e.inner(), FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..))
 }
 
 const SCHEMA: &str = "
@@ -104,6 +119,8 @@ pub struct Spool {
     waiting: Mutex<Vec<Arc<Waiting>>>,
     events: u32,
     lost: Option<String>,
+    /// Whether a sync failed: nothing is written any more.
+    halted: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -116,20 +133,33 @@ impl Spool {
     /// Opens the spool, and keeps at most `events` entries in its log.
     pub fn open(dir: &Path, events: u32) -> Result<Spool, SpoolError> {
         let path = dir.join(FILE);
-        let db = match open_file(&path) {
+        match Spool::open_whole(&path, events) {
             Err(e) if e.verdict() == Verdict::Rebuild && !sqlite::is_damaged(&path) => {
                 tracing::warn!(error = %e, "relay.db could not be read; it can at a second look");
-                (open_file(&path)?, None)
+                Spool::open_whole(&path, events)
             }
-            Err(e) if e.verdict() == Verdict::Rebuild || matches!(&e, SpoolError::Sqlite(s) if s.is_newer()) => {
+            Err(e) if e.verdict() == Verdict::Rebuild || e.is_useless() => {
                 tracing::error!(error = %e, "relay.db cannot be used; it is set aside and begun anew");
                 set_aside(&path)?;
-                (open_file(&path)?, Some(e.to_string()))
+                Ok(Spool { lost: Some(e.to_string()), ..Spool::open_whole(&path, events)? })
             }
-            opened => (opened?, None),
-        };
-        let (db, lost) = db;
-        Ok(Spool { db: Mutex::new(db), waiting: Mutex::default(), events, lost })
+            opened => opened,
+        }
+    }
+
+    /// Opens the file, and sees whether all that is ever asked of it can be read.
+    fn open_whole(path: &Path, events: u32) -> Result<Spool, SpoolError> {
+        let db = Mutex::new(open_file(path)?);
+        let spool = Spool { db, waiting: Mutex::default(), events, lost: None, halted: AtomicBool::new(false) };
+        spool.beats()?;
+        spool.addresses()?;
+        spool.attempts()?;
+        spool.drifts()?;
+        spool.over()?;
+        spool.refusals()?;
+        spool.all_unlisted()?;
+        spool.events(events)?;
+        Ok(spool)
     }
 
     /// Why it was begun anew, if it was.
@@ -147,7 +177,7 @@ impl Spool {
 
     /// Keeps a heartbeat in place of the register's last. Those that come while others are written are written together,
     /// in their order: thirty registers that report at once wait for two syncs, not for thirty. Where together they
-    /// cannot be kept, each is tried by itself.
+    /// cannot be kept, each is tried by itself, unless a sync failed.
     pub fn keep_beat(&self, beat: KeptBeat) -> Result<(), SpoolError> {
         let mine = Arc::new(Waiting { beat, kept: AtomicBool::new(false) });
         self.waiting().push(Arc::clone(&mine));
@@ -157,14 +187,18 @@ impl Spool {
             return Ok(());
         }
         let together = std::mem::take(&mut *self.waiting());
-        if together.len() > 1 && write_beats(&mut db, &together).is_ok() {
-            together.iter().for_each(|w| w.kept.store(true, Ordering::Release));
+        if together.len() > 1 {
+            match self.write_beats(&mut db, &together) {
+                Ok(()) => together.iter().for_each(|w| w.kept.store(true, Ordering::Release)),
+                Err(e) if e.verdict() == Verdict::Halt => return Err(e),
+                Err(_) => {}
+            }
             // Unless a group with ours failed before.
             if mine.kept.load(Ordering::Acquire) {
                 return Ok(());
             }
         }
-        write_beats(&mut db, &[mine])
+        self.write_beats(&mut db, &[mine])
     }
 
     /// The latest heartbeat of each register.
@@ -317,10 +351,7 @@ impl Spool {
         objects: &[ObjectName],
         now: Timestamp,
     ) -> Result<BTreeMap<ObjectName, Timestamp>, SpoolError> {
-        let known = self.read("reading unlisted objects", "SELECT object, since FROM unlisted", |r| {
-            Ok((parsed::<ObjectName>(r, 0)?, parsed::<Timestamp>(r, 1)?))
-        })?;
-        let known: BTreeMap<_, _> = known.into_iter().collect();
+        let known = self.all_unlisted()?;
         let since: BTreeMap<ObjectName, Timestamp> =
             objects.iter().map(|o| (o.clone(), known.get(o).copied().unwrap_or(now))).collect();
         if since != known {
@@ -336,9 +367,29 @@ impl Spool {
         Ok(since)
     }
 
+    fn all_unlisted(&self) -> Result<BTreeMap<ObjectName, Timestamp>, SpoolError> {
+        let rows = self.read("reading unlisted objects", "SELECT object, since FROM unlisted", |r| {
+            Ok((parsed::<ObjectName>(r, 0)?, parsed::<Timestamp>(r, 1)?))
+        })?;
+        Ok(rows.into_iter().collect())
+    }
+
     /// Brings the WAL home.
     pub fn checkpoint(&self, how: Checkpoint) -> Result<(), SpoolError> {
-        Ok(sqlite::checkpoint(&self.db(), how)?)
+        let db = self.db();
+        self.unless_halted(|| Ok(sqlite::checkpoint(&db, how)?))
+    }
+
+    /// Does what syncs, unless a sync failed before.
+    fn unless_halted(&self, f: impl FnOnce() -> Result<(), SpoolError>) -> Result<(), SpoolError> {
+        if self.halted.load(Ordering::Acquire) {
+            return Err(SpoolError::Halted);
+        }
+        let done = f();
+        if done.as_ref().is_err_and(|e| e.verdict() == Verdict::Halt) {
+            self.halted.store(true, Ordering::Release);
+        }
+        done
     }
 
     fn write(
@@ -347,7 +398,12 @@ impl Spool {
         step: &'static str,
         f: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
     ) -> Result<(), SpoolError> {
-        write(&mut self.db(), what, step, f)
+        let mut db = self.db();
+        self.unless_halted(|| write(&mut db, what, step, f))
+    }
+
+    fn write_beats(&self, db: &mut Connection, beats: &[Arc<Waiting>]) -> Result<(), SpoolError> {
+        self.unless_halted(|| write_beats(db, beats))
     }
 
     fn read<T>(
@@ -520,6 +576,67 @@ mod tests {
         }
         let texts: Vec<String> = spool.events(100).unwrap().into_iter().map(|e| e.text).collect();
         assert_eq!(texts, ["9", "8", "7"]);
+    }
+
+    /// Each table, its row damaged, and pages far from the first.
+    #[test]
+    fn a_spool_with_a_row_or_a_page_that_cannot_be_read_is_set_aside() {
+        let many = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 500)
+            INSERT INTO event (at, code, subject, text)
+            SELECT '2026-01-01T00:00:00Z', 'X', '', hex(zeroblob(150)) FROM n";
+        for sql in [
+            "INSERT INTO beat VALUES ('no id!', 'ab', 1, '2026-01-01T00:00:00Z', '{}')",
+            "INSERT INTO beat VALUES ('0421-03', 'ab', 1, 'yesterday', '{}')",
+            "INSERT INTO event (at, code, subject, text) VALUES ('?', 'X', '', '')",
+            "INSERT INTO attempt VALUES ('price@all/0000000001.full.pack', '{]')",
+            "INSERT INTO drift VALUES ('price', '?', '')",
+            "INSERT INTO over (fault) VALUES ('?')",
+            "INSERT INTO refusal VALUES ('x', '?')",
+            "INSERT INTO address (ip) VALUES ('300.1.1.1')",
+            "INSERT INTO unlisted VALUES ('?', '?')",
+            "",
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(FILE);
+            let spool = Spool::open(dir.path(), 1000).unwrap();
+            spool.db().execute_batch(many).unwrap();
+            spool.db().execute_batch(sql).unwrap();
+            spool.checkpoint(Checkpoint::Truncate).unwrap();
+            drop(spool);
+            if sql.is_empty() {
+                let mut bytes = std::fs::read(&path).unwrap();
+                assert!(bytes.len() > 100_000);
+                bytes[60_000..80_000].fill(0x55);
+                std::fs::write(&path, bytes).unwrap();
+            }
+            let spool = Spool::open(dir.path(), 1000).unwrap();
+            assert!(spool.lost().is_some() && spool.events(9).unwrap().is_empty(), "{sql}");
+            assert!(dir.path().join("relay.db.damaged").is_file(), "{sql}");
+            drop(spool);
+            assert!(Spool::open(dir.path(), 1000).unwrap().lost().is_none(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_sync_that_failed_is_not_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 3).unwrap();
+        let commits = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let counted = Arc::clone(&commits);
+        spool.db().commit_hook(Some(move || counted.fetch_add(1, Ordering::Relaxed) == u32::MAX)).unwrap();
+        let failed = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None);
+        let first = spool.write("a test", failpoint::name("spool.event"), |_| Err(failed)).unwrap_err();
+        assert_eq!(first.verdict(), Verdict::Halt);
+        let beat = KeptBeat {
+            register: "0421-03".parse().unwrap(),
+            key: "ab".into(),
+            seq: 1,
+            heard_at: t(0),
+            envelope: "{}".into(),
+        };
+        assert_eq!(spool.keep_beat(beat).unwrap_err().verdict(), Verdict::Halt);
+        assert_eq!(spool.checkpoint(Checkpoint::Passive).unwrap_err().verdict(), Verdict::Halt);
+        assert_eq!(commits.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! other streams, so that none can stop another. Decides by `proto::chain` and `tries`; every move is
 //! `shelves`'.
 
-use crate::relay::{LOCAL, Pace, Relay, Wanted};
+use crate::hall::LOCAL;
+use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::Room;
 use crate::trial::{Aim, Trial, TrialEnd};
 use crate::tries::{self, Attempts, Cause, Failure};
@@ -15,7 +16,7 @@ use proto::layout::{ObjectName, PackName};
 use proto::manifest::{PackEntry, StreamEntry};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
-use proto::wire::fault;
+use proto::wire::{Fault, fault};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -121,7 +122,7 @@ impl Relay {
             let (packs, missing) = self.gather(&way.instance, &way.packs, supply).await;
             let reaches = packs.last().map(|(_, e)| e.version);
             if reaches.is_none_or(|r| way.least.is_some_and(|l| r < l)) {
-                match self.not_gathered(stream, missing, supply, pace).await {
+                match self.not_gathered(&way.instance, missing, supply, pace).await {
                     Some(outcome) => return outcome,
                     None => continue,
                 }
@@ -133,7 +134,7 @@ impl Relay {
                 return outcome;
             }
             if missing.is_some()
-                && let Some(outcome) = self.not_gathered(stream, missing, supply, pace).await
+                && let Some(outcome) = self.not_gathered(&way.instance, missing, supply, pace).await
             {
                 return outcome;
             }
@@ -237,11 +238,29 @@ impl Relay {
         }
     }
 
-    /// A stream that is at its head, or whose chain is complete, misses nothing for that.
+    /// A stream that is at its head, or whose chain is complete, misses nothing for that, and nothing is in its way.
     pub(crate) fn none_is_missing(&self, wanted: Wanted, stream: &StreamName) {
+        self.end_missing(|of, name| of == wanted && name.instance.stream == *stream);
+        self.hall.mended(LOCAL, &subject(wanted, stream));
+    }
+
+    /// Nobody waits for packs that are listed no more, nor for what is in the way of a stream that is not.
+    pub(crate) fn forget_unlisted(&self) {
+        let (listed, streams) = (self.listed(), self.streams());
+        self.end_missing(|_, name| !listed.contains(name));
+        let gone: Vec<String> = {
+            let state = self.hall.state();
+            let is_gone =
+                |f: &&Fault| f.code == LOCAL && f.instance.as_ref().is_some_and(|i| !streams.contains(&i.stream));
+            state.faults.values().filter(is_gone).filter_map(|f| f.object.clone()).collect()
+        };
+        gone.iter().for_each(|subject| self.hall.mended(LOCAL, subject));
+    }
+
+    fn end_missing(&self, is_over: impl Fn(Wanted, &PackName) -> bool) {
         let mut found: Vec<PackName> = Vec::new();
         self.absent().retain(|(of, name), _| {
-            let over = *of == wanted && name.instance.stream == *stream;
+            let over = is_over(*of, name);
             found.extend(over.then(|| name.clone()));
             !over
         });
@@ -374,40 +393,63 @@ impl Relay {
     /// What follows when a pack could not be got; `None`: plan again.
     async fn not_gathered(
         &self,
-        stream: &StreamName,
+        instance: &Instance,
         missing: Option<Missing>,
         supply: Supply<'_>,
         pace: Pace,
     ) -> Option<Outcome> {
-        let (text, disk) = match missing? {
+        let (missing, stream) = (missing?, &instance.stream);
+        let counted = self.not_had(Wanted::Here, instance, &missing, supply).await;
+        let text = match missing {
             Missing::Stopped => return Some(Outcome::Stopped),
             Missing::Import => return Some(Outcome::Again(SOON, "an import goes first".into())),
-            Missing::NoRoom(text) => (text, Some((Verdict::Retry, true))),
-            Missing::Disk(e) => (e.to_string(), Some((e.verdict(), e.is_disk_full()))),
-            Missing::Fetch(name, entry, errors) => {
-                return self.not_fetched(stream, (&name, &entry), &errors, supply, pace).await;
+            Missing::NoRoom(text) => text,
+            Missing::Disk(e) => e.to_string(),
+            Missing::Fetch(_, _, errors) if errors.iter().any(|e| e.kind == FetchErrorKind::Halt) => {
+                return Some(Outcome::Halted);
             }
+            Missing::Fetch(name, _, errors) => match counted {
+                Some(given_up) => return self.after_a_try(stream, &name, given_up, all_texts(&errors), pace),
+                None if errors.is_empty() => format!("{name}: there is no source"),
+                None => {
+                    if errors.iter().any(FetchError::is_not_found) {
+                        self.note_absent(Wanted::Here, &name);
+                    }
+                    all_texts(&errors)
+                }
+            },
         };
-        if let Some((verdict, full)) = disk {
-            self.own_trouble(verdict, full, &text);
-        }
         self.waits(stream, Some(&text));
         Some(Outcome::Again(SOON, text))
     }
 
-    async fn not_fetched(
+    /// Takes down why a pack could not be got: trouble with own files is told, and a whole body with a wrong hash is a
+    /// try per source. Whether the pack was given up; `None`: nothing counted.
+    pub(crate) async fn not_had(
         &self,
-        stream: &StreamName,
-        (name, entry): (&PackName, &PackEntry),
-        errors: &[FetchError],
+        wanted: Wanted,
+        instance: &Instance,
+        missing: &Missing,
         supply: Supply<'_>,
-        pace: Pace,
-    ) -> Option<Outcome> {
-        let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    ) -> Option<bool> {
+        let trouble = |verdict, full, text: &str| self.trouble(Some((wanted, instance)), verdict, full, text);
+        let (name, entry, errors) = match missing {
+            Missing::Stopped | Missing::Import => return None,
+            Missing::NoRoom(text) => {
+                trouble(Verdict::Retry, true, text);
+                return None;
+            }
+            Missing::Disk(e) => {
+                trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+                return None;
+            }
+            Missing::Fetch(name, entry, errors) => (name, entry, errors),
+        };
+        let text = all_texts(errors);
         let any = |kind| errors.iter().any(|e| e.kind == kind);
         if any(FetchErrorKind::Halt) {
-            self.own_trouble(Verdict::Halt, false, &text);
-            return Some(Outcome::Halted);
+            trouble(Verdict::Halt, false, &text);
+            return None;
         }
         if any(FetchErrorKind::Disk) {
             // The part itself may be what fills the disk.
@@ -417,31 +459,22 @@ impl Relay {
         if any(FetchErrorKind::Local) {
             // A part that cannot be written is begun anew, if the directory lets us.
             let _ = self.hall.shelves.drop_pack(Room::Incoming, name);
-            self.own_trouble(Verdict::Retry, false, &text);
+            trouble(Verdict::Retry, false, &text);
         }
         let failures: Vec<&FetchError> = errors.iter().filter(|e| tries::fetch_cause(e).is_some()).collect();
-        if failures.is_empty() {
-            let text = if text.is_empty() { format!("{name}: there is no source") } else { text };
-            if any(FetchErrorKind::NotFound) {
-                self.note_absent(Wanted::Here, name);
-            }
-            self.waits(stream, Some(&text));
-            return Some(Outcome::Again(SOON, text));
-        }
-        // A whole body with a wrong hash is a try per source.
         let mut given_up = false;
         for e in &failures {
             let (code, reason) = (wrong_body(&e.kind).to_owned(), e.to_string());
             given_up |= self.count(name, entry.sha256, Failure { cause: Cause::Hash, code, reason });
         }
         if given_up {
-            for e in failures {
+            for e in &failures {
                 if let Some(source) = supply.sources.iter().find(|s| s.url() == e.source_url) {
                     self.keep_evidence(name, entry, source).await;
                 }
             }
         }
-        self.after_a_try(stream, name, given_up, text, pace)
+        (!failures.is_empty()).then_some(given_up)
     }
 
     /// What a source gives instead of a pack is kept beside the reason, if it is no giant, and its ETag, to notice
@@ -537,25 +570,26 @@ impl Relay {
         end: TrialEnd,
         pace: Pace,
     ) -> Option<Outcome> {
+        let here = Some((Wanted::Here, &way.instance));
         // What the shadow says now is the truth, whatever the child said before it died.
         if let Err(e) = self.read_shadow() {
             let text = e.to_string();
             if e.verdict() == Verdict::Rebuild {
                 return if self.begin_shadow_anew(&text).await { None } else { Some(Outcome::Again(SOON, text)) };
             }
-            self.own_trouble(e.verdict(), e.is_disk_full(), &text);
+            self.trouble(here, e.verdict(), e.is_disk_full(), &text);
             return Some(Outcome::Again(SOON, text));
         }
         let passed = self.pass(&way.instance, packs).await;
         if let Err(e) = passed {
             let text = e.to_string();
-            self.own_trouble(e.verdict(), e.is_disk_full(), &text);
+            self.trouble(here, e.verdict(), e.is_disk_full(), &text);
             return Some(Outcome::Again(SOON, text));
         }
         match end {
             TrialEnd::Done => {
                 self.healed(stream);
-                self.hall.mended(LOCAL, "");
+                self.hall.mended(LOCAL, &subject(Wanted::Here, stream));
                 None
             }
             TrialEnd::Stopped => Some(Outcome::Stopped),
@@ -579,7 +613,7 @@ impl Relay {
                 None
             }
             TrialEnd::Surroundings { text, disk_full, .. } => {
-                self.own_trouble(Verdict::Retry, disk_full, &text);
+                self.trouble(here, Verdict::Retry, disk_full, &text);
                 self.waits(stream, Some(&text));
                 Some(Outcome::Again(SOON, text))
             }
@@ -625,7 +659,9 @@ impl Relay {
                     self.count(&name, entry.sha256, failure);
                 }
             }
-            TrialEnd::Surroundings { text, disk_full, .. } => self.own_trouble(Verdict::Retry, *disk_full, text),
+            TrialEnd::Surroundings { text, disk_full, .. } => {
+                self.trouble(Some((Wanted::ByNew, instance)), Verdict::Retry, *disk_full, text);
+            }
             TrialEnd::Halted { text } => self.own_trouble(Verdict::Halt, false, text),
             end => tracing::warn!(%instance, ?end, "the chain was not proved"),
         }
@@ -767,6 +803,18 @@ pub(crate) enum Missing {
     Stopped,
     /// An import wants the stream.
     Import,
+}
+
+/// What trouble with own files is told under, where it is in the way of one stream alone.
+pub(crate) fn subject(wanted: Wanted, stream: &StreamName) -> String {
+    match wanted {
+        Wanted::Here => stream.to_string(),
+        Wanted::ByNew => format!("{stream} for new registers"),
+    }
+}
+
+fn all_texts(errors: &[FetchError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 fn wrong_body(kind: &FetchErrorKind) -> &'static str {

@@ -217,19 +217,21 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError) -> TrialEnd 
         return TrialEnd::of_sqlite(e);
     }
     let text = error.to_string();
+    // 1. The file: what lies on the disk may have rotted since it was verified, or be there no more.
+    let guilty = guilty_pack(trial, shadow, error);
+    if let Some((path, entry)) = &guilty {
+        match crate::shelves::hash_if_readable(path) {
+            Ok(hash) if hash == Some(entry.sha256) => {}
+            Ok(_) => {
+                let pack = Some(entry.name(&trial.instance));
+                let text = format!("{} is not the file that was verified ({text})", path.display());
+                return TrialEnd::Rotten { pack, text };
+            }
+            Err(_) => return TrialEnd::Surroundings { code: error.code().into(), text, disk_full: false },
+        }
+    }
     if error.verdict() == Verdict::Retry {
         return TrialEnd::Surroundings { code: error.code().into(), text, disk_full: false };
-    }
-    // 1. The file: what lies on the disk may have rotted since it was verified.
-    let guilty = guilty_pack(trial, shadow, error);
-    if let Some((path, entry)) = &guilty
-        && !crate::shelves::hash_file(path).is_ok_and(|h| h == entry.sha256)
-    {
-        let pack = Some(entry.name(&trial.instance));
-        return TrialEnd::Rotten {
-            pack,
-            text: format!("{} is not the file that was verified ({text})", path.display()),
-        };
     }
     // 2. The shadow: a strict failure of a delta asks first whether the base is what it should be.
     if error.may_be_drift() && guilty.as_ref().is_none_or(|(_, e)| e.base.is_some()) {
@@ -484,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_shadow_is_unsound_and_a_missing_pack_is_not_its_fault() {
+    fn a_damaged_shadow_is_unsound_and_a_pack_that_is_lost_is_fetched_anew() {
         let dir = tempfile::tempdir().unwrap();
         let mut t = trial(dir.path());
         assert_eq!(run(&t), TrialEnd::Done);
@@ -497,7 +499,7 @@ mod tests {
             sha256: proto::digest::Sha256::of(b"abc"),
         };
         t.packs = vec![(dir.path().join("none.pack"), entry.clone())];
-        assert!(matches!(run(&t), TrialEnd::Surroundings { .. }));
+        assert!(matches!(run(&t), TrialEnd::Rotten { pack: Some(_), .. }), "{:?}", run(&t));
         std::fs::write(&t.packs[0].0, b"abd").unwrap();
         assert!(matches!(run(&t), TrialEnd::Rotten { .. }), "{:?}", run(&t));
         std::fs::write(&t.packs[0].0, b"abc").unwrap();

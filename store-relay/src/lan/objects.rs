@@ -11,7 +11,7 @@ use proto::clock::Clock;
 use proto::digest::Sha256;
 use proto::http::{Body, FileBody, RangeAsked, none_match, range_asked};
 use proto::layout::{ObjectName, PackName};
-use proto::shelf;
+use proto::shelf::{self, ShelfError};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +32,7 @@ pub struct Object {
     etag: String,
     /// Of a 200, whole.
     headers: HeaderMap,
-    cached: RwLock<Option<Bytes>>,
+    cached: RwLock<Option<Arc<InMemory>>>,
     /// When it was last asked for, in requests.
     used: AtomicU64,
     loading: tokio::sync::Mutex<()>,
@@ -40,8 +40,39 @@ pub struct Object {
     checked: tokio::sync::Mutex<Option<(shelf::FileId, Duration)>>,
 }
 
+/// An object's bytes in memory. A pack's are counted for as long as anybody holds them: an answer to a slow client, too.
+#[derive(Debug)]
+struct InMemory {
+    bytes: Vec<u8>,
+    counted: u64,
+    held: Arc<AtomicU64>,
+}
+
+impl InMemory {
+    /// Room for so many bytes, taken before they are read.
+    fn reserve(length: u64, held: &Arc<AtomicU64>) -> InMemory {
+        held.fetch_add(length, Ordering::Relaxed);
+        InMemory { bytes: Vec::new(), counted: length, held: Arc::clone(held) }
+    }
+}
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}
+
+/// One answer's hold on them.
+struct Lent(Arc<InMemory>);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.bytes
+    }
+}
+
 impl Object {
-    fn new(name: ObjectName, path: PathBuf, length: u64, sha256: Sha256, cached: Option<Bytes>) -> Object {
+    fn new(name: ObjectName, path: PathBuf, length: u64, sha256: Sha256, cached: Option<Arc<InMemory>>) -> Object {
         let etag = format!("\"{}\"", &sha256.to_string()[..32]);
         let mut headers = HeaderMap::with_capacity(8);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(name.content_type()));
@@ -65,8 +96,14 @@ impl Object {
         }
     }
 
-    fn in_memory(&self) -> Option<Bytes> {
+    fn in_memory(&self) -> Option<Arc<InMemory>> {
         self.cached.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether its bytes are in memory, and no answer holds them: to let them go gives room.
+    fn is_idle_in_memory(&self) -> bool {
+        let cached = self.cached.read().unwrap_or_else(PoisonError::into_inner);
+        cached.as_ref().is_some_and(|bytes| Arc::strong_count(bytes) == 1)
     }
 }
 
@@ -75,7 +112,7 @@ pub struct Objects {
     by_path: RwLock<HashMap<String, Arc<Object>>>,
     rules: CacheRules,
     /// Bytes of packs in memory.
-    held: AtomicU64,
+    held: Arc<AtomicU64>,
     clock: AtomicU64,
     rotten: mpsc::UnboundedSender<PackName>,
     time: Arc<dyn Clock>,
@@ -90,7 +127,7 @@ impl std::fmt::Debug for Objects {
 impl Objects {
     /// An empty index. Packs whose files turn out rotten are told to `rotten`.
     pub fn new(rules: CacheRules, rotten: mpsc::UnboundedSender<PackName>, time: Arc<dyn Clock>) -> Objects {
-        Objects { by_path: RwLock::default(), rules, held: AtomicU64::new(0), clock: AtomicU64::new(0), rotten, time }
+        Objects { by_path: RwLock::default(), rules, held: Arc::default(), clock: AtomicU64::new(0), rotten, time }
     }
 
     /// Serves a pack from its file.
@@ -101,7 +138,8 @@ impl Objects {
     /// Serves a small object from memory.
     pub fn put_small(&self, name: ObjectName, bytes: Bytes) {
         let (length, sha256) = (bytes.len() as u64, Sha256::of(&bytes));
-        self.insert(Object::new(name, PathBuf::new(), length, sha256, Some(bytes)));
+        let in_memory = InMemory { bytes: bytes.into(), counted: 0, held: Arc::clone(&self.held) };
+        self.insert(Object::new(name, PathBuf::new(), length, sha256, Some(Arc::new(in_memory))));
     }
 
     fn insert(&self, object: Object) {
@@ -117,13 +155,10 @@ impl Objects {
     }
 
     /// Takes a pack's bytes out of memory.
-    fn let_go(&self, object: Option<&Object>) -> bool {
-        let Some(object) = object.filter(|o| matches!(o.name, ObjectName::Pack(_))) else { return false };
-        let there = object.cached.write().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(bytes) = &there {
-            self.held.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+    fn let_go(&self, object: Option<&Object>) {
+        if let Some(object) = object.filter(|o| matches!(o.name, ObjectName::Pack(_))) {
+            *object.cached.write().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        there.is_some()
     }
 
     /// The object of a URL path.
@@ -162,7 +197,7 @@ impl Objects {
         let body = if head_only {
             Ok(Body::Empty)
         } else if let Some(bytes) = object.in_memory() {
-            Ok(slice(bytes, start, length))
+            Ok(slice(lend(bytes), start, length))
         } else {
             self.body_from_disk(object, start, length).await
         };
@@ -174,14 +209,14 @@ impl Objects {
 
     async fn body_from_disk(&self, object: &Arc<Object>, start: u64, length: u64) -> Result<Body, Gone> {
         if let Some(bytes) = self.load(object).await? {
-            return Ok(slice(bytes, start, length));
+            return Ok(slice(lend(bytes), start, length));
         }
         self.check(object).await?;
         let path = object.path.clone();
         let opened = tokio::task::spawn_blocking(move || shelf::open_regular(&path)).await;
         match opened {
             Ok(Ok(file)) => Ok(Body::File(FileBody::new(file, start, length))),
-            Ok(Err(e)) => Err(self.lost(object, &e.to_string())),
+            Ok(Err(e)) => Err(self.failed(object, &e).await),
             Err(_) => Err(Gone),
         }
     }
@@ -202,15 +237,15 @@ impl Objects {
                 *checked = Some((file, now));
                 Ok(())
             }
-            Ok(Ok(_)) => Err(self.lost(object, ROTTEN)),
-            Ok(Err(e)) => Err(self.lost(object, &e.to_string())),
+            Ok(Ok(_)) => Err(self.lost(object, ROTTEN).await),
+            Ok(Err(e)) => Err(self.failed(object, &e).await),
             Err(_) => Err(Gone),
         }
     }
 
-    /// Brings an object into memory, once however many ask; none if it is too large for that. Its
-    /// hash is checked on the way.
-    async fn load(&self, object: &Arc<Object>) -> Result<Option<Bytes>, Gone> {
+    /// Brings an object into memory, once however many ask; none if it is too large for that, or slow answers hold all
+    /// the room there is. Its hash is checked on the way.
+    async fn load(&self, object: &Arc<Object>) -> Result<Option<Arc<InMemory>>, Gone> {
         if object.length > self.rules.object.0.min(self.rules.bytes.0) {
             return Ok(None);
         }
@@ -218,21 +253,21 @@ impl Objects {
         if let Some(bytes) = object.in_memory() {
             return Ok(Some(bytes));
         }
+        let Some(mut room) = self.make_room(object.length) else { return Ok(None) };
         let (path, length) = (object.path.clone(), object.length);
         let read = tokio::task::spawn_blocking(move || shelf::read_bounded(&path, length)).await;
-        let bytes = match read {
-            Ok(Ok(bytes)) => Bytes::from(bytes),
-            Ok(Err(e)) => return Err(self.lost(object, &e.to_string())),
+        room.bytes = match read {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(e)) => return Err(self.failed(object, &e).await),
             Err(_) => return Err(Gone),
         };
-        if Sha256::of(&bytes) != object.sha256 {
-            return Err(self.lost(object, ROTTEN));
+        if Sha256::of(&room.bytes) != object.sha256 {
+            return Err(self.lost(object, ROTTEN).await);
         }
         object.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        *object.cached.write().unwrap_or_else(PoisonError::into_inner) = Some(bytes.clone());
-        self.held.fetch_add(length, Ordering::Relaxed);
-        self.make_room(object);
-        // It may have been removed meanwhile; then its bytes must not stay counted.
+        let bytes = Arc::new(room);
+        *object.cached.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&bytes));
+        // It may have been removed meanwhile; then its bytes must not stay.
         let current = self.get(&format!("/{}", object.name));
         if !current.is_some_and(|c| Arc::ptr_eq(&c, object)) {
             self.let_go(Some(object));
@@ -240,23 +275,44 @@ impl Objects {
         Ok(Some(bytes))
     }
 
-    /// Lets the least used packs go until the cache is within its bound.
-    fn make_room(&self, newest: &Arc<Object>) {
+    /// Takes room for so many bytes, and lets the least used packs go for it; those that answers hold would give none.
+    fn make_room(&self, length: u64) -> Option<InMemory> {
+        let room = InMemory::reserve(length, &self.held);
         while self.cached_bytes() > self.rules.bytes.0 {
             let by_path = self.by_path.read().unwrap_or_else(PoisonError::into_inner);
             let oldest = by_path
                 .values()
-                .filter(|o| matches!(o.name, ObjectName::Pack(_)) && !Arc::ptr_eq(o, newest) && o.in_memory().is_some())
+                .filter(|o| matches!(o.name, ObjectName::Pack(_)) && o.is_idle_in_memory())
                 .min_by_key(|o| o.used.load(Ordering::Relaxed))
                 .cloned();
             drop(by_path);
-            if !self.let_go(oldest.as_deref()) {
-                return;
-            }
+            self.let_go(Some(&*oldest?));
         }
+        Some(room)
     }
 
-    fn lost(&self, object: &Object, why: &str) -> Gone {
+    /// A file could not be read: it is lost, but where the machine is short of something.
+    async fn failed(&self, object: &Object, error: &ShelfError) -> Gone {
+        if shelves::is_exhausted(&error.source) {
+            tracing::warn!(object = %object.name, "cannot be served now: {error}");
+            return Gone;
+        }
+        self.lost(object, &error.to_string()).await
+    }
+
+    /// A file is gone or damaged: it is served no more, and fetched anew. It is looked at again first, so that no healthy one
+    /// goes.
+    async fn lost(&self, object: &Object, why: &str) -> Gone {
+        let path = object.path.clone();
+        match tokio::task::spawn_blocking(move || shelves::hash_file(&path)).await {
+            Ok(Ok(found)) if found == object.sha256 => {
+                tracing::warn!(object = %object.name, "could not be served; it can at a second look: {why}");
+                return Gone;
+            }
+            Ok(Err(e)) if shelves::is_exhausted(&e.source) => return Gone,
+            Err(_) => return Gone,
+            Ok(_) => {}
+        }
         tracing::error!(object = %object.name, "cannot be served: {why}");
         self.remove(&object.name);
         if let ObjectName::Pack(name) = &object.name {
@@ -268,8 +324,12 @@ impl Objects {
 
 const ROTTEN: &str = "its bytes have changed on the disk";
 
-/// The file is gone or damaged.
+/// The file is gone or damaged, or cannot be read now.
 struct Gone;
+
+fn lend(bytes: Arc<InMemory>) -> Bytes {
+    Bytes::from_owner(Lent(bytes))
+}
 
 fn slice(bytes: Bytes, start: u64, length: u64) -> Body {
     let end = usize::try_from(start + length).unwrap_or(usize::MAX).min(bytes.len());
@@ -328,6 +388,59 @@ mod tests {
 
     fn name(n: u64) -> PackName {
         format!("price@all/{n:010}.full.pack").parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn slow_answers_count_and_never_make_the_cache_exceed_its_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, _rotten) = mpsc::unbounded_channel();
+        let rules = CacheRules { bytes: HumanBytes(250), object: HumanBytes(100) };
+        let objects = Objects::new(rules, tell, Arc::new(TestClock::at("2026-01-01T00:00:00Z")));
+        let get = async |n| {
+            let object = objects.get(&format!("/packs/{}", name(n))).unwrap();
+            objects.answer(&object, &HeaderMap::new(), false).await.into_body()
+        };
+        for n in 1..=5 {
+            let path = dir.path().join(n.to_string());
+            std::fs::write(&path, [n as u8; 100]).unwrap();
+            objects.put_pack(name(n), path, 100, Sha256::of(&[n as u8; 100]));
+        }
+        let slow = [get(1).await, get(2).await, get(1).await];
+        assert!(slow.iter().all(|body| matches!(body, Body::Bytes(_))));
+        // What they hold stays in memory for others; the rest is read from the disk.
+        for n in [3, 4, 5, 3] {
+            assert!(matches!(get(n).await, Body::File(_)));
+            assert!(matches!(get(1).await, Body::Bytes(_)));
+            assert_eq!(objects.cached_bytes(), 200);
+        }
+        objects.remove(&name(1).into());
+        assert_eq!(objects.cached_bytes(), 200, "two answers hold it");
+        drop(slow);
+        assert_eq!(objects.cached_bytes(), 100);
+        assert!(matches!(get(3).await, Body::Bytes(_)));
+    }
+
+    #[tokio::test]
+    async fn a_machine_short_of_files_costs_no_healthy_pack() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, mut rotten) = mpsc::unbounded_channel();
+        let rules = CacheRules { bytes: HumanBytes(250), object: HumanBytes(100) };
+        let objects = Objects::new(rules, tell, Arc::new(TestClock::at("2026-01-01T00:00:00Z")));
+        let path = dir.path().join("1");
+        std::fs::write(&path, b"abc").unwrap();
+        objects.put_pack(name(1), path.clone(), 3, Sha256::of(b"abc"));
+        let object = objects.get(&format!("/packs/{}", name(1))).unwrap();
+        let mut failed = async |errno: i32| {
+            let source = std::io::Error::from_raw_os_error(errno);
+            objects.failed(&object, &ShelfError { action: shelf::Action::Open, path: path.clone(), source }).await;
+            (rotten.try_recv().is_err(), objects.get(&format!("/packs/{}", name(1))).is_some())
+        };
+        // EMFILE; EIO that is over at a second look; EMFILE where the file is gone; ENOENT.
+        assert_eq!(failed(24).await, (true, true));
+        assert_eq!(failed(5).await, (true, true));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(failed(24).await, (true, true));
+        assert_eq!(failed(2).await, (false, false));
     }
 
     #[tokio::test]

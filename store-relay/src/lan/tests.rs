@@ -278,6 +278,19 @@ async fn heartbeats_are_verified_kept_and_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_heartbeat_that_cannot_be_kept_is_told_until_one_can() {
+    let scene = Scene::new().await;
+    let db = rusqlite::Connection::open(scene.store.data().join(crate::spool::FILE)).unwrap();
+    db.execute_batch("ALTER TABLE beat RENAME TO elsewhere").unwrap();
+    assert_eq!(scene.post(&beat("0421-03", 33, 5)).await.0, 503);
+    let faults = || state(&scene.relay).faults.values().map(|f| (f.code.clone(), f.object.clone())).collect::<Vec<_>>();
+    assert_eq!(faults(), [("LOCAL_FILES".to_owned(), Some("relay.db".to_owned()))]);
+    db.execute_batch("ALTER TABLE elsewhere RENAME TO beat").unwrap();
+    assert_eq!(scene.post(&beat("0421-03", 33, 5)).await.0, 200);
+    assert!(faults().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_register_that_was_enrolled_anew_begins_its_numbers_anew() {
     let mut scene = Scene::new().await;
     scene.post(&beat("0421-03", 33, 500)).await;

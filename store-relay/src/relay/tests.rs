@@ -455,6 +455,154 @@ async fn a_complete_chain_is_kept_when_its_full_is_listed_no_more() {
     assert_eq!(state(&relay).proofs[&newer], wrong.sha256);
 }
 
+/// A wrong full is given up on the way to a complete chain as on the way to the head, and the way goes round it.
+#[tokio::test]
+async fn a_full_of_a_wrong_hash_that_only_new_registers_need_is_given_up_and_told() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("b2"))], Make::Both);
+    hq.publish("price", &[(1, Some("b3"))], Make::Delta);
+    hq.unlist(&hq.pack("price", 1, Full));
+    hq.sign();
+    let wrong = hq.pack("price", 2, Full);
+    let good = hq.spoil(&wrong);
+    for tries in [1, 2, 3, 3, 3] {
+        once(&relay).await;
+        assert_eq!(served(&relay, &hq.instance("price")), Some(3), "by deltas");
+        assert_eq!(state(&relay).attempts[&wrong].tries, tries);
+    }
+    assert_eq!(rooms_of(&relay, &wrong), ["error"]);
+    assert_eq!(state(&relay).over(&[])[0].object, Some(wrong.to_string()), "headquarters hears of it");
+    let longer: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a full long"))).collect();
+    hq.publish("price", &longer, Make::Both);
+    hq.sign();
+    once(&relay).await;
+    assert!(relay.incomplete().is_empty() && !state(&relay).ok.contains_key(&wrong));
+    hq.put(&wrong.clone().into(), &good);
+    // One that was lost from ok/ is not asked for without end either.
+    let lost = hq.pack("promo", 1, Full);
+    relay.throw_away(&lost);
+    hq.spoil(&lost);
+    // Twice in the first cycle: for itself, and for the chain.
+    for tries in [2, 3, 3, 3] {
+        once(&relay).await;
+        assert_eq!(state(&relay).attempts[&lost].tries, tries);
+    }
+}
+
+#[tokio::test]
+async fn a_fault_ends_with_the_register_or_the_stream_that_it_was_told_of() {
+    let (mut hq, store) = two_streams();
+    hq.registers.insert("0421-03".parse().unwrap(), secret(33).public());
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    fs::remove_file(hq.path(&hq.pack("price", 2, Delta).into())).unwrap();
+    let relay = store.open();
+    once(&relay).await;
+    store.clock.advance(HOUR / 6);
+    once(&relay).await;
+    relay.trouble(Some((Wanted::Here, &hq.instance("price"))), Verdict::Retry, false, "disk I/O error");
+    relay.hall.fault(fault::IDENTITY_CLONE, None, "0421-03", "two machines");
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["IDENTITY_CLONE", "LOCAL_FILES", "PACK_MISSING"]);
+    hq.registers.clear();
+    hq.lines.remove("price");
+    hq.sign();
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty(), "{:?}", fault_codes(&relay));
+    assert!(relay.absent.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_pack_that_the_disk_lost_is_fetched_anew_and_order_elsewhere_mends_no_trouble() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish_with("price", &[(1, Some("poison"))], Make::Delta, bent);
+    hq.sign();
+    once(&relay).await;
+    let name = hq.pack("price", 2, Delta);
+    let ready = relay.hall.shelves.pack(Room::Ready, &name);
+    fs::remove_file(&ready).unwrap();
+    once(&relay).await;
+    assert!(ready.is_file() && state(&relay).attempts[&name].tries == 2, "it was fetched and tried again");
+    // What cannot be opened is no rot: its owner is to see to it, and hears of it until it is over.
+    fs::remove_file(&ready).unwrap();
+    std::os::unix::fs::symlink("/none", &ready).unwrap();
+    for _ in 0..2 {
+        once(&relay).await;
+        relay.tidy().await;
+        assert_eq!(fault_codes(&relay), ["LOCAL_FILES"]);
+    }
+    let events = relay.hall.spool.events(10).unwrap();
+    assert!(events.iter().all(|e| e.code != "MENDED"), "{events:?}");
+    fs::remove_file(&ready).unwrap();
+    hq.publish("price", &[(1, Some("good"))], Make::Full);
+    hq.sign();
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty(), "{:?}", fault_codes(&relay));
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_keeps_no_relay_from_its_start() {
+    let (hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let shadow = relay.shadow.path().to_owned();
+    drop(relay);
+    for (file, sql, lost) in [
+        (&shadow, "UPDATE tillcast_pack SET sha256 = 'xyz'", "SHADOW_LOST"),
+        (&shadow, "UPDATE tillcast_stream SET applied_at = 'soon'", "SHADOW_LOST"),
+        (&store.data().join(crate::spool::FILE), "INSERT INTO attempt VALUES ('price', '{]')", "SPOOL_LOST"),
+    ] {
+        rusqlite::Connection::open(file).unwrap().execute(sql, []).unwrap();
+        let relay = store.open();
+        let events: Vec<String> = relay.hall.spool.events(9).unwrap().into_iter().map(|e| e.code).collect();
+        assert!(events.contains(&lost.to_owned()), "{sql}: {events:?}");
+        assert_eq!(served(&relay, &hq.instance("price")), Some(1), "{sql}");
+        once(&relay).await;
+        assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string(), "{sql}");
+    }
+}
+
+#[tokio::test]
+async fn what_tidying_cannot_do_is_told_until_it_can() {
+    let (_hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let db = rusqlite::Connection::open(store.data().join(crate::spool::FILE)).unwrap();
+    db.execute_batch("ALTER TABLE unlisted RENAME TO elsewhere").unwrap();
+    relay.tidy().await;
+    assert_eq!(fault_codes(&relay), ["LOCAL_FILES"]);
+    db.execute_batch("ALTER TABLE elsewhere RENAME TO unlisted").unwrap();
+    relay.tidy().await;
+    assert!(fault_codes(&relay).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_listing_sent_last_is_the_newest() {
+    let (hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    for n in 0..3000 {
+        std::thread::scope(|threads| {
+            for stream in ["price", "promo"] {
+                let (hall, name) = (&relay.hall, hq.pack(stream, 1, Full));
+                threads.spawn(move || {
+                    match n % 2 {
+                        0 => hall.state().ok.remove(&name),
+                        _ => hall.state().ok.insert(name, None),
+                    };
+                    hall.publish_versions();
+                });
+            }
+        });
+        let (sent, now) = (relay.hall.versions().borrow().versions.clone(), state(&relay).versions());
+        assert_eq!(sent, now, "{n}");
+    }
+}
+
 #[tokio::test]
 async fn refused_manifests_leave_the_last_good_one() {
     let (mut hq, store) = two_streams();
