@@ -618,7 +618,7 @@ impl Sim {
                 }
             }
         }
-        let idle = !self.actors.values().any(|a| a.who == who && matches!(a.op, Op::Look | Op::Step(_) | Op::Spare));
+        let idle = !self.actors.values().any(|a| a.who == who && matches!(a.op, Op::Step(_) | Op::Spare));
         if idle && self.relays[n].spare_wanted {
             self.relays[n].spare_wanted = false;
             self.plan(who, Op::Spare, now + 1);
