@@ -25,6 +25,12 @@ const RELAY: &str = "relay_word";
 /// A pack that failed here is tried again after so long, in case the fault was this machine's.
 const AVOID_FOR: Duration = Duration::from_secs(3600);
 
+/// The agent's own files cannot be read or written.
+pub const LOCAL_FILES: &str = "LOCAL_FILES";
+
+/// What may keep a stream, or all, from going on for minutes; it is over with the next step that goes well.
+pub const STUCK: [&str; 4] = [fault::LOG_STUCK, fault::PACK_MISSING, fault::SOURCE, LOCAL_FILES];
+
 /// Why a pack is avoided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Avoided {
@@ -101,10 +107,14 @@ impl Memory {
     /// A full healed a stream. Failing to write it down costs one more heal.
     pub fn healed(&self, stream: &StreamName) {
         let mut notes = self.notes();
-        if notes.drift.remove(stream).is_some()
-            && let Err(e) = failpoint::step("agent.healed", || lock(&self.device).set_fact(DRIFT, &notes.drift))
-        {
-            tracing::warn!(%stream, error = %e, "the stream is healed, but the latch could not be taken off");
+        if notes.drift.remove(stream).is_some() {
+            self.save_drift(&notes);
+        }
+    }
+
+    fn save_drift(&self, notes: &Notes) {
+        if let Err(e) = failpoint::step("agent.healed", || lock(&self.device).set_fact(DRIFT, &notes.drift)) {
+            tracing::warn!(error = %e, "a latch of drift could not be taken off for good");
         }
     }
 
@@ -128,7 +138,8 @@ impl Memory {
 
     /// Whether a pack is to be left out now.
     pub fn avoids(&self, pack: &PackName, now: Timestamp) -> bool {
-        let is_fresh = |a: &Avoided| a.program == PROGRAM && since(now, a.since) < AVOID_FOR;
+        // One that was noted by a clock that was ahead is due.
+        let is_fresh = |a: &Avoided| a.program == PROGRAM && a.since <= now && since(now, a.since) < AVOID_FOR;
         self.notes().avoid.get(pack).is_some_and(is_fresh)
     }
 
@@ -137,11 +148,26 @@ impl Memory {
         self.notes().avoid.keys().cloned().collect()
     }
 
-    /// Forgets packs that the manifest does not list any more.
+    /// Forgets packs and streams that the manifest does not list any more: nothing else would end what is told of them.
     pub fn prune(&self, manifest: &Manifest) {
         let listed =
             |p: &PackName| manifest.instances().any(|(i, e)| i == p.instance && e.pack(p.version, p.kind).is_some());
+        let is_pack_gone = |o: &str| o.parse().is_ok_and(|p: PackName| !listed(&p));
+        let is_stream_gone = |i: &Instance| !manifest.streams.contains_key(&i.stream);
         let mut notes = self.notes();
+        let drifts = notes.drift.len();
+        notes.drift.retain(|s, _| manifest.streams.contains_key(s));
+        if notes.drift.len() != drifts {
+            self.save_drift(&notes);
+        }
+        let mut ended = notes.faults.mend(fault::DRIFT, |f| f.instance.as_ref().is_some_and(is_stream_gone));
+        ended |= notes.faults.mend(fault::REFUSED, |f| f.object.as_deref().is_some_and(is_pack_gone));
+        for code in STUCK {
+            ended |= notes
+                .faults
+                .mend(code, |f| f.instance.as_ref().is_some_and(|i| manifest.instance(&i.stream).as_ref() != Some(i)));
+        }
+        notes.unsaved |= ended;
         let before = notes.avoid.len();
         notes.avoid.retain(|p, _| listed(p));
         if notes.avoid.len() != before {

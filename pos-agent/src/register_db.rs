@@ -46,6 +46,10 @@ impl DbError {
             DbError::Cut(_) => Verdict::Retry,
         }
     }
+    /// Whether what is in the file cannot be understood.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, DbError::Sqlite(e) if e.is_unreadable())
+    }
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         match self {
@@ -62,6 +66,9 @@ pub struct RegisterDb {
     path: PathBuf,
     limits: Limits,
     open: Arc<Mutex<Open>>,
+    /// All work is done and ends as if the disk had failed to sync.
+    #[cfg(test)]
+    pub sync_fails: Arc<std::sync::atomic::AtomicBool>,
 }
 
 /// The connection. Two of one process are never open on one path: the locks on SQLite's index (-shm) are the
@@ -79,7 +86,7 @@ impl Open {
         let replica = match self.replica.take() {
             Some(replica) => replica,
             None => {
-                if identity(path).is_none() {
+                if is_gone(path) {
                     // They would be taken for the new one's.
                     remove_log(path)?;
                 }
@@ -96,12 +103,23 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
+/// Whether the file is certainly not there. Of one that cannot be looked at now the log holds what was committed last.
+fn is_gone(path: &Path) -> bool {
+    std::fs::metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+}
+
 impl RegisterDb {
     /// Opens the file; makes an empty one where there is none.
     pub fn open(path: &Path, limits: &Limits) -> Result<RegisterDb, DbError> {
         let mut open = Open::default();
         open.replica(path, limits)?;
-        Ok(RegisterDb { path: path.to_owned(), limits: limits.clone(), open: Arc::new(Mutex::new(open)) })
+        Ok(RegisterDb {
+            path: path.to_owned(),
+            limits: limits.clone(),
+            open: Arc::new(Mutex::new(open)),
+            #[cfg(test)]
+            sync_fails: Arc::default(),
+        })
     }
 
     /// Where the file is.
@@ -116,6 +134,8 @@ impl RegisterDb {
     {
         let db = self.clone();
         let done = tokio::task::spawn_blocking(move || work(db.lock().replica(&db.path, &db.limits)?)).await;
+        #[cfg(test)]
+        self.synced()?;
         done.unwrap_or_else(|e| Err(DbError::Cut(e.to_string()).into()))
     }
 
@@ -136,6 +156,17 @@ impl RegisterDb {
             Ok(open.replica(&db.path, &db.limits)?.all_held()?)
         };
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DbError::Cut(e.to_string())))
+    }
+
+    /// Whether an error that called the file damaged, or its rows unreadable, is right at a second look.
+    pub fn is_lost(&self) -> bool {
+        let read = || Replica::open_read_only(&self.path, &self.limits)?.all_held();
+        sqlite::is_damaged(&self.path) || read().is_err_and(|e| e.is_unreadable())
+    }
+
+    /// Lets a damaged file go that was moved aside: room for the one that takes its place.
+    pub fn forget_damaged(&self) -> Result<(), ShelfError> {
+        shelf::remove(&damaged(&self.path))
     }
 
     /// Moves the damaged file aside and begins an empty one. A POS application that has the old file
@@ -202,6 +233,15 @@ impl RegisterDb {
 
 #[cfg(test)]
 impl RegisterDb {
+    /// What SQLite says when the disk fails to sync, if it is to.
+    fn synced(&self) -> Result<(), DbError> {
+        if !self.sync_fails.load(std::sync::atomic::Ordering::Relaxed) {
+            return Ok(());
+        }
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC);
+        Err(SqliteError::new("checkpoint", rusqlite::Error::SqliteFailure(code, None)).into())
+    }
+
     /// Lets SQLite say that the disk is full at so many pages.
     pub async fn limit_pages(&self, pages: i64) {
         let done: Result<(), DbError> = self
@@ -221,7 +261,7 @@ pub fn log_path(database: &Path) -> PathBuf {
 
 /// Moves a damaged database out of the way; its log and index are of no use without it.
 pub(crate) fn move_aside(database: &Path) -> Result<(), ShelfError> {
-    failpoint::step("agent.aside", || shelf::promote(database, &beside(database, ".damaged")))?;
+    failpoint::step("agent.aside", || shelf::promote(database, &damaged(database)))?;
     remove_log(database)
 }
 
@@ -231,14 +271,19 @@ fn remove_log(database: &Path) -> Result<(), ShelfError> {
     shelf::remove(&beside(database, "-shm"))
 }
 
+/// Where a damaged database lies aside.
+pub fn damaged(database: &Path) -> PathBuf {
+    beside(database, ".damaged")
+}
+
 fn beside(database: &Path, end: &str) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(end);
     name.into()
 }
 
-/// What `open_private` sets.
-const BUSY: Duration = Duration::from_secs(5);
+/// What `open_private` sets; tests do not wait for it.
+const BUSY: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(5) };
 
 /// Packs were not applied.
 #[derive(Debug, thiserror::Error)]
@@ -271,7 +316,12 @@ pub enum Remedy {
 impl ApplyFailure {
     /// What to do.
     pub fn remedy(&self) -> Remedy {
-        let ApplyFailure::Apply(e) = self else { return Remedy::Retry };
+        let e = match self {
+            ApplyFailure::Apply(e) => e,
+            ApplyFailure::Db(e) if e.verdict() == Verdict::Halt => return Remedy::Halt,
+            ApplyFailure::Db(e) if e.is_disk_full() => return Remedy::MakeRoom,
+            ApplyFailure::Db(_) => return Remedy::Retry,
+        };
         if e.code() == "DISK_FULL" || matches!(e, ApplyError::Sqlite(s) if s.is_disk_full()) {
             return Remedy::MakeRoom;
         }
@@ -286,6 +336,11 @@ impl ApplyFailure {
                 _ => Remedy::Retry,
             },
         }
+    }
+
+    /// Whether another program holds the database.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, ApplyFailure::Apply(ApplyError::Sqlite(e)) if e.is_busy())
     }
 
     /// The stable name of the reason.

@@ -20,8 +20,6 @@ const RELAY_AGAIN: Backoff = Backoff::new(Duration::from_secs(1), Duration::from
 const BEAT_AGAIN: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(30));
 /// Heartbeats are never closer than this, however many news there are.
 const BEAT_GAP: Duration = Duration::from_millis(250);
-/// A long poll that takes this much longer than asked is dead.
-const POLL_MARGIN: Duration = Duration::from_secs(10);
 /// A relay that ignores `wait` is not asked more often than this.
 const POLL_GAP: Duration = Duration::from_millis(500);
 
@@ -100,11 +98,11 @@ async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
         // One that was silent is asked what it has now, not to wait for more.
         let wait = if silent_for > 0 { Duration::ZERO } else { rules.poll_wait() };
         let asked = agent.clock.monotonic();
-        let heard = timeout(wait + POLL_MARGIN, agent.upstream.poll_relay(wait)).await;
+        let heard = agent.upstream.poll_relay(wait).await;
         let took = agent.clock.monotonic().saturating_sub(asked);
         let was_silent = silent_for > 0;
-        silent_for = if matches!(heard, Ok(Heard::Silence(_)) | Err(_)) { silent_for + 1 } else { 0 };
-        let is_news = matches!(heard, Ok(Heard::News));
+        silent_for = if matches!(heard, Heard::Silence(_)) { silent_for + 1 } else { 0 };
+        let is_news = matches!(heard, Heard::News);
         quick = if took < POLL_GAP { quick + 1 } else { 0 };
         if first || is_news || (was_silent && silent_for == 0) {
             news.send_modify(|n| *n += 1);
@@ -115,7 +113,7 @@ async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
         }
         first = false;
         match heard {
-            Ok(Heard::News | Heard::Same) => {
+            Heard::News | Heard::Same => {
                 if agent.upstream.ask_errors().await {
                     agent.memory.keep_relay_word(&agent.upstream.word());
                 }
@@ -123,14 +121,13 @@ async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
                     sleep(POLL_GAP).await;
                 }
             }
-            Ok(Heard::Static) => sleep(rules.poll.min(rules.poll_wait())).await,
-            Ok(Heard::Silence(e)) => {
+            Heard::Static => sleep(rules.poll.min(rules.poll_wait())).await,
+            Heard::Silence(e) => {
                 if silent_for == 1 {
                     tracing::warn!("the relay does not answer: {e}");
                 }
                 sleep(RELAY_AGAIN.delay(silent_for - 1, random_unit())).await;
             }
-            Err(_) => tracing::warn!(relay = agent.upstream.relay().url(), "the relay left a long poll hanging"),
         }
     }
 }
@@ -176,8 +173,8 @@ async fn beats(agent: Arc<Agent>) {
 pub async fn once(agent: &Agent) -> Exit {
     let (_tell, mut news) = watch::channel(0u64);
     agent.upstream.be_impatient();
-    let heard = timeout(POLL_MARGIN, agent.upstream.poll_relay(Duration::ZERO)).await;
-    if matches!(heard, Ok(Heard::News | Heard::Same)) && agent.upstream.ask_errors().await {
+    let heard = agent.upstream.poll_relay(Duration::ZERO).await;
+    if matches!(heard, Heard::News | Heard::Same) && agent.upstream.ask_errors().await {
         agent.memory.keep_relay_word(&agent.upstream.word());
     }
     let end = agent.cycle(&mut news).await;

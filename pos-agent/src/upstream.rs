@@ -25,6 +25,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// A long poll that takes this much longer than asked is dead.
+const POLL_MARGIN: Duration = Duration::from_secs(10);
+
 /// What the relay said last, kept over restarts: while it is silent, what it refused stays refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayWord {
@@ -194,9 +197,16 @@ impl Upstream {
 
     /// Asks the relay for its versions, waiting up to `wait` for news.
     pub async fn poll_relay(&self, wait: Duration) -> Heard {
-        let heard = self.poll(wait).await;
+        // One that hangs is as silent as one that is gone.
+        let polled = tokio::time::timeout(wait + POLL_MARGIN, self.poll(wait)).await;
+        let heard =
+            polled.unwrap_or_else(|_| Heard::Silence(self.no_versions(FetchErrorKind::Slow, "no answer in time")));
         self.state().fails = matches!(heard, Heard::Silence(_));
         heard
+    }
+
+    fn no_versions(&self, kind: FetchErrorKind, detail: impl Into<String>) -> FetchError {
+        FetchError { source_url: self.relay.url().to_owned(), name: "v1/versions".into(), kind, detail: detail.into() }
     }
 
     async fn poll(&self, wait: Duration) -> Heard {
@@ -229,12 +239,10 @@ impl Upstream {
                     self.relay_answered();
                     self.take_versions(versions, etag)
                 }
-                Err(why) => Heard::Silence(FetchError {
-                    source_url: self.relay.url().to_owned(),
-                    name: "v1/versions".into(),
-                    kind: FetchErrorKind::NotAnObject,
-                    detail: format!("not a list of versions: {why}"),
-                }),
+                Err(why) => {
+                    let why = format!("not a list of versions: {why}");
+                    Heard::Silence(self.no_versions(FetchErrorKind::NotAnObject, why))
+                }
             },
             Err(e) => Heard::Silence(e),
         }
@@ -284,6 +292,8 @@ impl Upstream {
         }
         if refreshed.reached > 0 {
             match from {
+                // Without its versions its objects lead nowhere: it is left like a silent one.
+                pace::From::Relay if self.state().fails => {}
                 pace::From::Relay => self.relay_answered(),
                 pace::From::Fallback => self.state().seen.fallback = Some(self.clock.monotonic()),
             }

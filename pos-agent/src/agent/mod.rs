@@ -10,11 +10,11 @@ mod tidy;
 
 use crate::config::Config;
 use crate::hold::Hold;
-use crate::memory::Memory;
+use crate::memory::{LOCAL_FILES, Memory};
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
-use crate::register_db::{AllHeld, DbError, RegisterDb, at, move_aside};
+use crate::register_db::{AllHeld, DbError, RegisterDb, Remedy, at, move_aside};
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
@@ -144,10 +144,14 @@ pub struct Agent {
     log_dirty: AtomicBool,
     /// Since when, by the monotonic clock, a reader holds a long log.
     log_held_since: Mutex<Option<Duration>>,
+    /// Since when, by the monotonic clock, a stream (or all: none) cannot go on for a failure of the surroundings.
+    stuck_since: Mutex<BTreeMap<Option<Instance>, Duration>>,
     /// This cycle met a full disk.
     full: AtomicBool,
     /// The database was damaged and begun anew by this process: not twice, the disk may be dying.
     rebuilt: AtomicBool,
+    /// Why the file may be damaged, by a look at all rows; the next cycle judges it.
+    doubt: Mutex<Option<String>>,
     swept_for: Mutex<Option<u64>>,
     shown: Mutex<Shown>,
     observer: Option<Observer>,
@@ -166,6 +170,8 @@ enum Went<T> {
     On(T),
     /// Without this pack, which is bad, or missing for now.
     Without(PackName),
+    /// Without this pack, which no source gives; why.
+    Denied(PackName, String),
     /// It is over for this stream.
     Over(End),
 }
@@ -185,8 +191,10 @@ impl Files {
         let device = Arc::new(Mutex::new(Device::open(&config.data_dir, &config.device(), &config.limits)?));
         let (memory, word) = Memory::load(device.clone())?;
         let (db, damage) = match RegisterDb::open(&config.store_db(), &config.limits) {
-            Err(e) if e.verdict() == Verdict::Rebuild => {
-                let damage = sqlite::is_damaged(&config.store_db()).then(|| e.to_string());
+            Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
+                // Whose own tables cannot be made has some, under a header that says that it has none.
+                let is_lost = e.is_unreadable() || sqlite::is_damaged(&config.store_db());
+                let damage = is_lost.then(|| e.to_string());
                 if damage.is_some() {
                     move_aside(&config.store_db())?;
                 }
@@ -242,8 +250,10 @@ impl Agent {
             halted: AtomicBool::new(false),
             log_dirty: AtomicBool::new(true),
             log_held_since: Mutex::default(),
+            stuck_since: Mutex::default(),
             full: AtomicBool::new(false),
             rebuilt: AtomicBool::new(damage.is_some()),
+            doubt: Mutex::default(),
             swept_for: Mutex::new(None),
             shown: Mutex::new(Shown::default()),
             observer,
@@ -286,14 +296,21 @@ impl Agent {
         match self.db.all_held().await {
             Ok(held) => {
                 self.shown().held = held.clone();
+                self.goes_on(None);
+                let doubt = self.doubt().take();
+                if let Some(why) = doubt {
+                    self.rebuild(&why);
+                    return None;
+                }
                 self.at(Step::Looked).then_some(held)
             }
-            Err(e) if e.verdict() == Verdict::Rebuild => {
-                self.rebuild(&e.to_string());
-                None
-            }
             Err(e) => {
-                self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+                if e.verdict() == Verdict::Rebuild || e.is_unreadable() {
+                    self.rebuild(&e.to_string());
+                } else {
+                    self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+                }
+                self.stuck(None, LOCAL_FILES, "store.db", &e.to_string());
                 None
             }
         }
@@ -312,7 +329,9 @@ impl Agent {
         }
         let manifest = lock(&self.device).manifest().cloned()?;
         self.memory.prune(&manifest);
-        self.shown().waits.retain(|i, _| manifest.instance(&i.stream).as_ref() == Some(i));
+        let is_listed = |i: &Instance| manifest.instance(&i.stream).as_ref() == Some(i);
+        self.shown().waits.retain(|i, _| is_listed(i));
+        self.stuck_since().retain(|i, _| i.as_ref().is_none_or(is_listed));
         self.at(Step::Learned).then_some(Goal { from, manifest })
     }
 
@@ -339,16 +358,22 @@ impl Agent {
         news: &mut watch::Receiver<u64>,
     ) -> End {
         let mut without = BTreeSet::new();
+        let mut denied = None;
         loop {
             // 3. The cheapest chain of packs by bytes, from what the database says.
             let held = self.shown().held.clone();
             let packs = match self.next(goal, instance, entry, &held, &without) {
                 Next::Nothing => {
-                    self.shown().waits.remove(instance);
+                    self.goes_on(Some(instance));
                     return End::Done;
                 }
                 Next::Wait(why) => {
-                    self.shown().waits.insert(instance.clone(), why);
+                    self.goes_on_unless(instance, denied);
+                    self.shown()
+                        .waits
+                        .entry(instance.clone())
+                        .and_modify(|w| *w = format!("{why}; {w}"))
+                        .or_insert(why);
                     return if without.is_empty() || self.is_unhurried(goal) { End::Done } else { End::Retry };
                 }
                 Next::Apply(packs) => packs,
@@ -360,12 +385,17 @@ impl Agent {
                     without.insert(pack);
                     continue;
                 }
+                Went::Denied(pack, why) => {
+                    without.insert(pack.clone());
+                    denied = Some((pack, why));
+                    continue;
+                }
                 Went::Over(end) => return end,
             };
             // 5. and 6. Apply in one transaction with the version, proved before it commits.
             match self.apply(goal, instance, files).await {
-                Went::On(()) => {}
-                Went::Without(pack) => {
+                Went::On(()) => self.goes_on(Some(instance)),
+                Went::Without(pack) | Went::Denied(pack, _) => {
                     without.insert(pack);
                 }
                 Went::Over(end) => return end,
@@ -433,6 +463,7 @@ impl Agent {
                 && let Err(e) = shelf::create_dir(dir)
             {
                 self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+                self.stuck(Some(instance), LOCAL_FILES, &name.to_string(), &e.to_string());
                 return Went::Over(if e.is_disk_full() { End::DiskFull } else { End::Retry });
             }
             let fetched = tokio::select! {
@@ -446,7 +477,7 @@ impl Agent {
                     self.memory.faults(|f| f.mend(fault::REFUSED, |f| f.object.as_deref() == Some(&name.to_string())));
                     files.push((part, (*entry).clone()));
                 }
-                Err(errors) => return self.not_fetched(&name, &errors).await,
+                Err(errors) => return self.not_fetched(goal, &name, &errors).await,
             }
             if !self.at(Step::Fetched(name)) {
                 return Went::Over(End::Done);
@@ -476,7 +507,7 @@ impl Agent {
             self.shown().held = held;
         }
         let outcome = match outcome {
-            Err(e) if self.is_committed(goal, instance, &files) => {
+            Err(e) if e.remedy() != Remedy::Halt && self.is_committed(goal, instance, &files) => {
                 tracing::warn!(%instance, error = %e, "committed, but not tidied up after");
                 Ok(None)
             }

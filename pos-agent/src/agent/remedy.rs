@@ -2,23 +2,29 @@
 //! row; what it latches is durable before it counts.
 
 use super::{Agent, Goal, Went};
+use crate::memory::{LOCAL_FILES, STUCK};
 use crate::pace::End;
 use crate::register_db::{ApplyFailure, DbError, Remedy};
+use crate::report;
 use crate::verify;
 use proto::device::DeviceError;
 use proto::fetch::{FetchError, FetchErrorKind};
-use proto::follow::FollowError;
+use proto::follow::{FollowError, lock};
 use proto::ids::{Instance, StreamName};
 use proto::layout::{PackKind, PackName};
-use proto::replica::sqlite;
 use proto::retry::Verdict;
 use proto::shelf;
-use proto::wire::fault;
-use std::sync::PoisonError;
+use proto::wire::{Fault, fault};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A failure of the surroundings that lasts so long is told of.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 impl Agent {
-    pub(super) async fn not_fetched<T>(&self, name: &PackName, errors: &[FetchError]) -> Went<T> {
+    pub(super) async fn not_fetched<T>(&self, goal: &Goal, name: &PackName, errors: &[FetchError]) -> Went<T> {
         let text = errors.iter().map(|e| e.to_string()).collect::<Vec<_>>().join("; ");
         let any = |kind| errors.iter().any(|e| e.kind == kind);
         if any(FetchErrorKind::Halt) {
@@ -33,6 +39,7 @@ impl Agent {
             // A part that cannot be written is begun anew, if the directory lets us.
             let _ = shelf::remove(&self.part(name));
             self.trouble(Verdict::Retry, false, &text);
+            self.stuck(Some(&name.instance), LOCAL_FILES, &name.to_string(), &text);
             return Went::Over(End::Retry);
         }
         if errors.iter().any(|e| e.verdict() == Verdict::Quarantine) {
@@ -46,8 +53,60 @@ impl Agent {
             tracing::debug!(pack = %name, "the pack is not there yet");
             return Went::Without(name.clone());
         }
+        // A bucket that may not be listed says of what is not there that it is forbidden.
+        if errors.iter().all(|e| e.is_not_found() || e.kind == FetchErrorKind::Unauthorized) {
+            tracing::info!(pack = %name, %text, "the pack is not given");
+            return Went::Denied(name.clone(), text);
+        }
         tracing::info!(pack = %name, %text, "the pack could not be fetched now");
-        Went::Over(End::Retry)
+        self.stuck(Some(&name.instance), fault::SOURCE, &name.to_string(), &text);
+        // A server that answers has said what it has to say: it is asked in the pace of polls, a LAN again at once.
+        let said = errors.iter().all(|e| matches!(e.kind, FetchErrorKind::Status { .. }));
+        Went::Over(if said && self.is_unhurried(goal) { End::Done } else { End::Retry })
+    }
+
+    /// Why the file may be damaged.
+    pub(super) fn doubt(&self) -> MutexGuard<'_, Option<String>> {
+        self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when what cannot go on.
+    pub(super) fn stuck_since(&self) -> MutexGuard<'_, BTreeMap<Option<Instance>, Duration>> {
+        self.stuck_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stream (or all: none) cannot go on for a failure of the surroundings: said at once, a fault when it lasts.
+    pub(super) fn stuck(&self, instance: Option<&Instance>, code: &str, object: &str, why: &str) {
+        if let Some(i) = instance {
+            self.shown().waits.insert(i.clone(), why.to_owned());
+        }
+        let now = self.clock.monotonic();
+        let since = *self.stuck_since().entry(instance.cloned()).or_insert(now);
+        if now.saturating_sub(since) >= PATIENCE {
+            let now = self.clock.now();
+            self.memory.faults(|f| f.raise(code, instance, Some(object), why, now));
+        }
+    }
+
+    /// It went on, or waits for what is to come.
+    pub(super) fn goes_on(&self, instance: Option<&Instance>) {
+        if let Some(i) = instance {
+            self.shown().waits.remove(i);
+        }
+        self.stuck_since().remove(&instance.cloned());
+        let of_it = |f: &Fault| match instance {
+            Some(_) => f.instance.as_ref() == instance,
+            None => f.instance.is_none() && f.object.as_deref() == Some("store.db"),
+        };
+        self.memory.faults(|f| STUCK.iter().fold(false, |changed, code| f.mend(code, of_it) | changed));
+    }
+
+    /// There is no way now: for what is to come, or for a pack that no source gives.
+    pub(super) fn goes_on_unless(&self, instance: &Instance, denied: Option<(PackName, String)>) {
+        match denied {
+            Some((pack, why)) => self.stuck(Some(instance), fault::PACK_MISSING, &pack.to_string(), &why),
+            None => self.goes_on(Some(instance)),
+        }
     }
 
     /// Whose fault was it? The rows here say.
@@ -67,6 +126,13 @@ impl Agent {
             }
             Remedy::Retry => {
                 tracing::warn!(%instance, %text, "not applied now");
+                if failure.is_busy() {
+                    let why =
+                        format!("a program writes in store.db, or is stopped in the middle of it: end it ({text})");
+                    self.stuck(Some(instance), fault::LOG_STUCK, &first.to_string(), &why);
+                } else {
+                    self.stuck(Some(instance), LOCAL_FILES, &first.to_string(), &text);
+                }
                 Went::Over(End::Retry)
             }
             Remedy::Halt => {
@@ -136,7 +202,7 @@ impl Agent {
     /// The file is damaged: begin a new one, which the next cycle fills by fulls. Once a process, and only if it is so
     /// at a second look: until it is filled, there is nothing to sell by.
     pub(super) fn rebuild(&self, why: &str) -> End {
-        if !sqlite::is_damaged(self.db.path()) {
+        if !self.db.is_lost() {
             self.trouble(Verdict::Retry, false, why);
             return End::Retry;
         }
@@ -174,8 +240,18 @@ impl Agent {
     pub async fn verify(&self) -> Result<verify::Report, DbError> {
         let (path, limits) = (self.db.path().to_owned(), self.config.limits.clone());
         let checked = tokio::task::spawn_blocking(move || verify::check(&path, &limits)).await;
-        let found = checked.map_err(|e| DbError::Cut(e.to_string()))??;
-        for (instance, stream) in found.streams.iter().filter(|(_, s)| !s.ok) {
+        let checked = checked.map_err(|e| DbError::Cut(e.to_string()))?;
+        if let Err(e) = &checked
+            && (e.verdict() == Verdict::Rebuild || e.is_unreadable())
+        {
+            *self.doubt() = Some(e.to_string());
+            self.wake.notify_one();
+        }
+        let found = checked?;
+        // What the manifest lists no more nobody can heal.
+        let manifest = lock(&self.device).manifest().cloned();
+        let is_listed = |i: &Instance| manifest.as_ref().is_none_or(|m| m.streams.contains_key(&i.stream));
+        for (instance, stream) in found.streams.iter().filter(|(i, s)| !s.ok && is_listed(i)) {
             if let Err(e) = self.latch(instance, &stream.reason()) {
                 tracing::error!(%instance, error = %e, "the drift could not be latched");
             }
@@ -220,7 +296,7 @@ impl Agent {
         // Applied packs may still lie there.
         *self.swept_for.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if let Err(e) = self.db.truncate_log().await {
-            tracing::warn!(error = %e, "the log could not be cut");
+            self.trouble(e.verdict(), e.is_disk_full(), &format!("the log could not be cut: {e}"));
         }
     }
 
@@ -243,6 +319,12 @@ impl Agent {
     pub fn out_of_room(&self, text: &str) {
         let now = self.clock.now();
         self.disk.release();
+        // A damaged database that lies aside is for people to look at; what there is to sell by goes before it.
+        if !self.is_complete()
+            && let Err(e) = self.db.forget_damaged()
+        {
+            tracing::warn!(error = %e, "the damaged database could not be deleted");
+        }
         self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, text, now));
     }
 
@@ -272,7 +354,11 @@ impl Agent {
             for code in [fault::SOURCE, fault::REFUSED] {
                 let still =
                     |object: Option<&str>| found.iter().any(|(c, o, _)| *c == code && Some(o.as_str()) == object);
-                changed |= f.mend(code, |f| f.instance.is_none() && !still(f.object.as_deref()));
+                // What `report` and a look at the database say is theirs to end.
+                let ours = |f: &Fault| {
+                    f.instance.is_none() && !matches!(f.object.as_deref(), Some(report::HEARTBEAT | "store.db"))
+                };
+                changed |= f.mend(code, |f| ours(f) && !still(f.object.as_deref()));
             }
             for (code, object, text) in &found {
                 changed |= f.raise(code, None, Some(object), text, now);

@@ -33,13 +33,13 @@ impl Agent {
             self.memory.faults(|f| f.mend(fault::DRIFT, |f| f.instance.is_none()));
         }
         self.mend_packs();
-        if end == End::Done {
+        if end != End::Halted {
             self.cut_log(advanced).await;
         }
         if self.memory.save_faults() {
             self.tell.notify_one();
         }
-        end
+        if self.halted.load(Ordering::Relaxed) { End::Halted } else { end }
     }
 
     /// Idle work: the log is cut; a long one also while news come. Who keeps it from that for minutes is told of: the
@@ -49,13 +49,14 @@ impl Agent {
         if self.log_dirty.load(Ordering::Relaxed) && (long || !advanced) {
             match self.db.truncate_log().await {
                 Ok(cut) => self.log_dirty.store(!cut, Ordering::Relaxed),
-                Err(e) => tracing::warn!(error = %e, "the log could not be cut"),
+                Err(e) => self.trouble(e.verdict(), e.is_disk_full(), &format!("the log could not be cut: {e}")),
             }
         }
         let mut held_since = self.log_held_since.lock().unwrap_or_else(PoisonError::into_inner);
         if !long || !self.log_dirty.load(Ordering::Relaxed) {
             *held_since = None;
-            self.memory.faults(|f| f.mend(fault::LOG_STUCK, |_| true));
+            // Of a stream that cannot be written `goes_on` tells.
+            self.memory.faults(|f| f.mend(fault::LOG_STUCK, |f| f.instance.is_none()));
         } else if now.saturating_sub(*held_since.get_or_insert(now)) >= LOG_PATIENCE {
             let text = format!(
                 "{} is longer than {} (log_alarm), for a program reads in one transaction for minutes: end it",
@@ -68,7 +69,7 @@ impl Agent {
     }
 
     /// Whether the database holds every stream that is listed.
-    fn is_complete(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         let Some(manifest) = lock(&self.device).manifest().cloned() else { return false };
         let shown = self.shown();
         manifest.instances().all(|(i, e)| {

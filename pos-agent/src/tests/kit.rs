@@ -325,6 +325,8 @@ pub struct Desk {
     pub versions: watch::Sender<Option<BTreeMap<Instance, Version>>>,
     pub errors: Mutex<Vec<Fault>>,
     pub silent: std::sync::atomic::AtomicBool,
+    /// What some paths are answered with.
+    pub refused: Mutex<BTreeMap<String, StatusCode>>,
     pub beats: Mutex<Vec<Heartbeat>>,
     pub answer: Mutex<BeatAnswer>,
     pub asked: Mutex<Vec<String>>,
@@ -352,6 +354,7 @@ impl Relay {
             versions: watch::channel(None).0,
             errors: Mutex::new(Vec::new()),
             silent: false.into(),
+            refused: Mutex::default(),
             beats: Mutex::new(Vec::new()),
             answer: Mutex::new(BeatAnswer {
                 passed_on: BTreeMap::new(),
@@ -371,6 +374,14 @@ impl Relay {
         let versions = versions.iter().map(|(i, n)| (instance(i), v(*n))).collect();
         self.desk.versions.send_replace(Some(versions));
     }
+    /// Answers a path with a status; none: as before.
+    pub fn refuses(&self, path: &str, status: Option<u16>) {
+        let mut refused = self.desk.refused.lock().unwrap();
+        match status {
+            Some(status) => refused.insert(path.to_owned(), StatusCode::from_u16(status).unwrap()),
+            None => refused.remove(path),
+        };
+    }
     pub fn be_silent(&self, silent: bool) {
         self.desk.silent.store(silent, std::sync::atomic::Ordering::Relaxed);
     }
@@ -381,6 +392,9 @@ async fn answer(desk: Arc<Desk>, request: Request<Inbound>) -> Response<Body> {
     desk.asked.lock().unwrap().push(path.clone());
     if desk.silent.load(std::sync::atomic::Ordering::Relaxed) {
         return text(StatusCode::BAD_GATEWAY, "gone");
+    }
+    if let Some(status) = desk.refused.lock().unwrap().get(&path) {
+        return text(*status, "refused");
     }
     match path.as_str() {
         "v1/versions" => versions(&desk, &request).await,

@@ -6,3 +6,4 @@ mod cycle;
 mod damage;
 mod kit;
 mod relay;
+mod trouble;

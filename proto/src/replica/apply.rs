@@ -175,12 +175,11 @@ impl Replica {
             transactions: 0,
         };
         for group in groups(job, held.as_ref()) {
-            let fulls = group.iter().any(|p| p.entry.kind == PackKind::Full);
-            self.begin(!fulls)?;
+            self.begin()?;
             failpoint::inside("begun");
             let result = self.apply_group(job, group).and_then(|rows| {
                 failpoint::inside("uncommitted");
-                self.commit().map_err(|e| self.explain_commit(job, group, e))?;
+                self.commit()?;
                 Ok(rows)
             });
             self.rollback();
@@ -200,7 +199,7 @@ impl Replica {
     /// are signed. Ends by [`Replica::commit`] or [`Replica::rollback`]; after an error it has
     /// been rolled back.
     pub fn apply_uncommitted(&mut self, job: &Job<'_>) -> Result<RowCounts, ApplyError> {
-        self.begin(false)?;
+        self.begin()?;
         let result = self.apply_group(job, job.packs);
         if result.is_err() {
             self.rollback();
@@ -211,7 +210,7 @@ impl Replica {
     /// Begins a transaction and migrates a stream within it, to compare rows under the new
     /// contract; the caller rolls back.
     pub fn preview_migration(&mut self, statements: &[String]) -> Result<(), SqliteError> {
-        self.begin(false)?;
+        self.begin()?;
         let result = self.sql("migrating", |db| schema::run_guarded(db, statements, true));
         if result.is_err() {
             self.rollback();
@@ -229,23 +228,10 @@ impl Replica {
             rows.insert += counts.insert;
             refers |= has_foreign_keys;
         }
-        let scanned = refers && !self.foreign_keys_on()?;
-        if scanned && let Some(e) = self.broken_reference(job, packs)? {
+        if refers && let Some(e) = self.broken_reference(job, packs)? {
             return Err(e);
         }
         Ok(rows)
-    }
-
-    fn foreign_keys_on(&self) -> Result<bool, SqliteError> {
-        self.sql("PRAGMA foreign_keys", |db| db.pragma_query_value(None, "foreign_keys", |r| r.get(0)))
-    }
-
-    /// A COMMIT that fails on a deferred reference names no row; find it.
-    fn explain_commit(&self, job: &Job<'_>, packs: &[PackFile<'_>], e: SqliteError) -> ApplyError {
-        match self.broken_reference(job, packs) {
-            Ok(Some(found)) => found,
-            _ => e.into(),
-        }
     }
 
     fn broken_reference(&self, job: &Job<'_>, packs: &[PackFile<'_>]) -> Result<Option<ApplyError>, SqliteError> {
@@ -326,6 +312,12 @@ impl Replica {
     ) -> Result<Digests, ApplyError> {
         if let Some(h) = held {
             self.sql("dropping the old tables", |db| drop_stream(db, &job.instance.stream, h.digests.keys()))?;
+        }
+        // What no stream holds is a rest of one whose version was lost, and would be in the way for ever.
+        let held = self.all_held()?;
+        let is_held = |t: &TableName| held.values().any(|h| h.digests.contains_key(t));
+        for table in contract.tables.iter().map(|t| &t.name).filter(|t| !is_held(t)) {
+            self.sql("dropping what no stream holds", |db| drop_table(db, table))?;
         }
         let tables: Vec<String> = contract.tables.iter().map(|t| t.create.clone()).collect();
         self.guarded("making the tables", &tables, pack)?;
@@ -674,9 +666,16 @@ pub(super) fn drop_stream<'t>(
     tables: impl Iterator<Item = &'t TableName>,
 ) -> rusqlite::Result<()> {
     for table in tables {
-        db.execute_batch(&format!("DROP TABLE IF EXISTS \"{table}\""))?;
+        drop_table(db, table)?;
     }
     db.execute("DELETE FROM tillcast_table WHERE stream = ?1", [stream.as_str()])?;
     db.execute("DELETE FROM tillcast_stream WHERE stream = ?1", [stream.as_str()])?;
+    Ok(())
+}
+
+/// Drops a table, if it is there, and its row in ours.
+fn drop_table(db: &Connection, table: &TableName) -> rusqlite::Result<()> {
+    db.execute_batch(&format!("DROP TABLE IF EXISTS \"{table}\""))?;
+    db.execute("DELETE FROM tillcast_table WHERE name = ?1", [table.as_str()])?;
     Ok(())
 }

@@ -30,6 +30,20 @@ impl SqliteError {
     pub fn verdict(&self) -> Verdict {
         verdict(&self.source)
     }
+    /// Whether our own rows cannot be understood: a value that is none of its type, a table of ours that is gone or is
+    /// there where it should not be. `quick_check` finds nothing of it, and another try finds the same.
+    pub fn is_unreadable(&self) -> bool {
+        use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
+        let is_value = matches!(
+            self.source,
+            FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
+        );
+        is_value || is_misfit(&self.source)
+    }
+    /// Whether another program holds the file.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.source.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    }
     /// Whether a later build wrote the file.
     pub fn is_newer(&self) -> bool {
         self.source.sqlite_error_code() == Some(ErrorCode::SchemaChanged)

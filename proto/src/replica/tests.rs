@@ -75,6 +75,17 @@ impl Shop {
         digest: StateDigest,
         fill: impl FnOnce(&mut PackWriter<Vec<u8>>),
     ) -> (PathBuf, PackEntry) {
+        self.write_all(audience, version, base, migrate, &BTreeMap::from([("item".parse().unwrap(), digest)]), fill)
+    }
+    fn write_all(
+        &self,
+        audience: &str,
+        version: u64,
+        base: Option<u64>,
+        migrate: Vec<String>,
+        digests: &BTreeMap<TableName, StateDigest>,
+        fill: impl FnOnce(&mut PackWriter<Vec<u8>>),
+    ) -> (PathBuf, PackEntry) {
         let contract = Contract::parse(&self.ddl, &Limits::default()).unwrap();
         let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
         let i = instance(audience);
@@ -92,7 +103,7 @@ impl Shop {
         };
         let mut w = PackWriter::new(Vec::new(), &header, 1).unwrap();
         fill(&mut w);
-        let (bytes, written) = w.finish(&BTreeMap::from([("item".parse().unwrap(), digest)])).unwrap();
+        let (bytes, written) = w.finish(digests).unwrap();
         let path = self.dir.path().join(format!("{audience}-{version}-{kind}.pack"));
         std::fs::write(&path, &bytes).unwrap();
         let entry = PackEntry {
@@ -321,6 +332,67 @@ fn a_contract_migrates_inside_a_delta() {
     apply(&mut r, "all", &[&delta]).unwrap();
     assert_right(&r, &one, true);
     assert_eq!(r.held(&"catalog".parse().unwrap()).unwrap().unwrap().schema, 2);
+}
+
+/// Headquarters validates with the same settings: what it takes, every device takes.
+#[test]
+fn a_new_column_with_a_default_may_refer() {
+    let mut shop = Shop::new();
+    let shelves = "CREATE TABLE shelf (id INTEGER PRIMARY KEY) STRICT;";
+    shop.ddl = format!("{DDL}{shelves}");
+    let old = Contract::parse(&shop.ddl, &Limits::default()).unwrap();
+    let one = simple(&[("a", 1.0), ("b", 2.0)]);
+    let shelf: TableName = "shelf".parse().unwrap();
+    let row = |id: i64| RowHasher::default().hash(&[Value::Int(id)]);
+    let mut of_shelf = StateDigest::default();
+    of_shelf.add(row(19));
+    let write = |shop: &Shop, version, base, migrate, of_shelf, fill: &dyn Fn(&mut PackWriter<Vec<u8>>)| {
+        let digests = BTreeMap::from([("item".parse().unwrap(), digest(&one, shop.extra)), (shelf.clone(), of_shelf)]);
+        shop.write_all("all", version, base, migrate, &digests, |w| fill(w))
+    };
+    let full = write(&shop, 1, None, vec![], of_shelf, &|w| {
+        w.section(&"item".parse().unwrap(), Op::Insert, &shop.columns()).unwrap();
+        one.iter().for_each(|(sku, r)| w.row(&values(sku, r, false)).unwrap());
+        w.section(&shelf, Op::Insert, &["id".parse().unwrap()]).unwrap();
+        w.row(&[Value::Int(19)]).unwrap();
+    });
+    let (mut hq, mut r) = (shop.replica("hq.db"), shop.replica("r.db"));
+    apply(&mut hq, "all", &[&full]).unwrap();
+    apply(&mut r, "all", &[&full]).unwrap();
+    shop.ddl = shop.ddl.replace("img BLOB", "img BLOB, vat INTEGER NOT NULL DEFAULT 19 REFERENCES shelf (id)");
+    (shop.schema, shop.extra) = (2, true);
+    let migrate = Contract::parse(&shop.ddl, &Limits::default()).unwrap().additive_since(&old).unwrap();
+    let delta = write(&shop, 2, Some(1), migrate, of_shelf, &|_| {});
+    let (i, files) = (instance("all"), [PackFile { path: &delta.0, entry: &delta.1 }]);
+    let job = Job { instance: &i, epoch: 1, packs: &files, now: now(), prove: false };
+    hq.apply_uncommitted(&job).unwrap();
+    apply(&mut r, "all", &[&delta]).unwrap();
+    assert_right(&r, &one, true);
+    // A parent that goes is missed by its children.
+    let orphans = write(&shop, 3, Some(2), vec![], StateDigest::default(), &|w| {
+        w.section(&shelf, Op::Delete, &["id".parse().unwrap()]).unwrap();
+        w.row(&[Value::Int(19)]).unwrap();
+    });
+    let e = apply(&mut r, "all", &[&orphans]).unwrap_err();
+    assert!(matches!(&e, ApplyError::ForeignKey { table, count: 2, .. } if table == "item"), "{e}");
+    assert_right(&r, &one, true);
+}
+
+#[test]
+fn a_full_takes_the_place_of_tables_whose_version_was_lost() {
+    let shop = Shop::new();
+    let one = simple(&[("a", 1.0), ("b", 2.0)]);
+    let full = shop.full("all", 1, &one);
+    for loss in ["DELETE FROM tillcast_stream", "DELETE FROM tillcast_table", "UPDATE tillcast_table SET stream = 'x'"]
+    {
+        let mut r = shop.replica("r.db");
+        apply(&mut r, "all", &[&full]).unwrap();
+        r.connection().execute_batch(loss).unwrap();
+        let checks = r.verify(&"catalog".parse().unwrap()).unwrap();
+        assert!(loss.starts_with("DELETE FROM tillcast_stream") || !checks[0].is_right(), "{loss}");
+        apply(&mut r, "all", &[&full]).unwrap();
+        assert_right(&r, &one, false);
+    }
 }
 
 #[test]

@@ -1,0 +1,285 @@
+//! What lasts: rows of our own that cannot be read, programs and servers that stand in the way, a disk that fails to
+//! sync, faults whose cause is gone.
+
+use super::kit::*;
+use crate::agent::Agent;
+use crate::memory::LOCAL_FILES;
+use crate::pace::{End, From};
+use crate::register_db::{RegisterDb, damaged, log_path};
+use crate::report;
+use crate::upstream::Heard;
+use proto::clock::{Clock as _, after};
+use proto::layout::PackKind;
+use proto::limits::Limits;
+use proto::wire::fault;
+use rusqlite::Connection;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+const S: Duration = Duration::from_secs(1);
+const PRICE: &str = "price@zone-east";
+
+fn codes(agent: &Agent) -> Vec<String> {
+    agent.memory.look(|f| f.open().into_iter().map(|f| f.code).collect())
+}
+
+fn debts(agent: &Agent) -> String {
+    report::stand(agent, Vec::new()).debts.join("\n")
+}
+
+fn usual() -> Hq {
+    let mut hq = Hq::new();
+    hq.full(PRICE, 50, &rows(100, 50));
+    hq.full("promo@all", 7, &rows(10, 1));
+    hq.sign();
+    hq
+}
+
+/// The delta of a version that leads on from the newest one.
+fn delta_path(version: u64) -> String {
+    format!("packs/{PRICE}/{version:010}.delta.pack")
+}
+
+#[tokio::test]
+async fn rows_of_our_own_that_cannot_be_read_are_healed() {
+    for tampering in [
+        "UPDATE tillcast_stream SET audience = '?'",
+        "UPDATE tillcast_stream SET applied_at = 'yesterday' WHERE stream = 'promo'",
+        "UPDATE tillcast_stream SET version = -1",
+        "UPDATE tillcast_stream SET ddl = 'x'",
+        "UPDATE tillcast_table SET digest = 'zz'",
+        "UPDATE tillcast_table SET name = '?' WHERE name = 'price'",
+        "DELETE FROM tillcast_stream",
+        "DELETE FROM tillcast_table",
+        "DROP TABLE tillcast_stream",
+        "DROP TABLE tillcast_table",
+        "PRAGMA user_version = 0",
+    ] {
+        let mut hq = usual();
+        let r = Register::enrolled(&hq, &hq.url(), &[]);
+        poll_and_cycle(&r.open()).await;
+        r.tamper(tampering);
+        hq.delta(PRICE, 51, &rows(100, 51));
+        hq.delta("promo@all", 8, &rows(10, 2));
+        hq.sign();
+        let agent = r.open();
+        for _ in 0..3 {
+            poll_and_cycle(&agent).await;
+        }
+        assert_eq!((r.rows("price"), r.rows("promo")), (rows(100, 51), rows(10, 2)), "{tampering}");
+        assert_eq!(codes(&agent), [""; 0], "{tampering}");
+        assert!(!agent.verify().await.unwrap().drift, "{tampering}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_holds_the_database_for_minutes_is_told_of() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    cycle(&agent).await;
+    let other = Connection::open(r.config.store_db()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    for (pass, told) in [(0, false), (299, false), (1, true)] {
+        r.clock.advance(pass * S);
+        assert_eq!(cycle(&agent).await, End::Retry);
+        assert!(debts(&agent).contains("price@zone-east: a program writes in store.db"), "{}", debts(&agent));
+        assert_eq!(codes(&agent) == [fault::LOG_STUCK], told, "{pass}: {:?}", codes(&agent));
+    }
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((r.rows("price"), codes(&agent), debts(&agent)), (rows(100, 51), vec![], String::new()));
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_opened_for_minutes_is_told_of() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    let (path, aside) = (r.config.store_db(), r.config.data_dir.join("aside"));
+    std::fs::rename(&path, &aside).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    for (pass, told) in [(0, false), (300, true)] {
+        r.clock.advance(pass * S);
+        assert_eq!(cycle(&agent).await, End::Retry);
+        assert_eq!(codes(&agent) == [LOCAL_FILES], told, "{pass}: {:?}", codes(&agent));
+    }
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(codes(&agent), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_pack_that_is_denied_is_walked_around_or_told_of_while_the_log_is_cut() {
+    let mut hq = usual();
+    let relay = Relay::serving(&hq).await;
+    relay.lists(&[(PRICE, 52), ("promo@all", 7)]);
+    let r = Register::enrolled(&hq, &relay.url, &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    relay.refuses(&delta_path(51), Some(403));
+    for (pass, told) in [(0, false), (300, true)] {
+        r.clock.advance(pass * S);
+        assert_eq!(cycle(&agent).await, End::Retry);
+        let debts = debts(&agent);
+        assert!(debts.contains("no usable pack leads from version 50 to 51; ") && debts.contains("403"), "{debts}");
+        assert_eq!(codes(&agent) == [fault::PACK_MISSING], told, "{pass}: {:?}", codes(&agent));
+        assert_eq!(agent.db.log_bytes(), 0, "what was applied before is brought home");
+    }
+    hq.full(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, PRICE), codes(&agent)), (Some(51), vec![]), "another way");
+    // A server's own error is waited out: there is nothing wrong with its pack.
+    hq.delta(PRICE, 52, &rows(100, 52));
+    hq.sign();
+    relay.refuses(&delta_path(52), Some(500));
+    for (pass, told) in [(0, false), (300, true)] {
+        r.clock.advance(pass * S);
+        assert_eq!(cycle(&agent).await, End::Retry);
+        assert!(debts(&agent).contains("500"), "{}", debts(&agent));
+        assert_eq!(codes(&agent) == [fault::SOURCE], told, "{pass}: {:?}", codes(&agent));
+    }
+    relay.desk.versions.send_replace(None);
+    agent.upstream.poll_relay(Duration::ZERO).await;
+    assert_eq!(cycle(&agent).await, End::Done, "a static server is not hurried");
+    relay.refuses(&delta_path(52), None);
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, PRICE), codes(&agent), debts(&agent)), (Some(52), vec![], String::new()));
+}
+
+#[tokio::test]
+async fn a_failed_sync_halts_wherever_it_is_met() {
+    // Idle work; after a commit; when there is no room.
+    for place in ["idle", "apply", "no room"] {
+        let mut hq = usual();
+        let mut r = Register::enrolled(&hq, &hq.url(), &[]);
+        (r.config.limits.unpacked_bytes, r.config.limits.ratio) = (u64::MAX, u64::MAX);
+        let agent = r.open();
+        poll_and_cycle(&agent).await;
+        if place != "idle" {
+            hq.delta(PRICE, 51, &rows(100, 51));
+        }
+        if place == "no room" {
+            hq.streams.get_mut(&instance(PRICE).stream).unwrap().packs[1].unpacked = 1 << 50;
+        }
+        hq.sign();
+        agent.db.sync_fails.store(true, Ordering::Relaxed);
+        assert_eq!(cycle(&agent).await, End::Halted, "{place}");
+        assert!(codes(&agent).contains(&fault::HALTED.to_owned()), "{place}: {:?}", codes(&agent));
+        agent.db.sync_fails.store(false, Ordering::Relaxed);
+        assert_eq!(cycle(&agent).await, End::Halted, "{place}: not tried again");
+    }
+}
+
+#[tokio::test]
+async fn a_relay_that_gives_objects_but_no_versions_is_left() {
+    let mut hq = usual();
+    let relay = Relay::serving(&hq).await;
+    relay.lists(&[(PRICE, 50), ("promo@all", 7)]);
+    let r = Register::enrolled(&hq, &relay.url, &[hq.url()]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    relay.refuses("v1/versions", Some(500));
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    for _ in 0..13 {
+        r.clock.advance(10 * S);
+        assert!(matches!(agent.upstream.poll_relay(Duration::ZERO).await, Heard::Silence(_)));
+        cycle(&agent).await;
+    }
+    assert_eq!((agent.upstream.read_from(), version(&agent, PRICE)), (From::Fallback, Some(51)));
+    relay.refuses("v1/versions", None);
+    poll_and_cycle(&agent).await;
+    assert_eq!(agent.upstream.read_from(), From::Relay);
+}
+
+#[tokio::test]
+async fn faults_of_what_is_listed_no_more_end() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    // A pack that is wrong at its source, and then the store changes its zone.
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    let path = hq.pack_path(PRICE, 51, PackKind::Delta);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[40] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+    cycle(&agent).await;
+    assert_eq!(codes(&agent), [fault::REFUSED]);
+    hq.full("price@zone-west", 3, &rows(80, 300));
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(codes(&agent), [""; 0]);
+    // A stream that drifted, and then is published no more.
+    r.tamper("UPDATE promo SET cents = 5");
+    agent.verify().await.unwrap();
+    assert_eq!(codes(&agent), [fault::DRIFT]);
+    hq.streams.remove(&instance("promo@all").stream);
+    hq.sign();
+    cycle(&agent).await;
+    assert!(codes(&agent).is_empty() && agent.memory.drifts().is_empty(), "{:?}", codes(&agent));
+    agent.verify().await.unwrap();
+    assert_eq!(codes(&agent), [""; 0], "nor is it told anew");
+}
+
+#[tokio::test]
+async fn refused_heartbeats_keep_their_beginning() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    let began = r.clock.now();
+    agent.memory.faults(|f| f.raise(fault::REFUSED, None, Some(report::HEARTBEAT), "unknown", began));
+    r.clock.advance(60 * S);
+    poll_and_cycle(&agent).await;
+    assert_eq!(agent.memory.look(|f| f.open())[0].since, began);
+}
+
+#[test]
+fn the_log_of_a_database_that_cannot_be_looked_at_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    std::fs::write(log_path(&path), b"committed").unwrap();
+    RegisterDb::open(&path, &Limits::default()).unwrap_err();
+    assert_eq!(std::fs::read(log_path(&path)).unwrap(), b"committed");
+}
+
+#[tokio::test]
+async fn a_damaged_database_goes_when_there_is_no_room_for_what_takes_its_place() {
+    let mut hq = usual();
+    let mut r = Register::enrolled(&hq, &hq.url(), &[]);
+    (r.config.limits.unpacked_bytes, r.config.limits.ratio) = (u64::MAX, u64::MAX);
+    let agent = r.open();
+    let aside = damaged(&r.config.store_db());
+    std::fs::write(&aside, b"damaged").unwrap();
+    poll_and_cycle(&agent).await;
+    agent.out_of_room("no room for a heartbeat's number");
+    assert!(aside.exists(), "the register is complete: it is for people to look at");
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.streams.get_mut(&instance(PRICE).stream).unwrap().packs[1].unpacked = 1 << 50;
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::DiskFull);
+    assert!(!aside.exists());
+}
+
+#[tokio::test]
+async fn a_pack_that_a_wrong_clock_blamed_is_tried_again() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let (agent, now) = (r.open(), r.clock.now());
+    let name = format!("{PRICE}/0000000050.full.pack").parse().unwrap();
+    agent.memory.avoid(&name, "bad", after(now, 86_400 * 365 * S));
+    assert!(!agent.memory.avoids(&name, now));
+    agent.memory.avoid(&name, "bad", now);
+    assert!(agent.memory.avoids(&name, after(now, 3599 * S)) && !agent.memory.avoids(&name, after(now, 3600 * S)));
+}
