@@ -88,7 +88,7 @@ impl Shadow {
                 shadow.open_whole(instances)?;
                 false
             }
-            Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild || spool::is_unreadable(&e) => {
+            Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
                 tracing::error!(error = %e, "the shadow is damaged; it is set aside and made anew from ok/");
                 shadow.make_anew()?;
                 true

@@ -57,14 +57,8 @@ impl SpoolError {
     }
     /// Whether the file as it is can be of no use: a later build wrote it, or a row that no read can make sense of.
     fn is_useless(&self) -> bool {
-        matches!(self, SpoolError::Sqlite(e) if e.is_newer() || is_unreadable(e))
+        matches!(self, SpoolError::Sqlite(e) if e.is_newer() || e.is_unreadable())
     }
-}
-
-/// Whether a row was read that is not what we write, nor what SQLite calls damage.
-pub(crate) fn is_unreadable(e: &SqliteError) -> bool {
-    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
-    matches!(e.inner(), FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..))
 }
 
 const SCHEMA: &str = "
