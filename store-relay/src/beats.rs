@@ -149,7 +149,15 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
         envelope: String::from_utf8(envelope).unwrap_or_default(),
     };
     let out_of_room = |e: &SpoolError| hall.out_of_room(&e.to_string());
-    if let Err(e) = disk::or_make_room(|| hall.spool.keep_beat(kept.clone()), SpoolError::is_disk_full, out_of_room) {
+    let keep = || hall.spool.keep_beat(kept.clone());
+    let outcome = disk::or_make_room(keep, SpoolError::is_disk_full, out_of_room).or_else(|e| {
+        if !hall.spool.begin_anew(&e)? {
+            return Err(e);
+        }
+        hall.event("SPOOL_LOST", "", &format!("{e}; begun anew"));
+        keep()
+    });
+    if let Err(e) = outcome {
         if !e.is_disk_full() {
             hall.own_trouble(e.verdict(), None, spool::FILE, &e.to_string());
         }

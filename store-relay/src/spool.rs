@@ -16,7 +16,7 @@ use rusqlite::{Connection, Row};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -108,6 +108,7 @@ pub struct Event {
 /// The open spool.
 #[derive(Debug)]
 pub struct Spool {
+    path: PathBuf,
     db: Mutex<Connection>,
     /// Heartbeats that came while others were written.
     waiting: Mutex<Vec<Arc<Waiting>>>,
@@ -115,6 +116,8 @@ pub struct Spool {
     lost: Option<String>,
     /// Whether a sync failed: nothing is written any more.
     halted: AtomicBool,
+    /// Whether it was begun anew by this process: not twice, the disk may be dying.
+    renewed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -144,7 +147,8 @@ impl Spool {
     /// Opens the file, and sees whether all that is ever asked of it can be read.
     fn open_whole(path: &Path, events: u32) -> Result<Spool, SpoolError> {
         let db = Mutex::new(open_file(path)?);
-        let spool = Spool { db, waiting: Mutex::default(), events, lost: None, halted: AtomicBool::new(false) };
+        let (halted, renewed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let spool = Spool { path: path.to_owned(), db, waiting: Mutex::default(), events, lost: None, halted, renewed };
         spool.beats()?;
         spool.addresses()?;
         spool.attempts()?;
@@ -159,6 +163,23 @@ impl Spool {
     /// Why it was begun anew, if it was.
     pub fn lost(&self) -> Option<&str> {
         self.lost.as_deref()
+    }
+
+    /// A write met damage: the file is opened anew, and set aside if it is damaged indeed. What was in it comes again. Once a
+    /// process; whether it was done.
+    pub fn begin_anew(&self, why: &SpoolError) -> Result<bool, SpoolError> {
+        let is_lost = why.verdict() == Verdict::Rebuild || why.is_useless();
+        if !is_lost || self.renewed.swap(true, Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let mut db = self.db();
+        // The last to close a database takes the log of that name along: not the next one's.
+        *db = Connection::open_in_memory().map_err(|e| SqliteError::new("a place to wait", e))?;
+        if why.is_useless() || sqlite::is_damaged(&self.path) {
+            set_aside(&self.path)?;
+        }
+        *db = open_file(&self.path)?;
+        Ok(true)
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
@@ -546,6 +567,31 @@ mod tests {
             .unwrap();
         assert_eq!(all(true).iter().filter(|kept| **kept).count(), 29);
         assert_eq!(spool.beats().unwrap().len(), 29);
+    }
+
+    #[test]
+    fn a_spool_that_is_emptied_or_bent_while_it_is_open_is_begun_anew_once() {
+        for bent in [&b""[..], &[b'x'; 20_000]] {
+            let dir = tempfile::tempdir().unwrap();
+            let spool = Spool::open(dir.path(), 10).unwrap();
+            let beat = |n: u64| KeptBeat {
+                register: format!("0421-{n}").parse().unwrap(),
+                key: "ab".into(),
+                seq: n,
+                heard_at: t(0),
+                envelope: "{}".into(),
+            };
+            for round in 1..=2 {
+                spool.keep_beat(beat(1)).unwrap();
+                std::fs::write(dir.path().join(FILE), bent).unwrap();
+                // What SQLite has in memory hides it for a while.
+                spool.db().release_memory().unwrap();
+                let error = (2..9).find_map(|n| spool.keep_beat(beat(n)).err()).unwrap();
+                assert_eq!(spool.begin_anew(&error).unwrap(), round == 1, "{error}");
+            }
+            drop(spool);
+            assert!(Spool::open(dir.path(), 10).is_ok());
+        }
     }
 
     #[test]

@@ -280,7 +280,12 @@ async fn heartbeats_are_verified_kept_and_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_heartbeat_that_cannot_be_kept_is_told_until_one_can() {
     let scene = Scene::new().await;
-    let db = rusqlite::Connection::open(scene.store.data().join(crate::spool::FILE)).unwrap();
+    let open = || rusqlite::Connection::open(scene.store.data().join(crate::spool::FILE)).unwrap();
+    // Once a process the file is begun anew.
+    open().execute_batch("ALTER TABLE beat RENAME TO elsewhere").unwrap();
+    assert_eq!(scene.post(&beat("0421-03", 33, 4)).await.0, 200);
+    assert_eq!(scene.relay.hall.spool.events(1).unwrap()[0].code, "SPOOL_LOST");
+    let db = open();
     db.execute_batch("ALTER TABLE beat RENAME TO elsewhere").unwrap();
     assert_eq!(scene.post(&beat("0421-03", 33, 5)).await.0, 503);
     let faults = || state(&scene.relay).faults.values().map(|f| (f.code.clone(), f.object.clone())).collect::<Vec<_>>();
