@@ -102,12 +102,13 @@ pub async fn manifests(app: &App) -> Result<(), String> {
 }
 
 async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
+    let buckets = Buckets::open(&app.config, &app.ledger).await?;
+    manifests::follow_trust(&app.config, &app.ledger, &buckets, app.clock.as_ref()).await?;
     let signer = Signer::open(&app.config, &app.ledger, app.clock.as_ref(), false).await?;
     let signed = failpoint::around("serve.sign", signer.sign_due(&app.ledger, app.clock.as_ref())).await?;
     if !signed.is_empty() {
         tracing::info!("signed {} manifests anew", signed.len());
     }
-    let buckets = Buckets::open(&app.config, &app.ledger).await?;
     manifests::put_unfinished(&app.ledger, &buckets, None).await?;
     for lag in buckets.repair_mirrors().await?.mirrors {
         tracing::warn!("{lag}");
