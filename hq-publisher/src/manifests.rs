@@ -240,7 +240,7 @@ impl Signer {
         }
         // What the source or the heads no longer tell is taken from the manifest before.
         let untold = |(name, kind): &(StreamName, AudienceKind)| {
-            followed(name, *kind, &s.row.seen).is_none_or(|i| !s.heads.contains_key(&i))
+            followed(name, *kind, &s.row.seen).is_none_or(|i| !is_fresh(s, &i))
                 && s.heads.keys().any(|i| &i.stream == name)
         };
         if has_manifest && s.previous.is_none() && (vanished || self.streams.iter().any(untold)) {
@@ -276,12 +276,12 @@ impl Signer {
         }))
     }
 
-    /// The instances that the store follows and that have a version. Where the wanted one has none
-    /// (a new zone not yet published), the one followed before stays.
+    /// The instances that the store follows and that have a version. Where the wanted one has none, or one of long ago
+    /// (a zone that is new, or was empty, and not yet published), the one followed before stays.
     fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>) -> Vec<Instance> {
         let vanished = s.row.vanished_at.is_some();
         let wanted = |(name, kind): &(StreamName, AudienceKind)| {
-            let wanted = followed(name, *kind, &s.row.seen).filter(|i| !vanished && s.heads.contains_key(i));
+            let wanted = followed(name, *kind, &s.row.seen).filter(|i| !vanished && is_fresh(s, i));
             let kept = || before.and_then(|m| m.instance(name)).filter(|i| s.heads.contains_key(i));
             wanted.or_else(kept)
         };
@@ -312,6 +312,11 @@ impl Signer {
             registers,
         })
     }
+}
+
+/// Whether an instance has a version whose rows are kept up to date.
+fn is_fresh(s: &SignStore<'_>, instance: &Instance) -> bool {
+    s.heads.get(instance).is_some_and(|head| !head.retired)
 }
 
 /// The instance of a stream that a store follows; none where it has no zone.
