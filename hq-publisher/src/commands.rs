@@ -200,9 +200,9 @@ impl Shop<'_> {
         if mend {
             // A publish that signs meanwhile must not be overwritten by what was signed before.
             let lease = publish::Lease::acquire(self.config, &ledger, &self.clock).await?;
-            let put = verify::put_back(self.config, &ledger, &buckets).await?;
+            let put = verify::put_back(self.config, &ledger, &buckets, self.clock.as_ref()).await;
             lease.release().await;
-            tracing::info!(objects = put, "put back");
+            tracing::info!(objects = put?, "put back");
         }
         let bar = std::io::stderr().is_terminal().then(|| indicatif::ProgressBar::new(0));
         let step = |done: usize, of: usize| {

@@ -168,6 +168,7 @@ impl<'a> Desk<'a> {
     }
 
     async fn signer(&self) -> Result<Signer, EnrolError> {
+        manifests::follow_trust(self.config, &self.ledger, &self.buckets, self.clock).await?;
         Ok(Signer::open(self.config, &self.ledger, self.clock, self.clock_is_right).await?)
     }
 
@@ -330,8 +331,9 @@ impl<'a> Desk<'a> {
         Ok(found)
     }
 
-    /// Nobody publishes while keys change: what they sign would be by the old one.
+    /// Nobody publishes while keys change: what they sign would be by the old one. Keys are changed from the newest file on.
     async fn lease(&self) -> Result<(LockFile, Token), EnrolError> {
+        manifests::follow_trust(self.config, &self.ledger, &self.buckets, self.clock).await?;
         let taken = Lease::take(self.config, &self.ledger, self.clock).await;
         taken.map_err(|e| EnrolError::Busy(Box::new(e)))
     }

@@ -6,7 +6,7 @@ use crate::ledger::{Complaint, LIST_NOT_OURS, Serials};
 use crate::mail::one_line;
 use proto::clock::{Timestamp, since};
 use proto::digest::StateDigest;
-use proto::ids::{DeviceId, Instance, RegisterId, StoreId, TableName, Version};
+use proto::ids::{Audience, DeviceId, Instance, RegisterId, StoreId, TableName, Version};
 use proto::wire::{Disk, Fault, Heartbeat, StreamReport, StreamState, fault};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use std::time::Duration;
 /// The state digests of one version.
 pub type Digests = BTreeMap<TableName, StateDigest>;
 
-/// The digests of versions that devices hold, as they were published; none of a version that the ledger does not know.
+/// The instances that are published, each with the digests of versions that devices hold; none of a version that the
+/// ledger does not know.
 pub type Published = BTreeMap<Instance, BTreeMap<Version, Option<Digests>>>;
 
 /// A device as HQ sees it now.
@@ -36,14 +37,14 @@ pub struct DeviceView<'a> {
 }
 
 /// What [`assess`] looks at.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Fleet<'a> {
     /// The devices that are enrolled and not revoked; those of which there is nothing to tell may be left out.
     pub devices: &'a [DeviceView<'a>],
     /// What they told and the fleet was not judged on yet, though they may tell of it no more: a register heals within
     /// the second.
     pub complaints: &'a [Complaint],
-    /// The digests of versions that devices hold, as published.
+    /// The instances that are published, with the digests of versions that devices hold: of others nobody is believed.
     pub published: &'a Published,
     /// The serials of each store; read after the devices.
     pub serials: &'a BTreeMap<StoreId, Serials>,
@@ -84,6 +85,9 @@ pub struct Assessment {
 /// Devices listed in one finding; all are counted.
 const LISTED: usize = 20;
 
+/// Faults taken of one heartbeat: several of each stream that a store has.
+const FAULTS: usize = 64;
+
 /// What a device tells: the key of the episode, its subject, and the device's line in it.
 type Told = (String, String, String);
 
@@ -117,7 +121,8 @@ pub fn assess(fleet: &Fleet<'_>) -> Assessment {
             }
             let errors = d.beat.as_ref().map_or(&[][..], |b| &b.errors);
             let tells = |c: &&&Fault| errors.iter().any(|f| (&f.code, &f.instance) == (&c.code, &c.instance));
-            let before = complaints.get(d.id).into_iter().flatten().filter(|c| !tells(c));
+            let before = complaints.get(d.id).into_iter().flatten();
+            let before = before.filter(|c| !tells(c) && c.instance.as_ref().is_none_or(|i| may_follow(store, i)));
             before.filter_map(|f| told_fault(d.id, f)).for_each(&mut tell);
             let Some(beat) = &d.beat else { continue };
             if let Some(disk) = &beat.disk {
@@ -296,10 +301,19 @@ fn of_foreign_list(store: &StoreId) -> (String, String) {
     (format!("list-not-ours/{store}"), format!("Store {store} holds a list that headquarters did not sign"))
 }
 
-/// What a heartbeat tells of faults.
+/// Whether a store may follow an instance. (Not by its zone today: it may have been another when the pack came.)
+fn may_follow(store: &StoreId, instance: &Instance) -> bool {
+    !matches!(&instance.audience, Audience::Store(s) if s != store)
+}
+
+/// What a heartbeat tells of faults. Of instances that are published, and that its store may follow: what a device makes
+/// up would fill mails and ledger.
 fn told<'a>(id: &'a DeviceId, beat: &'a Heartbeat, published: &'a Published) -> impl Iterator<Item = Told> {
-    let faults = beat.errors.iter().filter_map(move |f| told_fault(id, f));
-    let drifts = beat.streams.iter().filter_map(move |(instance, report)| {
+    let is_known = move |i: &Instance| published.contains_key(i) && may_follow(id.store(), i);
+    let believed = beat.errors.iter().filter(move |f| f.instance.as_ref().is_none_or(is_known)).take(FAULTS);
+    let faults = believed.filter_map(move |f| told_fault(id, f));
+    let followed = beat.streams.iter().filter(move |(i, _)| is_known(i));
+    let drifts = followed.filter_map(move |(instance, report)| {
         let differs = compare(report, instance, published) == Some(false);
         if report.state != StreamState::Drift && !differs {
             return None;
@@ -594,6 +608,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_device_makes_up_is_not_believed() {
+        let with = |change: &dyn Fn(&mut Heartbeat)| judge(&[saying(change)]).0;
+        let made_up = |n: usize| format!("x{n}@all");
+        let faults = |of: &dyn Fn(usize) -> String| (0..1000).map(|n| fault("PACK_IN_ERROR", Some(&of(n)))).collect();
+        assert!(with(&|b| b.errors = faults(&made_up)).is_empty());
+        assert!(with(&|b| b.errors = faults(&|_| "price@store-2".into())).is_empty(), "another store's");
+        let drift = || report(StreamState::Drift, "0", 1);
+        assert!(with(&|b| b.streams = (0..9).map(|n| (made_up(n).parse().unwrap(), drift())).collect()).is_empty());
+        assert_eq!(with(&|b| b.errors = faults(&|_| "price@all".into())), ["pack-in-error/price@all"]);
+        let complaint = Complaint { device: "1-1".parse().unwrap(), fault: fault("DRIFT", Some("price@store-2")) };
+        let before = of(&[saying(|_| {})], |fleet| {
+            assess(&Fleet { complaints: std::slice::from_ref(&complaint), ..fleet.clone() })
+        });
+        assert!(before.findings.is_empty());
+        let double = |n: usize| Fault { object: Some(format!("1-{n}")), ..fault("IDENTITY_CLONE", None) };
+        assert_eq!(with(&|b| b.errors = (0..1000).map(double).collect()).len(), FAULTS);
+    }
+
+    #[test]
     fn a_disk_is_low_below_the_threshold_and_well_above_a_band() {
         let with = |free: u64, full: bool| {
             let mut d = device("1-1", Some(0), 99);
@@ -629,7 +662,7 @@ mod tests {
         let a = assess(&Fleet {
             devices: &devices,
             complaints: &[],
-            published: &BTreeMap::new(),
+            published: &BTreeMap::from([("price@all".parse().unwrap(), BTreeMap::new())]),
             serials: &BTreeMap::new(),
             expiring: &[("1".parse().unwrap(), Timestamp::UNIX_EPOCH)],
             own_disk: None,

@@ -13,6 +13,7 @@ use proto::ids::{DeviceId, StoreId};
 use proto::limits::Limits;
 use proto::runs::{DOUBLE_TOLD, Runs};
 use proto::wire::{Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -112,10 +113,10 @@ fn is_told_once(f: &Fault) -> bool {
     [fault::DRIFT, fault::PACK_IN_ERROR, fault::PACK_MISSING].contains(&f.code.as_str())
 }
 
-/// A device's clock may run ahead: what it tells began before it was heard.
+/// A device's clock may run ahead or behind: how long ago a fault began counts, from when the device was heard.
 fn complaints(beat: &Heartbeat, heard: Timestamp) -> Vec<Fault> {
     let of = beat.errors.iter().filter(|f| is_told_once(f)).take(COMPLAINTS);
-    of.map(|f| Fault { since: f.since.min(heard), ..f.clone() }).collect()
+    of.map(|f| Fault { since: before(heard, since(beat.sent_at, f.since)), ..f.clone() }).collect()
 }
 
 impl Heard {
@@ -224,14 +225,15 @@ impl Intake {
             match self.open_beat(beat, &mut keys).await? {
                 Ok((heartbeat, envelope)) => {
                     let age = Duration::from_secs(beat.seen_s).min(OLDEST);
+                    let heard = before(now, age);
                     rows.push(BeatRow {
                         device: heartbeat.device.clone(),
                         seq: heartbeat.seq,
                         envelope,
                         received_at: now,
-                        last_seen_at: before(now, age),
+                        last_seen_at: heard,
                         serial: heartbeat.serial,
-                        complaints: complaints(&heartbeat, now),
+                        complaints: complaints(&heartbeat, heard),
                     });
                     taken.push((heartbeat, age));
                 }
@@ -419,14 +421,22 @@ const KNOWN: usize = 20_000;
 async fn published(ledger: &Ledger, views: &[DeviceView<'_>], known: Published) -> Result<Published, LedgerError> {
     let few = known.values().map(BTreeMap::len).sum::<usize>() < KNOWN;
     let mut published = if few { known } else { Published::new() };
-    for beat in views.iter().filter_map(|v| v.beat.as_ref()) {
+    let beats = || views.iter().filter_map(|v| v.beat.as_ref());
+    let is_new_to_us = |b: &Arc<Heartbeat>| {
+        let mut all = b.streams.keys().chain(b.errors.iter().filter_map(|f| f.instance.as_ref()));
+        all.any(|i| !published.contains_key(i))
+    };
+    if beats().any(is_new_to_us) {
+        for instance in ledger.instances().await? {
+            published.entry(instance).or_default();
+        }
+    }
+    for beat in beats() {
         for (instance, report) in &beat.streams {
-            let Some(version) = report.version else { continue };
-            if published.get(instance).is_some_and(|of| of.contains_key(&version)) {
-                continue;
+            let (Some(version), Some(of)) = (report.version, published.get_mut(instance)) else { continue };
+            if let Entry::Vacant(unknown) = of.entry(version) {
+                unknown.insert(ledger.publication(instance, version).await?.map(|p| p.digests));
             }
-            let digests = ledger.publication(instance, version).await?.map(|p| p.digests);
-            published.entry(instance.clone()).or_default().insert(version, digests);
         }
     }
     Ok(published)
@@ -723,6 +733,31 @@ mod tests {
         take(&i, vec![with(4, vec![drift.clone()])]).await;
         take(&i, vec![with(5, vec![drift])]).await;
         assert_eq!(judged(&i).await, 1, "the beat's own, once");
+    }
+
+    #[tokio::test]
+    async fn a_fault_began_as_long_ago_as_the_device_says_whatever_its_clock_shows() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        let time = |t: &str| t.parse::<Timestamp>().unwrap();
+        for (n, (sent, began, ago)) in [
+            ("1970-01-02T00:01:00Z", "1970-01-02T00:00:00Z", 60 + 20),
+            ("2040-01-01T00:00:05Z", "2040-01-01T00:00:00Z", 5 + 20),
+            ("2026-01-01T00:00:00Z", "2030-01-01T00:00:00Z", 20),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            w.clock.advance(s(3600));
+            let told = resealed(beat("1-1", n as u64 + 1, &key(2), 20, &[]), &key(2), |b| {
+                b.sent_at = time(sent);
+                let (code, text, since) = (fault::PACK_IN_ERROR.to_owned(), "x".to_owned(), time(began));
+                b.errors = vec![Fault { code, instance: None, object: None, text, since }];
+            });
+            take(&i, vec![told]).await;
+            let known = w.ledger.complaints().await.unwrap();
+            assert_eq!(since(w.clock.now(), known[0].fault.since), s(ago), "{sent}");
+        }
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 use crate::alert::{self, Notice};
 use crate::config::MailConfig;
 use crate::ledger::{Ledger, LedgerError, Mail};
+use lettre::address::Envelope;
 use lettre::message::{Mailbox, header::ContentType};
 use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
@@ -32,6 +33,9 @@ const TRY: Duration = Duration::from_secs(120);
 
 /// Between tries of one mail.
 const BETWEEN: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(900));
+
+/// Tries at which a "not now" is borne; after them it holds up only the recipient whom it is said of.
+const PATIENT: u32 = 5;
 
 /// Why a mail was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -247,6 +251,40 @@ impl Smtp {
         }
         builder.body(mail.body.clone()).map_err(|e| e.to_string())
     }
+
+    /// One transaction for all; a server that refuses it (lettre gives up at the first recipient that is refused) is
+    /// asked for each recipient alone, so that a dead address silences nobody else.
+    async fn deliver(&self, message: &Message, attempts: u32) -> Result<(), SendError> {
+        let bytes = message.formatted();
+        let (from, all) = (message.envelope().from(), message.envelope().to());
+        let Err(refused) = self.transport.send_raw(message.envelope(), &bytes).await else { return Ok(()) };
+        let of_a_recipient = is_of_mail(&refused) || (attempts > PATIENT && refused.is_transient());
+        if all.len() < 2 || !of_a_recipient {
+            return Err(send_error(&refused));
+        }
+        let (mut taken, mut error) = (false, send_error(&refused));
+        for to in all {
+            let alone = Envelope::new(from.cloned(), vec![to.clone()])
+                .map_err(|e| SendError { of_this_mail: true, text: e.to_string() })?;
+            match self.transport.send_raw(&alone, &bytes).await {
+                Ok(_) => taken = true,
+                Err(e) => {
+                    error = send_error(&e);
+                    tracing::warn!(%to, error = %error, "a recipient of mails was refused");
+                }
+            }
+        }
+        if taken { Ok(()) } else { Err(error) }
+    }
+}
+
+/// A 5xx to this sender, recipient or text; while logging in it is the server's.
+fn is_of_mail(e: &lettre::transport::smtp::Error) -> bool {
+    e.is_permanent() && e.status().is_some_and(|s| u16::from(s) != 535 && u16::from(s) != 530)
+}
+
+fn send_error(e: &lettre::transport::smtp::Error) -> SendError {
+    SendError { of_this_mail: is_of_mail(e), text: with_causes(e) }
 }
 
 /// TLS with certificates of one's own, in the way that the URL asks for.
@@ -285,16 +323,7 @@ impl Transport for Smtp {
         // A task of its own: what a mail library does with odd text must not take the service down.
         let work = tokio::spawn(async move {
             let message = smtp.message(&mail).map_err(this)?;
-            match smtp.transport.send(message).await {
-                Ok(_) => Ok(()),
-                // A 5xx to this sender or text; while logging in it is the server's.
-                Err(e)
-                    if e.is_permanent() && e.status().is_some_and(|s| u16::from(s) != 535 && u16::from(s) != 530) =>
-                {
-                    Err(this(with_causes(&e)))
-                }
-                Err(e) => Err(server(with_causes(&e))),
-            }
+            smtp.deliver(&message, mail.attempts).await
         });
         match tokio::time::timeout(TRY, work).await {
             Ok(Ok(outcome)) => outcome,
@@ -309,7 +338,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proto::clock::TestClock;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
     /// Takes mails, or fails as told.
     #[derive(Default)]
@@ -443,6 +473,91 @@ mod tests {
         let head = text.split("\r\n\r\n").next().unwrap();
         assert!(!head.lines().any(|l| l.starts_with("Bcc")), "{head}");
         assert!(head.contains(&format!("Message-ID: <{}>", mail.id)), "{head}");
+    }
+
+    /// A mail server that answers `reply` to recipients whose address begins with `dead`; whom it took each mail for.
+    async fn server(reply: &'static str) -> (String, Arc<Mutex<Vec<Vec<String>>>>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("smtp://{}", listener.local_addr().unwrap());
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let mails = taken.clone();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(session(stream, reply, mails.clone()));
+            }
+        });
+        (url, taken)
+    }
+
+    async fn session(stream: tokio::net::TcpStream, reply: &str, mails: Arc<Mutex<Vec<Vec<String>>>>) {
+        let (read, mut write) = stream.into_split();
+        let mut lines = BufReader::new(read).lines();
+        let (mut to, mut in_data) = (Vec::new(), false);
+        write.write_all(b"220 test\r\n").await.unwrap();
+        while let Ok(Some(line)) = lines.next_line().await {
+            let answer = match line.split([':', ' ']).next().unwrap_or_default() {
+                "." if in_data => {
+                    in_data = false;
+                    mails.lock().unwrap().push(std::mem::take(&mut to));
+                    "250 taken"
+                }
+                _ if in_data => continue,
+                "MAIL" => {
+                    to.clear();
+                    "250 ok"
+                }
+                "RCPT" if line.contains("<dead") => reply,
+                "RCPT" => {
+                    to.push(line.split(['<', '>']).nth(1).unwrap().to_owned());
+                    "250 ok"
+                }
+                "DATA" => {
+                    in_data = true;
+                    "354 go on"
+                }
+                "QUIT" => return,
+                _ => "250 ok",
+            };
+            if write.write_all(format!("{answer}\r\n").as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn smtp(url: &str, to: &[&str]) -> Smtp {
+        let config = MailConfig {
+            smtp: proto::config::Secret::new(url),
+            from: "a@example.com".into(),
+            to: to.iter().map(|t| (*t).to_owned()).collect(),
+            ca_file: None,
+            timeout: proto::config::HumanDuration(Duration::from_secs(10)),
+        };
+        Smtp::new(&config).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_dead_recipient_silences_nobody_else() {
+        let mail = |attempts| {
+            let notice = Notice { episodes: Vec::new(), subject: "s".into(), body: "b".into() };
+            Mail { attempts, ..compose(&notice, Timestamp::UNIX_EPOCH) }
+        };
+        let all = ["it@example.com", "dead@example.com", "b@example.com"];
+        let alone = [["it@example.com"], ["b@example.com"]];
+        let (url, taken) = server("550 no such user").await;
+        smtp(&url, &all).send(&mail(1)).await.unwrap();
+        assert_eq!(*taken.lock().unwrap(), alone);
+        let nobody = smtp(&url, &["dead@example.com", "dead2@example.com"]).send(&mail(1)).await.unwrap_err();
+        assert!(nobody.of_this_mail && nobody.text.contains("no such user"), "{nobody:?}");
+        smtp(&url, &["it@example.com", "b@example.com"]).send(&mail(1)).await.unwrap();
+        assert_eq!(taken.lock().unwrap()[2..], [["it@example.com", "b@example.com"]], "one for all, if all are taken");
+
+        // A full mailbox may have room again soon; but not for ever.
+        let (url, taken) = server("452 mailbox full").await;
+        let full = smtp(&url, &all).send(&mail(PATIENT)).await.unwrap_err();
+        assert!(!full.of_this_mail && taken.lock().unwrap().is_empty(), "{full:?}");
+        smtp(&url, &all).send(&mail(PATIENT + 1)).await.unwrap();
+        assert_eq!(*taken.lock().unwrap(), alone);
     }
 
     #[test]

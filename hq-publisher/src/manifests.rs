@@ -24,6 +24,7 @@ use proto::limits::Limits;
 use proto::manifest::{self, Manifest, StreamEntry};
 use proto::trust::{Trust, TrustState, sign_manifest};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Manifests could not be made or put.
@@ -54,7 +55,7 @@ pub enum ManifestsError {
     /// Another ledger publishes by the same keys.
     #[error(
         "the bucket has manifest {found} of store {store}, signed by our key, where {ours} was to be put: does another \
-         publisher with another ledger write here? If not (a ledger set back), run this again: it goes on above {found}"
+         publisher with another ledger write here? If not (a ledger set back), run this again: it goes on above {found}{devices}"
     )]
     Overtaken {
         /// Whose.
@@ -63,6 +64,8 @@ pub enum ManifestsError {
         found: u64,
         /// The serial that was to be put.
         ours: u64,
+        /// Devices that it names and the ledger does not, or the other way round; for people.
+        devices: String,
     },
     /// Trust files found in the bucket.
     #[error("the trust files in the bucket cannot be taken over: {0}")]
@@ -237,7 +240,7 @@ impl Signer {
         }
         // What the source or the heads no longer tell is taken from the manifest before.
         let untold = |(name, kind): &(StreamName, AudienceKind)| {
-            followed(name, *kind, &s.row.seen).is_none_or(|i| !s.heads.contains_key(&i))
+            followed(name, *kind, &s.row.seen).is_none_or(|i| !is_fresh(s, &i))
                 && s.heads.keys().any(|i| &i.stream == name)
         };
         if has_manifest && s.previous.is_none() && (vanished || self.streams.iter().any(untold)) {
@@ -273,12 +276,12 @@ impl Signer {
         }))
     }
 
-    /// The instances that the store follows and that have a version. Where the wanted one has none
-    /// (a new zone not yet published), the one followed before stays.
+    /// The instances that the store follows and that have a version. Where the wanted one has none, or one of long ago
+    /// (a zone that is new, or was empty, and not yet published), the one followed before stays.
     fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>) -> Vec<Instance> {
         let vanished = s.row.vanished_at.is_some();
         let wanted = |(name, kind): &(StreamName, AudienceKind)| {
-            let wanted = followed(name, *kind, &s.row.seen).filter(|i| !vanished && s.heads.contains_key(i));
+            let wanted = followed(name, *kind, &s.row.seen).filter(|i| !vanished && is_fresh(s, i));
             let kept = || before.and_then(|m| m.instance(name)).filter(|i| s.heads.contains_key(i));
             wanted.or_else(kept)
         };
@@ -309,6 +312,11 @@ impl Signer {
             registers,
         })
     }
+}
+
+/// Whether an instance has a version whose rows are kept up to date.
+fn is_fresh(s: &SignStore<'_>, instance: &Instance) -> bool {
+    s.heads.get(instance).is_some_and(|head| !head.retired)
 }
 
 /// The instance of a stream that a store follows; none where it has no zone.
@@ -443,7 +451,7 @@ async fn put_batch(ledger: &Ledger, buckets: &Buckets, batch: Vec<ToPut>) -> (Ve
 /// Puts one manifest; nothing when it was signed again meanwhile.
 async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Option<WasPut>, ManifestsError> {
     let name = ObjectName::Manifest(one.store.clone());
-    let bytes = Bytes::from(one.envelope);
+    let bytes = Bytes::from(one.envelope.clone());
     let done = |etag| Ok(Some(WasPut { store: one.store.clone(), serial: one.serial, etag }));
     // Where the bucket honours conditions, the put itself asks whether somebody put since.
     if let Some(seen) = one.etag.as_deref()
@@ -457,19 +465,53 @@ async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Optio
     if ledger.store(&one.store).await?.is_some_and(|s| s.serial > one.serial) {
         return Ok(None);
     }
-    if let Some(there) = there
-        && there != bytes
-        && let Ok(claim) = dsse::peek::<Claim>(&there, MOST)
-        && claim.serial >= one.serial
-        && signed_by_us(ledger, &there, claim.epoch).await?
-    {
-        ledger.overtaken(&one.store, claim.serial).await?;
-        return Err(ManifestsError::Overtaken { store: one.store, found: claim.serial, ours: one.serial });
+    if let Some(there) = there {
+        check_overtaken(ledger, &there, &one).await?;
     }
     match buckets.put_pointer_over(&name, bytes, None).await? {
         Pointer::Put(etag) => done(etag),
         Pointer::Changed => Ok(None),
     }
+}
+
+/// Fails where the bucket holds another manifest of ours that is not older than the one to be put: the next one is signed
+/// above it.
+pub async fn check_overtaken(ledger: &Ledger, there: &[u8], one: &ToPut) -> Result<(), ManifestsError> {
+    if there != one.envelope.as_bytes()
+        && let Ok(claim) = dsse::peek::<Claim>(there, MOST)
+        && claim.serial >= one.serial
+        && signed_by_us(ledger, there, claim.epoch).await?
+    {
+        let devices = devices_that_differ(ledger, there, &one.store).await?;
+        ledger.overtaken(&one.store, claim.serial).await?;
+        return Err(ManifestsError::Overtaken {
+            store: one.store.clone(),
+            found: claim.serial,
+            ours: one.serial,
+            devices,
+        });
+    }
+    Ok(())
+}
+
+/// What a ledger set back forgot of a store's devices, as the end of a sentence. Nothing is changed by it: who took the
+/// bucket could enroll devices that way.
+async fn devices_that_differ(ledger: &Ledger, there: &[u8], store: &StoreId) -> Result<String, ManifestsError> {
+    let Ok(manifest) = dsse::peek::<Manifest>(there, MOST) else { return Ok(String::new()) };
+    let mut theirs: BTreeMap<DeviceId, &PublicKey> =
+        manifest.registers.iter().map(|(id, key)| (DeviceId::Register(id.clone()), key)).collect();
+    theirs.extend(manifest.relay.iter().map(|key| (DeviceId::Relay(store.clone()), key)));
+    let mut ours = ledger.devices_of(store).await?;
+    ours.retain(|d| d.revoked_at.is_none());
+    let enrolled = theirs.iter().filter(|(id, key)| !ours.iter().any(|d| &d.id == *id && &d.key == **key));
+    let enrolled = enrolled.map(|(id, _)| format!("{id} was enrolled since"));
+    let revoked = ours.iter().filter(|d| !theirs.contains_key(&d.id)).map(|d| format!("{} was revoked since", d.id));
+    let lines: Vec<String> = enrolled.chain(revoked).collect();
+    Ok(if lines.is_empty() {
+        String::new()
+    } else {
+        format!(". It forgets devices: {}: revoke or enroll them again", lines.join(", "))
+    })
 }
 
 /// Bytes of a manifest in the bucket looked at, whatever the limit for readers is.
@@ -529,13 +571,14 @@ pub struct FoundHead {
 
 /// What the bucket knows and an empty ledger does not (a new machine): takes over trust files and
 /// serials, and gives the heads that the manifests name, for the caller to adopt with their contracts.
-/// Nothing, when the ledger has heads.
+/// When the ledger has heads, only newer trust files.
 pub async fn recover(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
     clock: &dyn Clock,
 ) -> Result<BTreeMap<Instance, FoundHead>, ManifestsError> {
+    follow_trust(config, ledger, buckets, clock).await?;
     if !ledger.heads().await?.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -588,6 +631,64 @@ async fn adopt_devices(ledger: &Ledger, manifest: &Manifest, clock: &dyn Clock) 
     Ok(())
 }
 
+/// The bucket's trust files of these versions, each checked by the one before; the first pins what no state is given for.
+async fn walk_trust(
+    buckets: &Buckets,
+    limits: &Limits,
+    mut walked: Option<TrustState>,
+    versions: RangeInclusive<u64>,
+) -> Result<(Option<TrustState>, Vec<(u64, String)>), ManifestsError> {
+    let mut envelopes = Vec::new();
+    for version in versions {
+        let name = ObjectName::TrustVersion(version);
+        let missing = || ManifestsError::Foreign(format!("{name} is missing"));
+        let bytes = buckets.get(&name, limits.trust_bytes).await?.ok_or_else(missing)?;
+        let text = String::from_utf8(bytes.to_vec()).map_err(|e| ManifestsError::Foreign(e.to_string()))?;
+        let state = match walked.take() {
+            Some(state) => state,
+            None => TrustState::pinned(parse_trust(version, &text, limits)?.root, version),
+        };
+        walked = Some(state.step(&bytes, limits).map_err(foreign)?);
+        envelopes.push((version, text));
+    }
+    Ok((walked, envelopes))
+}
+
+fn foreign(e: proto::trust::Refusal) -> ManifestsError {
+    ManifestsError::Foreign(e.to_string())
+}
+
+/// Takes over the trust files in the bucket that follow the ledger's newest: it was set back to before keys were changed,
+/// and what it would sign nobody takes any more. What does not follow is a stranger's and left alone. Nothing, when the
+/// ledger has none.
+pub async fn follow_trust(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    clock: &dyn Clock,
+) -> Result<(), ManifestsError> {
+    let Some(row) = ledger.trust().await?.pop() else { return Ok(()) };
+    let limits = &config.limits;
+    let Some(there) = buckets.get(&ObjectName::Trust, MOST).await? else { return Ok(()) };
+    let walk = async {
+        let claimed = TrustState::claimed_version(&there, limits).map_err(foreign)?;
+        let ours = TrustState::pinned(parse_trust(row.version, &row.envelope, limits)?.root, row.version);
+        let ours = ours.step(row.envelope.as_bytes(), limits).map_err(foreign)?;
+        let versions = ours.steps_to(claimed, limits).map_err(foreign)?;
+        walk_trust(buckets, limits, Some(ours), versions).await
+    };
+    match walk.await {
+        Ok((_, newer)) if newer.is_empty() => {}
+        Ok((_, newer)) => {
+            tracing::warn!("the bucket has {} trust files that this ledger forgot: taken over", newer.len());
+            failpoint::around("rebuild.trust", ledger.take_trust(&newer, clock.now())).await?;
+        }
+        Err(e @ ManifestsError::Foreign(_)) => tracing::warn!("trust.json in the bucket is left alone: {e}"),
+        Err(e) => return Err(e),
+    }
+    Ok(())
+}
+
 /// Takes over the bucket's trust files into a ledger that has none, if one of the keys here may sign
 /// by them; whether there were any.
 pub async fn recover_trust(
@@ -600,23 +701,9 @@ pub async fn recover_trust(
         return Ok(false);
     }
     let limits = &config.limits;
-    let foreign = |e: proto::trust::Refusal| ManifestsError::Foreign(e.to_string());
     let Some(newest) = buckets.get(&ObjectName::Trust, limits.trust_bytes).await? else { return Ok(false) };
     let claimed = TrustState::claimed_version(&newest, limits).map_err(foreign)?;
-    let mut walked: Option<TrustState> = None;
-    let mut envelopes = Vec::new();
-    for version in 1..=claimed.min(limits.trust_steps) {
-        let name = ObjectName::TrustVersion(version);
-        let missing = || ManifestsError::Foreign(format!("{name} is missing"));
-        let bytes = buckets.get(&name, limits.trust_bytes).await?.ok_or_else(missing)?;
-        let text = String::from_utf8(bytes.to_vec()).map_err(|e| ManifestsError::Foreign(e.to_string()))?;
-        let state = match walked.take() {
-            Some(state) => state,
-            None => TrustState::pinned(parse_trust(version, &text, limits)?.root, version),
-        };
-        walked = Some(state.step(&bytes, limits).map_err(foreign)?);
-        envelopes.push((version, text));
-    }
+    let (walked, envelopes) = walk_trust(buckets, limits, None, 1..=claimed.min(limits.trust_steps)).await?;
     let trust = walked.as_ref().and_then(TrustState::trust);
     let ours = Keyring::new(config.state.keys()).keys(Role::Publisher)?;
     let known = trust.is_some_and(|t| t.publishers.iter().any(|p| ours.iter().any(|k| k.public() == p.key)));

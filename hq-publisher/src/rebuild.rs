@@ -260,6 +260,7 @@ async fn with_contract(
         digests: entry.digests,
         packs: entry.packs,
         signed_at,
+        retired: false,
     };
     Ok(Some(Adopted { instance: instance.clone(), head, contract_sha256, ddl }))
 }

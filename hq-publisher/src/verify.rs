@@ -5,9 +5,11 @@
 use crate::bucket::{BucketError, Buckets};
 use crate::config::Config;
 use crate::ledger::{Head, Ledger, LedgerError, StoreRow};
+use crate::manifests;
 use crate::publish::PublishError;
 use crate::rebuild::{is_at, replica_path};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use proto::clock::Clock;
 use proto::ids::{Instance, Version};
 use proto::layout::ObjectName;
 use proto::limits::Limits;
@@ -151,19 +153,40 @@ async fn check_packs(buckets: &Buckets, instance: &Instance, head: &Head, check:
 }
 
 /// Puts manifests and trust files that are wrong or missing in the bucket there once more; how many. Only under the
-/// publisher's lease. (A pack is not kept here: a full goes round it.)
-pub async fn put_back(config: &Config, ledger: &Ledger, buckets: &Buckets) -> Result<usize, PublishError> {
+/// publisher's lease. Never over newer ones of ours: a ledger set back must not undo what was signed since. Those are told
+/// by the first error, after all others were put. (A pack is not kept here: a full goes round it.)
+pub async fn put_back(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    clock: &dyn Clock,
+) -> Result<usize, PublishError> {
+    manifests::follow_trust(config, ledger, buckets, clock).await?;
     let rows = ledger.trust().await?;
     let newest = rows.last().map(|r| (ObjectName::Trust, r.envelope.clone()));
     let mut signed: Vec<_> = rows.into_iter().map(|r| (ObjectName::TrustVersion(r.version), r.envelope)).collect();
     // The pointer last: it leads to the others.
     signed.extend(newest);
+    let (mut put, mut overtaken, max) = (0, None, config.limits.manifest_bytes.max(config.limits.trust_bytes));
     for row in ledger.stores().await?.into_iter().filter(|s| s.serial > 0) {
-        if let Some(last) = ledger.manifest(&row.seen.id).await? {
-            signed.push((ObjectName::Manifest(last.store), last.envelope));
+        let Some(last) = ledger.manifest(&row.seen.id).await? else { continue };
+        let name = ObjectName::Manifest(last.store.clone());
+        // One that cannot even be read is no newer one.
+        let there = buckets.get(&name, max).await.ok().flatten();
+        if ledger.store(&last.store).await?.is_some_and(|now| now.serial > last.serial) {
+            continue;
+        }
+        let check = async {
+            match there {
+                Some(there) => manifests::check_overtaken(ledger, &there, &last).await,
+                None => Ok(()),
+            }
+        };
+        match check.await {
+            Ok(()) => signed.push((name, last.envelope)),
+            Err(e) => overtaken = overtaken.or(Some(e)),
         }
     }
-    let (mut put, max) = (0, config.limits.manifest_bytes.max(config.limits.trust_bytes));
     for (name, envelope) in signed {
         // One that cannot even be read is put, too.
         if !matches!(compare(buckets, &name, &envelope, max).await, Ok(None)) {
@@ -172,7 +195,10 @@ pub async fn put_back(config: &Config, ledger: &Ledger, buckets: &Buckets) -> Re
             put += 1;
         }
     }
-    Ok(put)
+    match overtaken {
+        Some(e) => Err(e.into()),
+        None => Ok(put),
+    }
 }
 
 async fn compare(buckets: &Buckets, name: &ObjectName, wanted: &str, max: u64) -> Result<Option<String>, BucketError> {

@@ -11,6 +11,7 @@ use proto::ids::Zone;
 use proto::limits::Limits;
 use proto::schema::{Contract, Table};
 use proto::value::Value;
+use sqlx::{Connection, Executor};
 use std::time::Duration;
 use tillcast_tests::{MariaDb, Postgres};
 
@@ -29,8 +30,13 @@ impl RowSink for Taken {
 }
 
 async fn open(url: &str) -> Database {
+    open_with(url, 60).await
+}
+
+async fn open_with(url: &str, row_timeout: u64) -> Database {
     let s = |n| HumanDuration(Duration::from_secs(n));
-    let config = SourceConfig { url: Secret::new(url), connect_timeout: s(10), row_timeout: s(60), rest: s(2) };
+    let row_timeout = s(row_timeout);
+    let config = SourceConfig { url: Secret::new(url), connect_timeout: s(10), row_timeout, rest: s(2) };
     Database::open(&config).await.unwrap()
 }
 
@@ -109,8 +115,8 @@ async fn postgres_values_come_exactly_or_not_at_all() {
 #[tokio::test]
 async fn mariadb_values_come_exactly_or_not_at_all() {
     let server = MariaDb::start();
-    server.sql("src", "CREATE TABLE v (id INT, a TINYINT(1), b BIGINT UNSIGNED, c DECIMAL(20,4), d DATETIME(3), e DATE, f TIME, g BIT(9), h YEAR, i ENUM('x','y'), j VARBINARY(9), k FLOAT, l TIMESTAMP NULL, m JSON, n MEDIUMINT, z VARCHAR(9));
-        SET sql_mode = ''; INSERT INTO v VALUES (1, 1, 18446744073709551615, 12.3400, '2026-02-28 12:00:00.250', '0000-00-00', '-26:03:04', b'100000001', 2026, 'y', x'00ff', 0.5, '2026-02-28 12:00:00', '{\"a\": 1}', -8388608, 'east')");
+    server.sql("src", "CREATE TABLE v (id INT, a TINYINT(1), b BIGINT UNSIGNED, c DECIMAL(20,4), d DATETIME(3), e DATE, f TIME, g BIT(9), h YEAR, i ENUM('x','y'), j VARBINARY(9), k FLOAT, l TIMESTAMP NULL, m JSON, n MEDIUMINT, z VARCHAR(9), o TINYINT(1) UNSIGNED, p TINYINT(1));
+        SET sql_mode = ''; INSERT INTO v VALUES (1, 1, 18446744073709551615, 12.3400, '2026-02-28 12:00:00.250', '0000-00-00', '-26:03:04', b'100000001', 2026, 'y', x'00ff', 0.5, '2026-02-28 12:00:00', '{\"a\": 1}', -8388608, 'east', 200, -56)");
     let mut db = open(&server.url("src")).await;
     let mut cases = Vec::new();
     for (column, ty, want) in [
@@ -132,6 +138,8 @@ async fn mariadb_values_come_exactly_or_not_at_all() {
         ("m", "TEXT", "{\\\"a\\\": 1}"),
         ("z COLLATE utf8mb4_bin", "TEXT", "1 | \"east\""),
         ("n", "INTEGER", "1 | -8388608"),
+        ("o", "INTEGER", "1 | 200"),
+        ("p", "INTEGER", "1 | -56"),
         ("'é :zone'", "TEXT", "1 | \"é :zone\""),
         ("CAST('é' AS CHAR)", "TEXT", "1 | \"é\""),
     ] {
@@ -178,6 +186,36 @@ async fn a_run_reads_one_snapshot_and_survives_a_broken_query() {
         let ids: Vec<String> = db.stores(&stores).await.unwrap().into_iter().map(|s| s.id.to_string()).collect();
         assert_eq!(ids, ["1", "2"]);
         db.close().await;
+    }
+}
+
+/// A server that hangs holds up one stream for `row_timeout`; it is asked nothing more.
+#[tokio::test]
+async fn a_source_that_hangs_is_given_up() {
+    let (postgres, maria) = (Postgres::start(), MariaDb::start());
+    let tables = "CREATE TABLE a (id INT PRIMARY KEY, v VARCHAR(20)); INSERT INTO a VALUES (1, 'old')";
+    postgres.sql("src", tables);
+    maria.sql("src", tables);
+    postgres.sql("src", "CREATE TABLE b (id INT, v TEXT)");
+    let mut locks = sqlx::PgConnection::connect(&postgres.url("src")).await.unwrap();
+    locks.execute(sqlx::raw_sql("BEGIN; LOCK TABLE b")).await.unwrap();
+    for (url, dialect, hangs) in [
+        (postgres.url("src"), Dialect::Postgres, "SELECT id, v FROM a WHERE pg_sleep(600) IS NOT NULL"),
+        (postgres.url("src"), Dialect::Postgres, "SELECT id, v FROM b"),
+        (maria.url("src"), Dialect::MySql, "SELECT id, v FROM a WHERE SLEEP(600) = 0"),
+    ] {
+        let all = async {
+            let mut db = open_with(&url, 1).await;
+            let t = table(&[("v", "TEXT")]);
+            let e = read(&mut db, dialect, &t, hangs).await.unwrap_err();
+            assert!(e.contains("table t: no answer within source.row_timeout = 1 s"), "{e}");
+            for _ in 0..9 {
+                let e = read(&mut db, dialect, &t, "SELECT id, v FROM a").await.unwrap_err();
+                assert!(e.contains("table t: not asked"), "{e}");
+            }
+            db.close().await;
+        };
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect(hangs);
     }
 }
 

@@ -36,6 +36,18 @@ impl World {
     async fn desk(&self) -> Desk<'_> {
         Desk::open(&self.config, &self.clock, false).await.unwrap()
     }
+    fn ledger_files(&self) -> [std::path::PathBuf; 3] {
+        ["fleet.db", "fleet.db-wal", "fleet.db-shm"].map(|f| self.dir.path().join("state").join(f))
+    }
+    fn back_up(&self) {
+        let backup = self.dir.path().join("backup.db");
+        let ledger = rusqlite::Connection::open(&self.ledger_files()[0]).unwrap();
+        ledger.execute("VACUUM INTO ?1", [backup.to_str().unwrap()]).unwrap();
+    }
+    fn restore(&self) {
+        self.ledger_files().iter().for_each(|f| drop(fs::remove_file(f)));
+        fs::copy(self.dir.path().join("backup.db"), &self.ledger_files()[0]).unwrap();
+    }
     fn object(&self, name: &ObjectName) -> Vec<u8> {
         fs::read(self.dir.path().join("objects").join(name.to_string())).unwrap()
     }
@@ -242,4 +254,67 @@ async fn a_new_machine_takes_over_by_its_key_and_goes_on_counting() {
     fs::remove_dir_all(w.dir.path().join("state")).unwrap();
     let e = w.desk().await.init().await.unwrap_err();
     assert!(e.to_string().contains("none of the publisher keys"), "{e}");
+}
+
+#[tokio::test]
+async fn a_ledger_set_back_before_a_rotation_takes_the_newer_trust_over() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    let code = w.code(&w.desk().await.enroll(&id("0421")).await.unwrap().code);
+    w.desk().await.enroll(&id("0421-01")).await.unwrap();
+    w.back_up();
+    w.desk().await.rotate(&Rotate::default()).await.unwrap();
+    w.desk().await.revoke(&id("0421-01")).await.unwrap();
+    w.desk().await.enroll(&id("0421-02")).await.unwrap();
+    w.restore();
+
+    // What the stores have is not undone, and what the ledger forgot is told.
+    let e = w.desk().await.enroll(&id("0421-03")).await.unwrap_err().to_string();
+    assert!(e.contains("0421-02 was enrolled since") && e.contains("0421-01 was revoked since"), "{e}");
+    assert!(!e.contains("0421 was"), "{e}");
+    w.desk().await.enroll(&id("0421-03")).await.unwrap();
+    let walk = || w.walk(TrustState::pinned(code.roots.clone(), code.trust_version)).unwrap();
+    assert_eq!(walk().version(), 3);
+    let m = w.accept(&walk(), &Seen::default()).unwrap();
+    assert_eq!(m.seen.serial, 6);
+    // The same before keys are changed.
+    w.restore();
+    w.desk().await.rotate(&Rotate::default()).await.unwrap_err();
+    w.desk().await.rotate(&Rotate { finish: true, ..Rotate::default() }).await.unwrap();
+    assert_eq!(walk().version(), 5);
+    assert!(w.accept(&walk(), &m.seen).is_ok());
+
+    // A file that does not follow is a stranger's.
+    let ours = w.object(&ObjectName::Trust);
+    let far = String::from_utf8(ours).unwrap().replace('\n', "");
+    let mut far: serde_json::Value = serde_json::from_str(&far).unwrap();
+    far["payload"] = "eyJ2ZXJzaW9uIjogOX0=".into();
+    fs::write(w.dir.path().join("objects/trust.json"), far.to_string()).unwrap();
+    w.desk().await.enroll(&id("0421-04")).await.unwrap();
+    assert_eq!(w.desk().await.show().await.unwrap().version, 5);
+}
+
+#[tokio::test]
+async fn mending_by_a_ledger_set_back_undoes_nothing() {
+    let w = World::new().await;
+    let db = rusqlite::Connection::open(w.dir.path().join("hq.db")).unwrap();
+    db.execute_batch("INSERT INTO store VALUES ('0422', 'east', NULL)").unwrap();
+    w.desk().await.init().await.unwrap();
+    for device in ["0421", "0422"] {
+        w.desk().await.enroll(&id(device)).await.unwrap();
+    }
+    w.back_up();
+    w.desk().await.enroll(&id("0421-01")).await.unwrap();
+    w.desk().await.rotate(&Rotate { keep_old: true, ..Rotate::default() }).await.unwrap();
+    w.restore();
+    let [newer, gone] = ["0421", "0422"].map(|s| ObjectName::Manifest(s.parse().unwrap()));
+    let there = || (w.object(&ObjectName::Trust), w.object(&newer));
+    let before = there();
+    fs::remove_file(w.dir.path().join("objects").join(gone.to_string())).unwrap();
+    let desk = w.desk().await;
+    let mended = crate::verify::put_back(&w.config, &desk.ledger, &desk.buckets, &w.clock).await;
+    let e = mended.unwrap_err().to_string();
+    assert!(e.contains("store 0421") && e.contains("0421-01 was enrolled since"), "{e}");
+    assert!(there() == before, "the evidence stays");
+    assert!(!w.object(&gone).is_empty(), "the others are put back");
 }

@@ -156,8 +156,13 @@ pub(super) const CHANNEL: &str = "tillcast_change";
 /// Any number, the same in every process: who writes takes turns on PostgreSQL too.
 const WRITE_LOCK: i64 = 0x7469_6c6c;
 
-const MIGRATIONS: [&str; 4] =
-    [include_str!("0001.sql"), include_str!("0002.sql"), include_str!("0003.sql"), include_str!("0004.sql")];
+const MIGRATIONS: [&str; 5] = [
+    include_str!("0001.sql"),
+    include_str!("0002.sql"),
+    include_str!("0003.sql"),
+    include_str!("0004.sql"),
+    include_str!("0005.sql"),
+];
 
 impl Ledger {
     /// Opens, creates and migrates the database that the settings name.

@@ -46,17 +46,51 @@ impl Ledger {
             token = row.number(1)? + 1;
         }
         sqlx::query(
-            "INSERT INTO lease (name, holder, token, until_s) VALUES ($1, $2, $3, $4) ON CONFLICT (name) \
-             DO UPDATE SET holder = excluded.holder, token = excluded.token, until_s = excluded.until_s",
+            "INSERT INTO lease (name, holder, token, until_s, since_s) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (name) \
+             DO UPDATE SET holder = excluded.holder, token = excluded.token, until_s = excluded.until_s, \
+             since_s = excluded.since_s",
         )
         .bind(NAME)
         .bind(holder)
         .bind(token)
         .bind(seconds(after(now, ttl)))
+        .bind(seconds(now))
         .execute(&mut **w)
         .await?;
         w.commit().await?;
         Ok(Acquired::Lease(Token(token)))
+    }
+
+    /// Since when the lease is whose it is; none where nobody took it yet.
+    pub async fn held_since(&self) -> Result<Option<Timestamp>, LedgerError> {
+        let sql = "SELECT since_s FROM lease WHERE name = $1 AND since_s > 0";
+        sqlx::query(sql).bind(NAME).fetch_optional(self.pool()).await?.map(|r| r.time(0)).transpose()
+    }
+
+    /// Takes or keeps a turn at what one process does for all; false while it is another's. As with a lease, a turn that
+    /// ends more than an hour from now counts as run out.
+    pub async fn take_turn(
+        &self,
+        what: &str,
+        holder: &str,
+        now: Timestamp,
+        ttl: Duration,
+    ) -> Result<bool, LedgerError> {
+        let mut w = self.write().await?;
+        let done = sqlx::query(
+            "INSERT INTO lease (name, holder, token, until_s) VALUES ($1, $2, 1, $3) ON CONFLICT (name) \
+             DO UPDATE SET holder = excluded.holder, until_s = excluded.until_s \
+             WHERE lease.holder = excluded.holder OR lease.until_s <= $4 OR lease.until_s > $5",
+        )
+        .bind(what)
+        .bind(holder)
+        .bind(seconds(after(now, ttl)))
+        .bind(seconds(now))
+        .bind(seconds(after(now, LONGEST)))
+        .execute(&mut **w)
+        .await?;
+        w.commit().await?;
+        Ok(done.rows_affected() == 1)
     }
 
     /// Ends the lease of a holder that is known to be dead (the lock file of its directory is free).

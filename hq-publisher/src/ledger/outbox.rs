@@ -95,6 +95,8 @@ impl Ledger {
                 .await?;
             closed += done.rows_affected();
         }
+        // What ended long ago is of no more use.
+        sqlx::query("DELETE FROM episode WHERE closed_s < $1").bind(seconds(now) - KEEP_S).execute(&mut **w).await?;
         w.tell(closed > 0, mail, now).await
     }
 
@@ -152,7 +154,7 @@ impl Ledger {
             .execute(&mut **w)
             .await?;
         // What was sent long ago is of no more use.
-        sqlx::query("DELETE FROM mail WHERE sent_s < $1").bind(seconds(now) - KEEP_SENT_S).execute(&mut **w).await?;
+        sqlx::query("DELETE FROM mail WHERE sent_s < $1").bind(seconds(now) - KEEP_S).execute(&mut **w).await?;
         w.commit().await
     }
 
@@ -224,8 +226,8 @@ impl Ledger {
     }
 }
 
-/// Mails sent are kept for 90 days.
-const KEEP_SENT_S: i64 = 90 * 86_400;
+/// Mails sent and episodes closed are kept for 90 days.
+const KEEP_S: i64 = 90 * 86_400;
 
 impl Write {
     async fn tell(mut self, anything: bool, mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {

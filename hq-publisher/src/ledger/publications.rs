@@ -114,6 +114,8 @@ pub struct Head {
     pub packs: Vec<PackEntry>,
     /// When it was signed.
     pub signed_at: Timestamp,
+    /// No store wanted it when a publish looked: its rows grow old, and nobody follows it newly before they were compared.
+    pub retired: bool,
 }
 
 impl Head {
@@ -172,7 +174,7 @@ const TO_DELETE: &str = "delete ";
 
 const PUBLICATION: &str =
     "SELECT instance, version, state, epoch, contract, plan, packs, digests, created_s FROM publication";
-const HEAD: &str = "SELECT instance, version, epoch, contract, digests, packs, signed_s FROM head";
+const HEAD: &str = "SELECT instance, version, epoch, contract, digests, packs, signed_s, retired FROM head";
 
 fn publication(row: &AnyRow) -> Result<Publication, LedgerError> {
     Ok(Publication {
@@ -196,6 +198,7 @@ fn head(row: &AnyRow) -> Result<(Instance, Head), LedgerError> {
         digests: row.json(4, "list of digests")?,
         packs: row.json(5, "list of packs")?,
         signed_at: row.time(6)?,
+        retired: row.number(7)? != 0,
     };
     Ok((row.parsed(0, "instance")?, head))
 }
@@ -351,11 +354,32 @@ impl Ledger {
         sqlx::query(HEAD).fetch_all(self.pool()).await?.iter().map(head).collect()
     }
 
+    /// The instances that have a version.
+    pub async fn instances(&self) -> Result<Vec<Instance>, LedgerError> {
+        let rows = sqlx::query("SELECT instance FROM head").fetch_all(self.pool()).await?;
+        rows.iter().map(|r| r.parsed(0, "instance")).collect()
+    }
+
     /// The newest version of one instance.
     pub async fn head(&self, instance: &Instance) -> Result<Option<Head>, LedgerError> {
         let sql = format!("{HEAD} WHERE instance = $1");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(instance.to_string()).fetch_optional(self.pool()).await?;
         row.map(|r| Ok(head(&r)?.1)).transpose()
+    }
+
+    /// Retires heads that no store wants, and takes back those whose rows were compared.
+    pub async fn retire(&self, token: Token, unwanted: &[Instance], compared: &[Instance]) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        w.check_lease(token).await?;
+        let retired = unwanted.iter().map(|i| (i, 1_i64)).chain(compared.iter().map(|i| (i, 0)));
+        for (instance, retired) in retired {
+            sqlx::query("UPDATE head SET retired = $1 WHERE instance = $2")
+                .bind(retired)
+                .bind(instance.to_string())
+                .execute(&mut **w)
+                .await?;
+        }
+        w.commit().await
     }
 
     /// Publications in a state, oldest first: `Reserved` and `Packed` ones are left by a crash before
@@ -516,7 +540,7 @@ impl Write {
             "INSERT INTO head (instance, version, epoch, contract, digests, packs, signed_s) \
              VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (instance) DO UPDATE SET version = excluded.version, \
              epoch = excluded.epoch, contract = excluded.contract, digests = excluded.digests, packs = excluded.packs, \
-             signed_s = excluded.signed_s",
+             signed_s = excluded.signed_s, retired = 0",
         )
         .bind(instance.to_string())
         .bind(head.version.as_i64())
@@ -547,7 +571,8 @@ impl Write {
         packs.extend(p.packs);
         in_order(&mut packs);
         let packs = listed(&packs).to_vec();
-        let head = Head { version: v, epoch: p.epoch, schema: p.schema, digests: p.digests, packs, signed_at: now };
+        let (epoch, schema, digests) = (p.epoch, p.schema, p.digests);
+        let head = Head { version: v, epoch, schema, digests, packs, signed_at: now, retired: false };
         self.set_head(i, &head).await?;
         sqlx::query("UPDATE publication SET state = 'signed', signed_s = $1 WHERE instance = $2 AND version = $3")
             .bind(seconds(now))

@@ -422,11 +422,12 @@ impl Ledger {
         w.commit().await
     }
 
-    /// Takes over the bucket's trust files, all or none: a ledger that has some looks for no others.
+    /// Takes over the bucket's trust files, all or none: a ledger that has some looks only for those that follow. One that
+    /// another process took over meanwhile is the same.
     pub async fn take_trust(&self, files: &[(u64, String)], now: Timestamp) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         for (version, envelope) in files {
-            sqlx::query("INSERT INTO trust (version, envelope, created_s, put) VALUES ($1, $2, $3, 1)")
+            sqlx::query("INSERT INTO trust (version, envelope, created_s, put) VALUES ($1, $2, $3, 1) ON CONFLICT (version) DO NOTHING")
                 .bind(signed(*version))
                 .bind(envelope)
                 .bind(seconds(now))

@@ -122,6 +122,18 @@ async fn one_publisher_at_a_time_and_a_late_one_writes_nothing() {
 }
 
 #[tokio::test]
+async fn a_turn_is_one_process_until_it_falls_silent() {
+    on_each_database(async |l| {
+        let turn = async |who: &str, s: i64| l.take_turn("judge", who, t(s), TTL).await.unwrap();
+        assert!(turn("a", 0).await && !turn("b", 59).await && turn("a", 59).await);
+        assert!(!turn("b", 118).await && turn("b", 119).await && !turn("a", 120).await);
+        assert!(turn("b", 1_000_000).await && turn("a", 200).await, "its clock was far ahead");
+        lease(&l, t(0)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
     on_each_database(async |l| {
         let token = lease(&l, t(0)).await;
@@ -314,6 +326,7 @@ async fn a_head_found_in_the_bucket_is_taken_over_once() {
             digests: BTreeMap::new(),
             packs: vec![pack(6, PackKind::Full), pack(7, PackKind::Delta)],
             signed_at: t(1),
+            retired: false,
         };
         let found = Adopted { instance: price(), head: head.clone(), contract_sha256: sha, ddl: "ddl".into() };
         for _ in 0..2 {
@@ -431,6 +444,16 @@ async fn one_mail_an_episode_and_a_mail_is_nobody_elses_while_claimed() {
         assert_eq!((again.id.as_str(), again.attempts), ("5@hq", 2));
         let later = l.claim_mail(t(100), lease).await.unwrap().unwrap();
         assert_eq!((later.id.as_str(), later.last_error.as_deref()), ("1@hq", Some("no route")));
+
+        // What ended long ago goes.
+        for (n, key) in ["k", "l"].iter().enumerate() {
+            let end = t(91 * 86_400 * (n as i64 + 1));
+            l.open_episode(key, "text", &mail(&format!("{key}1@hq")), t(200)).await.unwrap();
+            l.close_episode(key, &mail(&format!("{key}2@hq")), end).await.unwrap();
+        }
+        let rows = sqlx::query("SELECT key FROM episode").fetch_all(l.pool()).await.unwrap();
+        let keys: Vec<String> = rows.iter().map(|r| sqlx::Row::get(r, 0)).collect();
+        assert_eq!(keys, ["l"]);
     })
     .await;
 }

@@ -104,6 +104,6 @@ async fn renew(ledger: Ledger, token: Token, ttl: Duration, clock: Arc<dyn Clock
 }
 
 /// This machine's name, for people.
-fn host() -> String {
+pub fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "this machine".into(), |h| h.trim().to_owned())
 }

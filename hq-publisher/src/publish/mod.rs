@@ -16,7 +16,7 @@ pub mod steps;
 mod stores;
 
 pub use error::PublishError;
-pub use lease::Lease;
+pub use lease::{Lease, host};
 pub use report::PublishReport;
 pub use steps::{Aborted, Phase, Progress, Quiet, Step, Steps};
 
@@ -32,7 +32,7 @@ use crate::source::StoreRow;
 use contracts::{Contracts, Stream, audiences};
 use feed::{Drops, Feed};
 use futures_util::{StreamExt, TryStreamExt};
-use proto::clock::{Clock, Timestamp};
+use proto::clock::{Clock, Timestamp, since};
 use proto::config::ConfigError;
 use proto::digest::Sha256;
 use proto::failpoint;
@@ -46,10 +46,14 @@ use stage::{Ready, Refusal, Stop, Task};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Transactions on published replicas that are kept open until the signature. Beyond them a
 /// replica is rolled back and applied once more after it.
 const OPEN_REPLICAS: usize = 64;
+
+/// A run that has lasted longer hangs, and somebody should look.
+const LONG_RUN: Duration = Duration::from_secs(3600);
 
 /// What `publish` was asked to do.
 #[derive(Debug, Clone, Default)]
@@ -86,7 +90,7 @@ pub async fn run(
     let ledger = Ledger::open(config).await?;
     let buckets = Buckets::open(config, &ledger).await?;
     // 2. One publisher at a time. A dry run is none.
-    let lease = if options.dry_run { None } else { Some(Lease::acquire(config, &ledger, clock).await?) };
+    let lease = if options.dry_run { None } else { Some(take_lease(config, &ledger, clock).await?) };
     let tools = Tools { config, options, clock: clock.as_ref(), ledger: &ledger, buckets: &buckets, progress, steps };
     let result = tools.publish(lease.as_ref().map(Lease::token), &contracts).await;
     if !options.dry_run {
@@ -100,17 +104,34 @@ pub async fn run(
     result
 }
 
+/// The lease; somebody else's is mailed when it is held for so long that he hangs.
+async fn take_lease(config: &Config, ledger: &Ledger, clock: &Arc<dyn Clock>) -> Result<Lease, PublishError> {
+    let taken = Lease::acquire(config, ledger, clock).await;
+    if let Err(e @ PublishError::LeaseHeld { .. }) = &taken
+        && ledger.held_since().await?.is_some_and(|t| since(clock.now(), t) > LONG_RUN)
+    {
+        warn_untold(tell_of_failure(ledger, clock.as_ref(), e).await);
+    }
+    taken
+}
+
 /// A run that ended as a whole (source, bucket or this machine) is mailed once, and once when one
 /// went through again. What a refusal of one stream says is mailed where it is refused.
 async fn tell_of_run(ledger: &Ledger, clock: &dyn Clock, result: &Result<PublishReport, PublishError>) {
     let told = match result {
         Ok(_) => mail::publish_notice(ledger, clock, "run", None).await,
         Err(PublishError::Config(_) | PublishError::Aborted(_) | PublishError::StoresShrunk(_)) => return,
-        Err(e) => {
-            let text = format!("{e}\n\nNothing was published; the next run tries again.");
-            mail::publish_notice(ledger, clock, "run", Some(("publish failed", &text))).await
-        }
+        Err(e) => tell_of_failure(ledger, clock, e).await,
     };
+    warn_untold(told);
+}
+
+async fn tell_of_failure(ledger: &Ledger, clock: &dyn Clock, e: &PublishError) -> Result<(), LedgerError> {
+    let text = format!("{e}\n\nNothing was published; the next run tries again.");
+    mail::publish_notice(ledger, clock, "run", Some(("publish failed", &text))).await
+}
+
+fn warn_untold(told: Result<(), LedgerError>) {
     if let Err(e) = told {
         tracing::warn!(error = %e, "no mail could be written");
     }
@@ -245,6 +266,9 @@ impl Run<'_> {
         }
         if !self.options.dry_run {
             report.lag = self.buckets.repair_mirrors().await?;
+            let lag = report.lag.mirrors.join("\n");
+            let problem = (!lag.is_empty()).then_some(("A mirror lags behind", lag.as_str()));
+            mail::publish_notice(self.ledger, self.clock, "mirror", problem).await?;
         }
         // 7. What was done.
         self.tell(&mut report).await?;
@@ -455,7 +479,14 @@ impl Run<'_> {
         self.progress.signing(ready.len());
         let staged: Vec<Staged> =
             ready.iter().map(|r| Staged { instance: r.instance.clone(), version: r.version }).collect();
-        let signed = self.step(Step::Sign, self.signer.sign_all(self.ledger, token, &staged, self.clock)).await?;
+        let (unwanted, compared) = self.retired_heads(report);
+        let sign = async {
+            if !(unwanted.is_empty() && compared.is_empty()) {
+                self.ledger.retire(token, &unwanted, &compared).await?;
+            }
+            self.signer.sign_all(self.ledger, token, &staged, self.clock).await
+        };
+        let signed = self.step(Step::Sign, sign).await?;
         report.signed = signed.len();
         let mut behind = Vec::new();
         for one in &mut ready {
@@ -482,6 +513,17 @@ impl Run<'_> {
             report.deleted += self.retain(token, &one.instance).await?;
         }
         self.delete_packs().await
+    }
+
+    /// Heads that no store wants any more, and retired ones that one wants again and whose rows were compared.
+    fn retired_heads(&self, report: &PublishReport) -> (Vec<Instance>, Vec<Instance>) {
+        let looked_at = |i: &Instance| self.options.stream.as_ref().is_none_or(|s| s == &i.stream);
+        let unwanted = |i: &Instance, h: &Head| !h.retired && looked_at(i) && !report.instances.contains_key(i);
+        let compared = |i: &Instance, h: &Head| h.retired && report.instances.get(i).is_some_and(|e| e.is_well());
+        let those = |is: &dyn Fn(&Instance, &Head) -> bool| {
+            self.heads.iter().filter(|(i, h)| is(i, h)).map(|(i, _)| i.clone()).collect()
+        };
+        (those(&unwanted), those(&compared))
     }
 
     fn commit_replica(&self, one: &mut Ready) -> Result<(), PublishError> {

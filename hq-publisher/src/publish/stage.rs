@@ -192,11 +192,16 @@ impl Run<'_> {
             return false;
         }
         let same = self.contract_is_known(task.instance, head, &task.stream.contract);
-        if head.is_none() {
+        if head.is_none_or(|h| h.retired) {
             report.outcome = Outcome::Waiting;
-            report.reason = "no drop has come for it yet".into();
+            report.reason = match head {
+                None => "no drop has come for it yet".into(),
+                Some(h) => {
+                    format!("no drop has come for it since stores follow it again, version {} is old", h.version)
+                }
+            };
         }
-        report.rested = head.is_none_or(|h| same && !self.options.full && h.epoch == self.epoch);
+        report.rested = head.is_none_or(|h| h.retired || same && !self.options.full && h.epoch == self.epoch);
         report.rested
     }
 

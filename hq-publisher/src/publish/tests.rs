@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::enrol::Desk;
+use crate::ledger::Acquired;
 use proto::chain;
 use proto::clock::TestClock;
 use proto::digest::Sha256;
@@ -564,6 +565,17 @@ async fn two_publishers_take_turns_and_the_dead_do_not_block() {
     assert!(e.exit_code() == 1 && e.to_string().contains("another machine, process 1"), "{e}");
     w.clock.advance(Duration::from_secs(61));
     w.publish().await;
+    // One that goes on for hours does not work: it hangs.
+    let Acquired::Lease(hangs) = ledger.acquire("x", w.clock.now(), Duration::from_secs(60)).await.unwrap() else {
+        panic!()
+    };
+    for (minutes, mails) in [(0, 0), (60, 0), (1, 1), (1, 1)] {
+        w.clock.advance(Duration::from_secs(minutes * 60));
+        ledger.renew(hangs, w.clock.now(), Duration::from_secs(60)).await.unwrap();
+        assert!(matches!(w.publish_cut(&options(), &Quiet).await, Err(PublishError::LeaseHeld { .. })));
+        assert_eq!(ledger.unsent_mails().await.unwrap().len(), mails);
+    }
+    ledger.release(hangs).await.unwrap();
     // Two at once on one machine: both end well, nothing is published twice.
     w.sql(CHANGE);
     let (a, b) = tokio::join!(w.publish(), w.publish());
@@ -861,6 +873,69 @@ async fn a_source_that_is_gone_is_mailed_once_and_its_return_too() {
     let ledger = Ledger::open(&w.config).await.unwrap();
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
     away("gone.db", "hq.db");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_that_was_empty_is_followed_once_its_rows_were_compared() {
+    let w = World::new().await;
+    w.publish().await;
+    let follows = || w.manifest("0422").unwrap().streams["price"].audience.to_string();
+    let to = |zone: &str| w.sql(&format!("UPDATE store SET zone = '{zone}' WHERE id = '0422'"));
+    to("east");
+    w.publish().await;
+    // Nothing changed meanwhile: it is compared, and followed at once.
+    to("west");
+    assert_eq!(outcome(&w.publish().await, "price@zone-west"), Outcome::Unchanged);
+    assert_eq!(follows(), "zone-west");
+    to("east");
+    w.publish_as(PublishOptions { stream: Some("price".parse().unwrap()), ..options() }).await;
+    assert_eq!(follows(), "zone-east");
+    // Last season's rows are nobody's, whoever signs.
+    w.sql("UPDATE price SET cents = cents + 7 WHERE zone = 'west'; INSERT INTO price VALUES ('west', 'sku8', 1)");
+    to("west");
+    assert_eq!(outcome(&w.publish().await, "price@zone-west"), Outcome::Refused);
+    w.publish_as(PublishOptions { stream: Some("catalog".parse().unwrap()), ..options() }).await;
+    w.clock.advance(Duration::from_secs(7 * 86_400));
+    let desk = Desk::open(&w.config, w.clock.as_ref(), true).await.unwrap();
+    desk.enroll(&"0422".parse().unwrap()).await.unwrap();
+    assert_eq!(follows(), "zone-east");
+    w.sql("DELETE FROM price WHERE sku = 'sku8' AND cents = 1");
+    w.publish().await;
+    assert_eq!(follows(), "zone-west");
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_is_waited_for_where_a_zone_was_empty() {
+    let w = inbox_world().await;
+    w.publish().await;
+    for zone in ["east", "west"] {
+        drop_file(&w, "stores.csv", &format!("id,zone\n0421,east\n0422,{zone}\n"));
+        let r = w.publish().await;
+        let follows = w.manifest("0422").unwrap().streams["price"].audience.to_string();
+        assert_eq!((r.exit_code(), follows.as_str()), (0, "zone-east"), "{:?}", r.lines());
+    }
+    drop_file(&w, "price.zone-west.price.csv", "sku,cents\na,100\nb,200\n");
+    assert_eq!(outcome(&w.publish().await, "price@zone-west"), Outcome::Unchanged);
+    assert_eq!(w.manifest("0422").unwrap().streams["price"].audience.to_string(), "zone-west");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_lags_is_mailed_once_and_its_return_too() {
+    let w = World::with(&CONFIG.replace("\"file:objects\"", "\"file:objects\", \"file:mirror\"")).await;
+    let mirror = w.dir.path().join("mirror");
+    // A file where the mirror's directory should be.
+    fs::remove_dir_all(&mirror).unwrap();
+    fs::write(&mirror, "").unwrap();
+    for _ in 0..2 {
+        assert_eq!(w.publish().await.exit_code(), 3);
+    }
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails = ledger.unsent_mails().await.unwrap();
+    assert!(mails.len() == 1 && mails[0].body.contains("mirror lags behind"), "{mails:?}");
+    fs::remove_file(&mirror).unwrap();
     assert_eq!(w.publish().await.exit_code(), 0);
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
 }

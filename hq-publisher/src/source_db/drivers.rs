@@ -162,6 +162,8 @@ impl Fields for MySqlRow {
         // Not `is_null`: that takes the date 0000-00-00 for NULL.
         let Ok(b) = <&[u8] as Decode<MySql>>::decode(v) else { return Ok(Raw::Null) };
         match ty.name() {
+            // A TINYINT(1) has this name whether it has a sign or not.
+            "BOOLEAN" if <u8 as Type<MySql>>::compatible(&ty) => Ok(Raw::Uint(little(b)?)),
             "BOOLEAN" | "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" => Ok(Raw::Int(little_signed(b)?)),
             "TINYINT UNSIGNED" | "SMALLINT UNSIGNED" | "MEDIUMINT UNSIGNED" | "INT UNSIGNED" | "BIGINT UNSIGNED"
             | "YEAR" => Ok(Raw::Uint(little(b)?)),

@@ -45,6 +45,20 @@ pub enum SourceError {
         /// What the database said.
         text: String,
     },
+    /// Nothing came for `source.row_timeout`.
+    #[error("{what}: no answer within source.row_timeout = {limit} s")]
+    Late {
+        /// The table, or `stores.query`.
+        what: String,
+        /// The limit, s.
+        limit: u64,
+    },
+    /// The connection waits for the answer to an earlier query.
+    #[error("{what}: not asked: the source database gave no answer to an earlier query of this run")]
+    Dead {
+        /// The table, or `stores.query`.
+        what: String,
+    },
     /// The query's columns are not the contract's.
     #[error("{what}: the query's columns are not the contract's: {text}")]
     Columns {
@@ -90,6 +104,8 @@ enum Link {
 pub struct Database {
     link: Link,
     row_timeout: Duration,
+    /// It did not answer in time: whatever is asked now waits behind that.
+    is_dead: bool,
 }
 
 async fn in_time<T>(limit: Duration, what: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, SourceError> {
@@ -146,21 +162,38 @@ impl Database {
                 Link::MySql(conn)
             }
         };
-        Ok(Database { link, row_timeout: config.row_timeout.0 })
+        Ok(Database { link, row_timeout: config.row_timeout.0, is_dead: false })
     }
 
     /// Ends the snapshot.
     pub async fn close(self) {
+        if self.is_dead {
+            return;
+        }
         // A read-only snapshot has nothing to lose.
-        let _ = match self.link {
-            Link::Sqlite(_) => Ok(()),
-            Link::Postgres(conn) => conn.close().await,
-            Link::MySql(conn) => conn.close().await,
+        let end = async {
+            match self.link {
+                Link::Sqlite(_) => Ok(()),
+                Link::Postgres(conn) => conn.close().await,
+                Link::MySql(conn) => conn.close().await,
+            }
         };
+        let _ = tokio::time::timeout(self.row_timeout, end).await;
     }
 
     /// The names of a query's columns, without running it.
     async fn columns(&mut self, what: &str, query: &Query) -> Result<Vec<String>, SourceError> {
+        if self.is_dead {
+            return Err(SourceError::Dead { what: what.to_owned() });
+        }
+        let limit = self.row_timeout;
+        tokio::time::timeout(limit, self.prepare(what, query)).await.unwrap_or_else(|_| {
+            self.is_dead = true;
+            Err(SourceError::Late { what: what.to_owned(), limit: limit.as_secs() })
+        })
+    }
+
+    async fn prepare(&mut self, what: &str, query: &Query) -> Result<Vec<String>, SourceError> {
         let failed = |e: sqlx::Error| SourceError::Query { what: what.to_owned(), text: e.to_string() };
         let sql = AssertSqlSafe(query.sql.clone()).into_sql_str();
         macro_rules! names {
@@ -207,9 +240,10 @@ impl Database {
                     // Rows mostly wait in the driver's buffer: a timer for each would cost more than they do.
                     let next = match rows.try_next().now_or_never() {
                         Some(ready) => ready,
-                        None => tokio::time::timeout(limit, rows.try_next())
-                            .await
-                            .map_err(|_| failed(format!("no row within source.row_timeout = {} s", limit.as_secs())))?,
+                        None => tokio::time::timeout(limit, rows.try_next()).await.map_err(|_| {
+                            self.is_dead = true;
+                            SourceError::Late { what: what.to_owned(), limit: limit.as_secs() }
+                        })?,
                     };
                     let Some(row) = next.map_err(|e| failed(e.to_string()))? else { break };
                     take(&row)?;
@@ -234,10 +268,13 @@ impl Database {
     /// A failed query ends PostgreSQL's transaction; back to its beginning, in the same snapshot, so
     /// that other streams go on.
     async fn mend<T>(&mut self, result: Result<T, SourceError>) -> Result<T, SourceError> {
-        if let (Err(_), Link::Postgres(conn)) = (&result, &mut self.link)
-            && let Err(e) = conn.execute(sqlx::raw_sql("ROLLBACK TO SAVEPOINT tillcast")).await
-        {
-            tracing::warn!(error = %e, "the snapshot is lost");
+        if let (Err(_), Link::Postgres(conn), false) = (&result, &mut self.link, self.is_dead) {
+            let back = conn.execute(sqlx::raw_sql("ROLLBACK TO SAVEPOINT tillcast"));
+            match tokio::time::timeout(self.row_timeout, back).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(e)) => tracing::warn!(error = %e, "the snapshot is lost"),
+                Err(_) => self.is_dead = true,
+            }
         }
         result
     }

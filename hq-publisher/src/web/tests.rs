@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use super::*;
-use crate::ledger::{Made, NewManifest, SignStore, StoreSeen, WasPut, Which};
+use crate::ledger::{Acquired, Adopted, Head, Made, NewManifest, SignStore, StoreSeen, WasPut, Which};
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt;
@@ -60,6 +60,23 @@ impl World {
         let (status, _, text) = self.ask(Request::post("/v1/heartbeats").body(body.into()).unwrap()).await;
         assert_eq!(status, StatusCode::OK, "{text}");
         serde_json::from_str(&text).unwrap()
+    }
+    /// An instance that is published.
+    async fn adopt(&self, instance: &str) {
+        let acquired = self.app.ledger.acquire("test", self.clock.now(), Duration::from_secs(60)).await.unwrap();
+        let Acquired::Lease(token) = acquired else { panic!() };
+        let head = Head {
+            version: proto::ids::Version::FIRST,
+            epoch: 1,
+            schema: 1,
+            digests: BTreeMap::new(),
+            packs: Vec::new(),
+            signed_at: self.clock.now(),
+            retired: false,
+        };
+        let (instance, contract_sha256) = (instance.parse().unwrap(), Sha256::of(b"ddl"));
+        let found = Adopted { instance, head, contract_sha256, ddl: "ddl".into() };
+        self.app.ledger.adopt(token, &[found]).await.unwrap();
     }
     /// Signs and puts a manifest with other content.
     async fn publish(&self) -> u64 {
@@ -170,6 +187,7 @@ async fn faults_are_mailed_and_shown() {
         text: "<script>alert(1)</script>".into(),
         since: jiff::Timestamp::UNIX_EPOCH,
     }];
+    w.adopt("price@zone-east").await;
     let report = StreamReport { version: None, schema: None, digests: BTreeMap::new(), state: StreamState::Drift };
     beat.streams.insert("price@zone-east".parse().unwrap(), report);
     w.beat(&beat, &key(1)).await;
