@@ -90,6 +90,16 @@ pub enum BucketError {
         /// Which object.
         name: String,
     },
+    /// Longer than such an object may be.
+    #[error("{name} in {bucket} has more than {max} bytes")]
+    TooLong {
+        /// Which bucket.
+        bucket: String,
+        /// Which object.
+        name: String,
+        /// Bytes that were allowed.
+        max: u64,
+    },
     /// Anything else.
     #[error("cannot {action} {name} in {bucket}: {reason}")]
     Failed {
@@ -134,6 +144,7 @@ type Inner<T> = Result<T, Trouble>;
 #[derive(Debug)]
 enum Trouble {
     OtherBytesThere,
+    TooLong(u64),
     Failed(String),
 }
 
@@ -175,6 +186,7 @@ impl Bucket {
             Trouble::OtherBytesThere => {
                 BucketError::OtherBytesThere { bucket: self.url.to_string(), name: name.to_owned() }
             }
+            Trouble::TooLong(max) => BucketError::TooLong { bucket: self.url.to_string(), name: name.to_owned(), max },
             Trouble::Failed(reason) => {
                 BucketError::Failed { action, name: name.to_owned(), bucket: self.url.to_string(), reason }
             }

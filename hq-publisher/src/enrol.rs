@@ -245,12 +245,13 @@ impl<'a> Desk<'a> {
 
     /// Takes a device's key out of its store's manifest.
     pub async fn revoke(&self, id: &DeviceId) -> Result<(), EnrolError> {
-        let signer = self.signer().await?;
+        // The ledger first: from here on nobody believes it, whether or not the bucket can be reached.
         let revoked = failpoint::around("enrol.revoke", self.ledger.revoke(id, self.clock.now())).await?;
         // A crash after the ledger: the device is revoked, its manifest perhaps not yet put.
         if !revoked && self.ledger.device(id).await?.is_none() {
             return Err(EnrolError::NotEnrolled(id.clone()));
         }
+        let signer = self.signer().await?;
         self.sign_and_put(&signer, id.store()).await
     }
 

@@ -157,13 +157,16 @@ impl Intake {
     /// Takes over the beats that other `serve` processes recorded.
     pub async fn read_ledger(&self) -> Result<(), LedgerError> {
         let now = self.clock.now();
-        // A second of overlap: beats are stamped in whole seconds.
-        let from = self.state().read_at.map(|t| before(t.min(now), Duration::from_secs(2)));
+        let from = self.state().read_at.map(|t| before(t.min(now), OVERLAP));
         let rows = self.ledger.beats(from).await?;
         let at = self.clock.monotonic();
         let mut state = self.state();
         for row in rows {
-            if state.heard.get(&row.device).is_some_and(|h| h.seq >= row.seq) {
+            // A lower number is news where it came later: the device was enrolled anew.
+            let is_known = |h: &Heard| {
+                h.seq == row.seq || h.seq > row.seq && since(now, row.received_at) >= at.saturating_sub(h.at)
+            };
+            if state.heard.get(&row.device).is_some_and(is_known) {
                 continue;
             }
             let Ok(beat) = dsse::peek::<Heartbeat>(row.envelope.as_bytes(), self.limits.heartbeat_bytes) else {
@@ -416,6 +419,9 @@ impl Intake {
 
 /// Versions whose digests are kept though nobody asked for them lately: as many as a large chain publishes in weeks.
 const KNOWN: usize = 20_000;
+
+/// Beats that others took are read again for so long: so far apart the clocks of several `serve` may be.
+const OVERLAP: Duration = Duration::from_secs(30);
 
 /// The digests of all versions that devices report, from the ledger where they are not known.
 async fn published(ledger: &Ledger, views: &[DeviceView<'_>], known: Published) -> Result<Published, LedgerError> {

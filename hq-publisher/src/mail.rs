@@ -262,7 +262,7 @@ impl Smtp {
         if all.len() < 2 || !of_a_recipient {
             return Err(send_error(&refused));
         }
-        let (mut taken, mut error) = (false, send_error(&refused));
+        let (mut taken, mut later, mut error) = (false, false, send_error(&refused));
         for to in all {
             let alone = Envelope::new(from.cloned(), vec![to.clone()])
                 .map_err(|e| SendError { of_this_mail: true, text: e.to_string() })?;
@@ -270,11 +270,13 @@ impl Smtp {
                 Ok(_) => taken = true,
                 Err(e) => {
                     error = send_error(&e);
+                    later |= !is_of_mail(&e);
                     tracing::warn!(%to, error = %error, "a recipient of mails was refused");
                 }
             }
         }
-        if taken { Ok(()) } else { Err(error) }
+        // Who could not be asked now is asked again for a while; the others may get it twice then, under one id.
+        if taken && !(later && attempts <= PATIENT) { Ok(()) } else { Err(error) }
     }
 }
 

@@ -642,7 +642,8 @@ async fn walk_trust(
     for version in versions {
         let name = ObjectName::TrustVersion(version);
         let missing = || ManifestsError::Foreign(format!("{name} is missing"));
-        let bytes = buckets.get(&name, limits.trust_bytes).await?.ok_or_else(missing)?;
+        let there = buckets.get(&name, limits.trust_bytes).await.map_err(foreign_if_too_long)?;
+        let bytes = there.ok_or_else(missing)?;
         let text = String::from_utf8(bytes.to_vec()).map_err(|e| ManifestsError::Foreign(e.to_string()))?;
         let state = match walked.take() {
             Some(state) => state,
@@ -658,6 +659,14 @@ fn foreign(e: proto::trust::Refusal) -> ManifestsError {
     ManifestsError::Foreign(e.to_string())
 }
 
+/// We never put an object that no reader would read.
+fn foreign_if_too_long(e: BucketError) -> ManifestsError {
+    match e {
+        BucketError::TooLong { .. } => ManifestsError::Foreign(e.to_string()),
+        e => e.into(),
+    }
+}
+
 /// Takes over the trust files in the bucket that follow the ledger's newest: it was set back to before keys were changed,
 /// and what it would sign nobody takes any more. What does not follow is a stranger's and left alone. Nothing, when the
 /// ledger has none.
@@ -669,17 +678,18 @@ pub async fn follow_trust(
 ) -> Result<(), ManifestsError> {
     let Some(row) = ledger.trust().await?.pop() else { return Ok(()) };
     let limits = &config.limits;
-    let Some(there) = buckets.get(&ObjectName::Trust, MOST).await? else { return Ok(()) };
     let walk = async {
+        let there = buckets.get(&ObjectName::Trust, limits.trust_bytes).await.map_err(foreign_if_too_long)?;
+        let Some(there) = there else { return Ok(Vec::new()) };
         let claimed = TrustState::claimed_version(&there, limits).map_err(foreign)?;
         let ours = TrustState::pinned(parse_trust(row.version, &row.envelope, limits)?.root, row.version);
         let ours = ours.step(row.envelope.as_bytes(), limits).map_err(foreign)?;
         let versions = ours.steps_to(claimed, limits).map_err(foreign)?;
-        walk_trust(buckets, limits, Some(ours), versions).await
+        Ok(walk_trust(buckets, limits, Some(ours), versions).await?.1)
     };
     match walk.await {
-        Ok((_, newer)) if newer.is_empty() => {}
-        Ok((_, newer)) => {
+        Ok(newer) if newer.is_empty() => {}
+        Ok(newer) => {
             tracing::warn!("the bucket has {} trust files that this ledger forgot: taken over", newer.len());
             failpoint::around("rebuild.trust", ledger.take_trust(&newer, clock.now())).await?;
         }

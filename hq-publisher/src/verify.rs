@@ -171,8 +171,11 @@ pub async fn put_back(
     for row in ledger.stores().await?.into_iter().filter(|s| s.serial > 0) {
         let Some(last) = ledger.manifest(&row.seen.id).await? else { continue };
         let name = ObjectName::Manifest(last.store.clone());
-        // One that cannot even be read is no newer one.
-        let there = buckets.get(&name, max).await.ok().flatten();
+        let there = match buckets.get(&name, max).await {
+            // One that no reader would read is no newer one.
+            Err(BucketError::TooLong { .. }) => None,
+            there => there?,
+        };
         if ledger.store(&last.store).await?.is_some_and(|now| now.serial > last.serial) {
             continue;
         }

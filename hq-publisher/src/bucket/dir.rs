@@ -6,7 +6,7 @@ use proto::digest::{Sha256, Sha256Stream};
 use proto::failpoint;
 use proto::shelf::{self, New};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Clone)]
@@ -67,6 +67,7 @@ impl Dir {
         off_thread(move || match shelf::read_bounded(&path, max) {
             Ok(bytes) => Ok(Some(bytes.into())),
             Err(e) if e.is_not_found() => Ok(None),
+            Err(e) if e.source.kind() == ErrorKind::FileTooLarge => Err(Trouble::TooLong(max)),
             Err(e) => Err(e.into()),
         })
         .await

@@ -228,7 +228,7 @@ impl S3 {
         while let Some(chunk) = body.next().await {
             all.extend_from_slice(&chunk?);
             if all.len() as u64 > max {
-                return Err(Trouble::Failed(format!("it has more than {max} bytes")));
+                return Err(Trouble::TooLong(max));
             }
         }
         Ok(Some(all.into()))

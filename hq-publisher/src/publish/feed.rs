@@ -194,7 +194,7 @@ fn keep(table: &Table, kept: Option<&Kept<'_>>, scratch: &Scratch) -> Result<(),
         None => Err(ReadError::Source(
             "MISSING_TABLE",
             format!(
-                "nothing is published yet and no drop has come for table {}: drop the stream's other tables too",
+                "no drop has come for table {} since stores follow this: drop all tables of the stream",
                 table.name
             ),
         )),

@@ -515,11 +515,14 @@ impl Run<'_> {
         self.delete_packs().await
     }
 
-    /// Heads that no store wants any more, and retired ones that one wants again and whose rows were compared.
+    /// Heads that no store wants any more, and retired ones that one wants again and whose rows are still the source's
+    /// (of those with other rows the new version is no retired one).
     fn retired_heads(&self, report: &PublishReport) -> (Vec<Instance>, Vec<Instance>) {
         let looked_at = |i: &Instance| self.options.stream.as_ref().is_none_or(|s| s == &i.stream);
         let unwanted = |i: &Instance, h: &Head| !h.retired && looked_at(i) && !report.instances.contains_key(i);
-        let compared = |i: &Instance, h: &Head| h.retired && report.instances.get(i).is_some_and(|e| e.is_well());
+        let compared = |i: &Instance, h: &Head| {
+            h.retired && { report.instances.get(i).is_some_and(|e| e.outcome == Outcome::Unchanged && e.is_well()) }
+        };
         let those = |is: &dyn Fn(&Instance, &Head) -> bool| {
             self.heads.iter().filter(|(i, h)| is(i, h)).map(|(i, _)| i.clone()).collect()
         };

@@ -192,16 +192,12 @@ impl Run<'_> {
             return false;
         }
         let same = self.contract_is_known(task.instance, head, &task.stream.contract);
-        if head.is_none_or(|h| h.retired) {
+        if head.is_none() {
             report.outcome = Outcome::Waiting;
-            report.reason = match head {
-                None => "no drop has come for it yet".into(),
-                Some(h) => {
-                    format!("no drop has come for it since stores follow it again, version {} is old", h.version)
-                }
-            };
+            report.reason = "no drop has come for it yet".into();
         }
-        report.rested = head.is_none_or(|h| h.retired || same && !self.options.full && h.epoch == self.epoch);
+        // A retired one wants drops: stores would follow rows of long ago.
+        report.rested = head.is_none_or(|h| same && !h.retired && !self.options.full && h.epoch == self.epoch);
         report.rested
     }
 
@@ -283,7 +279,9 @@ impl Run<'_> {
         let path = self.scratch_dir.join(format!("{instance}.db"));
         let scratch = tokio::task::block_in_place(|| Scratch::create(&path, contract))?;
         let mut faults = Faults::telling(self.config.publish.errors_listed);
-        let kept = published.map(|p| Kept { replica: &p.replica, contract: &p.contract });
+        // Nothing is kept of what no store wanted for a while: it is as old as that.
+        let is_old = self.heads.get(instance).is_some_and(|h| h.retired);
+        let kept = published.filter(|_| !is_old).map(|p| Kept { replica: &p.replica, contract: &p.contract });
         match feed.read(self.config, task, kept, &scratch, &mut faults).await {
             Ok(()) => {}
             Err(ReadError::Scratch(e)) => return Err(e.into()),

@@ -911,13 +911,19 @@ async fn a_zone_that_was_empty_is_followed_once_its_rows_were_compared() {
 async fn a_drop_is_waited_for_where_a_zone_was_empty() {
     let w = inbox_world().await;
     w.publish().await;
-    for zone in ["east", "west"] {
+    for (zone, exit) in [("east", 0), ("west", 3), ("west", 3)] {
         drop_file(&w, "stores.csv", &format!("id,zone\n0421,east\n0422,{zone}\n"));
         let r = w.publish().await;
         let follows = w.manifest("0422").unwrap().streams["price"].audience.to_string();
-        assert_eq!((r.exit_code(), follows.as_str()), (0, "zone-east"), "{:?}", r.lines());
+        assert_eq!((r.exit_code(), follows.as_str()), (exit, "zone-east"), "{:?}", r.lines());
     }
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1, "it is said once what is waited for");
+    // One table of two would leave the other as old as it is.
     drop_file(&w, "price.zone-west.price.csv", "sku,cents\na,100\nb,200\n");
+    assert_eq!(outcome(&w.publish().await, "price@zone-west"), Outcome::Refused);
+    assert_eq!(w.manifest("0422").unwrap().streams["price"].audience.to_string(), "zone-east");
+    drop_file(&w, "price.zone-west.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
     assert_eq!(outcome(&w.publish().await, "price@zone-west"), Outcome::Unchanged);
     assert_eq!(w.manifest("0422").unwrap().streams["price"].audience.to_string(), "zone-west");
 }
