@@ -479,6 +479,7 @@ async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Optio
 pub async fn check_overtaken(ledger: &Ledger, there: &[u8], one: &ToPut) -> Result<(), ManifestsError> {
     if there != one.envelope.as_bytes()
         && let Ok(claim) = dsse::peek::<Claim>(there, MOST)
+        && claim.store == one.store
         && claim.serial >= one.serial
         && signed_by_us(ledger, there, claim.epoch).await?
     {
@@ -519,6 +520,7 @@ const MOST: u64 = 64 << 20;
 
 #[derive(serde::Deserialize)]
 struct Claim {
+    store: StoreId,
     serial: u64,
     epoch: u64,
 }

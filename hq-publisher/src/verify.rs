@@ -8,11 +8,14 @@ use crate::ledger::{Head, Ledger, LedgerError, StoreRow};
 use crate::manifests;
 use crate::publish::PublishError;
 use crate::rebuild::{is_at, replica_path};
+use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use proto::clock::Clock;
+use proto::dsse;
 use proto::ids::{Instance, Version};
 use proto::layout::ObjectName;
 use proto::limits::Limits;
+use proto::manifest::Manifest;
 use proto::replica::{Replica, TableCheck};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -161,7 +164,9 @@ pub async fn put_back(
     buckets: &Buckets,
     clock: &dyn Clock,
 ) -> Result<usize, PublishError> {
-    manifests::follow_trust(config, ledger, buckets, clock).await?;
+    if let Err(e) = manifests::follow_trust(config, ledger, buckets, clock).await {
+        tracing::warn!(error = %e, "whether the bucket has newer trust files is not known");
+    }
     let rows = ledger.trust().await?;
     let newest = rows.last().map(|r| (ObjectName::Trust, r.envelope.clone()));
     let mut signed: Vec<_> = rows.into_iter().map(|r| (ObjectName::TrustVersion(r.version), r.envelope)).collect();
@@ -171,11 +176,13 @@ pub async fn put_back(
     for row in ledger.stores().await?.into_iter().filter(|s| s.serial > 0) {
         let Some(last) = ledger.manifest(&row.seen.id).await? else { continue };
         let name = ObjectName::Manifest(last.store.clone());
-        let there = match buckets.get(&name, max).await {
-            // One that no reader would read is no newer one.
-            Err(BucketError::TooLong { .. }) => None,
-            there => there?,
+        // One that cannot even be read, or by no reader, is no newer one.
+        let there = buckets.get(&name, max).await.ok().flatten();
+        let is_manifest = |there: &Bytes| {
+            let payload = dsse::peek_payload(there, max);
+            payload.is_ok_and(|p| Manifest::from_payload(&p, &config.limits).is_ok())
         };
+        let there = there.filter(is_manifest);
         if ledger.store(&last.store).await?.is_some_and(|now| now.serial > last.serial) {
             continue;
         }
