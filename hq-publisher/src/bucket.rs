@@ -8,6 +8,7 @@
 mod dir;
 #[cfg(test)]
 mod fake_s3;
+mod patience;
 mod s3;
 #[cfg(test)]
 mod tests;
@@ -261,7 +262,7 @@ impl Bucket {
     }
 
     /// Asks the bucket what it does with conditions on puts, by a small object that is deleted again.
-    /// Fails where nothing can be written at all.
+    /// Fails where nothing can be written at all, or the answer is not to be had now.
     pub async fn probe(&self) -> Result<Conditions, BucketError> {
         let outcome = match &self.kind {
             Kind::Dir(d) => d.probe().await,

@@ -183,6 +183,20 @@ async fn the_same_contract_whatever_a_server_does_with_conditions() {
     }
 }
 
+/// What is remembered is what the server does, not how it was that day.
+#[tokio::test]
+async fn a_probe_tells_a_refusal_from_an_ailment() {
+    let (b, fake) = on_fake(Conditions::Honoured).await;
+    for (status, refused) in [(501, true), (400, true), (403, true), (409, false), (412, false), (503, false)] {
+        *fake.ailing.lock().unwrap() = Some(http::StatusCode::from_u16(status).unwrap());
+        let found = b.probe().await;
+        assert_eq!(found.as_ref().ok(), refused.then_some(&Conditions::Refused), "{status}: {found:?}");
+        assert!(b.list("").await.unwrap().is_empty());
+    }
+    *fake.ailing.lock().unwrap() = None;
+    assert_eq!(b.probe().await.unwrap(), Conditions::Honoured);
+}
+
 #[tokio::test]
 async fn a_large_pack_goes_in_parts_and_is_compared_by_hash() {
     let (b, fake) = on_fake(Conditions::Honoured).await;
