@@ -104,7 +104,10 @@ fn copy(from: &Path, to: &Path) {
         if e.file_type().unwrap().is_dir() {
             copy(&e.path(), &target)
         } else if !e.file_name().to_string_lossy().starts_with("fleet.db") {
-            fs::copy(e.path(), target).map(|_| ()).unwrap()
+            fs::copy(e.path(), &target).unwrap();
+            // A marker stays as old as it is beside its drop.
+            let modified = e.metadata().unwrap().modified().unwrap();
+            fs::File::options().append(true).open(target).unwrap().set_modified(modified).unwrap();
         }
     }
 }
