@@ -8,6 +8,7 @@
 mod dir;
 #[cfg(test)]
 mod fake_s3;
+mod patience;
 mod s3;
 #[cfg(test)]
 mod tests;
@@ -22,9 +23,12 @@ use proto::failpoint;
 use proto::ids::{Instance, StoreId};
 use proto::layout::{ObjectName, PackName};
 use proto::limits::Limits;
+use proto::shelf::{self, ShelfError};
 use s3::S3;
 use std::collections::BTreeMap;
+use std::future;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
@@ -124,6 +128,12 @@ pub enum BucketError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
+
+/// Copies to a mirror that fail before the others are left for the next time.
+const FAILURES: usize = 10;
+
+/// A copy on its way to a mirror that is so much older than another is nobody's.
+const ABANDONED_NS: i128 = 86_400_000_000_000;
 
 /// One bucket.
 #[derive(Debug, Clone)]
@@ -261,7 +271,7 @@ impl Bucket {
     }
 
     /// Asks the bucket what it does with conditions on puts, by a small object that is deleted again.
-    /// Fails where nothing can be written at all.
+    /// Fails where nothing can be written at all, or the answer is not to be had now.
     pub async fn probe(&self) -> Result<Conditions, BucketError> {
         let outcome = match &self.kind {
             Kind::Dir(d) => d.probe().await,
@@ -292,6 +302,8 @@ pub struct Buckets {
     ledger: Ledger,
     limits: Limits,
     concurrency: usize,
+    /// Where large objects rest on their way to a mirror.
+    room: PathBuf,
 }
 
 #[derive(Debug)]
@@ -362,6 +374,7 @@ impl Buckets {
             ledger: ledger.clone(),
             limits: config.limits.clone(),
             concurrency: config.objects.concurrency,
+            room: config.state.dir.join("mirror"),
         })
     }
 
@@ -376,7 +389,7 @@ impl Buckets {
         self.mark_mirrors().await?;
         let put = self.first.put_new(name, &content).await?;
         for mirror in &self.mirrors {
-            mirror.attempt(async |b| b.put_new(name, &content).await.map(|_| ())).await;
+            self.attempt(mirror, async |b| b.put_new(name, &content).await.map(|_| ())).await?;
         }
         Ok(put)
     }
@@ -400,7 +413,7 @@ impl Buckets {
             for mirror in &self.mirrors {
                 // One that lacks something gets its pointers last, when it has all that they name.
                 if mirror.state.lock().await.was_even {
-                    mirror.attempt(async |b| b.put_pointer(name, bytes.clone(), None).await.map(|_| ())).await;
+                    self.attempt(mirror, async |b| b.put_pointer(name, bytes.clone(), None).await.map(|_| ())).await?;
                 }
             }
         }
@@ -444,7 +457,7 @@ impl Buckets {
         self.first.delete(name).await?;
         let mut everywhere = true;
         for mirror in &self.mirrors {
-            everywhere &= mirror.attempt(async |b| b.delete(name).await).await;
+            everywhere &= self.attempt(mirror, async |b| b.delete(name).await).await?;
         }
         Ok(everywhere)
     }
@@ -454,12 +467,35 @@ impl Buckets {
         for mirror in &self.mirrors {
             let mut state = mirror.state.lock().await;
             if state.mark.is_none() {
-                let behind = self.ledger.mirror_behind(mirror.bucket.url());
-                let (mark, was_even) = failpoint::around("mirror.behind", behind).await?;
+                let (mark, was_even) = self.mark_behind(mirror).await?;
                 *state = MirrorState { mark: Some(mark), was_even, failed: None };
             }
         }
         Ok(())
+    }
+
+    async fn mark_behind(&self, mirror: &Mirror) -> Result<(i64, bool), BucketError> {
+        Ok(failpoint::around("mirror.behind", self.ledger.mirror_behind(mirror.bucket.url())).await?)
+    }
+
+    /// Tries a put or a deletion, and whether it was done; the first failure ends the tries of this run.
+    async fn attempt(
+        &self,
+        mirror: &Mirror,
+        put: impl AsyncFnOnce(&Bucket) -> Result<(), BucketError>,
+    ) -> Result<bool, BucketError> {
+        if mirror.state.lock().await.failed.is_some() {
+            return Ok(false);
+        }
+        let Err(e) = failpoint::around("mirror.put", put(&mirror.bucket)).await else { return Ok(true) };
+        tracing::warn!(mirror = mirror.bucket.url(), "{e}");
+        let mut state = mirror.state.lock().await;
+        if state.failed.is_none() {
+            state.failed = Some(e.to_string());
+            // Another process may have brought it up since it was marked.
+            self.mark_behind(mirror).await?;
+        }
+        Ok(false)
     }
 
     /// Brings mirrors up to the first bucket, and marks as even those that are; tells of the others.
@@ -495,14 +531,20 @@ impl Buckets {
     }
 
     /// Copies to a mirror what it lacks: packs and trust files by name and length, then the trust that manifests need,
-    /// then those.
+    /// then those. Where one cannot be copied the others are, but nothing that may name it.
     async fn copy_all(&self, mirror: &Bucket) -> Result<(), BucketError> {
         let (ours, theirs) = (self.first.list("").await?, mirror.list("").await?);
         let (fixed, pointers): (Vec<_>, Vec<_>) = ours.into_iter().partition(|(n, _)| n.is_immutable());
         let missing = fixed.into_iter().filter(|(n, bytes)| theirs.get(n) != Some(bytes));
-        stream::iter(missing.map(Ok))
-            .try_for_each_concurrent(4, |(name, bytes)| async move { self.copy(mirror, &name, bytes).await })
-            .await?;
+        let copies =
+            stream::iter(missing).map(|(name, bytes)| async move { self.copy(mirror, &name, bytes).await.err() });
+        let mut failed = pin!(copies.buffer_unordered(4).filter_map(future::ready).take(FAILURES));
+        let mut first = Ok(());
+        while let Some(e) = failed.next().await {
+            tracing::warn!(mirror = mirror.url(), "{e}");
+            first = first.and(Err(e));
+        }
+        first?;
         let (trust, manifests): (Vec<_>, Vec<_>) = pointers.into_iter().partition(|(n, _)| *n == ObjectName::Trust);
         for pointers in [trust, manifests] {
             let copies = stream::iter(pointers).map(|(name, _)| self.copy_pointer(mirror, name));
@@ -525,14 +567,14 @@ impl Buckets {
             let Some(all) = self.first.get(name, bytes).await? else { return Ok(()) };
             return mirror.put_new(name, &Content::Bytes(all)).await.map(|_| ());
         }
-        let failed = |reason: String| BucketError::Failed {
+        let failed = |e: ShelfError| BucketError::Failed {
             action: "copy",
             name: name.to_string(),
             bucket: mirror.url().to_owned(),
-            reason,
+            reason: e.to_string(),
         };
-        let dir = tempdir().map_err(|e| failed(e.to_string()))?;
-        let path = dir.join(name.to_string().replace('/', "_"));
+        shelf::create_dir(&self.room).map_err(failed)?;
+        let path = self.room.join(format!("{:016x}", proto::retry::random_unit().to_bits()));
         let copied = match self.first.get_to_file(name, &path).await {
             Ok(Some((bytes, sha256))) => {
                 mirror.put_new(name, &Content::File { path: &path, bytes, sha256 }).await.map(|_| ())
@@ -540,30 +582,18 @@ impl Buckets {
             Ok(None) => Ok(()),
             Err(e) => Err(e),
         };
-        proto::shelf::remove(&path).map_err(|e| failed(e.to_string()))?;
+        self.sweep(&path).map_err(failed)?;
         copied
     }
-}
 
-/// Where packs rest on their way to a mirror.
-fn tempdir() -> Result<PathBuf, proto::shelf::ShelfError> {
-    let dir = std::env::temp_dir().join(format!("hq-publisher-{}", std::process::id()));
-    proto::shelf::create_dir(&dir)?;
-    Ok(dir)
-}
-
-impl Mirror {
-    /// Tries a put or a deletion, and whether it was done; the first failure ends the tries of this run.
-    async fn attempt(&self, put: impl AsyncFnOnce(&Bucket) -> Result<(), BucketError>) -> bool {
-        if self.state.lock().await.failed.is_some() {
-            return false;
+    /// Deletes a copy, and those that a crash left.
+    fn sweep(&self, copy: &Path) -> Result<(), ShelfError> {
+        let there = shelf::list(&self.room)?;
+        let newest = there.iter().map(|e| e.modified_ns).max().unwrap_or_default();
+        for old in there.iter().filter(|e| newest - e.modified_ns > ABANDONED_NS) {
+            shelf::remove(&old.path)?;
         }
-        if let Err(e) = failpoint::around("mirror.put", put(&self.bucket)).await {
-            tracing::warn!(mirror = self.bucket.url(), "{e}");
-            self.state.lock().await.failed.get_or_insert(e.to_string());
-            return false;
-        }
-        true
+        shelf::remove(copy)
     }
 }
 

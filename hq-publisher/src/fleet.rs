@@ -260,6 +260,11 @@ fn low_disk(fleet: &Fleet<'_>, whose: &str, disk: &Disk, is_full: bool, a: &mut 
     a.add(key, format!("The disk of {whose} is nearly full"), vec![line]);
 }
 
+/// Whether a disk has less room than is asked for.
+pub fn is_low(disk: &Disk, alerts: &AlertsConfig) -> bool {
+    is_below(disk, alerts.disk_low_percent)
+}
+
 fn is_below(disk: &Disk, percent: u64) -> bool {
     u128::from(disk.free) * 100 < u128::from(disk.total) * u128::from(percent)
 }

@@ -10,17 +10,17 @@ use crate::ledger::{Adopted, Head, Ledger, LedgerError, Token};
 use crate::manifests::{self, FoundHead, ManifestsError};
 use proto::chain;
 use proto::clock::{Clock, Timestamp};
-use proto::digest::Sha256;
 use proto::failpoint;
 use proto::ids::{Instance, Version};
 use proto::layout::{ObjectName, PackName};
 use proto::limits::Limits;
 use proto::manifest::PackEntry;
-use proto::pack::{PackError, PackReader};
+use proto::pack::{PackError, PackReader, SchemaPart};
 use proto::replica::sqlite::SqliteError;
 use proto::replica::{ApplyError, Held, Job, PackFile, Replica};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
 /// A replica could not be brought to its head.
@@ -240,19 +240,32 @@ pub async fn adopt(
     Ok(adopted.len())
 }
 
+/// None where no pack can be had that tells the head's contract: it is published as if it were new.
 async fn with_contract(
     shop: Workshop<'_>,
     instance: &Instance,
     found: FoundHead,
 ) -> Result<Option<Adopted>, RebuildError> {
     let FoundHead { entry, epoch, signed_at } = found;
-    // The contract's text is in every pack; the smallest one at the head will do.
-    let last = entry.packs.iter().filter(|p| p.version == entry.version).min_by_key(|p| p.bytes);
-    let Some(last) = last else { return Ok(None) };
-    let path = fetch(shop, instance, last).await?;
-    let (contract_sha256, ddl) = contract_of(&path, instance, last, shop.limits)
-        .map_err(|e| RebuildError::Pack(format!("{}: {e}", last.name(instance))))?;
-    shelf::remove(&path)?;
+    // The contract's text is in every pack; the smallest one at the head will do, else an older one of that contract.
+    let mut packs: Vec<&PackEntry> = entry.packs.iter().collect();
+    packs.sort_by_key(|p| (Reverse(p.version), p.bytes));
+    let mut contract = None;
+    for pack in packs {
+        match contract_in(shop, instance, pack).await {
+            Ok(schema) => contract = Some(schema).filter(|s| s.number == entry.schema),
+            Err(e) if e.needs_full() => tracing::warn!(%instance, "taking over from the bucket: {e}"),
+            Err(e) => return Err(e),
+        }
+        if contract.is_some() {
+            break;
+        }
+    }
+    let Some(SchemaPart { sha256: contract_sha256, ddl, .. }) = contract else {
+        let version = entry.version.get();
+        tracing::warn!(%instance, version, "not taken over: no pack tells its contract; a full is published next");
+        return Ok(None);
+    };
     let head = Head {
         version: entry.version,
         epoch,
@@ -265,13 +278,16 @@ async fn with_contract(
     Ok(Some(Adopted { instance: instance.clone(), head, contract_sha256, ddl }))
 }
 
-fn contract_of(
-    path: &Path,
-    instance: &Instance,
-    entry: &PackEntry,
-    limits: &Limits,
-) -> Result<(Sha256, String), PackError> {
+/// The contract that a pack in the bucket tells.
+async fn contract_in(shop: Workshop<'_>, instance: &Instance, pack: &PackEntry) -> Result<SchemaPart, RebuildError> {
+    let path = fetch(shop, instance, pack).await?;
+    let schema = contract_of(&path, instance, pack, shop.limits)
+        .map_err(|e| RebuildError::Pack(format!("{}: {e}", pack.name(instance))));
+    shelf::remove(&path)?;
+    schema
+}
+
+fn contract_of(path: &Path, instance: &Instance, entry: &PackEntry, limits: &Limits) -> Result<SchemaPart, PackError> {
     let file = shelf::open_regular(path).map_err(|e| PackError::Io(std::io::Error::other(e)))?;
-    let reader = PackReader::new(file, instance, entry, limits)?;
-    Ok((reader.header().schema.sha256, reader.header().schema.ddl.clone()))
+    Ok(PackReader::new(file, instance, entry, limits)?.header().schema.clone())
 }

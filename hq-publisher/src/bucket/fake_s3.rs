@@ -21,6 +21,8 @@ pub(super) struct FakeS3 {
     pub(super) log: Mutex<Vec<String>>,
     /// Answers 503 to everything.
     pub(super) down: Mutex<bool>,
+    /// What puts with conditions are answered.
+    pub(super) ailing: Mutex<Option<StatusCode>>,
 }
 
 impl FakeS3 {
@@ -32,6 +34,7 @@ impl FakeS3 {
             uploads: Mutex::default(),
             log: Mutex::default(),
             down: Mutex::default(),
+            ailing: Mutex::default(),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -130,6 +133,9 @@ async fn object(
 
 fn put(fake: &FakeS3, key: String, headers: &HeaderMap, body: Bytes) -> Response {
     let (create, update) = (headers.contains_key("if-none-match"), headers.get("if-match"));
+    if let Some(status) = fake.ailing.lock().unwrap().filter(|_| create || update.is_some()) {
+        return status.into_response();
+    }
     let mut objects = fake.objects.lock().unwrap();
     let there = objects.get(&key).map(|b| etag(b));
     match fake.conditions {

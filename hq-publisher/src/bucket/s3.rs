@@ -4,6 +4,7 @@
 //! the settings). Where it does not, the name is looked at before the put: then the publisher's lease
 //! alone keeps two from writing one name at once.
 
+use super::patience::Patient;
 use super::{Content, Inner, Pointer, Put, Trouble};
 use crate::config::ObjectsConfig;
 use bytes::Bytes;
@@ -75,12 +76,12 @@ impl S3 {
         let endpoint = config.s3.endpoint.as_deref();
         let client = ClientOptions::new()
             .with_connect_timeout(Duration::from_secs(10))
-            .with_read_timeout(Duration::from_secs(60))
             .with_timeout_disabled()
             .with_allow_http(endpoint.is_some_and(|e| e.starts_with("http://")));
         let mut builder = builder
             .with_bucket_name(bucket)
             .with_client_options(client)
+            .with_http_connector(Patient)
             .with_virtual_hosted_style_request(config.s3.virtual_hosted)
             // One by one: what every server of the kind can do.
             .with_disable_bulk_delete(true)
@@ -303,38 +304,42 @@ impl S3 {
         }
     }
 
-    /// Puts one name twice as create-only, then over a version that is not there any more.
+    /// Puts one name twice as create-only, then over a version that is not there any more. Fails where that cannot be
+    /// found out now.
     pub(super) async fn probe(&self) -> Inner<Conditions> {
         let random = proto::retry::random_unit().to_bits();
         let key = self.key(&format!("probe/{random:016x}"))?;
+        let found = self.try_conditions(&key).await;
+        let deleted = self.delete_key(&key).await;
+        let found = found?;
+        deleted?;
+        Ok(found)
+    }
+
+    async fn try_conditions(&self, key: &Key) -> Inner<Conditions> {
         let put = |bytes: &'static str, mode| {
-            self.store.put_opts(&key, PutPayload::from_static(bytes.as_bytes()), put_options(None, mode))
+            self.store.put_opts(key, PutPayload::from_static(bytes.as_bytes()), put_options(None, mode))
         };
-        let found = match put("first", PutMode::Create).await {
-            Err(refused) => {
+        let first = match put("first", PutMode::Create).await {
+            Err(e) if is_refusal(&e) => {
                 // Either conditions are refused, or nothing can be written at all.
                 put("plain", PutMode::Overwrite).await?;
-                tracing::info!("conditions on puts are refused: {refused}");
-                Conditions::Refused
+                tracing::info!("conditions on puts are refused: {e}");
+                return Ok(Conditions::Refused);
             }
-            Ok(first) => {
-                let second = put("second", PutMode::Create).await;
-                let stale = UpdateVersion { e_tag: first.e_tag, version: None };
-                let moved = put("third", PutMode::Overwrite).await;
-                let late = put("fourth", PutMode::Update(stale)).await;
-                moved?;
-                match (second, late) {
-                    (
-                        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }),
-                        Err(Error::Precondition { .. }),
-                    ) => Conditions::Honoured,
-                    (Ok(_), _) | (_, Ok(_)) => Conditions::Ignored,
-                    _ => Conditions::Refused,
-                }
-            }
+            first => first?,
         };
-        self.delete_key(&key).await?;
-        Ok(found)
+        let second = put("second", PutMode::Create).await;
+        let stale = UpdateVersion { e_tag: first.e_tag, version: None };
+        put("third", PutMode::Overwrite).await?;
+        let late = put("fourth", PutMode::Update(stale)).await;
+        let held = |e: &Error| matches!(e, Error::AlreadyExists { .. } | Error::Precondition { .. });
+        match (second, late) {
+            (Ok(_), _) | (_, Ok(_)) => Ok(Conditions::Ignored),
+            (Err(e), Err(Error::Precondition { .. })) if held(&e) => Ok(Conditions::Honoured),
+            (Err(e), Err(late)) if is_refusal(&e) || is_refusal(&late) => Ok(Conditions::Refused),
+            (Err(e), Err(late)) => Err(if held(&e) { late } else { e }.into()),
+        }
     }
 
     async fn delete_key(&self, key: &Key) -> Inner<()> {
@@ -354,6 +359,14 @@ impl S3 {
         let date = answer.headers().get("date")?.to_str().ok()?;
         Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp())
     }
+}
+
+/// Whether a put was refused for what it asks, and not for what ails the server or the line just now.
+fn is_refusal(e: &Error) -> bool {
+    // The status is kept in words only.
+    let text = e.to_string();
+    let status = text.split_once("status code: ").and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
+    status.is_some_and(|s| s == 501 || ((400..500).contains(&s) && ![408, 409, 412, 429].contains(&s)))
 }
 
 /// The key that is no path, where that is why a listing failed.

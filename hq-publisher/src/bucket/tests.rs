@@ -20,6 +20,7 @@ async fn buckets(dir: &Path, names: &[&str]) -> Buckets {
         ledger,
         limits: Limits::default(),
         concurrency: 4,
+        room: dir.join("room"),
     }
 }
 
@@ -128,6 +129,54 @@ async fn a_mirror_that_was_down_is_brought_up() {
     assert_eq!(after_crash.mirrors[0].bucket.list("").await.unwrap().len(), 4);
 }
 
+/// While a run is under way, another process brings the mirror up and calls it even.
+#[tokio::test]
+async fn a_put_that_fails_after_a_repair_by_another_is_repaired() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || buckets(dir.path(), &["a", "b"]);
+    let (mirror, aside) = (dir.path().join("b"), dir.path().join("aside"));
+    let run = open().await;
+    run.put_new(&pack(1), bytes("one")).await.unwrap();
+    assert_eq!(open().await.repair_mirrors().await.unwrap(), Lag::default());
+    fs::rename(&mirror, &aside).unwrap();
+    fs::write(&mirror, "").unwrap();
+    run.put_new(&pack(2), bytes("two")).await.unwrap();
+    assert_eq!(run.repair_mirrors().await.unwrap().mirrors.len(), 1);
+    fs::remove_file(&mirror).unwrap();
+    fs::rename(&aside, &mirror).unwrap();
+    let next = open().await;
+    assert_eq!(next.repair_mirrors().await.unwrap(), Lag::default());
+    assert_eq!(next.mirrors[0].bucket.list("").await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn one_bad_object_in_a_mirror_keeps_back_pointers_and_no_packs() {
+    let dir = tempfile::tempdir().unwrap();
+    let b = buckets(dir.path(), &["a", "b"]).await;
+    let strange = dir.path().join("b/packs/price@zone-east/0000000001.full.pack");
+    fs::create_dir_all(strange.parent().unwrap()).unwrap();
+    fs::write(&strange, "another's").unwrap();
+    let large = vec![7; usize::try_from(s3::SMALL).unwrap() + 1];
+    for (n, bytes) in [(1, "one".into()), (2, "two".into()), (3, large.into())] {
+        b.first.put_new(&pack(n), &Content::Bytes(bytes)).await.unwrap();
+    }
+    let manifest = ObjectName::Manifest("0421".parse().unwrap());
+    b.first.put_pointer(&manifest, "m1".into(), None).await.unwrap();
+    // What a crash left on its way is swept.
+    fs::create_dir(&b.room).unwrap();
+    let left = fs::File::create(b.room.join("left")).unwrap();
+    left.set_modified(std::time::UNIX_EPOCH).unwrap();
+
+    let lag = b.repair_mirrors().await.unwrap().mirrors;
+    assert!(lag.len() == 1 && lag[0].contains("0000000001.full.pack"), "{lag:?}");
+    let theirs = b.mirrors[0].bucket.list("").await.unwrap();
+    assert_eq!(theirs.into_keys().collect::<Vec<_>>(), [1, 2, 3].map(pack));
+    assert_eq!(fs::read_dir(&b.room).unwrap().count(), 0);
+    fs::remove_file(&strange).unwrap();
+    assert_eq!(b.repair_mirrors().await.unwrap(), Lag::default());
+    assert_eq!(b.mirrors[0].bucket.list("").await.unwrap(), b.first.list("").await.unwrap());
+}
+
 /// A bucket on the fake, opened as a run opens it: probed.
 async fn on_fake(conditions: Conditions) -> (Bucket, Arc<FakeS3>) {
     proto::fetch::install_tls();
@@ -181,6 +230,20 @@ async fn the_same_contract_whatever_a_server_does_with_conditions() {
         b.delete(&pack(1)).await.unwrap();
         b.delete(&pack(1)).await.unwrap();
     }
+}
+
+/// What is remembered is what the server does, not how it was that day.
+#[tokio::test]
+async fn a_probe_tells_a_refusal_from_an_ailment() {
+    let (b, fake) = on_fake(Conditions::Honoured).await;
+    for (status, refused) in [(501, true), (400, true), (403, true), (409, false), (412, false), (503, false)] {
+        *fake.ailing.lock().unwrap() = Some(http::StatusCode::from_u16(status).unwrap());
+        let found = b.probe().await;
+        assert_eq!(found.as_ref().ok(), refused.then_some(&Conditions::Refused), "{status}: {found:?}");
+        assert!(b.list("").await.unwrap().is_empty());
+    }
+    *fake.ailing.lock().unwrap() = None;
+    assert_eq!(b.probe().await.unwrap(), Conditions::Honoured);
 }
 
 #[tokio::test]

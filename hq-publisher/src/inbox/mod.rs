@@ -125,7 +125,7 @@ pub struct Seen {
     pub path: PathBuf,
     /// Its length and when it was written, ns since 1970: a change of either is a change of it.
     pub stamp: (u64, i128),
-    /// Whether `NAME.ok` lies beside it.
+    /// Whether `NAME.ok` lies beside it and is not older: one that is was for what the file said before.
     pub marked: bool,
 }
 
@@ -136,6 +136,13 @@ pub struct Drop {
     pub file: Seen,
     /// What it is; why its name is refused.
     pub what: Result<What, String>,
+}
+
+impl Drop {
+    /// Whether the file that was opened and read is, still, what the look saw.
+    pub fn is(&self, file: &std::fs::File) -> bool {
+        file.metadata().is_ok_and(|m| (m.len(), shelf::modified_ns(&m)) == self.file.stamp)
+    }
 }
 
 /// Decides when files are whole: marked by `NAME.ok`, or unchanged for the rest period. Looks are
@@ -205,13 +212,14 @@ impl Inbox {
     /// One look.
     pub fn look(&self) -> Result<Vec<Seen>, ShelfError> {
         let entries = shelf::list(&self.dir)?;
-        let files = entries.iter().filter(|e| !e.is_dir);
-        Ok(files
+        let files = || entries.iter().filter(|e| !e.is_dir);
+        Ok(files()
             .map(|e| Seen {
                 name: e.name.clone(),
                 path: e.path.clone(),
                 stamp: (e.bytes, e.modified_ns),
-                marked: entries.iter().any(|m| !m.is_dir && m.name.strip_suffix(".ok") == Some(e.name.as_str())),
+                marked: files()
+                    .any(|m| m.name.strip_suffix(".ok") == Some(e.name.as_str()) && m.modified_ns >= e.modified_ns),
             })
             .collect())
     }
@@ -274,12 +282,22 @@ impl Inbox {
         if now.is_none_or(|f| f.stamp != drop.file.stamp) {
             return Ok(false);
         }
+        self.place(room, drop)
+    }
+
+    fn place(&self, room: &str, drop: &Drop) -> Result<bool, ShelfError> {
         let dir = self.dir.join(room);
         shelf::create_dir(&dir)?;
+        let (from, to) = (&drop.file.path, dir.join(&drop.file.name));
         // First the marker: alone it would vouch for the next file of that name.
         failpoint::step("inbox.mark", || shelf::remove(&self.dir.join(format!("{}.ok", drop.file.name))))?;
-        failpoint::step("inbox.move", || shelf::promote(&drop.file.path, &dir.join(&drop.file.name)))?;
-        Ok(true)
+        failpoint::step("inbox.move", || shelf::promote(from, &to))?;
+        let is_other = shelf::open_regular(&to).is_ok_and(|file| !drop.is(&file));
+        if is_other && !from.exists() {
+            // It came after the look, and nobody has read it.
+            shelf::promote(&to, from)?;
+        }
+        Ok(!is_other)
     }
 }
 

@@ -182,6 +182,21 @@ fn a_file_is_taken_when_it_rested_or_is_vouched_for() {
 }
 
 #[test]
+fn an_older_marker_vouches_for_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str, seconds| {
+        let file = std::fs::File::create(dir.path().join(name)).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+    };
+    let marked = || Inbox::new(dir.path()).look().unwrap()[0].marked;
+    for (drop, marker, want) in [(10, 10, true), (20, 10, false), (20, 30, true)] {
+        at("a.all.a.csv", drop);
+        at("a.all.a.csv.ok", marker);
+        assert_eq!(marked(), want, "{drop} {marker}");
+    }
+}
+
+#[test]
 fn moved_drops_leave_no_marker_and_changed_ones_stay() {
     let dir = tempfile::tempdir().unwrap();
     let inbox = Inbox::new(dir.path());
@@ -202,6 +217,10 @@ fn moved_drops_leave_no_marker_and_changed_ones_stay() {
     put("b.all.b.csv", "other");
     assert!(!inbox.done(&d).unwrap(), "it says something else now");
     assert!(dir.path().join("b.all.b.csv").exists());
+    // It came between the look and the move.
+    assert!(!inbox.place("done", &d).unwrap());
+    assert_eq!(std::fs::read_to_string(dir.path().join("b.all.b.csv")).unwrap(), "other");
+    assert!(!dir.path().join("done/b.all.b.csv").exists());
     assert!(inbox.reject(&drop_of("b.all.b.csv"), "line 2: no").unwrap());
     assert_eq!(std::fs::read_to_string(dir.path().join("rejected/b.all.b.csv.reason.txt")).unwrap(), "line 2: no\n");
     assert!(dir.path().join("rejected/b.all.b.csv").exists());

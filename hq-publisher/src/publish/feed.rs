@@ -176,8 +176,7 @@ fn read_drop(
             None => ReadError::Drop(Box::new(drop.clone()), e),
         }
     })?;
-    let now = file.metadata().map(|m| (m.len(), shelf::modified_ns(&m))).ok();
-    if now != Some(drop.file.stamp) {
+    if !drop.is(&file) {
         let reason = format!("{} changed while it was read; it is left for the next run", drop.file.name);
         return Err(ReadError::Source("DROP_CHANGED", reason));
     }

@@ -7,7 +7,7 @@ use super::steps::Step;
 use super::{PublishError, Run};
 use crate::config::AudienceKind;
 use crate::guard;
-use crate::inbox;
+use crate::inbox::{self, Drop};
 use crate::mail;
 use crate::source::StoreRow;
 use proto::shelf;
@@ -56,17 +56,15 @@ impl Run<'_> {
 
     fn dropped_stores(&self, drops: &mut Drops) -> Option<Vec<StoreRow>> {
         let drop = drops.stores.clone()?;
-        let read = shelf::open_regular(&drop.file.path).map_err(|e| e.to_string()).and_then(|file| {
-            inbox::read_stores(file, drop.file.marked, self.config.limits.line_bytes).map_err(|e| e.to_string())
-        });
-        match read {
-            Ok(stores) => Some(stores),
-            Err(reason) => {
-                drops.stores = None;
-                drops.rejected.push((drop, reason));
-                None
+        match read(&drop, self.config.limits.line_bytes) {
+            Ok(Some(stores)) => return Some(stores),
+            Ok(None) => {
+                self.problem(format!("{} changed while it was read; it is left for the next run", drop.file.name));
             }
+            Err(reason) => drops.rejected.push((drop, reason)),
         }
+        drops.stores = None;
+        None
     }
 
     fn tell_stores_without_zone(contracts: &Contracts, stores: &[StoreRow], report: &mut PublishReport) {
@@ -78,6 +76,34 @@ impl Run<'_> {
                 "{n} stores have no zone (the first is {first}): they get no stream that is made by zone, like {}",
                 stream.name
             ));
+        }
+    }
+}
+
+/// The stores in a drop; `None` when it changed meanwhile.
+fn read(drop: &Drop, line_bytes: u64) -> Result<Option<Vec<StoreRow>>, String> {
+    let file = shelf::open_regular(&drop.file.path).map_err(|e| e.to_string())?;
+    let stores = inbox::read_stores(&file, drop.file.marked, line_bytes).map_err(|e| e.to_string());
+    if drop.is(&file) { stores.map(Some) } else { Ok(None) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+    use super::*;
+    use crate::inbox::{Inbox, What};
+
+    #[test]
+    fn a_list_that_changes_while_it_is_read_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stores.csv");
+        std::fs::write(&path, "id,zone\n1,east\n").unwrap();
+        let file = Inbox::new(dir.path()).look().unwrap().remove(0);
+        let drop = Drop { file, what: Ok(What::Stores) };
+        assert_eq!(read(&drop, 1000).unwrap().unwrap().len(), 1);
+        for half in ["id,zone\n1,east\n2,west\n", "id,zone\n1,ea"] {
+            std::fs::write(&path, half).unwrap();
+            assert_eq!(read(&drop, 1000), Ok(None));
         }
     }
 }

@@ -104,7 +104,10 @@ fn copy(from: &Path, to: &Path) {
         if e.file_type().unwrap().is_dir() {
             copy(&e.path(), &target)
         } else if !e.file_name().to_string_lossy().starts_with("fleet.db") {
-            fs::copy(e.path(), target).map(|_| ()).unwrap()
+            fs::copy(e.path(), &target).unwrap();
+            // A marker stays as old as it is beside its drop.
+            let modified = e.metadata().unwrap().modified().unwrap();
+            fs::File::options().append(true).open(target).unwrap().set_modified(modified).unwrap();
         }
     }
 }
@@ -538,6 +541,32 @@ async fn a_new_machine_goes_on_from_the_bucket() {
     assert!(w.manifest("0421").unwrap().serial > serial);
     w.follow("0421", &mut register);
     w.check_rows(&register, "east");
+    w.all_is_well();
+}
+
+/// Packs that are gone from the bucket hold up nobody else on a new machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_machine_goes_on_without_packs_that_are_gone() {
+    let w = World::new().await;
+    w.publish().await;
+    w.sql(CHANGE);
+    w.publish().await;
+    fs::remove_dir_all(w.dir.path().join("state/replicas")).unwrap();
+    for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+        let _ = fs::remove_file(w.dir.path().join("state").join(gone));
+    }
+    let packs = w.dir.path().join("objects/packs");
+    fs::write(packs.join("catalog@all/0000000002.delta.pack"), "rotten").unwrap();
+    fs::remove_dir_all(packs.join("price@zone-east")).unwrap();
+    let r = w.publish().await;
+    // Known by its older pack; only new rows mend it.
+    assert_eq!(r.instances[&"catalog@all".parse().unwrap()].code, Some("REPLICA"), "{:?}", r.lines());
+    assert_eq!(outcome(&r, "price@zone-west"), Outcome::Unchanged);
+    // None left: as if it were new.
+    let east = &r.instances[&"price@zone-east".parse().unwrap()];
+    assert_eq!((outcome(&r, "price@zone-east"), east.packs[0].kind), (Outcome::Published, PackKind::Full));
+    let full = PublishOptions { full: true, stream: Some("catalog".parse().unwrap()), ..options() };
+    assert_eq!(w.publish_as(full).await.exit_code(), 0);
     w.all_is_well();
 }
 

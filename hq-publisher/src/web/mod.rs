@@ -28,6 +28,7 @@ use proto::http::{Gate, Peer};
 use proto::ids::StoreId;
 use proto::wire::Beats;
 use serde::Deserialize;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -67,6 +68,8 @@ pub struct App {
     pub(crate) post: Post,
     /// Monotonic time at which the fleet was last judged.
     pub(crate) judged: Mutex<Option<Duration>>,
+    /// The own disk was nearly full at the last look, where another process judges.
+    pub(crate) disk_was_low: AtomicBool,
     pub(crate) gate: Arc<Gate>,
     /// The pages that read the whole ledger are made one at a time: a flood of them must not keep heartbeats waiting.
     pub(crate) turn: tokio::sync::Mutex<()>,
@@ -104,6 +107,7 @@ impl App {
             intake,
             post,
             judged: Mutex::default(),
+            disk_was_low: AtomicBool::default(),
             stopping,
         };
         app.wakes.refresh(&app.ledger).await?;

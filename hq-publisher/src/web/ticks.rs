@@ -12,6 +12,7 @@ use proto::clock::after;
 use proto::disk::DataDisk;
 use proto::failpoint;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Wakes who waits, if the number of puts is not `known`; the number now.
@@ -37,7 +38,13 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
     }
     let told = ledger.unjudged().await?;
     app.intake.expect(&*ledger.serials().await?);
+    let own_disk = DataDisk::new(&app.config.state.dir, None).space();
     if !is_judge(app).await? {
+        // The judge sees its own disk only.
+        let low = own_disk.is_some_and(|d| fleet::is_low(&d, &app.config.alerts));
+        if turns(&app.disk_was_low, low) {
+            tracing::warn!("the disk of {} is nearly full", app.config.state.dir.display());
+        }
         return Ok(());
     }
     let enrolled = ledger.enrolled().await?;
@@ -51,7 +58,7 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
         published: &published,
         serials: &serials,
         expiring: &expiring,
-        own_disk: DataDisk::new(&app.config.state.dir, None).space(),
+        own_disk,
         alerts: &app.config.alerts,
         now,
     };
@@ -69,6 +76,11 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
         ledger.close_many(&n.episodes, &mail::compose(n, now), now).await?;
     }
     ledger.judged(&told).await
+}
+
+/// Whether it is so now and was not before.
+fn turns(was: &AtomicBool, now: bool) -> bool {
+    !was.swap(now, Ordering::Relaxed) && now
 }
 
 /// Several processes on one ledger would each know best what they heard themselves, and contradict each other by mail: one
@@ -129,4 +141,18 @@ async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
         tracing::warn!("{lag}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AlertsConfig;
+    use proto::wire::Disk;
+
+    #[test]
+    fn a_disk_that_runs_full_is_told_once() {
+        let (was, alerts) = (AtomicBool::default(), AlertsConfig::default());
+        let told = [500, 10, 10, 500, 10].map(|free| turns(&was, fleet::is_low(&Disk { free, total: 1000 }, &alerts)));
+        assert_eq!(told, [false, true, false, false, true]);
+    }
 }
