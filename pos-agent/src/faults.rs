@@ -3,13 +3,11 @@
 
 use proto::clock::Timestamp;
 use proto::ids::Instance;
-use proto::wire::{Fault, fault};
+use proto::wire::{Fault, brief, fault};
 use serde::{Deserialize, Serialize};
 
 /// Faults kept and reported at most: they must fit into a heartbeat of 64 KiB.
 const MOST: usize = 40;
-/// Bytes of a fault's text.
-const TEXT: usize = 500;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted {
@@ -44,8 +42,7 @@ impl Faults {
         text: &str,
         now: Timestamp,
     ) -> bool {
-        let end = text.char_indices().map(|(i, c)| i + c.len_utf8()).take_while(|end| *end <= TEXT).last();
-        let text = text[..end.unwrap_or(0)].to_owned();
+        let text = brief(text).to_owned();
         let same = |n: &&mut Noted| {
             n.fault.code == code && n.fault.instance.as_ref() == instance && n.fault.object.as_deref() == object
         };
@@ -177,6 +174,6 @@ mod tests {
             f.raise(fault::SOURCE, None, Some(&n.to_string()), &"ä€".repeat(9999), t(n));
         }
         assert_eq!(f.open().len(), MOST);
-        assert!(f.open().iter().all(|f| f.text.len() <= TEXT && f.text.len() > TEXT - 4));
+        assert!(f.open().iter().all(|f| (497..=500).contains(&f.text.len())));
     }
 }

@@ -101,7 +101,11 @@ async fn hold(agent: &Agent, body: Inbound) -> Response<Body> {
 }
 
 async fn verify_rows(agent: &Arc<Agent>) -> Response<Body> {
-    match agent.verify().await {
+    // Each is a scan of all rows, which goes on when whoever asked has gone.
+    let Ok(turn) = agent.verifying.clone().try_lock_owned() else {
+        return text(StatusCode::TOO_MANY_REQUESTS, "the rows are being verified: ask again when that is done");
+    };
+    match agent.verify_in_turn(turn).await {
         Ok(found) => json_of(&found),
         Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
     }

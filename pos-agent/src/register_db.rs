@@ -20,6 +20,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// What a second look at a file found that cannot be read.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Healed {
+    /// Nothing.
+    Sound,
+    /// Rows of ours, now gone; why.
+    Forgot(String),
+    /// It must be begun anew.
+    Lost,
+}
+
 /// The streams held, by name.
 pub type AllHeld = BTreeMap<StreamName, Held>;
 
@@ -158,10 +169,19 @@ impl RegisterDb {
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DbError::Cut(e.to_string())))
     }
 
-    /// Whether an error that called the file damaged, or its rows unreadable, is right at a second look.
-    pub fn is_lost(&self) -> bool {
-        let read = || Replica::open_read_only(&self.path, &self.limits)?.all_held();
-        sqlite::is_damaged(&self.path) || read().is_err_and(|e| e.is_unreadable())
+    /// Whether an error that called the file damaged, or its rows unreadable, is right at a second look: damage, or a
+    /// table of ours that is gone. Of a sound file only those streams are forgotten whose rows of ours cannot be read;
+    /// what was wrong with them.
+    pub fn heal(&self) -> Result<Healed, DbError> {
+        if sqlite::is_damaged(&self.path) {
+            return Ok(Healed::Lost);
+        }
+        match self.lock().replica(&self.path, &self.limits)?.forget_unreadable() {
+            Ok(why) if why.is_empty() => Ok(Healed::Sound),
+            Ok(why) => Ok(Healed::Forgot(why.join("; "))),
+            Err(e) if e.is_unreadable() || e.verdict() == Verdict::Rebuild => Ok(Healed::Lost),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Lets a damaged file go that was moved aside: room for the one that takes its place.

@@ -17,6 +17,7 @@ use crate::failpoint;
 use crate::layout::ObjectName;
 use crate::retry::Verdict;
 use crate::shelf::{PartFile, ShelfError};
+use crate::wire::brief;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt};
@@ -223,7 +224,7 @@ pub struct FetchError {
     pub name: String,
     /// For code.
     pub kind: FetchErrorKind,
-    /// For people.
+    /// For people; not all of a long one.
     pub detail: String,
 }
 
@@ -475,7 +476,7 @@ impl Source {
     }
 
     fn error(&self, name: String, t: Trouble) -> FetchError {
-        FetchError { source_url: self.url.to_string(), name, kind: t.kind, detail: t.detail }
+        FetchError { source_url: self.url.to_string(), name, kind: t.kind, detail: brief(&t.detail).to_owned() }
     }
 }
 

@@ -236,6 +236,14 @@ pub struct BeatAnswer {
     pub go_on_above: BTreeMap<String, u64>,
 }
 
+/// Bytes of a text that a fault carries: what a server answers may be a page, and all faults must fit into a heartbeat.
+const TEXT: usize = 500;
+
+/// The beginning of a text, as long as a fault's may be.
+pub fn brief(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TEXT)]
+}
+
 /// A relay's signed answer to an import of hand-carried objects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {

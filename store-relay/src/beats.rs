@@ -151,10 +151,10 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
     let out_of_room = |e: &SpoolError| hall.out_of_room(&e.to_string());
     let keep = || hall.spool.keep_beat(kept.clone());
     let outcome = disk::or_make_room(keep, SpoolError::is_disk_full, out_of_room).or_else(|e| {
-        if !hall.spool.begin_anew(&e)? {
-            return Err(e);
+        let Some(lost) = hall.spool.begin_anew(&e)? else { return Err(e) };
+        if lost {
+            hall.event("SPOOL_LOST", "", &format!("{e}; begun anew"));
         }
-        hall.event("SPOOL_LOST", "", &format!("{e}; begun anew"));
         keep()
     });
     if let Err(e) = outcome {

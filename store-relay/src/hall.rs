@@ -24,7 +24,7 @@ use proto::manifest::{Manifest, StreamEntry};
 use proto::replica::Held;
 use proto::retry::{Budget, Verdict};
 use proto::runs::Runs;
-use proto::wire::{Fault, Heartbeat, Network, Status, StreamReport, StreamState, Versions, fault};
+use proto::wire::{Fault, Heartbeat, Network, Status, StreamReport, StreamState, Versions, brief, fault};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -279,7 +279,7 @@ fn pack_fault(name: PackName, attempts: &Attempts) -> Fault {
         code: fault::PACK_IN_ERROR.into(),
         instance: Some(name.instance.clone()),
         object: Some(name.to_string()),
-        text: format!("{}: {}", attempts.code, attempts.reason),
+        text: brief(&format!("{}: {}", attempts.code, attempts.reason)).to_owned(),
         since: attempts.since,
     }
 }
@@ -485,7 +485,7 @@ impl Hall {
 
     /// Takes a fault down, once; it is logged when it is new.
     pub fn fault(&self, code: &str, instance: Option<&Instance>, subject: &str, text: impl Into<String>) {
-        let (text, now) = (text.into(), self.clock.now());
+        let (text, now) = (brief(&text.into()).to_owned(), self.clock.now());
         let new = {
             let mut state = self.state();
             let key = (code.to_owned(), subject.to_owned());

@@ -13,6 +13,7 @@ use proto::follow::{self, FollowError, Follower};
 use proto::ids::StreamName;
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
+use proto::retry::Verdict;
 use proto::shelf::{self, PartFile, ShelfError};
 use proto::trust::Refusal;
 use proto::wire::Receipt;
@@ -38,6 +39,9 @@ pub enum ImportError {
     /// `import/` as a source.
     #[error(transparent)]
     Source(#[from] proto::fetch::BadSource),
+    /// A pack would not fit.
+    #[error("{0}")]
+    NoRoom(String),
     /// The receipt.
     #[error("the receipt cannot be written: {0}")]
     Receipt(#[from] serde_json::Error),
@@ -68,6 +72,27 @@ impl Relay {
             return Err(folder("it is not a folder that this service can read".into()));
         }
         let _first = Importing::begin(self);
+        let done = self.import_folder(dir).await;
+        if let Err(e) = &done {
+            self.import_failed(e);
+        }
+        done
+    }
+
+    /// Trouble with our own files is told like any other's; what was copied must not keep the disk full.
+    fn import_failed(&self, e: &ImportError) {
+        match e {
+            ImportError::Shelf(e) => self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
+            ImportError::NoRoom(why) => self.own_trouble(Verdict::Retry, true, why),
+            _ => {}
+        }
+        if let Err(e) = self.hall.shelves.clear_import() {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        }
+    }
+
+    async fn import_folder(&self, dir: &Path) -> Result<Imported, ImportError> {
+        let folder = |reason: String| ImportError::Folder { dir: dir.to_owned(), reason };
         let mut work = Work { relay: self, dir: dir.to_owned(), taken: Vec::new(), refusals: Vec::new() };
         // 1. Trust files and this store's manifest are copied, then judged like any source's.
         self.hall.shelves.clear_import()?;
@@ -120,9 +145,7 @@ impl Relay {
         };
         if let Err(e) = finish.await {
             tracing::warn!(error = %e, "what a crash left of an import is not used");
-            if let Err(e) = self.hall.shelves.clear_import() {
-                tracing::warn!(error = %e, "import/ cannot be emptied");
-            }
+            self.import_failed(&e);
         }
     }
 
@@ -287,7 +310,11 @@ impl Work<'_> {
                 return Ok(false);
             }
         };
-        let to = self.relay.hall.shelves.path(Room::Import, name);
+        let hall = &self.relay.hall;
+        if let Some(entry) = entry {
+            hall.disk.fits(entry.bytes).map_err(|why| ImportError::NoRoom(format!("{relative}: {why}")))?;
+        }
+        let to = hall.shelves.path(Room::Import, name);
         if let Some(parent) = to.parent() {
             shelf::create_dir(parent)?;
         }

@@ -171,9 +171,7 @@ impl Relay {
         let device = Device::open(dir, &DeviceId::Relay(config.store.clone()), &config.limits)?;
         let shelves = Shelves::open(dir, tools.steps.clone())?;
         let spool = Spool::open(dir, config.events)?;
-        let instances: Vec<Instance> =
-            device.manifest().iter().flat_map(|m| m.get().instances().map(|(i, _)| i)).collect();
-        let (shadow, lost) = Shadow::open(dir, &config.limits, tools.runner.clone(), &instances)?;
+        let (shadow, lost) = Shadow::open(dir, &config.limits, tools.runner.clone())?;
         Ok((Files { shelves, spool, device }, shadow, lost))
     }
 

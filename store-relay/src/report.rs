@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// Heartbeats of registers in one post: 16 of at most 64 KiB are 1 MiB.
 const BATCH: usize = 14;
+/// What headquarters calls the first of a post, which is the relay's own, where it cannot read whose it is.
+const OWN: &str = "beat 0";
 /// Bytes of an answer.
 const MAX_ANSWER: u64 = 256 << 10;
 /// The least pause between posts, so that many changes make one.
@@ -127,7 +129,9 @@ pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
         if let Some(last) = answer.go_on_above.get(hall.id.as_str()) {
             follow::lock(&hall.device).go_on_above(*last)?;
         }
-        if let Some(why) = answer.refused.get(hall.id.as_str()) {
+        // Of one that cannot be read it does not know whose it is.
+        let own = answer.refused.get(hall.id.as_str()).or_else(|| answer.refused.get(OWN));
+        if let Some(why) = own.or_else(|| answer.refused.values().next().filter(|_| sent.is_empty())) {
             return Err(ReportError::Refused(why.clone()));
         }
         // Those that the beat carried for certain; what was added meanwhile is told by the next.
@@ -196,6 +200,45 @@ pub async fn run(hall: Arc<Hall>, hq: Source) {
             () = tokio::time::sleep(wait) => {}
             () = hall.report.notified(), if failures == 0 => tokio::time::sleep(GATHER).await,
             () = hall.stop.cancelled() => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kit::{Hq, Store, now};
+    use proto::fetch::SourceOptions;
+    use proto::http::{Inbound, json};
+    use std::collections::BTreeMap;
+
+    #[tokio::test]
+    async fn a_heartbeat_that_headquarters_cannot_read_was_not_heard() {
+        let hq = Hq::new();
+        let relay = Store::enrolled(&[hq.url()]).open();
+        for (who, heard) in [("beat 0", false), ("?", false), ("", true)] {
+            let refused: BTreeMap<String, String> =
+                [(who.to_owned(), "too long".to_owned())].into_iter().filter(|(w, _)| !w.is_empty()).collect();
+            let answer = BeatAnswer {
+                hq_seen_s: Some(0),
+                now: now(),
+                refused,
+                passed_on: BTreeMap::new(),
+                go_on_above: BTreeMap::new(),
+            };
+            let body = serde_json::to_vec(&answer).unwrap();
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let handler = move |_: http::Request<Inbound>, _| {
+                let body = body.clone();
+                async move { json(http::StatusCode::OK, body) }
+            };
+            let server =
+                tokio::spawn(proto::http::serve(listener, Default::default(), std::future::pending(), handler));
+            let source = Source::parse(&url, &SourceOptions::default()).unwrap();
+            let reported = report_once(&relay.hall, &source).await;
+            assert_eq!(reported.is_ok(), heard, "{who}: {reported:?}");
+            server.abort();
         }
     }
 }

@@ -72,20 +72,15 @@ pub struct Shadow {
 }
 
 impl Shadow {
-    /// Opens the shadow, and reads what it has of these instances; one that is damaged is set aside and made anew, which
-    /// `true` tells.
-    pub fn open(
-        dir: &Path,
-        limits: &Limits,
-        runner: Runner,
-        instances: &[Instance],
-    ) -> Result<(Shadow, bool), ShadowError> {
+    /// Opens the shadow, and reads all that it says of itself; one that is damaged is set aside and made anew, which `true`
+    /// tells.
+    pub fn open(dir: &Path, limits: &Limits, runner: Runner) -> Result<(Shadow, bool), ShadowError> {
         let shadow = Shadow { path: dir.join(FILE), limits: limits.clone(), runner, gate: Mutex::new(()) };
         trial::remove_database(&dir.join(SCRATCH))?;
-        let lost = match shadow.open_whole(instances) {
+        let lost = match shadow.open_whole() {
             Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild && !sqlite::is_damaged(&shadow.path) => {
                 tracing::warn!(error = %e, "the shadow could not be read; it can at a second look");
-                shadow.open_whole(instances)?;
+                shadow.open_whole()?;
                 false
             }
             Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
@@ -100,9 +95,10 @@ impl Shadow {
     }
 
     /// Brings what a crash left in the WAL into order, and sees whether the file can be read.
-    fn open_whole(&self, instances: &[Instance]) -> Result<(), ShadowError> {
-        failpoint::step("shadow.open", || Replica::open(&self.path, &self.limits))?;
-        self.read(instances)?;
+    fn open_whole(&self) -> Result<(), ShadowError> {
+        let replica = failpoint::step("shadow.open", || Replica::open(&self.path, &self.limits))?;
+        replica.all_held()?;
+        replica.all_proofs()?;
         Ok(())
     }
 

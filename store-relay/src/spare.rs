@@ -5,7 +5,7 @@ use crate::hall::LOCAL;
 use crate::relay::{Relay, RelayError, Wanted};
 use crate::shadow;
 use crate::shelves::Room;
-use crate::stream::{Missing, Supply};
+use crate::stream::{Missing, Supply, subject};
 use crate::trial::{Aim, TrialEnd};
 use crate::tries;
 use proto::chain;
@@ -28,9 +28,16 @@ impl Relay {
     /// Spare-time work, in order of use.
     pub async fn spare_time(&self) {
         let lost = self.fetch_lost().await;
+        if self.is_halted() {
+            return;
+        }
         let incomplete = self.incomplete();
-        for stream in self.streams_but(&[lost, incomplete.clone()].concat()) {
-            self.none_is_missing(Wanted::ByNew, &stream);
+        for stream in self.streams_but(&incomplete) {
+            // What is lost is missed by nobody where another chain is complete, but may be in the way still.
+            self.end_missing(|of, name| of == Wanted::ByNew && name.instance.stream == stream);
+            if lost.iter().all(|i| i.stream != stream) {
+                self.hall.mended(LOCAL, &subject(Wanted::ByNew, &stream));
+            }
         }
         for instance in incomplete {
             self.complete(&instance).await;
@@ -58,6 +65,9 @@ impl Relay {
         let supply = Supply { sources: &self.sources, only: None };
         let mut still_lost = Vec::new();
         for (instance, pack) in lost {
+            if self.is_halted() {
+                break;
+            }
             let (packs, missing) = self.gather(&instance, std::slice::from_ref(&pack), supply).await;
             // Its hash was checked as it came; nothing else about it is open.
             let passed = self.pass(&instance, &packs).await;
@@ -79,6 +89,9 @@ impl Relay {
         let supply = Supply { sources: &self.sources, only: None };
         let (mut absent, by_new) = (BTreeSet::new(), Some((Wanted::ByNew, instance)));
         let (epoch, packs, digests) = loop {
+            if self.is_halted() {
+                return;
+            }
             let Some((epoch, way, digests)) = self.chain_from_nothing(instance, &absent) else {
                 absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name));
                 return;

@@ -166,20 +166,31 @@ impl Spool {
     }
 
     /// A write met damage: the file is opened anew, and set aside if it is damaged indeed. What was in it comes again. Once a
-    /// process; whether it was done.
-    pub fn begin_anew(&self, why: &SpoolError) -> Result<bool, SpoolError> {
+    /// process, unless that failed; whether what it held is gone, if it was done.
+    pub fn begin_anew(&self, why: &SpoolError) -> Result<Option<bool>, SpoolError> {
         let is_lost = why.verdict() == Verdict::Rebuild || why.is_useless();
         if !is_lost || self.renewed.swap(true, Ordering::Relaxed) {
-            return Ok(false);
+            return Ok(None);
         }
+        let begun = self.open_anew(why);
+        if begun.is_err() {
+            self.renewed.store(false, Ordering::Relaxed);
+        }
+        begun.map(Some)
+    }
+
+    fn open_anew(&self, why: &SpoolError) -> Result<bool, SpoolError> {
         let mut db = self.db();
+        // It waits since a call before this one: what is wrong there is not the file's.
+        let waits = db.path().is_none_or(str::is_empty);
         // The last to close a database takes the log of that name along: not the next one's.
         *db = Connection::open_in_memory().map_err(|e| SqliteError::new("a place to wait", e))?;
-        if why.is_useless() || sqlite::is_damaged(&self.path) {
+        if (why.is_useless() && !waits) || sqlite::is_damaged(&self.path) {
             set_aside(&self.path)?;
         }
+        let lost = !self.path.exists();
         *db = open_file(&self.path)?;
-        Ok(true)
+        Ok(lost)
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
@@ -587,11 +598,44 @@ mod tests {
                 // What SQLite has in memory hides it for a while.
                 spool.db().release_memory().unwrap();
                 let error = (2..9).find_map(|n| spool.keep_beat(beat(n)).err()).unwrap();
-                assert_eq!(spool.begin_anew(&error).unwrap(), round == 1, "{error}");
+                let begun = spool.begin_anew(&error).unwrap();
+                assert_eq!(begun.is_some(), round == 1, "{error}");
+                // The log of one that was emptied may have all of it.
+                assert!(begun.is_none_or(|lost| lost == spool.beats().unwrap().is_empty()), "{error}");
             }
             drop(spool);
             assert!(Spool::open(dir.path(), 10).is_ok());
         }
+    }
+
+    #[test]
+    fn a_spool_that_cannot_be_begun_anew_is_tried_again_and_one_that_is_sound_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, aside) = (dir.path().join(FILE), dir.path().join("relay.db.damaged"));
+        let spool = Spool::open(dir.path(), 10).unwrap();
+        let beat = KeptBeat {
+            register: "0421-03".parse().unwrap(),
+            key: "ab".into(),
+            seq: 1,
+            heard_at: t(0),
+            envelope: "{}".into(),
+        };
+        spool.keep_beat(beat.clone()).unwrap();
+        spool.checkpoint(Checkpoint::Truncate).unwrap();
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        let corrupt = SqliteError::new("a test", rusqlite::Error::SqliteFailure(code, None)).into();
+        let sound = std::fs::read(&file).unwrap();
+        std::fs::write(&file, [b'x'; 20_000]).unwrap();
+        std::fs::create_dir(&aside).unwrap();
+        assert!(spool.begin_anew(&corrupt).is_err(), "it cannot be set aside");
+        let error = spool.keep_beat(beat.clone()).unwrap_err();
+        assert!(spool.begin_anew(&error).is_err(), "nor now");
+        // What lies there is right again: the place to wait said nothing of it.
+        std::fs::write(&file, sound).unwrap();
+        let error = spool.keep_beat(beat.clone()).unwrap_err();
+        assert_eq!(spool.begin_anew(&error).unwrap(), Some(false));
+        assert_eq!(spool.beats().unwrap(), [beat]);
+        assert_eq!(spool.begin_anew(&corrupt).unwrap(), None, "once");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use proto::layout::{ObjectName, PackName};
 use proto::manifest::{PackEntry, StreamEntry};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
-use proto::wire::{Fault, fault};
+use proto::wire::{Fault, brief, fault};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -30,6 +30,8 @@ const SOON: Duration = Duration::from_secs(5);
 /// What any trial may take, and the unpacked bytes a second of the slowest machine beyond that.
 const LEAST_TIME: Duration = Duration::from_secs(30);
 const SLOWEST: u64 = 256 << 10;
+/// The bytes of the shadow that the slowest disk reads in a second: a pack may want a table read through.
+const SLOWEST_READ: u64 = 1 << 20;
 /// Bytes of a bad body that are kept to be looked at.
 const EVIDENCE: u64 = 16 << 20;
 /// Turns of one call: packs of one stream that are given up in a row, and heals.
@@ -257,7 +259,7 @@ impl Relay {
         gone.iter().for_each(|subject| self.hall.mended(LOCAL, subject));
     }
 
-    fn end_missing(&self, is_over: impl Fn(Wanted, &PackName) -> bool) {
+    pub(crate) fn end_missing(&self, is_over: impl Fn(Wanted, &PackName) -> bool) {
         let mut found: Vec<PackName> = Vec::new();
         self.absent().retain(|(of, name), _| {
             let over = is_over(*of, name);
@@ -436,7 +438,11 @@ impl Relay {
         let (name, entry, errors) = match missing {
             Missing::Stopped | Missing::Import => return None,
             Missing::NoRoom(text) => {
-                trouble(Verdict::Retry, true, text);
+                match wanted {
+                    Wanted::Here => trouble(Verdict::Retry, true, text),
+                    // A debt: the disk is not full, it only has no room for this.
+                    Wanted::ByNew => self.make_room(),
+                }
                 return None;
             }
             Missing::Disk(e) => {
@@ -543,7 +549,9 @@ impl Relay {
     /// not have the time of a large one.
     pub(crate) fn time_for(&self, packs: &[AtHand]) -> Duration {
         let unpacked: u64 = packs.iter().map(|(_, e)| e.unpacked).sum();
-        (LEAST_TIME + Duration::from_secs(unpacked / SLOWEST)).min(self.hall.config.trial.time.0)
+        let held = std::fs::metadata(self.shadow.path()).map_or(0, |m| m.len());
+        let time = LEAST_TIME + Duration::from_secs(unpacked / SLOWEST + held / SLOWEST_READ);
+        time.min(self.hall.config.trial.time.0)
     }
 
     /// A trial of packs at hand.
@@ -768,7 +776,7 @@ impl Relay {
 
     /// The shadow's rows are wrong: a full is to heal them.
     pub fn latch_drift(&self, stream: &StreamName, text: &str) {
-        let now = self.hall.clock.now();
+        let (now, text) = (self.hall.clock.now(), brief(text));
         tracing::error!(%stream, "the shadow has drifted; it is healed by a full: {text}");
         if let Err(e) = self.hall.spool.latch_drift(stream, now, text) {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());

@@ -150,6 +150,10 @@ pub struct Agent {
     full: AtomicBool,
     /// The database was damaged and begun anew by this process: not twice, the disk may be dying.
     rebuilt: AtomicBool,
+    /// What the database holds was read.
+    looked: AtomicBool,
+    /// Had by whoever reads all rows.
+    pub verifying: Arc<tokio::sync::Mutex<()>>,
     /// Why the file may be damaged, by a look at all rows; the next cycle judges it.
     doubt: Mutex<Option<String>>,
     swept_for: Mutex<Option<u64>>,
@@ -253,6 +257,8 @@ impl Agent {
             stuck_since: Mutex::default(),
             full: AtomicBool::new(false),
             rebuilt: AtomicBool::new(damage.is_some()),
+            looked: AtomicBool::new(false),
+            verifying: Arc::default(),
             doubt: Mutex::default(),
             swept_for: Mutex::new(None),
             shown: Mutex::new(Shown::default()),
@@ -296,6 +302,7 @@ impl Agent {
         match self.db.all_held().await {
             Ok(held) => {
                 self.shown().held = held.clone();
+                self.looked.store(true, Ordering::Relaxed);
                 self.goes_on(None);
                 let doubt = self.doubt().take();
                 if let Some(why) = doubt {

@@ -4,7 +4,7 @@
 use super::{Agent, Goal, Went};
 use crate::memory::{LOCAL_FILES, STUCK};
 use crate::pace::End;
-use crate::register_db::{ApplyFailure, DbError, Remedy};
+use crate::register_db::{ApplyFailure, DbError, Healed, Remedy};
 use crate::report;
 use crate::verify;
 use proto::device::DeviceError;
@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 
 /// A failure of the surroundings that lasts so long is told of.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -200,11 +201,26 @@ impl Agent {
     }
 
     /// The file is damaged: begin a new one, which the next cycle fills by fulls. Once a process, and only if it is so
-    /// at a second look: until it is filled, there is nothing to sell by.
+    /// at a second look: until it is filled, there is nothing to sell by. What cannot be read of a sound file is
+    /// forgotten, and comes again by a full, while other streams stay.
     pub(super) fn rebuild(&self, why: &str) -> End {
-        if !self.db.is_lost() {
-            self.trouble(Verdict::Retry, false, why);
-            return End::Retry;
+        match self.db.heal() {
+            Ok(Healed::Lost) => {}
+            Ok(Healed::Forgot(why)) => {
+                tracing::error!(code = fault::DRIFT, %why, "rows of our own cannot be read: their streams come again by fulls");
+                let now = self.clock.now();
+                self.memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), &why, now));
+                self.wake.notify_one();
+                return End::Retry;
+            }
+            Ok(Healed::Sound) => {
+                self.trouble(Verdict::Retry, false, why);
+                return End::Retry;
+            }
+            Err(e) => {
+                self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+                return End::Retry;
+            }
         }
         if self.rebuilt.swap(true, Ordering::Relaxed) {
             self.trouble(Verdict::Halt, false, &format!("{why}; the database was damaged twice: look at the disk"));
@@ -238,8 +254,18 @@ impl Agent {
 
     /// Recomputes all digests from the rows; what drifted is latched, and healed by the next cycle.
     pub async fn verify(&self) -> Result<verify::Report, DbError> {
+        let turn = self.verifying.clone().lock_owned().await;
+        self.verify_in_turn(turn).await
+    }
+
+    /// The same, for whoever has the turn; it ends with the scan, though nobody may wait for that any more.
+    pub async fn verify_in_turn(&self, turn: OwnedMutexGuard<()>) -> Result<verify::Report, DbError> {
         let (path, limits) = (self.db.path().to_owned(), self.config.limits.clone());
-        let checked = tokio::task::spawn_blocking(move || verify::check(&path, &limits)).await;
+        let check = move || {
+            let _turn = turn;
+            verify::check(&path, &limits)
+        };
+        let checked = tokio::task::spawn_blocking(check).await;
         let checked = checked.map_err(|e| DbError::Cut(e.to_string()))?;
         if let Err(e) = &checked
             && (e.verdict() == Verdict::Rebuild || e.is_unreadable())
@@ -319,8 +345,11 @@ impl Agent {
     pub fn out_of_room(&self, text: &str) {
         let now = self.clock.now();
         self.disk.release();
-        // A damaged database that lies aside is for people to look at; what there is to sell by goes before it.
-        if !self.is_complete()
+        // A damaged database that lies aside is for people to look at; what there is to sell by goes before it. Before the
+        // first look nobody knows that there is less than all.
+        let is_known = self.looked.load(Ordering::Relaxed) || self.rebuilt.load(Ordering::Relaxed);
+        if is_known
+            && !self.is_complete()
             && let Err(e) = self.db.forget_damaged()
         {
             tracing::warn!(error = %e, "the damaged database could not be deleted");

@@ -212,6 +212,7 @@ async fn heartbeats_are_signed_numbered_over_restarts_and_bring_hq_and_the_skew(
 
 /// The loops, in real time.
 struct Running {
+    agent: Arc<crate::agent::Agent>,
     api: Source,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     task: tokio::task::JoinHandle<()>,
@@ -231,7 +232,8 @@ impl Running {
         let shutdown = async move {
             let _ = stopped.await;
         };
-        Running { api, stop: Some(stop), task: tokio::spawn(run::run(agent, listener, shutdown)) }
+        let task = tokio::spawn(run::run(agent.clone(), listener, shutdown));
+        Running { agent, api, stop: Some(stop), task }
     }
     async fn status(&self) -> Status {
         match self.api.long_poll("v1/status", &[], 0, None).await {
@@ -323,6 +325,10 @@ async fn the_loopback_api_holds_verifies_and_keeps_web_pages_out() {
     assert_eq!(ended.text().await.unwrap(), "{\"held_s\":0,\"settled\":true}");
     agent.until("applied at once", at(51)).await;
     r.tamper("UPDATE price SET cents = 0 WHERE sku = 1");
+    let turn = agent.agent.verifying.clone().lock_owned().await;
+    let verify = http.post(format!("{base}/v1/verify"));
+    assert_eq!(verify.send().await.unwrap().status(), 429, "one scan at a time");
+    drop(turn);
     let found = agent.api.post("v1/verify", "application/json", "".into(), 1 << 20).await.unwrap();
     let found: crate::verify::Report = serde_json::from_slice(&found).unwrap();
     assert!(found.drift);

@@ -73,6 +73,59 @@ async fn rows_of_our_own_that_cannot_be_read_are_healed() {
 }
 
 #[tokio::test]
+async fn one_row_of_our_own_that_cannot_be_read_costs_no_other_stream_its_rows() {
+    for tampering in [
+        "UPDATE tillcast_stream SET applied_at = 'yesterday' WHERE stream = 'promo'",
+        "UPDATE tillcast_table SET digest = 'zz' WHERE stream = 'promo'",
+        "UPDATE tillcast_stream SET stream = '?' WHERE stream = 'promo'",
+    ] {
+        let mut hq = usual();
+        let r = Register::enrolled(&hq, &hq.url(), &[]);
+        poll_and_cycle(&r.open()).await;
+        r.tamper(tampering);
+        // The WAN is down.
+        let (bucket, away) = (hq.dir.path().to_owned(), hq.dir.path().with_extension("away"));
+        std::fs::rename(&bucket, &away).unwrap();
+        let agent = r.open();
+        for _ in 0..3 {
+            assert_eq!(cycle(&agent).await, End::Retry);
+        }
+        assert_eq!((r.rows("price"), r.rows("promo")), (rows(100, 50), rows(10, 1)), "{tampering}: to sell by");
+        assert_eq!((version(&agent, PRICE), version(&agent, "promo@all")), (Some(50), None), "{tampering}");
+        assert!(codes(&agent).contains(&fault::DRIFT.to_owned()), "{tampering}");
+        assert!(!damaged(agent.db.path()).exists(), "{tampering}");
+        std::fs::rename(&away, &bucket).unwrap();
+        hq.delta("promo@all", 8, &rows(10, 2));
+        hq.sign();
+        assert_eq!(poll_and_cycle(&agent).await, End::Done, "{tampering}");
+        assert_eq!((r.rows("price"), r.rows("promo")), (rows(100, 50), rows(10, 2)), "{tampering}");
+        assert_eq!(codes(&agent), [""; 0], "{tampering}");
+        assert!(!agent.verify().await.unwrap().drift, "{tampering}");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_file_stays_until_it_is_known_that_its_room_is_wanted() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    let aside = damaged(&r.config.store_db());
+    std::fs::write(&aside, "for people to look at").unwrap();
+    let agent = r.open();
+    agent.out_of_room("at a start");
+    assert!(aside.exists(), "nothing was looked at yet");
+    cycle(&agent).await;
+    agent.out_of_room("complete");
+    assert!(aside.exists());
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    std::fs::remove_file(hq.path(&delta_path(51).parse().unwrap())).unwrap();
+    cycle(&agent).await;
+    agent.out_of_room("a version is missing");
+    assert!(!aside.exists());
+}
+
+#[tokio::test]
 async fn a_program_that_holds_the_database_for_minutes_is_told_of() {
     let mut hq = usual();
     let r = Register::enrolled(&hq, &hq.url(), &[]);

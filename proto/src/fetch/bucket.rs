@@ -2,7 +2,11 @@
 
 use super::{Etag, FetchErrorKind, Opened, Small, SourceOptions, Trouble};
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+};
 use object_store::path::Path;
 use object_store::{
     BackoffConfig, Certificate, ClientOptions, GetOptions, GetRange, GetResult, ObjectStore, ObjectStoreExt,
@@ -10,6 +14,48 @@ use object_store::{
 };
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Bytes of an answer that is an error: object_store keeps all of it as text.
+const ERROR: usize = 16 << 10;
+
+/// Connects as usual, and reads no more than the beginning of errors.
+#[derive(Debug)]
+struct Bounded;
+
+impl HttpConnector for Bounded {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(BoundedClient(ReqwestConnector::default().connect(options)?)))
+    }
+}
+
+#[derive(Debug)]
+struct BoundedClient(HttpClient);
+
+// As async_trait writes it.
+impl HttpService for BoundedClient {
+    fn call<'s, 'f>(&'s self, request: HttpRequest) -> BoxFuture<'f, Result<HttpResponse, HttpError>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(async move {
+            let response = self.0.execute(request).await?;
+            if response.status().is_success() {
+                return Ok(response);
+            }
+            let (head, body) = response.into_parts();
+            let (mut body, mut bytes) = (body.bytes_stream(), Vec::new());
+            while bytes.len() < ERROR
+                && let Some(chunk) = body.next().await
+            {
+                bytes.extend_from_slice(&chunk?);
+            }
+            bytes.truncate(ERROR);
+            // What is no text, or was cut within a character, would hide the status.
+            Ok(HttpResponse::from_parts(head, String::from_utf8_lossy(&bytes).into_owned().into()))
+        })
+    }
+}
 
 #[derive(Debug, Clone)]
 pub(super) struct Bucket {
@@ -41,6 +87,7 @@ impl Bucket {
         let plain = endpoint.is_some_and(|e| e.starts_with("http://"));
         let mut builder = builder
             .with_bucket_name(bucket)
+            .with_http_connector(Bounded)
             .with_client_options(client.with_allow_http(plain))
             .with_virtual_hosted_style_request(options.s3.virtual_hosted)
             // Loops retry; this only bridges a dropped connection.

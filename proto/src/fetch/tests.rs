@@ -642,3 +642,24 @@ fn a_body_that_was_bent_does_not_fit_its_etag() {
         assert!(Etag(other.into()).fits(body), "{other}");
     }
 }
+
+#[tokio::test]
+async fn a_page_without_end_that_a_bucket_answers_with_is_told_in_brief() {
+    let server = Server::start(|_| {
+        let page = "€ no entry ".repeat(4000);
+        let mut then = reply("403 Forbidden", &[("content-length", (1u64 << 40).to_string())], page.as_bytes());
+        then.push(Then::Wait(60_000));
+        then
+    })
+    .await;
+    let keys = AmazonS3Builder::new().with_access_key_id("k").with_secret_access_key("s").with_region("us-east-1");
+    let s3 = S3Options { endpoint: Some(format!("http://{}", server.address)), ..Default::default() };
+    let url = "s3://bucket/base";
+    let options = SourceOptions { s3, ..Default::default() };
+    let bucket = bucket::Bucket::build(keys, &url::Url::parse(url).unwrap(), &options).unwrap();
+    let source = Source { url: url.into(), kind: Kind::Bucket(bucket) };
+    let got = source.get_small(&ObjectName::Trust, None, None, 1 << 20);
+    let e = tokio::time::timeout(Duration::from_secs(10), got).await.expect("it is not read to its end").unwrap_err();
+    assert_eq!(e.kind, FetchErrorKind::Unauthorized, "{e}");
+    assert!((400..=500).contains(&e.detail.len()), "{}", e.detail.len());
+}

@@ -7,7 +7,7 @@ use super::{Held, Replica, read_values, stream_digest, table_digest};
 use crate::clock::Timestamp;
 use crate::digest::{RowHash, RowHasher, Sha256, StateDigest};
 use crate::failpoint;
-use crate::ids::{Instance, StreamName, TableName, Version};
+use crate::ids::{ColumnName, Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::manifest::PackEntry;
 use crate::pack::{Op, PackError, PackReader, RowCounts, Section, Trailer};
@@ -15,7 +15,7 @@ use crate::retry::Verdict;
 use crate::schema::{self, Contract, NotAdditive, SchemaError, Table};
 use crate::value::{self, Value};
 use rusqlite::{Connection, Statement};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::mpsc::Receiver;
 
@@ -220,25 +220,33 @@ impl Replica {
 
     fn apply_group(&mut self, job: &Job<'_>, packs: &[PackFile<'_>]) -> Result<RowCounts, ApplyError> {
         let mut rows = RowCounts::default();
-        let mut refers = false;
+        let mut touched = Touched::default();
         for pack in packs {
-            let (counts, has_foreign_keys) = self.apply_pack(job, pack)?;
+            let counts = self.apply_pack(job, pack, &mut touched)?;
             rows.delete += counts.delete;
             rows.update += counts.update;
             rows.insert += counts.insert;
-            refers |= has_foreign_keys;
         }
-        if refers && let Some(e) = self.broken_reference(job, packs)? {
+        if let Some(e) = self.broken_reference(job, packs, &touched)? {
             return Err(e);
         }
         Ok(rows)
     }
 
-    fn broken_reference(&self, job: &Job<'_>, packs: &[PackFile<'_>]) -> Result<Option<ApplyError>, SqliteError> {
+    /// Looks through the tables whose references these packs can have broken.
+    fn broken_reference(
+        &self,
+        job: &Job<'_>,
+        packs: &[PackFile<'_>],
+        touched: &Touched,
+    ) -> Result<Option<ApplyError>, SqliteError> {
         let Some(held) = self.held(&job.instance.stream)? else { return Ok(None) };
         let pack = packs.last().map_or(String::new(), |p| name(job, p));
         self.sql("PRAGMA foreign_key_check", |db| {
             for table in held.digests.keys() {
+                if !touched.may_break(db, table)? {
+                    continue;
+                }
                 let mut check = db.prepare(&format!("PRAGMA foreign_key_check(\"{table}\")"))?;
                 let rows: Vec<Option<i64>> = check.query_map([], |r| r.get(1))?.collect::<Result<_, _>>()?;
                 if let Some(first) = rows.first() {
@@ -252,7 +260,12 @@ impl Replica {
     }
 
     /// One pack within the open transaction, as docs/FORMAT.md, "Applying", tells.
-    fn apply_pack(&mut self, job: &Job<'_>, pack: &PackFile<'_>) -> Result<(RowCounts, bool), ApplyError> {
+    fn apply_pack(
+        &mut self,
+        job: &Job<'_>,
+        pack: &PackFile<'_>,
+        touched: &mut Touched,
+    ) -> Result<RowCounts, ApplyError> {
         let pack_name = name(job, pack);
         let refuse = |source| ApplyError::Pack { pack: pack_name.clone(), source };
         // 1. Is it the pack that its name says, and does it start from what is here?
@@ -266,7 +279,7 @@ impl Replica {
         let digests = match (header.kind, &held) {
             (PackKind::Full, _) => self.make_tables(job, &contract, held.as_ref(), &pack_name)?,
             (PackKind::Delta, Some(h)) if h.version_of(job.instance, job.epoch) == header.base => {
-                self.migrate(h, &header.schema, &contract, &pack_name)?
+                self.migrate(h, &header.schema, &contract, &pack_name, touched)?
             }
             (PackKind::Delta, _) => {
                 let base = header.base.map_or("none".into(), |b| b.to_string());
@@ -277,8 +290,8 @@ impl Replica {
         };
         // 3. The rows, counted into the digests.
         // 4. The proof: every table has the digest that HQ's had, and the file is the listed one.
-        let mut work =
-            Work { db: &self.db, pack: &pack_name, contract: &contract, digests, hasher: RowHasher::default() };
+        let (db, hasher) = (&self.db, RowHasher::default());
+        let mut work = Work { db, pack: &pack_name, contract: &contract, digests, hasher, touched };
         let trailer = std::thread::scope(|scope| {
             let heard = ahead::read_ahead(scope, reader).map_err(refuse)?;
             let trailer = work.rows(&heard)?;
@@ -300,7 +313,7 @@ impl Replica {
             }
             Ok(())
         })?;
-        Ok((trailer.rows, contract.tables.iter().any(|t| t.has_foreign_keys)))
+        Ok(trailer.rows)
     }
 
     fn make_tables(
@@ -331,6 +344,7 @@ impl Replica {
         new: &crate::pack::SchemaPart,
         contract: &Contract,
         pack: &str,
+        touched: &mut Touched,
     ) -> Result<Digests, ApplyError> {
         let mut digests = held.digests.clone();
         let refuse = |reason: String| ApplyError::Schema { pack: pack.to_owned(), reason };
@@ -348,6 +362,8 @@ impl Replica {
             if changed {
                 let (digest, _) = self.sql("summing a table anew", |db| table_digest(db, table))?;
                 digests.insert(table.name.clone(), digest);
+                // A new column's DEFAULT may refer.
+                touched.grown.insert(folded(table.name.as_str()));
             }
         }
         Ok(digests)
@@ -368,6 +384,57 @@ impl Replica {
 }
 
 type Digests = BTreeMap<TableName, StateDigest>;
+
+/// What packs did to tables, as far as references can be broken by it; names as SQLite compares them.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    /// Tables with new rows, or a new column.
+    pub(super) grown: BTreeSet<String>,
+    /// Tables that rows went from.
+    pub(super) shrunk: BTreeSet<String>,
+    /// Tables and columns that got other values.
+    pub(super) updated: BTreeSet<(String, String)>,
+}
+
+fn folded(name: &str) -> String {
+    name.to_ascii_lowercase()
+}
+
+impl Touched {
+    fn note(&mut self, section: &Section, table: &Table) {
+        let name = folded(table.name.as_str());
+        match section.op {
+            Op::Insert => drop(self.grown.insert(name)),
+            Op::Delete => drop(self.shrunk.insert(name)),
+            Op::Update => {
+                // The key only says which row.
+                let is_key = |c: &&ColumnName| table.key.iter().any(|k| table.columns[*k].name == **c);
+                let others = section.columns.iter().filter(|c| !is_key(c));
+                self.updated.extend(others.map(|c| (name.clone(), folded(c.as_str()))));
+            }
+        }
+    }
+
+    /// Whether a row of this table may refer to nothing now, if none did before: a scan of it costs minutes where the
+    /// disk is slow.
+    pub(super) fn may_break(&self, db: &Connection, child: &TableName) -> rusqlite::Result<bool> {
+        let mut keys = db.prepare_cached("SELECT \"table\", \"from\", \"to\" FROM pragma_foreign_key_list(?1)")?;
+        let mut keys = keys.query([child.as_str()])?;
+        let name = folded(child.as_str());
+        while let Some(key) = keys.next()? {
+            let (parent, from): (String, String) =
+                (folded(&key.get::<_, String>(0)?), folded(&key.get::<_, String>(1)?));
+            // None: the parent's key.
+            let to: Option<String> = key.get(2)?;
+            let is_left = to.is_some_and(|to| self.updated.contains(&(parent.clone(), folded(&to))));
+            let refers_anew = self.updated.contains(&(name.clone(), from));
+            if self.grown.contains(&name) || self.shrunk.contains(&parent) || refers_anew || is_left {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
 
 /// Which packs share a transaction.
 fn groups<'a>(job: &Job<'a>, held: Option<&Held>) -> Vec<&'a [PackFile<'a>]> {
@@ -403,6 +470,7 @@ struct Work<'a> {
     contract: &'a Contract,
     digests: Digests,
     hasher: RowHasher,
+    touched: &'a mut Touched,
 }
 
 impl Work<'_> {
@@ -425,6 +493,7 @@ impl Work<'_> {
                         pack: pack.to_owned(),
                         reason: format!("table {} is not in the contract", section.table),
                     })?;
+                    self.touched.note(&section, table);
                     let digest = self.digests.get(&table.name).copied().unwrap_or_default();
                     let new = SectionWriter::new(db, table, &section, digest)
                         .map_err(|e| SqliteError::new(format!("{pack}: table {}", table.name), e))?;

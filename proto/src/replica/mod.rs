@@ -20,7 +20,7 @@ use crate::limits::Limits;
 use crate::retry::Verdict;
 use crate::schema::{Contract, Table};
 use crate::value::Value;
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row, Statement};
 use sqlite::{Checkpoint, SqliteError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -150,29 +150,49 @@ impl Replica {
             let mut streams = db.prepare_cached(
                 "SELECT stream, audience, version, epoch, schema, ddl, applied_at FROM tillcast_stream WHERE ?1 IS NULL OR stream = ?1",
             )?;
-            let mut tables = db.prepare_cached("SELECT name, digest FROM tillcast_table WHERE stream = ?1")?;
+            let mut tables = db.prepare_cached(TABLES_OF)?;
             let mut rows = streams.query([stream.map(|s| s.as_str())])?;
             while let Some(r) = rows.next()? {
-                let name: StreamName = parsed(r, 0)?;
-                let mut digests = BTreeMap::new();
-                let mut list = tables.query([name.as_str()])?;
-                while let Some(t) = list.next()? {
-                    digests.insert(parsed(t, 0)?, parsed(t, 1)?);
-                }
-                let version = Version::try_from(r.get::<_, i64>(2)?).map_err(|e| conversion(2, e))?;
-                let h = Held {
-                    audience: parsed(r, 1)?,
-                    version,
-                    epoch: r.get::<_, i64>(3)? as u64,
-                    schema: r.get::<_, i64>(4)? as u64,
-                    ddl: r.get(5)?,
-                    digests,
-                    applied_at: parsed(r, 6)?,
-                };
+                let (name, h) = held_of(r, &mut tables)?;
                 held.insert(name, h);
             }
             Ok(held)
         })
+    }
+
+    /// Forgets the streams whose rows of ours cannot be read, and says what was wrong with them. Their own tables stay to
+    /// be read, until a full takes their place.
+    pub fn forget_unreadable(&mut self) -> Result<Vec<String>, SqliteError> {
+        self.begin()?;
+        let forgotten = self.sql("forgetting what cannot be read", |db| {
+            for table in ["tillcast_stream", "tillcast_table"] {
+                let found: String = db.query_row(&format!("PRAGMA integrity_check({table})"), [], |r| r.get(0))?;
+                if found != "ok" {
+                    let code = libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_CORRUPT);
+                    return Err(rusqlite::Error::SqliteFailure(code, Some(found)));
+                }
+            }
+            let mut streams = db.prepare(
+                "SELECT stream, audience, version, epoch, schema, ddl, applied_at, rowid FROM tillcast_stream",
+            )?;
+            let mut tables = db.prepare(TABLES_OF)?;
+            let mut lost: Vec<(i64, String)> = Vec::new();
+            let mut rows = streams.query([])?;
+            while let Some(r) = rows.next()? {
+                match held_of(r, &mut tables) {
+                    Ok(_) => {}
+                    Err(e) if sqlite::is_bad_value(&e) => lost.push((r.get(7)?, e.to_string())),
+                    Err(e) => return Err(e),
+                }
+            }
+            for (row, _) in &lost {
+                let name = "(SELECT stream FROM tillcast_stream WHERE rowid = ?1)";
+                db.execute(&format!("DELETE FROM tillcast_table WHERE stream = {name}"), [row])?;
+                db.execute("DELETE FROM tillcast_stream WHERE rowid = ?1", [row])?;
+            }
+            Ok(lost.into_iter().map(|(_, why)| why).collect())
+        });
+        self.end(forgotten)
     }
 
     /// The packs of an instance that were proved here: applied, with their digests right.
@@ -190,6 +210,20 @@ impl Replica {
         })
     }
 
+    /// All packs that were proved here, of whatever instance.
+    pub fn all_proofs(&self) -> Result<Vec<(Instance, Version, PackKind, Sha256)>, SqliteError> {
+        self.sql("reading tillcast_pack", |db| {
+            let mut list = db.prepare("SELECT stream, audience, version, kind, sha256 FROM tillcast_pack")?;
+            let proof = |r: &Row<'_>| {
+                let instance = Instance { stream: parsed(r, 0)?, audience: parsed(r, 1)? };
+                let version = Version::try_from(r.get::<_, i64>(2)?).map_err(|e| conversion(2, e))?;
+                let kind = if r.get_ref(3)?.as_str()? == "full" { PackKind::Full } else { PackKind::Delta };
+                Ok((instance, version, kind, parsed(r, 4)?))
+            };
+            list.query_map([], proof)?.collect()
+        })
+    }
+
     /// Records that a pack was proved elsewhere by the same code (a full below the version held,
     /// tried in a scratch replica).
     pub fn add_proof(
@@ -203,13 +237,9 @@ impl Replica {
 
     /// Forgets the proofs of packs that `keep` does not want.
     pub fn forget_proofs(&self, keep: impl Fn(&Instance, Version, PackKind) -> bool) -> Result<(), SqliteError> {
+        let proofs = self.all_proofs()?;
         self.sql("pruning tillcast_pack", |db| {
-            let mut list = db.prepare("SELECT stream, audience, version, kind FROM tillcast_pack")?;
-            let mut rows = list.query([])?;
-            while let Some(r) = rows.next()? {
-                let instance = Instance { stream: parsed(r, 0)?, audience: parsed(r, 1)? };
-                let version = Version::try_from(r.get::<_, i64>(2)?).map_err(|e| conversion(2, e))?;
-                let kind = if r.get_ref(3)?.as_str()? == "full" { PackKind::Full } else { PackKind::Delta };
+            for (instance, version, kind, _) in proofs {
                 if !keep(&instance, version, kind) {
                     db.execute(
                         "DELETE FROM tillcast_pack WHERE stream = ?1 AND audience = ?2 AND version = ?3 AND kind = ?4",
@@ -311,6 +341,30 @@ impl Replica {
     fn sql<T>(&self, what: &str, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, SqliteError> {
         f(&self.db).map_err(|e| SqliteError::new(format!("{}: {what}", self.path.display()), e))
     }
+}
+
+/// A stream's tables.
+const TABLES_OF: &str = "SELECT name, digest FROM tillcast_table WHERE stream = ?1";
+
+/// A row of `tillcast_stream`, with its rows of `tillcast_table`.
+fn held_of(r: &Row<'_>, tables: &mut Statement<'_>) -> rusqlite::Result<(StreamName, Held)> {
+    let name: StreamName = parsed(r, 0)?;
+    let mut digests = BTreeMap::new();
+    let mut list = tables.query([name.as_str()])?;
+    while let Some(t) = list.next()? {
+        digests.insert(parsed(t, 0)?, parsed(t, 1)?);
+    }
+    let version = Version::try_from(r.get::<_, i64>(2)?).map_err(|e| conversion(2, e))?;
+    let held = Held {
+        audience: parsed(r, 1)?,
+        version,
+        epoch: r.get::<_, i64>(3)? as u64,
+        schema: r.get::<_, i64>(4)? as u64,
+        ddl: r.get(5)?,
+        digests,
+        applied_at: parsed(r, 6)?,
+    };
+    Ok((name, held))
 }
 
 /// A column as a parsed type.

@@ -33,12 +33,7 @@ impl SqliteError {
     /// Whether our own rows cannot be understood: a value that is none of its type, a table of ours that is gone or is
     /// there where it should not be. `quick_check` finds nothing of it, and another try finds the same.
     pub fn is_unreadable(&self) -> bool {
-        use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
-        let is_value = matches!(
-            self.source,
-            FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..)
-        );
-        is_value || is_misfit(&self.source)
+        is_bad_value(&self.source) || is_misfit(&self.source)
     }
     /// Whether another program holds the file.
     pub fn is_busy(&self) -> bool {
@@ -84,6 +79,12 @@ pub fn is_damaged(path: &Path) -> bool {
         Ok(found.map_err(|e| SqliteError::new("quick_check", e))? != "ok")
     };
     look().unwrap_or_else(|e| e.verdict() == Verdict::Rebuild)
+}
+
+/// Whether a value is none of its type.
+pub(super) fn is_bad_value(e: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
+    matches!(e, FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..))
 }
 
 /// Whether a statement does not fit the tables that are there: one that is missing, a column that

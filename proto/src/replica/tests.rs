@@ -346,6 +346,10 @@ fn a_new_column_with_a_default_may_refer() {
     let row = |id: i64| RowHasher::default().hash(&[Value::Int(id)]);
     let mut of_shelf = StateDigest::default();
     of_shelf.add(row(19));
+    let with = |mut digest: StateDigest, row| {
+        digest.add(row);
+        digest
+    };
     let write = |shop: &Shop, version, base, migrate, of_shelf, fill: &dyn Fn(&mut PackWriter<Vec<u8>>)| {
         let digests = BTreeMap::from([("item".parse().unwrap(), digest(&one, shop.extra)), (shelf.clone(), of_shelf)]);
         shop.write_all("all", version, base, migrate, &digests, |w| fill(w))
@@ -368,8 +372,19 @@ fn a_new_column_with_a_default_may_refer() {
     hq.apply_uncommitted(&job).unwrap();
     apply(&mut r, "all", &[&delta]).unwrap();
     assert_right(&r, &one, true);
+    // What a pack cannot break is not looked through: here a reference that a hand broke shows that nobody does.
+    let by_hand = |r: &Replica, vat: i64| {
+        r.connection().execute("UPDATE item SET vat = ?1 WHERE sku = 'a'", [vat]).unwrap();
+    };
+    by_hand(&r, 77);
+    let more = write(&shop, 3, Some(2), vec![], with(of_shelf, row(20)), &|w| {
+        w.section(&shelf, Op::Insert, &["id".parse().unwrap()]).unwrap();
+        w.row(&[Value::Int(20)]).unwrap();
+    });
+    apply(&mut r, "all", &[&more]).unwrap();
+    by_hand(&r, 19);
     // A parent that goes is missed by its children.
-    let orphans = write(&shop, 3, Some(2), vec![], StateDigest::default(), &|w| {
+    let orphans = write(&shop, 4, Some(3), vec![], with(StateDigest::default(), row(20)), &|w| {
         w.section(&shelf, Op::Delete, &["id".parse().unwrap()]).unwrap();
         w.row(&[Value::Int(19)]).unwrap();
     });
@@ -482,4 +497,35 @@ fn references_must_lead_somewhere() {
     assert_eq!(rows(&r), 1);
     apply(&mut r, "all", &[&pack(2, Some(1), None, "b", 1)]).unwrap();
     assert_eq!(rows(&r), 2);
+}
+
+#[test]
+fn references_are_looked_through_where_they_may_be_broken() {
+    let db = rusqlite::Connection::open_in_memory().unwrap();
+    db.execute_batch(
+        "CREATE TABLE brand (id INTEGER PRIMARY KEY, code TEXT UNIQUE, name TEXT) STRICT;
+         CREATE TABLE item (sku TEXT PRIMARY KEY, cents INTEGER, brand INTEGER REFERENCES Brand) STRICT;
+         CREATE TABLE label (sku TEXT PRIMARY KEY, of TEXT REFERENCES brand (Code), twin TEXT REFERENCES label) STRICT;",
+    )
+    .unwrap();
+    let checked = |touched: super::apply::Touched| {
+        let may = |t: &&str| touched.may_break(&db, &t.parse().unwrap()).unwrap();
+        ["brand", "item", "label"].into_iter().filter(may).collect::<Vec<_>>()
+    };
+    let tables = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+    let grown = |names: &[&str]| super::apply::Touched { grown: tables(names), ..Default::default() };
+    let shrunk = |names: &[&str]| super::apply::Touched { shrunk: tables(names), ..Default::default() };
+    let updated = |table: &str, column: &str| super::apply::Touched {
+        updated: [(table.to_owned(), column.to_owned())].into(),
+        ..Default::default()
+    };
+    assert_eq!(checked(grown(&["brand"])), [""; 0]);
+    assert_eq!(checked(grown(&["item"])), ["item"]);
+    assert_eq!(checked(shrunk(&["item"])), [""; 0]);
+    assert_eq!(checked(shrunk(&["brand"])), ["item", "label"]);
+    assert_eq!(checked(shrunk(&["label"])), ["label"]);
+    assert_eq!(checked(updated("item", "cents")), [""; 0]);
+    assert_eq!(checked(updated("item", "brand")), ["item"]);
+    assert_eq!(checked(updated("brand", "name")), [""; 0]);
+    assert_eq!(checked(updated("brand", "code")), ["label"]);
 }

@@ -175,3 +175,18 @@ async fn missing_permissions_are_a_reason() {
     assert!(done.receipt_file.is_file());
     fs::set_permissions(stick.path(), fs::Permissions::from_mode(0o700)).unwrap();
 }
+
+#[tokio::test]
+async fn what_does_not_fit_is_told_and_leaves_nothing_on_the_disk() {
+    let (mut hq, mut store, stick) = stick();
+    store.config.limits.pack_bytes = u64::MAX;
+    hq.lines.get_mut("price").unwrap().entries[1].bytes = 1 << 50;
+    hq.sign();
+    copy_tree(hq.bucket.path(), stick.path());
+    let relay = store.open();
+    let error = relay.import(stick.path()).await.unwrap_err();
+    assert!(matches!(&error, ImportError::NoRoom(why) if why.contains("0000000002.delta.pack")), "{error}");
+    let codes: Vec<String> = state(&relay).all_faults().into_iter().map(|f| f.code).collect();
+    assert_eq!(codes, ["DISK_FULL"]);
+    assert!(!relay.hall.shelves.import_waits(), "what was copied before it");
+}

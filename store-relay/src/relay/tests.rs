@@ -240,6 +240,10 @@ async fn a_lost_full_is_gone_round_for_registers_that_are_new_or_told_of() {
     store.clock.advance(HOUR / 6);
     once(&relay).await;
     assert_eq!(fault_codes(&relay), ["PACK_MISSING", "PACK_MISSING"]);
+    // Nor is a delta that leads nowhere any more, once there is a way.
+    let lost = hq.pack("price", 3, Delta);
+    relay.throw_away(&lost);
+    fs::remove_file(hq.path(&lost.into())).unwrap();
     fs::write(&fulls[1], good).unwrap();
     once(&relay).await;
     assert!(state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
@@ -553,6 +557,7 @@ async fn a_row_that_cannot_be_read_keeps_no_relay_from_its_start() {
     drop(relay);
     for (file, sql, lost) in [
         (&shadow, "UPDATE tillcast_pack SET sha256 = 'xyz'", "SHADOW_LOST"),
+        (&shadow, "UPDATE tillcast_pack SET audience = '?' WHERE stream = 'promo'", "SHADOW_LOST"),
         (&shadow, "UPDATE tillcast_stream SET applied_at = 'soon'", "SHADOW_LOST"),
         (&store.data().join(crate::spool::FILE), "INSERT INTO attempt VALUES ('price', '{]')", "SPOOL_LOST"),
     ] {
@@ -564,6 +569,61 @@ async fn a_row_that_cannot_be_read_keeps_no_relay_from_its_start() {
         once(&relay).await;
         assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string(), "{sql}");
     }
+}
+
+/// The relay follows by deltas; the full that new registers want has no room: a debt, on a disk that is not full.
+#[tokio::test]
+async fn a_full_for_new_registers_that_has_no_room_fills_no_disk() {
+    let (mut hq, mut store) = two_streams();
+    store.config.limits.pack_bytes = u64::MAX;
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Both);
+    hq.unlist(&hq.pack("price", 1, Full));
+    let line = hq.lines.get_mut("price").unwrap();
+    line.entries.iter_mut().filter(|e| e.kind == Full).for_each(|e| e.bytes = 1 << 50);
+    hq.sign();
+    for _ in 0..2 {
+        once(&relay).await;
+        assert_eq!(served(&relay, &hq.instance("price")), Some(2), "by a delta");
+        assert!(fault_codes(&relay).is_empty() && state(&relay).debts().len() == 1, "{:?}", state(&relay).debts());
+    }
+    let events = relay.hall.spool.events(10).unwrap();
+    assert!(events.iter().all(|e| e.code != "DISK_FULL"), "{events:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_done_in_spare_time_after_a_failed_sync() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("promo", &[(8, Some("y"))], Make::Both);
+    hq.publish("promo", &[(8, Some("z"))], Make::Delta);
+    hq.unlist(&hq.pack("promo", 1, Full));
+    hq.sign();
+    let (lost, wanted) = (hq.pack("price", 1, Full), hq.pack("promo", 2, Full));
+    let promo: StreamName = "promo".parse().unwrap();
+    relay.refresh(0).await;
+    relay.bring_up(&promo, Supply { sources: &relay.sources, only: None }, Pace::Once).await;
+    relay.throw_away(&lost);
+    relay.trouble(None, Verdict::Halt, false, "SQLITE_IOERR_FSYNC");
+    relay.spare_time().await;
+    relay.complete(&hq.instance("promo")).await;
+    assert_eq!((rooms_of(&relay, &lost), rooms_of(&relay, &wanted)), (vec![], vec![]));
+    relay.hall.mended(fault::HALTED, "");
+    relay.spare_time().await;
+    assert_eq!((rooms_of(&relay, &lost), rooms_of(&relay, &wanted)), (vec!["ok"], vec!["ok"]));
+}
+
+/// A pack may want a table of the shadow read through, on a disk that is slow.
+#[tokio::test]
+async fn a_trial_has_time_for_the_database_that_is_held() {
+    let (_hq, store) = two_streams();
+    let relay = store.open();
+    let before = relay.time_for(&[]);
+    let shadow = fs::OpenOptions::new().write(true).open(relay.shadow.path()).unwrap();
+    shadow.set_len(300 << 20).unwrap();
+    assert!(relay.time_for(&[]) >= before + Duration::from_secs(290));
 }
 
 #[tokio::test]
