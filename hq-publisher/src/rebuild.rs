@@ -229,7 +229,7 @@ pub async fn adopt(
     let found = manifests::recover(config, ledger, shop.buckets, clock).await?;
     let mut adopted = Vec::new();
     for (instance, head) in found {
-        adopted.extend(with_contract(shop, &instance, head).await?);
+        adopted.push(with_contract(shop, &instance, head).await?);
     }
     if !adopted.is_empty() {
         failpoint::around("rebuild.heads", ledger.adopt(token, &adopted)).await?;
@@ -240,12 +240,7 @@ pub async fn adopt(
     Ok(adopted.len())
 }
 
-/// None where no pack can be had that tells the head's contract: it is published as if it were new.
-async fn with_contract(
-    shop: Workshop<'_>,
-    instance: &Instance,
-    found: FoundHead,
-) -> Result<Option<Adopted>, RebuildError> {
+async fn with_contract(shop: Workshop<'_>, instance: &Instance, found: FoundHead) -> Result<Adopted, RebuildError> {
     let FoundHead { entry, epoch, signed_at } = found;
     // The contract's text is in every pack; the smallest one at the head will do, else an older one of that contract.
     let mut packs: Vec<&PackEntry> = entry.packs.iter().collect();
@@ -262,9 +257,11 @@ async fn with_contract(
         }
     }
     let Some(SchemaPart { sha256: contract_sha256, ddl, .. }) = contract else {
-        let version = entry.version.get();
-        tracing::warn!(%instance, version, "not taken over: no pack tells its contract; a full is published next");
-        return Ok(None);
+        // Without it, what is published next would stand below what stores hold, or drop out of their lists.
+        return Err(RebuildError::Pack(format!(
+            "{instance} version {}: no pack in the bucket tells its contract; put one of them back",
+            entry.version
+        )));
     };
     let head = Head {
         version: entry.version,
@@ -275,7 +272,7 @@ async fn with_contract(
         signed_at,
         retired: false,
     };
-    Ok(Some(Adopted { instance: instance.clone(), head, contract_sha256, ddl }))
+    Ok(Adopted { instance: instance.clone(), head, contract_sha256, ddl })
 }
 
 /// The contract that a pack in the bucket tells.

@@ -8,7 +8,6 @@ use crate::ledger::{Head, Ledger, LedgerError, StoreRow};
 use crate::manifests;
 use crate::publish::PublishError;
 use crate::rebuild::{is_at, replica_path};
-use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use proto::clock::Clock;
 use proto::dsse;
@@ -164,51 +163,61 @@ pub async fn put_back(
     buckets: &Buckets,
     clock: &dyn Clock,
 ) -> Result<usize, PublishError> {
-    if let Err(e) = manifests::follow_trust(config, ledger, buckets, clock).await {
-        tracing::warn!(error = %e, "whether the bucket has newer trust files is not known");
-    }
+    let followed = manifests::follow_trust(config, ledger, buckets, clock).await;
     let rows = ledger.trust().await?;
     let newest = rows.last().map(|r| (ObjectName::Trust, r.envelope.clone()));
     let mut signed: Vec<_> = rows.into_iter().map(|r| (ObjectName::TrustVersion(r.version), r.envelope)).collect();
     // The pointer last: it leads to the others.
     signed.extend(newest);
     let (mut put, mut overtaken, max) = (0, None, config.limits.manifest_bytes.max(config.limits.trust_bytes));
+    let put_one = async |name: ObjectName, envelope: String| {
+        tracing::warn!(object = %name, "put back");
+        buckets.put_pointer(&name, envelope.into()).await
+    };
+    for (name, envelope) in signed {
+        match (buckets.get(&name, max).await, &followed) {
+            (Ok(Some(there)), _) if there == envelope.as_bytes() => {}
+            // It may be a newer one: that is known when all trust files can be read.
+            (Ok(Some(_)), Err(e)) if name == ObjectName::Trust => {
+                tracing::warn!(object = %name, "left as it is: {e}");
+            }
+            // One that cannot even be read is put, too.
+            _ => {
+                put_one(name, envelope).await?;
+                put += 1;
+            }
+        }
+    }
     for row in ledger.stores().await?.into_iter().filter(|s| s.serial > 0) {
         let Some(last) = ledger.manifest(&row.seen.id).await? else { continue };
         let name = ObjectName::Manifest(last.store.clone());
-        // One that cannot even be read, or by no reader, is no newer one.
-        let there = buckets.get(&name, max).await.ok().flatten();
-        let is_manifest = |there: &Bytes| {
-            let payload = dsse::peek_payload(there, max);
-            payload.is_ok_and(|p| Manifest::from_payload(&p, &config.limits).is_ok())
-        };
-        let there = there.filter(is_manifest);
+        let there = buckets.get(&name, max).await;
         if ledger.store(&last.store).await?.is_some_and(|now| now.serial > last.serial) {
             continue;
         }
-        let check = async {
-            match there {
-                Some(there) => manifests::check_overtaken(ledger, &there, &last).await,
-                None => Ok(()),
+        match there {
+            Ok(Some(there)) if there == last.envelope.as_bytes() => continue,
+            Ok(Some(there)) if is_manifest(&there, config) => {
+                if let Err(e) = manifests::check_overtaken(ledger, &there, &last).await {
+                    overtaken = overtaken.or(Some(e));
+                    continue;
+                }
             }
-        };
-        match check.await {
-            Ok(()) => signed.push((name, last.envelope)),
-            Err(e) => overtaken = overtaken.or(Some(e)),
+            // One that cannot even be read, or by no reader, is no newer one.
+            _ => {}
         }
-    }
-    for (name, envelope) in signed {
-        // One that cannot even be read is put, too.
-        if !matches!(compare(buckets, &name, &envelope, max).await, Ok(None)) {
-            buckets.put_pointer(&name, envelope.into()).await?;
-            tracing::warn!(object = %name, "put back");
-            put += 1;
-        }
+        put_one(name, last.envelope).await?;
+        put += 1;
     }
     match overtaken {
         Some(e) => Err(e.into()),
         None => Ok(put),
     }
+}
+
+fn is_manifest(there: &[u8], config: &Config) -> bool {
+    let payload = dsse::peek_payload(there, config.limits.manifest_bytes);
+    payload.is_ok_and(|p| Manifest::from_payload(&p, &config.limits).is_ok())
 }
 
 async fn compare(buckets: &Buckets, name: &ObjectName, wanted: &str, max: u64) -> Result<Option<String>, BucketError> {

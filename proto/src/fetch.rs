@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use bucket::BoundedErrors;
 pub use web::install_tls;
 
 /// How sources are reached. A table in each tier's file sets it.

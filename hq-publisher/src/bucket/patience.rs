@@ -7,6 +7,7 @@ use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
 };
+use proto::fetch::BoundedErrors;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,9 +34,12 @@ pub(super) struct Patient;
 
 impl HttpConnector for Patient {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let connector = ReqwestConnector::default();
-        let others = connector.connect(&options.clone().with_read_timeout(SILENCE))?;
-        let puts = Puts { client: connector.connect(options)?, under_way: Arc::default(), patience };
+        let client = |options: &ClientOptions| {
+            Ok::<_, object_store::Error>(HttpClient::new(BoundedErrors(ReqwestConnector::default().connect(options)?)))
+        };
+        let others = client(&options.clone().with_read_timeout(SILENCE))?;
+        // What an error says is read within the deadline, too.
+        let puts = Puts { client: client(options)?, under_way: Arc::default(), patience };
         Ok(HttpClient::new(Split { puts, others }))
     }
 }

@@ -15,7 +15,6 @@ use object_store::{
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of an answer that is an error: object_store keeps all of it as text.
 const ERROR: usize = 16 << 10;
 
 /// Connects as usual, and reads no more than the beginning of errors.
@@ -24,15 +23,16 @@ struct Bounded;
 
 impl HttpConnector for Bounded {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(BoundedClient(ReqwestConnector::default().connect(options)?)))
+        Ok(HttpClient::new(BoundedErrors(ReqwestConnector::default().connect(options)?)))
     }
 }
 
+/// A client for buckets that reads 16 KiB of an answer that is an error: object_store keeps all of it as text.
 #[derive(Debug)]
-struct BoundedClient(HttpClient);
+pub struct BoundedErrors(pub HttpClient);
 
 // As async_trait writes it.
-impl HttpService for BoundedClient {
+impl HttpService for BoundedErrors {
     fn call<'s, 'f>(&'s self, request: HttpRequest) -> BoxFuture<'f, Result<HttpResponse, HttpError>>
     where
         's: 'f,
