@@ -25,11 +25,8 @@ const RELAY: &str = "relay_word";
 /// A pack that failed here is tried again after so long, in case the fault was this machine's.
 const AVOID_FOR: Duration = Duration::from_secs(3600);
 
-/// The agent's own files cannot be read or written.
-pub const LOCAL_FILES: &str = "LOCAL_FILES";
-
 /// What may keep a stream, or all, from going on for minutes; it is over with the next step that goes well.
-pub const STUCK: [&str; 4] = [fault::LOG_STUCK, fault::PACK_MISSING, fault::SOURCE, LOCAL_FILES];
+pub const STUCK: [&str; 4] = [fault::LOG_STUCK, fault::PACK_MISSING, fault::SOURCE, fault::LOCAL_FILES];
 
 /// Why a pack is avoided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

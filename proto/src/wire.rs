@@ -76,6 +76,8 @@ pub mod fault {
     pub const SOURCE: &str = "SOURCE";
     /// A disk or database that cannot be relied on.
     pub const HALTED: &str = "HALTED";
+    /// A device's own files cannot be read or written, for neither a full disk nor a failed sync.
+    pub const LOCAL_FILES: &str = "LOCAL_FILES";
     /// The log of the register's database cannot be brought home: a reader holds it.
     pub const LOG_STUCK: &str = "LOG_STUCK";
     /// The machine lost power again and again.

@@ -1,7 +1,7 @@
 //! Heartbeats of registers: verified by the keys in the manifest (an expired one too), kept durably, the latest
 //! of each. A register is answered only after its heartbeat is on disk.
 
-use crate::hall::{Hall, Heard, LOCAL, Voice};
+use crate::hall::{Hall, Heard, Voice};
 use crate::spool::{self, KeptBeat, SpoolError};
 use proto::clock::since;
 use proto::disk;
@@ -163,7 +163,7 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
         }
         return Err(Refused::NotKept(who, e));
     }
-    hall.mended(LOCAL, spool::FILE);
+    hall.mended(fault::LOCAL_FILES, spool::FILE);
     let heard = Heard {
         beat: heartbeat,
         envelope: beat.envelope.clone(),

@@ -31,9 +31,6 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-/// The fault of this machine's own files, where it is neither a full disk nor a failed sync.
-pub const LOCAL: &str = "LOCAL_FILES";
-
 /// HQ or a source counts as seen for so long.
 const SEEN: Duration = Duration::from_secs(120);
 
@@ -516,7 +513,7 @@ impl Hall {
         if verdict == Verdict::Halt {
             self.fault(fault::HALTED, None, "", format!("{text}; nothing is written until a restart"));
         } else {
-            self.fault(LOCAL, instance, subject, text);
+            self.fault(fault::LOCAL_FILES, instance, subject, text);
         }
     }
 

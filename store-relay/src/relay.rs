@@ -5,7 +5,7 @@
 use crate::beats;
 use crate::config::Config;
 use crate::debts::Standing;
-use crate::hall::{Files, Hall, LOCAL};
+use crate::hall::{Files, Hall};
 use crate::lan::objects::Objects;
 use crate::shadow::{Shadow, ShadowError};
 use crate::shelves::{Room, Shelves, Truth};
@@ -386,7 +386,7 @@ impl Relay {
         }
         let mut own = news.problems.iter().filter(|p| matches!(p, FollowError::Device(_))).peekable();
         if own.peek().is_none() {
-            hall.mended(LOCAL, device::FILE);
+            hall.mended(fault::LOCAL_FILES, device::FILE);
         }
         for problem in own {
             if is_device_full(problem) {
@@ -401,7 +401,7 @@ impl Relay {
     pub(crate) async fn take_news(&self, news: &Refreshed, sources: &[Source]) -> Option<String> {
         let manifest = ObjectName::Manifest(self.hall.config.store.clone()).to_string();
         let Err(e) = self.adopt(news, sources).await else {
-            self.hall.mended(LOCAL, &manifest);
+            self.hall.mended(fault::LOCAL_FILES, &manifest);
             return None;
         };
         if matches!(e, AdoptError::Shadow(_)) && e.verdict() == Verdict::Rebuild {

@@ -1,7 +1,6 @@
 //! What is done when there is nothing better to do: a complete chain in `ok/` for registers that are new, and
 //! order. All of it may be broken off at any point and begun again.
 
-use crate::hall::LOCAL;
 use crate::relay::{Relay, RelayError, Wanted};
 use crate::shadow;
 use crate::shelves::Room;
@@ -36,7 +35,7 @@ impl Relay {
             // What is lost is missed by nobody where another chain is complete, but may be in the way still.
             self.end_missing(|of, name| of == Wanted::ByNew && name.instance.stream == stream);
             if lost.iter().all(|i| i.stream != stream) {
-                self.hall.mended(LOCAL, &subject(Wanted::ByNew, &stream));
+                self.hall.mended(fault::LOCAL_FILES, &subject(Wanted::ByNew, &stream));
             }
         }
         for instance in incomplete {
@@ -199,7 +198,7 @@ impl Relay {
         if ballast && at_head && hall.disk.space().is_some_and(|d| d.free > ROOM) {
             hall.mended(fault::DISK_FULL, "");
         }
-        hall.mended(LOCAL, "");
+        hall.mended(fault::LOCAL_FILES, "");
     }
 
     /// Packs in `ok/` that no manifest lists go before their time, when room is short.

@@ -429,7 +429,15 @@ impl Spool {
     }
 
     fn write_beats(&self, db: &mut Connection, beats: &[Arc<Waiting>]) -> Result<(), SpoolError> {
-        self.unless_halted(|| write_beats(db, beats))
+        let insert_all = |db: &Connection| {
+            let mut insert = db.prepare_cached("INSERT OR REPLACE INTO beat VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            let seq = |beat: &KeptBeat| i64::try_from(beat.seq).unwrap_or(i64::MAX);
+            let mut keep = |b: &KeptBeat| {
+                insert.execute((b.register.as_str(), &b.key, seq(b), b.heard_at.to_string(), &b.envelope))
+            };
+            beats.iter().map(|w| keep(&w.beat)).sum()
+        };
+        self.unless_halted(|| write(db, "keeping heartbeats", failpoint::name("spool.beat"), insert_all))
     }
 
     fn read<T>(
@@ -442,16 +450,6 @@ impl Spool {
         let rows = || -> rusqlite::Result<Vec<T>> { db.prepare_cached(sql)?.query_map([], row)?.collect() };
         rows().map_err(|e| SqliteError::new(format!("{FILE}: {what}"), e).into())
     }
-}
-
-fn write_beats(db: &mut Connection, beats: &[Arc<Waiting>]) -> Result<(), SpoolError> {
-    write(db, "keeping heartbeats", failpoint::name("spool.beat"), |db| {
-        let mut insert = db.prepare_cached("INSERT OR REPLACE INTO beat VALUES (?1, ?2, ?3, ?4, ?5)")?;
-        let seq = |beat: &KeptBeat| i64::try_from(beat.seq).unwrap_or(i64::MAX);
-        let mut keep =
-            |b: &KeptBeat| insert.execute((b.register.as_str(), &b.key, seq(b), b.heard_at.to_string(), &b.envelope));
-        beats.iter().map(|w| keep(&w.beat)).sum()
-    })
 }
 
 fn write(
@@ -512,16 +510,14 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + s).unwrap()
     }
 
+    fn beat(register: &str, seq: u64) -> KeptBeat {
+        KeptBeat { register: register.parse().unwrap(), key: "ab".into(), seq, heard_at: t(0), envelope: "{}".into() }
+    }
+
     #[test]
     fn what_was_kept_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let beat = |seq| KeptBeat {
-            register: "0421-03".parse().unwrap(),
-            key: "ab".into(),
-            seq,
-            heard_at: t(0),
-            envelope: "{}".into(),
-        };
+        let beat = |seq| beat("0421-03", seq);
         let (stream, object): (StreamName, ObjectName) = ("price".parse().unwrap(), "trust.json".parse().unwrap());
         {
             let spool = Spool::open(dir.path(), 10).unwrap();
@@ -543,13 +539,7 @@ mod tests {
     fn heartbeats_that_come_together_are_written_together() {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::open(dir.path(), 10).unwrap();
-        let beat = |n: u64, envelope: &str| KeptBeat {
-            register: format!("0421-{n}").parse().unwrap(),
-            key: "ab".into(),
-            seq: n,
-            heard_at: t(0),
-            envelope: envelope.into(),
-        };
+        let beat = |n, envelope: &str| KeptBeat { envelope: envelope.into(), ..beat(&format!("0421-{n}"), n) };
         let commits = Arc::new(std::sync::atomic::AtomicU32::new(0));
         let counted = Arc::clone(&commits);
         let count = move || counted.fetch_add(1, Ordering::Relaxed) == u32::MAX;
@@ -585,13 +575,7 @@ mod tests {
         for bent in [&b""[..], &[b'x'; 20_000]] {
             let dir = tempfile::tempdir().unwrap();
             let spool = Spool::open(dir.path(), 10).unwrap();
-            let beat = |n: u64| KeptBeat {
-                register: format!("0421-{n}").parse().unwrap(),
-                key: "ab".into(),
-                seq: n,
-                heard_at: t(0),
-                envelope: "{}".into(),
-            };
+            let beat = |n| beat(&format!("0421-{n}"), n);
             for round in 1..=2 {
                 spool.keep_beat(beat(1)).unwrap();
                 std::fs::write(dir.path().join(FILE), bent).unwrap();
@@ -613,13 +597,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, aside) = (dir.path().join(FILE), dir.path().join("relay.db.damaged"));
         let spool = Spool::open(dir.path(), 10).unwrap();
-        let beat = KeptBeat {
-            register: "0421-03".parse().unwrap(),
-            key: "ab".into(),
-            seq: 1,
-            heard_at: t(0),
-            envelope: "{}".into(),
-        };
+        let beat = beat("0421-03", 1);
         spool.keep_beat(beat.clone()).unwrap();
         spool.checkpoint(Checkpoint::Truncate).unwrap();
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
@@ -711,13 +689,7 @@ mod tests {
         let failed = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None);
         let first = spool.write("a test", failpoint::name("spool.event"), |_| Err(failed)).unwrap_err();
         assert_eq!(first.verdict(), Verdict::Halt);
-        let beat = KeptBeat {
-            register: "0421-03".parse().unwrap(),
-            key: "ab".into(),
-            seq: 1,
-            heard_at: t(0),
-            envelope: "{}".into(),
-        };
+        let beat = beat("0421-03", 1);
         assert_eq!(spool.keep_beat(beat).unwrap_err().verdict(), Verdict::Halt);
         assert_eq!(spool.checkpoint(Checkpoint::Passive).unwrap_err().verdict(), Verdict::Halt);
         assert_eq!(commits.load(Ordering::Relaxed), 0);

@@ -2,7 +2,6 @@
 //! other streams, so that none can stop another. Decides by `proto::chain` and `tries`; every move is
 //! `shelves`'.
 
-use crate::hall::LOCAL;
 use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::Room;
 use crate::trial::{Aim, Trial, TrialEnd};
@@ -243,7 +242,7 @@ impl Relay {
     /// A stream that is at its head, or whose chain is complete, misses nothing for that, and nothing is in its way.
     pub(crate) fn none_is_missing(&self, wanted: Wanted, stream: &StreamName) {
         self.end_missing(|of, name| of == wanted && name.instance.stream == *stream);
-        self.hall.mended(LOCAL, &subject(wanted, stream));
+        self.hall.mended(fault::LOCAL_FILES, &subject(wanted, stream));
     }
 
     /// Nobody waits for packs that are listed no more, nor for what is in the way of a stream that is not.
@@ -252,11 +251,12 @@ impl Relay {
         self.end_missing(|_, name| !listed.contains(name));
         let gone: Vec<String> = {
             let state = self.hall.state();
-            let is_gone =
-                |f: &&Fault| f.code == LOCAL && f.instance.as_ref().is_some_and(|i| !streams.contains(&i.stream));
+            let is_gone = |f: &&Fault| {
+                f.code == fault::LOCAL_FILES && f.instance.as_ref().is_some_and(|i| !streams.contains(&i.stream))
+            };
             state.faults.values().filter(is_gone).filter_map(|f| f.object.clone()).collect()
         };
-        gone.iter().for_each(|subject| self.hall.mended(LOCAL, subject));
+        gone.iter().for_each(|subject| self.hall.mended(fault::LOCAL_FILES, subject));
     }
 
     pub(crate) fn end_missing(&self, is_over: impl Fn(Wanted, &PackName) -> bool) {
@@ -597,7 +597,7 @@ impl Relay {
         match end {
             TrialEnd::Done => {
                 self.healed(stream);
-                self.hall.mended(LOCAL, &subject(Wanted::Here, stream));
+                self.hall.mended(fault::LOCAL_FILES, &subject(Wanted::Here, stream));
                 None
             }
             TrialEnd::Stopped => Some(Outcome::Stopped),

@@ -521,7 +521,7 @@ impl Run<'_> {
         let looked_at = |i: &Instance| self.options.stream.as_ref().is_none_or(|s| s == &i.stream);
         let unwanted = |i: &Instance, h: &Head| !h.retired && looked_at(i) && !report.instances.contains_key(i);
         let compared = |i: &Instance, h: &Head| {
-            h.retired && { report.instances.get(i).is_some_and(|e| e.outcome == Outcome::Unchanged && e.is_well()) }
+            h.retired && report.instances.get(i).is_some_and(|e| e.outcome == Outcome::Unchanged && e.is_well())
         };
         let those = |is: &dyn Fn(&Instance, &Head) -> bool| {
             self.heads.iter().filter(|(i, h)| is(i, h)).map(|(i, _)| i.clone()).collect()

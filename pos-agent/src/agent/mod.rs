@@ -10,7 +10,7 @@ mod tidy;
 
 use crate::config::Config;
 use crate::hold::Hold;
-use crate::memory::{LOCAL_FILES, Memory};
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
@@ -317,7 +317,7 @@ impl Agent {
                 } else {
                     self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
                 }
-                self.stuck(None, LOCAL_FILES, "store.db", &e.to_string());
+                self.stuck(None, fault::LOCAL_FILES, "store.db", &e.to_string());
                 None
             }
         }
@@ -470,7 +470,7 @@ impl Agent {
                 && let Err(e) = shelf::create_dir(dir)
             {
                 self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
-                self.stuck(Some(instance), LOCAL_FILES, &name.to_string(), &e.to_string());
+                self.stuck(Some(instance), fault::LOCAL_FILES, &name.to_string(), &e.to_string());
                 return Went::Over(if e.is_disk_full() { End::DiskFull } else { End::Retry });
             }
             let fetched = tokio::select! {

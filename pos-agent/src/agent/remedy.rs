@@ -2,7 +2,7 @@
 //! row; what it latches is durable before it counts.
 
 use super::{Agent, Goal, Went};
-use crate::memory::{LOCAL_FILES, STUCK};
+use crate::memory::STUCK;
 use crate::pace::End;
 use crate::register_db::{ApplyFailure, DbError, Healed, Remedy};
 use crate::report;
@@ -40,7 +40,7 @@ impl Agent {
             // A part that cannot be written is begun anew, if the directory lets us.
             let _ = shelf::remove(&self.part(name));
             self.trouble(Verdict::Retry, false, &text);
-            self.stuck(Some(&name.instance), LOCAL_FILES, &name.to_string(), &text);
+            self.stuck(Some(&name.instance), fault::LOCAL_FILES, &name.to_string(), &text);
             return Went::Over(End::Retry);
         }
         if errors.iter().any(|e| e.verdict() == Verdict::Quarantine) {
@@ -132,7 +132,7 @@ impl Agent {
                         format!("a program writes in store.db, or is stopped in the middle of it: end it ({text})");
                     self.stuck(Some(instance), fault::LOG_STUCK, &first.to_string(), &why);
                 } else {
-                    self.stuck(Some(instance), LOCAL_FILES, &first.to_string(), &text);
+                    self.stuck(Some(instance), fault::LOCAL_FILES, &first.to_string(), &text);
                 }
                 Went::Over(End::Retry)
             }

@@ -3,7 +3,6 @@
 
 use super::kit::*;
 use crate::agent::Agent;
-use crate::memory::LOCAL_FILES;
 use crate::pace::{End, From};
 use crate::register_db::{RegisterDb, damaged, log_path};
 use crate::report;
@@ -159,7 +158,7 @@ async fn a_database_that_cannot_be_opened_for_minutes_is_told_of() {
     for (pass, told) in [(0, false), (300, true)] {
         r.clock.advance(pass * S);
         assert_eq!(cycle(&agent).await, End::Retry);
-        assert_eq!(codes(&agent) == [LOCAL_FILES], told, "{pass}: {:?}", codes(&agent));
+        assert_eq!(codes(&agent) == [fault::LOCAL_FILES], told, "{pass}: {:?}", codes(&agent));
     }
     std::fs::remove_dir(&path).unwrap();
     std::fs::rename(&aside, &path).unwrap();
