@@ -12,7 +12,7 @@ use proto::failpoint;
 use proto::ids::{DeviceId, StoreId};
 use proto::limits::Limits;
 use proto::runs::{DOUBLE_TOLD, Runs};
-use proto::wire::{Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
+use proto::wire::{self, Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -241,7 +241,7 @@ impl Intake {
                     taken.push((heartbeat, age));
                 }
                 Err((who, why)) => {
-                    refused.insert(who.unwrap_or_else(|| format!("beat {n}")), why);
+                    refused.insert(who.unwrap_or_else(|| wire::nameless(n)), why);
                 }
             }
         }

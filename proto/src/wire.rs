@@ -226,7 +226,7 @@ pub struct BeatAnswer {
     pub hq_seen_s: Option<u64>,
     /// The answering tier's clock, UTC: for the report of skew only.
     pub now: Timestamp,
-    /// Devices whose heartbeats were refused, and why.
+    /// Devices whose heartbeats were refused, and why; [`nameless`] where it cannot be read whose it is.
     #[serde(default)]
     pub refused: BTreeMap<String, String>,
     /// From a relay: the greatest number of each asking register's heartbeats that HQ has taken; 0: none yet.
@@ -236,6 +236,11 @@ pub struct BeatAnswer {
     /// they go on above.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub go_on_above: BTreeMap<String, u64>,
+}
+
+/// What stands in [`BeatAnswer::refused`] for the `n`-th heartbeat of a post, from 0, if it cannot be read whose it is.
+pub fn nameless(n: usize) -> String {
+    format!("beat {n}")
 }
 
 /// Bytes of a text that a fault carries: what a server answers may be a page, and all faults must fit into a heartbeat.

@@ -14,14 +14,12 @@ use proto::follow;
 use proto::ids::RegisterId;
 use proto::layout::PackName;
 use proto::retry::{Backoff, random_unit};
-use proto::wire::{Beat, BeatAnswer, Beats, Heartbeat};
+use proto::wire::{self, Beat, BeatAnswer, Beats, Heartbeat};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Heartbeats of registers in one post: 16 of at most 64 KiB are 1 MiB.
 const BATCH: usize = 14;
-/// What headquarters calls the first of a post, which is the relay's own, where it cannot read whose it is.
-const OWN: &str = "beat 0";
 /// Bytes of an answer.
 const MAX_ANSWER: u64 = 256 << 10;
 /// The least pause between posts, so that many changes make one.
@@ -129,8 +127,8 @@ pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
         if let Some(last) = answer.go_on_above.get(hall.id.as_str()) {
             follow::lock(&hall.device).go_on_above(*last)?;
         }
-        // Of one that cannot be read it does not know whose it is.
-        let own = answer.refused.get(hall.id.as_str()).or_else(|| answer.refused.get(OWN));
+        // The relay's own is the first of a post.
+        let own = answer.refused.get(hall.id.as_str()).or_else(|| answer.refused.get(&wire::nameless(0)));
         if let Some(why) = own.or_else(|| answer.refused.values().next().filter(|_| sent.is_empty())) {
             return Err(ReportError::Refused(why.clone()));
         }
@@ -216,7 +214,7 @@ mod tests {
     async fn a_heartbeat_that_headquarters_cannot_read_was_not_heard() {
         let hq = Hq::new();
         let relay = Store::enrolled(&[hq.url()]).open();
-        for (who, heard) in [("beat 0", false), ("?", false), ("", true)] {
+        for (who, heard) in [(wire::nameless(0).as_str(), false), ("?", false), ("", true)] {
             let refused: BTreeMap<String, String> =
                 [(who.to_owned(), "too long".to_owned())].into_iter().filter(|(w, _)| !w.is_empty()).collect();
             let answer = BeatAnswer {

@@ -56,7 +56,7 @@ impl Checker {
             self.served(store, &ok, &evil);
         }
         for id in site.registers.keys().filter(|_| trusted) {
-            self.replica(&site.store_db(id), &format!("register {id}"), &evil);
+            self.register(&site.store_db(id), &format!("register {id}"), &evil);
         }
     }
 
@@ -119,11 +119,22 @@ impl Checker {
         }
     }
 
-    /// Each stream is at exactly one published version, and has the rows of it.
+    /// A register's streams never go.
     #[track_caller]
-    fn replica(&mut self, path: &Path, whose: &str, evil: &str) {
+    fn register(&mut self, path: &Path, whose: &str, evil: &str) {
+        let there = self.replica(path, whose, evil);
+        let had = self.heights.keys().filter(|(place, _)| place == whose).map(|(_, instance)| instance);
+        for instance in had {
+            let stream = instance.split('@').next().unwrap();
+            assert!(there.contains(stream), "{whose} had {instance}, and has no {stream} any more");
+        }
+    }
+
+    /// Each stream is at exactly one published version, and has the rows of it. Which there are.
+    #[track_caller]
+    fn replica(&mut self, path: &Path, whose: &str, evil: &str) -> BTreeSet<String> {
         if std::fs::metadata(path).map_or(0, |m| m.len()) == 0 {
-            return;
+            return BTreeSet::new();
         }
         let db = digest::open_read_only(path);
         let ok: String = db.query_row("PRAGMA integrity_check", [], |r| r.get(0)).unwrap();
@@ -131,7 +142,7 @@ impl Checker {
         let count = |sql: &str| db.query_row(sql, [], |r| r.get::<_, i64>(0)).unwrap();
         if count("SELECT count(*) FROM sqlite_schema WHERE name = 'tillcast_stream'") == 0 {
             assert_eq!(count("SELECT count(*) FROM sqlite_schema"), 0, "{whose}: tables of nobody");
-            return;
+            return BTreeSet::new();
         }
         let mut rows = db.prepare("SELECT stream, audience, version, epoch FROM tillcast_stream").unwrap();
         let streams: Vec<(String, String, u64, u64)> = rows
@@ -139,7 +150,7 @@ impl Checker {
             .unwrap()
             .map(Result::unwrap)
             .collect();
-        let mut tables = BTreeSet::new();
+        let (mut tables, mut there) = (BTreeSet::new(), BTreeSet::new());
         for (stream, audience, version, epoch) in streams {
             let instance = format!("{stream}@{audience}");
             assert_ne!(format!("{instance} {version}"), evil, "{whose} holds what it must refuse");
@@ -148,6 +159,7 @@ impl Checker {
             let held: Digests = published.keys().map(|t| (t.clone(), digest::of_table(&db, t))).collect();
             assert_eq!(&held, published, "{whose}: {instance} {version} has other rows");
             tables.extend(held.into_keys());
+            there.insert(stream);
             let signed = self.heights.iter().filter(|((place, i), _)| place.starts_with("manifest") && *i == instance);
             let signed = signed.map(|(_, height)| *height).max();
             assert!(
@@ -156,8 +168,9 @@ impl Checker {
             );
             self.rise(whose, &instance, (epoch, version));
         }
-        let there: BTreeSet<String> = digest::of_database(path).into_keys().collect();
-        assert_eq!(there, tables, "{whose}: tables of streams that it does not hold");
+        let found: BTreeSet<String> = digest::of_database(path).into_keys().collect();
+        assert_eq!(found, tables, "{whose}: tables of streams that it does not hold");
+        there
     }
 
     /// Only what a manifest listed, with the hash by which it did, and the shadow has proved.

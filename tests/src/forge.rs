@@ -88,6 +88,16 @@ pub fn seal(kind: &str, payload: &[u8], keys: &[&SigningKey]) -> Vec<u8> {
         .unwrap()
 }
 
+/// Whether an envelope of this kind is whole and signed by the key.
+pub fn is_sealed_by(kind: &str, envelope: &[u8], key: &SigningKey) -> bool {
+    let Ok(found) = serde_json::from_slice::<Value>(envelope) else { return false };
+    let Ok(payload) = STANDARD.decode(found["payload"].as_str().unwrap_or_default()) else { return false };
+    // Ed25519 signs the same bytes in the same way each time.
+    let right: Value = serde_json::from_slice(&seal(kind, &payload, &[key])).unwrap();
+    let signatures = found["signatures"].as_array().cloned().unwrap_or_default();
+    found["payloadType"] == right["payloadType"] && signatures.iter().any(|s| s["sig"] == right["signatures"][0]["sig"])
+}
+
 /// An envelope's payload, its signatures unchecked.
 #[track_caller]
 pub fn payload(envelope: &[u8]) -> Value {
@@ -122,6 +132,11 @@ mod tests {
         let packed = pack(&lines);
         assert_eq!(unpack(&packed), lines);
         assert_eq!(entry(&packed)["unpacked"], lines.iter().map(|l| l.len() + 1).sum::<usize>());
-        assert_eq!(payload(&seal("manifest", b"{\"a\":1}", &[&strange_key(1)])), json!({"a": 1}));
+        let sealed = seal("manifest", b"{\"a\":1}", &[&strange_key(1)]);
+        assert_eq!(payload(&sealed), json!({"a": 1}));
+        assert!(is_sealed_by("manifest", &sealed, &strange_key(1)));
+        assert!(!is_sealed_by("manifest", &sealed, &strange_key(2)));
+        assert!(!is_sealed_by("trust", &sealed, &strange_key(1)));
+        assert!(!is_sealed_by("manifest", &sealed[1..], &strange_key(1)));
     }
 }

@@ -24,8 +24,8 @@ fn read(file: &Path) -> Option<BTreeMap<String, f64>> {
     Some(serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display())))
 }
 
-/// What is more than 10% worse, or was never measured before.
-pub fn worse(file: &Path, results: &Results) -> Vec<String> {
+/// What is more than 10% worse, or was never measured before; with `all` also what was not measured this time.
+pub fn worse(file: &Path, results: &Results, all: bool) -> Vec<String> {
     let before = read(file).unwrap_or_else(|| panic!("{} cannot be read: make it with --save", file.display()));
     let is_worse = |now: f64, then: f64, more_is_better: bool| {
         if more_is_better { now * SLACK < then } else { now > then * SLACK }
@@ -34,5 +34,8 @@ pub fn worse(file: &Path, results: &Results) -> Vec<String> {
         None => Some(format!("{what}: {now:.3} ×, and nothing to compare it with: --save it")),
         Some(then) => is_worse(now, *then, more).then(|| format!("{what}: {now:.3} ×, it was {then:.3} ×")),
     };
-    ratios(results).into_iter().filter_map(judge).collect()
+    let now = ratios(results);
+    let gone = before.keys().filter(|what| all && !now.contains_key(what.as_str()));
+    let gone: Vec<String> = gone.map(|what| format!("{what}: not measured any more")).collect();
+    now.into_iter().filter_map(judge).chain(gone).collect()
 }

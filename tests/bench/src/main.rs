@@ -108,9 +108,11 @@ fn main() {
     if let Some(file) = &options.save {
         baseline::save(file, &results);
     }
-    let worse = options.against.as_ref().map_or(Vec::new(), |file| baseline::worse(file, &results));
-    worse.iter().for_each(|w| eprintln!("worse: {w}"));
-    if !worse.is_empty() {
-        std::process::exit(1);
+    if let Some(file) = &options.against {
+        let worse = baseline::worse(file, &results, options.names.is_empty());
+        worse.iter().for_each(|w| eprintln!("worse: {w}"));
+        if !worse.is_empty() || results.missed() > 0 {
+            std::process::exit(1);
+        }
     }
 }

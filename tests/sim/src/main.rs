@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tillcast_sim::run_seed;
+use tillcast_sim::{Failure, Outcome, run_seed};
 use tillcast_tests::process::with_disks;
 
 /// Runs the simulation. Exits with 1 when a seed found something.
@@ -77,13 +77,12 @@ fn main() -> ExitCode {
         let seed = next;
         next += 1;
         let mut result = run_seed(seed, dir.path(), o.verbose);
-        if o.twice
-            && let Ok(first) = &result
-        {
-            let second = run_seed(seed, dir.path(), false);
-            if second.as_ref().map(|s| &s.hash).ok() != Some(&first.hash) {
-                let what = "the second run of the seed went another way".to_owned();
-                result = Err(tillcast_sim::Failure { seed, what, last: Vec::new() });
+        if o.twice {
+            let end = |r: &Result<Outcome, Failure>| r.as_ref().map(|o| o.hash.clone()).map_err(|f| f.what.clone());
+            let (first, second) = (end(&result), end(&run_seed(seed, dir.path(), false)));
+            if first != second {
+                let what = format!("the second run of the seed went another way: {first:?}, then {second:?}");
+                result = Err(Failure { seed, what, last: Vec::new() });
             }
         }
         seeds += 1;

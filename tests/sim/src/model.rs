@@ -3,6 +3,7 @@
 
 use crate::disk;
 use crate::hq::STREAMS;
+use proto::clock::Timestamp;
 use proto::wire::{Fault, fault};
 use rusqlite::Connection;
 use serde_json::Value;
@@ -31,8 +32,12 @@ pub struct Model {
     forged: BTreeSet<String>,
     /// Greatest serial of each store.
     serials: BTreeMap<String, u64>,
-    /// What each register held last: (register, stream@audience, epoch).
+    /// What headquarters' newest list promises each store: the digest of each instance.
+    promises: BTreeMap<String, BTreeMap<String, String>>,
+    /// What each device held last: (device, stream@audience, epoch).
     held: BTreeMap<(String, String, u64), u64>,
+    /// Streams that each device has held: they never go.
+    streams: BTreeMap<String, BTreeSet<String>>,
     /// Files in `ok/` that were looked at: path, length and time.
     looked: BTreeSet<(PathBuf, u64, SystemTime)>,
     /// Streams of a device whose rows somebody changed by hand, until they are right again.
@@ -46,8 +51,8 @@ pub struct Model {
     pub news: Vec<String>,
     /// Streams of which a relay gave up a pack: somebody must hear of it.
     pub given_up: BTreeSet<String>,
-    /// Subjects that devices have given reason for.
-    pub complaints: BTreeSet<String>,
+    /// Subjects that devices have given reason for, with the device and since when: each reason is worth one mail.
+    complaints: BTreeMap<String, BTreeSet<(String, Timestamp)>>,
     /// What each relay's shadow has proved.
     proofs: BTreeMap<String, BTreeSet<String>>,
     /// Databases as they were when they were looked at last.
@@ -68,7 +73,9 @@ impl Model {
             packs: BTreeMap::new(),
             forged: BTreeSet::new(),
             serials: BTreeMap::new(),
+            promises: BTreeMap::new(),
             held: BTreeMap::new(),
+            streams: BTreeMap::new(),
             looked: BTreeSet::new(),
             tampered: BTreeSet::new(),
             mails: 0,
@@ -76,7 +83,7 @@ impl Model {
             told: BTreeMap::new(),
             news: Vec::new(),
             given_up: BTreeSet::new(),
-            complaints: BTreeSet::new(),
+            complaints: BTreeMap::new(),
             proofs: BTreeMap::new(),
             unchanged: BTreeMap::new(),
             rotten: BTreeSet::new(),
@@ -152,6 +159,11 @@ impl Model {
             if serial < before {
                 return Err(format!("the manifest of {store} went back from serial {before} to {serial}"));
             }
+            let promise = self.promises.entry(store).or_default();
+            promise.clear();
+            for (stream, entry) in m["streams"].as_object().unwrap() {
+                promise.insert(format!("{stream}@{}", text(&entry["audience"])), text(&entry["digests"][stream]));
+            }
             for (stream, entry) in m["streams"].as_object().unwrap() {
                 self.look_at_entry(stream, entry)?;
             }
@@ -224,24 +236,12 @@ impl Model {
     pub fn look_at_register(&mut self, register: &str, data: &Path) -> Checked {
         self.checks += 1;
         let file = data.join("store.db");
-        if !file.exists() || !self.is_written(&file) {
+        if !self.is_written(&file) {
             return Ok(());
         }
-        let db = self.open(&file);
-        let rows = streams_of(&db).map_err(|e| format!("{register}: store.db cannot be read: {e}"))?;
-        let mut there = BTreeSet::new();
-        for (stream, audience, version, epoch) in rows {
-            if !there.insert(stream.clone()) {
-                return Err(format!("{register} holds {stream} twice"));
-            }
-            let instance = format!("{stream}@{audience}");
-            let found = digest::of_table(&db, &stream);
-            self.may_hold(register, &stream, &instance, version, &found)?;
-            let before = self.held.insert((register.to_owned(), instance.clone(), epoch), version);
-            if before.is_some_and(|b| b > version) {
-                return Err(format!("{register} went back from {instance} {} to {version}", before.unwrap_or(0)));
-            }
-        }
+        let db = file.exists().then(|| self.open(&file));
+        let there = self.look_at_rows(register, db.as_ref())?;
+        let Some(db) = db else { return Ok(()) };
         for s in STREAMS.iter().filter(|s| !there.contains(s.name)) {
             let sql = "SELECT count(*) FROM sqlite_schema WHERE name = ?1";
             if db.query_row(sql, [s.name], |r| r.get::<_, i64>(0)).unwrap() > 0 {
@@ -249,6 +249,37 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// What a device holds: published versions, none older than before, of all the streams that it ever held.
+    fn look_at_rows(&mut self, device: &str, db: Option<&Connection>) -> Result<BTreeSet<String>, String> {
+        let rows = db.map_or(Ok(Vec::new()), streams_of);
+        let rows = rows.map_err(|e| format!("the database of {device} cannot be read: {e}"))?;
+        let mut there = BTreeSet::new();
+        for (stream, audience, version, epoch) in rows {
+            if !there.insert(stream.clone()) {
+                return Err(format!("{device} holds {stream} twice"));
+            }
+            let instance = format!("{stream}@{audience}");
+            let found = digest::of_table(db.unwrap(), &stream);
+            self.may_hold(device, &stream, &instance, version, &found)?;
+            let before = self.held.insert((device.to_owned(), instance.clone(), epoch), version);
+            if before.is_some_and(|b| b > version) {
+                return Err(format!("{device} went back from {instance} {} to {version}", before.unwrap_or(0)));
+            }
+        }
+        let had = self.streams.entry(device.to_owned()).or_default();
+        if let Some(gone) = had.difference(&there).next() {
+            return Err(format!("{device} had {gone} and has it no more"));
+        }
+        had.extend(there.iter().cloned());
+        Ok(there)
+    }
+
+    /// A relay's shadow is gone: it may begin anew.
+    pub fn lost(&mut self, relay: &str) {
+        self.held.retain(|(device, ..), _| device != relay);
+        self.streams.remove(relay);
     }
 
     /// Whether these rows are a published version's.
@@ -267,24 +298,22 @@ impl Model {
 
     /// A relay: what it serves was published, and is proved by its shadow, which holds published versions too.
     /// `unproved`: packs that it served when its shadow, with the proofs, was lost.
-    pub fn look_at_relay(&mut self, relay: &str, data: &Path, unproved: &BTreeSet<String>) -> Checked {
+    pub fn look_at_relay(&mut self, relay: &str, data: &Path, unproved: &mut BTreeSet<String>) -> Checked {
         self.checks += 1;
         let shadow = data.join("shadow.db");
-        if shadow.exists() && self.is_written(&shadow) {
+        if self.is_written(&shadow) {
             let mut proofs = BTreeSet::new();
-            let db = self.open(&shadow);
-            let rows = streams_of(&db).map_err(|e| format!("{relay}: shadow.db cannot be read: {e}"))?;
-            for (stream, audience, version, _) in rows {
-                let found = digest::of_table(&db, &stream);
-                self.may_hold(relay, &stream, &format!("{stream}@{audience}"), version, &found)?;
-            }
-            if is_made(&db) {
+            let db = shadow.exists().then(|| self.open(&shadow));
+            self.look_at_rows(relay, db.as_ref())?;
+            if let Some(db) = db.filter(is_made) {
                 let mut all = db.prepare("SELECT lower(sha256) FROM tillcast_pack").unwrap();
                 proofs.extend(all.query_map([], |r| r.get::<_, String>(0)).unwrap().map(Result::unwrap));
             }
             self.proofs.insert(relay.to_owned(), proofs);
         }
         let proofs = self.proofs.get(relay).cloned().unwrap_or_default();
+        // What it has proved anew is believed no more without.
+        unproved.retain(|name| self.packs.get(name).is_none_or(|sha256| !proofs.contains(sha256)));
         for room in ["ok", "ready"] {
             let root = data.join(room).join("packs");
             for path in disk::files(&root) {
@@ -329,24 +358,53 @@ impl Model {
     pub fn complains(&mut self, device: &str, faults: &[Fault]) {
         for f in faults {
             let of = f.instance.as_ref().map_or_else(|| device.to_owned(), ToString::to_string);
-            match f.code.as_str() {
-                fault::DRIFT => self.complaints.insert(format!("Rows of {of} differ from what was published")),
-                fault::PACK_MISSING => self.complaints.insert(format!("A pack of {of} is missing from the bucket")),
-                fault::PACK_IN_ERROR => self.complaints.insert(format!("A pack of {of} is in error")),
-                _ => false,
+            let about = match f.code.as_str() {
+                fault::DRIFT => format!("Rows of {of} differ from what was published"),
+                fault::PACK_MISSING => format!("A pack of {of} is missing from the bucket"),
+                fault::PACK_IN_ERROR => format!("A pack of {of} is in error"),
+                _ => continue,
             };
+            self.complaints.entry(about).or_default().insert((device.to_owned(), f.since));
         }
     }
 
-    /// What the manifest in the bucket promises a store: the digest of each instance.
+    /// Nothing that a device said was kept silent, and nothing was told more often than it was said.
+    pub fn told_as_said(&self) -> Checked {
+        for (about, reasons) in &self.complaints {
+            let told = self.told.get(about).copied().unwrap_or(0);
+            if told == 0 {
+                return Err(format!("“{about}” was never told, though a device said so"));
+            }
+            if told > reasons.len() as u64 {
+                return Err(format!("“{about}” was told {told} times, for {} reasons", reasons.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What headquarters' newest list promises a store: the digest of each instance.
     pub fn promised(&self, store: &str) -> BTreeMap<String, String> {
-        let path = self.hq.join(format!("objects/stores/{store}/manifest.json"));
-        let manifest = std::fs::read(path).map(|envelope| forge::payload(&envelope)).unwrap_or_default();
-        let streams = manifest["streams"].as_object().into_iter().flatten();
-        let promise = |(name, e): (&String, &Value)| {
-            (format!("{name}@{}", text(&e["audience"])), text(&e["digests"][name.as_str()]))
-        };
-        streams.map(promise).collect()
+        self.promises.get(store).cloned().unwrap_or_default()
+    }
+
+    /// A new register can install from what a relay serves: of each stream a full and the deltas up to the version.
+    pub fn look_at_chains(&self, relay: &str, data: &Path) -> Checked {
+        let ok = data.join("ok");
+        let manifest = forge::payload(&std::fs::read(ok.join(format!("stores/{relay}/manifest.json"))).unwrap());
+        for (stream, entry) in manifest["streams"].as_object().unwrap() {
+            let instance = format!("{stream}@{}", text(&entry["audience"]));
+            let version = number(&entry["version"]);
+            let is_there = |v: u64, kind: &str| ok.join(format!("packs/{instance}/{v:010}.{kind}.pack")).exists();
+            // Numbers are burnt by publishes that were cut: the list says which there are.
+            let listed: BTreeSet<u64> =
+                entry["packs"].as_array().unwrap().iter().map(|p| number(&p["version"])).collect();
+            let leads =
+                |full: &u64| is_there(*full, "full") && listed.iter().all(|v| v <= full || is_there(*v, "delta"));
+            if !listed.iter().any(leads) {
+                return Err(format!("{relay} has no chain that leads a new register to {instance} {version}"));
+            }
+        }
+        Ok(())
     }
 
     /// What a device holds of each instance.
@@ -375,6 +433,10 @@ impl Model {
             if was == opens {
                 let what = if opens { "again while it lasts" } else { "as over and never began" };
                 return Err(format!("“{about}” was told {what}"));
+            }
+            // No seed lasts half an hour.
+            if opens && about.starts_with("Register ") && about.ends_with(" is silent") {
+                return Err(format!("“{about}” is told too early"));
             }
             if opens {
                 *self.told.entry(about).or_default() += 1;

@@ -27,7 +27,7 @@ use tillcast_tests::Dice;
 use tokio::sync::mpsc;
 
 /// After the last trouble everything is at headquarters' versions within so many cycles of 30 s.
-pub const CYCLES: u64 = 6;
+pub const CYCLES: u64 = 3;
 const CYCLE: Ms = 30_000;
 
 /// Where everybody must come.
@@ -278,12 +278,16 @@ impl Sim {
         self.calm_down().await?;
         let told = self.now() + 100_000;
         self.go_until(told).await?;
-        // 4. What is in the bucket arrives, unless a pack on the way is gone or was given up: those wait for the next.
+        // 4. What is in the bucket arrives by itself, unless a pack on the way is gone or was given up; and what the source
+        // holds with the next publish, though nothing changed.
         let never_whole = ["Poison", "Lose", "Theft"].iter().any(|kind| self.troubles.contains_key(*kind));
         if !never_whole && self.model.lock().unwrap().given_up.is_empty() {
             self.converge(Goal::Manifest).await?;
             self.say("everything is at what the bucket promises");
         }
+        self.publish(None, true).await?;
+        self.converge(Goal::Source).await?;
+        self.say("everything is at what the source holds");
         // 5. Everything changes, and everybody must come there.
         for _ in 0..2 {
             self.hq.change_all(self.relays.len());
@@ -409,7 +413,8 @@ impl Sim {
                 let from = actor.who;
                 self.actors.insert(number, actor);
                 self.ask(number, from, question);
-                Ok(())
+                // As whoever reads its files sees them while it waits.
+                self.look_at_files(from)
             }
             Ok(Ok(done)) => {
                 let (who, op) = (actor.who, actor.op.clone());
@@ -887,8 +892,8 @@ impl Sim {
         let mut model = self.model.lock().unwrap();
         match who {
             Who::Relay(n) => {
-                let node = &self.relays[n];
-                model.look_at_relay(&node.store, &node.data, &node.unproved)
+                let node = &mut self.relays[n];
+                model.look_at_relay(&node.store, &node.data, &mut node.unproved)
             }
             Who::Register(n) => {
                 let node = &self.registers[n];
@@ -956,10 +961,19 @@ impl Sim {
                 return Err(format!("“{about}” was never told"));
             }
         }
-        match model.complaints.iter().find(|about| !model.told.contains_key(*about)) {
-            Some(about) => Err(format!("“{about}” was never told, though a device said so")),
-            None => Ok(()),
+        model.told_as_said()?;
+        for node in &self.relays {
+            model.look_at_chains(&node.store, &node.data)?;
+            if let Some(fault) = node.relay.as_ref().and_then(|r| r.hall.state().all_faults().pop()) {
+                return Err(format!("{} still says {}: {}", node.store, fault.code, fault.text));
+            }
         }
+        for node in &self.registers {
+            if let Some(fault) = node.agent.as_ref().and_then(|a| a.memory.look(|f| f.open()).pop()) {
+                return Err(format!("{} still says {}: {}", node.id, fault.code, fault.text));
+            }
+        }
+        Ok(())
     }
 
     // Trouble.
@@ -1219,6 +1233,7 @@ impl Sim {
         let ok = self.relays[n].data.join("ok/packs");
         let name = |path: PathBuf| path.strip_prefix(&ok).unwrap().to_string_lossy().into_owned();
         self.relays[n].unproved = disk::files(&ok).into_iter().map(name).collect();
+        self.model.lock().unwrap().lost(&self.relays[n].store);
     }
 
     /// The last trouble is over.

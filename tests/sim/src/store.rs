@@ -308,7 +308,12 @@ impl RegisterNode {
     /// Opens the data directory, as a service does when it starts.
     pub fn start(&mut self) -> Result<(), OpenError> {
         let fuse = self.fuse.clone();
-        let observer: pos_agent::agent::Observer = Arc::new(move |_| !fuse.is_blown() && !fuse.burn());
+        let observer: pos_agent::agent::Observer = Arc::new(move |_| {
+            if fuse.burn() {
+                std::panic::panic_any(PowerCut);
+            }
+            true
+        });
         let clock: Arc<dyn Clock> = self.clock.clone();
         self.agent = Some(Arc::new(Agent::open(self.config.clone(), clock, Some(observer))?));
         (self.failures, self.silences, self.first, self.beats_failed) = (0, 0, true, 0);

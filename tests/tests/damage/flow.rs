@@ -296,23 +296,28 @@ impl Work<'_> {
         }
     }
 
-    /// What the LAN is given under a listed pack's name is that pack.
+    /// What the LAN is given under a listed pack's name is that pack; lists and trust files are headquarters' own.
     fn served_is_good(&self) -> Result<(), String> {
         if self.relay.is_none() {
             return Ok(());
         }
         let url = |name: &str| format!("{}/{name}", self.relay_node().url());
-        let Ok(manifest) = http::try_request("GET", &url("stores/0421/manifest.json"), &[], b"") else { return Ok(()) };
-        if manifest.status != 200 {
-            return Ok(());
+        let get = |name: &str| http::try_request("GET", &url(name), &[], b"").ok().filter(|r| r.status == 200);
+        let trust = get("trust.json");
+        if trust.is_some_and(|t| !forge::is_sealed_by("trust", &t.body, &self.site.signing_key("root"))) {
+            return Err("the relay serves a damaged trust.json".into());
+        }
+        let Some(manifest) = get("stores/0421/manifest.json") else { return Ok(()) };
+        let keys = [&self.prepared.second, &self.prepared.third, &self.site].map(|s| s.signing_key("publisher"));
+        if !keys.iter().any(|key| forge::is_sealed_by("manifest", &manifest.body, key)) {
+            return Err("the relay serves a damaged manifest".into());
         }
         let manifest = forge::payload(&manifest.body);
         for (stream, entry) in manifest["streams"].as_object().unwrap() {
             for pack in entry["packs"].as_array().unwrap() {
                 let (version, kind) = (pack["version"].as_u64().unwrap(), pack["kind"].as_str().unwrap());
                 let name = format!("packs/{stream}@{}/{version:010}.{kind}.pack", entry["audience"].as_str().unwrap());
-                let Ok(reply) = http::try_request("GET", &url(&name), &[], b"") else { continue };
-                if reply.status == 200 && forge::sha256(&reply.body) != pack["sha256"].as_str().unwrap() {
+                if get(&name).is_some_and(|p| forge::sha256(&p.body) != pack["sha256"].as_str().unwrap()) {
                     return Err(format!("the relay serves {name} damaged"));
                 }
             }

@@ -59,8 +59,9 @@ fn judged(cell: &Cell, target: &Target, prepared: &Prepared) -> Result<(), Strin
 }
 
 /// The codes that a table's row has all of; the reasons behind them may be more than it names.
-const FAULTS: [&str; 10] = [
+const FAULTS: [&str; 15] = [
     "PACK_IN_ERROR",
+    "PACK_MISSING",
     "DRIFT",
     "REFUSED",
     "SOURCE",
@@ -70,6 +71,10 @@ const FAULTS: [&str; 10] = [
     "BIT_ROT",
     "SHADOW_LOST",
     "SPOOL_LOST",
+    "LOG_STUCK",
+    "CRASH_LOOP",
+    "POWER_UNSTABLE",
+    "IDENTITY_CLONE",
 ];
 const PASSING: [&str; 2] = ["REFUSED", "SOURCE"];
 
