@@ -14,6 +14,7 @@ use flow::Outcome;
 use places::{Prepared, TARGETS, Target, faults, prepared};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::fs;
 use std::sync::Mutex;
 use table::Cell;
 
@@ -202,14 +203,33 @@ fn the_table_has_every_cell_and_the_document_has_the_table() {
     assert_eq!(TARGETS.iter().map(|t| t.name).collect::<Vec<_>>(), [&BUCKET[..], &DIRECTORIES, &DATABASES].concat());
 
     let path = tillcast_tests::repository().join("docs/FAILURES.md");
-    let text = std::fs::read_to_string(&path).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
     let (begin, end) = ("<!-- written by tests/tests/damage: begin -->\n", "<!-- end -->");
     let (before, rest) = text.split_once(begin).unwrap();
     let (found, after) = rest.split_once(end).unwrap();
     let table = table::document();
     if std::env::var_os("TILLCAST_BLESS").is_some() {
-        std::fs::write(&path, format!("{before}{begin}{table}\n{end}{after}")).unwrap();
+        fs::write(&path, format!("{before}{begin}{table}\n{end}{after}")).unwrap();
     } else {
         assert_eq!(found.trim(), table.trim(), "run with TILLCAST_BLESS=1 to write the table into docs/FAILURES.md");
     }
+}
+
+/// Names of tests are told from other words by their length: three underscores.
+#[test]
+fn the_tests_that_the_document_names_are_there() {
+    let root = tillcast_tests::repository();
+    let mut sources = String::new();
+    for dir in ["proto", "hq-publisher", "store-relay", "pos-agent", "tests"] {
+        let files = tillcast_tests::files::tree(&root.join(dir)).into_keys().filter(|f| f.ends_with(".rs"));
+        files.for_each(|f| sources += &fs::read_to_string(root.join(dir).join(f)).unwrap());
+    }
+    let text = fs::read_to_string(root.join("docs/FAILURES.md")).unwrap();
+    let is_name = |w: &&str| w.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c));
+    let is_ours = |w: &&str| w.matches('_').count() >= 3 && !w.starts_with("test_") && !w.starts_with("tillcast_");
+    let named: BTreeSet<&str> = text.split('`').filter(is_name).filter(is_ours).collect();
+    assert!(named.len() > 150, "only {} tests are named", named.len());
+    let is_missing = |name: &&&str| !sources.contains(&format!("fn {}(", name.rsplit("::").next().unwrap()));
+    let missing: Vec<_> = named.iter().filter(is_missing).collect();
+    assert!(missing.is_empty(), "docs/FAILURES.md names tests that are not there: {missing:?}");
 }
