@@ -204,7 +204,7 @@ fn once(round: &Round, relay: &Relay) -> Answer {
 fn imported(done: &Imported) -> Answer {
     let exit = if done.refused {
         1
-    } else if !done.receipt.refusals.is_empty() || !done.behind.is_empty() {
+    } else if !done.receipt.refusals.is_empty() || (!done.behind.is_empty() && !done.older) {
         3
     } else {
         0

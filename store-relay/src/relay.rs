@@ -128,6 +128,10 @@ pub struct Relay {
     pub(crate) rotten: tokio::sync::Mutex<mpsc::UnboundedReceiver<PackName>>,
     /// Ends scratch proofs, when there is something better to do.
     pub(crate) spare: Mutex<CancellationToken>,
+    /// Held by whoever closes a gap in the chain in `ok/`: there is one scratch database.
+    pub(crate) completing: tokio::sync::Mutex<()>,
+    /// When this process opened the directory, by the monotonic clock.
+    pub(crate) opened: Duration,
     /// One a stream: the loop and an import must not work on the same.
     pub(crate) locks: Mutex<BTreeMap<StreamName, Arc<tokio::sync::Mutex<()>>>>,
     /// One a pack that is being downloaded.
@@ -181,7 +185,7 @@ impl Relay {
         lock: LockFile,
         (files, shadow, lost): (Files, Shadow, bool),
     ) -> Result<Relay, RelayError> {
-        let sources = config.sources()?;
+        let (sources, opened) = (config.sources()?, clock.monotonic());
         let (tell, rotten) = mpsc::unbounded_channel();
         let objects = Objects::new(config.cache.clone(), tell, Arc::clone(&clock));
         let hall = Arc::new(Hall::new(config, clock, files, objects));
@@ -196,6 +200,8 @@ impl Relay {
             absent: Mutex::default(),
             rotten: tokio::sync::Mutex::new(rotten),
             spare: Mutex::default(),
+            completing: tokio::sync::Mutex::default(),
+            opened,
             locks: Mutex::default(),
             fetching: Mutex::default(),
             adopting: tokio::sync::Mutex::default(),

@@ -39,7 +39,7 @@ impl Relay {
             }
         }
         for instance in incomplete {
-            self.complete(&instance).await;
+            self.complete(&instance, Supply { sources: &self.sources, only: None }).await;
         }
         if !self.is_halted() {
             self.tidy().await;
@@ -83,15 +83,19 @@ impl Relay {
 
     /// Closes a gap in the chain in `ok/`: fetches what is missing, and proves it in a scratch database, which
     /// must end in the shadow's digests. The shadow itself is not touched but for the proofs.
-    pub(crate) async fn complete(&self, instance: &Instance) {
+    pub(crate) async fn complete(&self, instance: &Instance, supply: Supply<'_>) {
+        let _alone = self.completing.lock().await;
+        if !self.incomplete().contains(instance) {
+            return;
+        }
         // 1. The cheapest chain from nothing to what the shadow holds; what is at hand costs nothing.
-        let supply = Supply { sources: &self.sources, only: None };
         let (mut absent, by_new) = (BTreeSet::new(), Some((Wanted::ByNew, instance)));
         let (epoch, packs, digests) = loop {
             if self.is_halted() {
                 return;
             }
-            let Some((epoch, way, digests)) = self.chain_from_nothing(instance, &absent) else {
+            let usable = |name: &PackName| supply.may_have(name) && !absent.contains(name);
+            let Some((epoch, way, digests)) = self.chain_from_nothing(instance, usable) else {
                 absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name));
                 return;
             };
@@ -115,7 +119,8 @@ impl Relay {
         // 2. Proved where nobody reads.
         let file = self.hall.config.data_dir.join(shadow::SCRATCH);
         let trial = self.trial(instance, epoch, Aim::Scratch { file, digests }, &packs);
-        let stop = self.spare_token();
+        // What a stick brought is proved now or never.
+        let stop = if supply.only.is_some() { self.hall.stop.clone() } else { self.spare_token() };
         let end = self.shadow.prove(trial, self.time_for(&packs), &stop).await;
         // 3. Served, or taken down as bad.
         match end {
@@ -155,10 +160,17 @@ impl Relay {
         all.into_iter().filter(|s| some.iter().all(|i| &i.stream != s)).collect()
     }
 
+    /// The packs that would be got next to close the gap in a chain, if of those not at hand there were these.
+    pub(crate) fn would_complete(&self, instance: &Instance, there: &BTreeSet<PackName>) -> Vec<(PackName, PackEntry)> {
+        let chain = self.chain_from_nothing(instance, |name| there.contains(name));
+        chain.map(|(_, packs, _)| self.not_at_hand(instance, packs)).unwrap_or_default()
+    }
+
+    /// The cheapest chain of packs that are at hand, or may be had.
     fn chain_from_nothing(
         &self,
         instance: &Instance,
-        without: &BTreeSet<PackName>,
+        may_be_had: impl Fn(&PackName) -> bool,
     ) -> Option<(u64, Vec<PackEntry>, crate::trial::Digests)> {
         let (now, rules) = (self.hall.clock.now(), &self.hall.config.tries);
         let state = self.hall.state();
@@ -168,7 +180,8 @@ impl Relay {
         let digests = state.held.get(&instance.stream)?.digests.clone();
         let usable = |p: &PackEntry| {
             let name = p.name(instance);
-            !without.contains(&name) && tries::usable(state.attempts.get(&name), &p.sha256, now, rules)
+            let there = p.bytes == 0 || may_be_had(&name);
+            there && tries::usable(state.attempts.get(&name), &p.sha256, now, rules)
         };
         let priced = self.priced(instance, entry, &state);
         let way = chain::cheapest(&priced, None, version, usable)?;

@@ -2,6 +2,7 @@
 //! other streams, so that none can stop another. Decides by `proto::chain` and `tries`; every move is
 //! `shelves`'.
 
+use crate::hall::State;
 use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::Room;
 use crate::trial::{Aim, Trial, TrialEnd};
@@ -46,7 +47,7 @@ pub struct Supply<'a> {
 }
 
 impl Supply<'_> {
-    fn may_have(&self, name: &PackName) -> bool {
+    pub(crate) fn may_have(&self, name: &PackName) -> bool {
         self.only.is_none_or(|o| o.contains(name))
     }
 }
@@ -178,8 +179,9 @@ impl Relay {
             tries::usable(state.attempts.get(&name), &p.sha256, now, rules) && (p.bytes == 0 || supply.may_have(&name))
         };
         let from = held.filter(|_| !drifted);
-        // Round what no source has, if another way leads on; it is asked for again where none does.
-        let there = |p: &PackEntry| usable(p) && (p.bytes == 0 || !self.is_missing(Wanted::Here, &p.name(&instance)));
+        // Round what no source has (a stick may), if another way leads on; it is asked for again where none does.
+        let missing = |p: &PackEntry| supply.only.is_none() && self.is_missing(Wanted::Here, &p.name(&instance));
+        let there = |p: &PackEntry| usable(p) && (p.bytes == 0 || !missing(p));
         let way = chain::furthest(&priced, from, entry.version, there);
         let Some((reached, way)) = way.or_else(|| chain::furthest(&priced, from, entry.version, usable)) else {
             return Plan::NoWay(match from {
@@ -201,16 +203,25 @@ impl Relay {
         }
     }
 
+    /// The packs that would be got next to bring a stream up, if of those not at hand there were these.
+    pub(crate) fn would_get(&self, stream: &StreamName, there: &BTreeSet<PackName>) -> Vec<(PackName, PackEntry)> {
+        match self.plan(stream, Supply { sources: &[], only: Some(there) }) {
+            Plan::Go(way) => self.not_at_hand(&way.instance, way.packs),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Those of some listed packs that are neither served nor to be tried.
+    pub(crate) fn not_at_hand(&self, instance: &Instance, packs: Vec<PackEntry>) -> Vec<(PackName, PackEntry)> {
+        let state = self.hall.state();
+        let named = packs.into_iter().map(|p| (p.name(instance), p));
+        named.filter(|(name, p)| !is_at_hand(&state, name, &p.sha256)).collect()
+    }
+
     /// The listed packs with the bytes that each would cost now.
-    pub(crate) fn priced(
-        &self,
-        instance: &Instance,
-        entry: &StreamEntry,
-        state: &crate::hall::State,
-    ) -> Vec<PackEntry> {
+    pub(crate) fn priced(&self, instance: &Instance, entry: &StreamEntry, state: &State) -> Vec<PackEntry> {
         let price = |p: &PackEntry| {
-            let name = p.name(instance);
-            let there = state.ok.get(&name) == Some(&Some(p.sha256)) || state.ready.get(&name) == Some(&p.sha256);
+            let there = is_at_hand(state, &p.name(instance), &p.sha256);
             PackEntry { bytes: if there { 0 } else { p.bytes }, ..p.clone() }
         };
         entry.packs.iter().map(price).collect()
@@ -811,6 +822,11 @@ pub(crate) enum Missing {
     Stopped,
     /// An import wants the stream.
     Import,
+}
+
+/// Whether a pack of this hash is served or to be tried.
+fn is_at_hand(state: &State, name: &PackName, sha256: &Sha256) -> bool {
+    state.ok.get(name) == Some(&Some(*sha256)) || state.ready.get(name) == Some(sha256)
 }
 
 /// What trouble with own files is told under, where it is in the way of one stream alone.

@@ -608,7 +608,7 @@ async fn nothing_is_done_in_spare_time_after_a_failed_sync() {
     relay.throw_away(&lost);
     relay.trouble(None, Verdict::Halt, false, "SQLITE_IOERR_FSYNC");
     relay.spare_time().await;
-    relay.complete(&hq.instance("promo")).await;
+    relay.complete(&hq.instance("promo"), Supply { sources: &relay.sources, only: None }).await;
     assert_eq!((rooms_of(&relay, &lost), rooms_of(&relay, &wanted)), (vec![], vec![]));
     relay.hall.mended(fault::HALTED, "");
     relay.spare_time().await;
