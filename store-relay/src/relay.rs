@@ -11,7 +11,7 @@ use crate::shadow::{Shadow, ShadowError};
 use crate::shelves::{Room, Shelves, Truth};
 use crate::spool::{Spool, SpoolError};
 use crate::steps::Steps;
-use crate::stream::{self, Outcome, Supply};
+use crate::stream::{self, Absent, Outcome, Supply};
 use crate::trial::Runner;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -123,7 +123,7 @@ pub struct Relay {
     /// Packs that failed lately, until when they wait.
     pub(crate) pauses: Mutex<BTreeMap<PackName, Duration>>,
     /// Listed packs that no source has, since when.
-    pub(crate) absent: Mutex<BTreeMap<(Wanted, PackName), Duration>>,
+    pub(crate) absent: Mutex<BTreeMap<(Wanted, PackName), Absent>>,
     /// Packs in `ok/` whose files turned out damaged.
     pub(crate) rotten: tokio::sync::Mutex<mpsc::UnboundedReceiver<PackName>>,
     /// Ends scratch proofs, when there is something better to do.
@@ -251,6 +251,7 @@ impl Relay {
             self.show_trust(n, n == trust_version, bytes.into());
         }
         hall.restore_refusals(&self.sources)?;
+        self.restore_absent()?;
         beats::restore(hall)?;
         beats::forget_unlisted(hall);
         hall.publish_versions();

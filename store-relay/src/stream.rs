@@ -5,10 +5,11 @@
 use crate::hall::State;
 use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::Room;
+use crate::spool::SpoolError;
 use crate::trial::{Aim, Trial, TrialEnd};
 use crate::tries::{self, Attempts, Cause, Failure};
 use proto::chain;
-use proto::clock::Timestamp;
+use proto::clock::{Timestamp, since};
 use proto::digest::Sha256;
 use proto::fetch::{Etag, FetchError, FetchErrorKind, Small, Source, Want};
 use proto::ids::{Instance, StreamName, Version};
@@ -231,19 +232,40 @@ impl Relay {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn absent(&self) -> MutexGuard<'_, BTreeMap<(Wanted, PackName), Duration>> {
+    fn absent(&self) -> MutexGuard<'_, BTreeMap<(Wanted, PackName), Absent>> {
         self.absent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether no source has had a listed pack for long.
     fn is_missing(&self, wanted: Wanted, name: &PackName) -> bool {
         let (now, limit) = (self.hall.clock.monotonic(), self.hall.config.tries.missing.0);
-        self.absent().get(&(wanted, name.clone())).is_some_and(|since| now.saturating_sub(*since) >= limit)
+        self.absent().get(&(wanted, name.clone())).is_some_and(|a| now.saturating_sub(a.at) + a.earlier >= limit)
+    }
+
+    /// Reads what earlier processes missed, and for how long: `once` alone never lasts until something is told.
+    pub(crate) fn restore_absent(&self) -> Result<(), SpoolError> {
+        let (now, at) = (self.hall.clock.now(), self.hall.clock.monotonic());
+        for wanted in [Wanted::Here, Wanted::ByNew] {
+            for (name, seen) in self.hall.spool.moments(wanted.kept_as())? {
+                let Ok(name) = name.parse() else { continue };
+                self.absent().insert((wanted, name), Absent { at, earlier: since(now, seen) });
+            }
+        }
+        Ok(())
     }
 
     /// A source says that it has not got a listed pack, and no other has it. A mirror may lag; after a while it is told.
     pub(crate) fn note_absent(&self, wanted: Wanted, name: &PackName) {
-        self.absent().entry((wanted, name.clone())).or_insert_with(|| self.hall.clock.monotonic());
+        let (now, at) = (self.hall.clock.now(), self.hall.clock.monotonic());
+        let is_new = {
+            let mut absent = self.absent();
+            let known = absent.contains_key(&(wanted, name.clone()));
+            absent.entry((wanted, name.clone())).or_insert(Absent { at, earlier: Duration::ZERO });
+            !known
+        };
+        if is_new && let Err(e) = self.hall.spool.keep_moment(wanted.kept_as(), &name.to_string(), now) {
+            tracing::warn!(error = %e, "since when a pack is missing was not written down");
+        }
         if self.is_missing(wanted, name) {
             let text = format!("the manifest lists {name}, and no source has it");
             self.hall.fault(fault::PACK_MISSING, Some(&name.instance), &name.to_string(), text);
@@ -271,13 +293,19 @@ impl Relay {
     }
 
     pub(crate) fn end_missing(&self, is_over: impl Fn(Wanted, &PackName) -> bool) {
-        let mut found: Vec<PackName> = Vec::new();
+        let mut found: Vec<(Wanted, PackName)> = Vec::new();
         self.absent().retain(|(of, name), _| {
             let over = is_over(*of, name);
-            found.extend(over.then(|| name.clone()));
+            found.extend(over.then(|| (*of, name.clone())));
             !over
         });
-        found.iter().for_each(|name| self.hall.mended(fault::PACK_MISSING, &name.to_string()));
+        for (of, name) in found {
+            let name = name.to_string();
+            if let Err(e) = self.hall.spool.forget_moment(of.kept_as(), &name) {
+                tracing::warn!(error = %e, "that a pack is missing no more was not written down");
+            }
+            self.hall.mended(fault::PACK_MISSING, &name);
+        }
     }
 
     /// Step 2: the packs in order, as far as they could be got; and what stopped it.
@@ -383,6 +411,7 @@ impl Relay {
         let (shelves, moved) = (self.hall.shelves.clone(), name.clone());
         off_thread(move || shelves.part_is_whole(&moved)).await?;
         self.hall.state().ready.insert(name.clone(), sha256);
+        self.end_missing(|_, had| had == name);
         Ok(self.hall.shelves.pack(Room::Ready, name))
     }
 
@@ -806,6 +835,25 @@ impl Relay {
         }
         self.hall.event("HEALED", stream.as_str(), "healed by a full");
         self.hall.report.notify_one();
+    }
+}
+
+/// Since when no source has a listed pack.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Absent {
+    /// When this process saw it first, by the monotonic clock.
+    at: Duration,
+    /// How long it had been so for the processes before this one.
+    earlier: Duration,
+}
+
+impl Wanted {
+    /// What since when it is missing is kept under.
+    fn kept_as(self) -> &'static str {
+        match self {
+            Wanted::Here => "missing",
+            Wanted::ByNew => "missing for new registers",
+        }
     }
 }
 

@@ -217,6 +217,50 @@ async fn a_pack_that_no_source_has_is_told_after_a_while_and_gone_round() {
     assert!(fault_codes(&relay).is_empty() && state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
 }
 
+/// Driven by cron: no process lasts for as long as a pack must be missing before it is told.
+#[tokio::test]
+async fn how_long_a_pack_is_missing_outlasts_a_process_and_ends_when_it_is_had() {
+    let (mut hq, store) = two_streams();
+    once(&store.open()).await;
+    for name in ["c", "d"] {
+        hq.publish("price", &[(1, Some(name))], Make::Delta);
+    }
+    hq.sign();
+    let paths = [2, 3].map(|version| hq.path(&hq.pack("price", version, Delta).into()));
+    let good = fs::read(&paths[0]).unwrap();
+    paths.iter().for_each(|path| fs::remove_file(path).unwrap());
+    for minutes in [0, 5, 4] {
+        store.clock.advance(HOUR / 60 * minutes);
+        let relay = store.open();
+        once(&relay).await;
+        assert!(fault_codes(&relay).is_empty(), "a mirror may lag");
+    }
+    store.clock.advance(HOUR / 60);
+    let relay = store.open();
+    once(&relay).await;
+    let missing = |relay: &Relay| {
+        let faults = state(relay).all_faults().into_iter().filter(|f| f.code == fault::PACK_MISSING);
+        faults.map(|f| f.object.unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&relay), [hq.pack("price", 2, Delta).to_string()]);
+    // It is there; now the next one is missing, for a moment so far.
+    fs::write(&paths[0], good).unwrap();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    assert!(missing(&relay).is_empty());
+    // Round it, in another process.
+    drop(relay);
+    store.clock.advance(HOUR / 6);
+    let many: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a full long"))).collect();
+    hq.publish("price", &many, Make::Both);
+    hq.sign();
+    let relay = store.open();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(4));
+    drop(relay);
+    assert!(store.open().absent.lock().unwrap().is_empty(), "it is not remembered for ever");
+}
+
 /// The relay follows by deltas; a register that is new needs a full, and the cheapest one is gone from the bucket.
 #[tokio::test]
 async fn a_lost_full_is_gone_round_for_registers_that_are_new_or_told_of() {
