@@ -126,7 +126,7 @@ pub struct Relay {
     pub(crate) absent: Mutex<BTreeMap<(Wanted, PackName), Absent>>,
     /// Packs in `ok/` whose files turned out damaged.
     pub(crate) rotten: tokio::sync::Mutex<mpsc::UnboundedReceiver<PackName>>,
-    /// Ends scratch proofs, when there is something better to do.
+    /// Ends scratch proofs and checks of rows, when there is something better to do.
     pub(crate) spare: Mutex<CancellationToken>,
     /// Held by whoever closes a gap in the chain in `ok/`: there is one scratch database.
     pub(crate) completing: tokio::sync::Mutex<()>,

@@ -178,4 +178,9 @@ impl Shadow {
         let replica = Replica::open_read_only(&self.path, &self.limits)?;
         replica.all_held()?.into_keys().map(|s| Ok((s.clone(), replica.verify(&s)?))).collect()
     }
+
+    /// The same for one stream.
+    pub fn verify_stream(&self, stream: &StreamName) -> Result<Vec<TableCheck>, SqliteError> {
+        Replica::open_read_only(&self.path, &self.limits)?.verify(stream)
+    }
 }

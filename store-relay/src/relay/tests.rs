@@ -338,6 +338,55 @@ async fn drift_that_verify_finds_is_latched_over_a_restart_and_healed() {
     assert_eq!(crate::control::obey(&relay, crate::control::Order::Verify).await.exit, 0);
 }
 
+/// No delta met it, and nobody asked.
+#[tokio::test]
+async fn a_bit_that_flipped_in_a_row_is_found_within_a_day() {
+    let (hq, store) = two_streams();
+    let minute = HOUR / 60;
+    let spoil = |relay: &Relay| {
+        let db = rusqlite::Connection::open(relay.shadow.path()).unwrap();
+        db.execute("UPDATE price_row SET name = 'by chance' WHERE id = 2", []).unwrap();
+    };
+    let mut relay = store.open();
+    once(&relay).await;
+    spoil(&relay);
+    relay.check_rows().await;
+    assert!(fault_codes(&relay).is_empty(), "the service has just begun");
+    store.clock.advance(minute * 10);
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty(), "not by `once`");
+    relay.check_rows().await;
+    assert_eq!(fault_codes(&relay), ["DRIFT"]);
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty());
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    // Once a day, however often it is started.
+    spoil(&relay);
+    for later in [minute, HOUR * 23, HOUR - minute * 3] {
+        store.clock.advance(later);
+        relay.check_rows().await;
+        drop(relay);
+        relay = store.open();
+        store.clock.advance(Duration::from_secs(30));
+        assert!(fault_codes(&relay).is_empty(), "{later:?}");
+    }
+    store.clock.advance(minute * 10);
+    relay.check_rows().await;
+    assert_eq!(fault_codes(&relay), ["DRIFT"]);
+    once(&relay).await;
+    // News go first.
+    spoil(&relay);
+    store.clock.advance(HOUR * 24);
+    let mut reading = Box::pin(relay.check_rows());
+    assert!(futures_util::poll!(&mut reading).is_pending());
+    relay.end_spare();
+    reading.await;
+    assert_eq!(
+        relay.hall.spool.moments("rows read").unwrap().values().filter(|at| **at == store.clock.now()).count(),
+        1
+    );
+}
+
 #[tokio::test]
 async fn a_lost_shadow_is_rebuilt_from_what_is_served() {
     for damaged in [false, true] {
