@@ -148,9 +148,7 @@ impl Spool {
 
     /// Opens the file, and sees whether all that is ever asked of it can be read.
     fn open_whole(path: &Path, events: u32) -> Result<Spool, SpoolError> {
-        let db = Mutex::new(open_file(path)?);
-        let (halted, renewed) = (AtomicBool::new(false), AtomicBool::new(false));
-        let spool = Spool { path: path.to_owned(), db, waiting: Mutex::default(), events, lost: None, halted, renewed };
+        let spool = Spool::around(path, open_file(path)?, events);
         spool.beats()?;
         spool.addresses()?;
         spool.attempts()?;
@@ -161,6 +159,18 @@ impl Spool {
         spool.all_moments()?;
         spool.events(events)?;
         Ok(spool)
+    }
+
+    fn around(path: &Path, db: Connection, events: u32) -> Spool {
+        let (db, waiting) = (Mutex::new(db), Mutex::default());
+        let (halted, renewed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Spool { path: path.to_owned(), db, waiting, events, lost: None, halted, renewed }
+    }
+
+    /// The spool of a relay that another process works on: to be read alone.
+    pub fn open_read_only(dir: &Path) -> Result<Spool, SpoolError> {
+        let path = dir.join(FILE);
+        Ok(Spool::around(&path, sqlite::open_read_only(&path)?, 0))
     }
 
     /// Why it was begun anew, if it was.
