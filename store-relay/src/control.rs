@@ -223,7 +223,8 @@ fn once(round: &Round, relay: &Relay) -> Answer {
         })
         .collect();
     let configured = !relay.sources.is_empty();
-    let exit = if configured && (round.streams.is_empty() || round.reached == 0) {
+    let no_list = relay.hall.state().manifest.is_none();
+    let exit = if configured && (no_list || round.reached == 0) {
         1
     } else if !behind.is_empty() || !round.problems.is_empty() {
         3

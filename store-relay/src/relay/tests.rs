@@ -756,6 +756,42 @@ async fn the_listing_sent_last_is_the_newest() {
     }
 }
 
+/// A long import has the directory, and no socket.
+#[tokio::test]
+async fn how_a_relay_stands_can_be_read_beside_a_command_at_work() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish_with("price", &[(1, Some("poison"))], Make::Delta, bent);
+    hq.sign();
+    for _ in 0..3 {
+        once(&relay).await;
+    }
+    let read = crate::control::status_of_files(&store.config, &*store.clock).unwrap();
+    let asked = crate::control::obey(&relay, crate::control::Order::Status).await;
+    assert_eq!((read.exit, read.report["network"].as_str()), (0, Some("offline")));
+    for member in ["id", "serial", "streams", "errors", "events"] {
+        assert_eq!(read.report[member], asked.report[member], "{member}");
+    }
+    assert!(read.report["debts"][0].as_str().unwrap().contains("0000000002.delta.pack is in error/"));
+    assert_eq!(read.report["errors"][0]["code"], "PACK_IN_ERROR");
+}
+
+#[tokio::test]
+async fn a_list_of_nothing_is_no_failure() {
+    let mut hq = Hq::new();
+    hq.sign();
+    let store = Store::enrolled(&[hq.url()]);
+    let relay = store.open();
+    let order = || crate::control::obey(&relay, crate::control::Order::Once);
+    let answer = order().await;
+    assert_eq!(answer.exit, 0, "{:?}", answer.report);
+    fs::remove_dir_all(hq.bucket.path()).unwrap();
+    assert_eq!(order().await.exit, 1);
+    let none = Store::enrolled(&[Hq::new().url()]).open();
+    assert_eq!(crate::control::obey(&none, crate::control::Order::Once).await.exit, 1);
+}
+
 #[tokio::test]
 async fn refused_manifests_leave_the_last_good_one() {
     let (mut hq, store) = two_streams();
