@@ -395,6 +395,14 @@ impl Source {
     ) -> Result<Work, Trouble> {
         let want = work.want.bytes;
         let mut opened = self.open(path, work.length, want).await?;
+        // Before anything is judged by its length, or the part is begun anew: a login page says nothing about the pack.
+        let mut first = None;
+        if self.is_web() && opened.start == 0 {
+            first = opened.body.next().await;
+            if matches!(&first, Some(Ok(chunk)) if web::is_page(chunk)) {
+                return Err(Trouble::page());
+            }
+        }
         if opened.start != work.length {
             if opened.start != 0 {
                 let detail = format!("asked for bytes from {}, got them from {}", work.length, opened.start);
@@ -414,14 +422,15 @@ impl Source {
         let mut meter = RateMeter::new(*rules);
         progress(work.length);
         let cut = loop {
-            let chunk = match opened.body.next().await {
+            let next = match first.take() {
+                Some(first) => Some(first),
+                None => opened.body.next().await,
+            };
+            let chunk = match next {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(t)) => break Some(t),
                 None => break None,
             };
-            if work.arrived() == 0 && self.is_web() && web::is_page(&chunk) {
-                return Err(Trouble::page());
-            }
             if work.arrived() + chunk.len() as u64 > want {
                 return Err(work.discard(Trouble::too_long(want)).await);
             }

@@ -43,6 +43,7 @@ pub fn take(hall: &Hall, beats: &Beats, from: IpAddr) -> Taken {
         match take_one(hall, beat) {
             Ok(took) => {
                 proved |= took.is_new;
+                hall.metrics.beats.inc_by(took.is_new.into());
                 if took.behind > 0 {
                     taken.go_on_above.insert(took.register.to_string(), took.behind);
                 }

@@ -168,10 +168,13 @@ async fn order(config: Config, order: Order, json: bool) -> anyhow::Result<u8> {
     let dir = config.data_dir.clone();
     let mut answer = control::ask(&dir, &order).await?;
     if answer.is_none() {
-        answer = match open(config) {
+        answer = match open(config.clone()) {
             Ok(relay) => Some(control::obey(&relay, order).await),
-            // A relay that starts at this moment opens its socket soon.
-            Err(RelayError::Lock(e @ LockError::Held { .. })) => Some(ask_soon(&dir, &order).await?.ok_or(e)?),
+            // A relay that starts at this moment opens its socket soon; a command that is at work never does.
+            Err(RelayError::Lock(e @ LockError::Held { .. })) => match ask_soon(&dir, &order).await? {
+                None if order == Order::Status => Some(control::status_of_files(&config, &SystemClock::default())?),
+                answer => Some(answer.ok_or(e)?),
+            },
             Err(e) => return Err(e.into()),
         };
     }

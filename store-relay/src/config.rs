@@ -47,6 +47,9 @@ pub struct Config {
     /// Room kept for the day the disk is full. Unset: the lesser of 64 MiB and 2% of the disk; 0: none.
     #[serde(default)]
     pub ballast: Option<HumanBytes>,
+    /// The pause between checks of all rows of the shadow against their digests.
+    #[serde(default = "default_verify")]
+    pub verify: HumanDuration,
     /// Entries kept in the event log.
     #[serde(default = "default_events")]
     pub events: u32,
@@ -88,6 +91,9 @@ fn default_grace() -> HumanDuration {
 fn default_error_grace() -> HumanDuration {
     seconds(7 * 24 * 3600)
 }
+fn default_verify() -> HumanDuration {
+    seconds(24 * 3600)
+}
 fn default_events() -> u32 {
     10_000
 }
@@ -99,9 +105,9 @@ const fn seconds(n: u64) -> HumanDuration {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrialRules {
-    /// Private memory. 256 MiB.
+    /// Private memory. 256 MiB; at least 32 MiB.
     pub memory: HumanBytes,
-    /// Time for one run of a chain of packs. 15 min.
+    /// The longest time for one run of a chain of packs; small ones get less, see `Relay::time_for`. 15 min.
     pub time: HumanDuration,
 }
 
@@ -187,7 +193,13 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        for (name, duration) in [("poll", self.poll), ("heartbeat", self.heartbeat), ("trial.time", self.trial.time)] {
+        let settings = [
+            ("poll", self.poll),
+            ("heartbeat", self.heartbeat),
+            ("verify", self.verify),
+            ("trial.time", self.trial.time),
+        ];
+        for (name, duration) in settings {
             if duration.0.is_zero() {
                 return Err(ConfigError(format!("{name} must be longer than 0")));
             }

@@ -2,16 +2,22 @@
 //! Only the directory's owner may use it. Nothing here outlives the power: orders are carried out by
 //! rooms that are durable themselves.
 
+use crate::config::Config;
+use crate::hall::{self, State};
 use crate::import::Imported;
-use crate::relay::{Pace, Relay, Round};
-use crate::shadow::ShadowError;
-use crate::shelves::{self, Room};
+use crate::relay::{Pace, Relay, RelayError, Round};
+use crate::shadow::{self, ShadowError};
+use crate::shelves::{self, Room, Shelves};
+use crate::spool::{Event, Spool};
 use crate::stream::Outcome;
 use crate::trial;
+use proto::clock::Clock;
+use proto::device::Device;
+use proto::ids::DeviceId;
 use proto::layout::{ObjectName, PackName};
 use proto::replica::TableCheck;
 use proto::shelf;
-use proto::wire::{Status, StreamState};
+use proto::wire::{Network, Status, StreamState};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -75,7 +81,7 @@ impl Answer {
 /// Carries out an order.
 pub async fn obey(relay: &Relay, order: Order) -> Answer {
     match order {
-        Order::Status => status(&relay.hall.status()),
+        Order::Status => status(&relay.hall.status(), &relay.hall.events()),
         Order::Verify => verify(relay).await,
         Order::Once => {
             let round = relay.mirror_once(Pace::Once).await;
@@ -90,7 +96,8 @@ pub async fn obey(relay: &Relay, order: Order) -> Answer {
     }
 }
 
-fn status(status: &Status) -> Answer {
+/// The report of `status`; for `--json` with the newest entries of the event log.
+fn status(status: &Status, events: &[Event]) -> Answer {
     let mut lines = vec![format!(
         "{}: manifest {}, network {}",
         status.id,
@@ -114,7 +121,40 @@ fn status(status: &Status) -> Answer {
             format!("{}: {}{}", e.code, e.object.as_ref().map(|o| format!("{o}: ")).unwrap_or_default(), e.text)
         }),
     );
-    Answer::new(0, status, lines)
+    let mut answer = Answer::new(0, status, lines);
+    answer.report["events"] = json!(events);
+    answer
+}
+
+/// How a relay stands by its files alone: another command works on them, and answers nobody.
+pub fn status_of_files(config: &Config, clock: &dyn Clock) -> Result<Answer, RelayError> {
+    let dir = &config.data_dir;
+    let device = Device::open(dir, &DeviceId::Relay(config.store.clone()), &config.limits)?;
+    let spool = Spool::open_read_only(dir)?;
+    let mut state = State {
+        manifest: device.manifest().map(|m| Arc::new(m.get().clone())),
+        attempts: spool.attempts()?,
+        drifts: spool.drifts()?,
+        faults: spool.refusals()?.into_iter().map(|(source, f)| ((f.code.clone(), source), f)).collect(),
+        ok: Shelves::look_at_ok(dir)?.into_iter().map(|name| (name, None)).collect(),
+        ..State::default()
+    };
+    let instances: Vec<_> = state.instances().map(|(instance, _)| instance).collect();
+    state.held =
+        shadow::Contents::of(&dir.join(shadow::FILE), &config.limits, &instances).map_err(ShadowError::from)?.held;
+    let report = Status {
+        id: device.id().clone(),
+        streams: state.streams(),
+        serial: state.manifest.as_ref().map(|m| m.serial),
+        // Nobody listens.
+        network: Network::Offline,
+        debts: state.debts(),
+        errors: state.all_faults().into_iter().chain(device.starts().faults(clock.now())).collect(),
+        disk: config.disk().space(),
+        clock_skew_s: None,
+        hq_seen_s: None,
+    };
+    Ok(status(&report, &hall::newest_last(&spool)))
 }
 
 /// Drift found here is latched, and healed by the next cycle.
@@ -183,7 +223,8 @@ fn once(round: &Round, relay: &Relay) -> Answer {
         })
         .collect();
     let configured = !relay.sources.is_empty();
-    let exit = if configured && (round.streams.is_empty() || round.reached == 0) {
+    let no_list = relay.hall.state().manifest.is_none();
+    let exit = if configured && (no_list || round.reached == 0) {
         1
     } else if !behind.is_empty() || !round.problems.is_empty() {
         3
@@ -204,7 +245,7 @@ fn once(round: &Round, relay: &Relay) -> Answer {
 fn imported(done: &Imported) -> Answer {
     let exit = if done.refused {
         1
-    } else if !done.receipt.refusals.is_empty() || !done.behind.is_empty() {
+    } else if !done.receipt.refusals.is_empty() || (!done.behind.is_empty() && !done.older) {
         3
     } else {
         0

@@ -36,6 +36,8 @@ const SEEN: Duration = Duration::from_secs(120);
 
 /// The pause between looks at the sources that unknown registers ask for.
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
+/// Entries of the event log that are shown to whoever asks.
+const EVENTS: u32 = 50;
 /// Healed drifts kept for the next heartbeat.
 const HEALED: usize = 40;
 
@@ -271,6 +273,16 @@ impl State {
     }
 }
 
+/// The newest entries of an event log, newest last.
+pub fn newest_last(spool: &Spool) -> Vec<Event> {
+    let mut events = spool.events(EVENTS).unwrap_or_else(|e| {
+        tracing::warn!(error = %e, "the event log was not read");
+        Vec::new()
+    });
+    events.reverse();
+    events
+}
+
 fn pack_fault(name: PackName, attempts: &Attempts) -> Fault {
     Fault {
         code: fault::PACK_IN_ERROR.into(),
@@ -434,9 +446,10 @@ impl Hall {
     pub fn network(&self) -> Network {
         let now = self.clock.monotonic();
         let state = self.state();
-        let fresh =
-            |seen: Option<Duration>| seen.is_some_and(|at| now.saturating_sub(at) <= SEEN.max(self.config.poll.0 * 2));
-        match (&self.config.hq, fresh(state.hq_seen), fresh(state.source_seen)) {
+        let fresh = |seen: Option<Duration>, within: Duration| seen.is_some_and(|at| now.saturating_sub(at) <= within);
+        // Sources are looked at once a poll.
+        let source_seen = fresh(state.source_seen, SEEN.max(self.config.poll.0 * 2));
+        match (&self.config.hq, fresh(state.hq_seen, SEEN), source_seen) {
             (_, true, _) | (None, _, true) => Network::Online,
             (Some(_), false, true) => Network::InStore,
             _ => Network::Offline,
@@ -558,6 +571,11 @@ impl Hall {
             self.event("MENDED", subject, code);
             self.report.notify_one();
         }
+    }
+
+    /// The newest entries of the event log, newest last. Blocks on the disk, briefly.
+    pub fn events(&self) -> Vec<Event> {
+        newest_last(&self.spool)
     }
 
     /// Writes the event log; a log that cannot be written stops nothing.

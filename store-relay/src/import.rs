@@ -3,17 +3,16 @@
 //! and `..` are refused. Answered by a receipt signed with the relay's key. Safe to repeat; if the power goes,
 //! the next start uses what was copied whole.
 
-use crate::relay::{Pace, Relay};
+use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::{self, RECEIPTS, Room};
 use crate::stream::{Outcome, Supply};
 use proto::digest::Sha256Stream;
 use proto::failpoint;
 use proto::fetch::Source;
 use proto::follow::{self, FollowError, Follower};
-use proto::ids::StreamName;
+use proto::ids::{Instance, StreamName};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
-use proto::retry::Verdict;
 use proto::shelf::{self, PartFile, ShelfError};
 use proto::trust::Refusal;
 use proto::wire::Receipt;
@@ -39,9 +38,6 @@ pub enum ImportError {
     /// `import/` as a source.
     #[error(transparent)]
     Source(#[from] proto::fetch::BadSource),
-    /// A pack would not fit.
-    #[error("{0}")]
-    NoRoom(String),
     /// The receipt.
     #[error("the receipt cannot be written: {0}")]
     Receipt(#[from] serde_json::Error),
@@ -58,6 +54,8 @@ pub struct Imported {
     pub taken: Vec<String>,
     /// Whether all of it was here already.
     pub already_here: bool,
+    /// Whether the folder's manifest is older than the one held.
+    pub older: bool,
     /// Whether the folder's manifest was refused.
     pub refused: bool,
     /// Streams that are not at the manifest's version, and why.
@@ -81,10 +79,8 @@ impl Relay {
 
     /// Trouble with our own files is told like any other's; what was copied must not keep the disk full.
     fn import_failed(&self, e: &ImportError) {
-        match e {
-            ImportError::Shelf(e) => self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
-            ImportError::NoRoom(why) => self.own_trouble(Verdict::Retry, true, why),
-            _ => {}
+        if let ImportError::Shelf(e) = e {
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
         if let Err(e) = self.hall.shelves.clear_import() {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
@@ -93,7 +89,7 @@ impl Relay {
 
     async fn import_folder(&self, dir: &Path) -> Result<Imported, ImportError> {
         let folder = |reason: String| ImportError::Folder { dir: dir.to_owned(), reason };
-        let mut work = Work { relay: self, dir: dir.to_owned(), taken: Vec::new(), refusals: Vec::new() };
+        let mut work = Work::new(self, dir);
         // 1. Trust files and this store's manifest are copied, then judged like any source's.
         self.hall.shelves.clear_import()?;
         let store = &self.hall.config.store;
@@ -102,11 +98,13 @@ impl Relay {
                 "there is no stores/{store}/manifest.json in it: was it exported for this store?"
             )));
         }
-        let older = self.judge_import(&mut work).await?;
-        // 2. The packs that the manifest lists and this store lacks.
-        let packs = work.copy_packs(self.wanted())?;
-        // 3. The road of all packs.
-        let outcomes = self.take_import(&packs).await?;
+        let judged = self.judge_import(&mut work).await?;
+        // 2. The road of all packs, for those that lead on.
+        let outcomes = work.bring_up().await?;
+        // 3. A complete chain for registers that are new: no other source may have it.
+        for instance in self.incomplete() {
+            work.complete(&instance).await?;
+        }
         // 4. The answer.
         self.hall.shelves.clear_import()?;
         let behind = behind(&outcomes);
@@ -119,7 +117,8 @@ impl Relay {
         self.hall.wake.notify_one();
         Ok(Imported {
             already_here: work.taken.is_empty() && work.refusals.is_empty(),
-            refused: older == Judged::Refused,
+            older: judged == Judged::Older,
+            refused: judged == Judged::Refused,
             taken: work.taken,
             receipt_file,
             receipt,
@@ -131,15 +130,19 @@ impl Relay {
     /// receipt.
     pub(crate) async fn finish_import(&self) {
         let _first = Importing::begin(self);
-        let dir = self.hall.shelves.import_dir();
-        let mut work = Work { relay: self, dir: dir.clone(), taken: Vec::new(), refusals: Vec::new() };
+        let mut work = Work::new(self, &self.hall.shelves.import_dir());
         let finish = async {
             self.judge_import(&mut work).await?;
             let whole = |(name, entry): &(PackName, PackEntry)| {
                 shelves::hash_file(&self.hall.shelves.pack(Room::Import, name)).is_ok_and(|h| h == entry.sha256)
             };
-            let packs = self.wanted().into_iter().filter(whole).map(|(name, _)| name).collect();
-            self.take_import(&packs).await?;
+            work.copied = self.lacking().into_iter().filter(whole).map(|(name, _)| name).collect();
+            let supply = [self.import_source()?];
+            let supply = Supply { sources: &supply, only: Some(&work.copied) };
+            self.bring_all_up(supply, Pace::Once).await;
+            for instance in self.incomplete() {
+                self.complete(&instance, supply).await;
+            }
             self.hall.shelves.clear_import()?;
             Ok::<(), ImportError>(())
         };
@@ -180,23 +183,10 @@ impl Relay {
     }
 
     /// The listed packs that are not at hand.
-    fn wanted(&self) -> Vec<(PackName, PackEntry)> {
-        let state = self.hall.state();
-        let mut wanted = Vec::new();
-        for (instance, entry) in state.instances() {
-            for pack in &entry.packs {
-                let name = pack.name(&instance);
-                if state.ok.get(&name) != Some(&Some(pack.sha256)) && state.ready.get(&name) != Some(&pack.sha256) {
-                    wanted.push((name, pack.clone()));
-                }
-            }
-        }
-        wanted
-    }
-
-    async fn take_import(&self, packs: &BTreeSet<PackName>) -> Result<BTreeMap<StreamName, Outcome>, ImportError> {
-        let source = [self.import_source()?];
-        Ok(self.bring_all_up(Supply { sources: &source, only: Some(packs) }, Pace::Once).await)
+    fn lacking(&self) -> Vec<(PackName, PackEntry)> {
+        let manifest = self.hall.state().manifest.clone();
+        let instances = manifest.iter().flat_map(|m| m.instances());
+        instances.flat_map(|(i, entry)| self.not_at_hand(&i, entry.packs.clone())).collect()
     }
 
     /// Signs the receipt and writes it beside the objects, or into the data directory when that cannot be.
@@ -249,6 +239,7 @@ struct Importing<'a>(&'a Relay);
 impl<'a> Importing<'a> {
     fn begin(relay: &'a Relay) -> Self {
         relay.importing.send_replace(true);
+        relay.end_spare();
         Importing(relay)
     }
 }
@@ -264,9 +255,50 @@ struct Work<'a> {
     dir: PathBuf,
     taken: Vec<String>,
     refusals: Vec<String>,
+    /// The packs that lie in `import/`.
+    copied: BTreeSet<PackName>,
+    /// The packs that the folder has not got, or not right, or that do not fit.
+    useless: BTreeSet<PackName>,
+    /// Whether it was told that the disk is full.
+    full: bool,
 }
 
 impl Work<'_> {
+    fn new<'a>(relay: &'a Relay, dir: &Path) -> Work<'a> {
+        let (taken, refusals, copied, useless) = Default::default();
+        Work { relay, dir: dir.to_owned(), taken, refusals, copied, useless, full: false }
+    }
+
+    /// Brings all streams up with what the folder has of the ways that lead on.
+    async fn bring_up(&mut self) -> Result<BTreeMap<StreamName, Outcome>, ImportError> {
+        let (relay, source) = (self.relay, [self.relay.import_source()?]);
+        let next = |there: &BTreeSet<PackName>| {
+            relay.streams().iter().flat_map(|stream| relay.would_get(stream, there)).collect()
+        };
+        self.copy_packs(next, Wanted::Here)?;
+        loop {
+            let supply = Supply { sources: &source, only: Some(&self.copied) };
+            let outcomes = relay.bring_all_up(supply, Pace::Once).await;
+            // What was tried may have turned out bad: then another way is wanted.
+            if !self.copy_packs(next, Wanted::Here)? {
+                return Ok(outcomes);
+            }
+        }
+    }
+
+    /// Closes the gap in an instance's chain, as far as the folder has what is missing.
+    async fn complete(&mut self, instance: &Instance) -> Result<(), ImportError> {
+        let (relay, source) = (self.relay, [self.relay.import_source()?]);
+        let next = |there: &BTreeSet<PackName>| relay.would_complete(instance, there);
+        self.copy_packs(next, Wanted::ByNew)?;
+        loop {
+            relay.complete(instance, Supply { sources: &source, only: Some(&self.copied) }).await;
+            if !self.copy_packs(next, Wanted::ByNew)? {
+                return Ok(());
+            }
+        }
+    }
+
     /// Copies trust files and the store's manifest; whether there is a manifest.
     fn copy_claims(&mut self) -> Result<bool, ImportError> {
         let config = &self.relay.hall.config;
@@ -286,17 +318,52 @@ impl Work<'_> {
         Ok(true)
     }
 
-    /// Copies listed packs whose bytes are right; the rest is refused.
-    fn copy_packs(&mut self, wanted: Vec<(PackName, PackEntry)>) -> Result<BTreeSet<PackName>, ImportError> {
-        let mut copied = BTreeSet::new();
-        for (name, entry) in wanted {
-            let object = ObjectName::Pack(name.clone());
-            if self.copy(&object, entry.bytes, Some(&entry))? {
-                self.taken.push(object.to_string());
-                copied.insert(name);
+    /// Copies the packs that are wanted next, until none is that the folder might have; whether any was copied. What
+    /// is not right there, or does not fit, is refused, and gone round.
+    fn copy_packs(
+        &mut self,
+        next: impl Fn(&BTreeSet<PackName>) -> Vec<(PackName, PackEntry)>,
+        wanted: Wanted,
+    ) -> Result<bool, ImportError> {
+        let mut any = false;
+        while !self.relay.is_halted() {
+            let there = self.relay.listed().difference(&self.useless).cloned().collect();
+            let packs: Vec<_> = next(&there).into_iter().filter(|(name, _)| !self.copied.contains(name)).collect();
+            if packs.is_empty() {
+                break;
+            }
+            // What comes after such a one leads nowhere, unless the next round says so.
+            let mut broken = BTreeSet::new();
+            for (name, entry) in packs {
+                let object = ObjectName::Pack(name.clone());
+                if broken.contains(&name.instance) {
+                    continue;
+                }
+                if self.has_room(&name, &entry, wanted) && self.copy(&object, entry.bytes, Some(&entry))? {
+                    self.taken.push(object.to_string());
+                    self.copied.insert(name);
+                    any = true;
+                } else {
+                    broken.insert(name.instance.clone());
+                    self.useless.insert(name);
+                }
             }
         }
-        Ok(copied)
+        Ok(any)
+    }
+
+    fn has_room(&mut self, name: &PackName, entry: &PackEntry, wanted: Wanted) -> bool {
+        let Err(why) = self.relay.hall.disk.fits(entry.bytes) else { return true };
+        let why = format!("{}: {why}", ObjectName::Pack(name.clone()));
+        match wanted {
+            Wanted::Here if !self.full => self.relay.disk_full(&why),
+            Wanted::Here => {}
+            // A debt: the disk is not full, it only has no room for this.
+            Wanted::ByNew => self.relay.make_room(),
+        }
+        self.full |= wanted == Wanted::Here;
+        self.refusals.push(why);
+        false
     }
 
     /// Copies one object into `import/`; not there: false; not right: refused, and false.
@@ -310,11 +377,7 @@ impl Work<'_> {
                 return Ok(false);
             }
         };
-        let hall = &self.relay.hall;
-        if let Some(entry) = entry {
-            hall.disk.fits(entry.bytes).map_err(|why| ImportError::NoRoom(format!("{relative}: {why}")))?;
-        }
-        let to = hall.shelves.path(Room::Import, name);
+        let to = self.relay.hall.shelves.path(Room::Import, name);
         if let Some(parent) = to.parent() {
             shelf::create_dir(parent)?;
         }

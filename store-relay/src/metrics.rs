@@ -15,7 +15,7 @@ pub struct Metrics {
     pub objects: IntCounter,
     /// Polls of versions answered.
     pub polls: IntCounter,
-    /// Heartbeats taken.
+    /// Heartbeats kept.
     pub beats: IntCounter,
     /// Bytes downloaded from sources.
     pub downloaded: IntCounter,
@@ -46,7 +46,7 @@ impl Metrics {
         Metrics {
             objects: counter(&registry, "tillcast_relay_objects_total", "Objects answered on the LAN."),
             polls: counter(&registry, "tillcast_relay_version_polls_total", "Polls of versions answered."),
-            beats: counter(&registry, "tillcast_relay_heartbeats_total", "Heartbeats of registers taken."),
+            beats: counter(&registry, "tillcast_relay_heartbeats_total", "Heartbeats of registers kept."),
             downloaded: counter(&registry, "tillcast_relay_downloaded_bytes_total", "Bytes of packs from sources."),
             trials: {
                 let opts = Opts::new("tillcast_relay_trials_total", "Trials on the shadow by how they ended.");

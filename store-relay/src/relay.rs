@@ -11,7 +11,7 @@ use crate::shadow::{Shadow, ShadowError};
 use crate::shelves::{Room, Shelves, Truth};
 use crate::spool::{Spool, SpoolError};
 use crate::steps::Steps;
-use crate::stream::{self, Outcome, Supply};
+use crate::stream::{self, Absent, Outcome, Supply};
 use crate::trial::Runner;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -123,11 +123,15 @@ pub struct Relay {
     /// Packs that failed lately, until when they wait.
     pub(crate) pauses: Mutex<BTreeMap<PackName, Duration>>,
     /// Listed packs that no source has, since when.
-    pub(crate) absent: Mutex<BTreeMap<(Wanted, PackName), Duration>>,
+    pub(crate) absent: Mutex<BTreeMap<(Wanted, PackName), Absent>>,
     /// Packs in `ok/` whose files turned out damaged.
     pub(crate) rotten: tokio::sync::Mutex<mpsc::UnboundedReceiver<PackName>>,
-    /// Ends scratch proofs, when there is something better to do.
+    /// Ends scratch proofs and checks of rows, when there is something better to do.
     pub(crate) spare: Mutex<CancellationToken>,
+    /// Held by whoever closes a gap in the chain in `ok/`: there is one scratch database.
+    pub(crate) completing: tokio::sync::Mutex<()>,
+    /// When this process opened the directory, by the monotonic clock.
+    pub(crate) opened: Duration,
     /// One a stream: the loop and an import must not work on the same.
     pub(crate) locks: Mutex<BTreeMap<StreamName, Arc<tokio::sync::Mutex<()>>>>,
     /// One a pack that is being downloaded.
@@ -181,7 +185,7 @@ impl Relay {
         lock: LockFile,
         (files, shadow, lost): (Files, Shadow, bool),
     ) -> Result<Relay, RelayError> {
-        let sources = config.sources()?;
+        let (sources, opened) = (config.sources()?, clock.monotonic());
         let (tell, rotten) = mpsc::unbounded_channel();
         let objects = Objects::new(config.cache.clone(), tell, Arc::clone(&clock));
         let hall = Arc::new(Hall::new(config, clock, files, objects));
@@ -196,6 +200,8 @@ impl Relay {
             absent: Mutex::default(),
             rotten: tokio::sync::Mutex::new(rotten),
             spare: Mutex::default(),
+            completing: tokio::sync::Mutex::default(),
+            opened,
             locks: Mutex::default(),
             fetching: Mutex::default(),
             adopting: tokio::sync::Mutex::default(),
@@ -245,6 +251,7 @@ impl Relay {
             self.show_trust(n, n == trust_version, bytes.into());
         }
         hall.restore_refusals(&self.sources)?;
+        self.restore_absent()?;
         beats::restore(hall)?;
         beats::forget_unlisted(hall);
         hall.publish_versions();

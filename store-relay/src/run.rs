@@ -281,7 +281,10 @@ impl Mirror {
         }
         self.spare_wanted = false;
         let relay = Arc::clone(&self.relay);
-        self.spare.spawn(async move { relay.spare_time().await });
+        self.spare.spawn(async move {
+            relay.spare_time().await;
+            relay.check_rows().await;
+        });
     }
 }
 

@@ -61,6 +61,24 @@ pub struct Contents {
     pub proofs: BTreeMap<PackName, Sha256>,
 }
 
+impl Contents {
+    /// Of a shadow's file. Blocks on the disk, briefly.
+    pub fn of<'i>(
+        path: &Path,
+        limits: &Limits,
+        instances: impl IntoIterator<Item = &'i Instance>,
+    ) -> Result<Contents, SqliteError> {
+        let replica = Replica::open_read_only(path, limits)?;
+        let mut contents = Contents { held: replica.all_held()?, ..Contents::default() };
+        for instance in instances {
+            for (version, kind, sha256) in replica.proofs(instance)? {
+                contents.proofs.insert(PackName { instance: instance.clone(), version, kind }, sha256);
+            }
+        }
+        Ok(contents)
+    }
+}
+
 /// The shadow and who tries packs on it.
 #[derive(Debug)]
 pub struct Shadow {
@@ -115,14 +133,7 @@ impl Shadow {
 
     /// What it holds now. Blocks on the disk, briefly.
     pub fn read<'i>(&self, instances: impl IntoIterator<Item = &'i Instance>) -> Result<Contents, SqliteError> {
-        let replica = Replica::open_read_only(&self.path, &self.limits)?;
-        let mut contents = Contents { held: replica.all_held()?, ..Contents::default() };
-        for instance in instances {
-            for (version, kind, sha256) in replica.proofs(instance)? {
-                contents.proofs.insert(PackName { instance: instance.clone(), version, kind }, sha256);
-            }
-        }
-        Ok(contents)
+        Contents::of(&self.path, &self.limits, instances)
     }
 
     /// Tries packs; the only way into the shadow. One trial at a time.
@@ -177,5 +188,10 @@ impl Shadow {
     pub fn verify(&self) -> Result<BTreeMap<StreamName, Vec<TableCheck>>, SqliteError> {
         let replica = Replica::open_read_only(&self.path, &self.limits)?;
         replica.all_held()?.into_keys().map(|s| Ok((s.clone(), replica.verify(&s)?))).collect()
+    }
+
+    /// The same for one stream.
+    pub fn verify_stream(&self, stream: &StreamName) -> Result<Vec<TableCheck>, SqliteError> {
+        Replica::open_read_only(&self.path, &self.limits)?.verify(stream)
     }
 }

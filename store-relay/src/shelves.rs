@@ -340,6 +340,12 @@ impl Shelves {
         Ok(found)
     }
 
+    /// The packs in `ok/` of a relay that another process works on; nothing is put in order.
+    pub fn look_at_ok(root: &Path) -> Result<Vec<PackName>, ShelfError> {
+        let shelves = Shelves { root: root.to_owned(), steps: Steps::default() };
+        Ok(shelves.packs(Room::Ok)?.into_iter().map(|(name, _)| name).collect())
+    }
+
     /// The trust files in `ok/`, by number.
     pub fn trust_files(&self) -> Result<Vec<(u64, PathBuf)>, ShelfError> {
         let dir = self.root.join(Room::Ok.dir()).join("trust");

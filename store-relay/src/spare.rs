@@ -1,11 +1,11 @@
-//! What is done when there is nothing better to do: a complete chain in `ok/` for registers that are new, and
-//! order. All of it may be broken off at any point and begun again.
+//! What is done when there is nothing better to do: a complete chain in `ok/` for registers that are new, order, and once
+//! a day a look at the shadow's rows. All of it may be broken off at any point and begun again.
 
 use crate::relay::{Relay, RelayError, Wanted};
 use crate::shadow;
 use crate::shelves::Room;
 use crate::stream::{Missing, Supply, subject};
-use crate::trial::{Aim, TrialEnd};
+use crate::trial::{self, Aim, TrialEnd};
 use crate::tries;
 use proto::chain;
 use proto::clock::since;
@@ -17,11 +17,16 @@ use proto::replica::sqlite::Checkpoint;
 use proto::retry::Verdict;
 use proto::wire::{StreamState, fault};
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Free bytes from which a disk counts as having room.
 const ROOM: u64 = 1 << 20;
+/// The first check of rows comes so long after a start: a store that has just come up has better to do.
+const FIRST_CHECK: Duration = Duration::from_secs(600);
+/// What the times of checks are kept under.
+const CHECKED: &str = "rows read";
 
 impl Relay {
     /// Spare-time work, in order of use.
@@ -39,7 +44,7 @@ impl Relay {
             }
         }
         for instance in incomplete {
-            self.complete(&instance).await;
+            self.complete(&instance, Supply { sources: &self.sources, only: None }).await;
         }
         if !self.is_halted() {
             self.tidy().await;
@@ -83,15 +88,19 @@ impl Relay {
 
     /// Closes a gap in the chain in `ok/`: fetches what is missing, and proves it in a scratch database, which
     /// must end in the shadow's digests. The shadow itself is not touched but for the proofs.
-    pub(crate) async fn complete(&self, instance: &Instance) {
+    pub(crate) async fn complete(&self, instance: &Instance, supply: Supply<'_>) {
+        let _alone = self.completing.lock().await;
+        if !self.incomplete().contains(instance) {
+            return;
+        }
         // 1. The cheapest chain from nothing to what the shadow holds; what is at hand costs nothing.
-        let supply = Supply { sources: &self.sources, only: None };
         let (mut absent, by_new) = (BTreeSet::new(), Some((Wanted::ByNew, instance)));
         let (epoch, packs, digests) = loop {
             if self.is_halted() {
                 return;
             }
-            let Some((epoch, way, digests)) = self.chain_from_nothing(instance, &absent) else {
+            let usable = |name: &PackName| supply.may_have(name) && !absent.contains(name);
+            let Some((epoch, way, digests)) = self.chain_from_nothing(instance, usable) else {
                 absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name));
                 return;
             };
@@ -115,7 +124,8 @@ impl Relay {
         // 2. Proved where nobody reads.
         let file = self.hall.config.data_dir.join(shadow::SCRATCH);
         let trial = self.trial(instance, epoch, Aim::Scratch { file, digests }, &packs);
-        let stop = self.spare_token();
+        // What a stick brought is proved now or never.
+        let stop = if supply.only.is_some() { self.hall.stop.clone() } else { self.spare_token() };
         let end = self.shadow.prove(trial, self.time_for(&packs), &stop).await;
         // 3. Served, or taken down as bad.
         match end {
@@ -137,7 +147,50 @@ impl Relay {
         }
     }
 
-    /// The token that ends scratch proofs.
+    /// Once a day (`verify`) the rows of each stream are read against its digests: a bit that flipped in one of them is
+    /// found before a delta meets it. News end it between two streams; what was not read is due at the next spare time.
+    pub(crate) async fn check_rows(&self) {
+        let (hall, every) = (&self.hall, self.hall.config.verify.0);
+        if hall.clock.monotonic().saturating_sub(self.opened) < FIRST_CHECK.min(every) {
+            return;
+        }
+        let (stop, now) = (self.spare_token(), hall.clock.now());
+        let checked = match hall.spool.moments(CHECKED) {
+            Ok(checked) => checked,
+            Err(e) => return self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
+        };
+        let due: Vec<StreamName> = {
+            let state = hall.state();
+            // A clock that was set back must not postpone for ever.
+            let is_due =
+                |s: &StreamName| checked.get(s.as_str()).is_none_or(|at| *at > now || since(now, *at) >= every);
+            state.held.keys().filter(|s| !state.drifts.contains_key(*s) && is_due(s)).cloned().collect()
+        };
+        for stream in due {
+            if stop.is_cancelled() || self.is_halted() {
+                return;
+            }
+            let (shadow, asked) = (Arc::clone(&self.shadow), stream.clone());
+            match tokio::task::spawn_blocking(move || shadow.verify_stream(&asked)).await {
+                Ok(Ok(tables)) => {
+                    if let Some(text) = trial::drift_text(&stream, &tables) {
+                        self.latch_drift(&stream, &text);
+                    }
+                }
+                Ok(Err(e)) if e.verdict() == Verdict::Rebuild => {
+                    self.begin_shadow_anew(&e.to_string()).await;
+                    return;
+                }
+                Ok(Err(e)) => self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
+                Err(e) => tracing::warn!(%stream, error = %e, "its rows were not read"),
+            }
+            if let Err(e) = hall.spool.keep_moment(CHECKED, stream.as_str(), hall.clock.now()) {
+                return self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+            }
+        }
+    }
+
+    /// The token that ends scratch proofs and checks of rows.
     fn spare_token(&self) -> CancellationToken {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         *spare = self.hall.stop.child_token();
@@ -155,10 +208,17 @@ impl Relay {
         all.into_iter().filter(|s| some.iter().all(|i| &i.stream != s)).collect()
     }
 
+    /// The packs that would be got next to close the gap in a chain, if of those not at hand there were these.
+    pub(crate) fn would_complete(&self, instance: &Instance, there: &BTreeSet<PackName>) -> Vec<(PackName, PackEntry)> {
+        let chain = self.chain_from_nothing(instance, |name| there.contains(name));
+        chain.map(|(_, packs, _)| self.not_at_hand(instance, packs)).unwrap_or_default()
+    }
+
+    /// The cheapest chain of packs that are at hand, or may be had.
     fn chain_from_nothing(
         &self,
         instance: &Instance,
-        without: &BTreeSet<PackName>,
+        may_be_had: impl Fn(&PackName) -> bool,
     ) -> Option<(u64, Vec<PackEntry>, crate::trial::Digests)> {
         let (now, rules) = (self.hall.clock.now(), &self.hall.config.tries);
         let state = self.hall.state();
@@ -168,7 +228,8 @@ impl Relay {
         let digests = state.held.get(&instance.stream)?.digests.clone();
         let usable = |p: &PackEntry| {
             let name = p.name(instance);
-            !without.contains(&name) && tries::usable(state.attempts.get(&name), &p.sha256, now, rules)
+            let there = p.bytes == 0 || may_be_had(&name);
+            there && tries::usable(state.attempts.get(&name), &p.sha256, now, rules)
         };
         let priced = self.priced(instance, entry, &state);
         let way = chain::cheapest(&priced, None, version, usable)?;

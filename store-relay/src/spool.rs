@@ -1,5 +1,5 @@
 //! `relay.db`: what must survive a restart beside the shadow: the latest heartbeat of each register, the
-//! capped event log, failed tries, and since when an object is no longer listed. One connection, one
+//! capped event log, failed tries, and since when an object is no longer listed or missing. One connection, one
 //! process. Every call is one durable transaction: at success it survives a power cut, before that
 //! nothing of it happened. A damaged file is set aside and begun anew: what it held comes again.
 
@@ -72,6 +72,8 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS over (id INTEGER PRIMARY KEY, fault TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS refusal (source TEXT PRIMARY KEY, fault TEXT NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS address (id INTEGER PRIMARY KEY, ip TEXT NOT NULL UNIQUE) STRICT;
+    CREATE TABLE IF NOT EXISTS moment (
+        of TEXT NOT NULL, name TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (of, name)) STRICT;
     CREATE TABLE IF NOT EXISTS unlisted (object TEXT PRIMARY KEY, since TEXT NOT NULL) STRICT;";
 
 /// Addresses kept: more than a store has registers.
@@ -146,9 +148,7 @@ impl Spool {
 
     /// Opens the file, and sees whether all that is ever asked of it can be read.
     fn open_whole(path: &Path, events: u32) -> Result<Spool, SpoolError> {
-        let db = Mutex::new(open_file(path)?);
-        let (halted, renewed) = (AtomicBool::new(false), AtomicBool::new(false));
-        let spool = Spool { path: path.to_owned(), db, waiting: Mutex::default(), events, lost: None, halted, renewed };
+        let spool = Spool::around(path, open_file(path)?, events);
         spool.beats()?;
         spool.addresses()?;
         spool.attempts()?;
@@ -156,8 +156,21 @@ impl Spool {
         spool.over()?;
         spool.refusals()?;
         spool.all_unlisted()?;
+        spool.all_moments()?;
         spool.events(events)?;
         Ok(spool)
+    }
+
+    fn around(path: &Path, db: Connection, events: u32) -> Spool {
+        let (db, waiting) = (Mutex::new(db), Mutex::default());
+        let (halted, renewed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Spool { path: path.to_owned(), db, waiting, events, lost: None, halted, renewed }
+    }
+
+    /// The spool of a relay that another process works on: to be read alone.
+    pub fn open_read_only(dir: &Path) -> Result<Spool, SpoolError> {
+        let path = dir.join(FILE);
+        Ok(Spool::around(&path, sqlite::open_read_only(&path)?, 0))
     }
 
     /// Why it was begun anew, if it was.
@@ -398,6 +411,31 @@ impl Spool {
             Ok((parsed::<ObjectName>(r, 0)?, parsed::<Timestamp>(r, 1)?))
         })?;
         Ok(rows.into_iter().collect())
+    }
+
+    /// Moments of one kind, by what each is of: since when a pack is missing, when a stream's rows were read last.
+    pub fn moments(&self, of: &str) -> Result<BTreeMap<String, Timestamp>, SpoolError> {
+        let all = self.all_moments()?.into_iter();
+        Ok(all.filter(|(kind, _, _)| kind == of).map(|(_, name, at)| (name, at)).collect())
+    }
+
+    fn all_moments(&self) -> Result<Vec<(String, String, Timestamp)>, SpoolError> {
+        let sql = "SELECT of, name, at FROM moment";
+        self.read("reading moments", sql, |r| Ok((r.get(0)?, r.get(1)?, parsed(r, 2)?)))
+    }
+
+    /// Keeps a moment, in place of the one before.
+    pub fn keep_moment(&self, of: &str, name: &str, at: Timestamp) -> Result<(), SpoolError> {
+        self.write("keeping a moment", failpoint::name("spool.moment"), |db| {
+            db.execute("INSERT OR REPLACE INTO moment VALUES (?1, ?2, ?3)", (of, name, at.to_string()))
+        })
+    }
+
+    /// Forgets a moment.
+    pub fn forget_moment(&self, of: &str, name: &str) -> Result<(), SpoolError> {
+        self.write("forgetting a moment", failpoint::name("spool.forget-moment"), |db| {
+            db.execute("DELETE FROM moment WHERE of = ?1 AND name = ?2", (of, name))
+        })
     }
 
     /// Brings the WAL home.

@@ -2,12 +2,14 @@
 //! other streams, so that none can stop another. Decides by `proto::chain` and `tries`; every move is
 //! `shelves`'.
 
+use crate::hall::State;
 use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::Room;
+use crate::spool::SpoolError;
 use crate::trial::{Aim, Trial, TrialEnd};
 use crate::tries::{self, Attempts, Cause, Failure};
 use proto::chain;
-use proto::clock::Timestamp;
+use proto::clock::{Timestamp, since};
 use proto::digest::Sha256;
 use proto::fetch::{Etag, FetchError, FetchErrorKind, Small, Source, Want};
 use proto::ids::{Instance, StreamName, Version};
@@ -46,7 +48,7 @@ pub struct Supply<'a> {
 }
 
 impl Supply<'_> {
-    fn may_have(&self, name: &PackName) -> bool {
+    pub(crate) fn may_have(&self, name: &PackName) -> bool {
         self.only.is_none_or(|o| o.contains(name))
     }
 }
@@ -178,8 +180,9 @@ impl Relay {
             tries::usable(state.attempts.get(&name), &p.sha256, now, rules) && (p.bytes == 0 || supply.may_have(&name))
         };
         let from = held.filter(|_| !drifted);
-        // Round what no source has, if another way leads on; it is asked for again where none does.
-        let there = |p: &PackEntry| usable(p) && (p.bytes == 0 || !self.is_missing(Wanted::Here, &p.name(&instance)));
+        // Round what no source has (a stick may), if another way leads on; it is asked for again where none does.
+        let missing = |p: &PackEntry| supply.only.is_none() && self.is_missing(Wanted::Here, &p.name(&instance));
+        let there = |p: &PackEntry| usable(p) && (p.bytes == 0 || !missing(p));
         let way = chain::furthest(&priced, from, entry.version, there);
         let Some((reached, way)) = way.or_else(|| chain::furthest(&priced, from, entry.version, usable)) else {
             return Plan::NoWay(match from {
@@ -201,16 +204,25 @@ impl Relay {
         }
     }
 
+    /// The packs that would be got next to bring a stream up, if of those not at hand there were these.
+    pub(crate) fn would_get(&self, stream: &StreamName, there: &BTreeSet<PackName>) -> Vec<(PackName, PackEntry)> {
+        match self.plan(stream, Supply { sources: &[], only: Some(there) }) {
+            Plan::Go(way) => self.not_at_hand(&way.instance, way.packs),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Those of some listed packs that are neither served nor to be tried.
+    pub(crate) fn not_at_hand(&self, instance: &Instance, packs: Vec<PackEntry>) -> Vec<(PackName, PackEntry)> {
+        let state = self.hall.state();
+        let named = packs.into_iter().map(|p| (p.name(instance), p));
+        named.filter(|(name, p)| !is_at_hand(&state, name, &p.sha256)).collect()
+    }
+
     /// The listed packs with the bytes that each would cost now.
-    pub(crate) fn priced(
-        &self,
-        instance: &Instance,
-        entry: &StreamEntry,
-        state: &crate::hall::State,
-    ) -> Vec<PackEntry> {
+    pub(crate) fn priced(&self, instance: &Instance, entry: &StreamEntry, state: &State) -> Vec<PackEntry> {
         let price = |p: &PackEntry| {
-            let name = p.name(instance);
-            let there = state.ok.get(&name) == Some(&Some(p.sha256)) || state.ready.get(&name) == Some(&p.sha256);
+            let there = is_at_hand(state, &p.name(instance), &p.sha256);
             PackEntry { bytes: if there { 0 } else { p.bytes }, ..p.clone() }
         };
         entry.packs.iter().map(price).collect()
@@ -220,19 +232,40 @@ impl Relay {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn absent(&self) -> MutexGuard<'_, BTreeMap<(Wanted, PackName), Duration>> {
+    fn absent(&self) -> MutexGuard<'_, BTreeMap<(Wanted, PackName), Absent>> {
         self.absent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether no source has had a listed pack for long.
     fn is_missing(&self, wanted: Wanted, name: &PackName) -> bool {
         let (now, limit) = (self.hall.clock.monotonic(), self.hall.config.tries.missing.0);
-        self.absent().get(&(wanted, name.clone())).is_some_and(|since| now.saturating_sub(*since) >= limit)
+        self.absent().get(&(wanted, name.clone())).is_some_and(|a| now.saturating_sub(a.at) + a.earlier >= limit)
+    }
+
+    /// Reads what earlier processes missed, and for how long: `once` alone never lasts until something is told.
+    pub(crate) fn restore_absent(&self) -> Result<(), SpoolError> {
+        let (now, at) = (self.hall.clock.now(), self.hall.clock.monotonic());
+        for wanted in [Wanted::Here, Wanted::ByNew] {
+            for (name, seen) in self.hall.spool.moments(wanted.kept_as())? {
+                let Ok(name) = name.parse() else { continue };
+                self.absent().insert((wanted, name), Absent { at, earlier: since(now, seen) });
+            }
+        }
+        Ok(())
     }
 
     /// A source says that it has not got a listed pack, and no other has it. A mirror may lag; after a while it is told.
     pub(crate) fn note_absent(&self, wanted: Wanted, name: &PackName) {
-        self.absent().entry((wanted, name.clone())).or_insert_with(|| self.hall.clock.monotonic());
+        let (now, at) = (self.hall.clock.now(), self.hall.clock.monotonic());
+        let is_new = {
+            let mut absent = self.absent();
+            let known = absent.contains_key(&(wanted, name.clone()));
+            absent.entry((wanted, name.clone())).or_insert(Absent { at, earlier: Duration::ZERO });
+            !known
+        };
+        if is_new && let Err(e) = self.hall.spool.keep_moment(wanted.kept_as(), &name.to_string(), now) {
+            tracing::warn!(error = %e, "since when a pack is missing was not written down");
+        }
         if self.is_missing(wanted, name) {
             let text = format!("the manifest lists {name}, and no source has it");
             self.hall.fault(fault::PACK_MISSING, Some(&name.instance), &name.to_string(), text);
@@ -260,13 +293,19 @@ impl Relay {
     }
 
     pub(crate) fn end_missing(&self, is_over: impl Fn(Wanted, &PackName) -> bool) {
-        let mut found: Vec<PackName> = Vec::new();
+        let mut found: Vec<(Wanted, PackName)> = Vec::new();
         self.absent().retain(|(of, name), _| {
             let over = is_over(*of, name);
-            found.extend(over.then(|| name.clone()));
+            found.extend(over.then(|| (*of, name.clone())));
             !over
         });
-        found.iter().for_each(|name| self.hall.mended(fault::PACK_MISSING, &name.to_string()));
+        for (of, name) in found {
+            let name = name.to_string();
+            if let Err(e) = self.hall.spool.forget_moment(of.kept_as(), &name) {
+                tracing::warn!(error = %e, "that a pack is missing no more was not written down");
+            }
+            self.hall.mended(fault::PACK_MISSING, &name);
+        }
     }
 
     /// Step 2: the packs in order, as far as they could be got; and what stopped it.
@@ -372,6 +411,7 @@ impl Relay {
         let (shelves, moved) = (self.hall.shelves.clone(), name.clone());
         off_thread(move || shelves.part_is_whole(&moved)).await?;
         self.hall.state().ready.insert(name.clone(), sha256);
+        self.end_missing(|_, had| had == name);
         Ok(self.hall.shelves.pack(Room::Ready, name))
     }
 
@@ -798,6 +838,25 @@ impl Relay {
     }
 }
 
+/// Since when no source has a listed pack.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Absent {
+    /// When this process saw it first, by the monotonic clock.
+    at: Duration,
+    /// How long it had been so for the processes before this one.
+    earlier: Duration,
+}
+
+impl Wanted {
+    /// What since when it is missing is kept under.
+    fn kept_as(self) -> &'static str {
+        match self {
+            Wanted::Here => "missing",
+            Wanted::ByNew => "missing for new registers",
+        }
+    }
+}
+
 /// Why a pack is not at hand.
 #[derive(Debug)]
 pub(crate) enum Missing {
@@ -811,6 +870,11 @@ pub(crate) enum Missing {
     Stopped,
     /// An import wants the stream.
     Import,
+}
+
+/// Whether a pack of this hash is served or to be tried.
+fn is_at_hand(state: &State, name: &PackName, sha256: &Sha256) -> bool {
+    state.ok.get(name) == Some(&Some(*sha256)) || state.ready.get(name) == Some(sha256)
 }
 
 /// What trouble with own files is told under, where it is in the way of one stream alone.

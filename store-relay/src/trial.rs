@@ -368,7 +368,7 @@ impl Runner {
             () = tokio::time::sleep(time) => {
                 killer.kill();
                 match ended(running.await) {
-                    TrialEnd::Died { .. } => TrialEnd::Died { how: format!("it took longer than trial.time ({time:?})") },
+                    TrialEnd::Died { .. } => TrialEnd::Died { how: format!("it took longer than it was given ({time:?}, see trial.time)") },
                     end => end,
                 }
             }

@@ -206,6 +206,18 @@ fn store() -> Vec<Scenario> {
         scenario!("mirror, a stream gone", RELAY, LIVE, stream_gone, mirror),
         scenario!("mirror, a bad pack", RELAY, LIVE, bad_pack, mirror, went_round),
         scenario!("mirror, a bad file", RELAY, LIVE, bad_file, mirror, mended_file),
+        scenario!("mirror, a pack missing", RELAY, LIVE, pack_missing, mirror, mended_file),
+        scenario!(
+            "mirror, a pack missing no more",
+            RELAY,
+            LIVE,
+            |s| {
+                pack_missing(s);
+                mirror(s, &[]);
+                mended_file(s);
+            },
+            mirror
+        ),
         scenario!("mirror, a manifest not to be believed", RELAY, LIVE, bad_manifest, mirror, good_manifest),
         scenario!(
             "mirror, a manifest believed again",
@@ -470,6 +482,14 @@ fn bad_file(site: &mut Site) {
     let (name, mut bytes) = site.head_pack("0421", "price");
     bytes.reverse();
     std::fs::write(other.join(name), bytes).unwrap();
+    site.relays.get_mut("0421").unwrap().set("sources", &format!("['file://{}']", other.display()));
+}
+
+fn pack_missing(site: &mut Site) {
+    published(site);
+    let other = site.dir().join("other");
+    files::copy_all(&site.bucket(), &other);
+    std::fs::remove_file(other.join(site.head_pack("0421", "price").0)).unwrap();
     site.relays.get_mut("0421").unwrap().set("sources", &format!("['file://{}']", other.display()));
 }
 

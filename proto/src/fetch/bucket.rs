@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const ERROR: usize = 16 << 10;
+/// The time that an answer which is an error has for its body: what came by then is told.
+const ERROR_TIME: Duration = Duration::from_secs(5);
 
 /// Connects as usual, and reads no more than the beginning of errors.
 #[derive(Debug)]
@@ -27,7 +29,8 @@ impl HttpConnector for Bounded {
     }
 }
 
-/// A client for buckets that reads 16 KiB of an answer that is an error: object_store keeps all of it as text.
+/// A client for buckets that reads 16 KiB, and for 5 s, of an answer that is an error: object_store keeps all of it as
+/// text, and no rate floor watches it.
 #[derive(Debug)]
 pub struct BoundedErrors(pub HttpClient);
 
@@ -45,11 +48,15 @@ impl HttpService for BoundedErrors {
             }
             let (head, body) = response.into_parts();
             let (mut body, mut bytes) = (body.bytes_stream(), Vec::new());
-            while bytes.len() < ERROR
-                && let Some(chunk) = body.next().await
-            {
-                bytes.extend_from_slice(&chunk?);
-            }
+            let read = async {
+                while bytes.len() < ERROR
+                    && let Some(chunk) = body.next().await
+                {
+                    bytes.extend_from_slice(&chunk?);
+                }
+                Ok::<(), HttpError>(())
+            };
+            tokio::time::timeout(ERROR_TIME, read).await.unwrap_or(Ok(()))?;
             bytes.truncate(ERROR);
             // What is no text, or was cut within a character, would hide the status.
             Ok(HttpResponse::from_parts(head, String::from_utf8_lossy(&bytes).into_owned().into()))

@@ -443,6 +443,32 @@ async fn bad_servers_are_told_from_bad_packs() {
     assert_eq!(dead.get_small(&ObjectName::Trust, None, None, 9).await.unwrap_err().kind, FetchErrorKind::Network);
 }
 
+/// A server that takes a login page for a pack: typed as one, with a length of its own.
+#[tokio::test]
+async fn a_login_page_under_a_packs_name_is_no_pack_and_takes_no_part_away() {
+    let wanted = want(&bytes(5000));
+    for page in ["<html><body>Please log in</body></html>", "\u{feff}\n <body>", &format!("<!doctype html>{:6000}", "")]
+    {
+        for there in [0, 1700] {
+            let answer = page.as_bytes().to_vec();
+            let server = Server::start(move |_| {
+                let typed = [
+                    ("content-type", "application/octet-stream".to_owned()),
+                    ("content-length", answer.len().to_string()),
+                ];
+                reply("200 OK", &typed, &answer)
+            })
+            .await;
+            let dir = tempfile::tempdir().unwrap();
+            let part = dir.path().join("x.part");
+            let held = &bytes(5000)[..there];
+            let (_, outcome) = download(&server.source(), &wanted, &part, Some(held)).await;
+            assert_eq!(outcome.unwrap_err().kind, FetchErrorKind::NotAnObject, "{page}");
+            assert_eq!(std::fs::read(&part).unwrap(), held, "{page}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_server_without_ranges_sends_all_anew() {
     let body = bytes(400_000);
@@ -643,6 +669,16 @@ fn a_body_that_was_bent_does_not_fit_its_etag() {
     }
 }
 
+/// A source of the bucket that a server on this machine plays.
+fn bucket_at(server: &Server) -> Source {
+    let keys = AmazonS3Builder::new().with_access_key_id("k").with_secret_access_key("s").with_region("us-east-1");
+    let s3 = S3Options { endpoint: Some(format!("http://{}", server.address)), ..Default::default() };
+    let url = "s3://bucket/base";
+    let options = SourceOptions { s3, ..Default::default() };
+    let bucket = bucket::Bucket::build(keys, &url::Url::parse(url).unwrap(), &options).unwrap();
+    Source { url: url.into(), kind: Kind::Bucket(bucket) }
+}
+
 #[tokio::test]
 async fn a_page_without_end_that_a_bucket_answers_with_is_told_in_brief() {
     let server = Server::start(|_| {
@@ -652,14 +688,28 @@ async fn a_page_without_end_that_a_bucket_answers_with_is_told_in_brief() {
         then
     })
     .await;
-    let keys = AmazonS3Builder::new().with_access_key_id("k").with_secret_access_key("s").with_region("us-east-1");
-    let s3 = S3Options { endpoint: Some(format!("http://{}", server.address)), ..Default::default() };
-    let url = "s3://bucket/base";
-    let options = SourceOptions { s3, ..Default::default() };
-    let bucket = bucket::Bucket::build(keys, &url::Url::parse(url).unwrap(), &options).unwrap();
-    let source = Source { url: url.into(), kind: Kind::Bucket(bucket) };
+    let source = bucket_at(&server);
     let got = source.get_small(&ObjectName::Trust, None, None, 1 << 20);
     let e = tokio::time::timeout(Duration::from_secs(10), got).await.expect("it is not read to its end").unwrap_err();
     assert_eq!(e.kind, FetchErrorKind::Unauthorized, "{e}");
     assert!((400..=500).contains(&e.detail.len()), "{}", e.detail.len());
+}
+
+/// A download waits for it, and the stream with it.
+#[tokio::test]
+async fn an_error_that_a_bucket_drips_is_told_as_far_as_it_came() {
+    let server = Server::start(|_| {
+        let mut then = reply("403 Forbidden", &[("content-length", "16000".into())], b"no entry ");
+        then.extend((0..600).flat_map(|_| [Then::Wait(100), Then::Send(b".".to_vec())]));
+        then
+    })
+    .await;
+    let source = bucket_at(&server);
+    let dir = tempfile::tempdir().unwrap();
+    let (wanted, part) = (want(&bytes(5000)), dir.path().join("x.part"));
+    let got = download(&source, &wanted, &part, None);
+    let (_, got) = tokio::time::timeout(Duration::from_secs(30), got).await.expect("it is not waited for");
+    let e = got.unwrap_err();
+    assert_eq!(e.kind, FetchErrorKind::Unauthorized, "{e}");
+    assert!(e.detail.contains("no entry"), "{e}");
 }

@@ -284,7 +284,8 @@ fn etag(response: &Response) -> Option<Etag> {
 
 /// Whether a body begins as HTML or XML do; neither gzip nor JSON can.
 pub(super) fn is_page(body: &[u8]) -> bool {
-    matches!(body.trim_ascii_start(), [b'<', b'!' | b'?' | b'h' | b'H', ..])
+    let text = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
+    matches!(text.trim_ascii_start(), [b'<', next, ..] if matches!(next, b'!' | b'?') || next.is_ascii_alphabetic())
 }
 
 /// 200 or 206 with something that is no web page.

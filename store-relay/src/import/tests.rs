@@ -1,5 +1,6 @@
 #![allow(clippy::disallowed_methods)]
 use super::*;
+use crate::control::{self, Order};
 use crate::kit::{Hq, Make, Store, rooms_of, secret, served, state};
 use crate::relay::tests::copy_tree;
 use proto::layout::PackKind::{Delta, Full};
@@ -177,16 +178,107 @@ async fn missing_permissions_are_a_reason() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_told_and_leaves_nothing_on_the_disk() {
+async fn what_does_not_fit_is_told_and_the_rest_goes_in() {
     let (mut hq, mut store, stick) = stick();
     store.config.limits.pack_bytes = u64::MAX;
+    hq.follow("promo", "all");
+    hq.publish("promo", &[(7, Some("x"))], Make::Full);
     hq.lines.get_mut("price").unwrap().entries[1].bytes = 1 << 50;
     hq.sign();
     copy_tree(hq.bucket.path(), stick.path());
     let relay = store.open();
-    let error = relay.import(stick.path()).await.unwrap_err();
-    assert!(matches!(&error, ImportError::NoRoom(why) if why.contains("0000000002.delta.pack")), "{error}");
+    let done = relay.import(stick.path()).await.unwrap();
+    let [refusal] = &done.receipt.refusals[..] else { panic!("{done:?}") };
+    assert!(refusal.contains("0000000002.delta.pack"), "{refusal}");
+    assert_eq!(opened(&done).refusals, done.receipt.refusals);
+    assert_eq!((served(&relay, &hq.instance("price")), served(&relay, &hq.instance("promo"))), (Some(1), Some(1)));
+    assert!(done.behind.contains_key("price") && !done.behind.contains_key("promo"), "{done:?}");
     let codes: Vec<String> = state(&relay).all_faults().into_iter().map(|f| f.code).collect();
     assert_eq!(codes, ["DISK_FULL"]);
-    assert!(!relay.hall.shelves.import_waits(), "what was copied before it");
+    assert!(!relay.hall.shelves.import_waits());
+}
+
+/// The relay takes the delta; the full on the same stick is what a new register wants once the old one is listed no more.
+#[tokio::test]
+async fn a_store_that_lives_on_sticks_keeps_a_complete_chain() {
+    let many: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a full long"))).collect();
+    // None, and one that is away.
+    for sources in [vec![], vec!["file:///nonexistent".to_owned()]] {
+        for crashed in [false, true] {
+            let mut hq = Hq::new();
+            hq.follow("price", "zone-east");
+            hq.publish("price", &many, Make::Full);
+            let store = Store::enrolled(&sources);
+            let relay = store.open();
+            for n in 1..=5u64 {
+                if n > 1 {
+                    hq.publish("price", &[(1, Some(&n.to_string()))], Make::Both);
+                }
+                if n > 2 {
+                    hq.unlist(&hq.pack("price", n - 2, Full));
+                    hq.unlist(&hq.pack("price", n - 2, Delta));
+                }
+                hq.sign();
+                let stick = TempDir::new().unwrap();
+                copy_tree(hq.bucket.path(), stick.path());
+                if crashed {
+                    copy_tree(stick.path(), &store.data().join("import"));
+                    relay.mirror_once(Pace::Once).await;
+                } else {
+                    let done = relay.import(stick.path()).await.unwrap();
+                    assert!(!done.already_here && done.behind.is_empty(), "{n}: {done:?}");
+                    let again = relay.import(stick.path()).await.unwrap();
+                    assert!(again.already_here && again.taken.is_empty(), "{n}: {again:?}");
+                }
+                assert_eq!(served(&relay, &hq.instance("price")), Some(n));
+                assert!(state(&relay).debts().is_empty(), "{n}: {:?}", state(&relay).debts());
+                // What is not listed any more goes.
+                relay.tidy().await;
+                store.clock.advance(relay.hall.config.grace.0);
+                relay.tidy().await;
+                assert!(relay.incomplete().is_empty(), "{n}");
+            }
+            assert!(!relay.hall.shelves.import_waits() && state(&relay).attempts.is_empty());
+        }
+    }
+}
+
+/// A way that turned out bad is gone round with what else lies on the stick.
+#[tokio::test]
+async fn of_a_stick_all_that_helps_is_taken_and_nothing_else() {
+    let (mut hq, store, stick) = stick();
+    let many: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a full long"))).collect();
+    hq.publish("price", &many, Make::Both);
+    hq.publish("price", &[(1, Some("c"))], Make::Both);
+    hq.sign();
+    let relay = store.open();
+    relay.import(stick.path()).await.unwrap();
+    copy_tree(hq.bucket.path(), stick.path());
+    {
+        let db = rusqlite::Connection::open(relay.shadow.path()).unwrap();
+        db.execute("UPDATE price_row SET name = 'by hand' WHERE id = 2", []).unwrap();
+    }
+    let done = relay.import(stick.path()).await.unwrap();
+    assert_eq!(served(&relay, &hq.instance("price")), Some(4), "{done:?}");
+    assert!(done.behind.is_empty() && state(&relay).drifts.is_empty(), "{done:?}");
+    let full = |version| hq.pack("price", version, Full);
+    assert_eq!(rooms_of(&relay, &full(4)), ["ok"], "what the deltas met was wrong");
+    assert!(rooms_of(&relay, &full(3)).is_empty(), "nobody needs it");
+    assert!(!done.taken.iter().any(|t| t.contains(&full(3).to_string())), "{done:?}");
+}
+
+#[tokio::test]
+async fn an_older_stick_is_done_though_the_store_is_behind() {
+    let (mut hq, _, stick) = stick();
+    hq.publish("price", &[(3, Some("c"))], Make::Delta);
+    hq.sign();
+    fs::remove_file(hq.path(&hq.pack("price", 3, Delta).into())).unwrap();
+    let store = Store::enrolled(&[hq.url()]);
+    let relay = store.open();
+    relay.mirror_once(Pace::Once).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    let order = Order::Import { dir: stick.path().to_owned() };
+    let answer = control::obey(&relay, order).await;
+    assert_eq!(answer.exit, 0, "{:?}", answer.lines);
+    assert_eq!(answer.report["already_here"], true);
 }

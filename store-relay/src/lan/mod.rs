@@ -41,7 +41,10 @@ pub async fn answer(hall: Arc<Hall>, request: Request<Inbound>, from: IpAddr) ->
             "/healthz" => healthz(&hall),
             "/readyz" => readyz(&hall),
             "/metrics" => text(StatusCode::OK, metrics::CONTENT_TYPE, hall.metrics.text(&hall)),
-            "/" => page::answer(&hall),
+            "/" => match tokio::task::spawn_blocking(move || page::answer(&hall)).await {
+                Ok(page) => page,
+                Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n"),
+            },
             "/style.css" => text(StatusCode::OK, "text/css; charset=utf-8", page::STYLE),
             _ => plain(StatusCode::NOT_FOUND, "not here\n"),
         };
@@ -153,7 +156,6 @@ async fn heartbeats(hall: Arc<Hall>, request: Request<Inbound>, from: IpAddr) ->
     let Ok(taken) = tokio::task::spawn_blocking(move || beats::take(&desk, &beats, from)).await else {
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "the heartbeats were not kept\n");
     };
-    hall.metrics.beats.inc();
     let answer = BeatAnswer {
         hq_seen_s: hall.hq_seen_s(),
         now: hall.clock.now(),

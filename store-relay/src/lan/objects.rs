@@ -12,6 +12,7 @@ use proto::digest::Sha256;
 use proto::http::{Body, FileBody, RangeAsked, none_match, range_asked};
 use proto::layout::{ObjectName, PackName};
 use proto::shelf::{self, ShelfError};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -161,9 +162,10 @@ impl Objects {
         }
     }
 
-    /// The object of a URL path.
+    /// The object of a URL path, which may be written with percent signs: `%40` for `@`, as some clients and proxies do.
     pub fn get(&self, path: &str) -> Option<Arc<Object>> {
-        self.by_path.read().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+        let path = if path.contains('%') { Cow::Owned(decoded(path)?) } else { Cow::Borrowed(path) };
+        self.by_path.read().unwrap_or_else(PoisonError::into_inner).get(&*path).cloned()
     }
 
     /// Bytes of packs in memory.
@@ -326,6 +328,18 @@ const ROTTEN: &str = "its bytes have changed on the disk";
 
 /// The file is gone or damaged, or cannot be read now.
 struct Gone;
+
+/// A path with each `%XX` as the byte that it stands for, once; none where that is no text.
+fn decoded(path: &str) -> Option<String> {
+    let mut parts = path.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).filter(|(d, _)| d.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
+}
 
 fn lend(bytes: Arc<InMemory>) -> Bytes {
     Bytes::from_owner(Lent(bytes))

@@ -1,6 +1,7 @@
 //! The page at `/`, in plain words, for whoever stands in the store with a phone or at a till.
 
 use crate::hall::Hall;
+use crate::spool::Event;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use maud::{DOCTYPE, Markup, html};
@@ -27,9 +28,9 @@ pub fn answer(hall: &Hall) -> Response<Body> {
     response
 }
 
-/// The whole page.
+/// The whole page. Blocks on the disk, briefly.
 pub fn page(hall: &Hall) -> String {
-    let status = hall.status();
+    let (status, events) = (hall.status(), hall.events());
     let registers = registers(hall);
     html! {
         (DOCTYPE)
@@ -43,11 +44,12 @@ pub fn page(hall: &Hall) -> String {
             }
             body {
                 h1 { "Store " (hall.config.store) }
-                (summary(&status))
+                (summary(hall, &status))
                 (streams(hall, &status))
                 h2 { "Registers" }
                 (registers)
                 (troubles(&status))
+                (log(&events))
                 p.dim {
                     "Data list " @if let Some(serial) = status.serial { (serial) } @else { "not received yet" }
                     @if let Some(disk) = status.disk { " · " (disk.free >> 20) " MiB free on the disk" }
@@ -59,7 +61,7 @@ pub fn page(hall: &Hall) -> String {
     .into_string()
 }
 
-fn summary(status: &Status) -> Markup {
+fn summary(hall: &Hall, status: &Status) -> Markup {
     let all_well = status.errors.is_empty() && status.debts.is_empty() && status.serial.is_some();
     html! {
         @if all_well {
@@ -73,6 +75,8 @@ fn summary(status: &Status) -> Markup {
         }
         p {
             @match status.network {
+                // Without headquarters' service nothing is known of headquarters.
+                Network::Online if hall.config.hq.is_none() => "The place that the data comes from answers.",
                 Network::Online => "Headquarters is connected.",
                 Network::InStore | Network::OnlineRelayDown => "Headquarters cannot be reached; data still arrives by the other way.",
                 Network::Offline => "There is no connection out of the store. The registers go on selling.",
@@ -149,6 +153,25 @@ fn troubles(status: &Status) -> Markup {
         @if !status.debts.is_empty() {
             h2 { "What is still to come" }
             ul { @for debt in &status.debts { li { (debt) } } }
+        }
+    }
+}
+
+fn log(events: &[Event]) -> Markup {
+    html! {
+        @if !events.is_empty() {
+            h2 { "What happened" }
+            table {
+                tr { th { "When" } th { "What" } th { "Of what" } th { "" } }
+                @for event in events {
+                    tr {
+                        td { (event.at.strftime("%Y-%m-%d %H:%M:%SZ")) }
+                        td { (event.code) }
+                        td { (cut(&event.subject)) }
+                        td { (cut(&event.text)) }
+                    }
+                }
+            }
         }
     }
 }

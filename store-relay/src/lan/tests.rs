@@ -149,7 +149,15 @@ async fn objects_come_whole_in_part_or_not_again() {
 async fn no_url_leads_out_of_ok() {
     let scene = Scene::new().await;
     std::fs::write(scene.store.data().join("ok/secret.txt"), "x").unwrap();
+    // Written as nginx and CDNs read it, too; once.
+    let pack = "/packs/price%40zone-east/0000000001%2Efull.pack";
+    assert_eq!(scene.get(pack, "").await.status, 200);
     for path in [
+        "/packs/price%2540zone-east/0000000001.full.pack",
+        "/packs/price%4zone-east/0000000001.full.pack",
+        "/packs/price%",
+        "/packs/price%+40zone-east/0000000001.full.pack",
+        "/%ff",
         "/secret.txt",
         "/../device.db",
         "/ok/trust.json",
@@ -314,6 +322,10 @@ async fn a_register_that_was_enrolled_anew_begins_its_numbers_anew() {
 async fn health_figures_and_the_page_say_how_it_stands() {
     let scene = Scene::new().await;
     scene.post(&beat("0421-03", 33, 5)).await;
+    // Neither the same again, nor a stranger's, nor none is one more.
+    for body in [beat("0421-03", 33, 5), beat("0421-09", 33, 9), b"{\"beats\":[]}".to_vec()] {
+        scene.post(&body).await;
+    }
     assert_eq!(scene.get("/healthz", "").await.status, 200);
     assert_eq!(scene.get("/readyz", "").await.status, 200);
     let figures = String::from_utf8(scene.get("/metrics", "").await.body).unwrap();
@@ -328,14 +340,54 @@ async fn health_figures_and_the_page_say_how_it_stands() {
     assert!(answer.header("content-security-policy").unwrap().starts_with("default-src 'none'; style-src 'self'"));
     assert_eq!(scene.get("/style.css", "").await.header("content-type"), Some("text/css; charset=utf-8"));
     let page = String::from_utf8(answer.body).unwrap();
-    for words in ["Store 0421", "All data is up to date", "0421-03", "just now"] {
+    for words in ["Store 0421", "All data is up to date", "0421-03", "just now", "data comes from answers"] {
         assert!(page.contains(words), "{words}\n{page}");
     }
+    assert!(
+        !page.contains("Headquarters is connected") && !page.contains("What happened"),
+        "nobody knows, nothing did"
+    );
     assert_eq!(scene.get("/v1/errors", "").await.body, b"[]");
     scene.relay.hall.fault(fault::HALTED, None, "", "fsync failed <b>");
     assert_eq!(scene.get("/healthz", "").await.status, 503);
     let page = String::from_utf8(scene.get("/", "").await.body).unwrap();
     assert!(page.contains("fsync failed &lt;b&gt;") && page.contains("needs attention"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_event_log_is_shown_newest_last() {
+    let scene = Scene::new().await;
+    for n in 0..60 {
+        scene.relay.hall.event("BIT_ROT", &format!("pack {n}"), "found <b> by a test");
+    }
+    let status = crate::control::obey(&scene.relay, crate::control::Order::Status).await.report;
+    let events = status["events"].as_array().unwrap();
+    assert_eq!((events.len(), &events[49]["subject"], &events[49]["code"]), (50, &"pack 59".into(), &"BIT_ROT".into()));
+    assert_eq!(events[0]["subject"], "pack 10");
+    assert_eq!(status["id"], "0421");
+    let page = String::from_utf8(scene.get("/", "").await.body).unwrap();
+    assert!(page.find("pack 10").unwrap() < page.find("pack 59").unwrap() && !page.contains("pack 9<"));
+    assert!(page.contains("found &lt;b&gt; by a test") && page.contains("2026-11-21 12:00:00Z"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headquarters_is_seen_for_two_minutes_and_sources_for_two_polls() {
+    let mut store = Store::enrolled(&[]);
+    store.config.hq = Some("http://127.0.0.1:9".into());
+    store.config.poll.0 = Duration::from_secs(600);
+    let relay = store.open();
+    let seen = || {
+        let now = relay.hall.clock.monotonic();
+        let mut state = state(&relay);
+        (state.hq_seen, state.source_seen) = (Some(now), Some(now));
+    };
+    seen();
+    for (later, network) in
+        [(120, Network::Online), (1, Network::InStore), (1079, Network::InStore), (1, Network::Offline)]
+    {
+        store.clock.advance(Duration::from_secs(later));
+        assert_eq!(relay.hall.network(), network, "{later}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

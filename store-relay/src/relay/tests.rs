@@ -217,6 +217,50 @@ async fn a_pack_that_no_source_has_is_told_after_a_while_and_gone_round() {
     assert!(fault_codes(&relay).is_empty() && state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
 }
 
+/// Driven by cron: no process lasts for as long as a pack must be missing before it is told.
+#[tokio::test]
+async fn how_long_a_pack_is_missing_outlasts_a_process_and_ends_when_it_is_had() {
+    let (mut hq, store) = two_streams();
+    once(&store.open()).await;
+    for name in ["c", "d"] {
+        hq.publish("price", &[(1, Some(name))], Make::Delta);
+    }
+    hq.sign();
+    let paths = [2, 3].map(|version| hq.path(&hq.pack("price", version, Delta).into()));
+    let good = fs::read(&paths[0]).unwrap();
+    paths.iter().for_each(|path| fs::remove_file(path).unwrap());
+    for minutes in [0, 5, 4] {
+        store.clock.advance(HOUR / 60 * minutes);
+        let relay = store.open();
+        once(&relay).await;
+        assert!(fault_codes(&relay).is_empty(), "a mirror may lag");
+    }
+    store.clock.advance(HOUR / 60);
+    let relay = store.open();
+    once(&relay).await;
+    let missing = |relay: &Relay| {
+        let faults = state(relay).all_faults().into_iter().filter(|f| f.code == fault::PACK_MISSING);
+        faults.map(|f| f.object.unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&relay), [hq.pack("price", 2, Delta).to_string()]);
+    // It is there; now the next one is missing, for a moment so far.
+    fs::write(&paths[0], good).unwrap();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    assert!(missing(&relay).is_empty());
+    // Round it, in another process.
+    drop(relay);
+    store.clock.advance(HOUR / 6);
+    let many: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a full long"))).collect();
+    hq.publish("price", &many, Make::Both);
+    hq.sign();
+    let relay = store.open();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(4));
+    drop(relay);
+    assert!(store.open().absent.lock().unwrap().is_empty(), "it is not remembered for ever");
+}
+
 /// The relay follows by deltas; a register that is new needs a full, and the cheapest one is gone from the bucket.
 #[tokio::test]
 async fn a_lost_full_is_gone_round_for_registers_that_are_new_or_told_of() {
@@ -292,6 +336,55 @@ async fn drift_that_verify_finds_is_latched_over_a_restart_and_healed() {
     assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
     assert!(fault_codes(&relay).is_empty());
     assert_eq!(crate::control::obey(&relay, crate::control::Order::Verify).await.exit, 0);
+}
+
+/// No delta met it, and nobody asked.
+#[tokio::test]
+async fn a_bit_that_flipped_in_a_row_is_found_within_a_day() {
+    let (hq, store) = two_streams();
+    let minute = HOUR / 60;
+    let spoil = |relay: &Relay| {
+        let db = rusqlite::Connection::open(relay.shadow.path()).unwrap();
+        db.execute("UPDATE price_row SET name = 'by chance' WHERE id = 2", []).unwrap();
+    };
+    let mut relay = store.open();
+    once(&relay).await;
+    spoil(&relay);
+    relay.check_rows().await;
+    assert!(fault_codes(&relay).is_empty(), "the service has just begun");
+    store.clock.advance(minute * 10);
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty(), "not by `once`");
+    relay.check_rows().await;
+    assert_eq!(fault_codes(&relay), ["DRIFT"]);
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty());
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    // Once a day, however often it is started.
+    spoil(&relay);
+    for later in [minute, HOUR * 23, HOUR - minute * 3] {
+        store.clock.advance(later);
+        relay.check_rows().await;
+        drop(relay);
+        relay = store.open();
+        store.clock.advance(Duration::from_secs(30));
+        assert!(fault_codes(&relay).is_empty(), "{later:?}");
+    }
+    store.clock.advance(minute * 10);
+    relay.check_rows().await;
+    assert_eq!(fault_codes(&relay), ["DRIFT"]);
+    once(&relay).await;
+    // News go first.
+    spoil(&relay);
+    store.clock.advance(HOUR * 24);
+    let mut reading = Box::pin(relay.check_rows());
+    assert!(futures_util::poll!(&mut reading).is_pending());
+    relay.end_spare();
+    reading.await;
+    assert_eq!(
+        relay.hall.spool.moments("rows read").unwrap().values().filter(|at| **at == store.clock.now()).count(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -608,7 +701,7 @@ async fn nothing_is_done_in_spare_time_after_a_failed_sync() {
     relay.throw_away(&lost);
     relay.trouble(None, Verdict::Halt, false, "SQLITE_IOERR_FSYNC");
     relay.spare_time().await;
-    relay.complete(&hq.instance("promo")).await;
+    relay.complete(&hq.instance("promo"), Supply { sources: &relay.sources, only: None }).await;
     assert_eq!((rooms_of(&relay, &lost), rooms_of(&relay, &wanted)), (vec![], vec![]));
     relay.hall.mended(fault::HALTED, "");
     relay.spare_time().await;
@@ -661,6 +754,42 @@ async fn the_listing_sent_last_is_the_newest() {
         let (sent, now) = (relay.hall.versions().borrow().versions.clone(), state(&relay).versions());
         assert_eq!(sent, now, "{n}");
     }
+}
+
+/// A long import has the directory, and no socket.
+#[tokio::test]
+async fn how_a_relay_stands_can_be_read_beside_a_command_at_work() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish_with("price", &[(1, Some("poison"))], Make::Delta, bent);
+    hq.sign();
+    for _ in 0..3 {
+        once(&relay).await;
+    }
+    let read = crate::control::status_of_files(&store.config, &*store.clock).unwrap();
+    let asked = crate::control::obey(&relay, crate::control::Order::Status).await;
+    assert_eq!((read.exit, read.report["network"].as_str()), (0, Some("offline")));
+    for member in ["id", "serial", "streams", "errors", "events"] {
+        assert_eq!(read.report[member], asked.report[member], "{member}");
+    }
+    assert!(read.report["debts"][0].as_str().unwrap().contains("0000000002.delta.pack is in error/"));
+    assert_eq!(read.report["errors"][0]["code"], "PACK_IN_ERROR");
+}
+
+#[tokio::test]
+async fn a_list_of_nothing_is_no_failure() {
+    let mut hq = Hq::new();
+    hq.sign();
+    let store = Store::enrolled(&[hq.url()]);
+    let relay = store.open();
+    let order = || crate::control::obey(&relay, crate::control::Order::Once);
+    let answer = order().await;
+    assert_eq!(answer.exit, 0, "{:?}", answer.report);
+    fs::remove_dir_all(hq.bucket.path()).unwrap();
+    assert_eq!(order().await.exit, 1);
+    let none = Store::enrolled(&[Hq::new().url()]).open();
+    assert_eq!(crate::control::obey(&none, crate::control::Order::Once).await.exit, 1);
 }
 
 #[tokio::test]

@@ -1262,7 +1262,7 @@ impl Sim {
                         self.plan(who, Op::Start, now);
                     }
                     if !self.model.lock().unwrap().still_rotten().is_empty() {
-                        // The order to verify may have died with the relay; the daily one would come.
+                        // The order to verify may have died with the relay: it is given again.
                         self.plan(who, Op::Verify, now + 1000);
                     }
                 }
