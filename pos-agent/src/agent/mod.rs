@@ -18,7 +18,7 @@ use crate::register_db::{AllHeld, DbError, RegisterDb, Remedy, at, move_aside};
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
-use proto::clock::Clock;
+use proto::clock::{Clock, boot_id};
 use proto::device::{Device, DeviceError};
 use proto::disk::{self, DataDisk};
 use proto::failpoint;
@@ -236,7 +236,7 @@ impl Agent {
         if let Some(damage) = &damage {
             memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), damage, clock.now()));
         }
-        let tries = Tries::open(&dir, clock.monotonic());
+        let tries = Tries::open(&dir, clock.monotonic(), &boot_id());
         let agent = Agent {
             config,
             device,
