@@ -103,7 +103,9 @@ pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
     if !agent.upstream.takes_heartbeats() {
         return Ok(false);
     }
+    agent.heed_device();
     let outcome = post(agent).await;
+    agent.heed_device();
     agent.metrics.beat(outcome.is_ok());
     let now = agent.clock.now();
     let source = agent.upstream.relay().url();

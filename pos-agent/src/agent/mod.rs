@@ -275,6 +275,7 @@ impl Agent {
     /// later from where it was: a small change must not wait for a large pack.
     pub async fn cycle(&self, news: &mut watch::Receiver<u64>) -> End {
         news.borrow_and_update();
+        self.heed_device();
         if self.halted.load(Ordering::Relaxed) {
             return End::Halted;
         }

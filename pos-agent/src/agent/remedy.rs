@@ -246,7 +246,7 @@ impl Agent {
         match self.latch(instance, why) {
             Ok(()) => Went::On(()),
             Err(e) => {
-                self.trouble(Verdict::Retry, false, &e.to_string());
+                self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
                 Went::Over(End::Retry)
             }
         }
@@ -338,6 +338,17 @@ impl Agent {
             self.out_of_room(text);
         } else {
             tracing::warn!(%text, "trying again");
+        }
+    }
+
+    /// A failed sync of `device.db` halts like any other, whoever met it.
+    pub fn heed_device(&self) {
+        let failed = lock(&self.device).halted().map(str::to_owned);
+        if let Some(why) = failed
+            && !self.halted.load(Ordering::Relaxed)
+        {
+            self.trouble(Verdict::Halt, false, &why);
+            self.tell.notify_one();
         }
     }
 

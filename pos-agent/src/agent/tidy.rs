@@ -21,7 +21,8 @@ const LOG_PATIENCE: Duration = Duration::from_secs(300);
 
 impl Agent {
     /// Step 7: what the cycle mended, what it found, and idle work.
-    pub(super) async fn settle(&self, end: End, advanced: bool) -> End {
+    pub(crate) async fn settle(&self, end: End, advanced: bool) -> End {
+        self.heed_device();
         let end = if self.halted.load(Ordering::Relaxed) { End::Halted } else { end };
         let calm = !self.full.load(Ordering::Relaxed) && !matches!(end, End::Retry | End::Halted);
         // It was full until there is room for the ballast too.

@@ -8,6 +8,7 @@ use crate::register_db::{RegisterDb, damaged, log_path};
 use crate::report;
 use crate::upstream::Heard;
 use proto::clock::{Clock as _, after};
+use proto::follow::lock;
 use proto::layout::PackKind;
 use proto::limits::Limits;
 use proto::wire::fault;
@@ -334,4 +335,31 @@ async fn a_pack_that_a_wrong_clock_blamed_is_tried_again() {
     assert!(!agent.memory.avoids(&name, now));
     agent.memory.avoid(&name, "bad", now);
     assert!(agent.memory.avoids(&name, after(now, 3599 * S)) && !agent.memory.avoids(&name, after(now, 3600 * S)));
+}
+
+#[tokio::test]
+async fn a_failed_sync_of_the_devices_own_file_halts_and_is_told() {
+    let hq = usual();
+    let relay = Relay::serving(&hq).await;
+    relay.lists(&[(PRICE, 50), ("promo@all", 7)]);
+    let r = Register::enrolled(&hq, &relay.url, &[]);
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    report::send(&agent).await.unwrap();
+    let kept = lock(&agent.device).fact::<u64>("seq").unwrap();
+    // Whatever was to be written: most of those who write only warn of it.
+    lock(&agent.device).fail_sync();
+    report::send(&agent).await.unwrap();
+    let told = relay.desk.beats.lock().unwrap().last().unwrap().clone();
+    assert_eq!((told.seq, told.errors[0].code.as_str()), (2, fault::HALTED));
+    assert_eq!(cycle(&agent).await, End::Halted);
+    assert!(agent.latch(&instance(PRICE), "a row differs").is_err(), "nothing is said to be kept that is not");
+    assert_eq!(lock(&agent.device).fact::<u64>("seq").unwrap(), kept);
+    drop(agent);
+    // In the middle of a cycle it ends as one.
+    let agent = r.watched(Some(std::sync::Arc::new(|_| true)));
+    poll_and_cycle(&agent).await;
+    lock(&agent.device).fail_sync();
+    assert_eq!(agent.settle(End::Done, false).await, End::Halted);
+    assert_eq!(codes(&agent), [fault::HALTED]);
 }
