@@ -55,7 +55,7 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
     let (registers, now) = (registers_heard(hall), hall.clock.now());
     let seq = next_seq(hall)?;
     let device = follow::lock(&hall.device);
-    let beat = Heartbeat {
+    let mut beat = Heartbeat {
         format: 1,
         device: status.id,
         run: device.run().map(str::to_owned),
@@ -71,6 +71,7 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
         clock_skew_s: status.clock_skew_s,
         registers,
     };
+    beat.fit(&hall.config.limits)?;
     Ok(serde_json::from_slice(&beat.seal(device.key())?)?)
 }
 

@@ -344,3 +344,21 @@ async fn the_loopback_api_holds_verifies_and_keeps_web_pages_out() {
     assert_eq!(http.put(format!("{base}/v1/hold")).send().await.unwrap().status(), 405);
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn a_heartbeat_that_the_relay_cannot_read_was_not_heard() {
+    let (_hq, relay, r) = store().await;
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    let price = instance("price@zone-east");
+    agent.memory.faults(|f| f.raise(fault::DRIFT, Some(&price), None, "a row differs", r.clock.now()));
+    agent.memory.faults(|f| f.mend(fault::DRIFT, |_| true));
+    relay.desk.answer.lock().unwrap().refused.insert("?".into(), "it is too long".into());
+    assert!(report::send(&agent).await.is_err());
+    let refused = agent.memory.look(|f| f.open());
+    assert!(refused[0].code == fault::REFUSED && refused[0].text.contains("it is too long"), "{refused:?}");
+    assert!(agent.memory.look(|f| f.to_tell()).iter().any(|f| f.code == fault::DRIFT), "it is still to be told");
+    relay.desk.answer.lock().unwrap().refused.clear();
+    report::send(&agent).await.unwrap();
+    assert!(agent.memory.look(|f| f.to_tell()).is_empty());
+}
