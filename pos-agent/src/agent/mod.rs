@@ -14,7 +14,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
-use crate::register_db::{AllHeld, DbError, RegisterDb, Remedy, at, move_aside};
+use crate::register_db::{AllHeld, DbError, RegisterDb, Remedy, STORE_DB, at, move_aside};
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
@@ -234,7 +234,7 @@ impl Agent {
         // A halt lasts until somebody restarted the service.
         memory.faults(|f| f.mend(fault::HALTED, |_| true));
         if let Some(damage) = &damage {
-            memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), damage, clock.now()));
+            memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), damage, clock.now()));
         }
         let tries = Tries::open(&dir, clock.monotonic(), &boot_id());
         let agent = Agent {
@@ -318,7 +318,7 @@ impl Agent {
                 } else {
                     self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
                 }
-                self.stuck(None, fault::LOCAL_FILES, "store.db", &e.to_string());
+                self.stuck(None, fault::LOCAL_FILES, STORE_DB, &e.to_string());
                 None
             }
         }
@@ -552,7 +552,7 @@ impl Agent {
         if full && self.memory.drifted(&instance.stream) {
             self.memory.healed(&instance.stream);
             self.memory
-                .faults(|f| f.mend(fault::DRIFT, |f| f.instance.as_ref().is_none_or(|i| i.stream == instance.stream)));
+                .faults(|f| f.mend(fault::DRIFT, |f| f.instance.as_ref().is_some_and(|i| i.stream == instance.stream)));
             tracing::info!(%instance, "healed by a full pack");
         }
         for (part, _) in files {

@@ -363,3 +363,30 @@ async fn a_failed_sync_of_the_devices_own_file_halts_and_is_told() {
     assert_eq!(agent.settle(End::Done, false).await, End::Halted);
     assert_eq!(codes(&agent), [fault::HALTED]);
 }
+
+#[tokio::test]
+async fn a_stream_that_was_forgotten_is_told_until_it_is_held_again() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    // Price is stuck meanwhile: its pack is nowhere.
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    std::fs::remove_file(hq.pack_path(PRICE, 51, PackKind::Delta)).unwrap();
+    r.tamper("UPDATE tillcast_stream SET applied_at = 'yesterday' WHERE stream = 'promo'");
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Retry);
+    let drifts = |agent: &Agent| {
+        let open = agent.memory.look(|f| f.open());
+        open.into_iter().filter(|f| f.code == fault::DRIFT).map(|f| (f.instance, f.object)).collect::<Vec<_>>()
+    };
+    let forgotten = [(Some(instance("promo@all")), Some("store.db".to_owned()))];
+    assert_eq!(drifts(&agent), forgotten);
+    drop(agent);
+    let agent = r.open();
+    assert_eq!(drifts(&agent), forgotten, "a restart heals nothing");
+    poll_and_cycle(&agent).await;
+    assert_eq!((version(&agent, "promo@all"), version(&agent, PRICE)), (Some(7), Some(50)));
+    assert_eq!(drifts(&agent), []);
+    assert!(agent.memory.look(|f| f.to_tell()).iter().any(|f| f.code == fault::DRIFT), "headquarters hears of it");
+}
