@@ -103,6 +103,7 @@ pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
     if !agent.upstream.takes_heartbeats() {
         return Ok(false);
     }
+    let _one = agent.telling.lock().await;
     agent.heed_device();
     let outcome = post(agent).await;
     agent.heed_device();

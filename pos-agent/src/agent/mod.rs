@@ -98,7 +98,10 @@ impl OpenError {
     pub fn is_set_up(&self) -> bool {
         matches!(
             self,
-            OpenError::Source(_) | OpenError::Device(DeviceError::NotEnrolled(_) | DeviceError::OtherDevice { .. })
+            OpenError::Source(_)
+                | OpenError::Device(
+                    DeviceError::NotEnrolled(_) | DeviceError::OtherDevice { .. } | DeviceError::Refused(_)
+                )
         )
     }
 }
@@ -138,6 +141,12 @@ pub struct Agent {
     pub wake: Notify,
     /// Rung when there is something to report.
     pub tell: Notify,
+    /// Counts the relay's news: they break off a cycle's download.
+    pub news: watch::Sender<u64>,
+    /// Had by the cycle that runs, of the loop or of a command that was handed over.
+    turn: tokio::sync::Mutex<()>,
+    /// Had by the heartbeat on its way: one overtaken by the next would be refused.
+    pub telling: tokio::sync::Mutex<()>,
     tries: Tries,
     halted: AtomicBool,
     /// The log holds something that a truncation would free.
@@ -251,6 +260,9 @@ impl Agent {
             skew: Skew::default(),
             wake: Notify::new(),
             tell: Notify::new(),
+            news: watch::Sender::new(0),
+            turn: tokio::sync::Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
             halted: AtomicBool::new(false),
             log_dirty: AtomicBool::new(true),
             log_held_since: Mutex::default(),
@@ -274,6 +286,7 @@ impl Agent {
     /// One cycle: as far as every stream can come now. `news` breaks off a download, which goes on
     /// later from where it was: a small change must not wait for a large pack.
     pub async fn cycle(&self, news: &mut watch::Receiver<u64>) -> End {
+        let _turn = self.turn.lock().await;
         news.borrow_and_update();
         self.heed_device();
         if self.halted.load(Ordering::Relaxed) {
