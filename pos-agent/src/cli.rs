@@ -2,18 +2,20 @@
 
 use crate::agent::{Agent, OpenError};
 use crate::config::Config;
+use crate::local_api::OnceAnswer;
 use crate::{doctor, memory, report, run, status, upstream, verify};
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use proto::cli::{self, Common, Exit};
 use proto::clock::{self, Clock, SystemClock};
-use proto::config::{ConfigError, environment};
+use proto::config::{ConfigError, HumanDuration, environment};
 use proto::device::Device;
-use proto::fetch::{Polled, Source, SourceOptions};
+use proto::fetch::{FetchErrorKind, Polled, Source, SourceOptions};
 use proto::follow;
 use proto::shelf;
 use proto::trust::EnrolCode;
 use proto::wire::Status;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -39,7 +41,7 @@ enum Command {
     },
     /// Follow headquarters until SIGTERM.
     Run,
-    /// One cycle and one heartbeat, then exit: 3 when some streams could not go on.
+    /// One cycle and one heartbeat, here or by the running agent, then exit: 3 when some streams could not go on.
     Once,
     /// Versions, network, faults; of the running agent, or from the files.
     Status,
@@ -72,7 +74,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Mistakes of usage and set-up are 2, everything else 1.
-fn exit_of(e: &anyhow::Error) -> Exit {
+pub(crate) fn exit_of(e: &anyhow::Error) -> Exit {
     let set_up = e.downcast_ref::<OpenError>().is_some_and(OpenError::is_set_up);
     if set_up || e.is::<ConfigError>() || e.is::<BadCode>() { Exit::Usage } else { Exit::Failed }
 }
@@ -118,14 +120,14 @@ fn with_config(command: &Command, config: Config, file: &str, json: bool) -> any
     exit
 }
 
-fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
+pub(crate) fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
     let code = EnrolCode::from_text(code, clock.now()).map_err(|e| BadCode(e.to_string()))?;
     if code.id != config.device() {
         return Err(BadCode(format!("the code is for {}, these settings are for {}", code.id, config.register)).into());
     }
     shelf::create_dir(&config.data_dir)?;
     let _lock = shelf::LockFile::acquire(&config.data_dir)?;
-    Device::enrol(&config.data_dir, &code)?;
+    Device::enrol(&config.data_dir, &code).map_err(OpenError::from)?;
     if json {
         cli::print_json(&serde_json::json!({ "id": code.id, "data_dir": config.data_dir }));
     } else {
@@ -160,13 +162,42 @@ async fn open_patiently(config: Config, clock: Arc<dyn Clock>) -> Result<Agent, 
     }
 }
 
-async fn once(config: Config, clock: Arc<dyn Clock>, json: bool) -> anyhow::Result<Exit> {
-    let agent = Agent::open(config, clock, None)?;
+pub(crate) async fn once(config: Config, clock: Arc<dyn Clock>, json: bool) -> anyhow::Result<Exit> {
+    let agent = match Agent::open(config.clone(), clock, None) {
+        Err(OpenError::Lock(held)) => {
+            // The agent that runs here does it.
+            let Some((api, _)) = running(&config).await else { return Err(OpenError::Lock(held).into()) };
+            let done: OnceAnswer = handed_over(&api, "v1/once").await?;
+            print_status(&done.status, json);
+            let exits = [Exit::Done, Exit::Usage, Exit::Partly];
+            return Ok(exits.into_iter().find(|e| e.code() == done.exit).unwrap_or(Exit::Failed));
+        }
+        opened => opened?,
+    };
     let exit = run::once(&agent).await;
     let status = report::stand(&agent, agent.memory.look(|f| f.open()));
     print_status(&status, json);
     Ok(exit)
 }
+
+/// Has the running agent do something that takes as long as it takes. While it does the same of itself, it is asked again.
+async fn handed_over<T: DeserializeOwned>(api: &Source, path: &str) -> anyhow::Result<T> {
+    let mut tries = u32::try_from(BUSY_FOR.as_millis() / BUSY_AGAIN.as_millis()).unwrap_or(u32::MAX);
+    let bytes = loop {
+        match api.post(path, "application/json", Vec::new().into(), 1 << 20).await {
+            Err(e) if matches!(e.kind, FetchErrorKind::Status { code: 429, .. }) && tries > 0 => tries -= 1,
+            answered => break answered?,
+        }
+        tokio::time::sleep(BUSY_AGAIN).await;
+    };
+    serde_json::from_slice(&bytes).context("the running agent's answer")
+}
+
+/// The longest wait for a running agent's answer: reading all rows, or a large download.
+const ANSWER: Duration = Duration::from_secs(86_400);
+/// How long a running agent may be at it by itself, and when it is asked again.
+const BUSY_FOR: Duration = Duration::from_secs(3600);
+const BUSY_AGAIN: Duration = Duration::from_millis(500);
 
 fn print_status(status: &Status, json: bool) {
     if json { cli::print_json(status) } else { cli::print_line(status::text(status)) }
@@ -178,9 +209,13 @@ async fn running(config: &Config) -> Option<(Source, Status)> {
     if address.ip().is_unspecified() {
         address = SocketAddr::from(([127, 0, 0, 1], address.port()));
     }
-    let api = Source::parse(&format!("http://{address}"), &SourceOptions::default()).ok()?;
+    let url = format!("http://{address}");
+    let api = Source::parse(&url, &SourceOptions::default()).ok()?;
     let Ok(Polled::Body { bytes, .. }) = api.long_poll("v1/status", &[], 0, None).await else { return None };
     let status: Status = serde_json::from_slice(&bytes).ok()?;
+    // It is there; what it is asked for may take long.
+    let patient = SourceOptions { read_timeout: HumanDuration(ANSWER), ..SourceOptions::default() };
+    let api = Source::parse(&url, &patient).ok()?;
     (status.id == config.device()).then_some((api, status))
 }
 
@@ -189,7 +224,9 @@ async fn show_status(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::
         Some((_, status)) => status,
         None => {
             if !json {
-                cli::print_line("no agent is running here (or its API cannot be reached); from the files:");
+                cli::print_line(
+                    "no agent is running here (or its API cannot be reached); from the files, and nobody was asked:",
+                );
             }
             status::from_files(config, clock)?
         }
@@ -198,12 +235,9 @@ async fn show_status(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::
     Ok(Exit::Done)
 }
 
-async fn verify_rows(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
+pub(crate) async fn verify_rows(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
     let found = match running(config).await {
-        Some((api, _)) => {
-            let bytes = api.post("v1/verify", "application/json", Vec::new().into(), 1 << 20).await?;
-            serde_json::from_slice(&bytes).context("the running agent's answer")?
-        }
+        Some((api, _)) => handed_over(&api, "v1/verify").await?,
         None => verify_files(config, clock)?,
     };
     if json {
@@ -216,11 +250,12 @@ async fn verify_rows(config: &Config, clock: &dyn Clock, json: bool) -> anyhow::
 
 /// Without a running agent: reads the files, and latches what was found for the next cycle.
 fn verify_files(config: &Config, clock: &dyn Clock) -> anyhow::Result<verify::Report> {
+    // Whose rows are these? A directory that is not this register's is no register without streams.
+    let mut device = Device::open(&config.data_dir, &config.device(), &config.limits).map_err(OpenError::from)?;
     let found = verify::check(&config.store_db(), &config.limits)?;
     let drifted: BTreeMap<_, _> = found.drifted();
     if !drifted.is_empty() {
         let _lock = shelf::LockFile::acquire(&config.data_dir).context("drift was found, but it cannot be latched")?;
-        let mut device = Device::open(&config.data_dir, &config.device(), &config.limits)?;
         memory::latch_offline(&mut device, &drifted, clock.now())?;
     }
     Ok(found)

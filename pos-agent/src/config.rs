@@ -1,6 +1,7 @@
 //! The register's settings: `agent.toml` and `TILLCAST__…`, read once, checked before anything is
 //! touched. Owns every setting's default and range; writes nothing, so the power may go at any time.
 
+use crate::register_db::STORE_DB;
 use proto::config::{self, ConfigError, HumanBytes, HumanDuration, Loaded};
 use proto::fetch::{RateFloor, SourceOptions};
 use proto::http::HttpLimits;
@@ -116,7 +117,7 @@ impl Config {
 
     /// The database that the POS application reads.
     pub fn store_db(&self) -> PathBuf {
-        self.data_dir.join("store.db")
+        self.data_dir.join(STORE_DB)
     }
 
     fn check(&self) -> Result<(), ConfigError> {

@@ -6,10 +6,10 @@
 use crate::agent::Agent;
 use crate::hold::LONGEST;
 use crate::register_db::log_path;
-use crate::report;
+use crate::{report, run};
 use http::{Method, Request, Response, StatusCode};
 use proto::http::{Body, Inbound, json, read_body, text};
-use proto::wire::fault;
+use proto::wire::{Status, fault};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,18 @@ pub struct HoldAnswer {
     /// No transaction is running: what is read now stays until the hold ends.
     pub settled: bool,
 }
+
+/// The answer to `POST /v1/once`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OnceAnswer {
+    /// The command's exit code.
+    pub exit: u8,
+    /// How the register stands after it.
+    pub status: Status,
+}
+
+/// What takes as long as it takes, whatever `answer_timeout` says.
+pub const SLOW: [&str; 2] = ["/v1/once", "/v1/verify"];
 
 /// Bytes of a request's body.
 const BODY: u64 = 4096;
@@ -53,12 +65,13 @@ pub async fn answer(agent: Arc<Agent>, request: Request<Inbound>) -> Response<Bo
             json_of(&held(&agent, true))
         }
         (&Method::POST, "/v1/verify") => verify_rows(&agent).await,
-        (_, "/healthz" | "/metrics" | "/v1/status" | "/v1/hold" | "/v1/verify") => {
+        (&Method::POST, "/v1/once") => once(agent.clone()).await,
+        (_, "/healthz" | "/metrics" | "/v1/status" | "/v1/hold" | "/v1/verify" | "/v1/once") => {
             text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         }
         _ => text(
             StatusCode::NOT_FOUND,
-            "GET /v1/status, POST or DELETE /v1/hold, POST /v1/verify, GET /healthz, GET /metrics",
+            "GET /v1/status, POST or DELETE /v1/hold, POST /v1/verify, POST /v1/once, GET /healthz, GET /metrics",
         ),
     }
 }
@@ -107,6 +120,19 @@ async fn verify_rows(agent: &Arc<Agent>) -> Response<Body> {
     };
     match agent.verify_in_turn(turn).await {
         Ok(found) => json_of(&found),
+        Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+    }
+}
+
+/// One cycle and one heartbeat.
+async fn once(agent: Arc<Agent>) -> Response<Body> {
+    // A transaction is not left alone by whoever asked and has gone.
+    let done = tokio::spawn(async move {
+        let exit = run::once_beside(&agent).await.code();
+        OnceAnswer { exit, status: report::stand(&agent, agent.memory.look(|f| f.open())) }
+    });
+    match done.await {
+        Ok(done) => json_of(&done),
         Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
     }
 }

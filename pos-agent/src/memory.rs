@@ -83,7 +83,10 @@ impl Memory {
                 unsaved: false,
             };
             // Healed, and the power went before that was written here, too.
-            let healed = |f: &Fault| f.instance.as_ref().is_some_and(|i| !notes.drift.contains_key(&i.stream));
+            let healed = |f: &Fault| {
+                // Of one that was forgotten there is no latch: it is healed when it is held again.
+                f.object.is_none() && f.instance.as_ref().is_some_and(|i| !notes.drift.contains_key(&i.stream))
+            };
             notes.unsaved = notes.faults.mend(fault::DRIFT, healed);
             (notes, d.fact(RELAY)?.unwrap_or_default())
         };

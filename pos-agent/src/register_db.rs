@@ -20,13 +20,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// The file's name, as faults name it.
+pub const STORE_DB: &str = "store.db";
+
 /// What a second look at a file found that cannot be read.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Healed {
     /// Nothing.
     Sound,
-    /// Rows of ours, now gone; why.
-    Forgot(String),
+    /// Rows of ours, now gone: of which stream, if that could be read, and why.
+    Forgot(Vec<(Option<StreamName>, String)>),
     /// It must be begun anew.
     Lost,
 }
@@ -177,8 +180,8 @@ impl RegisterDb {
             return Ok(Healed::Lost);
         }
         match self.lock().replica(&self.path, &self.limits)?.forget_unreadable() {
-            Ok(why) if why.is_empty() => Ok(Healed::Sound),
-            Ok(why) => Ok(Healed::Forgot(why.join("; "))),
+            Ok(forgotten) if forgotten.is_empty() => Ok(Healed::Sound),
+            Ok(forgotten) => Ok(Healed::Forgot(forgotten)),
             Err(e) if e.is_unreadable() || e.verdict() == Verdict::Rebuild => Ok(Healed::Lost),
             Err(e) => Err(e.into()),
         }

@@ -103,15 +103,19 @@ pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
     if !agent.upstream.takes_heartbeats() {
         return Ok(false);
     }
+    let _one = agent.telling.lock().await;
+    agent.heed_device();
     let outcome = post(agent).await;
+    agent.heed_device();
     agent.metrics.beat(outcome.is_ok());
     let now = agent.clock.now();
     let source = agent.upstream.relay().url();
     match &outcome {
         Ok(()) => agent.memory.faults(|f| f.mend(fault::REFUSED, |f| f.object.as_deref() == Some(HEARTBEAT))),
-        Err(ReportError::Refused(_)) => {
-            let text =
-                format!("{source} does not take this register's heartbeats; if it stays so, enrol the register anew");
+        Err(ReportError::Refused(why)) => {
+            let text = format!(
+                "{source} does not take this register's heartbeats; if it stays so, enrol the register anew ({why})"
+            );
             agent.memory.faults(|f| f.raise(fault::REFUSED, None, Some(HEARTBEAT), &text, now));
         }
         Err(_) => {}
@@ -124,14 +128,15 @@ pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
 pub const HEARTBEAT: &str = "heartbeat";
 
 async fn post(agent: &Agent) -> Result<(), ReportError> {
-    let told = agent.memory.look(|f| f.to_tell());
+    let to_tell = agent.memory.look(|f| f.to_tell());
     let take = || {
         let mut device = lock(&agent.device);
         device.next_seq().map(|seq| (seq, device.run().map(str::to_owned), device.key().clone()))
     };
     // A full disk must not make the register silent.
     let (seq, run, key) = disk::or_make_room(take, DeviceError::is_disk_full, |e| agent.out_of_room(&e.to_string()))?;
-    let beat = heartbeat(stand(agent, told.clone()), run, seq, agent.clock.now());
+    let mut beat = heartbeat(stand(agent, to_tell.clone()), run, seq, agent.clock.now());
+    beat.fit(&agent.config.limits)?;
     let envelope: Envelope = serde_json::from_slice(&beat.seal(&key)?)?;
     let body = serde_json::to_vec(&Beats { beats: vec![Beat { envelope, seen_s: 0 }] })?;
     let post = agent.upstream.relay().post("v1/heartbeats", "application/json", body.into(), ANSWER);
@@ -146,12 +151,13 @@ async fn post(agent: &Agent) -> Result<(), ReportError> {
     if let Some(last) = answer.go_on_above.get(agent.config.register.as_str()) {
         lock(&agent.device).go_on_above(*last)?;
     }
-    if let Some(why) = answer.refused.get(agent.config.register.as_str()) {
-        return Err(ReportError::Refused(why.clone()));
+    // A post carries one heartbeat: whoever is named, it is this one (of one that cannot be read nobody knows whose it is).
+    if let Some(why) = answer.refused.into_values().next() {
+        return Err(ReportError::Refused(why));
     }
     let passed_on = answer.passed_on.get(&agent.config.register).copied();
-    agent.memory.faults(|f| f.told(&told, seq, passed_on));
-    if agent.memory.look(|f| f.to_tell().len()) < told.len() {
+    agent.memory.faults(|f| f.told(&beat.errors, seq, passed_on));
+    if agent.memory.look(|f| f.to_tell().len()) < to_tell.len() {
         // What is over is over at headquarters too.
         agent.tell.notify_one();
     }

@@ -7,6 +7,7 @@ use crate::pace::End;
 use crate::report;
 use crate::upstream::Heard;
 use proto::cli::{self, Exit};
+use proto::http::{Gate, HttpLimits};
 use proto::retry::{Backoff, random_unit};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,9 +31,9 @@ const BURST: u32 = 8;
 /// Runs until `shutdown`.
 pub async fn run(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) {
     let (stop, mut stopped) = watch::channel(false);
-    let (tell_news, mut news) = watch::channel(0u64);
+    let mut news = agent.news.subscribe();
     let mut loops = tokio::task::JoinSet::new();
-    loops.spawn(watch_relay(agent.clone(), tell_news));
+    loops.spawn(watch_relay(agent.clone()));
     loops.spawn(beats(agent.clone()));
     loops.spawn(checks(agent.clone()));
     if let Some(every) = cli::watchdog_interval() {
@@ -63,9 +64,10 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future
 }
 
 async fn serve(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
-    let limits = agent.config.http.clone();
+    let limits = HttpLimits { reserved: 0, ..agent.config.http.clone() };
+    let gate = Gate::new(limits).with_slow(&local_api::SLOW);
     let handler = move |request, _peer| local_api::answer(agent.clone(), request);
-    proto::http::serve(listener, limits, shutdown, handler).await;
+    proto::http::serve_gated(listener, Arc::new(gate), shutdown, handler).await;
 }
 
 /// Cycle after cycle, as `pace` says.
@@ -89,7 +91,7 @@ async fn cycles(agent: &Agent, news: &mut watch::Receiver<u64>) {
 }
 
 /// The long poll at the relay: news wake the cycle within a round trip.
-async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
+async fn watch_relay(agent: Arc<Agent>) {
     let mut silent_for = 0u32;
     let mut first = true;
     let mut quick = 0;
@@ -105,7 +107,7 @@ async fn watch_relay(agent: Arc<Agent>, news: watch::Sender<u64>) {
         let is_news = matches!(heard, Heard::News);
         quick = if took < POLL_GAP { quick + 1 } else { 0 };
         if first || is_news || (was_silent && silent_for == 0) {
-            news.send_modify(|n| *n += 1);
+            agent.news.send_modify(|n| *n += 1);
         }
         if was_silent && silent_for == 0 {
             tracing::info!(relay = agent.upstream.relay().url(), "the relay answers again");
@@ -171,13 +173,28 @@ async fn beats(agent: Arc<Agent>) {
 /// One cycle and one heartbeat: for cron and tests. Partly when some streams could not go on,
 /// failed when nothing could be read.
 pub async fn once(agent: &Agent) -> Exit {
-    let (_tell, mut news) = watch::channel(0u64);
     agent.upstream.be_impatient();
+    once_beside(agent).await
+}
+
+/// The same while the loops run: in turn with their cycles, and a silent relay is left in their time.
+pub async fn once_beside(agent: &Agent) -> Exit {
+    let began = agent.clock.monotonic();
+    let mut news = agent.news.subscribe();
     let heard = agent.upstream.poll_relay(Duration::ZERO).await;
     if matches!(heard, Heard::News | Heard::Same) && agent.upstream.ask_errors().await {
         agent.memory.keep_relay_word(&agent.upstream.word());
     }
-    let end = agent.cycle(&mut news).await;
+    if matches!(heard, Heard::News) {
+        // A download that is running is not for these.
+        agent.news.send_modify(|n| *n += 1);
+    }
+    let end = loop {
+        match agent.cycle(&mut news).await {
+            End::Again => {}
+            end => break end,
+        }
+    };
     if let Err(e) = report::send(agent).await {
         tracing::warn!("the heartbeat was not taken: {e}");
     }
@@ -189,7 +206,7 @@ pub async fn once(agent: &Agent) -> Exit {
     match end {
         End::Done if !stuck => Exit::Done,
         End::Halted => Exit::Failed,
-        _ if seen.relay.is_none() && seen.fallback.is_none() => Exit::Failed,
+        _ if [seen.relay, seen.fallback].iter().flatten().all(|at| *at < began) => Exit::Failed,
         _ if shown.held.is_empty() => Exit::Failed,
         _ => Exit::Partly,
     }

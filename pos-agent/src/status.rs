@@ -129,7 +129,7 @@ pub fn from_files(config: &Config, clock: &dyn Clock) -> Result<Status, OpenErro
         waits: &BTreeMap::new(),
         on_hold: false,
         faults: memory.look(|f| f.open()),
-        // Nobody listens.
+        // Nobody listens, and what was heard long ago says nothing of now.
         network: Network::Offline,
         disk: space.map(|s| Disk { free: s.free, total: s.total }),
         clock_skew_s: None,

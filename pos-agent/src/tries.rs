@@ -1,6 +1,6 @@
 //! Remembers which packs were being applied when this process died, so that one that kills it each
 //! time does not hold up the other streams. The file `trying` is written without fsync on purpose:
-//! it survives the death of the process, which counts, and not a power cut, which does not.
+//! it survives the death of the process, which counts; if it survives a power cut too, the machine's boot tells that.
 
 use proto::failpoint;
 use proto::layout::PackName;
@@ -14,6 +14,8 @@ use std::time::Duration;
 const PATIENCE: u32 = 3;
 /// Deaths in a row before HQ is told.
 const ALARM: u32 = 5;
+/// Power cuts in a row that are not deaths: after these it may be the pack that takes the machine down.
+const CUTS: u32 = 10;
 /// The longest wait after a start: the other streams have had their turn by then.
 const LONGEST: Duration = Duration::from_secs(15);
 
@@ -24,9 +26,22 @@ pub struct Trying {
     pub pack: PackName,
     /// Deaths in a row.
     pub deaths: u32,
+    /// Power cuts in a row.
+    #[serde(default)]
+    pub cuts: u32,
+    /// In which boot of the machine it was tried; from older programs none.
+    #[serde(default)]
+    pub boot: String,
 }
 
 impl Trying {
+    /// The same at the next start, in this boot: a power cut says nothing about the pack, unless there are ever more.
+    fn at_start(self, boot: &str) -> Trying {
+        if !self.boot.is_empty() && self.boot != boot && self.cuts < CUTS {
+            return Trying { cuts: self.cuts + 1, ..self };
+        }
+        Trying { deaths: self.deaths.saturating_add(1), ..self }
+    }
     /// How long after the start the pack has to wait.
     fn wait(&self) -> Duration {
         match self.deaths.checked_sub(PATIENCE) {
@@ -45,16 +60,18 @@ impl Trying {
 pub struct Tries {
     path: PathBuf,
     started: Duration,
+    boot: String,
     last: Mutex<Option<Trying>>,
 }
 
 impl Tries {
-    /// Reads what the process before left; an unreadable file says nothing.
-    pub fn open(data_dir: &Path, started: Duration) -> Tries {
+    /// Reads what the process before left; an unreadable file says nothing. `boot` names the time since the machine was
+    /// switched on.
+    pub fn open(data_dir: &Path, started: Duration, boot: &str) -> Tries {
         let path = data_dir.join("trying");
         let text = shelf::read_bounded(&path, 4096).unwrap_or_default();
-        let last = serde_json::from_slice::<Trying>(&text).ok().map(|t| Trying { deaths: t.deaths + 1, ..t });
-        Tries { path, started, last: Mutex::new(last) }
+        let last = serde_json::from_slice::<Trying>(&text).ok().map(|t| t.at_start(boot));
+        Tries { path, started, boot: boot.to_owned(), last: Mutex::new(last) }
     }
 
     /// The pack that the process died of before, if it has not been applied since.
@@ -69,8 +86,9 @@ impl Tries {
 
     /// A transaction beginning with this pack is about to run.
     pub fn begin(&self, pack: &PackName) {
-        let deaths = self.last().filter(|t| &t.pack == pack).map_or(0, |t| t.deaths);
-        let trying = Trying { pack: pack.clone(), deaths };
+        let before = self.last().filter(|t| &t.pack == pack);
+        let (deaths, cuts) = before.map_or((0, 0), |t| (t.deaths, t.cuts));
+        let trying = Trying { pack: pack.clone(), deaths, cuts, boot: self.boot.clone() };
         if let Err(e) =
             serde_json::to_vec(&trying).map_or(Ok(()), |text| failpoint::step("agent.trying", || self.write(&text)))
         {
@@ -107,7 +125,7 @@ mod tests {
         let good: PackName = "promo@all/0000000002.delta.pack".parse().unwrap();
         let s = Duration::from_secs;
         for deaths in 0..6u32 {
-            let t = Tries::open(dir.path(), s(100));
+            let t = Tries::open(dir.path(), s(100), "boot");
             assert_eq!(t.last().map_or(0, |t| t.deaths), deaths);
             assert_eq!(t.must_wait(&bad, s(100)), deaths >= 3, "{deaths}");
             assert!(!t.must_wait(&good, s(100)));
@@ -116,11 +134,33 @@ mod tests {
             t.begin(&bad);
             // Here the process dies.
         }
-        let t = Tries::open(dir.path(), s(0));
+        let t = Tries::open(dir.path(), s(0), "boot");
         t.begin(&bad);
         t.end(&bad);
         assert_eq!(t.last(), None);
-        assert_eq!(Tries::open(dir.path(), s(0)).last(), None);
+        assert_eq!(Tries::open(dir.path(), s(0), "boot").last(), None);
+    }
+
+    #[test]
+    fn power_cuts_are_no_deaths_of_a_pack_until_there_are_ever_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let pack: PackName = "price@all/0000000002.delta.pack".parse().unwrap();
+        for boot in 0..=CUTS {
+            let t = Tries::open(dir.path(), Duration::ZERO, &format!("boot {boot}"));
+            assert_eq!(t.last().map_or(0, |t| t.deaths), 0, "{boot}");
+            assert!(!t.must_wait(&pack, Duration::ZERO));
+            t.begin(&pack);
+            // Here the power goes.
+        }
+        let deaths = |boot: &str| Tries::open(dir.path(), Duration::ZERO, boot).last().map(|t| t.deaths);
+        assert_eq!(deaths(&format!("boot {CUTS}")), Some(1), "the same boot: the process died");
+        assert_eq!(deaths("one cut more"), Some(1));
+        // An older program wrote no boot: as it counted.
+        let old = format!("{{\"pack\":\"{pack}\",\"deaths\":2}}");
+        Tries::open(dir.path(), Duration::ZERO, "boot").write(old.as_bytes()).unwrap();
+        assert_eq!(deaths("boot"), Some(3));
+        Tries::open(dir.path(), Duration::ZERO, "boot").end(&pack);
+        assert_eq!(deaths("boot"), None);
     }
 
     #[test]
@@ -129,9 +169,9 @@ mod tests {
         let bad: PackName = "price@all/0000000002.delta.pack".parse().unwrap();
         let good: PackName = "promo@all/0000000002.delta.pack".parse().unwrap();
         for _ in 0..4 {
-            Tries::open(dir.path(), Duration::ZERO).begin(&bad);
+            Tries::open(dir.path(), Duration::ZERO, "boot").begin(&bad);
         }
-        let t = Tries::open(dir.path(), Duration::ZERO);
+        let t = Tries::open(dir.path(), Duration::ZERO, "boot");
         t.begin(&good);
         t.end(&good);
         assert!(t.must_wait(&bad, Duration::ZERO));

@@ -12,6 +12,7 @@ use crate::keys::SecretKey;
 use crate::limits::Limits;
 use crate::manifest::Manifest;
 use crate::replica::sqlite::{self, SqliteError};
+use crate::retry::Verdict;
 use crate::runs::Starts;
 use crate::shelf::{self, ShelfError};
 use crate::trust::{Accepted, EnrolCode, Refusal, Seen, TrustState, Verified};
@@ -47,12 +48,24 @@ pub enum DeviceError {
     /// The file could not be made.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
+    /// A sync failed: it is not tried again.
+    #[error("{FILE}: a sync failed before")]
+    Halted,
     /// A fact that is not what was written.
     #[error("device.db: {0} is damaged: {1}")]
     Damaged(&'static str, String),
 }
 
 impl DeviceError {
+    /// What to do about it.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            DeviceError::Sqlite(e) => e.verdict(),
+            DeviceError::Shelf(e) => e.verdict(),
+            DeviceError::Halted => Verdict::Halt,
+            _ => Verdict::Retry,
+        }
+    }
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         match self {
@@ -80,6 +93,10 @@ pub struct Device {
     manifest: Option<Verified<Manifest>>,
     run: Option<String>,
     starts: Starts,
+    /// The sync that failed: nothing is written any more.
+    halted: Option<String>,
+    /// The latest number of a heartbeat that is on no disk, since then.
+    spoken: u64,
 }
 
 const STARTS: &str = "starts";
@@ -154,7 +171,8 @@ impl Device {
         });
         // Without randomness no copy of this device is told from it.
         let run = getrandom::u64().ok().map(|n| format!("{n:016x}"));
-        Ok(Device { db, id, key, trust, seen, manifest, run, starts: starts.unwrap_or_default() })
+        let starts = starts.unwrap_or_default();
+        Ok(Device { db, id, key, trust, seen, manifest, run, starts, halted: None, spoken: 0 })
     }
 
     /// Who this is.
@@ -190,22 +208,47 @@ impl Device {
         self.seen.time(self.trust.epoch(), clock)
     }
 
+    /// The sync that failed, after which nothing is written.
+    pub fn halted(&self) -> Option<&str> {
+        self.halted.as_deref()
+    }
+
+    /// Does what syncs, unless a sync failed before: the kernel may have dropped what it was to write, and another sync
+    /// would say that it is there.
+    fn unless_halted<T>(
+        &mut self,
+        write: impl FnOnce(&mut Connection) -> Result<T, DeviceError>,
+    ) -> Result<T, DeviceError> {
+        if self.halted.is_some() {
+            return Err(DeviceError::Halted);
+        }
+        let done = write(&mut self.db);
+        if let Err(e) = &done
+            && e.verdict() == Verdict::Halt
+        {
+            self.halted = Some(e.to_string());
+        }
+        done
+    }
+
     /// Saves what was checked, in one durable transaction.
     pub fn save(&mut self, trust: &TrustState, accepted: Option<&Accepted>) -> Result<(), DeviceError> {
-        let tx = self.db.transaction()?;
-        put(&tx, "trust", trust)?;
-        if let Some(a) = accepted {
-            put(&tx, "seen", &a.seen)?;
-            let envelope = String::from_utf8(a.manifest.envelope().to_vec())
-                .map_err(|e| DeviceError::Damaged("manifest", e.to_string()))?;
-            put(&tx, "manifest", &envelope)?;
-        }
-        let name = match accepted {
-            Some(_) => failpoint::name("device.manifest"),
-            None => failpoint::name("device.trust"),
-        };
-        failpoint::step(name, || tx.commit())?;
-        sqlite::checkpoint(&self.db, sqlite::Checkpoint::Passive)?;
+        self.unless_halted(|db| {
+            let tx = db.transaction()?;
+            put(&tx, "trust", trust)?;
+            if let Some(a) = accepted {
+                put(&tx, "seen", &a.seen)?;
+                let envelope = String::from_utf8(a.manifest.envelope().to_vec())
+                    .map_err(|e| DeviceError::Damaged("manifest", e.to_string()))?;
+                put(&tx, "manifest", &envelope)?;
+            }
+            let name = match accepted {
+                Some(_) => failpoint::name("device.manifest"),
+                None => failpoint::name("device.trust"),
+            };
+            failpoint::step(name, || tx.commit())?;
+            Ok(sqlite::checkpoint(db, sqlite::Checkpoint::Passive)?)
+        })?;
         self.trust = trust.clone();
         if let Some(a) = accepted {
             self.seen = a.seen.clone();
@@ -214,13 +257,18 @@ impl Device {
         Ok(())
     }
 
-    /// The next sequence number of a heartbeat: durable before it is used.
+    /// The next sequence number of a heartbeat: durable before it is used. After a failed sync they are counted in
+    /// memory, for headquarters must hear of it: the next run counts on from what was heard.
     pub fn next_seq(&mut self) -> Result<u64, DeviceError> {
-        let next = self.fact::<u64>("seq")?.unwrap_or(0) + 1;
+        let next = self.fact::<u64>("seq")?.unwrap_or(0).max(self.spoken) + 1;
+        if self.halted.is_some() {
+            self.spoken = next;
+            return Ok(next);
+        }
         failpoint::step("device.seq", || self.set_fact("seq", &next))?;
         // For as long as no manifest comes, nothing else brings the log home.
         if next.is_multiple_of(LOGGED) {
-            sqlite::checkpoint(&self.db, sqlite::Checkpoint::Passive)?;
+            self.unless_halted(|db| Ok(sqlite::checkpoint(db, sqlite::Checkpoint::Passive)?))?;
         }
         Ok(next)
     }
@@ -228,11 +276,15 @@ impl Device {
     /// The next number is above this one, which somebody above heard of this device: it was set back to an old state. So
     /// far only: nobody is to use the numbers up.
     pub fn go_on_above(&mut self, seq: u64) -> Result<(), DeviceError> {
-        let known = self.fact::<u64>("seq")?.unwrap_or(0);
+        let known = self.fact::<u64>("seq")?.unwrap_or(0).max(self.spoken);
         if seq <= known || seq - known > SEQ_REACH {
             return Ok(());
         }
         tracing::warn!(known, seq, "heartbeats are counted on from what was heard of this device: it was set back");
+        if self.halted.is_some() {
+            self.spoken = seq;
+            return Ok(());
+        }
         failpoint::step("device.seq", || self.set_fact("seq", &seq))
     }
 
@@ -246,8 +298,9 @@ impl Device {
         self.starts.end();
         failpoint::step("device.end", || self.keep_starts());
     }
-    fn keep_starts(&self) {
-        if let Err(e) = put(&self.db, STARTS, &self.starts) {
+    fn keep_starts(&mut self) {
+        let starts = self.starts.clone();
+        if let Err(e) = self.set_fact(STARTS, &starts) {
             tracing::warn!(error = %e, "when this service started or ended was not written down");
         }
     }
@@ -258,7 +311,17 @@ impl Device {
     }
     /// Writes a fact durably.
     pub fn set_fact<T: Serialize>(&mut self, name: &'static str, value: &T) -> Result<(), DeviceError> {
-        put(&self.db, name, value)
+        self.unless_halted(|db| put(db, name, value))
+    }
+
+    /// Fails a sync of the file, as a dying disk does.
+    #[cfg(any(test, feature = "testkit"))]
+    pub fn fail_sync(&mut self) -> DeviceError {
+        let failed = || {
+            let code = libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_IOERR_FSYNC);
+            Err::<(), _>(rusqlite::Error::SqliteFailure(code, None).into())
+        };
+        self.unless_halted(|_| failed()).err().unwrap_or(DeviceError::Halted)
     }
 }
 
@@ -278,4 +341,49 @@ fn put<T: Serialize>(db: &Connection, name: &'static str, value: &T) -> Result<(
     let text = serde_json::to_string(value).map_err(|e| DeviceError::Damaged(name, e.to_string()))?;
     db.execute("INSERT INTO fact VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2", [name, &text])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trust::RootKeys;
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_written_and_heartbeats_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = |n| SecretKey::from_seed([n; 32]);
+        let code = EnrolCode {
+            format: 1,
+            id: "0421-03".parse().unwrap(),
+            seed: key(3).to_secret_text(),
+            roots: RootKeys { threshold: 1, keys: vec![key(1).public()] },
+            trust_version: 1,
+            expires_at: Timestamp::MAX,
+        };
+        Device::enrol(dir.path(), &code).unwrap();
+        let open = || Device::open(dir.path(), &code.id, &Limits::default()).unwrap();
+        let mut device = open();
+        sqlite::assert_settings(&device.db);
+        assert_eq!(device.next_seq().unwrap(), 1);
+        device.set_fact("latch", &1).unwrap();
+        let full = |_: &mut Connection| {
+            let code = libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_FULL);
+            Err::<(), DeviceError>(rusqlite::Error::SqliteFailure(code, None).into())
+        };
+        assert!(device.unless_halted(full).unwrap_err().is_disk_full() && device.halted().is_none());
+        assert_eq!(device.fail_sync().verdict(), Verdict::Halt);
+        assert!(device.halted().is_some_and(|why| why.starts_with("device.db")));
+        assert!(matches!(device.set_fact("latch", &2), Err(DeviceError::Halted)));
+        let trust = device.trust().clone();
+        assert!(matches!(device.save(&trust, None), Err(DeviceError::Halted)));
+        device.note_start(Timestamp::UNIX_EPOCH, "boot");
+        assert_eq!((device.next_seq().unwrap(), device.next_seq().unwrap()), (2, 3));
+        device.go_on_above(9).unwrap();
+        assert_eq!(device.next_seq().unwrap(), 10);
+        drop(device);
+        let mut device = open();
+        assert_eq!(device.fact::<u64>("latch").unwrap(), Some(1));
+        assert_eq!(device.starts(), &Starts::default());
+        assert_eq!(device.next_seq().unwrap(), 2);
+    }
 }

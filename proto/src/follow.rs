@@ -51,8 +51,7 @@ impl FollowError {
         match self {
             FollowError::Fetch(e) => e.verdict(),
             FollowError::Refused { .. } => Verdict::Retry,
-            FollowError::Device(DeviceError::Sqlite(e)) => e.verdict(),
-            FollowError::Device(_) => Verdict::Halt,
+            FollowError::Device(e) => e.verdict(),
         }
     }
 }

@@ -206,9 +206,10 @@ async fn connection<H, F, B>(
     let limits = slot.limits();
     // Long polls answer in small pieces.
     let _ = stream.set_nodelay(true);
-    let (body_timeout, answer_timeout) = (limits.body_timeout.0, limits.answer_timeout.0);
+    let (body_timeout, answer_timeout, slow) = (limits.body_timeout.0, limits.answer_timeout.0, slot.slow());
     let service = service_fn(move |request: Request<Incoming>| {
         let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+        let is_slow = slow.contains(&request.uri().path());
         let request = request.map(|body| Inbound::new(body, body_timeout));
         let answer = (!chunked).then(|| catch_unwind(AssertUnwindSafe(|| handler(request, peer))));
         async move {
@@ -216,7 +217,8 @@ async fn connection<H, F, B>(
             let Some(answer) = answer else { return Ok(no_length()) };
             let Ok(answer) = answer else { return Ok(panicked()) };
             let answer = AssertUnwindSafe(answer).catch_unwind();
-            Ok::<_, Infallible>(match tokio::time::timeout(answer_timeout, answer).await {
+            let answered = if is_slow { Ok(answer.await) } else { tokio::time::timeout(answer_timeout, answer).await };
+            Ok::<_, Infallible>(match answered {
                 Ok(Ok(response)) => response.map(Either::Right),
                 Ok(Err(_)) => panicked(),
                 Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "it took too long").map(Either::Left),

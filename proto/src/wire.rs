@@ -171,6 +171,38 @@ impl Heartbeat {
 }
 
 impl Heartbeat {
+    /// Leaves out what is too much for an envelope of `heartbeat_bytes`, and says how much it was: who has the most to
+    /// tell would be the one that nobody hears.
+    pub fn fit(&mut self, limits: &Limits) -> Result<(), serde_json::Error> {
+        // Base64 makes four bytes of three; the rest is for type, signature and our own words here.
+        let most = usize::try_from(limits.heartbeat_bytes.saturating_sub(2048) / 4 * 3).unwrap_or(usize::MAX);
+        if length(self)? <= most {
+            return Ok(());
+        }
+        self.errors.sort_by_key(|f| FIRST.iter().position(|code| *code == f.code).unwrap_or(FIRST.len()));
+        let faults = keep(&mut self.errors, most / 3)?;
+        self.debts.iter_mut().for_each(|d| d.truncate(brief(d).len()));
+        let debts = keep(&mut self.debts, most / 8)?;
+        if length(self)? > most {
+            // Nobody needs the proof of what is well.
+            self.streams.values_mut().filter(|s| s.state == StreamState::Ok).for_each(|s| s.digests.clear());
+        }
+        let (all, of_streams) = (length(self)?, length(&self.streams)?);
+        let mut left_out = 0;
+        if all > most {
+            let mut streams: Vec<_> = std::mem::take(&mut self.streams).into_iter().collect();
+            streams.sort_by_key(|(_, s)| s.state == StreamState::Ok);
+            left_out = keep(&mut streams, most.saturating_sub(all - of_streams))?;
+            self.streams = streams.into_iter().collect();
+        }
+        for (n, what) in [(faults, "faults"), (debts, "debts"), (left_out, "streams")] {
+            if n > 0 {
+                self.debts.push(format!("{n} more {what} are not in this heartbeat: it would be too long"));
+            }
+        }
+        Ok(())
+    }
+
     /// Signs; the envelope's bytes.
     pub fn seal(&self, key: &SecretKey) -> Result<Vec<u8>, serde_json::Error> {
         Ok(dsse::seal(PayloadType::Heartbeat, &serde_json::to_vec(self)?, &[key]))
@@ -241,6 +273,26 @@ pub struct BeatAnswer {
 /// What stands in [`BeatAnswer::refused`] for the `n`-th heartbeat of a post, from 0, if it cannot be read whose it is.
 pub fn nameless(n: usize) -> String {
     format!("beat {n}")
+}
+
+/// What a heartbeat that is too long tells before other faults.
+const FIRST: [&str; 5] = [fault::HALTED, fault::DISK_FULL, fault::DRIFT, fault::PACK_IN_ERROR, fault::PACK_MISSING];
+
+/// Bytes of a value as JSON.
+fn length(value: &impl Serialize) -> Result<usize, serde_json::Error> {
+    serde_json::to_vec(value).map(|json| json.len())
+}
+
+/// Keeps as many of a list as there is room for; how many were left out.
+fn keep(list: &mut Vec<impl Serialize>, mut room: usize) -> Result<usize, serde_json::Error> {
+    let mut kept = 0;
+    for item in list.iter() {
+        let Some(rest) = room.checked_sub(length(item)? + 1) else { break };
+        (room, kept) = (rest, kept + 1);
+    }
+    let left_out = list.len() - kept;
+    list.truncate(kept);
+    Ok(left_out)
 }
 
 /// Bytes of a text that a fault carries: what a server answers may be a page, and all faults must fit into a heartbeat.
@@ -318,4 +370,58 @@ pub struct Status {
     pub clock_skew_s: Option<i64>,
     /// Seconds since HQ was heard of.
     pub hq_seen_s: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_fits_however_much_there_is_to_tell() {
+        let (key, limits) = (SecretKey::from_seed([7; 32]), Limits::default());
+        let device: DeviceId = "0421-03".parse().unwrap();
+        let stream = |n: u64| StreamReport {
+            version: Some(Version::try_from(n + 1).unwrap()),
+            schema: Some(1),
+            digests: (0..3).map(|t| (format!("table_{n}_{t}").parse().unwrap(), StateDigest::default())).collect(),
+            state: if n == 700 { StreamState::Drift } else { StreamState::Ok },
+        };
+        let fault = |code: &str, text: String| Fault {
+            code: code.into(),
+            instance: None,
+            object: None,
+            text,
+            since: Timestamp::UNIX_EPOCH,
+        };
+        for (streams, faults, debts) in [(3, 1, 1), (90, 40, 0), (900, 0, 0), (900, 60, 900), (0, 999, 0)] {
+            let mut beat = Heartbeat::plain(device.clone(), 1);
+            beat.streams = (0..streams).map(|n| (format!("s{n}@all").parse().unwrap(), stream(n))).collect();
+            // Six bytes each as JSON.
+            beat.errors = (0..faults).map(|_| fault(fault::SOURCE, "\u{1}".repeat(500))).collect();
+            beat.errors.push(fault(fault::HALTED, "a sync failed".into()));
+            beat.debts = (0..debts).map(|_| "ä€".repeat(900)).collect();
+            let whole = beat.clone();
+            beat.fit(&limits).unwrap();
+            let sealed = beat.seal(&key).unwrap();
+            assert!(sealed.len() as u64 <= limits.heartbeat_bytes, "{}", sealed.len());
+            assert_eq!(Heartbeat::open(&sealed, &device, &key.public(), &limits).unwrap(), beat);
+            if streams == 3 {
+                assert_eq!(beat, whole, "nothing is left out where all fits");
+                continue;
+            }
+            assert_eq!(beat.errors[0].code, fault::HALTED);
+            let drift = "s700@all".parse().unwrap();
+            assert_eq!(beat.streams.get(&drift), whole.streams.get(&drift), "what is wrong is told first");
+            let told = |what: &str| {
+                let of =
+                    |d: &String| d.strip_suffix(" are not in this heartbeat: it would be too long").map(str::to_owned);
+                let mut all = beat.debts.iter().filter_map(of);
+                all.find_map(|d| d.strip_suffix(what)?.strip_suffix(" more ")?.parse::<usize>().ok()).unwrap_or(0)
+            };
+            assert_eq!(beat.streams.len() + told("streams"), whole.streams.len());
+            assert_eq!(beat.errors.len() + told("faults"), whole.errors.len());
+            let words = beat.debts.iter().filter(|d| d.contains("ä€")).count();
+            assert_eq!(words + told("debts"), whole.debts.len());
+        }
+    }
 }

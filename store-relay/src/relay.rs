@@ -61,6 +61,7 @@ impl RelayError {
     /// What to do about it.
     pub(crate) fn verdict(&self) -> Verdict {
         match self {
+            RelayError::Device(e) => e.verdict(),
             RelayError::Spool(e) => e.verdict(),
             RelayError::Shadow(e) => e.verdict(),
             RelayError::Shelf(e) | RelayError::Lock(LockError::Shelf(e)) => e.verdict(),

@@ -13,8 +13,8 @@ use proto::fetch::{FetchError, Source};
 use proto::follow;
 use proto::ids::RegisterId;
 use proto::layout::PackName;
-use proto::retry::{Backoff, random_unit};
-use proto::wire::{self, Beat, BeatAnswer, Beats, Heartbeat};
+use proto::retry::{Backoff, Verdict, random_unit};
+use proto::wire::{self, Beat, BeatAnswer, Beats, Heartbeat, fault};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +45,7 @@ pub enum ReportError {
 
 /// The relay's heartbeat of this moment, signed. Takes a sequence number durably.
 pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
+    heed_device(hall);
     beats::forget_doubles(hall);
     let mut status = hall.status();
     let over = hall.state().over(&status.errors);
@@ -52,7 +53,7 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
     let (registers, now) = (registers_heard(hall), hall.clock.now());
     let seq = next_seq(hall)?;
     let device = follow::lock(&hall.device);
-    let beat = Heartbeat {
+    let mut beat = Heartbeat {
         format: 1,
         device: status.id,
         run: device.run().map(str::to_owned),
@@ -68,7 +69,16 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
         clock_skew_s: status.clock_skew_s,
         registers,
     };
+    beat.fit(&hall.config.limits)?;
     Ok(serde_json::from_slice(&beat.seal(device.key())?)?)
+}
+
+/// A failed sync of `device.db` halts like any other, whoever met it.
+fn heed_device(hall: &Hall) {
+    let failed = follow::lock(&hall.device).halted().map(str::to_owned);
+    if let Some(why) = failed.filter(|_| !hall.state().faults.values().any(|f| f.code == fault::HALTED)) {
+        hall.own_trouble(Verdict::Halt, None, "", &why);
+    }
 }
 
 /// The number of the next heartbeat; a full disk must not make the store silent.
@@ -209,6 +219,17 @@ mod tests {
     use proto::fetch::SourceOptions;
     use proto::http::{Inbound, json};
     use std::collections::BTreeMap;
+
+    #[test]
+    fn a_failed_sync_of_the_devices_own_file_halts_and_is_told() {
+        let hq = Hq::new();
+        let relay = Store::enrolled(&[hq.url()]).open();
+        assert!(!relay.is_halted());
+        follow::lock(&relay.hall.device).fail_sync();
+        let envelope = own_beat(&relay.hall).unwrap();
+        let beat: Heartbeat = proto::dsse::peek(&serde_json::to_vec(&envelope).unwrap(), 64 << 10).unwrap();
+        assert!(relay.is_halted() && beat.errors.iter().any(|f| f.code == fault::HALTED), "{beat:?}");
+    }
 
     #[tokio::test]
     async fn a_heartbeat_that_headquarters_cannot_read_was_not_heard() {

@@ -721,6 +721,7 @@ mod tests {
     fn a_sync_that_failed_is_not_tried_again() {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::open(dir.path(), 3).unwrap();
+        sqlite::assert_settings(&spool.db());
         let commits = Arc::new(std::sync::atomic::AtomicU32::new(0));
         let counted = Arc::clone(&commits);
         spool.db().commit_hook(Some(move || counted.fetch_add(1, Ordering::Relaxed) == u32::MAX)).unwrap();

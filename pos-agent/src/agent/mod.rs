@@ -14,11 +14,11 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
-use crate::register_db::{AllHeld, DbError, RegisterDb, Remedy, at, move_aside};
+use crate::register_db::{AllHeld, DbError, RegisterDb, Remedy, STORE_DB, at, move_aside};
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
-use proto::clock::Clock;
+use proto::clock::{Clock, boot_id};
 use proto::device::{Device, DeviceError};
 use proto::disk::{self, DataDisk};
 use proto::failpoint;
@@ -98,7 +98,10 @@ impl OpenError {
     pub fn is_set_up(&self) -> bool {
         matches!(
             self,
-            OpenError::Source(_) | OpenError::Device(DeviceError::NotEnrolled(_) | DeviceError::OtherDevice { .. })
+            OpenError::Source(_)
+                | OpenError::Device(
+                    DeviceError::NotEnrolled(_) | DeviceError::OtherDevice { .. } | DeviceError::Refused(_)
+                )
         )
     }
 }
@@ -138,6 +141,12 @@ pub struct Agent {
     pub wake: Notify,
     /// Rung when there is something to report.
     pub tell: Notify,
+    /// Counts the relay's news: they break off a cycle's download.
+    pub news: watch::Sender<u64>,
+    /// Had by the cycle that runs, of the loop or of a command that was handed over.
+    turn: tokio::sync::Mutex<()>,
+    /// Had by the heartbeat on its way: one overtaken by the next would be refused.
+    pub telling: tokio::sync::Mutex<()>,
     tries: Tries,
     halted: AtomicBool,
     /// The log holds something that a truncation would free.
@@ -234,9 +243,9 @@ impl Agent {
         // A halt lasts until somebody restarted the service.
         memory.faults(|f| f.mend(fault::HALTED, |_| true));
         if let Some(damage) = &damage {
-            memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), damage, clock.now()));
+            memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), damage, clock.now()));
         }
-        let tries = Tries::open(&dir, clock.monotonic());
+        let tries = Tries::open(&dir, clock.monotonic(), &boot_id());
         let agent = Agent {
             config,
             device,
@@ -251,6 +260,9 @@ impl Agent {
             skew: Skew::default(),
             wake: Notify::new(),
             tell: Notify::new(),
+            news: watch::Sender::new(0),
+            turn: tokio::sync::Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
             halted: AtomicBool::new(false),
             log_dirty: AtomicBool::new(true),
             log_held_since: Mutex::default(),
@@ -274,7 +286,9 @@ impl Agent {
     /// One cycle: as far as every stream can come now. `news` breaks off a download, which goes on
     /// later from where it was: a small change must not wait for a large pack.
     pub async fn cycle(&self, news: &mut watch::Receiver<u64>) -> End {
+        let _turn = self.turn.lock().await;
         news.borrow_and_update();
+        self.heed_device();
         if self.halted.load(Ordering::Relaxed) {
             return End::Halted;
         }
@@ -317,7 +331,7 @@ impl Agent {
                 } else {
                     self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
                 }
-                self.stuck(None, fault::LOCAL_FILES, "store.db", &e.to_string());
+                self.stuck(None, fault::LOCAL_FILES, STORE_DB, &e.to_string());
                 None
             }
         }
@@ -551,7 +565,7 @@ impl Agent {
         if full && self.memory.drifted(&instance.stream) {
             self.memory.healed(&instance.stream);
             self.memory
-                .faults(|f| f.mend(fault::DRIFT, |f| f.instance.as_ref().is_none_or(|i| i.stream == instance.stream)));
+                .faults(|f| f.mend(fault::DRIFT, |f| f.instance.as_ref().is_some_and(|i| i.stream == instance.stream)));
             tracing::info!(%instance, "healed by a full pack");
         }
         for (part, _) in files {

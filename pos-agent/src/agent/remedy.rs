@@ -4,7 +4,7 @@
 use super::{Agent, Goal, Went};
 use crate::memory::STUCK;
 use crate::pace::End;
-use crate::register_db::{ApplyFailure, DbError, Healed, Remedy};
+use crate::register_db::{ApplyFailure, DbError, Healed, Remedy, STORE_DB};
 use crate::report;
 use crate::verify;
 use proto::device::DeviceError;
@@ -97,7 +97,7 @@ impl Agent {
         self.stuck_since().remove(&instance.cloned());
         let of_it = |f: &Fault| match instance {
             Some(_) => f.instance.as_ref() == instance,
-            None => f.instance.is_none() && f.object.as_deref() == Some("store.db"),
+            None => f.instance.is_none() && f.object.as_deref() == Some(STORE_DB),
         };
         self.memory.faults(|f| STUCK.iter().fold(false, |changed, code| f.mend(code, of_it) | changed));
     }
@@ -206,10 +206,8 @@ impl Agent {
     pub(super) fn rebuild(&self, why: &str) -> End {
         match self.db.heal() {
             Ok(Healed::Lost) => {}
-            Ok(Healed::Forgot(why)) => {
-                tracing::error!(code = fault::DRIFT, %why, "rows of our own cannot be read: their streams come again by fulls");
-                let now = self.clock.now();
-                self.memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), &why, now));
+            Ok(Healed::Forgot(streams)) => {
+                streams.iter().for_each(|(stream, why)| self.forgot(stream.as_ref(), why));
                 self.wake.notify_one();
                 return End::Retry;
             }
@@ -228,12 +226,23 @@ impl Agent {
         }
         tracing::error!(code = fault::DRIFT, %why, "the database is damaged: beginning a new one");
         let now = self.clock.now();
-        self.memory.faults(|f| f.raise(fault::DRIFT, None, Some("store.db"), why, now));
+        self.memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), why, now));
         if let Err(e) = self.db.begin_anew() {
             self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
         self.wake.notify_one();
         End::Retry
+    }
+
+    /// A stream was forgotten: a fault until it is held again.
+    fn forgot(&self, stream: Option<&StreamName>, why: &str) {
+        tracing::error!(code = fault::DRIFT, ?stream, %why, "rows of our own cannot be read: their stream comes again by a full");
+        let instance = stream.and_then(|s| lock(&self.device).manifest()?.instance(s));
+        if let Some(i) = &instance {
+            self.shown().held.remove(&i.stream);
+        }
+        let now = self.clock.now();
+        self.memory.faults(|f| f.raise(fault::DRIFT, instance.as_ref(), Some(STORE_DB), why, now));
     }
 
     /// The rows here drifted: heal by a full.
@@ -246,7 +255,7 @@ impl Agent {
         match self.latch(instance, why) {
             Ok(()) => Went::On(()),
             Err(e) => {
-                self.trouble(Verdict::Retry, false, &e.to_string());
+                self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
                 Went::Over(End::Retry)
             }
         }
@@ -341,6 +350,17 @@ impl Agent {
         }
     }
 
+    /// A failed sync of `device.db` halts like any other, whoever met it.
+    pub fn heed_device(&self) {
+        let failed = lock(&self.device).halted().map(str::to_owned);
+        if let Some(why) = failed
+            && !self.halted.load(Ordering::Relaxed)
+        {
+            self.trouble(Verdict::Halt, false, &why);
+            self.tell.notify_one();
+        }
+    }
+
     /// No room on the disk: lets the ballast go, so that the databases can be written again, and says so.
     pub fn out_of_room(&self, text: &str) {
         let now = self.clock.now();
@@ -385,7 +405,7 @@ impl Agent {
                     |object: Option<&str>| found.iter().any(|(c, o, _)| *c == code && Some(o.as_str()) == object);
                 // What `report` and a look at the database say is theirs to end.
                 let ours = |f: &Fault| {
-                    f.instance.is_none() && !matches!(f.object.as_deref(), Some(report::HEARTBEAT | "store.db"))
+                    f.instance.is_none() && !matches!(f.object.as_deref(), Some(report::HEARTBEAT | STORE_DB))
                 };
                 changed |= f.mend(code, |f| ours(f) && !still(f.object.as_deref()));
             }

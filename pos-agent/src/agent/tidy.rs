@@ -3,13 +3,13 @@
 
 use super::{Agent, Goal};
 use crate::pace::End;
-use crate::register_db::log_path;
+use crate::register_db::{STORE_DB, log_path};
 use proto::failpoint;
 use proto::follow::lock;
 use proto::layout::PackName;
 use proto::manifest::PackEntry;
 use proto::shelf;
-use proto::wire::fault;
+use proto::wire::{Fault, fault};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::PoisonError;
@@ -21,13 +21,19 @@ const LOG_PATIENCE: Duration = Duration::from_secs(300);
 
 impl Agent {
     /// Step 7: what the cycle mended, what it found, and idle work.
-    pub(super) async fn settle(&self, end: End, advanced: bool) -> End {
+    pub(crate) async fn settle(&self, end: End, advanced: bool) -> End {
+        self.heed_device();
         let end = if self.halted.load(Ordering::Relaxed) { End::Halted } else { end };
         let calm = !self.full.load(Ordering::Relaxed) && !matches!(end, End::Retry | End::Halted);
         // It was full until there is room for the ballast too.
         if calm && self.disk.restore() {
             self.memory.faults(|f| f.mend(fault::DISK_FULL, |_| true));
         }
+        let held = self.shown().held.clone();
+        let is_held_again = |f: &Fault| {
+            f.object.as_deref() == Some(STORE_DB) && f.instance.as_ref().is_some_and(|i| held.contains_key(&i.stream))
+        };
+        self.memory.faults(|f| f.mend(fault::DRIFT, is_held_again));
         if end == End::Done && self.is_complete() {
             // A file that was begun anew has everything again.
             self.memory.faults(|f| f.mend(fault::DRIFT, |f| f.instance.is_none()));

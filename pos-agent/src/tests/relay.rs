@@ -1,15 +1,18 @@
 //! The relay: long poll, silence, fallback, return; heartbeats; the loopback API; the loops.
 
 use super::kit::*;
+use crate::cli;
 use crate::local_api::HoldAnswer;
 use crate::pace::{End, From};
 use crate::report;
 use crate::run;
 use crate::upstream::Heard;
-use proto::clock::SystemClock;
+use proto::cli::Exit;
+use proto::clock::{Clock as _, SystemClock};
 use proto::fetch::{Polled, Source, SourceOptions};
 use proto::wire::{Fault, Network, Status, StreamState, fault};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
@@ -161,8 +164,12 @@ async fn a_single_cycle_does_not_wait_for_a_silence_to_last() {
     alone.config.fallback.clear();
     assert_eq!(run::once(&alone.open()).await, proto::cli::Exit::Failed);
     relay.be_silent(false);
-    assert_eq!(run::once(&alone.open()).await, proto::cli::Exit::Done);
+    let agent = alone.open();
+    assert_eq!(run::once(&agent).await, proto::cli::Exit::Done);
     assert_eq!(relay.desk.beats.lock().unwrap().len(), 1);
+    relay.be_silent(true);
+    alone.clock.advance(S);
+    assert_eq!(run::once_beside(&agent).await, Exit::Failed, "that it answered before says nothing");
 }
 
 #[tokio::test]
@@ -343,4 +350,90 @@ async fn the_loopback_api_holds_verifies_and_keeps_web_pages_out() {
     assert!(metrics.contains("agent_drifts_total 1"), "{metrics}");
     assert_eq!(http.put(format!("{base}/v1/hold")).send().await.unwrap().status(), 405);
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_the_relay_cannot_read_was_not_heard() {
+    let (_hq, relay, r) = store().await;
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    let price = instance("price@zone-east");
+    agent.memory.faults(|f| f.raise(fault::DRIFT, Some(&price), None, "a row differs", r.clock.now()));
+    agent.memory.faults(|f| f.mend(fault::DRIFT, |_| true));
+    relay.desk.answer.lock().unwrap().refused.insert("?".into(), "it is too long".into());
+    assert!(report::send(&agent).await.is_err());
+    let refused = agent.memory.look(|f| f.open());
+    assert!(refused[0].code == fault::REFUSED && refused[0].text.contains("it is too long"), "{refused:?}");
+    assert!(agent.memory.look(|f| f.to_tell()).iter().any(|f| f.code == fault::DRIFT), "it is still to be told");
+    relay.desk.answer.lock().unwrap().refused.clear();
+    report::send(&agent).await.unwrap();
+    assert!(agent.memory.look(|f| f.to_tell()).is_empty());
+}
+
+fn address(api: &Source) -> std::net::SocketAddr {
+    api.url().trim_start_matches("http://").trim_end_matches('/').parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn once_is_done_by_the_agent_that_runs() {
+    let (mut hq, relay, r) = store().await;
+    let agent = Running::start(&r, 120 * S).await;
+    agent.until("installed", at(50)).await;
+    let clock = Arc::new(SystemClock::default());
+    let once = async |config: &crate::config::Config| cli::once(config.clone(), clock.clone(), true).await;
+    // Held by another program than an agent.
+    assert!(once(&r.config).await.unwrap_err().to_string().contains("in use by process"));
+    let config = crate::config::Config { local_listen: address(&agent.api), ..r.config.clone() };
+    relay.lists(&[("price@zone-east", 51)]);
+    assert_eq!(once(&config).await.unwrap(), Exit::Done);
+    assert_eq!(r.rows("price"), rows(100, 51));
+    let told = relay.desk.beats.lock().unwrap().last().unwrap().clone();
+    assert_eq!(told.streams[&instance("price@zone-east")].version, Some(v(51)), "and was told");
+    hq.poisoned_delta("price@zone-east", 52, &rows(100, 52));
+    hq.sign();
+    relay.lists(&[("price@zone-east", 52)]);
+    assert_eq!(once(&config).await.unwrap(), Exit::Partly);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn verify_waits_for_the_agent_that_is_at_it_already() {
+    let (_hq, _relay, r) = store().await;
+    let status = serde_json::to_vec(&crate::status::from_files(&r.config, &*r.clock).unwrap()).unwrap();
+    let report = serde_json::to_vec(&crate::verify::Report { drift: true, ..Default::default() }).unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let at = asked.clone();
+    let handler = move |request: http::Request<proto::http::Inbound>, _| {
+        let is_busy = request.uri().path() == "/v1/verify" && at.fetch_add(1, Ordering::Relaxed) == 0;
+        let body = if request.uri().path() == "/v1/verify" { report.clone() } else { status.clone() };
+        async move {
+            match is_busy {
+                true => proto::http::text(http::StatusCode::TOO_MANY_REQUESTS, "being verified"),
+                false => proto::http::json(http::StatusCode::OK, body),
+            }
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = crate::config::Config { local_listen: listener.local_addr().unwrap(), ..r.config.clone() };
+    let server = tokio::spawn(proto::http::serve(listener, Default::default(), std::future::pending(), handler));
+    assert_eq!(cli::verify_rows(&config, &*r.clock, true).await.unwrap(), Exit::Failed, "drift was found");
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_directory_of_another_register_is_a_mistake_of_set_up() {
+    let (hq, _relay, mut r) = store().await;
+    let no_drift = cli::verify_rows(&r.config, &*r.clock, true).await.unwrap();
+    assert_eq!(no_drift, Exit::Done);
+    r.config.register = "0421-04".parse().unwrap();
+    let other = cli::verify_rows(&r.config, &*r.clock, true).await.unwrap_err();
+    assert_eq!(cli::exit_of(&other), Exit::Usage, "{other}");
+    let mut code = hq.code();
+    code.id = r.config.device();
+    let other = cli::enroll(&r.config, &code.to_text().unwrap(), &*r.clock, true).unwrap_err();
+    assert_eq!(cli::exit_of(&other), Exit::Usage, "{other}");
+    r.config.data_dir.push("nothing");
+    let nobody = cli::verify_rows(&r.config, &*r.clock, true).await.unwrap_err();
+    assert_eq!(cli::exit_of(&nobody), Exit::Usage, "{nobody}");
 }

@@ -8,6 +8,7 @@ use crate::register_db::{RegisterDb, damaged, log_path};
 use crate::report;
 use crate::upstream::Heard;
 use proto::clock::{Clock as _, after};
+use proto::follow::lock;
 use proto::layout::PackKind;
 use proto::limits::Limits;
 use proto::wire::fault;
@@ -334,4 +335,58 @@ async fn a_pack_that_a_wrong_clock_blamed_is_tried_again() {
     assert!(!agent.memory.avoids(&name, now));
     agent.memory.avoid(&name, "bad", now);
     assert!(agent.memory.avoids(&name, after(now, 3599 * S)) && !agent.memory.avoids(&name, after(now, 3600 * S)));
+}
+
+#[tokio::test]
+async fn a_failed_sync_of_the_devices_own_file_halts_and_is_told() {
+    let hq = usual();
+    let relay = Relay::serving(&hq).await;
+    relay.lists(&[(PRICE, 50), ("promo@all", 7)]);
+    let r = Register::enrolled(&hq, &relay.url, &[]);
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    report::send(&agent).await.unwrap();
+    let kept = lock(&agent.device).fact::<u64>("seq").unwrap();
+    // Whatever was to be written: most of those who write only warn of it.
+    lock(&agent.device).fail_sync();
+    report::send(&agent).await.unwrap();
+    let told = relay.desk.beats.lock().unwrap().last().unwrap().clone();
+    assert_eq!((told.seq, told.errors[0].code.as_str()), (2, fault::HALTED));
+    assert_eq!(cycle(&agent).await, End::Halted);
+    assert!(agent.latch(&instance(PRICE), "a row differs").is_err(), "nothing is said to be kept that is not");
+    assert_eq!(lock(&agent.device).fact::<u64>("seq").unwrap(), kept);
+    drop(agent);
+    // In the middle of a cycle it ends as one.
+    let agent = r.watched(Some(std::sync::Arc::new(|_| true)));
+    poll_and_cycle(&agent).await;
+    lock(&agent.device).fail_sync();
+    assert_eq!(agent.settle(End::Done, false).await, End::Halted);
+    assert_eq!(codes(&agent), [fault::HALTED]);
+}
+
+#[tokio::test]
+async fn a_stream_that_was_forgotten_is_told_until_it_is_held_again() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    // Price is stuck meanwhile: its pack is nowhere.
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    std::fs::remove_file(hq.pack_path(PRICE, 51, PackKind::Delta)).unwrap();
+    r.tamper("UPDATE tillcast_stream SET applied_at = 'yesterday' WHERE stream = 'promo'");
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Retry);
+    let drifts = |agent: &Agent| {
+        let open = agent.memory.look(|f| f.open());
+        open.into_iter().filter(|f| f.code == fault::DRIFT).map(|f| (f.instance, f.object)).collect::<Vec<_>>()
+    };
+    let forgotten = [(Some(instance("promo@all")), Some("store.db".to_owned()))];
+    assert_eq!(drifts(&agent), forgotten);
+    drop(agent);
+    let agent = r.open();
+    assert_eq!(drifts(&agent), forgotten, "a restart heals nothing");
+    poll_and_cycle(&agent).await;
+    assert_eq!((version(&agent, "promo@all"), version(&agent, PRICE)), (Some(7), Some(50)));
+    assert_eq!(drifts(&agent), []);
+    assert!(agent.memory.look(|f| f.to_tell()).iter().any(|f| f.code == fault::DRIFT), "headquarters hears of it");
 }

@@ -14,6 +14,7 @@ const MAX_KNOWN: usize = 1 << 16;
 #[derive(Debug)]
 pub struct Gate {
     limits: HttpLimits,
+    slow: &'static [&'static str],
     crowd: Mutex<Crowd>,
     refused: AtomicU64,
 }
@@ -28,7 +29,13 @@ struct Crowd {
 impl Gate {
     /// An empty one.
     pub fn new(limits: HttpLimits) -> Self {
-        Gate { limits, crowd: Mutex::default(), refused: AtomicU64::new(0) }
+        Gate { limits, slow: &[], crowd: Mutex::default(), refused: AtomicU64::new(0) }
+    }
+
+    /// Paths whose answers may take longer than `answer_timeout`: work that takes as long as it takes, for whoever waits.
+    #[must_use]
+    pub fn with_slow(self, slow: &'static [&'static str]) -> Self {
+        Gate { slow, ..self }
     }
 
     /// The bounds.
@@ -91,6 +98,9 @@ pub(super) struct Slot {
 impl Slot {
     pub(super) fn limits(&self) -> &HttpLimits {
         &self.gate.limits
+    }
+    pub(super) fn slow(&self) -> &'static [&'static str] {
+        self.gate.slow
     }
 }
 

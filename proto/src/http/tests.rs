@@ -67,7 +67,7 @@ async fn start(limits: HttpLimits) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel();
-    let gate = Arc::new(Gate::new(limits));
+    let gate = Arc::new(Gate::new(limits).with_slow(&["/slow"]));
     let shutdown = async move { drop(stopped.await) };
     let task = tokio::spawn(serve_gated(listener, gate.clone(), shutdown, handler));
     Running { address, gate, stop: Some(stop), task }
@@ -383,4 +383,11 @@ async fn tower_services_ride_on_the_loop() {
     let mut answer = String::new();
     s.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with("127.0.0.1hi"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_takes_as_long_as_it_takes_is_answered_all_the_same() {
+    let server = start(HttpLimits { answer_timeout: ms(20), ..quick() }).await;
+    assert!(server.get("/never").await.starts_with("HTTP/1.1 503"));
+    assert!(server.get("/slow").await.ends_with("done\n"));
 }

@@ -160,9 +160,9 @@ impl Replica {
         })
     }
 
-    /// Forgets the streams whose rows of ours cannot be read, and says what was wrong with them. Their own tables stay to
-    /// be read, until a full takes their place.
-    pub fn forget_unreadable(&mut self) -> Result<Vec<String>, SqliteError> {
+    /// Forgets the streams whose rows of ours cannot be read, and says what was wrong with them; of one whose name is what
+    /// cannot be read there is none. Their own tables stay to be read, until a full takes their place.
+    pub fn forget_unreadable(&mut self) -> Result<Vec<(Option<StreamName>, String)>, SqliteError> {
         self.begin()?;
         let forgotten = self.sql("forgetting what cannot be read", |db| {
             for table in ["tillcast_stream", "tillcast_table"] {
@@ -176,21 +176,23 @@ impl Replica {
                 "SELECT stream, audience, version, epoch, schema, ddl, applied_at, rowid FROM tillcast_stream",
             )?;
             let mut tables = db.prepare(TABLES_OF)?;
-            let mut lost: Vec<(i64, String)> = Vec::new();
+            let mut lost: Vec<(i64, Option<StreamName>, String)> = Vec::new();
             let mut rows = streams.query([])?;
             while let Some(r) = rows.next()? {
                 match held_of(r, &mut tables) {
                     Ok(_) => {}
-                    Err(e) if sqlite::is_bad_value(&e) => lost.push((r.get(7)?, e.to_string())),
+                    Err(e) if sqlite::is_bad_value(&e) => {
+                        lost.push((r.get(7)?, parsed(r, 0).ok(), e.to_string()));
+                    }
                     Err(e) => return Err(e),
                 }
             }
-            for (row, _) in &lost {
+            for (row, ..) in &lost {
                 let name = "(SELECT stream FROM tillcast_stream WHERE rowid = ?1)";
                 db.execute(&format!("DELETE FROM tillcast_table WHERE stream = {name}"), [row])?;
                 db.execute("DELETE FROM tillcast_stream WHERE rowid = ?1", [row])?;
             }
-            Ok(lost.into_iter().map(|(_, why)| why).collect())
+            Ok(lost.into_iter().map(|(_, stream, why)| (stream, why)).collect())
         });
         self.end(forgotten)
     }

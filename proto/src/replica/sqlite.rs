@@ -119,8 +119,40 @@ const LENGTH: i32 = 64 << 20;
 /// WAL bytes that stay allocated after a checkpoint has emptied it.
 pub const WAL_LIMIT: u64 = 64 << 20;
 
+/// What is set on every connection that writes, and read back: a build of SQLite may leave one out without a word.
+const PRAGMAS: [(&str, i64); 8] = [
+    ("synchronous", 2),
+    ("wal_autocheckpoint", 0),
+    ("foreign_keys", 1),
+    ("trusted_schema", 0),
+    ("cell_size_check", 1),
+    ("mmap_size", 0),
+    ("cache_size", -8192),
+    ("journal_size_limit", WAL_LIMIT as i64),
+];
+const SWITCHES: [(DbConfig, bool); 6] = [
+    (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+    (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
+    (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
+    (DbConfig::SQLITE_DBCONFIG_DQS_DML, false),
+    (DbConfig::SQLITE_DBCONFIG_DQS_DDL, false),
+    // -wal and -shm stay when the last connection closes, for readers that cannot make them.
+    (DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true),
+];
+
+/// A link could lead to a file that another data directory's lock guards, or to one of the system's.
+fn refuse_link(path: &Path) -> Result<(), SqliteError> {
+    if !path.symlink_metadata().is_ok_and(|m| m.is_symlink()) {
+        return Ok(());
+    }
+    let code = libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_CANTOPEN);
+    let why = "it is a symbolic link: put the file itself there, or let data_dir name where it is".to_owned();
+    Err(SqliteError::new(format!("opening {}", path.display()), rusqlite::Error::SqliteFailure(code, Some(why))))
+}
+
 /// Opens (or creates) a file that only this process writes.
 pub fn open_private(path: &Path) -> Result<Connection, SqliteError> {
+    refuse_link(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let error = |e| SqliteError::new(format!("opening {}", path.display()), e);
     let db = Connection::open_with_flags(path, flags).map_err(error)?;
@@ -157,6 +189,7 @@ pub fn refuse_newer(db: &Connection, path: &Path, known: i64) -> Result<(), Sqli
 
 /// Opens a file of another process for reading.
 pub fn open_read_only(path: &Path) -> Result<Connection, SqliteError> {
+    refuse_link(path)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let error = |e| SqliteError::new(format!("opening {}", path.display()), e);
     let db = Connection::open_with_flags(path, flags).map_err(error)?;
@@ -176,13 +209,9 @@ fn settings(db: &Connection) -> rusqlite::Result<()> {
     db.busy_timeout(Duration::from_secs(5))?;
     db.set_limit(Limit::SQLITE_LIMIT_LENGTH, LENGTH)?;
     db.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
-    // -wal and -shm stay when the last connection closes, for readers that cannot make them.
-    db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    for (switch, on) in SWITCHES {
+        db.set_db_config(switch, on)?;
+    }
     // To its last step: the answer comes before the commit, and a sync that fails there would leave the file in the
     // mode that loses commits.
     let modes: Vec<String> =
@@ -191,20 +220,35 @@ fn settings(db: &Connection) -> rusqlite::Result<()> {
     if mode != "wal" {
         return wrong(format!("journal_mode is {mode} where WAL was asked for"));
     }
-    db.execute_batch(
-        "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA foreign_keys = ON;
-         PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA cache_size = -8192;",
-    )?;
-    db.pragma_update(None, "journal_size_limit", WAL_LIMIT as i64)?;
+    for (pragma, wanted) in PRAGMAS {
+        db.pragma_update(None, pragma, wanted)?;
+    }
     // The first read makes the WAL.
     db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
-    for (pragma, wanted) in [("synchronous", 2), ("wal_autocheckpoint", 0), ("trusted_schema", 0)] {
+    match is_unlike(db)? {
+        Some(what) => wrong(what),
+        None => Ok(()),
+    }
+}
+
+/// The first setting of an open connection that is not what [`open_private`] sets.
+fn is_unlike(db: &Connection) -> rusqlite::Result<Option<String>> {
+    let mode: String = db.pragma_query_value(None, "journal_mode", |r| r.get(0))?;
+    if mode != "wal" {
+        return Ok(Some(format!("journal_mode is {mode} where wal was set")));
+    }
+    for (pragma, wanted) in PRAGMAS {
         let found: i64 = db.pragma_query_value(None, pragma, |r| r.get(0))?;
         if found != wanted {
-            return wrong(format!("{pragma} is {found} where {wanted} was set"));
+            return Ok(Some(format!("{pragma} is {found} where {wanted} was set")));
         }
     }
-    Ok(())
+    for (switch, wanted) in SWITCHES {
+        if db.db_config(switch)? != wanted {
+            return Ok(Some(format!("{switch:?} is {} where {wanted} was set", !wanted)));
+        }
+    }
+    Ok(None)
 }
 
 /// Brings the WAL home. Busy readers are no error: what is left comes with the next one.
@@ -216,5 +260,57 @@ pub fn checkpoint(db: &Connection, how: Checkpoint) -> Result<(), SqliteError> {
     match db.query_row(sql, [], |_| Ok(())) {
         Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
         r => r.map_err(|e| SqliteError::new("checkpoint", e)),
+    }
+}
+
+/// What an open connection is set to, for tests of whoever opened it.
+#[cfg(any(test, feature = "testkit"))]
+#[allow(clippy::unwrap_used, reason = "test code")]
+pub fn assert_settings(db: &Connection) {
+    assert_eq!(is_unlike(db).unwrap(), None);
+    let limits = [(Limit::SQLITE_LIMIT_LENGTH, LENGTH), (Limit::SQLITE_LIMIT_ATTACHED, 0)];
+    limits.into_iter().for_each(|(limit, wanted)| assert_eq!(db.limit(limit).unwrap(), wanted, "{limit:?}"));
+    assert_eq!(db.pragma_query_value(None, "busy_timeout", |r| r.get::<_, i64>(0)).unwrap(), 5000);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_setting_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || open_private(&dir.path().join("a.db")).unwrap();
+        assert_settings(&open());
+        for (pragma, wanted) in PRAGMAS {
+            let db = open();
+            db.pragma_update(None, pragma, if wanted == 0 { 1 } else { wanted - 1 }).unwrap();
+            assert!(is_unlike(&db).unwrap().is_some_and(|w| w.starts_with(pragma)), "{pragma}");
+        }
+        for (switch, wanted) in SWITCHES {
+            let db = open();
+            db.set_db_config(switch, !wanted).unwrap();
+            assert!(is_unlike(&db).unwrap().is_some(), "{switch:?}");
+        }
+    }
+
+    #[test]
+    fn a_database_that_is_a_link_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("a.db"), dir.path().join("b.db"));
+        open_private(&file).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for refused in [open_private(&link), open_read_only(&link)] {
+            let e = refused.unwrap_err();
+            assert!(e.to_string().contains("symbolic link") && e.verdict() == Verdict::Retry, "{e}");
+        }
+        // One that leads nowhere would make a file there.
+        let (made, nowhere) = (dir.path().join("c.db"), dir.path().join("d.db"));
+        std::os::unix::fs::symlink(&made, &nowhere).unwrap();
+        assert!(open_private(&nowhere).is_err() && !made.exists());
+        // The way to the file may lead over links.
+        let way = dir.path().join("way");
+        std::os::unix::fs::symlink(dir.path(), &way).unwrap();
+        open_private(&way.join("a.db")).unwrap();
     }
 }

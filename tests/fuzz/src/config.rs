@@ -20,7 +20,7 @@ pub fn config(data: &[u8]) {
     DIR.with(|dir| match whose {
         b'h' => holds(dir.path(), toml, &variables, |f, v| hq_publisher::config::load(Some(f), v)),
         b'r' => holds(dir.path(), toml, &variables, |f, v| store_relay::config::load(Some(f), v)),
-        b'a' => holds(dir.path(), toml, &variables, |f, v| crate::agent::Config::load(Some(f), v)),
+        b'a' => holds(dir.path(), toml, &variables, |f, v| pos_agent::config::Config::load(Some(f), v)),
         _ => {}
     });
 }

@@ -9,10 +9,6 @@
     reason = "test code: a panic here is a find"
 )]
 
-/// pos-agent is a program alone: its settings are taken as a file, with what else they offer.
-#[allow(dead_code, reason = "only its settings are wanted")]
-#[path = "../../../pos-agent/src/config.rs"]
-mod agent;
 mod answers;
 mod apply;
 mod config;
