@@ -78,8 +78,8 @@ struct State {
     is_static: bool,
     /// The manifest could not be read from the relay.
     is_empty: bool,
-    /// The last poll was not answered.
-    fails: bool,
+    /// Why the last poll brought no versions.
+    silence: Option<String>,
     /// Whether the list of versions is this process's own hearing, not a memory.
     heard: bool,
     word: RelayWord,
@@ -144,7 +144,7 @@ impl Upstream {
     /// Where to read from now.
     pub fn read_from(&self) -> pace::From {
         let s = self.state();
-        if s.impatient && self.rules.has_fallback && s.fails {
+        if s.impatient && self.rules.has_fallback && s.silence.is_some() {
             return pace::From::Fallback;
         }
         self.rules.read_from(self.clock.monotonic(), &s.seen, s.share)
@@ -192,7 +192,7 @@ impl Upstream {
     /// Whether the relay takes heartbeats now.
     pub fn takes_heartbeats(&self) -> bool {
         let s = self.state();
-        self.relay.is_web() && !s.is_static && !s.fails
+        self.relay.is_web() && !s.is_static && s.silence.is_none()
     }
 
     /// Asks the relay for its versions, waiting up to `wait` for news.
@@ -201,8 +201,13 @@ impl Upstream {
         let polled = tokio::time::timeout(wait + POLL_MARGIN, self.poll(wait)).await;
         let heard =
             polled.unwrap_or_else(|_| Heard::Silence(self.no_versions(FetchErrorKind::Slow, "no answer in time")));
-        self.state().fails = matches!(heard, Heard::Silence(_));
+        self.state().silence = if let Heard::Silence(e) = &heard { Some(e.to_string()) } else { None };
         heard
+    }
+
+    /// Why the relay's last answer brought no versions, if it brought none.
+    pub fn silence(&self) -> Option<String> {
+        self.state().silence.clone()
     }
 
     fn no_versions(&self, kind: FetchErrorKind, detail: impl Into<String>) -> FetchError {
@@ -293,7 +298,7 @@ impl Upstream {
         if refreshed.reached > 0 {
             match from {
                 // Without its versions its objects lead nowhere: it is left like a silent one.
-                pace::From::Relay if self.state().fails => {}
+                pace::From::Relay if self.state().silence.is_some() => {}
                 pace::From::Relay => self.relay_answered(),
                 pace::From::Fallback => self.state().seen.fallback = Some(self.clock.monotonic()),
             }

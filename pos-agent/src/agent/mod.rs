@@ -433,7 +433,8 @@ impl Agent {
         without: &BTreeSet<PackName>,
     ) -> Next<'g> {
         let Some(served) = self.upstream.served(goal.from, instance) else {
-            return Next::Wait("the relay has not told its versions yet".into());
+            let why = self.upstream.silence().map(|e| format!(": {e}")).unwrap_or_default();
+            return Next::Wait(format!("the relay has not told its versions yet{why}"));
         };
         let held = held.get(&instance.stream).map(at);
         let drifted = self.memory.drifted(&instance.stream);

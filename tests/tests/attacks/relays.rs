@@ -71,33 +71,43 @@ fn a_rogue_relay_delays_and_alters_nothing() {
     ]);
     let location = |to: &str| Say::Whole(302, format!("location: {to}\r\n"), Vec::new());
     let v = "/v1/versions";
-    let untold = || Nothing(1, "the relay has not told its versions yet");
+    let untold = |why| Nothing(1, why);
     let lies: Vec<(&str, &'static str, Say, Comes)> = vec![
         ("versions far ahead", v, Say::ok("{\"price@zone-east\":9223372036854775807,\"evil@all\":3}"), New),
         ("versions behind", v, Say::ok("{\"price@zone-east\":1}"), Nothing(0, "")),
         ("no versions", v, Say::ok("{}"), Nothing(3, "the relay does not serve it yet")),
-        ("numbers past all types", v, Say::ok(format!("{{\"price@zone-east\":1{}}}", "0".repeat(5000))), untold()),
-        ("names with paths", v, Say::ok("{\"../../x@all\":1}"), untold()),
-        ("a JSON bomb, deep", v, Say::ok(deep.clone()), untold()),
-        ("a JSON bomb, wide", v, Say::ok(format!("{{{keys}\"price@zone-east\":1}}")), untold()),
+        (
+            "numbers past all types",
+            v,
+            Say::ok(format!("{{\"price@zone-east\":1{}}}", "0".repeat(5000))),
+            untold("not a list of versions"),
+        ),
+        ("names with paths", v, Say::ok("{\"../../x@all\":1}"), untold("not a list of versions")),
+        ("a JSON bomb, deep", v, Say::ok(deep.clone()), untold("not a list of versions")),
+        (
+            "a JSON bomb, wide",
+            v,
+            Say::ok(format!("{{{keys}\"price@zone-east\":1}}")),
+            untold("more than 1048576 bytes"),
+        ),
         (
             "the same key again and again",
             v,
             Say::ok(format!("{{{}\"price@zone-east\":1}}", "\"price@zone-east\":7,".repeat(9000))),
             Nothing(0, ""),
         ),
-        ("more than a poll may bring", v, Say::ok(vec![b' '; 2 << 20]), untold()),
-        ("no end", v, Say::Endless(false), untold()),
+        ("more than a poll may bring", v, Say::ok(vec![b' '; 2 << 20]), untold("more than 1048576 bytes")),
+        ("no end", v, Say::Endless(false), untold("more than 1048576 bytes")),
         (
             "a web page",
             v,
             Say::Whole(200, "content-type: text/html\r\n".into(), b"<html>log in</html>".to_vec()),
-            untold(),
+            untold("captive portal"),
         ),
-        ("another page", v, location("http://127.0.0.1:1/v1/versions"), untold()),
-        ("a file", v, location("file:///etc/passwd"), untold()),
-        ("another scheme", v, location("https://127.0.0.1:1/"), untold()),
-        ("itself for ever", v, location("/v1/versions"), untold()),
+        ("another page", v, location("http://127.0.0.1:1/v1/versions"), untold("Connection refused")),
+        ("a file", v, location("file:///etc/passwd"), untold("302 Found")),
+        ("another scheme", v, location("https://127.0.0.1:1/"), untold("redirects to another scheme")),
+        ("itself for ever", v, location("/v1/versions"), untold("redirects more than 5 times")),
         (
             "come back in 500 years",
             v,
@@ -123,7 +133,12 @@ fn a_rogue_relay_delays_and_alters_nothing() {
         ),
         ("a clock at the end of time", "/v1/heartbeats", Say::ok(answer("0", "9999-12-30T22:00:00Z")), New),
         ("a clock before all time", "/v1/heartbeats", Say::ok(answer("0", "-009999-01-02T01:59:59Z")), New),
-        ("a drip of versions", v, Say::Drip(b"{".to_vec(), Duration::from_millis(200)), untold()),
+        (
+            "a drip of versions",
+            v,
+            Say::Drip(b"{".to_vec(), Duration::from_millis(200)),
+            untold("slower than 1024 bytes/s"),
+        ),
     ];
     for (what, part, say, comes) in lies {
         let before = rows(site, "0421-01");
