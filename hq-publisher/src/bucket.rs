@@ -30,6 +30,7 @@ use std::future;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Mutex;
 
 pub use s3::Conditions;
@@ -536,12 +537,14 @@ impl Buckets {
         let (ours, theirs) = (self.first.list("").await?, mirror.list("").await?);
         let (fixed, pointers): (Vec<_>, Vec<_>) = ours.into_iter().partition(|(n, _)| n.is_immutable());
         let missing = fixed.into_iter().filter(|(n, bytes)| theirs.get(n) != Some(bytes));
-        let copies =
-            stream::iter(missing).map(|(name, bytes)| async move { self.copy(mirror, &name, bytes).await.err() });
-        let mut failed = pin!(copies.buffer_unordered(4).filter_map(future::ready).take(FAILURES));
-        let mut first = Ok(());
+        // No more are begun after some failures; those under way end, and delete their files.
+        let (failures, mut first) = (AtomicUsize::new(0), Ok(()));
+        let few = stream::iter(missing).take_while(|_| future::ready(failures.load(Ordering::Relaxed) < FAILURES));
+        let copies = few.map(|(name, bytes)| async move { self.copy(mirror, &name, bytes).await.err() });
+        let mut failed = pin!(copies.buffer_unordered(4).filter_map(future::ready));
         while let Some(e) = failed.next().await {
             tracing::warn!(mirror = mirror.url(), "{e}");
+            failures.fetch_add(1, Ordering::Relaxed);
             first = first.and(Err(e));
         }
         first?;
