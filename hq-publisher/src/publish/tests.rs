@@ -435,6 +435,12 @@ async fn a_dry_run_tells_and_changes_nothing() {
     assert!(ledger.publications(State::Reserved).await.unwrap().is_empty());
     assert_eq!(ledger.max_version(&"catalog@all".parse().unwrap()).await.unwrap().unwrap().get(), 1);
     assert!(w.publish().await.exit_code() == 0);
+    // One that fails leaves nothing, and what a dead one left goes.
+    fs::create_dir(w.dir.path().join("state/scratch/dry-1")).unwrap();
+    w.write("state/scratch/dry-1/catalog@all.db", "left");
+    fs::rename(w.dir.path().join("hq.db"), w.dir.path().join("away.db")).unwrap();
+    w.publish_cut(&PublishOptions { dry_run: true, ..options() }, &Quiet).await.unwrap_err();
+    assert_eq!(fs::read_dir(w.dir.path().join("state/scratch")).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
