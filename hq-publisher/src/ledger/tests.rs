@@ -490,6 +490,62 @@ async fn many_writers_at_once_wait_for_each_other() {
 }
 
 #[tokio::test]
+async fn every_connection_syncs_in_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let l = Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
+    for (pragma, wanted) in
+        [("synchronous", 2), ("journal_size_limit", 64 << 20), ("trusted_schema", 0), ("cell_size_check", 1)]
+    {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA {pragma}"))).fetch_one(l.pool()).await.unwrap();
+        assert_eq!(sqlx::Row::get::<i64, _>(&row, 0), wanted, "{pragma}");
+    }
+}
+
+/// What a commit answers when the disk fails its sync.
+#[derive(Debug)]
+struct Unsynced(&'static str);
+impl std::fmt::Display for Unsynced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("disk I/O error")
+    }
+}
+impl std::error::Error for Unsynced {}
+impl sqlx::error::DatabaseError for Unsynced {
+    fn message(&self) -> &str {
+        "disk I/O error"
+    }
+    fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+        Some(self.0.into())
+    }
+    fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+    fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+    fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+        self
+    }
+    fn kind(&self) -> sqlx::error::ErrorKind {
+        sqlx::error::ErrorKind::Other
+    }
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let l = Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
+    let fails = |code| super::db::halt_if_unsynced(&sqlx::Error::Database(Box::new(Unsynced(code))), &l.halted);
+    // A read or a write that fails may be tried again.
+    ["266", "778", "13"].into_iter().for_each(fails);
+    l.touch(t(1)).await.unwrap();
+    fails("1034");
+    assert!(matches!(l.clone().touch(t(2)).await, Err(LedgerError::Halted)));
+    l.halted().await;
+    assert_eq!(l.latest_time().await.unwrap(), Some(t(1)));
+}
+
+#[tokio::test]
 async fn a_disk_without_room_is_called_so() {
     let dir = tempfile::tempdir().unwrap();
     let l = Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
