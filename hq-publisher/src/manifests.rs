@@ -8,7 +8,8 @@ use crate::bucket::{BucketError, Buckets, Content, Pointer};
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
 use crate::ledger::{
-    Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreSeen, ToPut, Token, WasPut, Which,
+    Adopted, Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreRow, StoreSeen, TakenOver, ToPut,
+    Token, WasPut, Which,
 };
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
@@ -23,7 +24,7 @@ use proto::layout::ObjectName;
 use proto::limits::Limits;
 use proto::manifest::{self, Manifest, StreamEntry};
 use proto::trust::{Trust, TrustState, sign_manifest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -67,6 +68,12 @@ pub enum ManifestsError {
         /// Devices that it names and the ledger does not, or the other way round; for people.
         devices: String,
     },
+    /// The bucket knows versions, the ledger none.
+    #[error(
+        "the manifests in the bucket tell of versions that this ledger does not know, of {0} for one (a new machine, a lost \
+         ledger): nothing is signed before it knows them. Run publish first, then this again"
+    )]
+    NotTakenOver(Instance),
     /// Trust files found in the bucket.
     #[error("the trust files in the bucket cannot be taken over: {0}")]
     Foreign(String),
@@ -571,26 +578,89 @@ pub struct FoundHead {
     pub signed_at: Timestamp,
 }
 
-/// What the bucket knows and an empty ledger does not (a new machine): takes over trust files and
-/// serials, and gives the heads that the manifests name, for the caller to adopt with their contracts.
-/// When the ledger has heads, only newer trust files.
+impl FoundHead {
+    /// As the ledger has it.
+    pub fn to_head(&self) -> Head {
+        let StreamEntry { version, schema, digests, packs, .. } = self.entry.clone();
+        Head { version, epoch: self.epoch, schema, digests, packs, signed_at: self.signed_at, retired: false }
+    }
+}
+
+/// What the manifests in the bucket tell.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// Serials and devices.
+    pub stores: TakenOver,
+    /// The newest version of each instance.
+    pub heads: BTreeMap<Instance, FoundHead>,
+}
+
+/// What the bucket knows and an empty ledger does not (a new machine): takes over trust files, and gives what the
+/// manifests tell, for the caller to take over at once: floors of serials without the heads would let manifests be signed
+/// that empty the stores' lists. When the ledger has heads, only newer trust files.
 pub async fn recover(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
     clock: &dyn Clock,
-) -> Result<BTreeMap<Instance, FoundHead>, ManifestsError> {
+) -> Result<Found, ManifestsError> {
     follow_trust(config, ledger, buckets, clock).await?;
     if !ledger.heads().await?.is_empty() {
-        return Ok(BTreeMap::new());
+        return Ok(Found::default());
     }
     recover_trust(config, ledger, buckets, clock).await?;
+    find(config, ledger, buckets, &BTreeSet::new()).await
+}
+
+/// For who signs and does not publish: fails where the ledger knows no version and the bucket does. Where neither does,
+/// serials and devices are taken over.
+pub async fn check_taken_over(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    clock: &dyn Clock,
+) -> Result<(), ManifestsError> {
+    if !ledger.heads().await?.is_empty() {
+        return Ok(());
+    }
+    // Before the first publish many are enrolled: what lies there by this ledger is not read each time.
+    let ours = |s: &StoreRow| s.serial > 0 && s.put_serial >= s.serial;
+    let ours: BTreeSet<StoreId> = ledger.stores().await?.into_iter().filter(ours).map(|s| s.seen.id).collect();
+    let found = find(config, ledger, buckets, &ours).await?;
+    match found.heads.into_keys().next() {
+        Some(instance) => Err(ManifestsError::NotTakenOver(instance)),
+        None => Ok(take_over(ledger, None, &found.stores, &[], clock).await?),
+    }
+}
+
+/// Takes over what was found, all or nothing.
+pub async fn take_over(
+    ledger: &Ledger,
+    token: Option<Token>,
+    stores: &TakenOver,
+    heads: &[Adopted],
+    clock: &dyn Clock,
+) -> Result<(), LedgerError> {
+    if stores.serials.is_empty() {
+        return Ok(());
+    }
+    failpoint::around("rebuild.heads", ledger.adopt(token, stores, heads, clock.now())).await
+}
+
+/// Reads the manifests in the bucket, but those of some stores.
+async fn find(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    but: &BTreeSet<StoreId>,
+) -> Result<Found, ManifestsError> {
     let limits = &config.limits;
+    let mut found = Found::default();
     // Only what today's keys signed in today's epoch: a revoked key's manifests prove nothing.
-    let Some(trust) = newest_trust(ledger, limits).await? else { return Ok(BTreeMap::new()) };
+    let Some(trust) = newest_trust(ledger, limits).await? else { return Ok(found) };
     let signers: Vec<PublicKey> = trust.publishers.iter().map(|p| p.key.clone()).collect();
-    let mut found: BTreeMap<Instance, FoundHead> = BTreeMap::new();
-    for store in buckets.list_stores().await? {
+    let stores = buckets.list_stores().await?;
+    for store in stores.into_iter().filter(|s| !but.contains(s)) {
         let name = ObjectName::Manifest(store.clone());
         let Some(envelope) = buckets.get(&name, limits.manifest_bytes).await? else { continue };
         // Expired ones count: only the numbers in them are asked for.
@@ -609,28 +679,21 @@ pub async fn recover(
                 continue;
             }
         };
-        failpoint::around("rebuild.serial", ledger.raise_serial(&store, manifest.serial)).await?;
-        adopt_devices(ledger, &manifest, clock).await?;
         for (instance, entry) in manifest.instances() {
-            if found.get(&instance).is_none_or(|f| f.entry.version < entry.version) {
+            if found.heads.get(&instance).is_none_or(|f| f.entry.version < entry.version) {
                 let head = FoundHead { entry: entry.clone(), epoch: manifest.epoch, signed_at: manifest.created_at };
-                found.insert(instance, head);
+                found.heads.insert(instance, head);
             }
         }
+        // Devices whose keys a manifest of ours names go on being heard.
+        found.stores.devices.extend(manifest.relay.iter().map(|k| (DeviceId::Relay(store.clone()), k.clone())));
+        found
+            .stores
+            .devices
+            .extend(manifest.registers.iter().map(|(id, k)| (DeviceId::Register(id.clone()), k.clone())));
+        found.stores.serials.push((store, manifest.serial));
     }
     Ok(found)
-}
-
-/// Devices whose keys a manifest of ours names go on being heard.
-async fn adopt_devices(ledger: &Ledger, manifest: &Manifest, clock: &dyn Clock) -> Result<(), ManifestsError> {
-    let relay = manifest.relay.iter().map(|k| (DeviceId::Relay(manifest.store.clone()), k));
-    let registers = manifest.registers.iter().map(|(id, k)| (DeviceId::Register(id.clone()), k));
-    for (id, key) in relay.chain(registers) {
-        if ledger.device(&id).await?.is_none() {
-            failpoint::around("rebuild.device", ledger.enrol(&id, key, clock.now())).await?;
-        }
-    }
-    Ok(())
 }
 
 /// The bucket's trust files of these versions, each checked by the one before; the first pins what no state is given for.

@@ -246,7 +246,6 @@ async fn a_new_machine_takes_over_by_its_key_and_goes_on_counting() {
     }
     assert_eq!(w.desk().await.init().await.unwrap().outcome, "taken over");
     let desk = w.desk().await;
-    manifests::recover(&w.config, &desk.ledger, &desk.buckets, &w.clock).await.unwrap();
     desk.enroll(&id("0421-02")).await.unwrap();
     let state = w.walk(TrustState::pinned(code.roots, code.trust_version)).unwrap();
     assert_eq!(w.accept(&state, &Seen::default()).unwrap().seen.serial, 3);

@@ -227,17 +227,6 @@ impl Ledger {
         w.commit().await
     }
 
-    /// A serial seen elsewhere (a manifest in the bucket): the store's next is above it.
-    pub async fn raise_serial(&self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
-        let mut w = self.write().await?;
-        sqlx::query("INSERT INTO store (id) VALUES ($1) ON CONFLICT (id) DO NOTHING")
-            .bind(store.as_str())
-            .execute(&mut **w)
-            .await?;
-        w.raise_serial(store, serial).await?;
-        w.commit().await
-    }
-
     /// Signs, in one transaction: makes each staged publication its instance's head and stores what
     /// `make` gives for each store. `trust` is the version of the trust file that is signed under: a
     /// newer one in the ledger fails it. Without a token (`enroll`, signing anew) nothing may be staged.
@@ -490,6 +479,16 @@ impl Write {
         .bind(s.region.clone())
         .execute(&mut ***self)
         .await?;
+        Ok(())
+    }
+
+    /// A serial seen elsewhere (a manifest in the bucket): the store's next is above it.
+    pub(super) async fn know_serial(&mut self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
+        sqlx::query("INSERT INTO store (id) VALUES ($1) ON CONFLICT (id) DO NOTHING")
+            .bind(store.as_str())
+            .execute(&mut ***self)
+            .await?;
+        self.raise_serial(store, serial).await?;
         Ok(())
     }
 

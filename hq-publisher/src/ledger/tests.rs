@@ -230,7 +230,8 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         }
         assert!(heard);
         // A serial seen elsewhere is passed.
-        l.raise_serial(&id, 40).await.unwrap();
+        let seen = TakenOver { serials: vec![(id.clone(), 40)], devices: Vec::new() };
+        l.adopt(None, &seen, &[], t(1)).await.unwrap();
         assert_eq!(l.store(&id).await.unwrap().unwrap().next_serial, 41);
         l.overtaken(&id, 50).await.unwrap();
         let row = l.store(&id).await.unwrap().unwrap();
@@ -329,8 +330,10 @@ async fn a_head_found_in_the_bucket_is_taken_over_once() {
             retired: false,
         };
         let found = Adopted { instance: price(), head: head.clone(), contract_sha256: sha, ddl: "ddl".into() };
+        let alone = l.adopt(None, &TakenOver::default(), std::slice::from_ref(&found), t(1)).await;
+        assert!(matches!(alone, Err(LedgerError::LeaseLost)), "heads are the publisher's");
         for _ in 0..2 {
-            l.adopt(token, std::slice::from_ref(&found)).await.unwrap();
+            l.adopt(Some(token), &TakenOver::default(), std::slice::from_ref(&found), t(1)).await.unwrap();
         }
         assert_eq!(l.head(&price()).await.unwrap(), Some(head));
         assert_eq!(l.max_version(&price()).await.unwrap(), Some(v(7)));
