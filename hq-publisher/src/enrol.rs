@@ -350,7 +350,14 @@ impl<'a> Desk<'a> {
         outcome
     }
 
+    /// What forbids to sign manifests is told before a trust file is signed.
+    async fn check(&self) -> Result<(), EnrolError> {
+        manifests::check_taken_over(self.config, &self.ledger, &self.buckets, self.clock).await?;
+        Ok(manifests::check_clock(self.config, &self.ledger, self.clock, self.clock_is_right).await?)
+    }
+
     async fn rotate_held(&self, options: &crate::cli::Rotate, token: Token) -> Result<TrustReport, EnrolError> {
+        self.check().await?;
         let trust = self.trust().await?;
         let mut roots = self.roots(&trust, &options.root_key)?;
         // 1. Trust both.
@@ -431,6 +438,10 @@ impl<'a> Desk<'a> {
     }
 
     async fn revoke_key_held(&self, o: &crate::cli::RevokeKey, token: Token) -> Result<TrustReport, EnrolError> {
+        // A new epoch forgets serials and time.
+        if !o.new_epoch {
+            self.check().await?;
+        }
         let trust = self.trust().await?;
         let roots = self.roots(&trust, &o.root_key)?;
         let fits = |k: &PublicKey| o.key.len() >= 4 && (k.id().starts_with(&o.key) || k.to_string() == o.key);

@@ -203,6 +203,16 @@ async fn a_clock_that_leapt_signs_nothing_until_somebody_vouches() {
     w.clock.advance(day(400));
     let e = w.desk().await.enroll(&id("0421-01")).await.unwrap_err();
     assert!(matches!(e, EnrolError::Manifests(ManifestsError::ClockLeapt { .. })), "{e}");
+    // Nor are keys changed.
+    for _ in 0..2 {
+        let e = w.desk().await.rotate(&Rotate::default()).await.unwrap_err();
+        assert!(matches!(e, EnrolError::Manifests(ManifestsError::ClockLeapt { .. })), "{e}");
+        let key = w.publisher(1).public().id();
+        let revoke = RevokeKey { key, new_epoch: false, root_key: Vec::new(), clock_is_right: false };
+        let e = w.desk().await.revoke_key(&revoke).await.unwrap_err();
+        assert!(matches!(e, EnrolError::Manifests(ManifestsError::ClockLeapt { .. })), "{e}");
+        assert_eq!(w.desk().await.show().await.unwrap().version, 1);
+    }
     let vouched = Desk::open(&w.config, &w.clock, true).await.unwrap();
     vouched.enroll(&id("0421-01")).await.unwrap();
     w.desk().await.enroll(&id("0421-02")).await.expect("and from then on");
