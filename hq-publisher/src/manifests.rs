@@ -534,7 +534,7 @@ struct Claim {
 
 /// Whether an envelope is by a key and of the epoch that are trusted today: only such a one can be
 /// ahead of us.
-async fn signed_by_us(ledger: &Ledger, envelope: &[u8], epoch: u64) -> Result<bool, ManifestsError> {
+pub async fn signed_by_us(ledger: &Ledger, envelope: &[u8], epoch: u64) -> Result<bool, ManifestsError> {
     let Some(trust) = newest_trust(ledger, &Limits::default()).await? else { return Ok(false) };
     let keys = trust.publishers.iter().map(|p| &p.key);
     Ok(trust.epoch == epoch && dsse::open(envelope, PayloadType::Manifest, keys, 1, MOST).is_ok())
@@ -714,7 +714,8 @@ async fn walk_trust(
             Some(state) => state,
             None => TrustState::pinned(parse_trust(version, &text, limits)?.root, version),
         };
-        walked = Some(state.step(&bytes, limits).map_err(foreign)?);
+        let step = state.step(&bytes, limits);
+        walked = Some(step.map_err(|e| ManifestsError::Foreign(format!("{name}: {e}")))?);
         envelopes.push((version, text));
     }
     Ok((walked, envelopes))
@@ -732,24 +733,41 @@ fn foreign_if_too_long(e: BucketError) -> ManifestsError {
     }
 }
 
+/// What became of trust files in the bucket that are newer than the ledger's.
+#[derive(Debug)]
+pub enum Followed {
+    /// There are none, or they were taken over: the ledger has the newest.
+    Newest,
+    /// There are some, and they do not follow: rotten ones of ours, or a stranger's. Why.
+    Not(String),
+}
+
 /// Takes over the trust files in the bucket that follow the ledger's newest: it was set back to before keys were changed,
-/// and what it would sign nobody takes any more. What does not follow is a stranger's and left alone. Nothing, when the
-/// ledger has none.
+/// and what it would sign nobody takes any more. What does not follow is left alone. Nothing, when the ledger has none.
 pub async fn follow_trust(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
     clock: &dyn Clock,
-) -> Result<(), ManifestsError> {
-    let Some(row) = ledger.trust().await?.pop() else { return Ok(()) };
+) -> Result<Followed, ManifestsError> {
+    let Some(row) = ledger.trust().await?.pop() else { return Ok(Followed::Newest) };
     let limits = &config.limits;
     let walk = async {
-        let there = buckets.get(&ObjectName::Trust, limits.trust_bytes).await.map_err(foreign_if_too_long)?;
-        let Some(there) = there else { return Ok(Vec::new()) };
-        let claimed = TrustState::claimed_version(&there, limits).map_err(foreign)?;
         let ours = TrustState::pinned(parse_trust(row.version, &row.envelope, limits)?.root, row.version);
         let ours = ours.step(row.envelope.as_bytes(), limits).map_err(foreign)?;
-        let versions = ours.steps_to(claimed, limits).map_err(foreign)?;
+        // Where trust.json is gone, rotten or an old copy, the files beside it tell.
+        let there = buckets.get(&ObjectName::Trust, limits.trust_bytes).await.ok().flatten();
+        let claimed = there.and_then(|there| TrustState::claimed_version(&there, limits).ok()).unwrap_or_default();
+        let mut newest = claimed.max(row.version);
+        while newest - row.version < limits.trust_steps && newest < u64::MAX {
+            let next = ObjectName::TrustVersion(newest + 1);
+            match buckets.get(&next, limits.trust_bytes).await {
+                Ok(None) => break,
+                Ok(Some(_)) | Err(BucketError::TooLong { .. }) => newest += 1,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let versions = ours.steps_to(newest, limits).map_err(foreign)?;
         Ok(walk_trust(buckets, limits, Some(ours), versions).await?.1)
     };
     match walk.await {
@@ -758,10 +776,13 @@ pub async fn follow_trust(
             tracing::warn!("the bucket has {} trust files that this ledger forgot: taken over", newer.len());
             failpoint::around("rebuild.trust", ledger.take_trust(&newer, clock.now())).await?;
         }
-        Err(e @ ManifestsError::Foreign(_)) => tracing::warn!("trust.json in the bucket is left alone: {e}"),
+        Err(ManifestsError::Foreign(why)) => {
+            tracing::warn!("newer trust files in the bucket are left alone: {why}");
+            return Ok(Followed::Not(why));
+        }
         Err(e) => return Err(e),
     }
-    Ok(())
+    Ok(Followed::Newest)
 }
 
 /// Takes over the bucket's trust files into a ledger that has none, if one of the keys here may sign

@@ -327,3 +327,43 @@ async fn mending_by_a_ledger_set_back_undoes_nothing() {
     assert!(there() == before, "the evidence stays");
     assert!(!w.object(&gone).is_empty(), "the others are put back");
 }
+
+/// Newer trust files that cannot be read are newer all the same, and so may be what their keys signed.
+#[tokio::test]
+async fn mending_leaves_alone_what_may_be_newer() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    w.desk().await.enroll(&id("0421")).await.unwrap();
+    w.back_up();
+    w.desk().await.rotate(&Rotate::default()).await.unwrap();
+    w.restore();
+    let [pointer, second] = [ObjectName::Trust, ObjectName::TrustVersion(2)];
+    let path = |name: &ObjectName| w.dir.path().join("objects").join(name.to_string());
+    let manifest = ObjectName::Manifest("0421".parse().unwrap());
+    let (newest, good, signed) = (w.object(&pointer), w.object(&second), w.object(&manifest));
+    let mend = async || {
+        let desk = w.desk().await;
+        crate::verify::put_back(&w.config, &desk.ledger, &desk.buckets, &w.clock).await
+    };
+    // Rotten, too long, gone while trust.json names it; and rotten while trust.json is gone, or an old copy.
+    let long = vec![b'x'; usize::try_from(w.config.limits.trust_bytes).unwrap() + 1];
+    for there in [Some(b"rotten".to_vec()), Some(long), None] {
+        match there {
+            Some(bytes) => fs::write(path(&second), bytes).unwrap(),
+            None => fs::remove_file(path(&second)).unwrap(),
+        }
+        let e = mend().await.unwrap_err().to_string();
+        assert!(e.contains("trust/0000000002.json"), "{e}");
+        assert!((w.object(&pointer), w.object(&manifest)) == (newest.clone(), signed.clone()), "left as it is");
+    }
+    fs::write(path(&second), "rotten").unwrap();
+    fs::write(path(&pointer), w.object(&ObjectName::TrustVersion(1))).unwrap();
+    mend().await.unwrap_err();
+    fs::remove_file(path(&pointer)).unwrap();
+    mend().await.unwrap_err();
+    assert!(!path(&pointer).exists() && w.object(&manifest) == signed);
+
+    fs::write(path(&second), good).unwrap();
+    mend().await.unwrap_err();
+    assert!(w.object(&pointer) == newest && w.object(&manifest) == signed, "all that is newer is known now");
+}
