@@ -78,7 +78,7 @@ pub enum Put {
 /// What became of a pointer that was put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pointer {
-    /// It is there; its ETag, where the bucket honours conditions.
+    /// It is there; its ETag, where the bucket gives one.
     Put(Option<String>),
     /// Nothing was put: somebody changed the object since it was seen.
     Changed,
@@ -260,6 +260,13 @@ impl Bucket {
         // Files that are not of the layout are not ours.
         let names = self.name("list", prefix, outcome)?;
         Ok(names.into_iter().filter_map(|(n, bytes)| Some((n.parse().ok()?, bytes))).collect())
+    }
+
+    /// The ETags of all objects under a prefix; of a directory's files none.
+    async fn etags(&self, prefix: &str) -> Result<BTreeMap<ObjectName, String>, BucketError> {
+        let Kind::S3(s) = &self.kind else { return Ok(BTreeMap::new()) };
+        let names = self.name("list", prefix, s.etags(prefix).await)?;
+        Ok(names.into_iter().filter_map(|(n, etag)| Some((n.parse().ok()?, etag))).collect())
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), BucketError> {
@@ -450,6 +457,16 @@ impl Buckets {
     pub async fn list_stores(&self) -> Result<Vec<StoreId>, BucketError> {
         let names = self.first.list("stores/").await?;
         Ok(names.into_keys().filter_map(|n| if let ObjectName::Manifest(s) = n { Some(s) } else { None }).collect())
+    }
+
+    /// The ETags of the manifests in the first bucket; none where it is a directory.
+    pub async fn manifest_etags(&self) -> Result<BTreeMap<ObjectName, String>, BucketError> {
+        self.first.etags("stores/").await
+    }
+
+    /// Whether the first bucket holds to conditions on puts that replace.
+    pub fn honours_conditions(&self) -> bool {
+        matches!(&self.first.kind, Kind::S3(s) if s.honours_conditions())
     }
 
     /// Deletes a pack, in mirrors too; one that is gone is fine. Whether all mirrors did.

@@ -419,9 +419,33 @@ const BATCH: usize = 256;
 /// Run at the start of a publish (rolls a crashed one forward) and after each signing.
 pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<Token>) -> Result<usize, ManifestsError> {
     put_trust(ledger, buckets).await?;
+    put_each(ledger, buckets, token, None).await
+}
+
+/// Puts once more the manifests that lie in the bucket otherwise than they were put: gone, rotten, older ones. Only those
+/// are read whose ETag in a listing is another one than was given to them; in a directory all. Only where the ledger has the
+/// newest trust file ([`Followed::Newest`]): else those that lie there may be newer.
+pub async fn put_again(ledger: &Ledger, buckets: &Buckets, token: Option<Token>) -> Result<(), ManifestsError> {
+    let etags = buckets.manifest_etags().await?;
+    put_each(ledger, buckets, token, Some(&etags)).await.map(|_| ())
+}
+
+/// The ETags that a listing gives.
+type Etags = BTreeMap<ObjectName, String>;
+
+/// Puts those that were not put, or where ETags are given those that were and lie there otherwise; how many were marked.
+async fn put_each(
+    ledger: &Ledger,
+    buckets: &Buckets,
+    token: Option<Token>,
+    etags: Option<&Etags>,
+) -> Result<usize, ManifestsError> {
     let (mut done, mut last, mut failed) = (0, None, None);
     loop {
-        let batch = ledger.manifests_to_put(last.as_ref(), BATCH).await?;
+        let batch = match etags {
+            None => ledger.manifests_to_put(last.as_ref(), BATCH).await?,
+            Some(_) => ledger.manifests_in_place(last.as_ref(), BATCH).await?,
+        };
         let Some(end) = batch.last() else { break };
         last = Some(end.store.clone());
         if let Some(token) = token
@@ -429,9 +453,12 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
         {
             return Err(LedgerError::LeaseLost.into());
         }
-        let (put, error) = put_batch(ledger, buckets, batch).await;
+        let (put, error) = put_batch(ledger, buckets, batch, etags).await;
         done += put.len();
         failed = failed.or(error);
+        if put.is_empty() {
+            continue;
+        }
         for store in failpoint::around("manifests.marked", ledger.manifests_put(&put)).await? {
             put_store(ledger, buckets, &store).await?;
         }
@@ -443,8 +470,18 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
 }
 
 /// Puts some manifests, several at once; those that were, and the first error.
-async fn put_batch(ledger: &Ledger, buckets: &Buckets, batch: Vec<ToPut>) -> (Vec<WasPut>, Option<ManifestsError>) {
-    let puts = stream::iter(batch).map(|one| put_one(ledger, buckets, one));
+async fn put_batch(
+    ledger: &Ledger,
+    buckets: &Buckets,
+    batch: Vec<ToPut>,
+    etags: Option<&Etags>,
+) -> (Vec<WasPut>, Option<ManifestsError>) {
+    let puts = stream::iter(batch).map(|one| async move {
+        match etags {
+            None => put_one(ledger, buckets, one).await,
+            Some(etags) => put_one_again(ledger, buckets, one, etags).await,
+        }
+    });
     let (mut put, mut failed) = (Vec::new(), None);
     for outcome in puts.buffer_unordered(buckets.concurrency()).collect::<Vec<_>>().await {
         match outcome {
@@ -455,13 +492,34 @@ async fn put_batch(ledger: &Ledger, buckets: &Buckets, batch: Vec<ToPut>) -> (Ve
     (put, failed)
 }
 
+/// Puts one manifest if it does not lie there as it was put.
+async fn put_one_again(
+    ledger: &Ledger,
+    buckets: &Buckets,
+    one: ToPut,
+    etags: &Etags,
+) -> Result<Option<WasPut>, ManifestsError> {
+    let name = ObjectName::Manifest(one.store.clone());
+    let listed = etags.get(&name).cloned();
+    if listed.is_some() && listed == one.etag {
+        return Ok(None);
+    }
+    if buckets.get(&name, MOST).await?.is_some_and(|there| there == one.envelope.as_bytes()) {
+        // It is not read again for a listing that names it otherwise than its put.
+        return Ok(listed.map(|etag| WasPut { store: one.store, serial: one.serial, etag: Some(etag) }));
+    }
+    tracing::warn!(object = %name, "not as it was signed last: put again");
+    put_one(ledger, buckets, one).await
+}
+
 /// Puts one manifest; nothing when it was signed again meanwhile.
 async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Option<WasPut>, ManifestsError> {
     let name = ObjectName::Manifest(one.store.clone());
     let bytes = Bytes::from(one.envelope.clone());
     let done = |etag| Ok(Some(WasPut { store: one.store.clone(), serial: one.serial, etag }));
     // Where the bucket honours conditions, the put itself asks whether somebody put since.
-    if let Some(seen) = one.etag.as_deref()
+    if buckets.honours_conditions()
+        && let Some(seen) = one.etag.as_deref()
         && let Pointer::Put(etag) = buckets.put_pointer_over(&name, bytes.clone(), Some(seen)).await?
     {
         return done(etag);

@@ -113,7 +113,7 @@ pub struct ToPut {
     pub serial: u64,
     /// The signed envelope.
     pub envelope: String,
-    /// The ETag that the bucket gave to the one put before.
+    /// The ETag that the bucket gave to the one put last.
     pub etag: Option<String>,
 }
 
@@ -293,6 +293,19 @@ impl Ledger {
         let rows = sqlx::query(
             "SELECT id, serial, envelope, etag FROM store WHERE put_serial < serial AND content IS NOT NULL AND id > $1 \
              ORDER BY id LIMIT $2",
+        )
+        .bind(after.map_or("", |s| s.as_str()).to_owned())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(self.pool())
+        .await?;
+        rows.iter().map(to_put).collect()
+    }
+
+    /// The last manifests, where they were put, of stores that are not vanished, after a store's id.
+    pub async fn manifests_in_place(&self, after: Option<&StoreId>, limit: usize) -> Result<Vec<ToPut>, LedgerError> {
+        let rows = sqlx::query(
+            "SELECT id, serial, envelope, etag FROM store WHERE put_serial >= serial AND content IS NOT NULL \
+             AND vanished_s IS NULL AND id > $1 ORDER BY id LIMIT $2",
         )
         .bind(after.map_or("", |s| s.as_str()).to_owned())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))

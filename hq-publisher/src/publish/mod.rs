@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::inbox::{Drop, What};
 use crate::ledger::{Complaint, Head, Ledger, LedgerError, Staged, State, Token};
 use crate::mail;
-use crate::manifests::{Signer, put_unfinished};
+use crate::manifests::{self, Followed, ManifestsError, Signer, put_unfinished};
 use crate::rebuild::{self, Workshop};
 use crate::retention::{self, Keep};
 use crate::source::StoreRow;
@@ -308,6 +308,13 @@ impl Run<'_> {
             self.clear_inbox(drops, &settled, &mut report).await?;
         }
         if !self.options.dry_run {
+            match self.put_again().await {
+                // What this run signed is out.
+                Err(ManifestsError::Bucket(e)) => {
+                    self.problem(format!("a manifest put earlier cannot be looked at: {e}"));
+                }
+                outcome => outcome?,
+            }
             report.lag = self.buckets.repair_mirrors().await?;
             let lag = report.lag.mirrors.join("\n");
             let problem = (!lag.is_empty()).then_some(("A mirror lags behind", lag.as_str()));
@@ -316,6 +323,14 @@ impl Run<'_> {
         // 7. What was done.
         self.tell(&mut report).await?;
         Ok(report)
+    }
+
+    /// Puts manifests once more that somebody replaced or deleted.
+    async fn put_again(&self) -> Result<(), ManifestsError> {
+        match manifests::follow_trust(self.config, self.ledger, self.buckets, self.clock).await? {
+            Followed::Newest => manifests::put_again(self.ledger, self.buckets, self.token).await,
+            Followed::Not(_) => Ok(()),
+        }
     }
 
     /// A durable step, watched.

@@ -640,6 +640,36 @@ async fn nobody_signs_before_a_new_machine_knows_what_was_published() {
     w.all_is_well();
 }
 
+/// A ledger set back before a rotation, whose trust file rotted: what it does not know may be newer.
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_by_a_key_that_cannot_be_followed_are_left() {
+    let w = World::new().await;
+    w.publish().await;
+    let old = w.twin();
+    Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap().rotate(&Default::default()).await.unwrap();
+    copy(&w.dir.path().join("objects"), &old.dir.path().join("objects"));
+    old.write("objects/trust/0000000002.json", "rotten");
+    let before = old.objects();
+    assert_eq!(old.publish().await.exit_code(), 0);
+    assert_eq!(old.objects(), before);
+}
+
+/// A manifest of an earlier day that somebody put back, and one that is gone, are put right though nothing changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_put_back_or_lost_are_put_right_by_the_next_run() {
+    let w = World::new().await;
+    w.publish().await;
+    let [old, gone] = ["0421", "0422"].map(|s| w.dir.path().join(format!("objects/stores/{s}/manifest.json")));
+    let first = fs::read(&old).unwrap();
+    w.sql(CHANGE);
+    w.publish().await;
+    let after = w.objects();
+    fs::write(&old, first).unwrap();
+    fs::remove_file(&gone).unwrap();
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.signed, w.objects()), (0, 0, after), "{:?}", r.lines());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_stay_above_what_the_bucket_has() {
     let w = World::new().await;
