@@ -30,6 +30,7 @@ use std::future;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Mutex;
 
 pub use s3::Conditions;
@@ -77,7 +78,7 @@ pub enum Put {
 /// What became of a pointer that was put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pointer {
-    /// It is there; its ETag, where the bucket honours conditions.
+    /// It is there; its ETag, where the bucket gives one.
     Put(Option<String>),
     /// Nothing was put: somebody changed the object since it was seen.
     Changed,
@@ -259,6 +260,13 @@ impl Bucket {
         // Files that are not of the layout are not ours.
         let names = self.name("list", prefix, outcome)?;
         Ok(names.into_iter().filter_map(|(n, bytes)| Some((n.parse().ok()?, bytes))).collect())
+    }
+
+    /// The ETags of all objects under a prefix; of a directory's files none.
+    async fn etags(&self, prefix: &str) -> Result<BTreeMap<ObjectName, String>, BucketError> {
+        let Kind::S3(s) = &self.kind else { return Ok(BTreeMap::new()) };
+        let names = self.name("list", prefix, s.etags(prefix).await)?;
+        Ok(names.into_iter().filter_map(|(n, etag)| Some((n.parse().ok()?, etag))).collect())
     }
 
     async fn delete(&self, name: &ObjectName) -> Result<(), BucketError> {
@@ -451,6 +459,16 @@ impl Buckets {
         Ok(names.into_keys().filter_map(|n| if let ObjectName::Manifest(s) = n { Some(s) } else { None }).collect())
     }
 
+    /// The ETags of the manifests in the first bucket; none where it is a directory.
+    pub async fn manifest_etags(&self) -> Result<BTreeMap<ObjectName, String>, BucketError> {
+        self.first.etags("stores/").await
+    }
+
+    /// Whether the first bucket holds to conditions on puts that replace.
+    pub fn honours_conditions(&self) -> bool {
+        matches!(&self.first.kind, Kind::S3(s) if s.honours_conditions())
+    }
+
     /// Deletes a pack, in mirrors too; one that is gone is fine. Whether all mirrors did.
     pub async fn delete(&self, name: &ObjectName) -> Result<bool, BucketError> {
         self.mark_mirrors().await?;
@@ -536,12 +554,14 @@ impl Buckets {
         let (ours, theirs) = (self.first.list("").await?, mirror.list("").await?);
         let (fixed, pointers): (Vec<_>, Vec<_>) = ours.into_iter().partition(|(n, _)| n.is_immutable());
         let missing = fixed.into_iter().filter(|(n, bytes)| theirs.get(n) != Some(bytes));
-        let copies =
-            stream::iter(missing).map(|(name, bytes)| async move { self.copy(mirror, &name, bytes).await.err() });
-        let mut failed = pin!(copies.buffer_unordered(4).filter_map(future::ready).take(FAILURES));
-        let mut first = Ok(());
+        // No more are begun after some failures; those under way end, and delete their files.
+        let (failures, mut first) = (AtomicUsize::new(0), Ok(()));
+        let few = stream::iter(missing).take_while(|_| future::ready(failures.load(Ordering::Relaxed) < FAILURES));
+        let copies = few.map(|(name, bytes)| async move { self.copy(mirror, &name, bytes).await.err() });
+        let mut failed = pin!(copies.buffer_unordered(4).filter_map(future::ready));
         while let Some(e) = failed.next().await {
             tracing::warn!(mirror = mirror.url(), "{e}");
+            failures.fetch_add(1, Ordering::Relaxed);
             first = first.and(Err(e));
         }
         first?;

@@ -169,6 +169,7 @@ impl<'a> Desk<'a> {
 
     async fn signer(&self) -> Result<Signer, EnrolError> {
         manifests::follow_trust(self.config, &self.ledger, &self.buckets, self.clock).await?;
+        manifests::check_taken_over(self.config, &self.ledger, &self.buckets, self.clock).await?;
         Ok(Signer::open(self.config, &self.ledger, self.clock, self.clock_is_right).await?)
     }
 
@@ -246,12 +247,13 @@ impl<'a> Desk<'a> {
     /// Takes a device's key out of its store's manifest.
     pub async fn revoke(&self, id: &DeviceId) -> Result<(), EnrolError> {
         // The ledger first: from here on nobody believes it, whether or not the bucket can be reached.
-        let revoked = failpoint::around("enrol.revoke", self.ledger.revoke(id, self.clock.now())).await?;
-        // A crash after the ledger: the device is revoked, its manifest perhaps not yet put.
-        if !revoked && self.ledger.device(id).await?.is_none() {
+        let revoke = async || failpoint::around("enrol.revoke", self.ledger.revoke(id, self.clock.now())).await;
+        let revoked = revoke().await?;
+        let signer = self.signer().await?;
+        // One that a new ledger knows only now; or a crash after the ledger: it is revoked, its manifest perhaps not yet put.
+        if !revoked && !revoke().await? && self.ledger.device(id).await?.is_none() {
             return Err(EnrolError::NotEnrolled(id.clone()));
         }
-        let signer = self.signer().await?;
         self.sign_and_put(&signer, id.store()).await
     }
 
@@ -348,7 +350,14 @@ impl<'a> Desk<'a> {
         outcome
     }
 
+    /// What forbids to sign manifests is told before a trust file is signed.
+    async fn check(&self) -> Result<(), EnrolError> {
+        manifests::check_taken_over(self.config, &self.ledger, &self.buckets, self.clock).await?;
+        Ok(manifests::check_clock(self.config, &self.ledger, self.clock, self.clock_is_right).await?)
+    }
+
     async fn rotate_held(&self, options: &crate::cli::Rotate, token: Token) -> Result<TrustReport, EnrolError> {
+        self.check().await?;
         let trust = self.trust().await?;
         let mut roots = self.roots(&trust, &options.root_key)?;
         // 1. Trust both.
@@ -429,6 +438,10 @@ impl<'a> Desk<'a> {
     }
 
     async fn revoke_key_held(&self, o: &crate::cli::RevokeKey, token: Token) -> Result<TrustReport, EnrolError> {
+        // A new epoch forgets serials and time.
+        if !o.new_epoch {
+            self.check().await?;
+        }
         let trust = self.trust().await?;
         let roots = self.roots(&trust, &o.root_key)?;
         let fits = |k: &PublicKey| o.key.len() >= 4 && (k.id().starts_with(&o.key) || k.to_string() == o.key);

@@ -8,7 +8,8 @@ use crate::bucket::{BucketError, Buckets, Content, Pointer};
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
 use crate::ledger::{
-    Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreSeen, ToPut, Token, WasPut, Which,
+    Adopted, Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreRow, StoreSeen, TakenOver, ToPut,
+    Token, WasPut, Which,
 };
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
@@ -23,7 +24,7 @@ use proto::layout::ObjectName;
 use proto::limits::Limits;
 use proto::manifest::{self, Manifest, StreamEntry};
 use proto::trust::{Trust, TrustState, sign_manifest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -67,6 +68,12 @@ pub enum ManifestsError {
         /// Devices that it names and the ledger does not, or the other way round; for people.
         devices: String,
     },
+    /// The bucket knows versions, the ledger none.
+    #[error(
+        "the manifests in the bucket tell of versions that this ledger does not know, of {0} for one (a new machine, a lost \
+         ledger): nothing is signed before it knows them. Run publish first, then this again"
+    )]
+    NotTakenOver(Instance),
     /// Trust files found in the bucket.
     #[error("the trust files in the bucket cannot be taken over: {0}")]
     Foreign(String),
@@ -412,9 +419,33 @@ const BATCH: usize = 256;
 /// Run at the start of a publish (rolls a crashed one forward) and after each signing.
 pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<Token>) -> Result<usize, ManifestsError> {
     put_trust(ledger, buckets).await?;
+    put_each(ledger, buckets, token, None).await
+}
+
+/// Puts once more the manifests that lie in the bucket otherwise than they were put: gone, rotten, older ones. Only those
+/// are read whose ETag in a listing is another one than was given to them; in a directory all. Only where the ledger has the
+/// newest trust file ([`Followed::Newest`]): else those that lie there may be newer.
+pub async fn put_again(ledger: &Ledger, buckets: &Buckets, token: Option<Token>) -> Result<(), ManifestsError> {
+    let etags = buckets.manifest_etags().await?;
+    put_each(ledger, buckets, token, Some(&etags)).await.map(|_| ())
+}
+
+/// The ETags that a listing gives.
+type Etags = BTreeMap<ObjectName, String>;
+
+/// Puts those that were not put, or where ETags are given those that were and lie there otherwise; how many were marked.
+async fn put_each(
+    ledger: &Ledger,
+    buckets: &Buckets,
+    token: Option<Token>,
+    etags: Option<&Etags>,
+) -> Result<usize, ManifestsError> {
     let (mut done, mut last, mut failed) = (0, None, None);
     loop {
-        let batch = ledger.manifests_to_put(last.as_ref(), BATCH).await?;
+        let batch = match etags {
+            None => ledger.manifests_to_put(last.as_ref(), BATCH).await?,
+            Some(_) => ledger.manifests_in_place(last.as_ref(), BATCH).await?,
+        };
         let Some(end) = batch.last() else { break };
         last = Some(end.store.clone());
         if let Some(token) = token
@@ -422,9 +453,12 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
         {
             return Err(LedgerError::LeaseLost.into());
         }
-        let (put, error) = put_batch(ledger, buckets, batch).await;
+        let (put, error) = put_batch(ledger, buckets, batch, etags).await;
         done += put.len();
         failed = failed.or(error);
+        if put.is_empty() {
+            continue;
+        }
         for store in failpoint::around("manifests.marked", ledger.manifests_put(&put)).await? {
             put_store(ledger, buckets, &store).await?;
         }
@@ -436,8 +470,18 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
 }
 
 /// Puts some manifests, several at once; those that were, and the first error.
-async fn put_batch(ledger: &Ledger, buckets: &Buckets, batch: Vec<ToPut>) -> (Vec<WasPut>, Option<ManifestsError>) {
-    let puts = stream::iter(batch).map(|one| put_one(ledger, buckets, one));
+async fn put_batch(
+    ledger: &Ledger,
+    buckets: &Buckets,
+    batch: Vec<ToPut>,
+    etags: Option<&Etags>,
+) -> (Vec<WasPut>, Option<ManifestsError>) {
+    let puts = stream::iter(batch).map(|one| async move {
+        match etags {
+            None => put_one(ledger, buckets, one).await,
+            Some(etags) => put_one_again(ledger, buckets, one, etags).await,
+        }
+    });
     let (mut put, mut failed) = (Vec::new(), None);
     for outcome in puts.buffer_unordered(buckets.concurrency()).collect::<Vec<_>>().await {
         match outcome {
@@ -448,13 +492,34 @@ async fn put_batch(ledger: &Ledger, buckets: &Buckets, batch: Vec<ToPut>) -> (Ve
     (put, failed)
 }
 
+/// Puts one manifest if it does not lie there as it was put.
+async fn put_one_again(
+    ledger: &Ledger,
+    buckets: &Buckets,
+    one: ToPut,
+    etags: &Etags,
+) -> Result<Option<WasPut>, ManifestsError> {
+    let name = ObjectName::Manifest(one.store.clone());
+    let listed = etags.get(&name).cloned();
+    if listed.is_some() && listed == one.etag {
+        return Ok(None);
+    }
+    if buckets.get(&name, MOST).await?.is_some_and(|there| there == one.envelope.as_bytes()) {
+        // It is not read again for a listing that names it otherwise than its put.
+        return Ok(listed.map(|etag| WasPut { store: one.store, serial: one.serial, etag: Some(etag) }));
+    }
+    tracing::warn!(object = %name, "not as it was signed last: put again");
+    put_one(ledger, buckets, one).await
+}
+
 /// Puts one manifest; nothing when it was signed again meanwhile.
 async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Option<WasPut>, ManifestsError> {
     let name = ObjectName::Manifest(one.store.clone());
     let bytes = Bytes::from(one.envelope.clone());
     let done = |etag| Ok(Some(WasPut { store: one.store.clone(), serial: one.serial, etag }));
     // Where the bucket honours conditions, the put itself asks whether somebody put since.
-    if let Some(seen) = one.etag.as_deref()
+    if buckets.honours_conditions()
+        && let Some(seen) = one.etag.as_deref()
         && let Pointer::Put(etag) = buckets.put_pointer_over(&name, bytes.clone(), Some(seen)).await?
     {
         return done(etag);
@@ -527,7 +592,7 @@ struct Claim {
 
 /// Whether an envelope is by a key and of the epoch that are trusted today: only such a one can be
 /// ahead of us.
-async fn signed_by_us(ledger: &Ledger, envelope: &[u8], epoch: u64) -> Result<bool, ManifestsError> {
+pub async fn signed_by_us(ledger: &Ledger, envelope: &[u8], epoch: u64) -> Result<bool, ManifestsError> {
     let Some(trust) = newest_trust(ledger, &Limits::default()).await? else { return Ok(false) };
     let keys = trust.publishers.iter().map(|p| &p.key);
     Ok(trust.epoch == epoch && dsse::open(envelope, PayloadType::Manifest, keys, 1, MOST).is_ok())
@@ -571,26 +636,89 @@ pub struct FoundHead {
     pub signed_at: Timestamp,
 }
 
-/// What the bucket knows and an empty ledger does not (a new machine): takes over trust files and
-/// serials, and gives the heads that the manifests name, for the caller to adopt with their contracts.
-/// When the ledger has heads, only newer trust files.
+impl FoundHead {
+    /// As the ledger has it.
+    pub fn to_head(&self) -> Head {
+        let StreamEntry { version, schema, digests, packs, .. } = self.entry.clone();
+        Head { version, epoch: self.epoch, schema, digests, packs, signed_at: self.signed_at, retired: false }
+    }
+}
+
+/// What the manifests in the bucket tell.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// Serials and devices.
+    pub stores: TakenOver,
+    /// The newest version of each instance.
+    pub heads: BTreeMap<Instance, FoundHead>,
+}
+
+/// What the bucket knows and an empty ledger does not (a new machine): takes over trust files, and gives what the
+/// manifests tell, for the caller to take over at once: floors of serials without the heads would let manifests be signed
+/// that empty the stores' lists. When the ledger has heads, only newer trust files.
 pub async fn recover(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
     clock: &dyn Clock,
-) -> Result<BTreeMap<Instance, FoundHead>, ManifestsError> {
+) -> Result<Found, ManifestsError> {
     follow_trust(config, ledger, buckets, clock).await?;
     if !ledger.heads().await?.is_empty() {
-        return Ok(BTreeMap::new());
+        return Ok(Found::default());
     }
     recover_trust(config, ledger, buckets, clock).await?;
+    find(config, ledger, buckets, &BTreeSet::new()).await
+}
+
+/// For who signs and does not publish: fails where the ledger knows no version and the bucket does. Where neither does,
+/// serials and devices are taken over.
+pub async fn check_taken_over(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    clock: &dyn Clock,
+) -> Result<(), ManifestsError> {
+    if !ledger.heads().await?.is_empty() {
+        return Ok(());
+    }
+    // Before the first publish many are enrolled: what lies there by this ledger is not read each time.
+    let ours = |s: &StoreRow| s.serial > 0 && s.put_serial >= s.serial;
+    let ours: BTreeSet<StoreId> = ledger.stores().await?.into_iter().filter(ours).map(|s| s.seen.id).collect();
+    let found = find(config, ledger, buckets, &ours).await?;
+    match found.heads.into_keys().next() {
+        Some(instance) => Err(ManifestsError::NotTakenOver(instance)),
+        None => Ok(take_over(ledger, None, &found.stores, &[], clock).await?),
+    }
+}
+
+/// Takes over what was found, all or nothing.
+pub async fn take_over(
+    ledger: &Ledger,
+    token: Option<Token>,
+    stores: &TakenOver,
+    heads: &[Adopted],
+    clock: &dyn Clock,
+) -> Result<(), LedgerError> {
+    if stores.serials.is_empty() {
+        return Ok(());
+    }
+    failpoint::around("rebuild.heads", ledger.adopt(token, stores, heads, clock.now())).await
+}
+
+/// Reads the manifests in the bucket, but those of some stores.
+async fn find(
+    config: &Config,
+    ledger: &Ledger,
+    buckets: &Buckets,
+    but: &BTreeSet<StoreId>,
+) -> Result<Found, ManifestsError> {
     let limits = &config.limits;
+    let mut found = Found::default();
     // Only what today's keys signed in today's epoch: a revoked key's manifests prove nothing.
-    let Some(trust) = newest_trust(ledger, limits).await? else { return Ok(BTreeMap::new()) };
+    let Some(trust) = newest_trust(ledger, limits).await? else { return Ok(found) };
     let signers: Vec<PublicKey> = trust.publishers.iter().map(|p| p.key.clone()).collect();
-    let mut found: BTreeMap<Instance, FoundHead> = BTreeMap::new();
-    for store in buckets.list_stores().await? {
+    let stores = buckets.list_stores().await?;
+    for store in stores.into_iter().filter(|s| !but.contains(s)) {
         let name = ObjectName::Manifest(store.clone());
         let Some(envelope) = buckets.get(&name, limits.manifest_bytes).await? else { continue };
         // Expired ones count: only the numbers in them are asked for.
@@ -609,28 +737,21 @@ pub async fn recover(
                 continue;
             }
         };
-        failpoint::around("rebuild.serial", ledger.raise_serial(&store, manifest.serial)).await?;
-        adopt_devices(ledger, &manifest, clock).await?;
         for (instance, entry) in manifest.instances() {
-            if found.get(&instance).is_none_or(|f| f.entry.version < entry.version) {
+            if found.heads.get(&instance).is_none_or(|f| f.entry.version < entry.version) {
                 let head = FoundHead { entry: entry.clone(), epoch: manifest.epoch, signed_at: manifest.created_at };
-                found.insert(instance, head);
+                found.heads.insert(instance, head);
             }
         }
+        // Devices whose keys a manifest of ours names go on being heard.
+        found.stores.devices.extend(manifest.relay.iter().map(|k| (DeviceId::Relay(store.clone()), k.clone())));
+        found
+            .stores
+            .devices
+            .extend(manifest.registers.iter().map(|(id, k)| (DeviceId::Register(id.clone()), k.clone())));
+        found.stores.serials.push((store, manifest.serial));
     }
     Ok(found)
-}
-
-/// Devices whose keys a manifest of ours names go on being heard.
-async fn adopt_devices(ledger: &Ledger, manifest: &Manifest, clock: &dyn Clock) -> Result<(), ManifestsError> {
-    let relay = manifest.relay.iter().map(|k| (DeviceId::Relay(manifest.store.clone()), k));
-    let registers = manifest.registers.iter().map(|(id, k)| (DeviceId::Register(id.clone()), k));
-    for (id, key) in relay.chain(registers) {
-        if ledger.device(&id).await?.is_none() {
-            failpoint::around("rebuild.device", ledger.enrol(&id, key, clock.now())).await?;
-        }
-    }
-    Ok(())
 }
 
 /// The bucket's trust files of these versions, each checked by the one before; the first pins what no state is given for.
@@ -651,7 +772,8 @@ async fn walk_trust(
             Some(state) => state,
             None => TrustState::pinned(parse_trust(version, &text, limits)?.root, version),
         };
-        walked = Some(state.step(&bytes, limits).map_err(foreign)?);
+        let step = state.step(&bytes, limits);
+        walked = Some(step.map_err(|e| ManifestsError::Foreign(format!("{name}: {e}")))?);
         envelopes.push((version, text));
     }
     Ok((walked, envelopes))
@@ -669,24 +791,41 @@ fn foreign_if_too_long(e: BucketError) -> ManifestsError {
     }
 }
 
+/// What became of trust files in the bucket that are newer than the ledger's.
+#[derive(Debug)]
+pub enum Followed {
+    /// There are none, or they were taken over: the ledger has the newest.
+    Newest,
+    /// There are some, and they do not follow: rotten ones of ours, or a stranger's. Why.
+    Not(String),
+}
+
 /// Takes over the trust files in the bucket that follow the ledger's newest: it was set back to before keys were changed,
-/// and what it would sign nobody takes any more. What does not follow is a stranger's and left alone. Nothing, when the
-/// ledger has none.
+/// and what it would sign nobody takes any more. What does not follow is left alone. Nothing, when the ledger has none.
 pub async fn follow_trust(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
     clock: &dyn Clock,
-) -> Result<(), ManifestsError> {
-    let Some(row) = ledger.trust().await?.pop() else { return Ok(()) };
+) -> Result<Followed, ManifestsError> {
+    let Some(row) = ledger.trust().await?.pop() else { return Ok(Followed::Newest) };
     let limits = &config.limits;
     let walk = async {
-        let there = buckets.get(&ObjectName::Trust, limits.trust_bytes).await.map_err(foreign_if_too_long)?;
-        let Some(there) = there else { return Ok(Vec::new()) };
-        let claimed = TrustState::claimed_version(&there, limits).map_err(foreign)?;
         let ours = TrustState::pinned(parse_trust(row.version, &row.envelope, limits)?.root, row.version);
         let ours = ours.step(row.envelope.as_bytes(), limits).map_err(foreign)?;
-        let versions = ours.steps_to(claimed, limits).map_err(foreign)?;
+        // Where trust.json is gone, rotten or an old copy, the files beside it tell.
+        let there = buckets.get(&ObjectName::Trust, limits.trust_bytes).await.ok().flatten();
+        let claimed = there.and_then(|there| TrustState::claimed_version(&there, limits).ok()).unwrap_or_default();
+        let mut newest = claimed.max(row.version);
+        while newest - row.version < limits.trust_steps && newest < u64::MAX {
+            let next = ObjectName::TrustVersion(newest + 1);
+            match buckets.get(&next, limits.trust_bytes).await {
+                Ok(None) => break,
+                Ok(Some(_)) | Err(BucketError::TooLong { .. }) => newest += 1,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let versions = ours.steps_to(newest, limits).map_err(foreign)?;
         Ok(walk_trust(buckets, limits, Some(ours), versions).await?.1)
     };
     match walk.await {
@@ -695,10 +834,13 @@ pub async fn follow_trust(
             tracing::warn!("the bucket has {} trust files that this ledger forgot: taken over", newer.len());
             failpoint::around("rebuild.trust", ledger.take_trust(&newer, clock.now())).await?;
         }
-        Err(e @ ManifestsError::Foreign(_)) => tracing::warn!("trust.json in the bucket is left alone: {e}"),
+        Err(ManifestsError::Foreign(why)) => {
+            tracing::warn!("newer trust files in the bucket are left alone: {why}");
+            return Ok(Followed::Not(why));
+        }
         Err(e) => return Err(e),
     }
-    Ok(())
+    Ok(Followed::Newest)
 }
 
 /// Takes over the bucket's trust files into a ledger that has none, if one of the keys here may sign

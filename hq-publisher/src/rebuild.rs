@@ -7,20 +7,22 @@
 use crate::bucket::{BucketError, Buckets};
 use crate::config::Config;
 use crate::ledger::{Adopted, Head, Ledger, LedgerError, Token};
-use crate::manifests::{self, FoundHead, ManifestsError};
+use crate::manifests::{self, ManifestsError};
 use proto::chain;
 use proto::clock::{Clock, Timestamp};
+use proto::digest::Sha256;
 use proto::failpoint;
 use proto::ids::{Instance, Version};
 use proto::layout::{ObjectName, PackName};
 use proto::limits::Limits;
-use proto::manifest::PackEntry;
+use proto::manifest::{PackEntry, StreamEntry};
 use proto::pack::{PackError, PackReader, SchemaPart};
 use proto::replica::sqlite::SqliteError;
 use proto::replica::{ApplyError, Held, Job, PackFile, Replica};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A replica could not be brought to its head.
@@ -227,52 +229,45 @@ pub async fn adopt(
     clock: &dyn Clock,
 ) -> Result<usize, RebuildError> {
     let found = manifests::recover(config, ledger, shop.buckets, clock).await?;
-    let mut adopted = Vec::new();
-    for (instance, head) in found {
-        adopted.push(with_contract(shop, &instance, head).await?);
+    let mut contracts = BTreeMap::new();
+    for (instance, head) in &found.heads {
+        if let Some(schema) = contract_of_head(shop, instance, &head.entry).await? {
+            contracts.insert((&instance.stream, schema.number), (schema.sha256, schema.ddl));
+        }
     }
-    if !adopted.is_empty() {
-        failpoint::around("rebuild.heads", ledger.adopt(token, &adopted)).await?;
-    }
+    let adopted = found.heads.iter().map(|(instance, head)| {
+        // Where all packs are gone another zone's tell the stream's contract; else it is one that no text equals, and the
+        // stream's next version is a full under a new number. Without a head it would stand below what stores hold.
+        let known = contracts.get(&(&instance.stream, head.entry.schema)).cloned();
+        let (contract_sha256, ddl) = known.unwrap_or_else(|| (Sha256::of(b""), String::new()));
+        Adopted { instance: instance.clone(), head: head.to_head(), contract_sha256, ddl }
+    });
+    let adopted: Vec<Adopted> = adopted.collect();
+    manifests::take_over(ledger, Some(token), &found.stores, &adopted, clock).await?;
     for one in &adopted {
         tracing::info!(instance = %one.instance, version = one.head.version.get(), "taken over from the bucket");
     }
     Ok(adopted.len())
 }
 
-async fn with_contract(shop: Workshop<'_>, instance: &Instance, found: FoundHead) -> Result<Adopted, RebuildError> {
-    let FoundHead { entry, epoch, signed_at } = found;
+/// The contract of a head found in the bucket; none when no pack there tells it.
+async fn contract_of_head(
+    shop: Workshop<'_>,
+    instance: &Instance,
+    entry: &StreamEntry,
+) -> Result<Option<SchemaPart>, RebuildError> {
     // The contract's text is in every pack; the smallest one at the head will do, else an older one of that contract.
     let mut packs: Vec<&PackEntry> = entry.packs.iter().collect();
     packs.sort_by_key(|p| (Reverse(p.version), p.bytes));
-    let mut contract = None;
     for pack in packs {
         match contract_in(shop, instance, pack).await {
-            Ok(schema) => contract = Some(schema).filter(|s| s.number == entry.schema),
+            Ok(schema) if schema.number == entry.schema => return Ok(Some(schema)),
+            Ok(_) => {}
             Err(e) if e.needs_full() => tracing::warn!(%instance, "taking over from the bucket: {e}"),
             Err(e) => return Err(e),
         }
-        if contract.is_some() {
-            break;
-        }
     }
-    let Some(SchemaPart { sha256: contract_sha256, ddl, .. }) = contract else {
-        // Without it, what is published next would stand below what stores hold, or drop out of their lists.
-        return Err(RebuildError::Pack(format!(
-            "{instance} version {}: no pack in the bucket tells its contract; put one of them back",
-            entry.version
-        )));
-    };
-    let head = Head {
-        version: entry.version,
-        epoch,
-        schema: entry.schema,
-        digests: entry.digests,
-        packs: entry.packs,
-        signed_at,
-        retired: false,
-    };
-    Ok(Adopted { instance: instance.clone(), head, contract_sha256, ddl })
+    Ok(None)
 }
 
 /// The contract that a pack in the bucket tells.

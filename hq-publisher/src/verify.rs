@@ -5,7 +5,7 @@
 use crate::bucket::{BucketError, Buckets};
 use crate::config::Config;
 use crate::ledger::{Head, Ledger, LedgerError, StoreRow};
-use crate::manifests;
+use crate::manifests::{self, Followed, ManifestsError};
 use crate::publish::PublishError;
 use crate::rebuild::{is_at, replica_path};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -155,15 +155,23 @@ async fn check_packs(buckets: &Buckets, instance: &Instance, head: &Head, check:
 }
 
 /// Puts manifests and trust files that are wrong or missing in the bucket there once more; how many. Only under the
-/// publisher's lease. Never over newer ones of ours: a ledger set back must not undo what was signed since. Those are told
-/// by the first error, after all others were put. (A pack is not kept here: a full goes round it.)
+/// publisher's lease. Never over newer ones of ours: a ledger set back must not undo what was signed since; where newer trust
+/// files cannot be followed, what a key signed that they may name counts as newer. Those are told by the first error, after
+/// all others were put. (A pack is not kept here: a full goes round it.)
 pub async fn put_back(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
     clock: &dyn Clock,
 ) -> Result<usize, PublishError> {
-    let followed = manifests::follow_trust(config, ledger, buckets, clock).await;
+    let unfollowed = match manifests::follow_trust(config, ledger, buckets, clock).await {
+        Ok(Followed::Newest) => None,
+        Ok(Followed::Not(why)) => Some(ManifestsError::Foreign(format!(
+            "{why}. trust.json, and manifests by keys that are not known here, were left as they are: they may be newer than \
+             this ledger. Put the right file there, and run this again; if it is a stranger's, delete it and trust.json first"
+        ))),
+        Err(e) => Some(e),
+    };
     let rows = ledger.trust().await?;
     let newest = rows.last().map(|r| (ObjectName::Trust, r.envelope.clone()));
     let mut signed: Vec<_> = rows.into_iter().map(|r| (ObjectName::TrustVersion(r.version), r.envelope)).collect();
@@ -175,12 +183,10 @@ pub async fn put_back(
         buckets.put_pointer(&name, envelope.into()).await
     };
     for (name, envelope) in signed {
-        match (buckets.get(&name, max).await, &followed) {
+        match (buckets.get(&name, max).await, &unfollowed) {
             (Ok(Some(there)), _) if there == envelope.as_bytes() => {}
             // It may be a newer one: that is known when all trust files can be read.
-            (Ok(Some(_)), Err(e)) if name == ObjectName::Trust => {
-                tracing::warn!(object = %name, "left as it is: {e}");
-            }
+            (_, Some(_)) if name == ObjectName::Trust => tracing::warn!(object = %name, "left as it is"),
             // One that cannot even be read is put, too.
             _ => {
                 put_one(name, envelope).await?;
@@ -197,11 +203,19 @@ pub async fn put_back(
         }
         match there {
             Ok(Some(there)) if there == last.envelope.as_bytes() => continue,
-            Ok(Some(there)) if is_manifest(&there, config) => {
+            Ok(Some(there)) if let Some(manifest) = read_manifest(&there, config) => {
                 if let Err(e) = manifests::check_overtaken(ledger, &there, &last).await {
                     overtaken = overtaken.or(Some(e));
                     continue;
                 }
+                if unfollowed.is_some() && !manifests::signed_by_us(ledger, &there, manifest.epoch).await? {
+                    tracing::warn!(object = %name, "left as it is: by a key that this ledger does not know");
+                    continue;
+                }
+            }
+            Err(_) if unfollowed.is_some() => {
+                tracing::warn!(object = %name, "left as it is");
+                continue;
             }
             // One that cannot even be read, or by no reader, is no newer one.
             _ => {}
@@ -209,15 +223,15 @@ pub async fn put_back(
         put_one(name, last.envelope).await?;
         put += 1;
     }
-    match overtaken {
+    match overtaken.or(unfollowed) {
         Some(e) => Err(e.into()),
         None => Ok(put),
     }
 }
 
-fn is_manifest(there: &[u8], config: &Config) -> bool {
-    let payload = dsse::peek_payload(there, config.limits.manifest_bytes);
-    payload.is_ok_and(|p| Manifest::from_payload(&p, &config.limits).is_ok())
+fn read_manifest(there: &[u8], config: &Config) -> Option<Manifest> {
+    let payload = dsse::peek_payload(there, config.limits.manifest_bytes).ok()?;
+    Manifest::from_payload(&payload, &config.limits).ok()
 }
 
 async fn compare(buckets: &Buckets, name: &ObjectName, wanted: &str, max: u64) -> Result<Option<String>, BucketError> {

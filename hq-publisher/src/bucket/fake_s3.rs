@@ -53,6 +53,9 @@ impl FakeS3 {
     pub(super) fn get(&self, key: &str) -> Option<Bytes> {
         self.objects.lock().unwrap().get(key).cloned()
     }
+    pub(super) fn remove(&self, key: &str) {
+        self.objects.lock().unwrap().remove(key);
+    }
     pub(super) fn set(&self, key: &str, bytes: &'static str) {
         self.objects.lock().unwrap().insert(key.to_owned(), bytes.into());
     }

@@ -13,8 +13,8 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path as Key;
 use object_store::{
-    Attribute, Attributes, BackoffConfig, ClientOptions, Error, GetResult, ObjectStore, ObjectStoreExt, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, RetryConfig, UpdateVersion, WriteMultipart,
+    Attribute, Attributes, BackoffConfig, ClientOptions, Error, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, RetryConfig, UpdateVersion, WriteMultipart,
 };
 use proto::digest::{Sha256, Sha256Stream};
 use proto::layout::ObjectName;
@@ -112,6 +112,10 @@ impl S3 {
 
     pub(super) fn set_conditions(&mut self, found: Conditions) {
         self.conditions = found == Conditions::Honoured;
+    }
+
+    pub(super) fn honours_conditions(&self) -> bool {
+        self.conditions
     }
 
     fn key(&self, name: &str) -> Inner<Key> {
@@ -212,7 +216,7 @@ impl S3 {
             None => PutMode::Overwrite,
         };
         match self.store.put_opts(&self.key(name)?, bytes.into(), put_options(Some(object), mode)).await {
-            Ok(put) => Ok(Pointer::Put(put.e_tag.filter(|_| self.conditions))),
+            Ok(put) => Ok(Pointer::Put(put.e_tag)),
             Err(Error::Precondition { .. } | Error::NotFound { .. }) if seen.is_some() => Ok(Pointer::Changed),
             Err(e) => Err(e.into()),
         }
@@ -256,6 +260,15 @@ impl S3 {
     }
 
     pub(super) async fn list(&self, prefix: &str) -> Inner<Vec<(String, u64)>> {
+        Ok(self.list_all(prefix).await?.into_iter().map(|(name, object)| (name, object.size)).collect())
+    }
+
+    pub(super) async fn etags(&self, prefix: &str) -> Inner<Vec<(String, String)>> {
+        let all = self.list_all(prefix).await?;
+        Ok(all.into_iter().filter_map(|(name, object)| Some((name, object.e_tag?))).collect())
+    }
+
+    async fn list_all(&self, prefix: &str) -> Inner<Vec<(String, ObjectMeta)>> {
         let room = match (self.prefix.is_empty(), prefix.trim_end_matches('/')) {
             (true, "") => String::new(),
             (true, room) => format!("{room}/"),
@@ -284,10 +297,10 @@ impl S3 {
                     continue;
                 }
             };
-            for object in &listed.result.objects {
+            for object in listed.result.objects {
                 let key = object.location.as_ref();
                 let name = key.strip_prefix(&*self.prefix).map_or(key, |n| n.trim_start_matches('/'));
-                found.push((name.to_owned(), object.size));
+                found.push((name.to_owned(), object));
             }
             if listed.page_token.is_none() {
                 return Ok(found);

@@ -215,7 +215,7 @@ async fn the_same_contract_whatever_a_server_does_with_conditions() {
 
         let manifest = ObjectName::Manifest("0421".parse().unwrap());
         let Pointer::Put(seen) = b.put_pointer(&manifest, "m1".into(), None).await.unwrap() else { panic!() };
-        assert_eq!(seen.is_some(), conditions == Conditions::Honoured);
+        assert_eq!(b.etags("stores/").await.unwrap(), BTreeMap::from([(manifest.clone(), seen.clone().unwrap())]));
         fake.set("pre/stores/0421/manifest.json", "somebody's");
         let over = b.put_pointer(&manifest, "m2".into(), seen.as_deref()).await.unwrap();
         assert_eq!(over == Pointer::Changed, conditions == Conditions::Honoured);
@@ -279,6 +279,22 @@ async fn files_that_are_not_ours_are_left_alone() {
     assert!(e.contains("cannot get packs/price@zone-east/0000000001.full.pack in s3://b/pre"), "{e}");
 }
 
+/// A ledger with store 1, and trust in `key`.
+async fn begin(ledger: &Ledger, key: &proto::keys::SecretKey) {
+    use proto::trust::{PublisherKey, RootKeys, Trust};
+    let trust = Trust {
+        format: 1,
+        version: 1,
+        epoch: 1,
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+        root: RootKeys { threshold: 1, keys: vec![key.public()] },
+        publishers: vec![PublisherKey { key: key.public(), expires_at: jiff::Timestamp::MAX }],
+    };
+    let signed = String::from_utf8(trust.sign(&[key]).unwrap()).unwrap();
+    ledger.add_trust(1, &signed, jiff::Timestamp::UNIX_EPOCH).await.unwrap();
+    ledger.add_store(&crate::ledger::StoreSeen { id: "1".parse().unwrap(), zone: None, region: None }).await.unwrap();
+}
+
 /// Signs a manifest of store 1 by `key`, as a publisher would.
 async fn sign(ledger: &Ledger, key: &proto::keys::SecretKey) -> u64 {
     let store = "1".parse().unwrap();
@@ -317,23 +333,12 @@ fn envelope(serial: u64, key: &proto::keys::SecretKey) -> String {
 #[tokio::test]
 async fn a_manifest_is_put_over_what_was_seen_and_a_second_ledger_is_noticed() {
     use crate::manifests::{ManifestsError, put_unfinished};
-    use proto::trust::{PublisherKey, RootKeys, Trust};
     let dir = tempfile::tempdir().unwrap();
     let (first, fake) = on_fake(Conditions::Honoured).await;
     let b = Buckets { first, ..buckets(dir.path(), &["unused"]).await };
     let l = b.ledger.clone();
     let key = proto::keys::SecretKey::from_seed([1; 32]);
-    let trust = Trust {
-        format: 1,
-        version: 1,
-        epoch: 1,
-        created_at: jiff::Timestamp::UNIX_EPOCH,
-        root: RootKeys { threshold: 1, keys: vec![key.public()] },
-        publishers: vec![PublisherKey { key: key.public(), expires_at: jiff::Timestamp::MAX }],
-    };
-    let signed = String::from_utf8(trust.sign(&[&key]).unwrap()).unwrap();
-    l.add_trust(1, &signed, jiff::Timestamp::UNIX_EPOCH).await.unwrap();
-    l.raise_serial(&"1".parse().unwrap(), 0).await.unwrap();
+    begin(&l, &key).await;
     let there = || String::from_utf8(fake.get("pre/stores/1/manifest.json").unwrap().to_vec()).unwrap();
 
     sign(&l, &key).await;
@@ -355,4 +360,59 @@ async fn a_manifest_is_put_over_what_was_seen_and_a_second_ledger_is_noticed() {
     assert_eq!(sign(&l, &key).await, 51);
     put_unfinished(&l, &b, None).await.unwrap();
     assert_eq!(there(), envelope(51, &key));
+}
+
+/// A manifest that lies in the bucket otherwise than it was put is put again, and only such a one is read.
+#[tokio::test]
+async fn an_older_manifest_that_was_put_back_is_replaced() {
+    use crate::manifests::{ManifestsError, put_again, put_unfinished};
+    for conditions in [Conditions::Honoured, Conditions::Refused] {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, fake) = on_fake(conditions).await;
+        let b = Buckets { first, ..buckets(dir.path(), &["unused"]).await };
+        let (l, key) = (b.ledger.clone(), proto::keys::SecretKey::from_seed([1; 32]));
+        begin(&l, &key).await;
+        let name = "pre/stores/1/manifest.json";
+        let there = || fake.get(name).map(|b| String::from_utf8(b.to_vec()).unwrap());
+        let reads = || fake.log.lock().unwrap().drain(..).filter(|r| r == &format!("GET {name}")).count();
+
+        sign(&l, &key).await;
+        sign(&l, &key).await;
+        put_unfinished(&l, &b, None).await.unwrap();
+        reads();
+        put_again(&l, &b, None).await.unwrap();
+        assert_eq!((there(), reads()), (Some(envelope(2, &key)), 0));
+        for landed in [Some(envelope(1, &key)), Some("garbage".into()), None] {
+            match landed {
+                Some(landed) => fake.set(name, Box::leak(landed.into_boxed_str())),
+                None => fake.remove(name),
+            }
+            put_again(&l, &b, None).await.unwrap();
+            assert_eq!(there(), Some(envelope(2, &key)), "{conditions:?}");
+        }
+        reads();
+        put_again(&l, &b, None).await.unwrap();
+        assert_eq!(reads(), 0);
+        // One that is ahead of us is left, and the next is signed above it.
+        fake.set(name, Box::leak(envelope(50, &key).into_boxed_str()));
+        let e = put_again(&l, &b, None).await.unwrap_err();
+        assert!(matches!(e, ManifestsError::Overtaken { found: 50, ours: 2, .. }), "{e}");
+        assert_eq!((there(), sign(&l, &key).await), (Some(envelope(50, &key)), 51));
+    }
+}
+
+/// What was on its way to a mirror when too many copies failed is no rest on the disk.
+#[tokio::test]
+async fn copies_that_a_mirror_refuses_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let b = buckets(dir.path(), &["a", "b"]).await;
+    let large = Bytes::from(vec![7; usize::try_from(s3::SMALL).unwrap() + 1]);
+    for n in 1..16 {
+        b.first.put_new(&pack(n), &Content::Bytes(large.clone())).await.unwrap();
+    }
+    fs::create_dir(dir.path().join("b")).unwrap();
+    fs::write(dir.path().join("b/packs"), "no directory").unwrap();
+    let lag = b.repair_mirrors().await.unwrap().mirrors;
+    assert_eq!(lag.len(), 1, "{lag:?}");
+    assert_eq!(fs::read_dir(&b.room).unwrap().count(), 0);
 }

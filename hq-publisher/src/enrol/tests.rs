@@ -203,6 +203,16 @@ async fn a_clock_that_leapt_signs_nothing_until_somebody_vouches() {
     w.clock.advance(day(400));
     let e = w.desk().await.enroll(&id("0421-01")).await.unwrap_err();
     assert!(matches!(e, EnrolError::Manifests(ManifestsError::ClockLeapt { .. })), "{e}");
+    // Nor are keys changed.
+    for _ in 0..2 {
+        let e = w.desk().await.rotate(&Rotate::default()).await.unwrap_err();
+        assert!(matches!(e, EnrolError::Manifests(ManifestsError::ClockLeapt { .. })), "{e}");
+        let key = w.publisher(1).public().id();
+        let revoke = RevokeKey { key, new_epoch: false, root_key: Vec::new(), clock_is_right: false };
+        let e = w.desk().await.revoke_key(&revoke).await.unwrap_err();
+        assert!(matches!(e, EnrolError::Manifests(ManifestsError::ClockLeapt { .. })), "{e}");
+        assert_eq!(w.desk().await.show().await.unwrap().version, 1);
+    }
     let vouched = Desk::open(&w.config, &w.clock, true).await.unwrap();
     vouched.enroll(&id("0421-01")).await.unwrap();
     w.desk().await.enroll(&id("0421-02")).await.expect("and from then on");
@@ -246,7 +256,6 @@ async fn a_new_machine_takes_over_by_its_key_and_goes_on_counting() {
     }
     assert_eq!(w.desk().await.init().await.unwrap().outcome, "taken over");
     let desk = w.desk().await;
-    manifests::recover(&w.config, &desk.ledger, &desk.buckets, &w.clock).await.unwrap();
     desk.enroll(&id("0421-02")).await.unwrap();
     let state = w.walk(TrustState::pinned(code.roots, code.trust_version)).unwrap();
     assert_eq!(w.accept(&state, &Seen::default()).unwrap().seen.serial, 3);
@@ -317,4 +326,44 @@ async fn mending_by_a_ledger_set_back_undoes_nothing() {
     assert!(e.contains("store 0421") && e.contains("0421-01 was enrolled since"), "{e}");
     assert!(there() == before, "the evidence stays");
     assert!(!w.object(&gone).is_empty(), "the others are put back");
+}
+
+/// Newer trust files that cannot be read are newer all the same, and so may be what their keys signed.
+#[tokio::test]
+async fn mending_leaves_alone_what_may_be_newer() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    w.desk().await.enroll(&id("0421")).await.unwrap();
+    w.back_up();
+    w.desk().await.rotate(&Rotate::default()).await.unwrap();
+    w.restore();
+    let [pointer, second] = [ObjectName::Trust, ObjectName::TrustVersion(2)];
+    let path = |name: &ObjectName| w.dir.path().join("objects").join(name.to_string());
+    let manifest = ObjectName::Manifest("0421".parse().unwrap());
+    let (newest, good, signed) = (w.object(&pointer), w.object(&second), w.object(&manifest));
+    let mend = async || {
+        let desk = w.desk().await;
+        crate::verify::put_back(&w.config, &desk.ledger, &desk.buckets, &w.clock).await
+    };
+    // Rotten, too long, gone while trust.json names it; and rotten while trust.json is gone, or an old copy.
+    let long = vec![b'x'; usize::try_from(w.config.limits.trust_bytes).unwrap() + 1];
+    for there in [Some(b"rotten".to_vec()), Some(long), None] {
+        match there {
+            Some(bytes) => fs::write(path(&second), bytes).unwrap(),
+            None => fs::remove_file(path(&second)).unwrap(),
+        }
+        let e = mend().await.unwrap_err().to_string();
+        assert!(e.contains("trust/0000000002.json"), "{e}");
+        assert!((w.object(&pointer), w.object(&manifest)) == (newest.clone(), signed.clone()), "left as it is");
+    }
+    fs::write(path(&second), "rotten").unwrap();
+    fs::write(path(&pointer), w.object(&ObjectName::TrustVersion(1))).unwrap();
+    mend().await.unwrap_err();
+    fs::remove_file(path(&pointer)).unwrap();
+    mend().await.unwrap_err();
+    assert!(!path(&pointer).exists() && w.object(&manifest) == signed);
+
+    fs::write(path(&second), good).unwrap();
+    mend().await.unwrap_err();
+    assert!(w.object(&pointer) == newest && w.object(&manifest) == signed, "all that is newer is known now");
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// The ledger failed.
 #[derive(Debug, thiserror::Error)]
@@ -70,10 +71,22 @@ pub enum LedgerError {
         /// Why not.
         reason: String,
     },
+    /// A sync failed before.
+    #[error(
+        "the ledger (state.database) could not be synced to its disk: nothing more is written; look at the disk and start again"
+    )]
+    Halted,
     /// Something else that two must not do.
     #[error("{0}")]
     Conflict(String),
 }
+
+/// SQLite's number for `synchronous = FULL`.
+const FULL_SYNC: i64 = 2;
+
+/// SQLITE_IOERR_FSYNC and SQLITE_IOERR_DIR_FSYNC: the kernel may have dropped the pages, so that another try would succeed
+/// without their being on disk.
+const SYNC_FAILED: [&str; 2] = ["1034", "1290"];
 
 /// PostgreSQL's disk_full.
 const FULL: &str = "53100";
@@ -107,6 +120,8 @@ pub struct Ledger {
     url: Arc<str>,
     /// SQLite has one writer: waiting here is fair, waiting there is polling.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// Whether a sync failed.
+    pub(super) halted: Arc<watch::Sender<bool>>,
     /// The devices that are not revoked.
     pub(super) enrolled: Kept<[DeviceId]>,
     /// The serials of each store.
@@ -190,7 +205,8 @@ impl Ledger {
             .connect(&full)
             .await?;
         let (enrolled, serials) = (Kept::default(), Kept::default());
-        let ledger = Ledger { pool, kind, url: url.into(), turn: Arc::default(), enrolled, serials };
+        let ledger =
+            Ledger { pool, kind, url: url.into(), turn: Arc::default(), halted: Arc::default(), enrolled, serials };
         ledger.migrate().await?;
         if let Some(file) = &file {
             // SQLite ignores a failed sync of the directory that names its WAL.
@@ -214,6 +230,9 @@ impl Ledger {
 
     /// Begins a transaction that writes; at most one is open.
     pub(super) async fn write(&self) -> Result<Write, LedgerError> {
+        if *self.halted.borrow() {
+            return Err(LedgerError::Halted);
+        }
         let turn = match self.kind {
             Kind::Sqlite => Some(Arc::clone(&self.turn).lock_owned().await),
             Kind::Postgres => None,
@@ -229,7 +248,13 @@ impl Ledger {
                 tx
             }
         };
-        Ok(Write { tx, _turn: turn, kind: self.kind })
+        Ok(Write { tx, _turn: turn, kind: self.kind, halted: Arc::clone(&self.halted) })
+    }
+
+    /// Waits until a sync has failed: nothing is written any more.
+    pub async fn halted(&self) {
+        // The sender lives as long as this.
+        let _ = self.halted.subscribe().wait_for(|halted| *halted).await;
     }
 
     /// Brings the tables to this build's form; a database of a later build is refused.
@@ -299,6 +324,7 @@ pub(super) struct Write {
     tx: Transaction<'static, Any>,
     _turn: Option<tokio::sync::OwnedMutexGuard<()>>,
     pub(super) kind: Kind,
+    halted: Arc<watch::Sender<bool>>,
 }
 
 impl Write {
@@ -308,7 +334,8 @@ impl Write {
         Ok(())
     }
     pub(super) async fn commit(self) -> Result<(), LedgerError> {
-        Ok(self.tx.commit().await?)
+        let Write { tx, halted, _turn, .. } = self;
+        Ok(tx.commit().await.inspect_err(|e| halt_if_unsynced(e, &halted))?)
     }
 }
 impl Deref for Write {
@@ -320,6 +347,14 @@ impl Deref for Write {
 impl DerefMut for Write {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.tx
+    }
+}
+
+pub(super) fn halt_if_unsynced(e: &sqlx::Error, halted: &watch::Sender<bool>) {
+    let code = e.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    if code.is_some_and(|code| SYNC_FAILED.contains(&&*code)) {
+        tracing::error!("{}", LedgerError::Halted);
+        halted.send_replace(true);
     }
 }
 
@@ -338,7 +373,6 @@ fn sqlite_url(path: &Path) -> Result<String, LedgerError> {
     Ok(format!("sqlite://{escaped}?mode=rwc"))
 }
 
-/// WAL and full syncs, read back: a mode that was not taken loses acknowledged commits.
 /// The pool would try a damaged file for a minute, and say no more than that it waited.
 async fn probe(url: &str) -> Result<(), LedgerError> {
     let open = async {
@@ -358,8 +392,11 @@ async fn probe(url: &str) -> Result<(), LedgerError> {
     })
 }
 
+/// WAL and full syncs, read back: a mode that was not taken loses acknowledged commits.
 async fn settle(c: &mut AnyConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("PRAGMA busy_timeout = 30000").execute(&mut *c).await?;
+    for pragma in ["busy_timeout = 30000", "trusted_schema = OFF", "cell_size_check = ON"] {
+        sqlx::query(AssertSqlSafe(format!("PRAGMA {pragma}"))).execute(&mut *c).await?;
+    }
     // To its last step: the answer comes before the commit, which may fail.
     let rows = sqlx::query("PRAGMA journal_mode = WAL").fetch_all(&mut *c).await?;
     let mode: String = rows.first().map_or(Ok(String::new()), |row| row.try_get(0))?;
@@ -367,6 +404,13 @@ async fn settle(c: &mut AnyConnection) -> Result<(), sqlx::Error> {
         return Err(sqlx::Error::Configuration(format!("journal_mode is `{mode}`, not wal").into()));
     }
     sqlx::query("PRAGMA synchronous = FULL").execute(&mut *c).await?;
+    let synchronous: i64 = sqlx::query("PRAGMA synchronous").fetch_one(&mut *c).await?.try_get(0)?;
+    if synchronous != FULL_SYNC {
+        return Err(sqlx::Error::Configuration(format!("synchronous is {synchronous}, not {FULL_SYNC} (FULL)").into()));
+    }
+    // After a long reader or a large transaction the log goes back to this.
+    let limit = format!("PRAGMA journal_size_limit = {}", sqlite::WAL_LIMIT);
+    sqlx::query(AssertSqlSafe(limit)).execute(&mut *c).await?;
     Ok(())
 }
 

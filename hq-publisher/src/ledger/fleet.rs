@@ -377,6 +377,25 @@ impl Ledger {
 }
 
 impl Write {
+    /// A device found elsewhere; one that is known, revoked ones too, stays as it is.
+    pub(super) async fn know_device(
+        &mut self,
+        id: &DeviceId,
+        key: &PublicKey,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
+        sqlx::query(
+            "INSERT INTO device (id, store, public_key, enrolled_s) VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(id.as_str())
+        .bind(id.store().as_str())
+        .bind(key.to_string())
+        .bind(seconds(now))
+        .execute(&mut ***self)
+        .await?;
+        Ok(())
+    }
+
     pub(super) async fn set_fact(&mut self, name: &str, value: &str) -> Result<(), LedgerError> {
         sqlx::query(
             "INSERT INTO fact (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",

@@ -16,7 +16,7 @@ pub use db::{Change, Kind, Ledger, LedgerError, Listener};
 pub use fleet::{BeatOutcome, BeatRow, Complaint, DeviceRow, LIST_NOT_OURS, ReceiptRow};
 pub use lease::{Acquired, Token};
 pub use outbox::{Episode, Mail};
-pub use publications::{Adopted, Head, Publication, PublishedPack, Reserve, Staged, State, listed};
+pub use publications::{Adopted, Head, Publication, PublishedPack, Reserve, Staged, State, TakenOver, listed};
 pub use stores::{Made, Maker, NewManifest, Serials, SignStore, StoreRow, StoreSeen, ToPut, TrustRow, WasPut, Which};
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use super::db::{Columns, Write, parse, seconds, signed, to_json};
 use super::{Ledger, LedgerError, Token};
 use proto::clock::Timestamp;
 use proto::digest::{Sha256, StateDigest};
-use proto::ids::{Instance, StreamName, TableName, Version};
+use proto::ids::{DeviceId, Instance, StoreId, StreamName, TableName, Version};
+use proto::keys::PublicKey;
 use proto::layout::{PackKind, PackName};
 use proto::manifest::PackEntry;
 use sqlx::any::AnyRow;
@@ -142,6 +143,15 @@ pub struct Adopted {
     pub contract_sha256: Sha256,
     /// The contract's text.
     pub ddl: String,
+}
+
+/// What else is taken over with them: what manifests found in the bucket tell of their stores.
+#[derive(Debug, Clone, Default)]
+pub struct TakenOver {
+    /// The serial of each store's manifest: the next is above it.
+    pub serials: Vec<(StoreId, u64)>,
+    /// Devices that they name. One that the ledger knows is left as it is.
+    pub devices: Vec<(DeviceId, PublicKey)>,
 }
 
 /// A pack that was published and not yet deleted.
@@ -338,14 +348,32 @@ impl Ledger {
         w.commit().await
     }
 
-    /// Takes over heads found in the bucket's manifests (a publisher on a new machine), all or none: a run
-    /// that finds some does not look for others. One that the ledger knows, or knows a higher one of, is left.
-    pub async fn adopt(&self, token: Token, found: &[Adopted]) -> Result<(), LedgerError> {
+    /// Takes over heads found in the bucket's manifests (a publisher on a new machine), with serials and devices, all or
+    /// none: a run that finds some does not look for others, and nobody may sign on half of them. A head that the ledger
+    /// knows, or knows a higher one of, is left. Without a token there may be no heads.
+    pub async fn adopt(
+        &self,
+        token: Option<Token>,
+        stores: &TakenOver,
+        heads: &[Adopted],
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
-        w.check_lease(token).await?;
-        for one in found {
+        match token {
+            Some(token) => w.check_lease(token).await?,
+            None if heads.is_empty() => {}
+            None => return Err(LedgerError::LeaseLost),
+        }
+        for (store, serial) in &stores.serials {
+            w.know_serial(store, *serial).await?;
+        }
+        for (device, key) in &stores.devices {
+            w.know_device(device, key, now).await?;
+        }
+        for one in heads {
             w.adopt(one).await?;
         }
+        w.count_change().await?;
         w.commit().await
     }
 

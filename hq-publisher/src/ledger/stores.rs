@@ -113,7 +113,7 @@ pub struct ToPut {
     pub serial: u64,
     /// The signed envelope.
     pub envelope: String,
-    /// The ETag that the bucket gave to the one put before.
+    /// The ETag that the bucket gave to the one put last.
     pub etag: Option<String>,
 }
 
@@ -227,17 +227,6 @@ impl Ledger {
         w.commit().await
     }
 
-    /// A serial seen elsewhere (a manifest in the bucket): the store's next is above it.
-    pub async fn raise_serial(&self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
-        let mut w = self.write().await?;
-        sqlx::query("INSERT INTO store (id) VALUES ($1) ON CONFLICT (id) DO NOTHING")
-            .bind(store.as_str())
-            .execute(&mut **w)
-            .await?;
-        w.raise_serial(store, serial).await?;
-        w.commit().await
-    }
-
     /// Signs, in one transaction: makes each staged publication its instance's head and stores what
     /// `make` gives for each store. `trust` is the version of the trust file that is signed under: a
     /// newer one in the ledger fails it. Without a token (`enroll`, signing anew) nothing may be staged.
@@ -304,6 +293,19 @@ impl Ledger {
         let rows = sqlx::query(
             "SELECT id, serial, envelope, etag FROM store WHERE put_serial < serial AND content IS NOT NULL AND id > $1 \
              ORDER BY id LIMIT $2",
+        )
+        .bind(after.map_or("", |s| s.as_str()).to_owned())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(self.pool())
+        .await?;
+        rows.iter().map(to_put).collect()
+    }
+
+    /// The last manifests, where they were put, of stores that are not vanished, after a store's id.
+    pub async fn manifests_in_place(&self, after: Option<&StoreId>, limit: usize) -> Result<Vec<ToPut>, LedgerError> {
+        let rows = sqlx::query(
+            "SELECT id, serial, envelope, etag FROM store WHERE put_serial >= serial AND content IS NOT NULL \
+             AND vanished_s IS NULL AND id > $1 ORDER BY id LIMIT $2",
         )
         .bind(after.map_or("", |s| s.as_str()).to_owned())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
@@ -490,6 +492,16 @@ impl Write {
         .bind(s.region.clone())
         .execute(&mut ***self)
         .await?;
+        Ok(())
+    }
+
+    /// A serial seen elsewhere (a manifest in the bucket): the store's next is above it.
+    pub(super) async fn know_serial(&mut self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
+        sqlx::query("INSERT INTO store (id) VALUES ($1) ON CONFLICT (id) DO NOTHING")
+            .bind(store.as_str())
+            .execute(&mut ***self)
+            .await?;
+        self.raise_serial(store, serial).await?;
         Ok(())
     }
 

@@ -230,7 +230,8 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         }
         assert!(heard);
         // A serial seen elsewhere is passed.
-        l.raise_serial(&id, 40).await.unwrap();
+        let seen = TakenOver { serials: vec![(id.clone(), 40)], devices: Vec::new() };
+        l.adopt(None, &seen, &[], t(1)).await.unwrap();
         assert_eq!(l.store(&id).await.unwrap().unwrap().next_serial, 41);
         l.overtaken(&id, 50).await.unwrap();
         let row = l.store(&id).await.unwrap().unwrap();
@@ -329,8 +330,10 @@ async fn a_head_found_in_the_bucket_is_taken_over_once() {
             retired: false,
         };
         let found = Adopted { instance: price(), head: head.clone(), contract_sha256: sha, ddl: "ddl".into() };
+        let alone = l.adopt(None, &TakenOver::default(), std::slice::from_ref(&found), t(1)).await;
+        assert!(matches!(alone, Err(LedgerError::LeaseLost)), "heads are the publisher's");
         for _ in 0..2 {
-            l.adopt(token, std::slice::from_ref(&found)).await.unwrap();
+            l.adopt(Some(token), &TakenOver::default(), std::slice::from_ref(&found), t(1)).await.unwrap();
         }
         assert_eq!(l.head(&price()).await.unwrap(), Some(head));
         assert_eq!(l.max_version(&price()).await.unwrap(), Some(v(7)));
@@ -487,6 +490,62 @@ async fn many_writers_at_once_wait_for_each_other() {
         assert_eq!(l.fact("f39").await.unwrap().as_deref(), Some("x"));
     })
     .await;
+}
+
+#[tokio::test]
+async fn every_connection_syncs_in_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let l = Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
+    for (pragma, wanted) in
+        [("synchronous", 2), ("journal_size_limit", 64 << 20), ("trusted_schema", 0), ("cell_size_check", 1)]
+    {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA {pragma}"))).fetch_one(l.pool()).await.unwrap();
+        assert_eq!(sqlx::Row::get::<i64, _>(&row, 0), wanted, "{pragma}");
+    }
+}
+
+/// What a commit answers when the disk fails its sync.
+#[derive(Debug)]
+struct Unsynced(&'static str);
+impl std::fmt::Display for Unsynced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("disk I/O error")
+    }
+}
+impl std::error::Error for Unsynced {}
+impl sqlx::error::DatabaseError for Unsynced {
+    fn message(&self) -> &str {
+        "disk I/O error"
+    }
+    fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+        Some(self.0.into())
+    }
+    fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+    fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+    fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+        self
+    }
+    fn kind(&self) -> sqlx::error::ErrorKind {
+        sqlx::error::ErrorKind::Other
+    }
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let l = Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
+    let fails = |code| super::db::halt_if_unsynced(&sqlx::Error::Database(Box::new(Unsynced(code))), &l.halted);
+    // A read or a write that fails may be tried again.
+    ["266", "778", "13"].into_iter().for_each(fails);
+    l.touch(t(1)).await.unwrap();
+    fails("1034");
+    assert!(matches!(l.clone().touch(t(2)).await, Err(LedgerError::Halted)));
+    l.halted().await;
+    assert_eq!(l.latest_time().await.unwrap(), Some(t(1)));
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::inbox::{Drop, What};
 use crate::ledger::{Complaint, Head, Ledger, LedgerError, Staged, State, Token};
 use crate::mail;
-use crate::manifests::{Signer, put_unfinished};
+use crate::manifests::{self, Followed, ManifestsError, Signer, put_unfinished};
 use crate::rebuild::{self, Workshop};
 use crate::retention::{self, Keep};
 use crate::source::StoreRow;
@@ -40,7 +40,7 @@ use proto::ids::{Audience, Instance, StreamName, Zone};
 use proto::layout::ObjectName;
 use proto::replica::sqlite::Checkpoint;
 use proto::replica::{Job, PackFile, Replica};
-use proto::shelf;
+use proto::shelf::{self, LockFile};
 use report::{InstanceReport, Outcome, Rejected};
 use stage::{Ready, Refusal, Stop, Task};
 use std::collections::BTreeMap;
@@ -153,15 +153,15 @@ impl Tools<'_> {
     /// Under the lease: makes ready, and runs the spine.
     async fn publish(self, token: Option<Token>, contracts: &Contracts) -> Result<PublishReport, PublishError> {
         let state = &self.config.state.dir;
-        // A dry run works aside of a run that may be under way.
-        let (scratch, packs) = if self.options.dry_run {
-            let own = state.join("scratch").join(format!("dry-{}", std::process::id()));
-            (own.clone(), own)
-        } else {
-            (state.join("scratch"), state.join("packs"))
-        };
+        let (mut scratch, mut packs) = (state.join("scratch"), state.join("packs"));
         for dir in [&scratch, &packs, &state.join("replicas")] {
             shelf::create_dir(dir)?;
+        }
+        DryRoom::sweep(&scratch)?;
+        // A dry run works aside of a run that may be under way.
+        let room = if self.options.dry_run { Some(DryRoom::open(&scratch)?) } else { None };
+        if let Some(room) = &room {
+            (scratch, packs) = (room.dir.clone(), room.dir.clone());
         }
         // What a lost ledger forgot is in the bucket, the trust to sign by included.
         if let Some(token) = token {
@@ -201,6 +201,46 @@ impl Tools<'_> {
     }
 }
 
+/// Where a dry run works; it goes when the run ends, and after its death with the next one.
+struct DryRoom {
+    dir: PathBuf,
+    _lock: LockFile,
+}
+
+impl DryRoom {
+    fn open(scratch: &Path) -> Result<DryRoom, PublishError> {
+        let dir = scratch.join(format!("dry-{}", std::process::id()));
+        shelf::create_dir(&dir)?;
+        let lock = LockFile::acquire(&dir).map_err(PublishError::Lock)?;
+        Ok(DryRoom { dir, _lock: lock })
+    }
+
+    /// Deletes those that nobody works in any more.
+    fn sweep(scratch: &Path) -> Result<(), PublishError> {
+        for room in shelf::list(scratch)?.into_iter().filter(|e| e.is_dir && e.name.starts_with("dry-")) {
+            if let Ok(lock) = LockFile::acquire(&room.path) {
+                drop(DryRoom { dir: room.path, _lock: lock });
+            }
+        }
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<(), shelf::ShelfError> {
+        for file in shelf::list(&self.dir)? {
+            shelf::remove(&file.path)?;
+        }
+        shelf::remove_empty_dir(&self.dir)
+    }
+}
+
+impl std::ops::Drop for DryRoom {
+    fn drop(&mut self) {
+        if let Err(e) = self.clear() {
+            tracing::warn!("{e}");
+        }
+    }
+}
+
 /// One run.
 struct Run<'a> {
     config: &'a Config,
@@ -225,8 +265,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Deletes what earlier runs left in the scratch rooms.
+    /// Deletes what earlier runs left in the scratch rooms. A dry run's goes with it.
     fn sweep(&self) -> Result<(), PublishError> {
+        if self.options.dry_run {
+            return Ok(());
+        }
         for dir in [&self.scratch_dir, &self.packs_dir] {
             for entry in shelf::list(dir)?.iter().filter(|e| !e.is_dir) {
                 shelf::remove(&entry.path)?;
@@ -265,6 +308,13 @@ impl Run<'_> {
             self.clear_inbox(drops, &settled, &mut report).await?;
         }
         if !self.options.dry_run {
+            match self.put_again().await {
+                // What this run signed is out.
+                Err(ManifestsError::Bucket(e)) => {
+                    self.problem(format!("a manifest put earlier cannot be looked at: {e}"));
+                }
+                outcome => outcome?,
+            }
             report.lag = self.buckets.repair_mirrors().await?;
             let lag = report.lag.mirrors.join("\n");
             let problem = (!lag.is_empty()).then_some(("A mirror lags behind", lag.as_str()));
@@ -273,6 +323,14 @@ impl Run<'_> {
         // 7. What was done.
         self.tell(&mut report).await?;
         Ok(report)
+    }
+
+    /// Puts manifests once more that somebody replaced or deleted.
+    async fn put_again(&self) -> Result<(), ManifestsError> {
+        match manifests::follow_trust(self.config, self.ledger, self.buckets, self.clock).await? {
+            Followed::Newest => manifests::put_again(self.ledger, self.buckets, self.token).await,
+            Followed::Not(_) => Ok(()),
+        }
     }
 
     /// A durable step, watched.
@@ -632,11 +690,10 @@ impl Run<'_> {
     /// Closes what is well again, and ends the report.
     async fn tell(&self, report: &mut PublishReport) -> Result<(), PublishError> {
         report.problems.append(&mut self.problems.lock().unwrap_or_else(PoisonError::into_inner));
-        self.sweep()?;
         if self.options.dry_run {
-            shelf::remove_empty_dir(&self.scratch_dir)?;
             return Ok(());
         }
+        self.sweep()?;
         let rejected =
             |i: &Instance| report.rejected.iter().any(|r| r.name.starts_with(&format!("{}.{}.", i.stream, i.audience)));
         for (instance, entry) in &report.instances {

@@ -136,6 +136,7 @@ impl Run<'_> {
                 other => other.map_err(Stop::from)?,
             };
             report.tables = compared.diff.tables.clone();
+            report.packs.clear();
             self.guard(task, &compared)?;
             // 3. What to make of it.
             let mut facts = self.facts(task, head, &compared, published.as_ref()).await?;

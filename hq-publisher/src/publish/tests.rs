@@ -142,6 +142,13 @@ impl World {
         fs::set_permissions(&ledger, fs::Permissions::from_mode(0o600)).unwrap();
         Self::open(dir, self.clock.clone())
     }
+    /// A new machine: keys and bucket are there.
+    fn lose_ledger(&self) {
+        let _ = fs::remove_dir_all(self.dir.path().join("state/replicas"));
+        for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+            let _ = fs::remove_file(self.dir.path().join("state").join(gone));
+        }
+    }
     fn sql(&self, sql: &str) {
         Connection::open(self.dir.path().join("hq.db")).unwrap().execute_batch(sql).unwrap();
     }
@@ -435,6 +442,12 @@ async fn a_dry_run_tells_and_changes_nothing() {
     assert!(ledger.publications(State::Reserved).await.unwrap().is_empty());
     assert_eq!(ledger.max_version(&"catalog@all".parse().unwrap()).await.unwrap().unwrap().get(), 1);
     assert!(w.publish().await.exit_code() == 0);
+    // One that fails leaves nothing, and what a dead one left goes.
+    fs::create_dir(w.dir.path().join("state/scratch/dry-1")).unwrap();
+    w.write("state/scratch/dry-1/catalog@all.db", "left");
+    fs::rename(w.dir.path().join("hq.db"), w.dir.path().join("away.db")).unwrap();
+    w.publish_cut(&PublishOptions { dry_run: true, ..options() }, &Quiet).await.unwrap_err();
+    assert_eq!(fs::read_dir(w.dir.path().join("state/scratch")).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -504,7 +517,8 @@ async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
         }
         let r = w.publish().await;
         assert_eq!(r.exit_code(), 0, "{damage}: {:?}", r.lines());
-        assert_eq!(outcome(&r, "catalog@all"), Outcome::Published);
+        let item = &r.instances[&"catalog@all".parse().unwrap()];
+        assert_eq!((item.outcome, item.packs.len()), (Outcome::Published, 1), "{damage}: {:?}", r.lines());
         w.all_is_well();
     }
     // A pack that vanished from the bucket: nothing can be rebuilt without saying so.
@@ -527,12 +541,10 @@ async fn a_new_machine_goes_on_from_the_bucket() {
     let mut register = w.register("register.db");
     w.follow("0421", &mut register);
     let serial = w.manifest("0421").unwrap().serial;
-    for gone in ["state/replicas", "state/scratch", "state/packs"] {
+    for gone in ["state/scratch", "state/packs"] {
         fs::remove_dir_all(w.dir.path().join(gone)).unwrap();
     }
-    for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
-        let _ = fs::remove_file(w.dir.path().join("state").join(gone));
-    }
+    w.lose_ledger();
     w.sql("UPDATE item SET name = 'x' WHERE sku = 'sku5'");
     let r = w.publish().await;
     assert_eq!((r.exit_code(), outcome(&r, "price@zone-west")), (0, Outcome::Unchanged), "{:?}", r.lines());
@@ -547,28 +559,115 @@ async fn a_new_machine_goes_on_from_the_bucket() {
 /// Packs that are gone from the bucket hold up nobody else on a new machine.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_machine_goes_on_without_packs_that_are_gone() {
-    let w = World::new().await;
-    w.publish().await;
-    w.sql(CHANGE);
-    w.publish().await;
-    fs::remove_dir_all(w.dir.path().join("state/replicas")).unwrap();
-    for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
-        let _ = fs::remove_file(w.dir.path().join("state").join(gone));
+    let base = World::new().await;
+    base.publish().await;
+    base.sql(CHANGE);
+    base.publish().await;
+    for gone in [&["price@zone-east"][..], &["price@zone-east", "price@zone-west"]] {
+        let w = base.twin();
+        w.lose_ledger();
+        let packs = w.dir.path().join("objects/packs");
+        for instance in gone {
+            fs::remove_dir_all(packs.join(instance)).unwrap();
+        }
+        w.sql("UPDATE item SET name = 'x' WHERE sku = 'sku5'");
+        let r = w.publish().await;
+        // Only new rows mend it: nothing is begun anew below what stores hold.
+        for instance in gone {
+            let refused = &r.instances[&instance.parse().unwrap()];
+            let names_it = refused.reason.contains(&format!("{instance}/0000000001.full.pack"));
+            assert!(refused.code == Some("REPLICA") && names_it, "{:?}", r.lines());
+        }
+        assert_eq!((r.exit_code(), outcome(&r, "catalog@all")), (3, Outcome::Published), "{:?}", r.lines());
+        let at = |instance: &str| {
+            w.manifest("0421").unwrap().instances().find(|(i, _)| i.to_string() == instance).unwrap().1.version.get()
+        };
+        assert_eq!((at("catalog@all"), at("price@zone-east")), (3, 2));
+        let full = PublishOptions { full: true, stream: Some("price".parse().unwrap()), ..options() };
+        let r = w.publish_as(full).await;
+        assert_eq!((r.exit_code(), at("price@zone-east")), (0, 3), "{:?}", r.lines());
+        w.all_is_well();
     }
-    let packs = w.dir.path().join("objects/packs");
-    fs::write(packs.join("catalog@all/0000000002.delta.pack"), "rotten").unwrap();
-    // Nothing is begun anew below what stores hold: it is said which packs are wanted.
-    fs::rename(packs.join("price@zone-east"), packs.join("aside@all")).unwrap();
-    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
-    assert!(e.exit_code() == 1 && e.to_string().contains("price@zone-east version 2"), "{e}");
-    fs::rename(packs.join("aside@all"), packs.join("price@zone-east")).unwrap();
+    // One that rotted: known by its older pack.
+    let w = base.twin();
+    w.lose_ledger();
+    w.write("objects/packs/catalog@all/0000000002.delta.pack", "rotten");
     let r = w.publish().await;
-    // Known by its older pack; only new rows mend it.
     assert_eq!(r.instances[&"catalog@all".parse().unwrap()].code, Some("REPLICA"), "{:?}", r.lines());
     assert_eq!(outcome(&r, "price@zone-west"), Outcome::Unchanged);
     let full = PublishOptions { full: true, stream: Some("catalog".parse().unwrap()), ..options() };
     assert_eq!(w.publish_as(full).await.exit_code(), 0);
     w.all_is_well();
+}
+
+/// A ledger that knows serials and no versions would sign manifests that empty the stores' lists.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_signs_before_a_new_machine_knows_what_was_published() {
+    let w = World::new().await;
+    w.publish().await;
+    let desk = async || Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    let [relay, till, new] = ["0421", "0421-03", "0421-04"].map(|id| id.parse().unwrap());
+    for id in [&relay, &till] {
+        desk().await.enroll(id).await.unwrap();
+    }
+    let before = w.objects();
+    w.lose_ledger();
+    desk().await.init().await.unwrap();
+    for _ in 0..2 {
+        let e = desk().await.enroll(&new).await.unwrap_err().to_string();
+        assert!(e.contains("Run publish first"), "{e}");
+        let e = desk().await.revoke(&till).await.unwrap_err().to_string();
+        assert!(e.contains("Run publish first"), "{e}");
+        let e = desk().await.rotate(&Default::default()).await.unwrap_err().to_string();
+        assert!(e.contains("Run publish first"), "{e}");
+    }
+    // A publisher that cannot read all it needs leaves nothing half taken over.
+    let (pack, aside) = ("objects/packs/price@zone-east/0000000001.full.pack", "objects/aside");
+    fs::rename(w.dir.path().join(pack), w.dir.path().join(aside)).unwrap();
+    fs::create_dir(w.dir.path().join(pack)).unwrap();
+    w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    let ledger = desk().await.ledger;
+    assert!(ledger.heads().await.unwrap().is_empty() && ledger.devices().await.unwrap().is_empty());
+    assert!(ledger.stores().await.unwrap().iter().all(|s| s.next_serial == 1));
+    fs::remove_dir(w.dir.path().join(pack)).unwrap();
+    fs::rename(w.dir.path().join(aside), w.dir.path().join(pack)).unwrap();
+    assert_eq!(w.objects(), before);
+
+    w.publish().await;
+    desk().await.enroll(&new).await.unwrap();
+    let m = w.manifest("0421").unwrap();
+    assert_eq!((m.streams.len(), m.registers.len(), m.relay.is_some()), (2, 2, true));
+    w.all_is_well();
+}
+
+/// A ledger set back before a rotation, whose trust file rotted: what it does not know may be newer.
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_by_a_key_that_cannot_be_followed_are_left() {
+    let w = World::new().await;
+    w.publish().await;
+    let old = w.twin();
+    Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap().rotate(&Default::default()).await.unwrap();
+    copy(&w.dir.path().join("objects"), &old.dir.path().join("objects"));
+    old.write("objects/trust/0000000002.json", "rotten");
+    let before = old.objects();
+    assert_eq!(old.publish().await.exit_code(), 0);
+    assert_eq!(old.objects(), before);
+}
+
+/// A manifest of an earlier day that somebody put back, and one that is gone, are put right though nothing changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_put_back_or_lost_are_put_right_by_the_next_run() {
+    let w = World::new().await;
+    w.publish().await;
+    let [old, gone] = ["0421", "0422"].map(|s| w.dir.path().join(format!("objects/stores/{s}/manifest.json")));
+    let first = fs::read(&old).unwrap();
+    w.sql(CHANGE);
+    w.publish().await;
+    let after = w.objects();
+    fs::write(&old, first).unwrap();
+    fs::remove_file(&gone).unwrap();
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.signed, w.objects()), (0, 0, after), "{:?}", r.lines());
 }
 
 #[tokio::test(flavor = "multi_thread")]

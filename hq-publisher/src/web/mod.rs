@@ -28,7 +28,7 @@ use proto::http::{Gate, Peer};
 use proto::ids::StoreId;
 use proto::wire::Beats;
 use serde::Deserialize;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -145,9 +145,14 @@ pub async fn serve(
     let mut loops = JoinSet::new();
     start_loops(&app, &mut loops);
     proto::cli::notify_ready();
+    let halted = AtomicBool::default();
     let (gate, handler) = (Arc::clone(&app.gate), proto::http::from_tower(app.router()));
     let shutdown = async {
-        shutdown.await;
+        // A sync that failed is not tried again: whoever supervises this starts it anew.
+        tokio::select! {
+            () = shutdown => {}
+            () = app.ledger.halted() => halted.store(true, Ordering::Relaxed),
+        }
         proto::cli::notify_stopping();
         // Long polls answer now, not at their end.
         let _ = stop.send(true);
@@ -155,6 +160,9 @@ pub async fn serve(
     proto::http::serve_gated(listener, gate, shutdown, handler).await;
     // A mail on its way may finish; what is cut off is claimed again later.
     let _ = tokio::time::timeout(config.serve.http.drain.0, async { while loops.join_next().await.is_some() {} }).await;
+    if halted.into_inner() {
+        return Err(LedgerError::Halted.into());
+    }
     Ok(())
 }
 

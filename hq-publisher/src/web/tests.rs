@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use super::*;
-use crate::ledger::{Acquired, Adopted, Head, Made, NewManifest, SignStore, StoreSeen, WasPut, Which};
+use crate::ledger::{Acquired, Adopted, Head, Made, NewManifest, SignStore, StoreSeen, TakenOver, WasPut, Which};
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt;
@@ -76,7 +76,7 @@ impl World {
         };
         let (instance, contract_sha256) = (instance.parse().unwrap(), Sha256::of(b"ddl"));
         let found = Adopted { instance, head, contract_sha256, ddl: "ddl".into() };
-        self.app.ledger.adopt(token, &[found]).await.unwrap();
+        self.app.ledger.adopt(Some(token), &TakenOver::default(), &[found], self.clock.now()).await.unwrap();
     }
     /// Signs and puts a manifest with other content.
     async fn publish(&self) -> u64 {

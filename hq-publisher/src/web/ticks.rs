@@ -6,7 +6,7 @@ use crate::bucket::Buckets;
 use crate::fleet::{self, Fleet};
 use crate::ledger::{Change, Kind, LedgerError};
 use crate::mail;
-use crate::manifests::{self, ManifestsError, Signer};
+use crate::manifests::{self, Followed, ManifestsError, Signer};
 use crate::publish::host;
 use proto::clock::after;
 use proto::disk::DataDisk;
@@ -118,7 +118,7 @@ pub async fn ping(app: &App) -> Result<(), String> {
     app.post.hooks().ping().await
 }
 
-/// Signs manifests that are due anew, puts what is not in the bucket, repairs mirrors.
+/// Signs manifests that are due anew, puts what is not in the bucket or is no more, repairs mirrors.
 pub async fn manifests(app: &App) -> Result<(), String> {
     match keep_manifests(app).await {
         Ok(()) => Ok(()),
@@ -130,13 +130,17 @@ pub async fn manifests(app: &App) -> Result<(), String> {
 
 async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
     let buckets = Buckets::open(&app.config, &app.ledger).await?;
-    manifests::follow_trust(&app.config, &app.ledger, &buckets, app.clock.as_ref()).await?;
+    let followed = manifests::follow_trust(&app.config, &app.ledger, &buckets, app.clock.as_ref()).await?;
+    manifests::check_taken_over(&app.config, &app.ledger, &buckets, app.clock.as_ref()).await?;
     let signer = Signer::open(&app.config, &app.ledger, app.clock.as_ref(), false).await?;
     let signed = failpoint::around("serve.sign", signer.sign_due(&app.ledger, app.clock.as_ref())).await?;
     if !signed.is_empty() {
         tracing::info!("signed {} manifests anew", signed.len());
     }
     manifests::put_unfinished(&app.ledger, &buckets, None).await?;
+    if let Followed::Newest = followed {
+        manifests::put_again(&app.ledger, &buckets, None).await?;
+    }
     for lag in buckets.repair_mirrors().await?.mirrors {
         tracing::warn!("{lag}");
     }

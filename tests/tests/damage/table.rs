@@ -137,14 +137,14 @@ future version | relay 3 REFUSED BAD_TRUST | `verify --mend` | relay REFUSED BAD
 wrong owner | relay 1 SOURCE | `verify --mend` | relay SOURCE | `verify --mend`
 read-only | quiet | itself | quiet | itself
 # manifest
-truncate | relay 3 REFUSED NOT_AN_ENVELOPE; register 3 REFUSED BAD_SIGNATURE | `verify --mend` | relay REFUSED NOT_AN_ENVELOPE | `verify --mend`
-empty | relay 3 REFUSED NOT_AN_ENVELOPE; register 3 REFUSED BAD_SIGNATURE | `verify --mend` | relay REFUSED NOT_AN_ENVELOPE | `verify --mend`
-delete | relay 1 SOURCE | `verify --mend` | relay SOURCE | `verify --mend`
-flip payload | relay 3 REFUSED BAD_SIGNATURE; register 3 REFUSED BAD_SIGNATURE | `verify --mend` | relay REFUSED BAD_SIGNATURE | `verify --mend`
-flip signature | relay 3 REFUSED BAD_SIGNATURE; register 3 REFUSED BAD_SIGNATURE | `verify --mend` | relay REFUSED BAD_SIGNATURE | `verify --mend`
-swap | relay 3 REFUSED OTHER_STORE; register 3 REFUSED BAD_SIGNATURE | `verify --mend` | relay REFUSED OTHER_STORE | `verify --mend`
+truncate | relay 3 REFUSED NOT_AN_ENVELOPE; register 3 REFUSED BAD_SIGNATURE | `publish` | relay REFUSED NOT_AN_ENVELOPE | `publish`
+empty | relay 3 REFUSED NOT_AN_ENVELOPE; register 3 REFUSED BAD_SIGNATURE | `publish` | relay REFUSED NOT_AN_ENVELOPE | `publish`
+delete | relay 1 SOURCE | `publish` | relay SOURCE | `publish`
+flip payload | relay 3 REFUSED BAD_SIGNATURE; register 3 REFUSED BAD_SIGNATURE | `publish` | relay REFUSED BAD_SIGNATURE | `publish`
+flip signature | relay 3 REFUSED BAD_SIGNATURE; register 3 REFUSED BAD_SIGNATURE | `publish` | relay REFUSED BAD_SIGNATURE | `publish`
+swap | relay 3 REFUSED OTHER_STORE; register 3 REFUSED BAD_SIGNATURE | `publish` | relay REFUSED OTHER_STORE | `publish`
 duplicate | quiet | itself | quiet | itself
-roll back | relay 3 REFUSED BAD_SIGNATURE; register 3 REFUSED BAD_SIGNATURE | `verify --mend` | relay REFUSED BAD_SIGNATURE | `verify --mend`
+roll back | relay 3 REFUSED BAD_SIGNATURE; register 3 REFUSED BAD_SIGNATURE | `publish` | relay REFUSED BAD_SIGNATURE | `publish`
 future version | relay 3 REFUSED UNKNOWN_FORMAT; register 3 REFUSED BAD_SIGNATURE | `verify --mend` | relay REFUSED UNKNOWN_FORMAT | `verify --mend`
 wrong owner | relay 1 SOURCE | `verify --mend` | relay SOURCE | `verify --mend`
 read-only | quiet | itself | quiet | itself
