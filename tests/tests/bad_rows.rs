@@ -206,10 +206,10 @@ fn the_list_of_stores_is_guarded_too() {
     assert_eq!(files::tree(&site.bucket()), before);
     // Who is known goes on getting what changes.
     site.sql("UPDATE price SET price_cents = 1 WHERE sku = 'SKU0000003'");
-    site.hq.run(&["publish"]).code(3).says(&["list of stores"]);
-    arrives(&site);
+    site.hq.run(&["publish"]).code(3).says(&["list of stores", "price@zone-east 2 published"]);
     site.sql("INSERT INTO store VALUES ('0421', 'east', 'north'), ('0815', 'west', 'north')");
     site.publish();
+    arrives(&site);
 }
 
 /// The contract of a stream, rewritten.
