@@ -179,8 +179,14 @@ impl Bucket {
     /// Opens a bucket by URL; nothing is asked of it yet.
     pub fn open(url: &str, config: &ObjectsConfig) -> Result<Bucket, BucketError> {
         let bad = |reason: String| BucketError::BadUrl { url: url.to_owned(), reason };
-        let kind = if let Some(path) = url.strip_prefix("file:") {
-            Kind::Dir(Dir::new(PathBuf::from(path.strip_prefix("//").unwrap_or(path))))
+        let kind = if url.starts_with("file:") {
+            // Readers take these URLs as the standard says: spaces and the like may be escaped.
+            let path = url::Url::parse(url)
+                .ok()
+                .filter(|u| url.starts_with("file:///") && u.query().is_none() && u.fragment().is_none())
+                .and_then(|u| u.to_file_path().ok())
+                .ok_or_else(|| bad("write file:///DIR, and %3F, %23 and %25 for ?, # and % in it".to_owned()))?;
+            Kind::Dir(Dir::new(path))
         } else {
             Kind::S3(S3::new(url, config).map_err(bad)?)
         };

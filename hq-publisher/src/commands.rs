@@ -3,6 +3,7 @@
 use crate::bucket::{Bucket, Buckets};
 use crate::carry;
 use crate::cli::{Cli, Command, Publish, TrustCommand};
+use crate::code;
 use crate::config::{self, Config};
 use crate::doctor::{self, Verdict};
 use crate::enrol::{Desk, EnrolError, TrustReport};
@@ -240,12 +241,15 @@ impl Shop<'_> {
     }
 
     async fn revoke(&self, id: &DeviceId, clock_is_right: bool) -> anyhow::Result<Exit> {
-        self.desk(clock_is_right).await?.revoke(id).await?;
+        let desk = self.desk(clock_is_right).await?;
+        let was = desk.ledger.device(id).await?.is_some_and(|d| d.revoked_at.is_some());
+        desk.revoke(id).await?;
         if self.json {
-            print_json(&serde_json::json!({ "id": id, "revoked": true }));
+            print_json(&serde_json::json!({ "id": id, "revoked": true, "was_revoked": was }));
         } else {
+            let already = if was { " already" } else { "" };
             print_line(format_args!(
-                "{id} is revoked: its heartbeats are refused, its store's manifest no longer names its key"
+                "{id} is revoked{already}: its heartbeats are refused, its store's manifest no longer names its key"
             ));
         }
         Ok(Exit::Done)
@@ -389,7 +393,11 @@ pub fn main(cli: &Cli) -> Exit {
     match runtime.and_then(|r| r.block_on(run(cli))) {
         Ok(exit) => exit,
         Err(e) => {
-            proto::cli::complain(format!("{e:#}"));
+            let text = proto::cli::with_causes(e.as_ref());
+            if cli.common.json {
+                print_json(&serde_json::json!({ "error": text, "code": code::of(&e) }));
+            }
+            proto::cli::complain(text);
             exit_of(&e)
         }
     }

@@ -96,11 +96,10 @@ impl SourceConfig {
     /// What the URL names; [`load`] has checked it.
     pub fn kind(&self) -> Result<SourceKind, ConfigError> {
         let url = self.url.reveal();
-        let path = |rest: &str| PathBuf::from(rest.strip_prefix("//").unwrap_or(rest));
-        if let Some(rest) = url.strip_prefix("sqlite:") {
-            Ok(SourceKind::Sqlite(path(rest)))
+        if let Some(file) = proto::config::sqlite_path(url) {
+            Ok(SourceKind::Sqlite(file))
         } else if let Some(rest) = url.strip_prefix("inbox:") {
-            Ok(SourceKind::Inbox(path(rest)))
+            Ok(SourceKind::Inbox(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest))))
         } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             Ok(SourceKind::Postgres(url.to_owned()))
         } else if let Some(rest) = url.strip_prefix("mariadb://").or(url.strip_prefix("mysql://")) {
@@ -148,7 +147,7 @@ impl StateConfig {
     pub fn database_url(&self) -> String {
         match &self.database {
             Some(url) => url.reveal().to_owned(),
-            None => format!("sqlite:{}", self.dir.join("fleet.db").display()),
+            None => proto::config::sqlite_url(&self.dir.join("fleet.db")),
         }
     }
     /// Where the key files lie.
@@ -514,6 +513,31 @@ mod tests {
         assert_eq!(c.state.database_url(), format!("sqlite:{}", dir.path().join("s/fleet.db").display()));
         assert_eq!((c.serve.listen.port(), c.publish.shrink_rows, c.objects.urls.len()), (9, 7, 2));
         assert!(c.objects.urls[0].contains(dir.path().to_str().unwrap()));
+    }
+
+    /// Source, ledger and objects lie where the settings say, whatever the directory is called.
+    #[tokio::test]
+    async fn a_directory_of_any_name_holds_what_the_settings_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["my shop", "100%", "größe 50%20?", "a#b"] {
+            let room = dir.path().join(name);
+            std::fs::create_dir(&room).unwrap();
+            let file = room.join("hq.toml");
+            let text = LEAST.replace("a.db", "a.db?mode=ro").replace("file:o", "file:my objects");
+            std::fs::write(&file, text).unwrap();
+            let c = load(Some(&file), []).unwrap().value;
+            assert_eq!(c.source.kind().unwrap(), SourceKind::Sqlite(room.join("a.db")));
+            crate::ledger::Ledger::open(&c).await.unwrap();
+            assert!(room.join("s/fleet.db").exists());
+            let bucket = crate::bucket::Bucket::open(&c.objects.urls[0], &c.objects).unwrap();
+            bucket.probe().await.unwrap();
+            assert!(room.join("my objects").exists(), "{:?}", c.objects.urls);
+        }
+        let objects = parse(LEAST).unwrap().objects;
+        for url in ["file:///a?b", "file:///a#b", "file://host/a", "file:a", "file:"] {
+            let e = crate::bucket::Bucket::open(url, &objects).unwrap_err().to_string();
+            assert!(e.contains("write file:///DIR"), "{e}");
+        }
     }
 
     #[test]

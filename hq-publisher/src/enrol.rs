@@ -7,9 +7,10 @@
 use crate::bucket::{BucketError, Buckets};
 use crate::config::{Config, SourceKind};
 use crate::keys::{self, KeyFile, Keyring, KeysError, Role};
-use crate::ledger::{Ledger, LedgerError, Token};
+use crate::ledger::{DeviceRow, Ledger, LedgerError, Token};
 use crate::manifests::{self, ManifestsError, Signer};
 use crate::publish::{Lease, PublishError};
+use crate::source::{self, BadStores};
 use crate::source_db::{Database, SourceError, dialect, query::Query};
 use proto::clock::{Clock, Timestamp, after};
 use proto::failpoint;
@@ -49,8 +50,19 @@ pub enum EnrolError {
     )]
     UnknownStore(StoreId),
     /// No such device.
-    #[error("{0} is not enrolled, or was revoked before")]
+    #[error("{0} is not enrolled")]
     NotEnrolled(DeviceId),
+    /// A file system that does not tell case apart would hold one of the two.
+    #[error("{id} differs only in case from {known}, which is enrolled: write it {known}, or revoke that first")]
+    CaseClash {
+        /// As given.
+        id: DeviceId,
+        /// What is enrolled.
+        known: DeviceId,
+    },
+    /// The list of stores.
+    #[error(transparent)]
+    Stores(#[from] BadStores),
     /// The lease is somebody else's.
     #[error("{0}: wait for it, then run this again")]
     Busy(Box<PublishError>),
@@ -224,6 +236,11 @@ impl<'a> Desk<'a> {
     pub async fn enroll(&self, id: &DeviceId) -> Result<NewCode, EnrolError> {
         let store = id.store();
         self.know(store).await?;
+        let enrolled = self.ledger.devices_of(store).await?;
+        let other_case = |d: &DeviceRow| &d.id != id && d.id.as_str().eq_ignore_ascii_case(id.as_str());
+        if let Some(known) = enrolled.into_iter().find(|d| d.revoked_at.is_none() && other_case(d)) {
+            return Err(EnrolError::CaseClash { id: id.clone(), known: known.id });
+        }
         // 1. What can fail without a trace, first.
         let signer = self.signer().await?;
         let now = self.clock.now();
@@ -292,6 +309,8 @@ impl<'a> Desk<'a> {
             }
         };
         let store = stores.iter().find(|s| &s.id == id).ok_or_else(unknown)?;
+        let known: Vec<StoreId> = self.ledger.stores().await?.into_iter().map(|s| s.seen.id).collect();
+        source::cases_agree(std::slice::from_ref(store), &known)?;
         Ok(failpoint::around("enrol.store", self.ledger.add_store(store)).await?)
     }
 

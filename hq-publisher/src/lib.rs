@@ -42,4 +42,5 @@ pub mod verify;
 pub mod web;
 
 pub mod cli;
+pub mod code;
 pub mod commands;

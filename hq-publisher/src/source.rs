@@ -5,7 +5,7 @@
 use proto::ids::{ColumnName, StoreId, TableName, Zone, case_clash};
 use proto::schema::Table;
 use proto::value::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// A store as the source lists it.
@@ -186,6 +186,19 @@ impl StoreList {
     }
 }
 
+/// Refuses a list with a new store whose id differs only in case from one that is known: both would have one name where
+/// case does not count.
+pub fn cases_agree(told: &[StoreRow], known: &[StoreId]) -> Result<(), BadStores> {
+    let exact: BTreeSet<&StoreId> = known.iter().collect();
+    let folded: BTreeMap<String, &StoreId> = known.iter().map(|k| (k.as_str().to_ascii_lowercase(), k)).collect();
+    for id in told.iter().map(|s| &s.id).filter(|id| !exact.contains(id)) {
+        if let Some(k) = folded.get(&id.as_str().to_ascii_lowercase()) {
+            return Err(BadStores(format!("store {id} differs only in case from {k}, which is known: write it {k}")));
+        }
+    }
+    Ok(())
+}
+
 /// Checks columns by name: each wanted one there once, and no other. Gives the place of each
 /// wanted column among those found. `optional` ones may be missing.
 pub fn match_columns(found: &[String], wanted: &[&str], optional: &[&str]) -> Result<Vec<Option<usize>>, String> {
@@ -235,6 +248,19 @@ mod tests {
         let rows = l.finish().unwrap();
         assert_eq!(rows[0].id.as_str(), "1");
         assert_eq!(rows[1].zone, None);
+    }
+
+    #[test]
+    fn a_store_keeps_the_case_that_it_is_known_by() {
+        let rows = |ids: &[&str]| {
+            let mut l = StoreList::default();
+            ids.iter().for_each(|id| l.push(Some(id), None, None));
+            l.finish().unwrap()
+        };
+        let known: Vec<StoreId> = ["ab", "CD", "cd"].map(|id| id.parse().unwrap()).into();
+        cases_agree(&rows(&["ab", "cd", "ef"]), &known).unwrap();
+        let e = cases_agree(&rows(&["AB", "ef"]), &known).unwrap_err().to_string();
+        assert_eq!(e, "the list of stores: store AB differs only in case from ab, which is known: write it ab");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::manifests::{followed, newest_trust};
 use proto::clock::{Clock, Timestamp, after};
 use proto::disk::DataDisk;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
-use proto::wire::{Fault, StreamState};
+use proto::wire::{Fault, Network, StreamState};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,6 +30,12 @@ pub struct Report {
     pub outbox: Vec<MailLine>,
     /// Versions that a run left between signature and end: the next publish finishes them.
     pub unfinished: Vec<String>,
+    /// The greatest serial of the manifests; none before the first. This and the next two as the other tiers have them.
+    pub serial: Option<u64>,
+    /// Headquarters is where it is.
+    pub network: Network,
+    /// What is not finished, for people.
+    pub debts: Vec<String>,
     /// The trust file's version and epoch; none before `init`.
     pub trust: Option<(u64, u64)>,
 }
@@ -158,8 +164,12 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
     };
     let unfinished = ledger.publications(State::Signed).await?;
     let trust = newest_trust(ledger, &config.limits).await.ok().flatten();
+    let unfinished: Vec<String> = unfinished.iter().map(|p| format!("{} {}", p.instance, p.version)).collect();
     Ok(Report {
         streams: heads.iter().map(stream).collect(),
+        serial: lines.iter().map(|s| s.serial).max().filter(|s| *s > 0),
+        network: Network::Online,
+        debts: unfinished.iter().map(|u| format!("{u} is signed and not finished: the next publish is to")).collect(),
         stores: lines,
         devices: views.iter().map(device_line).collect(),
         errors: assessment.findings.values().map(|f| format!("{}: {}", f.subject, f.lines.join("; "))).collect(),
@@ -175,7 +185,7 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
             .into_iter()
             .map(|m| MailLine { id: m.id, subject: m.subject, attempts: m.attempts, last_error: m.last_error })
             .collect(),
-        unfinished: unfinished.iter().map(|p| format!("{} {}", p.instance, p.version)).collect(),
+        unfinished,
         trust: trust.map(|t| (t.version, t.epoch)),
     })
 }

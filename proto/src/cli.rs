@@ -147,6 +147,20 @@ fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && crate::config::variable("NO_COLOR").is_none()
 }
 
+/// An error with its causes; those that its text tells already are not told twice.
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(cause) = at {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        at = cause.source();
+    }
+    text
+}
+
 /// Prints `error: …` on stderr; `{error:#}` shows the causes of an anyhow error.
 pub fn complain(error: impl Display) {
     let _ = writeln!(Tidy::stderr(), "error: {error:#}");
@@ -284,6 +298,21 @@ mod tests {
         assert_eq!(tidy(evil, "\n    ", false), told);
         assert_eq!(tidy("größe 7 ½ 東京", "\n", false), "größe 7 ½ 東京");
         assert_eq!(tidy("\u{1b}[1mours", "\n", true), "\u{1b}[1mours");
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        enum Told {
+            #[error("cannot listen on {address}: {source}")]
+            Twice { address: &'static str, source: io::Error },
+            #[error("cannot listen")]
+            Once(#[source] io::Error),
+        }
+        let source = || io::Error::other("in use");
+        let twice = with_causes(&Told::Twice { address: "127.0.0.1:1", source: source() });
+        assert_eq!(twice, "cannot listen on 127.0.0.1:1: in use");
+        assert_eq!(with_causes(&Told::Once(source())), "cannot listen: in use");
     }
 
     #[test]

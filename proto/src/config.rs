@@ -144,14 +144,23 @@ pub fn resolve_url(dir: &Path, url: &str) -> String {
     match scheme {
         "file" => url::Url::from_file_path(dir.join(path)).map_or_else(|()| url.to_owned(), String::from),
         "inbox" => format!("inbox:{}", dir.join(path).display()),
-        // sqlx decodes the path; the user's part is written so already.
+        // The user's part is escaped already.
         "sqlite" if path.starts_with('/') => url.to_owned(),
-        "sqlite" => {
-            let dir = dir.display().to_string().replace('%', "%25").replace('?', "%3F");
-            format!("sqlite:{}/{path}", dir.trim_end_matches('/'))
-        }
+        "sqlite" => format!("{}/{path}", sqlite_url(dir).trim_end_matches('/')),
         _ => url.to_owned(),
     }
+}
+
+/// The URL of a SQLite file.
+pub fn sqlite_url(path: &Path) -> String {
+    format!("sqlite:{}", path.display().to_string().replace('%', "%25").replace('?', "%3F"))
+}
+
+/// The file of a `sqlite:` URL: up to `?`, %-escapes read. What follows it are options of other programs.
+pub fn sqlite_path(url: &str) -> Option<PathBuf> {
+    let path = url.strip_prefix("sqlite:")?;
+    let path = path.strip_prefix("//").unwrap_or(path).split('?').next()?;
+    Some(PathBuf::from(&*percent_encoding::percent_decode_str(path).decode_utf8_lossy()))
 }
 
 #[cfg(test)]
@@ -376,5 +385,24 @@ mod tests {
             assert_eq!(resolve_url(dir, url), expected, "{url}");
         }
         assert_eq!(resolve_url(Path::new("/a?b%c"), "sqlite:x.db"), "sqlite:/a%3Fb%25c/x.db");
+    }
+
+    #[test]
+    fn a_sqlite_url_names_the_file_that_was_meant() {
+        for dir in ["/srv", "/a?b%c", "/my shop", "/größe 100%"] {
+            let dir = Path::new(dir);
+            for (url, file) in [
+                ("sqlite:hq.db", "hq.db"),
+                ("sqlite:hq.db?mode=ro", "hq.db"),
+                ("sqlite://hq.db?mode=ro&cache=shared", "hq.db"),
+                ("sqlite:50%25%20off?.db", "50% off"),
+                ("sqlite:höhe.db", "höhe.db"),
+            ] {
+                assert_eq!(sqlite_path(&resolve_url(dir, url)), Some(dir.join(file)), "{dir:?} {url}");
+            }
+            assert_eq!(sqlite_path(&sqlite_url(&dir.join("x"))), Some(dir.join("x")));
+        }
+        assert_eq!(sqlite_path("sqlite:///var/hq.db"), Some("/var/hq.db".into()));
+        assert_eq!(sqlite_path("postgres://h/d"), None);
     }
 }

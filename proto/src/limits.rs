@@ -19,7 +19,7 @@ pub struct Limits {
     pub pack_bytes: u64,
     /// Bytes of one pack unpacked. 32 GiB; also never more than its manifest declares.
     pub unpacked_bytes: u64,
-    /// Unpacked bytes for each packed one. 200: DEFLATE ends at 1,032, real rows at about 25.
+    /// Unpacked bytes for each packed one, of packs above 64 MiB. 200: DEFLATE ends at 1,032, real rows at about 25.
     pub ratio: u64,
     /// Bytes of one line of a pack, and of one field or row of a source. 16 MiB.
     pub line_bytes: u64,
@@ -33,9 +33,21 @@ pub struct Limits {
     pub ddl_bytes: usize,
 }
 
+const MIB: u64 = 1 << 20;
+
+/// Up to here the ratio is not judged: few rows may repeat themselves without being a bomb, and so many bytes, streamed,
+/// harm nobody.
+const RATIO_FLOOR: u64 = 64 * MIB;
+
+impl Limits {
+    /// Whether a pack may unpack that much.
+    pub fn unpacks_within(&self, bytes: u64, unpacked: u64) -> bool {
+        unpacked <= self.unpacked_bytes && (unpacked <= RATIO_FLOOR || unpacked / self.ratio.max(1) <= bytes)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        const MIB: u64 = 1 << 20;
         Limits {
             manifest_bytes: 4 * MIB,
             trust_bytes: 64 << 10,
@@ -49,6 +61,26 @@ impl Default for Limits {
             tables: 64,
             columns: 256,
             ddl_bytes: 256 << 10,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_packs_may_repeat_themselves_and_bombs_may_not() {
+        let limits = Limits::default();
+        for (bytes, unpacked, fits) in [
+            (500, 400_000, true),
+            (64 << 10, 64 * MIB, true),
+            (64 << 10, 64 * MIB + 1, false),
+            (MIB, 200 * MIB, true),
+            (MIB, 201 * MIB, false),
+            (1024 * MIB, 32 * 1024 * MIB + 1, false),
+        ] {
+            assert_eq!(limits.unpacks_within(bytes, unpacked), fits, "{bytes} {unpacked}");
         }
     }
 }

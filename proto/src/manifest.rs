@@ -165,7 +165,7 @@ impl StreamEntry {
             if p.bytes > limits.pack_bytes {
                 return Err(format!("{what} has {} bytes, over limits.pack_bytes = {}", p.bytes, limits.pack_bytes));
             }
-            if p.unpacked > limits.unpacked_bytes || p.unpacked / limits.ratio.max(1) > p.bytes {
+            if !limits.unpacks_within(p.bytes, p.unpacked) {
                 return Err(format!(
                     "{what} would unpack {} bytes from {}, over limits.unpacked_bytes = {} or limits.ratio = {}",
                     p.unpacked, p.bytes, limits.unpacked_bytes, limits.ratio

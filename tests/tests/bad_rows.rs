@@ -202,10 +202,14 @@ fn the_list_of_stores_is_guarded_too() {
     site.publish();
     let before = files::tree(&site.bucket());
     site.sql("DELETE FROM store");
-    site.hq.run(&["publish"]).code(1).says(&["list of stores", "would become empty", "--allow-shrink"]);
+    site.hq.run(&["publish"]).code(3).says(&["list of stores", "would become empty", "--allow-shrink"]);
     assert_eq!(files::tree(&site.bucket()), before);
+    // Who is known goes on getting what changes.
+    site.sql("UPDATE price SET price_cents = 1 WHERE sku = 'SKU0000003'");
+    site.hq.run(&["publish"]).code(3).says(&["list of stores", "price@zone-east 2 published"]);
     site.sql("INSERT INTO store VALUES ('0421', 'east', 'north'), ('0815', 'west', 'north')");
     site.publish();
+    arrives(&site);
 }
 
 /// The contract of a stream, rewritten.

@@ -150,6 +150,11 @@ async fn verify_finds_drift_damage_and_what_is_missing() {
     let s = status::report(&w.config, &d.ledger, w.clock.as_ref()).await.unwrap();
     assert_eq!(serde_json::to_value(&s).unwrap()["streams"]["price@zone-east"]["version"], 1);
     assert_eq!(s.trust, Some((1, 1)));
+    let s = serde_json::to_value(&s).unwrap();
+    let serial = &s["stores"][0]["serial"];
+    assert!(serial.as_u64().is_some_and(|n| n > 0), "{s:#}");
+    assert_eq!((&s["serial"], &s["network"], &s["debts"]), (serial, &"online".into(), &serde_json::json!([])));
+    assert!(s["streams"].is_object() && s["errors"].is_array());
 
     let replica = w.dir.path().join("state/replicas/price@zone-east.db");
     rusqlite::Connection::open(&replica)

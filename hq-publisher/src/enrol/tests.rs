@@ -107,6 +107,28 @@ async fn init_enrol_revoke() {
 }
 
 #[tokio::test]
+async fn ids_that_differ_only_in_case_are_refused() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    w.desk().await.enroll(&id("0421-AB")).await.unwrap();
+    let e = w.desk().await.enroll(&id("0421-ab")).await.unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "0421-ab differs only in case from 0421-AB, which is enrolled: write it 0421-AB, or revoke that first"
+    );
+    w.desk().await.enroll(&id("0421-AB")).await.expect("anew is fine");
+    w.desk().await.revoke(&id("0421-AB")).await.unwrap();
+    w.desk().await.enroll(&id("0421-ab")).await.unwrap();
+    // A store that the source has in another case than the ledger.
+    let source = rusqlite::Connection::open(w.dir.path().join("hq.db")).unwrap();
+    source.execute_batch("INSERT INTO store VALUES ('xy', NULL, NULL)").unwrap();
+    w.desk().await.enroll(&id("xy")).await.unwrap();
+    source.execute_batch("UPDATE store SET id = 'XY' WHERE id = 'xy'").unwrap();
+    let e = w.desk().await.enroll(&id("XY")).await.unwrap_err();
+    assert!(matches!(e, EnrolError::Stores(_)) && e.to_string().contains("XY differs only in case from xy"), "{e}");
+}
+
+#[tokio::test]
 async fn three_rotations_pass_over_a_store_that_is_away() {
     let w = World::new().await;
     w.desk().await.init().await.unwrap();

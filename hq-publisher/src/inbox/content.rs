@@ -36,7 +36,7 @@ fn read_csv(
 ) -> Result<(), FileError> {
     let mut csv = Reader::new(input, max)?;
     let wanted: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
-    let (places, width) = header(&mut csv, &wanted, &[])?;
+    let (places, width) = header(&mut csv, complete, &wanted, &[])?;
     let places: Vec<usize> = places.into_iter().flatten().collect();
     while let Some(line) = csv.next()? {
         let fields: Vec<&[u8]> = csv.fields().collect();
@@ -69,6 +69,7 @@ fn read_csv(
 /// The columns' places by name, and how many fields a line has.
 fn header<R: Read>(
     csv: &mut Reader<R>,
+    complete: bool,
     wanted: &[&str],
     optional: &[&str],
 ) -> Result<(Vec<Option<usize>>, usize), FileError> {
@@ -76,8 +77,9 @@ fn header<R: Read>(
         return Err(FileError::at(1, "the file is empty: not even a header line"));
     };
     let names: Vec<String> = csv.fields().map(|f| String::from_utf8_lossy(f).into_owned()).collect();
-    if !csv.is_closed() {
-        return Err(FileError::at(line, "the header line has no line break: the file is half-written"));
+    if !(complete || csv.is_closed()) {
+        let reason = "the header line has no line break, so that the file may be half-written: end it with one, or put NAME.ok beside the file when it is whole";
+        return Err(FileError::at(line, reason));
     }
     let places = match_columns(&names, wanted, optional).map_err(|e| FileError::at(line, e))?;
     Ok((places, names.len()))
@@ -290,7 +292,7 @@ impl<'de> Visitor<'de> for Scalar {
 /// Reads `stores.csv`: column `id`, and `zone` and `region` where there are any.
 pub fn read_stores(input: impl Read, complete: bool, max: u64) -> Result<Vec<StoreRow>, FileError> {
     let mut csv = Reader::new(input, max)?;
-    let (places, width) = header(&mut csv, &["id", "zone", "region"], &["zone", "region"])?;
+    let (places, width) = header(&mut csv, complete, &["id", "zone", "region"], &["zone", "region"])?;
     let mut list = StoreList::default();
     while let Some(line) = csv.next()? {
         let fields: Vec<&[u8]> = csv.fields().collect();

@@ -99,6 +99,12 @@ fn files_that_are_broken_or_half_written_are_refused_with_the_line() {
     let (t, r) = read(format!("{HEADER}1,x,1,,,").as_bytes(), Format::Csv, true);
     r.unwrap();
     assert_eq!(t.rows.len(), 1, "NAME.ok vouches for the last line");
+    let (t, r) = read(HEADER.trim_end().as_bytes(), Format::Csv, true);
+    r.unwrap();
+    assert_eq!((t.rows.len(), t.faults.len()), (0, 0), "a table without rows");
+    let (t, r) = read(format!("{HEADER}1,x,1,,").as_bytes(), Format::Csv, true);
+    r.unwrap();
+    assert_eq!((t.rows.len(), t.faults.len()), (0, 1), "a line that lacks a field is no row, marked or not");
 }
 
 #[test]
@@ -135,7 +141,9 @@ fn stores_are_read_from_csv() {
     for part in ["1 is listed twice", "../x", "line 5 has 1 fields"] {
         assert!(e.contains(part), "{part}: {e}");
     }
-    assert!(read_stores(&b"id,zone\n1,ea"[..], false, 1000).is_err());
+    let e = read_stores(&b"id,zone\n1,ea"[..], false, 1000).unwrap_err().to_string();
+    assert!(e.contains("line 2: the last line has no line break") && e.contains("put NAME.ok beside"), "{e}");
+    assert_eq!(read_stores(&b"id,zone\n1,east"[..], true, 1000).unwrap().len(), 1);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, Transact
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -188,7 +188,7 @@ impl Ledger {
     /// Opens a database by URL: `sqlite:FILE` or `postgres://…`.
     pub async fn open_url(url: &str) -> Result<Ledger, LedgerError> {
         sqlx::any::install_default_drivers();
-        let file = url.strip_prefix("sqlite:").map(|rest| PathBuf::from(rest.strip_prefix("//").unwrap_or(rest)));
+        let file = proto::config::sqlite_path(url);
         let (kind, full) = match &file {
             Some(file) => (Kind::Sqlite, sqlite_url(file)?),
             None => (Kind::Postgres, url.to_owned()),

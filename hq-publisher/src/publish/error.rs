@@ -40,9 +40,6 @@ pub enum PublishError {
     /// The source as a whole.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The list of stores lost too much.
-    #[error("{0}. If that is right, run again with --allow-shrink")]
-    StoresShrunk(String),
     /// A file.
     #[error(transparent)]
     Shelf(#[from] ShelfError),

@@ -33,6 +33,8 @@ pub struct Drops {
     pub tables: BTreeMap<Instance, BTreeMap<TableName, Drop>>,
     /// `stores.csv`.
     pub stores: Option<Drop>,
+    /// A `stores.csv` is there, or was, that this run does not take: who it names is not known yet.
+    pub stores_wait: bool,
     /// Drops that cannot be: with the reason, and the instance where the name gives one.
     pub rejected: Vec<(Drop, String)>,
     /// What keeps drops waiting, for people.
@@ -170,17 +172,17 @@ fn read_drop(
     let Ok(What::Table { format, .. }) = drop.what else { return Ok(()) };
     let file = shelf::open_regular(&drop.file.path).map_err(|e| ReadError::Source("DROP", e.to_string()))?;
     let mut loader = scratch.loader(table, &config.limits, faults)?;
-    inbox::read_table(&file, format, drop.file.marked, config.limits.line_bytes, table, &mut loader).map_err(|e| {
-        match e.sink {
-            Some(sink) => ReadError::Scratch(sink.into()),
-            None => ReadError::Drop(Box::new(drop.clone()), e),
+    let read = inbox::read_table(&file, format, drop.file.marked, config.limits.line_bytes, table, &mut loader);
+    match read {
+        Err(FileError { sink: Some(sink), .. }) => Err(ReadError::Scratch(sink.into())),
+        // Before what was found in it: half of one text and half of another is nobody's fault.
+        _ if !drop.is(&file) => {
+            let reason = format!("{} changed while it was read; it is left for the next run", drop.file.name);
+            Err(ReadError::Source("DROP_CHANGED", reason))
         }
-    })?;
-    if !drop.is(&file) {
-        let reason = format!("{} changed while it was read; it is left for the next run", drop.file.name);
-        return Err(ReadError::Source("DROP_CHANGED", reason));
+        Err(e) => Err(ReadError::Drop(Box::new(drop.clone()), e)),
+        Ok(()) => Ok(()),
     }
-    Ok(())
 }
 
 /// A table that no drop came for keeps what is published.
@@ -203,10 +205,17 @@ fn keep(table: &Table, kept: Option<&Kept<'_>>, scratch: &Scratch) -> Result<(),
 impl Drops {
     /// Sorts what was found into what can be published, what cannot, and what must wait.
     fn sort(inbox: Inbox, look: inbox::Look, config: &Config, options: &PublishOptions) -> Drops {
-        let mut out =
-            Drops { inbox, tables: BTreeMap::new(), stores: None, rejected: Vec::new(), problems: Vec::new() };
+        let mut out = Drops {
+            inbox,
+            tables: BTreeMap::new(),
+            stores: None,
+            stores_wait: false,
+            rejected: Vec::new(),
+            problems: Vec::new(),
+        };
         for name in look.waiting {
             tracing::info!(%name, "still growing; left for the next run");
+            out.stores_wait |= inbox::parse_name(&name) == Some(Ok(What::Stores));
         }
         for drop in look.ready {
             match drop.what.clone() {
@@ -232,28 +241,38 @@ impl Drops {
         tables.insert(table, drop);
     }
 
-    /// Rejects drops whose table or audience is not there: known only with contracts and stores.
-    pub fn check(&mut self, contracts: &Contracts, stores: &[StoreRow]) {
+    /// Rejects drops whose table or audience is not there: known only with contracts and stores. Those of an audience
+    /// that a list which was not taken may name are left where they are; gives a line for each.
+    pub fn check(&mut self, contracts: &Contracts, stores: &[StoreRow]) -> Vec<String> {
+        let mut left = Vec::new();
         for stream in &contracts.streams {
             let there: Vec<Audience> =
                 super::contracts::audiences(stream.audience, stores).into_iter().map(|(a, _)| a).collect();
             for (instance, tables) in self.tables.iter_mut().filter(|(i, _)| i.stream == stream.name) {
                 let gone: Vec<TableName> = tables.keys().cloned().collect();
                 for name in gone {
-                    let reason = if stream.contract.table(&name).is_none() {
-                        format!("table {name} is not in the contract of stream {}", stream.name)
-                    } else if !there.contains(&instance.audience) {
-                        format!("no store has the audience {}", instance.audience)
-                    } else {
+                    let is_table = stream.contract.table(&name).is_some();
+                    if is_table && there.contains(&instance.audience) {
                         continue;
-                    };
-                    if let Some(drop) = tables.remove(&name) {
+                    }
+                    let Some(drop) = tables.remove(&name) else { continue };
+                    let nobody = format!("no store has the audience {}", instance.audience);
+                    if !is_table {
+                        let reason = format!("table {name} is not in the contract of stream {}", stream.name);
                         self.rejected.push((drop, reason));
+                    } else if self.stores_wait {
+                        left.push(format!(
+                            "{} is left for the next run: {nobody}, and stores.csv waits",
+                            drop.file.name
+                        ));
+                    } else {
+                        self.rejected.push((drop, nobody));
                     }
                 }
             }
         }
         self.tables.retain(|_, t| !t.is_empty());
+        left
     }
 }
 
@@ -281,4 +300,54 @@ pub fn faults_text(instance: &Instance, faults: &Faults, table: &TableName) -> S
     let lines: Vec<String> =
         faults.first.iter().filter(|f: &&RowFault| &f.table == table).map(|f| format!("{instance}: {f}")).collect();
     format!("{} bad rows in this version of {instance}; of this table:\n{}", faults.count, lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+    use super::*;
+    use proto::limits::Limits;
+    use std::fs;
+
+    const DDL: &str = "CREATE TABLE price (sku TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT;";
+
+    fn config(dir: &std::path::Path) -> Config {
+        let text = "[source]\nurl = \"inbox:inbox\"\n[objects]\nurls = [\"file:o\"]\n[state]\ndir = \"s\"\n\
+                    [[stream]]\nname = \"price\"\naudience = \"zone\"\nschema = \"price.sql\"\n";
+        fs::write(dir.join("hq.toml"), text).unwrap();
+        fs::create_dir(dir.join("inbox")).unwrap();
+        crate::config::load(Some(&dir.join("hq.toml")), []).unwrap().value
+    }
+
+    #[test]
+    fn a_drop_that_changes_while_it_is_read_waits_whatever_was_read_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let path = dir.path().join("inbox/price.zone-east.price.csv");
+        fs::write(&path, "sku,cents\na,100\n").unwrap();
+        let file = Inbox::new(&dir.path().join("inbox")).look().unwrap().remove(0);
+        let drop = Drop { what: inbox::parse_name(&file.name).unwrap(), file };
+        let contract = Contract::parse(DDL, &Limits::default()).unwrap();
+        for half in ["sku,cents\na,1", "", "sku,cents\na,\"1", "sku,cents\na,one\n", "sku,cents\na,101\nb,2\n"] {
+            fs::write(&path, half).unwrap();
+            let scratch = Scratch::create(&dir.path().join("scratch.db"), &contract).unwrap();
+            let read = read_drop(&config, &drop, &contract.tables[0], &scratch, &mut Faults::telling(9));
+            let Err(ReadError::Source(code, reason)) = read else { panic!("{half:?}: {read:?}") };
+            assert_eq!(code, "DROP_CHANGED", "{half:?}");
+            assert!(reason.contains("left for the next run"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_list_that_still_grows_is_known_to_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let look = |waiting: &[&str]| inbox::Look {
+            waiting: waiting.iter().map(|n| (*n).to_owned()).collect(),
+            ..inbox::Look::default()
+        };
+        let waits = |look| Drops::sort(Inbox::new(dir.path()), look, &config, &PublishOptions::default()).stores_wait;
+        assert!(waits(look(&["price.zone-east.price.csv", "stores.csv"])));
+        assert!(!waits(look(&["price.zone-east.price.csv"])));
+    }
 }

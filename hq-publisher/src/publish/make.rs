@@ -161,7 +161,7 @@ impl Making<'_, '_> {
         report.packs.push(PackReport { kind, bytes: written.bytes, rows: written.rows.total() });
         let Written { bytes, unpacked, sha256, .. } = written;
         let limits = &run.config.limits;
-        if bytes > limits.pack_bytes || unpacked > limits.unpacked_bytes || unpacked / limits.ratio.max(1) > bytes {
+        if bytes > limits.pack_bytes || !limits.unpacks_within(bytes, unpacked) {
             let text = format!(
                 "{name} has {bytes} bytes and {unpacked} unpacked: readers refuse that (limits.pack_bytes = {}, \
                  limits.unpacked_bytes = {}, limits.ratio = {}; raise them at every tier)",

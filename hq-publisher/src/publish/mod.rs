@@ -120,7 +120,7 @@ async fn take_lease(config: &Config, ledger: &Ledger, clock: &Arc<dyn Clock>) ->
 async fn tell_of_run(ledger: &Ledger, clock: &dyn Clock, result: &Result<PublishReport, PublishError>) {
     let told = match result {
         Ok(_) => mail::publish_notice(ledger, clock, "run", None).await,
-        Err(PublishError::Config(_) | PublishError::Aborted(_) | PublishError::StoresShrunk(_)) => return,
+        Err(PublishError::Config(_) | PublishError::Aborted(_)) => return,
         Err(e) => tell_of_failure(ledger, clock, e).await,
     };
     warn_untold(told);
@@ -288,7 +288,7 @@ impl Run<'_> {
         let mut feed = Feed::open(self.config, self.options, self.clock).await?;
         let stores = self.stores(contracts, &mut feed, &mut report).await?;
         if let Feed::Inbox(drops) = &mut feed {
-            drops.check(contracts, &stores);
+            report.notes.extend(drops.check(contracts, &stores));
         }
         // 5. Each stream, each audience: up to packs in the bucket.
         let mut ready = Vec::new();
@@ -300,6 +300,9 @@ impl Run<'_> {
             self.stage_stream(stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
         }
         let drops = feed.close().await;
+        let retired = self.retired_heads(&report).0;
+        let gone = |i: &Instance| format!("no store follows {i} any more; what was published of it stays");
+        report.notes.extend(retired.iter().map(gone));
         // 6. The commit point, and what follows from it.
         if !self.options.dry_run {
             self.sign(ready, &mut report).await?;

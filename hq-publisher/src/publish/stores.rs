@@ -9,7 +9,9 @@ use crate::config::AudienceKind;
 use crate::guard;
 use crate::inbox::{self, Drop};
 use crate::mail;
-use crate::source::StoreRow;
+use crate::source::{self, StoreRow};
+use crate::source_db::SourceError;
+use proto::ids::StoreId;
 use proto::shelf;
 
 impl Run<'_> {
@@ -20,11 +22,16 @@ impl Run<'_> {
         feed: &mut Feed,
         report: &mut PublishReport,
     ) -> Result<Vec<StoreRow>, PublishError> {
-        let known: Vec<StoreRow> =
-            self.ledger.stores().await?.into_iter().filter(|s| s.vanished_at.is_none()).map(|s| s.seen).collect();
+        let all = self.ledger.stores().await?;
+        let ids: Vec<StoreId> = all.iter().map(|s| s.seen.id.clone()).collect();
+        let known: Vec<StoreRow> = all.into_iter().filter(|s| s.vanished_at.is_none()).map(|s| s.seen).collect();
         let told = match feed {
-            Feed::Database(_) => feed.stores(contracts).await?,
-            Feed::Inbox(drops) => self.dropped_stores(drops),
+            Feed::Database(_) => {
+                let told = feed.stores(contracts).await?;
+                told.iter().try_for_each(|t| source::cases_agree(t, &ids)).map_err(SourceError::from)?;
+                told
+            }
+            Feed::Inbox(drops) => self.dropped_stores(drops, &ids),
         };
         let Some(mut told) = told else {
             report.stores = known.len();
@@ -37,12 +44,9 @@ impl Run<'_> {
                 let subject = "publish refused: the list of stores";
                 mail::publish_notice(self.ledger, self.clock, "stores", Some((subject, &shrunk.to_string()))).await?;
             }
-            if let Feed::Database(_) = feed {
-                return Err(PublishError::StoresShrunk(shrunk.to_string()));
-            }
-            self.problem(format!("stores.csv is held: {shrunk}. If that is right, run again with --allow-shrink"));
+            self.problem(format!("{shrunk}; the list is held. If that is right, run again with --allow-shrink"));
             if let Feed::Inbox(drops) = feed {
-                drops.stores = None;
+                (drops.stores, drops.stores_wait) = (None, true);
             }
             told = known;
         } else if !self.options.dry_run {
@@ -54,16 +58,16 @@ impl Run<'_> {
         Ok(told)
     }
 
-    fn dropped_stores(&self, drops: &mut Drops) -> Option<Vec<StoreRow>> {
+    fn dropped_stores(&self, drops: &mut Drops, known: &[StoreId]) -> Option<Vec<StoreRow>> {
         let drop = drops.stores.clone()?;
-        match read(&drop, self.config.limits.line_bytes) {
+        match read(&drop, known, self.config.limits.line_bytes) {
             Ok(Some(stores)) => return Some(stores),
             Ok(None) => {
                 self.problem(format!("{} changed while it was read; it is left for the next run", drop.file.name));
             }
             Err(reason) => drops.rejected.push((drop, reason)),
         }
-        drops.stores = None;
+        (drops.stores, drops.stores_wait) = (None, true);
         None
     }
 
@@ -81,10 +85,15 @@ impl Run<'_> {
 }
 
 /// The stores in a drop; `None` when it changed meanwhile.
-fn read(drop: &Drop, line_bytes: u64) -> Result<Option<Vec<StoreRow>>, String> {
+fn read(drop: &Drop, known: &[StoreId], line_bytes: u64) -> Result<Option<Vec<StoreRow>>, String> {
     let file = shelf::open_regular(&drop.file.path).map_err(|e| e.to_string())?;
     let stores = inbox::read_stores(&file, drop.file.marked, line_bytes).map_err(|e| e.to_string());
-    if drop.is(&file) { stores.map(Some) } else { Ok(None) }
+    if !drop.is(&file) {
+        return Ok(None);
+    }
+    let stores = stores?;
+    source::cases_agree(&stores, known).map_err(|e| e.to_string())?;
+    Ok(Some(stores))
 }
 
 #[cfg(test)]
@@ -100,10 +109,10 @@ mod tests {
         std::fs::write(&path, "id,zone\n1,east\n").unwrap();
         let file = Inbox::new(dir.path()).look().unwrap().remove(0);
         let drop = Drop { file, what: Ok(What::Stores) };
-        assert_eq!(read(&drop, 1000).unwrap().unwrap().len(), 1);
+        assert_eq!(read(&drop, &[], 1000).unwrap().unwrap().len(), 1);
         for half in ["id,zone\n1,east\n2,west\n", "id,zone\n1,ea"] {
             std::fs::write(&path, half).unwrap();
-            assert_eq!(read(&drop, 1000), Ok(None));
+            assert_eq!(read(&drop, &[], 1000), Ok(None));
         }
     }
 }

@@ -417,8 +417,56 @@ async fn the_shrink_guard_holds_until_it_is_told_otherwise() {
     let r = w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
     assert_eq!(r.exit_code(), 0);
     w.all_is_well();
-    w.sql("DELETE FROM store");
-    assert!(matches!(w.publish_cut(&options(), &Quiet).await, Err(PublishError::StoresShrunk(_))));
+    // A list that shrank is held; who was known is published to.
+    w.sql(
+        "CREATE TABLE spare AS SELECT * FROM store; DELETE FROM store; UPDATE price SET cents = 7 WHERE sku = 'sku3'",
+    );
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.stores, outcome(&r, "price@zone-west")), (3, 2, Outcome::Published));
+    assert!(r.problems[0].contains("the list of stores would become empty"), "{:?}", r.problems);
+    assert!(r.vanished.is_empty() && r.notes.is_empty(), "{:?}", r.lines());
+    w.all_is_well();
+    w.sql("INSERT INTO store SELECT * FROM spare");
+    assert_eq!(w.publish().await.exit_code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audience_that_nobody_follows_any_more_is_told_once() {
+    let w = World::new().await;
+    w.publish().await;
+    w.sql("UPDATE store SET zone = 'east'");
+    let told = "no store follows price@zone-west any more; what was published of it stays";
+    let dry = w.publish_as(PublishOptions { dry_run: true, ..options() }).await;
+    let r = w.publish().await;
+    assert_eq!((dry.notes, &r.notes, r.exit_code()), (vec![told.to_owned()], &vec![told.to_owned()], 0));
+    assert!(r.lines().contains(&format!("note: {told}")));
+    assert!(w.publish().await.notes.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_comes_back_in_another_case_is_refused() {
+    let w = World::new().await;
+    w.sql("INSERT INTO store VALUES ('ab', 'east', NULL)");
+    w.publish().await;
+    w.sql("UPDATE store SET id = 'AB' WHERE id = 'ab'");
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert!(matches!(e, PublishError::Source(crate::source_db::SourceError::Stores(_))), "{e}");
+    assert!(e.to_string().contains("store AB differs only in case from ab"), "{e}");
+    w.sql("UPDATE store SET id = 'ab' WHERE id = 'AB'");
+    assert_eq!(w.publish().await.exit_code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn few_rows_that_repeat_themselves_are_published() {
+    let w = World::with(&CONFIG.replace("SELECT sku, name, plu FROM item", "SELECT sku, name, NULL AS plu FROM item"))
+        .await;
+    w.write("catalog.sql", "CREATE TABLE item (sku TEXT PRIMARY KEY, name TEXT NOT NULL, plu INTEGER) STRICT;");
+    w.sql("UPDATE item SET name = replace(hex(zeroblob(10000)), '0', 'x')");
+    let r = w.publish().await;
+    let pack = &r.instances[&"catalog@all".parse().unwrap()].packs[0];
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert!(pack.bytes * 200 < 400 * 20_000, "{pack:?}");
+    w.follow("0421", &mut w.register("r.db"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -852,6 +900,27 @@ async fn drops_are_published_moved_and_refused() {
     );
     let r = w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
     assert_eq!((outcome(&r, "price@zone-east"), names("inbox").len()), (Outcome::Published, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drops_for_who_is_not_known_yet_wait_with_the_list() {
+    let w = inbox_world().await;
+    w.publish().await;
+    let north = ["inbox/price.zone-north.price.csv", "inbox/price.zone-north.deal.ndjson"];
+    drop_file(&w, "price.zone-north.price.csv", "sku,cents\na,1\n");
+    drop_file(&w, "price.zone-north.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
+    // A list that is refused, one that is held: who is in it is not known.
+    for (list, code) in [("id,zone\n0421,east\n0422,west\n0423,No rth\n", 3), ("id,zone\n", 3)] {
+        drop_file(&w, "stores.csv", list);
+        let r = w.publish().await;
+        assert_eq!(r.exit_code(), code, "{:?}", r.lines());
+        assert!(north.iter().all(|n| w.exists(n) && w.exists(&format!("{n}.ok"))), "{:?}", r.lines());
+        assert!(r.notes.iter().any(|n| n.contains("no store has the audience zone-north, and stores.csv waits")));
+    }
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n0423,north");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-north")), (0, Outcome::Published), "{:?}", r.lines());
+    assert!(!w.exists(north[0]) && !w.exists("inbox/stores.csv"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -646,7 +646,9 @@ impl<'a> SectionWriter<'a> {
         match self.write.raw_execute() {
             Ok(1) => Ok(()),
             Ok(n) => Err(self.fault(row, &format!("{n} rows were changed instead of one"))),
-            Err(e) if super::sqlite::verdict(&e) == Verdict::Quarantine => Err(self.fault(row, &e.to_string())),
+            Err(e) if super::sqlite::verdict(&e) == Verdict::Quarantine || super::sqlite::is_refused_value(&e) => {
+                Err(self.fault(row, &e.to_string()))
+            }
             Err(e) => Err(RowFault::Sqlite(e)),
         }
     }

@@ -65,6 +65,13 @@ pub fn verdict(e: &rusqlite::Error) -> Verdict {
     }
 }
 
+/// Whether a statement that was sound failed at a value: a function of a CHECK or index could not take it, such as one of
+/// JSON a text that is none.
+pub fn is_refused_value(e: &rusqlite::Error) -> bool {
+    use libsqlite3_sys::{SQLITE_ERROR, SQLITE_TOOBIG};
+    e.sqlite_error().is_some_and(|e| matches!(e.extended_code, SQLITE_ERROR | SQLITE_TOOBIG))
+}
+
 /// Whether a file that an error called damaged is so at a second look, by a connection of its own. SQLite says the
 /// same of a read that failed (EIO), and that may be over: no database is given up for it.
 pub fn is_damaged(path: &Path) -> bool {

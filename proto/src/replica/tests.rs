@@ -440,6 +440,23 @@ fn an_open_validation_can_be_taken_back() {
 }
 
 #[test]
+fn a_row_that_the_contracts_functions_cannot_take_is_the_packs_fault() {
+    for (from, to) in [("length(name) <= 10", "name ->> 'x' IS NULL"), ("ON item (name)", "ON item (name ->> 'x')")] {
+        let mut shop = Shop::new();
+        shop.ddl = DDL.replace(from, to);
+        let mut r = shop.replica("r.db");
+        let none = simple(&[]);
+        apply(&mut r, "all", &[&shop.full("all", 1, &none)]).unwrap();
+        let e = apply(&mut r, "all", &[&shop.delta(2, 1, &none, &simple(&[("a", 1.0)]))]).unwrap_err();
+        assert!(
+            matches!(&e, ApplyError::Row { key, reason, .. } if key == "sku=\"a\"" && reason.contains("malformed JSON")),
+            "{e}"
+        );
+        assert_eq!((e.verdict(), rows(&r)), (Verdict::Quarantine, 0));
+    }
+}
+
+#[test]
 fn references_must_lead_somewhere() {
     let dir = TempDir::new().unwrap();
     let mut r = Replica::open(&dir.path().join("r.db"), &Limits::default()).unwrap();

@@ -122,16 +122,29 @@ pub fn quoted_list<'n>(names: impl Iterator<Item = &'n ColumnName>) -> String {
 }
 
 /// Functions that a CHECK, DEFAULT or index may call: built in, and the same everywhere always.
+/// Those of dates are, but for `now`, `localtime` and `utc`, which SQLite refuses where a row is judged.
 const PURE_FUNCTIONS: &[&str] = &[
+    "->",
+    "->>",
     "abs",
+    "char",
     "coalesce",
+    "concat",
+    "concat_ws",
+    "date",
+    "datetime",
     "format",
     "glob",
     "hex",
+    "if",
     "ifnull",
     "iif",
     "instr",
+    "json_array_length",
+    "json_extract",
+    "json_type",
     "json_valid",
+    "julianday",
     "length",
     "like",
     "lower",
@@ -141,15 +154,20 @@ const PURE_FUNCTIONS: &[&str] = &[
     "nullif",
     "octet_length",
     "printf",
+    "quote",
     "replace",
     "round",
     "rtrim",
     "sign",
+    "strftime",
     "substr",
     "substring",
+    "time",
     "trim",
     "typeof",
+    "unhex",
     "unicode",
+    "unixepoch",
     "upper",
 ];
 
@@ -342,8 +360,14 @@ fn introspect_table(db: &Connection, name: TableName, limits: &Limits) -> Result
         .query_row("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1", [name.as_str()], |r| r.get(0))
         .map_err(sql)?;
     let create = sql::trimmed(&create).to_owned();
-    if sql::tokens(&create).iter().any(|t| t.text.eq_ignore_ascii_case("AUTOINCREMENT")) {
+    let words = sql::tokens(&create);
+    let is = |t: &sql::Token<'_>, word: &str| t.text.eq_ignore_ascii_case(word);
+    if words.iter().any(|t| is(t, "AUTOINCREMENT")) {
         return Err(rule("AUTOINCREMENT is refused: keys come from the source".into()));
+    }
+    // CONFLICT alone may be a column; ON is nobody's name.
+    if words.windows(2).any(|w| is(&w[0], "ON") && is(&w[1], "CONFLICT")) {
+        return Err(rule("ON CONFLICT is refused: it would drop or change rows without a word; leave it out".into()));
     }
     let mut columns = Vec::new();
     let mut keyed: Vec<(i64, usize)> = Vec::new();
@@ -366,7 +390,8 @@ fn introspect_table(db: &Connection, name: TableName, limits: &Limits) -> Result
             _ => return Err(rule(format!("column {column} has type {declared}; use INTEGER, REAL, TEXT or BLOB"))),
         };
         let default: Option<String> = r.get(5).map_err(sql)?;
-        if default.as_ref().is_some_and(|d| d.contains('(') || d.to_ascii_uppercase().starts_with("CURRENT_")) {
+        let computed = |t: &sql::Token<'_>| t.text == "(" || t.text.to_ascii_uppercase().starts_with("CURRENT_");
+        if default.as_ref().is_some_and(|d| sql::tokens(d).iter().any(computed)) {
             return Err(rule(format!(
                 "column {column}: its DEFAULT must be a literal; rows come whole from the source"
             )));
@@ -514,6 +539,12 @@ mod tests {
             ("CREATE TABLE t (a TEXT COLLATE 'nocase', PRIMARY KEY (a COLLATE BINARY)) STRICT", "COLLATE"),
             ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT AS (a || 'x')) STRICT", "generated"),
             ("CREATE TABLE t (a INTEGER PRIMARY KEY AUTOINCREMENT) STRICT", "AUTOINCREMENT"),
+            ("CREATE TABLE t (a TEXT PRIMARY KEY ON CONFLICT REPLACE) STRICT", "ON CONFLICT"),
+            ("CREATE TABLE t (a TEXT PRIMARY KEY, n INTEGER NOT NULL on/**/conflict ignore) STRICT", "ON CONFLICT"),
+            ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT UNIQUE ON \u{feff}CONFLICT IGNORE) STRICT", "ON CONFLICT"),
+            ("CREATE TABLE t (a TEXT PRIMARY KEY, CHECK (a > 'b') ON CONFLICT IGNORE) STRICT", "ON CONFLICT"),
+            ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT DEFAULT ('' || current_timestamp)) STRICT", "a literal"),
+            ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT DEFAULT (lower('X'))) STRICT", "a literal"),
             ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT REFERENCES u (a)) STRICT", "no table of this stream"),
             (
                 "CREATE TABLE u (a TEXT PRIMARY KEY) STRICT; CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT REFERENCES u (a) ON DELETE CASCADE) STRICT",
@@ -527,6 +558,66 @@ mod tests {
             let e = parse(ddl).unwrap_err().to_string();
             assert!(e.contains(why), "{ddl}: {e}");
         }
+    }
+
+    #[test]
+    fn what_only_looks_like_a_broken_rule_is_taken() {
+        for columns in [
+            "conflict TEXT, b TEXT CHECK (b <> 'ON CONFLICT')",
+            "\"on\" TEXT REFERENCES t (a), \"conflict\" TEXT -- ON CONFLICT\n",
+            "b TEXT DEFAULT 'a(b)', c TEXT DEFAULT 'current_time', d REAL DEFAULT -1.5e-3, e BLOB DEFAULT x'28'",
+        ] {
+            parse(&format!("CREATE TABLE t (a TEXT PRIMARY KEY, {columns}) STRICT")).unwrap();
+        }
+    }
+
+    /// One CHECK a function, which a good row passes and a bad one breaks.
+    #[test]
+    fn pure_functions_judge_rows() {
+        let checks = [
+            ("date(a) IS a", "'2026-02-28'", "'2026-02-30'"),
+            ("time(a) IS a", "'08:30:00'", "'8:30'"),
+            ("datetime(a) IS NOT NULL", "'2026-01-06T08:00:00Z'", "'soon'"),
+            ("julianday(a) > 2461000", "'2026-01-06'", "'1926-01-06'"),
+            ("unixepoch(a) > 0", "'2026-01-06'", "'1926-01-06'"),
+            ("strftime('%w', a) <> '0'", "'2026-11-28'", "'2026-11-29'"),
+            ("json_type(a) = 'array'", "'[]'", "'{}'"),
+            ("json_extract(a, '$.x') = 1", "'{\"x\":1}'", "'{\"x\":2}'"),
+            ("a -> '$.x' = '1' AND a ->> '$.x' = 1", "'{\"x\":1}'", "'{\"x\":2}'"),
+            ("json_array_length(a) < 2", "'[1]'", "'[1,2]'"),
+            ("a <> char(65)", "'B'", "'A'"),
+            ("concat(a, 'x') = 'yx' AND concat_ws('-', a, 'x') = 'y-x'", "'y'", "'z'"),
+            ("quote(a) = char(39) || 'y' || char(39)", "'y'", "'z'"),
+            ("unhex(a) IS NOT NULL", "'00ff'", "'0'"),
+            ("if(a = 'y', 1, 0)", "'y'", "'z'"),
+        ];
+        for (check, good, bad) in checks {
+            let contract = parse(&format!("CREATE TABLE t (a TEXT PRIMARY KEY CHECK ({check})) STRICT"));
+            let db = Connection::open_in_memory().unwrap();
+            db.execute_batch("PRAGMA trusted_schema = OFF").unwrap();
+            db.execute_batch(&contract.unwrap_or_else(|e| panic!("{check}: {e}")).ddl).unwrap();
+            let insert = |value: &str| db.execute(&format!("INSERT INTO t VALUES ({value})"), []);
+            insert(good).unwrap_or_else(|e| panic!("{check}: {e}"));
+            assert!(insert(bad).unwrap_err().to_string().contains("CHECK constraint failed"), "{check}");
+        }
+        let formats = include_str!("../../../docs/FORMAT.md");
+        for function in PURE_FUNCTIONS {
+            assert!(formats.contains(&format!("`{function}`")), "docs/FORMAT.md names {function}");
+        }
+    }
+
+    #[test]
+    fn no_clock_and_no_time_zone_judges_a_row() {
+        for check in ["date() > a", "a < datetime('now')", "time(a, 'localtime') <> ''", "date(a, 'utc') <> ''"] {
+            let ddl = format!("CREATE TABLE t (a TEXT PRIMARY KEY CHECK ({check})) STRICT");
+            // Whether the contract is taken or not, no row ever is.
+            let db = Connection::open_in_memory().unwrap();
+            db.execute_batch(&ddl).unwrap();
+            let e = db.execute("INSERT INTO t VALUES ('2026-01-06')", []).unwrap_err().to_string();
+            assert!(e.contains("non-deterministic use of"), "{check}: {e}");
+            parse(&ddl).unwrap();
+        }
+        assert!(parse("CREATE TABLE t (a TEXT PRIMARY KEY CHECK (a < current_timestamp)) STRICT").is_err());
     }
 
     #[test]

@@ -45,6 +45,11 @@ pub fn tokens(sql: &str) -> Vec<Token<'_>> {
                 i = sql[i + 2..].find("*/").map_or(b.len(), |n| i + n + 4);
                 continue;
             }
+            // SQLite takes a byte order mark for a blank, wherever a token could begin.
+            0xEF if sql[i..].starts_with('\u{feff}') => {
+                i += '\u{feff}'.len_utf8();
+                continue;
+            }
             quote @ (b'"' | b'\'' | b'`') => i = end_of_quoted(b, i, quote),
             b'[' => i = sql[i..].find(']').map_or(b.len(), |n| i + n + 1),
             c if is_word(c) => {

@@ -1,0 +1,73 @@
+//! What scripts see of the program: a failure in JSON, texts that tell each thing once, what is true said twice.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+use serde_json::Value;
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+/// Exit code, stdout and stderr.
+fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_hq-publisher")).current_dir(dir).args(args).output().unwrap();
+    let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
+    (out.status.code().unwrap(), text(&out.stdout), text(&out.stderr))
+}
+
+fn settings(dir: &Path, port: u16) {
+    let text = format!(
+        "[source]\nurl = \"sqlite:hq.db\"\n[objects]\nurls = [\"file:objects\"]\n[state]\ndir = \"state\"\n[stores]\nquery = \"SELECT id FROM store\"\n\
+         [publish]\nlease_wait = \"0s\"\n[serve]\nlisten = \"127.0.0.1:{port}\"\n"
+    );
+    fs::write(dir.join("hq.toml"), text).unwrap();
+    let db = rusqlite::Connection::open(dir.join("hq.db")).unwrap();
+    db.execute_batch("CREATE TABLE store (id TEXT); INSERT INTO store VALUES ('0421')").unwrap();
+}
+
+#[test]
+fn a_failure_as_a_whole_is_json_for_who_asks_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let fails = |args: &[&str], exit: i32, code: &str| {
+        let (got, stdout, stderr) = run(dir.path(), args);
+        assert_eq!(got, exit, "{args:?}: {stdout}{stderr}");
+        let told: Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{args:?}: {e}: {stdout}{stderr}"));
+        assert_eq!(told["code"], code, "{args:?}: {told}");
+        let error = told["error"].as_str().unwrap().to_owned();
+        assert!(stderr.contains(&format!("error: {error}")), "{args:?}: {error}\n{stderr}");
+        error
+    };
+    fails(&["publish", "--json"], 2, "CONFIG");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    settings(dir.path(), taken.local_addr().unwrap().port());
+    fails(&["publish", "--json"], 1, "KEYS");
+    assert_eq!(run(dir.path(), &["init"]).0, 0);
+    assert_eq!(run(dir.path(), &["publish", "--json"]).0, 0);
+    fails(&["enroll", "0999", "--json"], 1, "UNKNOWN_STORE");
+    fails(&["revoke", "0421-07", "--json"], 1, "NOT_ENROLLED");
+    fails(&["export", "--store", "0999", "stick", "--json"], 1, "NO_MANIFEST");
+    let in_use = fails(&["serve", "--json"], 1, "LISTEN");
+    assert_eq!(in_use.matches("in use").count(), 1, "{in_use}");
+    fs::rename(dir.path().join("hq.db"), dir.path().join("away.db")).unwrap();
+    fails(&["publish", "--json"], 1, "SOURCE");
+    let (_, stdout, stderr) = run(dir.path(), &["publish"]);
+    assert!(stdout.is_empty() && stderr.contains("error: the source database cannot be reached"), "{stdout}{stderr}");
+}
+
+#[test]
+fn who_is_revoked_already_is_said_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    settings(dir.path(), 0);
+    for args in [&["init"][..], &["enroll", "0421-03"]] {
+        assert_eq!(run(dir.path(), args).0, 0, "{args:?}");
+    }
+    let revoke = || {
+        let (exit, stdout, stderr) = run(dir.path(), &["revoke", "0421-03", "--json"]);
+        assert_eq!(exit, 0, "{stderr}");
+        let told: Value = serde_json::from_str(&stdout).unwrap();
+        (told["revoked"] == true, told["was_revoked"] == true)
+    };
+    assert_eq!([revoke(), revoke()], [(true, false), (true, true)]);
+    let (exit, stdout, _) = run(dir.path(), &["revoke", "0421-03"]);
+    assert_eq!(exit, 0);
+    assert!(stdout.starts_with("0421-03 is revoked already"), "{stdout}");
+}
