@@ -384,3 +384,15 @@ async fn tower_services_ride_on_the_loop() {
     s.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with("127.0.0.1hi"), "{answer}");
 }
+
+#[test]
+fn bounds_that_would_serve_nobody_are_refused() {
+    HttpLimits::default().check("http").unwrap();
+    for (limits, told) in [
+        (HttpLimits { connections: 0, ..quick() }, "http.connections = 0: at least 1"),
+        (HttpLimits { per_ip: 0, ..quick() }, "http.per_ip = 0: at least 1"),
+        (HttpLimits { head_timeout: ms(0), ..quick() }, "http.head_timeout = \"0s\": at least 100ms"),
+    ] {
+        assert_eq!(limits.check("http").unwrap_err(), told);
+    }
+}
