@@ -34,7 +34,7 @@ struct Args {
 enum Command {
     /// Take the identity that `hq-publisher enroll REGISTER` printed.
     Enroll {
-        /// The code.
+        /// The code, or - to read it from standard input: it is a secret, and others see what a command is called with.
         code: String,
     },
     /// Follow headquarters until SIGTERM.
@@ -119,7 +119,8 @@ fn with_config(command: &Command, config: Config, file: &str, json: bool) -> any
 }
 
 fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
-    let code = EnrolCode::from_text(code, clock.now()).map_err(|e| BadCode(e.to_string()))?;
+    let code = cli::secret(code)?;
+    let code = EnrolCode::from_text(&code, clock.now()).map_err(|e| BadCode(e.to_string()))?;
     if code.id != config.device() {
         return Err(BadCode(format!("the code is for {}, these settings are for {}", code.id, config.register)).into());
     }

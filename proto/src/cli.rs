@@ -7,7 +7,7 @@ use clap::{Args, Command, ValueEnum};
 use sd_notify::NotifyState;
 use serde::Serialize;
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -147,9 +147,39 @@ fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && crate::config::variable("NO_COLOR").is_none()
 }
 
+/// Bytes of a secret on standard input: codes are some hundred.
+const SECRET_BYTES: u64 = 64 << 10;
+
+/// A secret given as an argument, or the first line of standard input where that is `-`: arguments stand in `ps` and in the
+/// shell's history.
+pub fn secret(argument: &str) -> io::Result<String> {
+    if argument != "-" {
+        return Ok(argument.to_owned());
+    }
+    let mut text = String::new();
+    io::stdin().lock().take(SECRET_BYTES).read_line(&mut text)?;
+    Ok(text)
+}
+
 /// Prints `error: …` on stderr; `{error:#}` shows the causes of an anyhow error.
 pub fn complain(error: impl Display) {
-    let _ = writeln!(Tidy::stderr(), "error: {error:#}");
+    let error = format!("{error:#}");
+    let _ = writeln!(Tidy::stderr(), "error: {}", said_once(&error));
+}
+
+/// A chain of causes without what its end repeats: errors that show their cause and name it too say it again.
+fn said_once(chain: &str) -> &str {
+    let mut chain = chain;
+    // From the end: the shortest that is repeated goes first.
+    while let Some(shorter) = chain.rmatch_indices(": ").find_map(|(at, _)| {
+        let (head, tail) = (&chain[..at], &chain[at + 2..]);
+        let before = head.strip_suffix(tail)?;
+        let is_whole = !before.ends_with(|c: char| c.is_alphanumeric());
+        (!tail.is_empty() && is_whole).then_some(head)
+    }) {
+        chain = shorter;
+    }
+    chain
 }
 
 /// Prints a line on stdout. A reader that closed the pipe (`| head`) ends the process with 0.
@@ -284,6 +314,22 @@ mod tests {
         assert_eq!(tidy(evil, "\n    ", false), told);
         assert_eq!(tidy("größe 7 ½ 東京", "\n", false), "größe 7 ½ 東京");
         assert_eq!(tidy("\u{1b}[1mours", "\n", true), "\u{1b}[1mours");
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let no = "Permission denied (os error 13)";
+        for (chain, told) in [
+            (format!("a.toml: {no}"), format!("a.toml: {no}")),
+            (format!("open /x: {no}: {no}: {no}: {no}"), format!("open /x: {no}")),
+            (format!("{no}: {no}"), no.to_owned()),
+            (format!("the ledger: open /x: {no}: open /x: {no}: {no}"), format!("the ledger: open /x: {no}")),
+            ("read xno room: no room".to_owned(), "read xno room: no room".to_owned()),
+            ("a: b: a".to_owned(), "a: b: a".to_owned()),
+            ("ends so: ".to_owned(), "ends so: ".to_owned()),
+        ] {
+            assert_eq!(said_once(&chain), told);
+        }
     }
 
     #[test]

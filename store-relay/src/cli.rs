@@ -39,7 +39,7 @@ pub struct Line {
 enum Verb {
     /// Make this machine the relay of its store, by a code from `hq-publisher enroll STORE`.
     Enroll {
-        /// The code.
+        /// The code, or - to read it from standard input: it is a secret, and others see what a command is called with.
         code: String,
     },
     /// Run the service.
@@ -198,6 +198,7 @@ async fn ask_soon(dir: &std::path::Path, order: &Order) -> std::io::Result<Optio
 
 fn enroll(config: &Config, code: &str, json: bool) -> anyhow::Result<u8> {
     let now = SystemClock::default().now();
+    let code = cli::secret(code)?;
     let code = EnrolCode::from_text(code.trim(), now).map_err(DeviceError::from)?;
     let wanted = DeviceId::Relay(config.store.clone());
     if code.id != wanted {

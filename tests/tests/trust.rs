@@ -440,6 +440,13 @@ fn enrolment_codes_that_are_old_torn_or_for_others_are_refused() {
         node.run(&["once"]).says(&["holds no enrolment"]);
         // With a space and a newline from the clipboard it is good.
         node.run(&["enroll", &format!(" {code}\n")]).ok();
+        // From standard input too: it stands in no history then.
+        let (file, log) = (node.dir.join("code"), node.dir.join("enroll.log"));
+        std::fs::write(&file, format!("{code}\n")).unwrap();
+        let mut command = std::process::Command::new(node.product.path());
+        command.args(["enroll", "-"]).current_dir(&node.dir).stdin(std::fs::File::open(&file).unwrap());
+        let done = command.stdout(std::fs::File::create(&log).unwrap()).status().unwrap();
+        assert!(done.success(), "{done}: {}", std::fs::read_to_string(&log).unwrap());
     }
     let code = site.hq.json(&["enroll", "0421-02"])["code"].as_str().unwrap().to_owned();
     site.register("0421-01").run(&["enroll", &code]).code(2).says(&["0421-02", "0421-01"]);
