@@ -122,13 +122,7 @@ impl Shop<'_> {
             )),
             _ => {
                 print_line(format_args!("made {state} with keys and trust file 1"));
-                for key in &report.root_keys {
-                    print_line(format_args!(
-                        "root key: {}\n  It decides who may sign. Copy it to two places offline, then delete it here; \
-                         `trust rotate` and `trust revoke` ask for it by --root-key.",
-                        key.display()
-                    ));
-                }
+                report.root_keys.iter().map(|key| root_key_line(key)).for_each(print_line);
                 for key in &report.publisher_keys {
                     print_line(format_args!(
                         "publisher key: {}\n  It signs every publish. Back it up with {state}.",
@@ -351,6 +345,15 @@ fn exit_by(code: u8) -> Exit {
     [Exit::Done, Exit::Failed, Exit::Usage, Exit::Partly].into_iter().find(|e| e.code() == code).unwrap_or(Exit::Failed)
 }
 
+/// What becomes of a root key that was made.
+fn root_key_line(key: &Path) -> String {
+    format!(
+        "root key: {}\n  It decides who may sign. Copy it to two places offline, then delete it here; `trust rotate` and \
+         `trust revoke` ask for it by --root-key.",
+        key.display()
+    )
+}
+
 fn trust_lines(r: &TrustReport) -> Vec<String> {
     let mut out = vec![format!("trust file {}, epoch {}, of {}", r.version, r.epoch, r.created_at)];
     let file =
@@ -363,6 +366,7 @@ fn trust_lines(r: &TrustReport) -> Vec<String> {
     if let Some(n) = r.manifests_signed {
         out.push(format!("{n} manifests signed anew"));
     }
+    out.extend(r.new_root.as_deref().map(root_key_line));
     out
 }
 

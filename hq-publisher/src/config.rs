@@ -374,6 +374,9 @@ pub fn load(
 ) -> Result<Loaded<Config>, ConfigError> {
     let mut loaded = proto::config::load::<Config>(explicit, FILE, env)?;
     let dir = loaded.dir.clone();
+    if loaded.value.state.dir.as_os_str().is_empty() {
+        return Err(ConfigError("state.dir: name a directory".into()));
+    }
     loaded.value.resolve(&dir);
     loaded.value.check()?;
     Ok(loaded)
@@ -401,6 +404,34 @@ impl Config {
         }
     }
 
+    /// Refuses values with which nothing would be done, or all the time.
+    fn bounds(&self) -> Result<(), ConfigError> {
+        self.serve.http.check("serve.http").map_err(ConfigError)?;
+        self.limits.check().map_err(ConfigError)?;
+        let (source, serve, alerts, publish) = (&self.source, &self.serve, &self.alerts, &self.publish);
+        for (name, value) in [
+            ("source.connect_timeout", source.connect_timeout),
+            ("source.row_timeout", source.row_timeout),
+            ("serve.alert_tick", serve.alert_tick),
+            ("serve.resign_tick", serve.resign_tick),
+            ("alerts.store_silent", alerts.store_silent),
+            ("alerts.register_silent", alerts.register_silent),
+            ("alerts.stuck", alerts.stuck),
+            ("publish.manifest_life", publish.manifest_life),
+            ("publish.clock_leap", publish.clock_leap),
+            ("publish.code_life", publish.code_life),
+            ("publish.publisher_key_life", publish.publisher_key_life),
+        ] {
+            if value.0.is_zero() {
+                return Err(ConfigError(format!("{name} = \"{value}\": it must be longer than 0")));
+            }
+        }
+        if self.serve.beats_bytes.0 < self.limits.heartbeat_bytes {
+            return Err(ConfigError("serve.beats_bytes: at least limits.heartbeat_bytes".into()));
+        }
+        Ok(())
+    }
+
     /// The rules between settings.
     fn check(&self) -> Result<(), ConfigError> {
         let bad = |text: String| Err(ConfigError(text));
@@ -423,6 +454,7 @@ impl Config {
         if self.alerts.ping_every.0 < Duration::from_secs(1) || self.alerts.disk_low_percent > 90 {
             return bad("alerts.ping_every: at least 1s; alerts.disk_low_percent: 0 to 90".into());
         }
+        self.bounds()?;
         let database = self.state.database_url();
         if !["sqlite:", "postgres://", "postgresql://"].iter().any(|p| database.starts_with(p)) {
             return bad("state.database: it must be sqlite:FILE or postgres://…".into());
@@ -494,6 +526,8 @@ mod tests {
         assert_eq!(sample.alerts.register_silent.0, Duration::from_secs(1800));
         let first = load(Some(&root.join("src/init/hq.toml")), []).unwrap().value;
         assert_eq!(first.publish.lease.0, PublishConfig::default().lease.0);
+        let chain = load(Some(&root.join("../deploy/sample/hq.toml")), []).unwrap().value;
+        crate::publish::contracts::load(&chain).unwrap();
         let ddl = include_str!("init/price.sql");
         proto::schema::Contract::parse(ddl, &Limits::default()).unwrap();
     }
@@ -550,6 +584,10 @@ mod tests {
             (format!("{LEAST}[publish]\nlevel = 12\n"), "publish.level"),
             (format!("{LEAST}[publish]\nresign_after = \"40d\"\n"), "publish.resign_after"),
             (format!("{LEAST}[mail]\nsmtp = \"smtp://h\"\nfrom = \"a@b.c\"\nto = []\n"), "mail.to"),
+            (LEAST.replace("dir = \"s\"", "dir = \"\""), "state.dir"),
+            (format!("{LEAST}[alerts]\nstore_silent = \"0s\"\n"), "alerts.store_silent"),
+            (format!("{LEAST}[limits]\npack_bytes = 0\n"), "limits.pack_bytes"),
+            (format!("{LEAST}[serve.http]\nhead_timeout = \"0s\"\n"), "serve.http.head_timeout"),
             (format!("{LEAST}[server]\nlisten = \"x\"\n"), "serve"),
             (format!("{LEAST}[[stream]]\nname = \"p\"\naudience = \"all\"\nschema = \"p.sql\"\n"), "[[stream.table]]"),
             (format!("{LEAST}[[stream]]\nname = \"P\"\naudience = \"all\"\nschema = \"p.sql\"\n"), "stream name"),

@@ -3,14 +3,16 @@
 
 use crate::bucket::{Bucket, Conditions};
 use crate::config::{Config, SourceKind};
-use crate::keys::{Keyring, Role};
+use crate::keys::{KeyFile, Keyring, Role};
 use crate::ledger::{Kind, Ledger};
 use crate::mail::Smtp;
 use crate::manifests::newest_trust;
 use crate::publish::contracts::{self, Contracts};
 use crate::source_db::Database;
 use proto::clock::{Clock, since};
+use proto::owner::User;
 use serde::Serialize;
+use std::path::Path;
 use std::time::Duration;
 
 /// How a check came out.
@@ -92,15 +94,20 @@ pub async fn run(config: &Config, clock: &dyn Clock) -> Vec<Check> {
     };
     sqlite(&mut c);
     disk(config, &mut c);
-    keys(config, &mut c);
-    if let Some(ledger) = ledger(config, &mut c).await {
-        trust(config, &ledger, clock, &mut c).await;
-        clock_against_ledger(config, &ledger, clock, &mut c).await;
+    let ours = is_owner(config, &mut c);
+    let keys = keys(config, ours, &mut c);
+    let ledger = ledger(config, ours, &mut c).await;
+    if let Some(ledger) = &ledger {
+        // Without a look at the keys nobody can say that they are the wrong ones.
+        if let Some(keys) = keys {
+            trust(config, ledger, &keys, clock, &mut c).await;
+        }
+        clock_against_ledger(config, ledger, clock, &mut c).await;
         for url in &config.objects.urls {
-            bucket(config, &ledger, url, clock, &mut c).await;
+            bucket(config, ledger, url, clock, &mut c).await;
         }
     }
-    source(config, contracts.as_ref(), &mut c).await;
+    source(config, contracts.as_ref(), ledger.as_ref(), &mut c).await;
     mail(config, &mut c).await;
     serve(config, &mut c).await;
     c.0
@@ -130,7 +137,29 @@ fn disk(config: &Config, c: &mut Checks) {
     }
 }
 
-fn keys(config: &Config, c: &mut Checks) {
+/// What to do, for whoever runs this as another user than the publisher's: all else would do harm.
+const AS_OWNER: &str = "run every command, and the service, as the owner of state.dir";
+
+/// Whether this user is the one whose files these are. What root or a colleague's shell left behind the publisher cannot
+/// write.
+fn is_owner(config: &Config, c: &mut Checks) -> bool {
+    let dir = &config.state.dir;
+    // `disk` told of it.
+    if !dir.exists() {
+        return true;
+    }
+    match proto::owner::check(dir, "keys") {
+        Ok(()) => c.pass("owner", format!("all in {} is {}'s", dir.display(), User::me())),
+        Err(e) => {
+            c.fail("owner", e, AS_OWNER);
+            return false;
+        }
+    }
+    true
+}
+
+/// The publisher's keys; none if they cannot be read.
+fn keys(config: &Config, ours: bool, c: &mut Checks) -> Option<Vec<KeyFile>> {
     let ring = Keyring::new(config.state.keys());
     match ring.exposed() {
         Ok(exposed) if exposed.is_empty() => {
@@ -144,7 +173,10 @@ fn keys(config: &Config, c: &mut Checks) {
                 "chmod 600; if somebody may have: `trust rotate`",
             );
         }
-        Err(e) => c.fail("key files", e, "restore the file from its backup"),
+        Err(e) => {
+            c.fail("key files", e, if ours { "restore the file from its backup" } else { AS_OWNER });
+            return None;
+        }
     }
     if ring.keys(Role::Root).is_ok_and(|r| !r.is_empty()) {
         c.warn(
@@ -153,28 +185,37 @@ fn keys(config: &Config, c: &mut Checks) {
             "move root-*.key offline (keep two copies) and name it by --root-key when keys change",
         );
     }
+    ring.keys(Role::Publisher).ok()
 }
 
-async fn ledger(config: &Config, c: &mut Checks) -> Option<Ledger> {
+async fn ledger(config: &Config, ours: bool, c: &mut Checks) -> Option<Ledger> {
+    // Opened, it would be made, and perhaps not as whose it is to be.
+    let url = config.state.database_url();
+    if let Some(path) = url.strip_prefix("sqlite:").map(|p| p.strip_prefix("//").unwrap_or(p))
+        && matches!(Path::new(path).try_exists(), Ok(false))
+    {
+        c.fail("ledger", format!("there is no {path}"), "run `hq-publisher init`");
+        return None;
+    }
+    // It opens by a transaction that writes.
     match Ledger::open(config).await {
         Ok(l) => {
             c.pass("ledger", if l.kind() == Kind::Sqlite { "SQLite" } else { "PostgreSQL" });
             Some(l)
         }
         Err(e) => {
-            c.fail("ledger", e, "mend state.database");
+            c.fail("ledger", e, if ours { "mend state.database" } else { AS_OWNER });
             None
         }
     }
 }
 
-async fn trust(config: &Config, ledger: &Ledger, clock: &dyn Clock, c: &mut Checks) {
+async fn trust(config: &Config, ledger: &Ledger, files: &[KeyFile], clock: &dyn Clock, c: &mut Checks) {
     let trust = match newest_trust(ledger, &config.limits).await {
         Ok(Some(trust)) => trust,
         Ok(None) => return c.fail("trust", "there is no trust file", "run `hq-publisher init`"),
         Err(e) => return c.fail("trust", e, ""),
     };
-    let files = Keyring::new(config.state.keys()).keys(Role::Publisher).unwrap_or_default();
     let ours = trust.publishers.iter().rev().find(|p| files.iter().any(|f| f.public() == p.key));
     match ours {
         None => c.fail(
@@ -258,12 +299,44 @@ async fn bucket(config: &Config, ledger: &Ledger, url: &str, clock: &dyn Clock, 
     }
 }
 
-async fn source(config: &Config, contracts: Option<&Contracts>, c: &mut Checks) {
+async fn inbox(dir: &Path, ledger: Option<&Ledger>, c: &mut Checks) {
+    let found = match proto::shelf::list(dir) {
+        Ok(found) => found,
+        Err(e) => return c.fail("inbox", e, "make the directory, let the publisher's user in, or mend source.url"),
+    };
+    let closed: Vec<String> = std::iter::once(dir.to_owned())
+        .chain(["done", "rejected"].map(|to| dir.join(to)))
+        .filter(|d| d.exists() && !proto::owner::is_open(d))
+        .map(|d| d.display().to_string())
+        .collect();
+    if closed.is_empty() {
+        c.pass("inbox", format!("{} entries in {}", found.len(), dir.display()));
+    } else {
+        let found = format!("{} cannot write in {}", User::me(), closed.join(", "));
+        c.fail(
+            "inbox",
+            found,
+            "what was published is moved to done/ in it: let the publisher's user (or group) write there",
+        );
+    }
+    // Once taken it is in done/, and the ledger knows what it said.
+    let is_there = found.iter().any(|e| e.name == "stores.csv");
+    let is_known = match ledger {
+        Some(ledger) => ledger.stores().await.is_ok_and(|s| !s.is_empty()),
+        None => false,
+    };
+    if !is_there && !is_known {
+        c.warn(
+            "stores",
+            "there is no stores.csv in the inbox, and none was read before",
+            "without stores nobody gets anything",
+        );
+    }
+}
+
+async fn source(config: &Config, contracts: Option<&Contracts>, ledger: Option<&Ledger>, c: &mut Checks) {
     match config.source.kind() {
-        Ok(SourceKind::Inbox(dir)) => match proto::shelf::list(&dir) {
-            Ok(found) => c.pass("inbox", format!("{} entries in {}", found.len(), dir.display())),
-            Err(e) => c.fail("inbox", e, "make the directory, or mend source.url"),
-        },
+        Ok(SourceKind::Inbox(dir)) => inbox(&dir, ledger, c).await,
         Ok(_) => {
             let mut db = match Database::open(&config.source).await {
                 Ok(db) => db,
@@ -325,5 +398,70 @@ async fn serve(config: &Config, c: &mut Checks) {
             format!("nothing answers at {}", config.serve.listen),
             "without `hq-publisher serve` relays only poll, and nobody is alerted",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+    use super::*;
+    use proto::clock::SystemClock;
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    async fn checks(dir: &Path) -> Vec<Check> {
+        proto::fetch::install_tls();
+        let config = crate::config::load(Some(&dir.join("hq.toml")), []).unwrap().value;
+        run(&config, &SystemClock::default()).await
+    }
+    fn of<'c>(checks: &'c [Check], name: &str) -> &'c Check {
+        checks.iter().find(|c| c.name == name).unwrap_or_else(|| panic!("{name}: {checks:?}"))
+    }
+    fn inbox() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "[source]\nurl = \"inbox:in\"\n[objects]\nurls = [\"file:objects\"]\n[state]\ndir = \"state\"\n";
+        std::fs::write(dir.path().join("hq.toml"), text).unwrap();
+        std::fs::create_dir(dir.path().join("in")).unwrap();
+        dir
+    }
+
+    #[tokio::test]
+    async fn nothing_is_made_before_init() {
+        let dir = inbox();
+        let found = checks(dir.path()).await;
+        for name in ["disk", "ledger"] {
+            assert!(of(&found, name).hint.as_ref().unwrap().contains("init"), "{found:?}");
+        }
+        assert!(!dir.path().join("state").exists());
+    }
+
+    #[tokio::test]
+    async fn the_wrong_user_is_told_so_and_of_no_backup() {
+        if User::me() != User(0) {
+            return; // Only root gives files away.
+        }
+        let dir = inbox();
+        let keys = dir.path().join("state/keys");
+        std::fs::create_dir_all(&keys).unwrap();
+        std::fs::write(keys.join("publisher-1.key"), "unreadable").unwrap();
+        chown(&keys, Some(65_533), None).unwrap();
+        let found = checks(dir.path()).await;
+        assert!(of(&found, "owner").found.contains("uid 65533"), "{found:?}");
+        assert_eq!(of(&found, "key files").hint.as_deref(), Some(AS_OWNER));
+        assert!(found.iter().all(|c| c.name != "trust"), "{found:?}");
+    }
+
+    #[tokio::test]
+    async fn an_inbox_that_cannot_be_cleared_or_names_no_stores_is_told() {
+        let dir = inbox();
+        let found = checks(dir.path()).await;
+        assert!(of(&found, "stores").found.contains("no stores.csv"), "{found:?}");
+        std::fs::write(dir.path().join("in/stores.csv"), "id\n1\n").unwrap();
+        assert!(checks(dir.path()).await.iter().all(|c| c.name != "stores"));
+        if User::me() == User(0) {
+            return; // To root all is open.
+        }
+        std::fs::set_permissions(dir.path().join("in"), std::fs::Permissions::from_mode(0o500)).unwrap();
+        let found = checks(dir.path()).await;
+        assert!(of(&found, "inbox").found.contains("cannot write in"), "{found:?}");
     }
 }

@@ -146,6 +146,9 @@ pub struct TrustReport {
     /// Manifests signed by this command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifests_signed: Option<usize>,
+    /// The root key that this command made; it must go offline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_root: Option<PathBuf>,
 }
 
 /// One key in a report.
@@ -335,6 +338,7 @@ impl<'a> Desk<'a> {
             root: trust.root.keys.iter().map(|k| line(k, None, &roots)).collect(),
             publishers: trust.publishers.iter().map(|p| line(&p.key, Some(p.expires_at), &publishers)).collect(),
             manifests_signed: None,
+            new_root: None,
         })
     }
 
@@ -381,6 +385,7 @@ impl<'a> Desk<'a> {
         let mut roots = self.roots(&trust, &options.root_key)?;
         // 1. Trust both.
         let under_way = trust.publishers.len() > 1;
+        let mut new_root = None;
         if options.finish && !under_way {
             return Err(EnrolError::NothingToFinish(trust.version));
         }
@@ -390,7 +395,8 @@ impl<'a> Desk<'a> {
             let mut both = Trust { version: trust.version + 1, created_at: now, ..trust };
             both.publishers.push(self.may_sign(new.public(), now));
             if options.root {
-                let root = self.keyring().create(Role::Root)?;
+                let root = self.keyring().create_another_root()?;
+                new_root = Some(root.path.clone());
                 both.root = RootKeys { threshold: 1, keys: vec![root.public()] };
                 roots.push(root.key);
             }
@@ -408,7 +414,7 @@ impl<'a> Desk<'a> {
             self.add_trust(&only, &roots.iter().collect::<Vec<_>>()).await?;
             manifests::put_trust(&self.ledger, &self.buckets).await?;
         }
-        self.finish_report(signed).await
+        Ok(TrustReport { new_root, ..self.finish_report(signed).await? })
     }
 
     /// The roots for the last step: those named, and the one that this command made.

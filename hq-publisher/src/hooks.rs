@@ -8,6 +8,7 @@ use crate::alert::Notice;
 use crate::config::{AlertsConfig, Config};
 use crate::ledger::{Ledger, LedgerError, Mail};
 use crate::mail::{self, SendError, Smtp, Transport};
+use proto::cli::with_causes;
 use proto::clock::{Clock, before};
 use proto::config::{ConfigError, Secret};
 use proto::failpoint;
@@ -38,7 +39,7 @@ impl Line {
     fn new(url: Secret) -> Result<Line, ConfigError> {
         proto::fetch::install_tls();
         let client = Client::builder().timeout(TRY).user_agent(concat!("tillcast/", env!("CARGO_PKG_VERSION"))).build();
-        let client = client.map_err(|e| ConfigError(format!("alerts: no HTTP client: {}", mail::with_causes(&e))))?;
+        let client = client.map_err(|e| ConfigError(format!("alerts: no HTTP client: {}", with_causes(&e))))?;
         Ok(Line { client, url })
     }
 }
@@ -77,7 +78,7 @@ impl Hooks {
 
 async fn answered(request: RequestBuilder) -> Result<(), String> {
     let answer = request.send().await.and_then(reqwest::Response::error_for_status);
-    answer.map(drop).map_err(|e| mail::one_line(&mail::with_causes(&e.without_url()), ERROR))
+    answer.map(drop).map_err(|e| mail::one_line(&with_causes(&e.without_url()), ERROR))
 }
 
 /// Where there is no mail server, the webhook gets all.

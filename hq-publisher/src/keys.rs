@@ -1,4 +1,4 @@
-//! Key files: `root-N.key` and `publisher-N.key` in `state.dir/keys`, 64 hex digits, readable by
+//! Key files: `root-N.key` (of a rotation `root-N-ID.key`) and `publisher-N.key` in `state.dir/keys`, 64 hex digits, readable by
 //! their owner alone.
 //!
 //! Owns names and numbers of the files. Must never print a secret, nor replace or delete a file: a
@@ -135,11 +135,21 @@ impl Keyring {
 
     /// Makes a key under the next number and writes it, durably.
     pub fn create(&self, role: Role) -> Result<KeyFile, KeysError> {
+        self.make(role, |number, _| format!("{}-{number}.key", role.as_str()))
+    }
+
+    /// The same for a root key that is not the first. The first may be offline, its number free again: the key's id in the
+    /// name keeps whoever moves this one there from overwriting it.
+    pub fn create_another_root(&self) -> Result<KeyFile, KeysError> {
+        self.make(Role::Root, |number, key| format!("root-{number}-{}.key", &key.id()[..8]))
+    }
+
+    fn make(&self, role: Role, name: impl Fn(u64, &PublicKey) -> String) -> Result<KeyFile, KeysError> {
         shelf::create_dir(&self.dir)?;
         let number = self.keys(role)?.last().map_or(1, |k| k.number + 1);
-        let path = self.dir.join(format!("{}-{number}.key", role.as_str()));
-        let bad = |reason: String| KeysError::Bad { path: path.clone(), reason };
-        let key = SecretKey::generate().map_err(|e| bad(e.to_string()))?;
+        let bad = |e: proto::keys::BadKey| KeysError::Bad { path: self.dir.clone(), reason: e.to_string() };
+        let key = SecretKey::generate().map_err(bad)?;
+        let path = self.dir.join(name(number, &key.public()));
         let text = format!("{}\n", key.to_secret_text());
         failpoint::step("keys.write", || shelf::write_private(&path, text.as_bytes()))?;
         Ok(KeyFile { path, number, key })
@@ -167,13 +177,28 @@ pub fn read(path: &Path) -> Result<SecretKey, KeysError> {
 }
 
 fn number_of(name: &str, role: Role) -> Option<u64> {
-    name.strip_prefix(role.as_str())?.strip_prefix('-')?.strip_suffix(".key")?.parse().ok()
+    let of = name.strip_prefix(role.as_str())?.strip_prefix('-')?.strip_suffix(".key")?;
+    of.split_once('-').map_or(of, |(number, _)| number).parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
     use super::*;
+
+    #[test]
+    fn a_later_root_key_has_another_name_than_one_that_was_moved_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let ring = Keyring::new(dir.path().join("keys"));
+        let first = ring.create(Role::Root).unwrap();
+        let offline = dir.path().join("root-1.key");
+        std::fs::rename(&first.path, &offline).unwrap();
+        let second = ring.create_another_root().unwrap();
+        let name = second.path.file_name().unwrap().to_str().unwrap();
+        assert_eq!(name, format!("root-1-{}.key", &second.public().id()[..8]));
+        assert_eq!(ring.keys(Role::Root).unwrap()[0].public(), second.public());
+        assert_eq!(ring.create_another_root().unwrap().number, 2);
+    }
 
     #[test]
     fn keys_are_numbered_private_and_never_replaced() {

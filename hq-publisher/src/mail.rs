@@ -11,6 +11,7 @@ use lettre::address::Envelope;
 use lettre::message::{Mailbox, header::ContentType};
 use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+use proto::cli::with_causes;
 use proto::clock::{Clock, Timestamp, after};
 use proto::config::ConfigError;
 use proto::failpoint;
@@ -305,16 +306,6 @@ fn own_tls(url: &str, config: &MailConfig) -> Result<Option<Tls>, ConfigError> {
         (_, Some("opportunistic")) => Some(Tls::Opportunistic(parameters)),
         _ => None,
     })
-}
-
-pub(crate) fn with_causes(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut at = e.source();
-    while let Some(source) = at {
-        text = format!("{text}: {source}");
-        at = source.source();
-    }
-    text
 }
 
 impl Transport for Smtp {

@@ -25,6 +25,7 @@ pub struct Metrics {
     mails: IntGauge,
     episodes: IntGauge,
     memory: IntGauge,
+    build: IntGaugeVec,
 }
 
 /// What a scrape looks at.
@@ -82,6 +83,7 @@ impl Metrics {
             mails: gauge("mails_waiting", "Mails in the outbox.")?,
             episodes: gauge("episodes_open", "Things that are wrong now.")?,
             memory: gauge("process_resident_memory_bytes", "Resident memory.")?,
+            build: vector("hq_build_info", "The program's version.", &["version"])?,
             registry,
         })
     }
@@ -108,6 +110,7 @@ impl Metrics {
         self.mails.set(number(s.mails));
         self.episodes.set(number(s.episodes));
         self.memory.set(resident_bytes());
+        self.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let mut out = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
         Ok(out)
@@ -139,4 +142,36 @@ fn resident_bytes() -> i64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: i64 = statm.split(' ').nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
     pages * 4096
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_figure_is_documented() {
+        let m = Metrics::new().unwrap();
+        let nothing = Scrape {
+            stores: &[],
+            devices: &[],
+            heads: &BTreeMap::new(),
+            mails: 0,
+            episodes: 0,
+            store_silent: Duration::ZERO,
+            register_silent: Duration::ZERO,
+        };
+        m.text(&nothing).unwrap();
+        // What has labels is there with its first value.
+        m.version.with_label_values(&["price", "all"]);
+        m.behind.with_label_values(&["price", "all"]);
+        let text = TextEncoder::new().encode_to_string(&m.registry.gather()).unwrap();
+        let told = include_str!("../../docs/METRICS.md");
+        let told = told.split("\n## ").find(|s| s.starts_with("hq-publisher\n")).unwrap();
+        let told: BTreeSet<&str> =
+            told.lines().filter_map(|l| l.strip_prefix("| `")?.split(['`', '{']).next()).collect();
+        let given = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect::<BTreeSet<_>>();
+        assert_eq!(told, given);
+    }
 }

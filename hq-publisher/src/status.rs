@@ -264,11 +264,45 @@ impl Report {
             format!("{}{heard}: {}", d.id, of.join("; "))
         }));
         out.extend(self.errors.iter().map(|e| format!("wrong: {e}")));
+        // What a publish found (a refusal, a mirror that lags) and what cannot be judged now is told by its episode alone.
+        let is_told = |e: &&EpisodeLine| self.errors.iter().any(|told| told.starts_with(&e.text));
+        let untold = self.episodes.iter().filter(|e| !is_told(e)).take(LISTED);
+        out.extend(untold.map(|e| format!("wrong since {}: {}", e.opened_at, e.text)));
         out.extend(self.unfinished.iter().map(|u| format!("unfinished: {u}; the next publish goes on with it")));
         if !self.outbox.is_empty() {
             let last = self.outbox.iter().rev().find_map(|m| m.last_error.as_deref()).unwrap_or("not tried yet");
             out.push(format!("{} mails waiting ({last})", self.outbox.len()));
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_publish_is_told_and_nothing_twice() {
+        let episode = |key: &str, text: &str| EpisodeLine {
+            key: key.to_owned(),
+            text: text.to_owned(),
+            opened_at: Timestamp::UNIX_EPOCH,
+        };
+        let report = Report {
+            streams: BTreeMap::new(),
+            stores: Vec::new(),
+            devices: Vec::new(),
+            errors: vec!["Store 1 is silent: for 5 min".to_owned()],
+            episodes: vec![
+                episode("publish/refused/price@all/SHRINK", "Publishing price@all was refused (SHRINK)"),
+                episode("silent/1", "Store 1 is silent"),
+            ],
+            outbox: Vec::new(),
+            unfinished: Vec::new(),
+            trust: Some((1, 1)),
+        };
+        let wrong: Vec<String> = report.lines().into_iter().filter(|l| l.starts_with("wrong")).collect();
+        let refused = "wrong since 1970-01-01T00:00:00Z: Publishing price@all was refused (SHRINK)";
+        assert_eq!(wrong, ["wrong: Store 1 is silent: for 5 min", refused]);
     }
 }

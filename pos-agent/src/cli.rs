@@ -36,7 +36,7 @@ struct Args {
 enum Command {
     /// Take the identity that `hq-publisher enroll REGISTER` printed.
     Enroll {
-        /// The code.
+        /// The code, or - to read it from standard input: it is a secret, and others see what a command is called with.
         code: String,
     },
     /// Follow headquarters until SIGTERM.
@@ -67,7 +67,7 @@ pub fn main() -> ExitCode {
     match dispatch(&args) {
         Ok(exit) => exit.into(),
         Err(e) => {
-            cli::complain(format!("{e:#}"));
+            cli::complain(cli::with_causes(e.as_ref()));
             exit_of(&e).into()
         }
     }
@@ -121,7 +121,8 @@ fn with_config(command: &Command, config: Config, file: &str, json: bool) -> any
 }
 
 pub(crate) fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool) -> anyhow::Result<Exit> {
-    let code = EnrolCode::from_text(code, clock.now()).map_err(|e| BadCode(e.to_string()))?;
+    let code = cli::secret(code)?;
+    let code = EnrolCode::from_text(&code, clock.now()).map_err(|e| BadCode(e.to_string()))?;
     if code.id != config.device() {
         return Err(BadCode(format!("the code is for {}, these settings are for {}", code.id, config.register)).into());
     }

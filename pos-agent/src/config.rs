@@ -98,6 +98,9 @@ impl Config {
     ) -> Result<Loaded<Config>, ConfigError> {
         let mut loaded: Loaded<Config> = config::load(explicit, FILE, env)?;
         let (dir, c) = (&loaded.dir, &mut loaded.value);
+        if c.data_dir.as_os_str().is_empty() {
+            return Err(ConfigError("data_dir: name a directory".into()));
+        }
         c.data_dir = config::resolve(dir, &c.data_dir);
         c.relay = config::resolve_url(dir, &c.relay);
         for f in &mut c.fallback {
@@ -139,6 +142,9 @@ impl Config {
         if self.verify.0 < second {
             return refuse(format!("verify = \"{}\" is out of range: 1s or more", self.verify));
         }
+        self.http.check("http").map_err(ConfigError)?;
+        self.limits.check().map_err(ConfigError)?;
+        proto::disk::check_ballast(self.ballast.map(|b| b.0)).map_err(ConfigError)?;
         if self.fallback_jitter.0 > hour {
             return refuse(format!("fallback_jitter = \"{}\" is out of range: 0s to 1h", self.fallback_jitter));
         }
@@ -200,10 +206,14 @@ mod tests {
             ("heartbeat = \"0s\"\n", "1s to 1h"),
             ("heartbeats = \"60s\"\n", "heartbeat"),
             ("relay_silent = \"2 h\"\n", "relay_silent"),
+            ("ballast = \"900TiB\"\n", "ballast"),
+            ("[http]\nper_ip = 0\n", "http.per_ip"),
+            ("[limits]\nmanifest_bytes = 1\n", "limits.manifest_bytes"),
         ] {
             let e = load(&format!("{LEAST}{more}")).unwrap_err().to_string();
             assert!(e.contains(tells), "{e}");
         }
+        assert!(load(&LEAST.replace("\"data\"", "\"\"")).unwrap_err().to_string().contains("data_dir"));
         assert!(load("register = \"../../etc\"\ndata_dir = \"d\"\nrelay = \"http://h\"\n").is_err());
         load(&format!("{LEAST}local_listen = \"0.0.0.0:7422\"\nlocal_listen_anywhere = true\n")).unwrap();
     }

@@ -1,14 +1,20 @@
 //! `doctor`: tries what the agent needs, line by line, with a remedy. Writes nothing.
 
 use crate::config::Config;
+use crate::memory::Memory;
 use proto::clock::Clock;
-use proto::device::Device;
+use proto::device::{self, Device};
 use proto::fetch::{Polled, Small, Source};
 use proto::layout::ObjectName;
+use proto::manifest::Manifest;
+use proto::owner::{self, User};
 use proto::replica::Replica;
 use proto::replica::sqlite::MINIMUM_SQLITE;
 use proto::shelf;
 use serde::Serialize;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex};
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -50,7 +56,14 @@ fn check(name: impl Into<String>, mark: Mark, text: impl Into<String>) -> Check 
 
 /// Tries everything.
 pub async fn examine(config: &Config, clock: &dyn Clock) -> Vec<Check> {
-    let mut out = vec![sqlite(), disk(config), enrolment(config), database(config)];
+    let mut out = vec![sqlite(), disk(config)];
+    let files = files(config);
+    // Whoever may not write there would only hear that again.
+    if files.as_ref().is_none_or(|f| f.mark == Mark::Pass) {
+        out.extend(device(config));
+    }
+    out.extend(files);
+    out.extend(readers(config));
     for (n, url) in std::iter::once(&config.relay).chain(&config.fallback).enumerate() {
         let name = if n == 0 { "relay".to_owned() } else { format!("fallback {n}") };
         out.push(source(config, name, url, n == 0).await);
@@ -88,35 +101,95 @@ fn disk(config: &Config) -> Check {
     }
 }
 
-fn enrolment(config: &Config) -> Check {
-    match Device::open(&config.data_dir, &config.device(), &config.limits) {
-        Ok(d) => match d.manifest() {
-            Some(m) => check("enrolment", Mark::Pass, format!("{}, manifest serial {}", d.id(), m.serial)),
-            None => check("enrolment", Mark::Warn, format!("{}, no manifest received yet", d.id())),
-        },
-        Err(e) => check("enrolment", Mark::Fail, e.to_string()),
+/// What lies in the data directory, if there is one.
+fn files(config: &Config) -> Option<Check> {
+    if !config.data_dir.exists() {
+        return None;
     }
+    Some(match owner::check(&config.data_dir, device::FILE) {
+        Ok(()) => check("files", Mark::Pass, format!("all may be written by {}", User::me())),
+        Err(e) => check("files", Mark::Fail, e),
+    })
 }
 
-fn database(config: &Config) -> Check {
+/// What the device remembers, and the database beside the manifest.
+fn device(config: &Config) -> Vec<Check> {
+    let id = config.device();
+    let device = match Device::open(&config.data_dir, &id, &config.limits) {
+        Ok(device) => device,
+        Err(e) => return vec![check("enrolment", Mark::Fail, e.to_string()), database(config, None)],
+    };
+    let (manifest, key) = (device.manifest().cloned(), device.key().public());
+    let manifest = manifest.as_deref();
+    let enrolment = match manifest.map(|m| (m, m.disowns(&id, &key))) {
+        Some((_, Some(why))) => check("enrolment", Mark::Fail, why),
+        Some((m, None)) => check("enrolment", Mark::Pass, format!("{id}, manifest serial {}", m.serial)),
+        None => check("enrolment", Mark::Warn, format!("{id}, no manifest received yet")),
+    };
+    let mut out = vec![enrolment, database(config, manifest)];
+    match Memory::load(Arc::new(Mutex::new(device))) {
+        Ok((memory, _)) => out.extend(memory.look(|f| f.open()).into_iter().map(|f| {
+            let what = f.instance.map(|i| format!("{i}: ")).unwrap_or_default();
+            check("fault", Mark::Warn, format!("{} since {}: {what}{}", f.code, f.since, f.text))
+        })),
+        Err(e) => out.push(check("fault", Mark::Fail, e.to_string())),
+    }
+    out
+}
+
+fn database(config: &Config, manifest: Option<&Manifest>) -> Check {
     let path = config.store_db();
     if !path.exists() {
         return check("database", Mark::Warn, format!("{} is made by the first cycle", path.display()));
     }
-    let held = Replica::open_read_only(&path, &config.limits).and_then(|r| r.all_held());
-    match held {
-        Ok(held) => {
-            let list: Vec<_> = held.iter().map(|(s, h)| format!("{s}@{} {}", h.audience, h.version)).collect();
-            check("database", Mark::Pass, if list.is_empty() { "empty".into() } else { list.join(", ") })
+    let held = match Replica::open_read_only(&path, &config.limits).and_then(|r| r.all_held()) {
+        Ok(held) => held,
+        Err(e) => {
+            return check(
+                "database",
+                Mark::Fail,
+                format!(
+                    "{e}: stop the POS application and the agent, move store.db* away, start both; it is installed anew"
+                ),
+            );
         }
-        Err(e) => check(
-            "database",
-            Mark::Fail,
+    };
+    let mut list: Vec<_> = held.iter().map(|(s, h)| format!("{s}@{} {}", h.audience, h.version)).collect();
+    let behind: Vec<_> = manifest
+        .iter()
+        .flat_map(|m| m.instances())
+        .filter(|(i, e)| held.get(&i.stream).is_none_or(|h| h.audience != i.audience || h.version < e.version))
+        .map(|(i, e)| format!("{i} {} is listed", e.version))
+        .collect();
+    if list.is_empty() {
+        list.push("empty".into());
+    }
+    let mark = if behind.is_empty() { Mark::Pass } else { Mark::Warn };
+    list.extend(behind);
+    check("database", mark, list.join(", "))
+}
+
+/// Whether another user, the POS application's, can read the database.
+fn readers(config: &Config) -> Option<Check> {
+    let (path, dir) = (config.store_db(), &config.data_dir);
+    let (file, of_dir) = (fs::metadata(&path).ok()?, fs::metadata(dir).ok()?);
+    let (mode, dir_mode) = (file.mode() & 0o777, of_dir.mode() & 0o777);
+    // A reader opens the file by a name in the directory.
+    let may = |shift: u32| (mode >> shift) & 4 != 0 && (dir_mode >> shift) & 1 != 0;
+    let told =
+        format!("{} has mode {mode:03o} in a directory of {dir_mode:03o}, of {}", path.display(), User(file.uid()));
+    Some(match (may(0), may(3)) {
+        (true, _) => check("readers", Mark::Pass, "every user of this machine can read store.db"),
+        (false, true) => check("readers", Mark::Pass, format!("{told}: users of group {} can read it", file.gid())),
+        (false, false) => check(
+            "readers",
+            Mark::Warn,
             format!(
-                "{e}: stop the POS application and the agent, move store.db* away, start both; it is installed anew"
+                "{told}: a POS application of another user cannot read it. Let the agent run with umask 022 (UMask= of its \
+                 unit), and `chmod a+rx` the directory, `chmod a+r` store.db, store.db-wal and store.db-shm"
             ),
         ),
-    }
+    })
 }
 
 async fn source(config: &Config, name: String, url: &str, is_relay: bool) -> Check {

@@ -23,16 +23,28 @@ impl Metrics {
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let m = Metrics {
             registry: Registry::new(),
-            applied: IntCounterVec::new(Opts::new("agent_applied_total", "Transactions committed."), &["kind"])?,
+            applied: IntCounterVec::new(
+                Opts::new("tillcast_agent_applied_total", "Transactions committed."),
+                &["kind"],
+            )?,
             apply_seconds: Histogram::with_opts(
-                HistogramOpts::new("agent_apply_seconds", "Time of a transaction, gunzip to commit.")
+                HistogramOpts::new("tillcast_agent_apply_seconds", "Time of a transaction, gunzip to commit.")
                     .buckets(prometheus::exponential_buckets(0.004, 4.0, 8)?),
             )?,
-            fetched_bytes: IntCounter::new("agent_fetched_bytes_total", "Bytes of packs fetched and verified.")?,
-            refused: IntCounterVec::new(Opts::new("agent_refused_total", "Applications rolled back."), &["reason"])?,
-            checks: IntCounter::new("agent_checks_total", "Times that all rows were read and compared.")?,
-            drifts: IntCounter::new("agent_drifts_total", "Times that rows were found to differ from their version.")?,
-            beats: IntCounterVec::new(Opts::new("agent_heartbeats_total", "Heartbeats sent."), &["outcome"])?,
+            fetched_bytes: IntCounter::new(
+                "tillcast_agent_fetched_bytes_total",
+                "Bytes of packs fetched and verified.",
+            )?,
+            refused: IntCounterVec::new(
+                Opts::new("tillcast_agent_refused_total", "Applications rolled back."),
+                &["reason"],
+            )?,
+            checks: IntCounter::new("tillcast_agent_checks_total", "Times that all rows were read and compared.")?,
+            drifts: IntCounter::new(
+                "tillcast_agent_drifts_total",
+                "Times that rows were found to differ from their version.",
+            )?,
+            beats: IntCounterVec::new(Opts::new("tillcast_agent_heartbeats_total", "Heartbeats sent."), &["outcome"])?,
         };
         m.registry.register(Box::new(m.applied.clone()))?;
         m.registry.register(Box::new(m.apply_seconds.clone()))?;
@@ -95,29 +107,63 @@ impl Metrics {
         let one = |v: i64| [(String::new(), v)];
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         gauge(
-            "agent_build_info",
+            "tillcast_agent_build_info",
             "The program's version.",
             &[(format!("{{version=\"{}\"}}", crate::memory::PROGRAM), 1)],
         );
-        gauge("agent_stream_version", "Version held.", &versions);
+        gauge("tillcast_agent_stream_version", "Version held.", &versions);
         let states = [Network::Online, Network::InStore, Network::OnlineRelayDown, Network::Offline];
         let states: Vec<_> = states
             .iter()
             .map(|n| (format!("{{state=\"{}\"}}", crate::status::network(*n)), i64::from(*n == status.network)))
             .collect();
-        gauge("agent_network", "The network as seen; 1 for the present state.", &states);
-        gauge("agent_faults", "Faults that are not mended.", &one(number(status.errors.len() as u64)));
-        gauge("agent_hold_seconds", "Rest of the POS application's hold.", &one(number(held_s)));
-        gauge("agent_log_bytes", "Bytes of the database's write-ahead log.", &one(number(log_bytes)));
+        gauge("tillcast_agent_network", "The network as seen; 1 for the present state.", &states);
+        gauge("tillcast_agent_faults", "Faults that are not mended.", &one(number(status.errors.len() as u64)));
+        gauge("tillcast_agent_hold_seconds", "Rest of the POS application's hold.", &one(number(held_s)));
+        gauge("tillcast_agent_log_bytes", "Bytes of the database's write-ahead log.", &one(number(log_bytes)));
         if let Some(d) = status.disk {
-            gauge("agent_disk_free_bytes", "Free room on the data's disk.", &one(number(d.free)));
+            gauge("tillcast_agent_disk_free_bytes", "Free room on the data's disk.", &one(number(d.free)));
         }
         if let Some(s) = status.clock_skew_s {
-            gauge("agent_clock_skew_seconds", "How far this clock is ahead of the relay's.", &one(s));
+            gauge("tillcast_agent_clock_skew_seconds", "How far this clock is ahead of the relay's.", &one(s));
         }
         if let Some(s) = status.hq_seen_s {
-            gauge("agent_hq_seen_seconds", "Seconds since HQ was seen.", &one(number(s)));
+            gauge("tillcast_agent_hq_seen_seconds", "Seconds since HQ was seen.", &one(number(s)));
         }
         page
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::wire::Disk;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    #[test]
+    fn every_figure_is_documented() {
+        let m = Metrics::new().unwrap();
+        // What has labels is there with its first value.
+        m.applied("full", Duration::ZERO);
+        m.refused("BAD_SCHEMA");
+        m.beat(true);
+        let status = Status {
+            id: "0421-03".parse().unwrap(),
+            streams: BTreeMap::new(),
+            serial: None,
+            network: Network::Offline,
+            debts: Vec::new(),
+            errors: Vec::new(),
+            disk: Some(Disk { free: 1, total: 2 }),
+            clock_skew_s: Some(0),
+            hq_seen_s: Some(0),
+        };
+        let text = m.page(&status, 0, 0);
+        let told = include_str!("../../docs/METRICS.md");
+        let told = told.split("\n## ").find(|s| s.starts_with("pos-agent\n")).unwrap();
+        let told: BTreeSet<&str> =
+            told.lines().filter_map(|l| l.strip_prefix("| `")?.split(['`', '{']).next()).collect();
+        let given = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect::<BTreeSet<_>>();
+        assert_eq!(told, given);
     }
 }

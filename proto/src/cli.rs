@@ -7,7 +7,7 @@ use clap::{Args, Command, ValueEnum};
 use sd_notify::NotifyState;
 use serde::Serialize;
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -161,9 +161,23 @@ pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// Prints `error: …` on stderr; `{error:#}` shows the causes of an anyhow error.
+/// Bytes of a secret on standard input: codes are some hundred.
+const SECRET_BYTES: u64 = 64 << 10;
+
+/// A secret given as an argument, or the first line of standard input where that is `-`: arguments stand in `ps` and in the
+/// shell's history.
+pub fn secret(argument: &str) -> io::Result<String> {
+    if argument != "-" {
+        return Ok(argument.to_owned());
+    }
+    let mut text = String::new();
+    io::stdin().lock().take(SECRET_BYTES).read_line(&mut text)?;
+    Ok(text)
+}
+
+/// Prints `error: …` on stderr.
 pub fn complain(error: impl Display) {
-    let _ = writeln!(Tidy::stderr(), "error: {error:#}");
+    let _ = writeln!(Tidy::stderr(), "error: {error}");
 }
 
 /// Prints a line on stdout. A reader that closed the pipe (`| head`) ends the process with 0.

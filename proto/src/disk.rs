@@ -8,6 +8,17 @@ use std::path::{Path, PathBuf};
 /// The ballast's file in a data directory.
 const BALLAST: &str = "ballast";
 
+/// More is a slip: it is held back from what the disk is for.
+const MOST_BALLAST: u64 = 64 << 30;
+
+/// Refuses a ballast of more bytes than any disk should give.
+pub fn check_ballast(ballast: Option<u64>) -> Result<(), String> {
+    match ballast {
+        Some(bytes) if bytes > MOST_BALLAST => Err("ballast: at most 64GiB".to_owned()),
+        _ => Ok(()),
+    }
+}
+
 /// Does what needs room; where the disk is full, makes some and does it once more.
 pub fn or_make_room<T, E>(
     act: impl Fn() -> Result<T, E>,

@@ -303,6 +303,11 @@ impl Source {
     pub fn parse(url: &str, options: &SourceOptions) -> Result<Source, BadSource> {
         let shown = without_credentials(url);
         let bad = |reason: String| BadSource { url: shown.clone(), reason };
+        if options.connect_timeout.0.is_zero() || options.read_timeout.0.is_zero() {
+            return Err(bad("connect_timeout and read_timeout must be longer than 0".to_owned()));
+        }
+        // Also where this source has no need of it: the next one may.
+        web::ca_pem(options).map_err(bad)?;
         let parsed = url::Url::parse(url)
             .map_err(|e| bad(format!("{e}; write file:///dir, https://… or s3://bucket/prefix")))?;
         let kind = match parsed.scheme() {

@@ -54,7 +54,8 @@ pub struct HttpLimits {
     /// Connections that the kernel holds until we take them; beyond these it drops attempts, which come again after a
     /// second. 4096, and never more than `net.core.somaxconn`.
     pub backlog: u32,
-    /// From connecting, or the last answer, to the end of a request's head. 5 s.
+    /// From connecting, or the last answer, to the end of a request's head. 5 s; more than the 3 s for which clients
+    /// of ours keep a connection without work.
     pub head_timeout: HumanDuration,
     /// Bytes of a request's head. 16 KiB.
     pub head_bytes: usize,
@@ -89,6 +90,34 @@ impl Default for HttpLimits {
             stall_bytes: 10 << 10,
             drain: s(5),
         }
+    }
+}
+
+impl HttpLimits {
+    /// Refuses what would serve nobody; `table` is the name of their table.
+    pub fn check(&self, table: &str) -> Result<(), String> {
+        let counts = [("connections", self.connections, 1), ("per_ip", self.per_ip, 1), ("headers", self.headers, 8)];
+        let counts = counts.into_iter().chain([("head_bytes", self.head_bytes, 1024)]);
+        for (name, value, least) in counts {
+            if value < least {
+                return Err(format!("{table}.{name} = {value}: at least {least}"));
+            }
+        }
+        if self.backlog == 0 {
+            return Err(format!("{table}.backlog = 0: at least 1"));
+        }
+        let least = HumanDuration(Duration::from_millis(100));
+        for (name, value) in [
+            ("head_timeout", self.head_timeout),
+            ("body_timeout", self.body_timeout),
+            ("answer_timeout", self.answer_timeout),
+            ("stall", self.stall),
+        ] {
+            if value < least {
+                return Err(format!("{table}.{name} = \"{value}\": at least {least}"));
+            }
+        }
+        Ok(())
     }
 }
 

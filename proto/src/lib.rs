@@ -28,6 +28,8 @@ pub mod pack;
 
 pub mod shelf;
 
+pub mod owner;
+
 pub mod fetch;
 pub mod replica;
 

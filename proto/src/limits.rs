@@ -65,6 +65,32 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Refuses bounds that nothing real fits in.
+    pub fn check(&self) -> Result<(), String> {
+        const KIB: u64 = 1 << 10;
+        for (name, value, least) in [
+            ("manifest_bytes", self.manifest_bytes, 16 * KIB),
+            ("trust_bytes", self.trust_bytes, 4 * KIB),
+            ("trust_steps", self.trust_steps, 1),
+            ("heartbeat_bytes", self.heartbeat_bytes, 4 * KIB),
+            ("pack_bytes", self.pack_bytes, 64 * KIB),
+            ("unpacked_bytes", self.unpacked_bytes, 64 * KIB),
+            ("ratio", self.ratio, 2),
+            ("line_bytes", self.line_bytes, 4 * KIB),
+            ("rows", self.rows, 1),
+            ("tables", self.tables as u64, 1),
+            ("columns", self.columns as u64, 1),
+            ("ddl_bytes", self.ddl_bytes as u64, KIB),
+        ] {
+            if value < least {
+                return Err(format!("limits.{name} = {value}: at least {least}"));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +107,17 @@ mod tests {
             (1024 * MIB, 32 * 1024 * MIB + 1, false),
         ] {
             assert_eq!(limits.unpacks_within(bytes, unpacked), fits, "{bytes} {unpacked}");
+        }
+    }
+
+    #[test]
+    fn bounds_that_nothing_fits_in_are_refused() {
+        Limits::default().check().unwrap();
+        for (limits, told) in [
+            (Limits { pack_bytes: 0, ..Limits::default() }, "limits.pack_bytes = 0: at least 65536"),
+            (Limits { manifest_bytes: 1, ..Limits::default() }, "limits.manifest_bytes = 1: at least 16384"),
+        ] {
+            assert_eq!(limits.check().unwrap_err(), told);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::clock::Timestamp;
 use crate::digest::{Sha256, StateDigest};
-use crate::ids::{Audience, Instance, RegisterId, StoreId, StreamName, TableName, Version};
+use crate::ids::{Audience, DeviceId, Instance, RegisterId, StoreId, StreamName, TableName, Version};
 use crate::keys::PublicKey;
 use crate::layout::{PackKind, PackName};
 use crate::limits::Limits;
@@ -110,6 +110,29 @@ impl Manifest {
     /// All instances with their entries.
     pub fn instances(&self) -> impl Iterator<Item = (Instance, &StreamEntry)> {
         self.streams.iter().map(|(stream, e)| (Instance { stream: stream.clone(), audience: e.audience.clone() }, e))
+    }
+
+    /// The key that headquarters knows a device of the store by.
+    pub fn key_of(&self, device: &DeviceId) -> Option<&PublicKey> {
+        match device {
+            DeviceId::Relay(store) => self.relay.as_ref().filter(|_| store == &self.store),
+            DeviceId::Register(register) => self.registers.get(register),
+        }
+    }
+
+    /// Why headquarters does not hear a device with this key: the manifest that it holds lists another, or none. Also
+    /// what to do, for people.
+    pub fn disowns(&self, device: &DeviceId, key: &PublicKey) -> Option<String> {
+        let why = match self.key_of(device) {
+            Some(listed) if listed == key => return None,
+            Some(_) => "lists another key than this device's: it was enrolled elsewhere since",
+            None => "does not list this device: it was revoked, or not enrolled at headquarters",
+        };
+        Some(format!(
+            "manifest {} {why}. Headquarters refuses its heartbeats: enroll this device anew (if that was done just now: \
+             the next manifest will list it)",
+            self.serial
+        ))
     }
 
     /// Reads and checks a payload that a signature has been verified on.

@@ -3,6 +3,7 @@
 
 use crate::config::{self, Config};
 use crate::control::{self, Answer, Order};
+use crate::doctor;
 use crate::relay::{Relay, RelayError, Tools};
 use crate::run;
 use crate::steps::Steps;
@@ -13,10 +14,9 @@ use proto::cli::{self, Common, Exit};
 use proto::clock::{self, Clock, SystemClock};
 use proto::config::{ConfigError, Loaded};
 use proto::device::{Device, DeviceError};
-use proto::fetch::Small;
 use proto::follow;
 use proto::ids::DeviceId;
-use proto::layout::{ObjectName, PackName};
+use proto::layout::PackName;
 use proto::shelf::{self, LockError, LockFile};
 use proto::trust::EnrolCode;
 use serde_json::json;
@@ -39,7 +39,7 @@ pub struct Line {
 enum Verb {
     /// Make this machine the relay of its store, by a code from `hq-publisher enroll STORE`.
     Enroll {
-        /// The code.
+        /// The code, or - to read it from standard input: it is a secret, and others see what a command is called with.
         code: String,
     },
     /// Run the service.
@@ -112,7 +112,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
-            cli::complain(format_args!("{e:#}"));
+            cli::complain(cli::with_causes(e.as_ref()));
             if is_set_up(&e) { Exit::Usage.into() } else { Exit::Failed.into() }
         }
     }
@@ -201,6 +201,7 @@ async fn ask_soon(dir: &std::path::Path, order: &Order) -> std::io::Result<Optio
 
 fn enroll(config: &Config, code: &str, json: bool) -> anyhow::Result<u8> {
     let now = SystemClock::default().now();
+    let code = cli::secret(code)?;
     let code = EnrolCode::from_text(code.trim(), now).map_err(DeviceError::from)?;
     let wanted = DeviceId::Relay(config.store.clone());
     if code.id != wanted {
@@ -234,71 +235,13 @@ fn check_config(loaded: &Loaded<Config>, json: bool) -> u8 {
     0
 }
 
-/// One thing that was looked at.
-struct Finding {
-    what: String,
-    well: bool,
-    text: String,
-}
-
 async fn doctor(config: &Config, json: bool) -> anyhow::Result<u8> {
-    let running = control::ask(&config.data_dir, &Order::Status).await?.is_some();
-    let mut findings = vec![check_dir(config)];
-    if !running {
-        // A running relay has looked for itself, and its files are its own.
-        findings.push(check_enrolment(config));
-    }
-    for source in config.sources()? {
-        let name = ObjectName::Manifest(config.store.clone());
-        let got = source.get_small(&name, None, None, config.limits.manifest_bytes).await;
-        let (well, text) = match got {
-            Ok(Small::Body { bytes, .. }) => (true, format!("{name}: {} bytes", bytes.len())),
-            Ok(Small::Unchanged) => (true, format!("{name}: there")),
-            Err(e) => (false, e.to_string()),
-        };
-        findings.push(Finding { what: format!("source {}", source.url()), well, text });
-    }
-    if let Some(hq) = config.hq_source()? {
-        let query = [("store", config.store.as_str())];
-        let (well, text) = match hq.long_poll("v1/wake", &query, 0, None).await {
-            Ok(_) => (true, "answers".to_owned()),
-            Err(e) => (false, e.to_string()),
-        };
-        findings.push(Finding { what: format!("headquarters {}", hq.url()), well, text });
-    }
-    if !running {
-        let bound = std::net::TcpListener::bind(config.listen);
-        let text = bound.as_ref().map_or_else(ToString::to_string, |_| "free".into());
-        findings.push(Finding { what: format!("address {}", config.listen), well: bound.is_ok(), text });
-    }
+    let (running, findings) = doctor::examine(config).await?;
     let well = findings.iter().all(|f| f.well);
     if json {
-        let list: Vec<_> = findings.iter().map(|f| json!({ "what": f.what, "well": f.well, "text": f.text })).collect();
-        cli::print_json(&json!({ "well": well, "running": running, "findings": list }));
+        cli::print_json(&json!({ "well": well, "running": running, "findings": findings }));
     } else {
-        for f in &findings {
-            cli::print_line(format_args!("{} {}: {}", if f.well { "ok  " } else { "FAIL" }, f.what, f.text));
-        }
+        findings.iter().for_each(cli::print_line);
     }
     Ok(u8::from(!well))
-}
-
-fn check_dir(config: &Config) -> Finding {
-    let what = format!("data directory {}", config.data_dir.display());
-    match shelf::create_dir(&config.data_dir).and_then(|()| shelf::free_space(&config.data_dir)) {
-        Ok(space) => Finding { what, well: space.free > 64 << 20, text: format!("{} MiB free", space.free >> 20) },
-        Err(e) => Finding { what, well: false, text: e.to_string() },
-    }
-}
-
-fn check_enrolment(config: &Config) -> Finding {
-    let id = DeviceId::Relay(config.store.clone());
-    let what = "enrolment".to_owned();
-    match Device::open(&config.data_dir, &id, &config.limits) {
-        Ok(device) => {
-            let text = format!("{id}, trust {}, serial {}", device.trust().version(), device.seen().serial);
-            Finding { what, well: true, text }
-        }
-        Err(e) => Finding { what, well: false, text: e.to_string() },
-    }
 }

@@ -2,7 +2,7 @@
 //! here with its default. Only this room reads them; the others are handed values.
 
 use proto::config::{self, ConfigError, HumanBytes, HumanDuration, Loaded};
-use proto::disk::DataDisk;
+use proto::disk::{self, DataDisk};
 use proto::fetch::{RateFloor, Source, SourceOptions};
 use proto::http::HttpLimits;
 use proto::ids::StoreId;
@@ -175,6 +175,9 @@ pub fn load(
     let mut loaded: Loaded<Config> = config::load(explicit, FILE, env)?;
     let dir = loaded.dir.clone();
     let config = &mut loaded.value;
+    if config.data_dir.as_os_str().is_empty() {
+        return Err(ConfigError("data_dir: name a directory".into()));
+    }
     config.data_dir = config::resolve(&dir, &config.data_dir);
     for url in &mut config.sources {
         *url = config::resolve_url(&dir, url);
@@ -204,6 +207,9 @@ impl Config {
                 return Err(ConfigError(format!("{name} must be longer than 0")));
             }
         }
+        self.http.check("http").map_err(ConfigError)?;
+        self.limits.check().map_err(ConfigError)?;
+        disk::check_ballast(self.ballast.map(|b| b.0)).map_err(ConfigError)?;
         if self.tries.limit == 0 {
             return Err(ConfigError("tries.limit must be at least 1".into()));
         }
@@ -280,6 +286,12 @@ mod tests {
             (format!("{base}poll = \"0s\"\n"), "poll"),
             (format!("{base}sources = [\"gopher://x\"]\n"), "gopher"),
             (format!("{base}[trial]\nmemory = \"1MiB\"\n"), "trial.memory"),
+            (base.replace("\"d\"", "\"\""), "data_dir"),
+            (format!("{base}ballast = \"900TiB\"\n"), "ballast"),
+            (format!("{base}[http]\nconnections = 0\n"), "http.connections"),
+            (format!("{base}[limits]\npack_bytes = 0\n"), "limits.pack_bytes"),
+            (format!("{base}sources = [\"file:///o\"]\n[source]\nca_file = \"none.pem\"\n"), "none.pem"),
+            (format!("{base}sources = [\"file:///o\"]\n[source]\nread_timeout = \"0s\"\n"), "read_timeout"),
         ] {
             let error = from_text(&text, &[]).unwrap_err().to_string();
             assert!(error.contains(word), "{word}: {error}");

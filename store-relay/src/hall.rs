@@ -120,6 +120,8 @@ pub struct State {
     pub registers: BTreeMap<RegisterId, Heard>,
     /// Who speaks as each of them.
     pub voices: BTreeMap<RegisterId, Voice>,
+    /// Devices whose last heartbeat HQ refused.
+    pub refused: BTreeSet<String>,
     /// When HQ was last seen, by the monotonic clock.
     pub hq_seen: Option<Duration>,
     /// When a source last answered.

@@ -30,6 +30,7 @@ pub mod spare;
 pub mod stream;
 
 pub mod control;
+pub mod doctor;
 pub mod run;
 
 pub mod cli;

@@ -31,6 +31,7 @@ pub struct Metrics {
     cached: IntGauge,
     connections: IntGauge,
     turned_away: IntGauge,
+    build: IntGaugeVec,
 }
 
 impl Default for Metrics {
@@ -52,8 +53,8 @@ impl Metrics {
                 let opts = Opts::new("tillcast_relay_trials_total", "Trials on the shadow by how they ended.");
                 made(&registry, IntCounterVec::new(opts, &["end"]))
             },
-            version: gauges(&registry, "tillcast_relay_version", "The version served.", "instance"),
-            head: gauges(&registry, "tillcast_relay_head_version", "The version that HQ lists.", "instance"),
+            version: gauges(&registry, "tillcast_relay_version", "The version served.", "stream"),
+            head: gauges(&registry, "tillcast_relay_head_version", "The version that HQ lists.", "stream"),
             faults: gauges(&registry, "tillcast_relay_faults", "Faults not mended, by code.", "code"),
             register_seen: gauges(
                 &registry,
@@ -71,6 +72,7 @@ impl Metrics {
                 "LAN connections refused since the start: too many from one address, or in all.",
             ),
             cached: gauge(&registry, "tillcast_relay_cache_bytes", "Bytes of packs in memory."),
+            build: gauges(&registry, "tillcast_relay_build_info", "The program's version.", "version"),
             registry,
         }
     }
@@ -87,6 +89,7 @@ impl Metrics {
 
     fn set(&self, hall: &Hall) {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         self.hq_seen.set(hall.hq_seen_s().map_or(-1, number));
         self.disk_free.set(hall.disk.space().map_or(0, |d| number(d.free)));
         self.connections.set(number(hall.gate.open() as u64));
@@ -126,4 +129,32 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
 }
 fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
     made(registry, IntGaugeVec::new(Opts::new(name, help), &[label]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kit::Store;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_figure_is_documented() {
+        let relay = Store::enrolled(&[]).open();
+        let m = &relay.hall.metrics;
+        m.set(&relay.hall);
+        // What has labels is there with its first value.
+        m.trials.with_label_values(&["x"]);
+        for figures in [&m.version, &m.head, &m.faults, &m.register_seen] {
+            figures.with_label_values(&["x"]);
+        }
+        let mut out = Vec::new();
+        TextEncoder::new().encode(&m.registry.gather(), &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let told = include_str!("../../docs/METRICS.md");
+        let told = told.split("\n## ").find(|s| s.starts_with("store-relay\n")).unwrap();
+        let told: BTreeSet<&str> =
+            told.lines().filter_map(|l| l.strip_prefix("| `")?.split(['`', '{']).next()).collect();
+        let given = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect::<BTreeSet<_>>();
+        assert_eq!(told, given);
+    }
 }

@@ -156,7 +156,10 @@ pub struct Tools {
 impl Relay {
     /// Opens the data directory of an enrolled relay, puts it in order, and fills the hall.
     pub fn open(config: Config, clock: Arc<dyn Clock>, tools: Tools) -> Result<Relay, RelayError> {
-        shelf::create_dir(&config.data_dir)?;
+        // A missing directory is a missing enrolment: nothing is made here, perhaps by another user than the service's.
+        if !config.data_dir.join(proto::device::FILE).exists() {
+            return Err(DeviceError::NotEnrolled(config.data_dir.display().to_string()).into());
+        }
         let lock = LockFile::acquire(&config.data_dir)?;
         let mut full = None;
         let make_room = |e: &RelayError| {

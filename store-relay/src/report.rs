@@ -15,6 +15,7 @@ use proto::ids::RegisterId;
 use proto::layout::PackName;
 use proto::retry::{Backoff, Verdict, random_unit};
 use proto::wire::{self, Beat, BeatAnswer, Beats, Heartbeat, fault};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -182,9 +183,27 @@ fn note_answer(hall: &Hall, answer: &BeatAnswer, sent: &Sent, started: Duration)
             state.voices.entry(register).or_default().heard_at_hq = *last;
         }
     }
-    for (device, why) in &answer.refused {
-        tracing::warn!(device, why, "headquarters refuses a heartbeat");
+    for (device, why) in refused_anew(&mut state.refused, &answer.refused, sent, hall.id.as_str()) {
+        tracing::warn!(
+            device,
+            why,
+            "headquarters refuses its heartbeats; if it was revoked or enrolled elsewhere, enroll it anew"
+        );
     }
+}
+
+/// The devices that headquarters begins to refuse. Which it refuses is known until it takes a heartbeat of theirs: one
+/// line an episode, not one a heartbeat.
+fn refused_anew<'a>(
+    known: &mut BTreeSet<String>,
+    refused: &'a BTreeMap<String, String>,
+    sent: &Sent,
+    own: &str,
+) -> Vec<(&'a str, &'a str)> {
+    let was_sent = |d: &str| d == own || d == OWN || sent.iter().any(|(r, _)| r.as_str() == d);
+    known.retain(|d| refused.contains_key(d) || !was_sent(d));
+    let news = refused.iter().filter(|(d, _)| known.insert((*d).clone()));
+    news.map(|(d, why)| (d.as_str(), why.as_str())).collect()
 }
 
 /// Reports at every interval and soon after a change, until the process ends.
@@ -193,6 +212,9 @@ pub async fn run(hall: Arc<Hall>, hq: Source) {
     loop {
         let wait = match report_once(&hall, &hq).await {
             Ok(()) => {
+                if failures > 0 {
+                    tracing::info!("reported again");
+                }
                 failures = 0;
                 hall.config.heartbeat.0
             }
@@ -218,7 +240,23 @@ mod tests {
     use crate::kit::{Hq, Store, now};
     use proto::fetch::SourceOptions;
     use proto::http::{Inbound, json};
-    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_device_that_is_refused_is_told_once_an_episode() {
+        let mut known = BTreeSet::new();
+        let sent: Sent = vec![("0421-03".parse().unwrap(), 7)];
+        let mut told = |of: &[&str], sent: &Sent| {
+            let refused = of.iter().map(|d| ((*d).to_owned(), "it was revoked".to_owned())).collect();
+            refused_anew(&mut known, &refused, sent, "0421").len()
+        };
+        assert_eq!(told(&["0421", "0421-03"], &sent), 2);
+        assert_eq!(told(&["0421", "0421-03"], &sent), 0);
+        // A post without the register says nothing of it.
+        assert_eq!(told(&["0421"], &Vec::new()), 0);
+        assert_eq!(told(&["0421-03"], &sent), 0);
+        assert_eq!(told(&["0421"], &sent), 1, "it was heard meanwhile");
+        assert_eq!(told(&["0421-03"], &sent), 1);
+    }
 
     #[test]
     fn a_failed_sync_of_the_devices_own_file_halts_and_is_told() {

@@ -80,9 +80,13 @@ pub async fn run(hall: Arc<Hall>, hq: Source) {
         };
         let pause = match asked {
             Ok(asked) => {
+                if failures > 0 {
+                    tracing::info!("headquarters answers again");
+                }
+                failures = 0;
                 let pause = pause(&asked, hall.clock.monotonic().saturating_sub(started), &mut quick);
                 if let Asked::Quiet(etag) | Asked::News(etag) = asked {
-                    (known, failures) = (etag, 0);
+                    known = etag;
                 }
                 pause
             }

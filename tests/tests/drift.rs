@@ -36,7 +36,7 @@ const DAMAGE: [(&str, &str); 4] = [
 fn first_check_is_done(site: &Site) {
     let url = format!("{}/metrics", site.register("0421-01").url());
     let checks = || tillcast_tests::http::get(&url).text();
-    until(PATIENCE, "the rows were checked once", || checks().contains("agent_checks_total 1"));
+    until(PATIENCE, "the rows were checked once", || checks().contains("tillcast_agent_checks_total 1"));
 }
 
 /// A change of the row that was damaged, or of one beside it.

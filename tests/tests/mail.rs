@@ -345,7 +345,7 @@ fn rows_changed_by_hand_are_one_mail_though_healed_at_once() {
     let right = price();
     // Else the check of the start may find it first.
     let metrics = format!("{}/metrics", site.register("0421-01").url());
-    until(PATIENCE, "the rows were checked", || http::get(&metrics).text().contains("agent_checks_total 1"));
+    until(PATIENCE, "the rows were checked", || http::get(&metrics).text().contains("tillcast_agent_checks_total 1"));
 
     let by_hand = Connection::open(site.store_db("0421-01")).unwrap();
     by_hand.busy_timeout(PATIENCE).unwrap();

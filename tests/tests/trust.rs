@@ -109,10 +109,11 @@ fn the_root_key_is_replaced_and_devices_follow() {
     let mut site = Site::small();
     site.publish();
     site.relay("0421").run(&["once"]).ok();
-    site.hq.run(&["trust", "rotate", "--root"]).ok();
+    let told = site.hq.json(&["trust", "rotate", "--root"]);
     let roots = site.hq.json(&["trust", "show"])["root"].clone();
     assert_eq!(roots.as_array().unwrap().len(), 1, "the old root is out");
-    assert_eq!(roots[0]["public_key"], forge::public(&numbered(&site, "root-2")));
+    let new = std::path::Path::new(told["new_root"].as_str().unwrap());
+    assert_eq!(roots[0]["public_key"], forge::public(&forge::key_file(new)));
 
     // The new root alone signs from here on; one store follows from before, one begins after.
     std::fs::remove_file(site.hq.dir.join("state/keys/root-1.key")).unwrap();
@@ -439,6 +440,13 @@ fn enrolment_codes_that_are_old_torn_or_for_others_are_refused() {
         node.run(&["once"]).says(&["holds no enrolment"]);
         // With a space and a newline from the clipboard it is good.
         node.run(&["enroll", &format!(" {code}\n")]).ok();
+        // From standard input too: it stands in no history then.
+        let (file, log) = (node.dir.join("code"), node.dir.join("enroll.log"));
+        std::fs::write(&file, format!("{code}\n")).unwrap();
+        let mut command = std::process::Command::new(node.product.path());
+        command.args(["enroll", "-"]).current_dir(&node.dir).stdin(std::fs::File::open(&file).unwrap());
+        let done = command.stdout(std::fs::File::create(&log).unwrap()).status().unwrap();
+        assert!(done.success(), "{done}: {}", std::fs::read_to_string(&log).unwrap());
     }
     let code = site.hq.json(&["enroll", "0421-02"])["code"].as_str().unwrap().to_owned();
     site.register("0421-01").run(&["enroll", &code]).code(2).says(&["0421-02", "0421-01"]);

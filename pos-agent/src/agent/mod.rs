@@ -166,6 +166,8 @@ pub struct Agent {
     /// Why the file may be damaged, by a look at all rows; the next cycle judges it.
     doubt: Mutex<Option<String>>,
     swept_for: Mutex<Option<u64>>,
+    /// What sources were told of at the last look.
+    said: Mutex<BTreeSet<String>>,
     shown: Mutex<Shown>,
     observer: Option<Observer>,
     _lock: shelf::LockFile,
@@ -273,6 +275,7 @@ impl Agent {
             verifying: Arc::default(),
             doubt: Mutex::default(),
             swept_for: Mutex::new(None),
+            said: Mutex::default(),
             shown: Mutex::new(Shown::default()),
             observer,
             _lock: lock,

@@ -15,7 +15,7 @@ use proto::layout::{PackKind, PackName};
 use proto::retry::Verdict;
 use proto::shelf;
 use proto::wire::{Fault, fault};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -391,12 +391,16 @@ impl Agent {
             })
             .collect();
         for p in problems {
-            match p {
-                FollowError::Device(e) => {
-                    self.trouble(p.verdict(), e.is_disk_full(), &e.to_string());
-                }
-                p => tracing::info!(code = p.code(), "{p}"),
+            if let FollowError::Device(e) = p {
+                self.trouble(p.verdict(), e.is_disk_full(), &e.to_string());
             }
+        }
+        let (news, is_over) = news(&mut self.said.lock().unwrap_or_else(PoisonError::into_inner), problems);
+        for p in news {
+            tracing::info!(code = p.code(), "{p}");
+        }
+        if is_over {
+            tracing::info!("the sources answer");
         }
         self.memory.faults(|f| {
             let mut changed = false;
@@ -414,5 +418,38 @@ impl Agent {
             }
             changed
         });
+    }
+}
+
+/// What sources did not say at the last look, which is replaced; and whether what they said then is over. A relay that
+/// is down for a night is a line in the log, not one for each look.
+fn news<'p>(said: &mut BTreeSet<String>, problems: &'p [FollowError]) -> (Vec<&'p FollowError>, bool) {
+    let of_sources = || problems.iter().filter(|p| !matches!(p, FollowError::Device(_)));
+    let before = std::mem::replace(said, of_sources().map(ToString::to_string).collect());
+    let is_over = said.is_empty() && !before.is_empty();
+    (of_sources().filter(|p| !before.contains(&p.to_string())).collect(), is_over)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_stays_down_is_told_once_and_that_it_answers_again() {
+        let down = |detail: &str| {
+            let (source_url, name) = ("http://10.0.0.2:7421".to_owned(), "trust.json".into());
+            FollowError::Fetch(FetchError { source_url, name, kind: FetchErrorKind::Network, detail: detail.into() })
+        };
+        let mut said = BTreeSet::new();
+        let mut told = |problems: &[FollowError]| {
+            let (news, is_over) = news(&mut said, problems);
+            (news.len(), is_over)
+        };
+        assert_eq!(told(&[down("connection refused")]), (1, false));
+        assert_eq!(told(&[down("connection refused")]), (0, false));
+        assert_eq!(told(&[down("connection refused"), down("no answer")]), (1, false));
+        assert_eq!(told(&[]), (0, true));
+        assert_eq!(told(&[]), (0, false));
+        assert_eq!(told(&[down("connection refused")]), (1, false));
     }
 }

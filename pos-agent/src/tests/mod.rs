@@ -4,6 +4,7 @@
 mod chance;
 mod cycle;
 mod damage;
+mod doctor;
 mod kit;
 mod relay;
 mod trouble;

@@ -346,8 +346,8 @@ async fn the_loopback_api_holds_verifies_and_keeps_web_pages_out() {
     }
     assert_eq!(http.get(format!("{base}/healthz")).send().await.unwrap().status(), 200);
     let metrics = http.get(format!("{base}/metrics")).send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("agent_stream_version{stream=\"price@zone-east\"} 51"), "{metrics}");
-    assert!(metrics.contains("agent_drifts_total 1"), "{metrics}");
+    assert!(metrics.contains("tillcast_agent_stream_version{stream=\"price@zone-east\"} 51"), "{metrics}");
+    assert!(metrics.contains("tillcast_agent_drifts_total 1"), "{metrics}");
     assert_eq!(http.put(format!("{base}/v1/hold")).send().await.unwrap().status(), 405);
     agent.stop().await;
 }

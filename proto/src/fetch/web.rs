@@ -17,6 +17,10 @@ use url::Url;
 /// A long poll's answer is a line a stream.
 const POLL_BYTES: u64 = 1 << 20;
 
+/// How long a connection without work is kept. Less than any server of ours keeps one (`http.head_timeout`): whose
+/// request meets the server's close on its way cannot know whether it was heard, and is told as a failure.
+pub(super) const IDLE: Duration = Duration::from_secs(3);
+
 /// Makes ring the process's TLS provider, if none is set; mains and tests may call it as often as they like.
 pub fn install_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -58,7 +62,7 @@ impl Web {
             .default_headers(headers)
             .connect_timeout(options.connect_timeout.0)
             .tcp_keepalive(Duration::from_secs(15))
-            .pool_idle_timeout(Duration::from_secs(60))
+            .pool_idle_timeout(IDLE)
             .redirect(redirect::Policy::custom(same_scheme));
         if base.scheme() == "http" {
             // Redirects to TLS are refused, so the machine's certificates need not be there.
@@ -341,6 +345,11 @@ fn parse_content_range(text: &str) -> Option<(Option<u64>, Option<u64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_is_given_up_before_a_server_of_ours_closes_it() {
+        assert!(IDLE < crate::http::HttpLimits::default().head_timeout.0);
+    }
 
     #[test]
     fn machines_on_the_lan_are_told_from_the_web() {

@@ -391,3 +391,15 @@ async fn what_takes_as_long_as_it_takes_is_answered_all_the_same() {
     assert!(server.get("/never").await.starts_with("HTTP/1.1 503"));
     assert!(server.get("/slow").await.ends_with("done\n"));
 }
+
+#[test]
+fn bounds_that_would_serve_nobody_are_refused() {
+    HttpLimits::default().check("http").unwrap();
+    for (limits, told) in [
+        (HttpLimits { connections: 0, ..quick() }, "http.connections = 0: at least 1"),
+        (HttpLimits { per_ip: 0, ..quick() }, "http.per_ip = 0: at least 1"),
+        (HttpLimits { head_timeout: ms(0), ..quick() }, "http.head_timeout = \"0s\": at least 100ms"),
+    ] {
+        assert_eq!(limits.check("http").unwrap_err(), told);
+    }
+}

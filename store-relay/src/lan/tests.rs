@@ -330,7 +330,7 @@ async fn health_figures_and_the_page_say_how_it_stands() {
     assert_eq!(scene.get("/readyz", "").await.status, 200);
     let figures = String::from_utf8(scene.get("/metrics", "").await.body).unwrap();
     for line in [
-        "tillcast_relay_version{instance=\"price@zone-east\"} 1",
+        "tillcast_relay_version{stream=\"price@zone-east\"} 1",
         "tillcast_relay_register_seen_seconds{register=\"0421-03\"} 0",
         "tillcast_relay_heartbeats_total 1",
     ] {

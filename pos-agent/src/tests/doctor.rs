@@ -1,0 +1,69 @@
+//! What `doctor` says of a register.
+
+use super::kit::{Hq, Register, poll_and_cycle, rows};
+use crate::doctor::{Check, Mark, examine};
+use proto::clock::Clock;
+use proto::device::Device;
+use proto::keys::SecretKey;
+use proto::trust::EnrolCode;
+use proto::wire::fault;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+async fn checks(r: &Register) -> Vec<Check> {
+    examine(&r.config, &*r.clock).await
+}
+fn of<'c>(checks: &'c [Check], name: &str) -> &'c Check {
+    checks.iter().find(|c| c.name == name).unwrap_or_else(|| panic!("{name}: {checks:?}"))
+}
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[tokio::test]
+async fn doctor_tells_of_versions_faults_and_who_can_read_the_database() {
+    let mut hq = Hq::new();
+    hq.full("price@all", 1, &rows(3, 1));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    mode(&r.config.data_dir, 0o755);
+    mode(&r.config.store_db(), 0o644);
+    let found = checks(&r).await;
+    for name in ["files", "enrolment", "database", "readers"] {
+        assert_eq!(of(&found, name).mark, Mark::Pass, "{found:?}");
+    }
+    assert!(found.iter().all(|c| c.name != "fault"));
+    // Version 2 is listed, and its pack is gone.
+    hq.full("price@all", 2, &rows(3, 2));
+    hq.sign();
+    fs::remove_file(hq.pack_path("price@all", 2, proto::layout::PackKind::Full)).unwrap();
+    poll_and_cycle(&agent).await;
+    agent.memory.faults(|f| f.raise(fault::SOURCE, None, Some("x"), "it is down", r.clock.now()));
+    mode(&r.config.store_db(), 0o600);
+    let found = checks(&r).await;
+    assert_eq!(of(&found, "database").text, "price@all 1, price@all 2 is listed");
+    assert!(of(&found, "fault").text.contains("it is down"), "{found:?}");
+    let readers = of(&found, "readers");
+    assert!(readers.mark == Mark::Warn && readers.text.contains("mode 600"), "{readers:?}");
+    mode(&r.config.store_db(), 0o640);
+    assert_eq!(of(&checks(&r).await, "readers").mark, Mark::Pass);
+    mode(&r.config.data_dir, 0o700);
+    assert_eq!(of(&checks(&r).await, "readers").mark, Mark::Warn, "nobody else gets into the directory");
+}
+
+#[tokio::test]
+async fn doctor_tells_a_device_that_was_enrolled_elsewhere() {
+    let mut hq = Hq::new();
+    hq.full("price@all", 1, &rows(3, 1));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    let seed = SecretKey::generate().unwrap().to_secret_text();
+    Device::enrol(&r.config.data_dir, &EnrolCode { seed, ..hq.code() }).unwrap();
+    let found = checks(&r).await;
+    let enrolment = of(&found, "enrolment");
+    assert!(enrolment.mark == Mark::Fail && enrolment.text.contains("enroll this device anew"), "{enrolment:?}");
+}
