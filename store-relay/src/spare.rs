@@ -99,8 +99,7 @@ impl Relay {
             if self.is_halted() {
                 return;
             }
-            let usable = |name: &PackName| supply.may_have(name) && !absent.contains(name);
-            let Some((epoch, way, digests)) = self.chain_from_nothing(instance, usable) else {
+            let Some((epoch, way, digests)) = self.chain_from_nothing(instance, supply, &absent) else {
                 absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name));
                 return;
             };
@@ -210,7 +209,8 @@ impl Relay {
 
     /// The packs that would be got next to close the gap in a chain, if of those not at hand there were these.
     pub(crate) fn would_complete(&self, instance: &Instance, there: &BTreeSet<PackName>) -> Vec<(PackName, PackEntry)> {
-        let chain = self.chain_from_nothing(instance, |name| there.contains(name));
+        let supply = Supply { sources: &[], only: Some(there) };
+        let chain = self.chain_from_nothing(instance, supply, &BTreeSet::new());
         chain.map(|(_, packs, _)| self.not_at_hand(instance, packs)).unwrap_or_default()
     }
 
@@ -218,7 +218,8 @@ impl Relay {
     fn chain_from_nothing(
         &self,
         instance: &Instance,
-        may_be_had: impl Fn(&PackName) -> bool,
+        supply: Supply<'_>,
+        without: &BTreeSet<PackName>,
     ) -> Option<(u64, Vec<PackEntry>, crate::trial::Digests)> {
         let (now, rules) = (self.hall.clock.now(), &self.hall.config.tries);
         let state = self.hall.state();
@@ -228,8 +229,7 @@ impl Relay {
         let digests = state.held.get(&instance.stream)?.digests.clone();
         let usable = |p: &PackEntry| {
             let name = p.name(instance);
-            let there = p.bytes == 0 || may_be_had(&name);
-            there && tries::usable(state.attempts.get(&name), &p.sha256, now, rules)
+            !without.contains(&name) && supply.is_usable(&name, p, state.attempts.get(&name), now, rules)
         };
         let priced = self.priced(instance, entry, &state);
         let way = chain::cheapest(&priced, None, version, usable)?;

@@ -2,6 +2,7 @@
 //! other streams, so that none can stop another. Decides by `proto::chain` and `tries`; every move is
 //! `shelves`'.
 
+use crate::config::TryRules;
 use crate::hall::State;
 use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::Room;
@@ -48,8 +49,19 @@ pub struct Supply<'a> {
 }
 
 impl Supply<'_> {
-    pub(crate) fn may_have(&self, name: &PackName) -> bool {
-        self.only.is_none_or(|o| o.contains(name))
+    /// Whether a priced pack is at hand or may be had here, and was not given up. What lies on a stick was hashed as it
+    /// was copied: that a source gave other bytes says nothing about it.
+    pub(crate) fn is_usable(
+        &self,
+        name: &PackName,
+        pack: &PackEntry,
+        attempts: Option<&Attempts>,
+        now: Timestamp,
+        rules: &TryRules,
+    ) -> bool {
+        let there = pack.bytes == 0 || self.only.is_none_or(|o| o.contains(name));
+        let of_a_source = self.only.is_some() && attempts.is_some_and(|a| a.cause == Cause::Hash);
+        there && (of_a_source || tries::usable(attempts, &pack.sha256, now, rules))
     }
 }
 
@@ -177,7 +189,7 @@ impl Relay {
         let priced = self.priced(&instance, entry, &state);
         let usable = |p: &PackEntry| {
             let name = p.name(&instance);
-            tries::usable(state.attempts.get(&name), &p.sha256, now, rules) && (p.bytes == 0 || supply.may_have(&name))
+            supply.is_usable(&name, p, state.attempts.get(&name), now, rules)
         };
         let from = held.filter(|_| !drifted);
         // Round what no source has (a stick may), if another way leads on; it is asked for again where none does.

@@ -282,3 +282,21 @@ async fn an_older_stick_is_done_though_the_store_is_behind() {
     assert_eq!(answer.exit, 0, "{:?}", answer.lines);
     assert_eq!(answer.report["already_here"], true);
 }
+
+/// The bucket's pack was bent and given up: the stick's is another file.
+#[tokio::test]
+async fn a_pack_that_sources_gave_bent_is_taken_from_a_stick() {
+    let (hq, _, stick) = stick();
+    let delta = hq.pack("price", 2, Delta);
+    hq.spoil(&delta);
+    let store = Store::enrolled(&[hq.url()]);
+    let relay = store.open();
+    for _ in 0..3 {
+        relay.mirror_once(Pace::Once).await;
+    }
+    assert_eq!((rooms_of(&relay, &delta), served(&relay, &hq.instance("price"))), (vec!["error"], Some(1)));
+    let done = relay.import(stick.path()).await.unwrap();
+    assert!(done.behind.is_empty(), "{done:?}");
+    assert_eq!((rooms_of(&relay, &delta), served(&relay, &hq.instance("price"))), (vec!["ok"], Some(2)));
+    assert!(state(&relay).all_faults().is_empty() && state(&relay).attempts.is_empty());
+}
