@@ -299,6 +299,9 @@ mod tests {
             ],
             outbox: Vec::new(),
             unfinished: Vec::new(),
+            serial: None,
+            network: Network::Online,
+            debts: Vec::new(),
             trust: Some((1, 1)),
         };
         let wrong: Vec<String> = report.lines().into_iter().filter(|l| l.starts_with("wrong")).collect();

@@ -200,7 +200,7 @@ fn refused_anew<'a>(
     sent: &Sent,
     own: &str,
 ) -> Vec<(&'a str, &'a str)> {
-    let was_sent = |d: &str| d == own || d == &wire::nameless(0) || sent.iter().any(|(r, _)| r.as_str() == d);
+    let was_sent = |d: &str| d == own || d == wire::nameless(0) || sent.iter().any(|(r, _)| r.as_str() == d);
     known.retain(|d| refused.contains_key(d) || !was_sent(d));
     let news = refused.iter().filter(|(d, _)| known.insert((*d).clone()));
     news.map(|(d, why)| (d.as_str(), why.as_str())).collect()

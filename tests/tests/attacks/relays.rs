@@ -56,12 +56,8 @@ enum Comes {
 }
 use Comes::{New, Nothing};
 
-#[test]
-fn a_rogue_relay_delays_and_alters_nothing() {
-    let (mut watch, site) = Watch::over(small());
-    let lan = Lan::new(site.relay("heartbeat", "'1s'"));
-    let site = &lan.site;
-    watch.start(site);
+/// Name, path, answer and end of each.
+fn lies() -> Vec<(&'static str, &'static str, Say, Comes)> {
     let deep = "[".repeat(200_000);
     let keys: String = (0..60_000).map(|n| format!("\"price@zone-a{n}\":1,")).collect();
     let answer = |seen: &str, now: &str| format!("{{\"hq_seen_s\":{seen},\"now\":\"{now}\",\"refused\":{{}}}}");
@@ -72,7 +68,7 @@ fn a_rogue_relay_delays_and_alters_nothing() {
     let location = |to: &str| Say::Whole(302, format!("location: {to}\r\n"), Vec::new());
     let v = "/v1/versions";
     let untold = |why| Nothing(1, why);
-    let lies: Vec<(&str, &'static str, Say, Comes)> = vec![
+    vec![
         ("versions far ahead", v, Say::ok("{\"price@zone-east\":9223372036854775807,\"evil@all\":3}"), New),
         ("versions behind", v, Say::ok("{\"price@zone-east\":1}"), Nothing(0, "")),
         ("no versions", v, Say::ok("{}"), Nothing(3, "the relay does not serve it yet")),
@@ -139,8 +135,16 @@ fn a_rogue_relay_delays_and_alters_nothing() {
             Say::Drip(b"{".to_vec(), Duration::from_millis(200)),
             untold("slower than 1024 bytes/s"),
         ),
-    ];
-    for (what, part, say, comes) in lies {
+    ]
+}
+
+#[test]
+fn a_rogue_relay_delays_and_alters_nothing() {
+    let (mut watch, site) = Watch::over(small());
+    let lan = Lan::new(site.relay("heartbeat", "'1s'"));
+    let site = &lan.site;
+    watch.start(site);
+    for (what, part, say, comes) in lies() {
         let before = rows(site, "0421-01");
         news(site);
         lan.relay_has();
