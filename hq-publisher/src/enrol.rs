@@ -8,7 +8,7 @@ use crate::bucket::{BucketError, Buckets};
 use crate::config::{Config, SourceKind};
 use crate::keys::{self, KeyFile, Keyring, KeysError, Role};
 use crate::ledger::{Ledger, LedgerError, Token};
-use crate::manifests::{self, ManifestsError, Signer};
+use crate::manifests::{self, ManifestsError, Moves, Signer};
 use crate::publish::{Lease, PublishError};
 use crate::source_db::{Database, SourceError, dialect, query::Query};
 use proto::clock::{Clock, Timestamp, after};
@@ -399,7 +399,7 @@ impl<'a> Desk<'a> {
     async fn sign_everything(&self, token: Token) -> Result<usize, EnrolError> {
         manifests::put_trust(&self.ledger, &self.buckets).await?;
         let signer = self.signer().await?;
-        let sign = signer.sign_all(&self.ledger, token, &[], self.clock);
+        let sign = signer.sign_all(&self.ledger, token, &[], Moves::None, self.clock);
         let signed = failpoint::around("trust.resign", sign).await?;
         self.ledger.renew(token, self.clock.now(), self.config.publish.lease.0).await?;
         manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await?;

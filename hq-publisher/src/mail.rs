@@ -16,7 +16,7 @@ use proto::config::ConfigError;
 use proto::failpoint;
 use proto::ids::Instance;
 use proto::retry::{Backoff, random_unit};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Characters of a subject.
@@ -146,6 +146,27 @@ pub async fn publish_notice(
             for episode in ledger.open_episodes(&key).await?.into_iter().filter(|e| e.key == key) {
                 ledger.close_episode(&key, &compose(&alert::end(&episode, now), now), now).await?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Opens an episode of each of these problems (by `what`, with subject and text), and closes those open ones whose `what`
+/// begins so and is not among them.
+pub async fn publish_notices(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    begins: &str,
+    problems: &BTreeMap<String, (String, String)>,
+) -> Result<(), LedgerError> {
+    for (what, (subject, text)) in problems {
+        publish_notice(ledger, clock, what, Some((subject, text))).await?;
+    }
+    let before = format!("{}notice/", alert::PUBLISH);
+    for episode in ledger.open_episodes(&format!("{before}{begins}")).await? {
+        match episode.key.strip_prefix(&before) {
+            Some(what) if !problems.contains_key(what) => publish_notice(ledger, clock, what, None).await?,
+            _ => {}
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use crate::bucket::{BucketError, Buckets, Content, Pointer};
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
 use crate::ledger::{
-    Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreSeen, ToPut, Token, WasPut, Which,
+    Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreRow, StoreSeen, ToPut, Token, WasPut, Which,
 };
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
@@ -23,7 +23,7 @@ use proto::layout::ObjectName;
 use proto::limits::Limits;
 use proto::manifest::{self, Manifest, StreamEntry};
 use proto::trust::{Trust, TrustState, sign_manifest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -117,10 +117,49 @@ async fn judge_clock(
 pub struct Signer {
     key: SecretKey,
     trust: Trust,
+    /// Those of the settings and those left out of them.
     streams: Vec<(StreamName, AudienceKind)>,
+    left_out: BTreeSet<StreamName>,
     life: Duration,
     resign_after: Duration,
     limits: Limits,
+}
+
+/// Streams in which stores stay with the instance that their manifests list.
+pub type Held = BTreeMap<StoreId, BTreeSet<StreamName>>;
+
+/// Whether stores go over to another instance of a stream (their zone changed).
+#[derive(Debug, Clone, Copy)]
+pub enum Moves<'a> {
+    /// They stay: only a publish compares the rows.
+    None,
+    /// They do, but for these.
+    AllBut(&'a Held),
+}
+
+/// A store that is to follow another instance of a stream than its manifest lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// The store.
+    pub store: StoreId,
+    /// What its manifest lists.
+    pub from: Instance,
+    /// What it is to follow; none when it has no zone any more.
+    pub to: Option<Instance>,
+}
+
+/// Streams that manifests list and the settings do not name, with their audiences: they go on being listed until
+/// somebody says that they may go ([`Signer::drop_stream`]).
+pub fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<StreamName, AudienceKind> {
+    let mut left: Vec<_> = heads.iter().filter(|(i, h)| !h.retired && config.stream(&i.stream).is_none()).collect();
+    // Where the audience was another kind before, the newest tells.
+    left.sort_by_key(|(_, h)| h.signed_at);
+    let kind = |a: &Audience| match a {
+        Audience::All => AudienceKind::All,
+        Audience::Zone(_) => AudienceKind::Zone,
+        Audience::Store(_) => AudienceKind::Store,
+    };
+    left.into_iter().map(|(i, _)| (i.stream.clone(), kind(&i.audience))).collect()
 }
 
 impl Signer {
@@ -168,10 +207,13 @@ impl Signer {
             }
             .into());
         };
+        let left_out = left_out(config, &ledger.heads().await?);
+        let named = config.streams.iter().map(|s| (s.name.clone(), s.audience));
         Ok(Signer {
             key,
             trust,
-            streams: config.streams.iter().map(|s| (s.name.clone(), s.audience)).collect(),
+            streams: named.chain(left_out.clone()).collect(),
+            left_out: left_out.into_keys().collect(),
             life: config.publish.manifest_life.0,
             resign_after: config.publish.resign_after.0,
             limits: config.limits.clone(),
@@ -191,6 +233,42 @@ impl Signer {
         self.key.public().id()
     }
 
+    /// The streams that manifests list though the settings do not name them.
+    pub fn left_out(&self) -> &BTreeSet<StreamName> {
+        &self.left_out
+    }
+    /// Manifests list a stream that was left out no longer.
+    pub fn drop_stream(&mut self, stream: &StreamName) {
+        if self.left_out.remove(stream) {
+            self.streams.retain(|(name, _)| name != stream);
+        }
+    }
+
+    /// The stores that are to follow another instance of a stream than their manifests list.
+    pub async fn moves(&self, ledger: &Ledger, told: &[StoreSeen]) -> Result<Vec<Move>, ManifestsError> {
+        let told: BTreeMap<&StoreId, &StoreSeen> = told.iter().map(|s| (&s.id, s)).collect();
+        let (mut hashes, mut moves) = (HeadHashes::default(), Vec::new());
+        let mut look = |s: &SignStore<'_>| {
+            let Some(seen) = told.get(&s.row.seen.id).filter(|_| s.row.serial > 0) else { return Ok(Made::Unchanged) };
+            let row = StoreRow { seen: (*seen).clone(), vanished_at: None, ..s.row.clone() };
+            let s = SignStore { row: &row, ..*s };
+            let Some(before) = self.previous(&s)? else {
+                let same = self.lists_what_it_follows(&s, &mut hashes)?;
+                return Ok(if same { Made::Unchanged } else { Made::NeedsPrevious });
+            };
+            for (name, kind) in &self.streams {
+                let Some(from) = before.instance(name).filter(|i| s.heads.contains_key(i)) else { continue };
+                let to = followed(name, *kind, seen);
+                if to.as_ref() != Some(&from) {
+                    moves.push(Move { store: seen.id.clone(), from, to });
+                }
+            }
+            Ok(Made::Unchanged)
+        };
+        ledger.look(&mut look).await?;
+        Ok(moves)
+    }
+
     /// **The commit point of a publish**: makes each staged publication its instance's head, and signs
     /// a manifest for each store whose content changed (or whose manifest is due to be signed anew),
     /// in one transaction. Gives the stores signed.
@@ -199,20 +277,21 @@ impl Signer {
         ledger: &Ledger,
         token: Token,
         staged: &[Staged],
+        moves: Moves<'_>,
         clock: &dyn Clock,
     ) -> Result<Vec<StoreId>, ManifestsError> {
-        self.sign(ledger, Some(token), staged, Which::All, clock).await
+        self.sign(ledger, Some(token), staged, Which::All, moves, clock).await
     }
 
     /// Signs what is due, without the lease: manifests that are old, of another key or epoch, or whose
     /// devices changed.
     pub async fn sign_due(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Vec<StoreId>, ManifestsError> {
-        self.sign(ledger, None, &[], Which::All, clock).await
+        self.sign(ledger, None, &[], Which::All, Moves::None, clock).await
     }
 
     /// Signs one store's manifest (after `enroll` or `revoke`), without the lease.
     pub async fn sign_one(&self, ledger: &Ledger, store: &StoreId, clock: &dyn Clock) -> Result<(), ManifestsError> {
-        self.sign(ledger, None, &[], Which::Only(store), clock).await.map(|_| ())
+        self.sign(ledger, None, &[], Which::Only(store), Moves::None, clock).await.map(|_| ())
     }
 
     async fn sign(
@@ -221,20 +300,27 @@ impl Signer {
         token: Option<Token>,
         staged: &[Staged],
         which: Which<'_>,
+        moves: Moves<'_>,
         clock: &dyn Clock,
     ) -> Result<Vec<StoreId>, ManifestsError> {
         // Time is never before what a publisher key signed.
         let clock = clock.now();
         let now = ledger.latest_time().await?.map_or(clock, |t| t.max(clock));
         let mut heads = HeadHashes::default();
-        let mut make = |s: &SignStore<'_>| self.make(s, now, &mut heads);
+        let mut make = |s: &SignStore<'_>| self.make(s, now, moves, &mut heads);
         Ok(ledger.sign(token, staged, which, self.trust.version, now, &mut make).await?)
     }
 
     /// One store's manifest, or nothing to do.
-    fn make(&self, s: &SignStore<'_>, now: Timestamp, hashes: &mut HeadHashes) -> Result<Made, String> {
+    fn make(
+        &self,
+        s: &SignStore<'_>,
+        now: Timestamp,
+        moves: Moves<'_>,
+        hashes: &mut HeadHashes,
+    ) -> Result<Made, String> {
         let vanished = s.row.vanished_at.is_some();
-        let has_manifest = s.row.content.is_some();
+        let has_manifest = s.row.serial > 0;
         if vanished && !has_manifest {
             return Ok(Made::Unchanged);
         }
@@ -243,15 +329,17 @@ impl Signer {
             followed(name, *kind, &s.row.seen).is_none_or(|i| !is_fresh(s, &i))
                 && s.heads.keys().any(|i| &i.stream == name)
         };
-        if has_manifest && s.previous.is_none() && (vanished || self.streams.iter().any(untold)) {
+        let may_stay = match moves {
+            Moves::None => true,
+            Moves::AllBut(held) => held.contains_key(&s.row.seen.id),
+        };
+        if has_manifest
+            && s.previous.is_none()
+            && (vanished || self.streams.iter().any(untold) || may_stay && !self.lists_what_it_follows(s, hashes)?)
+        {
             return Ok(Made::NeedsPrevious);
         }
-        let before: Option<Manifest> = s
-            .previous
-            .map(|e| dsse::peek(e.as_bytes(), self.limits.manifest_bytes))
-            .transpose()
-            .map_err(|e| e.to_string())?;
-        let instances = self.instances(s, before.as_ref());
+        let instances = self.instances(s, self.previous(s)?.as_ref(), moves);
         let content = content_hash(&instances, s.heads, s.devices, hashes, &self.limits)?;
         let due = s.row.content != Some(content)
             || s.row.epoch != self.trust.epoch
@@ -276,14 +364,32 @@ impl Signer {
         }))
     }
 
+    /// The store's last manifest, where it was asked for.
+    fn previous(&self, s: &SignStore<'_>) -> Result<Option<Manifest>, String> {
+        let read = |e: &str| dsse::peek(e.as_bytes(), self.limits.manifest_bytes);
+        s.previous.map(read).transpose().map_err(|e| e.to_string())
+    }
+
+    /// Whether the store's last manifest, as it was signed, lists what the store follows now: told without reading it.
+    fn lists_what_it_follows(&self, s: &SignStore<'_>, hashes: &mut HeadHashes) -> Result<bool, String> {
+        let instances = self.instances(s, None, Moves::None);
+        let content = content_hash(&instances, s.heads, s.devices, hashes, &self.limits)?;
+        Ok(s.row.content == Some(content))
+    }
+
     /// The instances that the store follows and that have a version. Where the wanted one has none, or one of long ago
-    /// (a zone that is new, or was empty, and not yet published), the one followed before stays.
-    fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>) -> Vec<Instance> {
+    /// (a zone that is new, or was empty, and not yet published), or is not to be gone over to, the one followed before
+    /// stays.
+    fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>, moves: Moves<'_>) -> Vec<Instance> {
         let vanished = s.row.vanished_at.is_some();
+        let stays = |name: &StreamName| match moves {
+            Moves::None => true,
+            Moves::AllBut(held) => held.get(&s.row.seen.id).is_some_and(|streams| streams.contains(name)),
+        };
         let wanted = |(name, kind): &(StreamName, AudienceKind)| {
             let wanted = followed(name, *kind, &s.row.seen).filter(|i| !vanished && is_fresh(s, i));
             let kept = || before.and_then(|m| m.instance(name)).filter(|i| s.heads.contains_key(i));
-            wanted.or_else(kept)
+            if stays(name) { kept().or(wanted) } else { wanted.or_else(kept) }
         };
         self.streams.iter().filter_map(wanted).collect()
     }
