@@ -10,8 +10,9 @@ use crate::keys::{Keyring, KeysError, Role};
 use crate::ledger::{
     Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreRow, StoreSeen, ToPut, Token, WasPut, Which,
 };
+use crate::mail;
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use proto::clock::{Clock, Timestamp, after, since};
 use proto::config::HumanDuration;
 use proto::digest::{Sha256, Sha256Stream};
@@ -52,24 +53,92 @@ pub enum ManifestsError {
     /// Keys or trust are not there or do not fit.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// Another ledger publishes by the same keys.
-    #[error(
-        "the bucket has manifest {found} of store {store}, signed by our key, where {ours} was to be put: does another \
-         publisher with another ledger write here? If not (a ledger set back), run this again: it goes on above {found}{devices}"
-    )]
-    Overtaken {
-        /// Whose.
-        store: StoreId,
-        /// The serial there.
-        found: u64,
-        /// The serial that was to be put.
-        ours: u64,
-        /// Devices that it names and the ledger does not, or the other way round; for people.
-        devices: String,
-    },
+    /// Another ledger publishes by the same keys; all stores where that was found.
+    #[error("{}", told(.0))]
+    Overtaken(Vec<Overtaken>),
     /// Trust files found in the bucket.
     #[error("the trust files in the bucket cannot be taken over: {0}")]
     Foreign(String),
+}
+
+/// A store of which the bucket has another manifest of ours than the ledger's, and none that is older.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overtaken {
+    /// Whose.
+    pub store: StoreId,
+    /// The serial there.
+    pub found: u64,
+    /// The serial that was to be put.
+    pub ours: u64,
+    /// Devices that it names and the ledger does not, or the other way round; for people.
+    pub devices: Vec<String>,
+}
+
+/// Stores named in an error; its devices are all named.
+const NAMED: usize = 20;
+
+fn told(all: &[Overtaken]) -> String {
+    let (what, above) = match all {
+        [one] => {
+            let Overtaken { store, found, ours, .. } = one;
+            let what = format!("manifest {found} of store {store}, signed by our key, where {ours} was to be put");
+            (what, found.to_string())
+        }
+        all => {
+            let stores = all.iter().take(NAMED).map(|o| format!("store {}: {} for {}", o.store, o.found, o.ours));
+            let more = all.len().saturating_sub(NAMED);
+            let more = (more > 0).then(|| format!("and {more} more"));
+            let stores: Vec<String> = stores.chain(more).collect();
+            let what = format!(
+                "manifests of {} stores, signed by our key, where older ones were to be put ({})",
+                all.len(),
+                stores.join(", ")
+            );
+            (what, "those".to_owned())
+        }
+    };
+    let devices: Vec<&str> = all.iter().flat_map(|o| &o.devices).map(String::as_str).collect();
+    let devices = match devices[..] {
+        [] => String::new(),
+        _ => format!(". It forgets devices: {}: revoke or enroll them again", devices.join(", ")),
+    };
+    format!(
+        "the bucket has {what}: does another publisher with another ledger write here? If not (a ledger set back), run \
+         this again: it goes on above {above}{devices}"
+    )
+}
+
+/// The error to end with: all stores that were overtaken, else the first.
+pub fn gather(failed: Option<ManifestsError>, e: ManifestsError) -> ManifestsError {
+    match (failed, e) {
+        (Some(ManifestsError::Overtaken(mut all)), ManifestsError::Overtaken(more)) => {
+            all.extend(more);
+            ManifestsError::Overtaken(all)
+        }
+        (Some(other), all @ ManifestsError::Overtaken(_)) | (Some(all @ ManifestsError::Overtaken(_)), other) => {
+            tracing::warn!("{other}");
+            all
+        }
+        (Some(first), _) => first,
+        (None, e) => e,
+    }
+}
+
+/// What came of putting manifests. What was found to be overtaken is mailed, and only then gone on above: who dies before
+/// finds it once more.
+pub async fn telling<T>(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    outcome: Result<T, ManifestsError>,
+) -> Result<T, ManifestsError> {
+    if let Err(e @ ManifestsError::Overtaken(all)) = &outcome {
+        let stores: Vec<&StoreId> = all.iter().map(|o| &o.store).collect();
+        mail::publish_overtaken(ledger, clock, &stores, &e.to_string()).await?;
+        for one in all {
+            ledger.overtaken(&one.store, one.found).await?;
+        }
+    }
+    outcome
 }
 
 /// The newest trust file of the ledger.
@@ -530,7 +599,10 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
         }
         let (put, error) = put_batch(ledger, buckets, batch).await;
         done += put.len();
-        failed = failed.or(error);
+        failed = match error {
+            Some(e) => Some(gather(failed, e)),
+            None => failed,
+        };
         for store in failpoint::around("manifests.marked", ledger.manifests_put(&put)).await? {
             put_store(ledger, buckets, &store).await?;
         }
@@ -541,14 +613,14 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
     }
 }
 
-/// Puts some manifests, several at once; those that were, and the first error.
+/// Puts some manifests, several at once; those that were, and the error.
 async fn put_batch(ledger: &Ledger, buckets: &Buckets, batch: Vec<ToPut>) -> (Vec<WasPut>, Option<ManifestsError>) {
     let puts = stream::iter(batch).map(|one| put_one(ledger, buckets, one));
     let (mut put, mut failed) = (Vec::new(), None);
     for outcome in puts.buffer_unordered(buckets.concurrency()).collect::<Vec<_>>().await {
         match outcome {
             Ok(one) => put.extend(one),
-            Err(e) => failed = failed.or(Some(e)),
+            Err(e) => failed = Some(gather(failed, e)),
         }
     }
     (put, failed)
@@ -581,7 +653,7 @@ async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Optio
 }
 
 /// Fails where the bucket holds another manifest of ours that is not older than the one to be put: the next one is signed
-/// above it.
+/// above it, once that was told ([`telling`]).
 pub async fn check_overtaken(ledger: &Ledger, there: &[u8], one: &ToPut) -> Result<(), ManifestsError> {
     if there != one.envelope.as_bytes()
         && let Ok(claim) = dsse::peek::<Claim>(there, MOST)
@@ -590,21 +662,16 @@ pub async fn check_overtaken(ledger: &Ledger, there: &[u8], one: &ToPut) -> Resu
         && signed_by_us(ledger, there, claim.epoch).await?
     {
         let devices = devices_that_differ(ledger, there, &one.store).await?;
-        ledger.overtaken(&one.store, claim.serial).await?;
-        return Err(ManifestsError::Overtaken {
-            store: one.store.clone(),
-            found: claim.serial,
-            ours: one.serial,
-            devices,
-        });
+        let overtaken = Overtaken { store: one.store.clone(), found: claim.serial, ours: one.serial, devices };
+        return Err(ManifestsError::Overtaken(vec![overtaken]));
     }
     Ok(())
 }
 
-/// What a ledger set back forgot of a store's devices, as the end of a sentence. Nothing is changed by it: who took the
-/// bucket could enroll devices that way.
-async fn devices_that_differ(ledger: &Ledger, there: &[u8], store: &StoreId) -> Result<String, ManifestsError> {
-    let Ok(manifest) = dsse::peek::<Manifest>(there, MOST) else { return Ok(String::new()) };
+/// What a ledger set back forgot of a store's devices. Nothing is changed by it: who took the bucket could enroll devices
+/// that way.
+async fn devices_that_differ(ledger: &Ledger, there: &[u8], store: &StoreId) -> Result<Vec<String>, ManifestsError> {
+    let Ok(manifest) = dsse::peek::<Manifest>(there, MOST) else { return Ok(Vec::new()) };
     let mut theirs: BTreeMap<DeviceId, &PublicKey> =
         manifest.registers.iter().map(|(id, key)| (DeviceId::Register(id.clone()), key)).collect();
     theirs.extend(manifest.relay.iter().map(|key| (DeviceId::Relay(store.clone()), key)));
@@ -613,12 +680,42 @@ async fn devices_that_differ(ledger: &Ledger, there: &[u8], store: &StoreId) -> 
     let enrolled = theirs.iter().filter(|(id, key)| !ours.iter().any(|d| &d.id == *id && &d.key == **key));
     let enrolled = enrolled.map(|(id, _)| format!("{id} was enrolled since"));
     let revoked = ours.iter().filter(|d| !theirs.contains_key(&d.id)).map(|d| format!("{} was revoked since", d.id));
-    let lines: Vec<String> = enrolled.chain(revoked).collect();
-    Ok(if lines.is_empty() {
-        String::new()
-    } else {
-        format!(". It forgets devices: {}: revoke or enroll them again", lines.join(", "))
-    })
+    Ok(enrolled.chain(revoked).collect())
+}
+
+/// What the bucket has that is newer than the ledger, which was set back then; for people. A ledger that knows no version
+/// yet takes all over when it publishes.
+pub async fn newer_in_bucket(
+    ledger: &Ledger,
+    buckets: &Buckets,
+    limits: &Limits,
+) -> Result<Vec<String>, ManifestsError> {
+    let Some(ours) = newest_trust(ledger, limits).await? else { return Ok(Vec::new()) };
+    let mut newer = Vec::new();
+    let there = buckets.get(&ObjectName::Trust, limits.trust_bytes).await.map_err(foreign_if_too_long)?;
+    let claimed = there.and_then(|t| TrustState::claimed_version(&t, limits).ok());
+    if let Some(version) = claimed.filter(|v| *v > ours.version) {
+        newer.push(format!("trust.json is version {version} there and {} here", ours.version));
+    }
+    if !ledger.heads().await?.is_empty() {
+        let looks = stream::iter(buckets.list_stores().await?).map(|store| newer_manifest(ledger, buckets, store));
+        let found: Vec<Option<String>> = looks.buffered(buckets.concurrency()).try_collect().await?;
+        newer.extend(found.into_iter().flatten());
+    }
+    Ok(newer)
+}
+
+async fn newer_manifest(ledger: &Ledger, buckets: &Buckets, store: StoreId) -> Result<Option<String>, ManifestsError> {
+    // The bucket first: what is put after this look is in the ledger already.
+    let Some(there) = buckets.get(&ObjectName::Manifest(store.clone()), MOST).await? else { return Ok(None) };
+    let Ok(claim) = dsse::peek::<Claim>(&there, MOST) else { return Ok(None) };
+    let known = ledger.store(&store).await?.map_or(0, |s| s.next_serial - 1);
+    if claim.store != store || claim.serial <= known || !signed_by_us(ledger, &there, claim.epoch).await? {
+        return Ok(None);
+    }
+    let devices = devices_that_differ(ledger, &there, &store).await?;
+    let devices = devices.iter().map(|d| format!(" ({d})")).collect::<String>();
+    Ok(Some(format!("the manifest of store {store} is {} there and {known} here{devices}", claim.serial)))
 }
 
 /// Bytes of a manifest in the bucket looked at, whatever the limit for readers is.

@@ -156,7 +156,7 @@ async fn check_packs(buckets: &Buckets, instance: &Instance, head: &Head, check:
 
 /// Puts manifests and trust files that are wrong or missing in the bucket there once more; how many. Only under the
 /// publisher's lease. Never over newer ones of ours: a ledger set back must not undo what was signed since. Those are told
-/// by the first error, after all others were put. (A pack is not kept here: a full goes round it.)
+/// by an error, after all others were put. (A pack is not kept here: a full goes round it.)
 pub async fn put_back(
     config: &Config,
     ledger: &Ledger,
@@ -199,7 +199,7 @@ pub async fn put_back(
             Ok(Some(there)) if there == last.envelope.as_bytes() => continue,
             Ok(Some(there)) if is_manifest(&there, config) => {
                 if let Err(e) = manifests::check_overtaken(ledger, &there, &last).await {
-                    overtaken = overtaken.or(Some(e));
+                    overtaken = Some(manifests::gather(overtaken, e));
                     continue;
                 }
             }
@@ -210,7 +210,7 @@ pub async fn put_back(
         put += 1;
     }
     match overtaken {
-        Some(e) => Err(e.into()),
+        Some(e) => Ok(manifests::telling(ledger, clock, Err(e)).await?),
         None => Ok(put),
     }
 }

@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::inbox::{Drop, What};
 use crate::ledger::{Complaint, Head, Ledger, LedgerError, Staged, State, Token};
 use crate::mail;
-use crate::manifests::{Move, Moves, Signer, put_unfinished};
+use crate::manifests::{ManifestsError, Move, Moves, Signer, put_unfinished, telling};
 use crate::rebuild::{self, Workshop};
 use crate::retention::{self, Keep};
 use crate::source::StoreRow;
@@ -93,7 +93,10 @@ pub async fn run(
     // 2. One publisher at a time. A dry run is none.
     let lease = if options.dry_run { None } else { Some(take_lease(config, &ledger, clock).await?) };
     let tools = Tools { config, options, clock: clock.as_ref(), ledger: &ledger, buckets: &buckets, progress, steps };
-    let result = tools.publish(lease.as_ref().map(Lease::token), &contracts).await;
+    let result = match tools.publish(lease.as_ref().map(Lease::token), &contracts).await {
+        Err(PublishError::Manifests(e)) => telling(&ledger, clock.as_ref(), Err(e)).await.map_err(Into::into),
+        other => other,
+    };
     if !options.dry_run {
         tell_of_run(&ledger, clock.as_ref(), &result).await;
     }
@@ -120,11 +123,18 @@ async fn take_lease(config: &Config, ledger: &Ledger, clock: &Arc<dyn Clock>) ->
 /// went through again. What a refusal of one stream says is mailed where it is refused.
 async fn tell_of_run(ledger: &Ledger, clock: &dyn Clock, result: &Result<PublishReport, PublishError>) {
     let told = match result {
-        Ok(_) => mail::publish_notice(ledger, clock, "run", None).await,
+        Ok(_) => all_is_well(ledger, clock).await,
         Err(PublishError::Config(_) | PublishError::Aborted(_) | PublishError::StoresShrunk(_)) => return,
+        // Mailed where the manifests are put.
+        Err(PublishError::Manifests(ManifestsError::Overtaken(_))) => return,
         Err(e) => tell_of_failure(ledger, clock, e).await,
     };
     warn_untold(told);
+}
+
+async fn all_is_well(ledger: &Ledger, clock: &dyn Clock) -> Result<(), LedgerError> {
+    mail::publish_notice(ledger, clock, "run", None).await?;
+    mail::publish_caught_up(ledger, clock).await
 }
 
 async fn tell_of_failure(ledger: &Ledger, clock: &dyn Clock, e: &PublishError) -> Result<(), LedgerError> {

@@ -519,6 +519,51 @@ async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_set_back_tells_of_all_stores_and_devices_at_once() {
+    let w = World::new().await;
+    w.publish().await;
+    let desk = async || Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    desk().await.enroll(&"0422-01".parse().unwrap()).await.unwrap();
+    let (ledger, backup) = (w.dir.path().join("state/fleet.db"), w.dir.path().join("backup.db"));
+    Connection::open(&ledger).unwrap().execute("VACUUM INTO ?1", [backup.to_str().unwrap()]).unwrap();
+    desk().await.enroll(&"0421-01".parse().unwrap()).await.unwrap();
+    desk().await.revoke(&"0422-01".parse().unwrap()).await.unwrap();
+    let serial = w.manifest("0421").unwrap().serial;
+    for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+        let _ = fs::remove_file(w.dir.path().join("state").join(gone));
+    }
+    fs::copy(&backup, &ledger).unwrap();
+
+    let devices = ["0421-01 was enrolled since", "0422-01 was revoked since"];
+    let doctor = async || {
+        let checks = crate::doctor::run(&w.config, w.clock.as_ref()).await;
+        let check = checks.into_iter().find(|c| c.name == "ledger against bucket").unwrap();
+        (check.verdict, check.found)
+    };
+    let (verdict, found) = doctor().await;
+    assert_eq!(verdict, crate::doctor::Verdict::Fail);
+    assert!(
+        found.contains("the ledger is older than the bucket") && devices.iter().all(|d| found.contains(d)),
+        "{found}"
+    );
+    w.sql(CHANGE);
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert_eq!(e.exit_code(), 1);
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails = ledger.unsent_mails().await.unwrap();
+    assert_eq!(mails.len(), 1);
+    for text in [&e.to_string(), &mails[0].body] {
+        assert!(["store 0421", "store 0422"].iter().chain(&devices).all(|d| text.contains(d)), "{text}");
+    }
+    assert_eq!(w.manifest("0421").unwrap().serial, serial, "nothing is put over it before it is told");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert!(w.manifest("0421").unwrap().serial > serial);
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2, "one that it is over");
+    assert_eq!(doctor().await.0, crate::doctor::Verdict::Pass);
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_machine_goes_on_from_the_bucket() {
     let w = World::new().await;
     w.publish().await;
