@@ -95,7 +95,8 @@ pub struct Publish {
     /// Make a full of each stream, changed or not.
     #[arg(long)]
     pub full: bool,
-    /// Let tables lose rows beyond publish.shrink_percent, of one stream or of all.
+    /// Let tables lose rows beyond publish.shrink_percent, of one stream or of all; by its name a stream may go that is no
+    /// longer in the settings.
     #[arg(long, value_name = "STREAM", num_args = 0..=1)]
     #[allow(clippy::option_option, reason = "absent, bare, or with a stream")]
     pub allow_shrink: Option<Option<StreamName>>,

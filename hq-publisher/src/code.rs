@@ -103,7 +103,7 @@ fn manifests(e: &ManifestsError) -> &'static str {
         ManifestsError::Bucket(e) => bucket(e),
         ManifestsError::ClockLeapt { .. } => "CLOCK",
         ManifestsError::Keys(_) => KEYS,
-        ManifestsError::Overtaken { .. } | ManifestsError::NotTakenOver(_) => "OVERTAKEN",
+        ManifestsError::Overtaken(_) | ManifestsError::NotTakenOver(_) => "OVERTAKEN",
         ManifestsError::Foreign(_) => "TRUST",
     }
 }

@@ -1,12 +1,12 @@
 //! `doctor`: tries everything that publishing and serving rely on, and says what to do about what
 //! fails. Changes nothing but a probe object, which it deletes.
 
-use crate::bucket::{Bucket, Conditions};
+use crate::bucket::{Bucket, Buckets, Conditions};
 use crate::config::{Config, SourceKind};
 use crate::keys::{KeyFile, Keyring, Role};
 use crate::ledger::{Kind, Ledger};
 use crate::mail::Smtp;
-use crate::manifests::newest_trust;
+use crate::manifests::{newer_in_bucket, newest_trust};
 use crate::publish::contracts::{self, Contracts};
 use crate::source_db::Database;
 use proto::clock::{Clock, since};
@@ -106,6 +106,7 @@ pub async fn run(config: &Config, clock: &dyn Clock) -> Vec<Check> {
         for url in &config.objects.urls {
             bucket(config, ledger, url, clock, &mut c).await;
         }
+        ledger_against_bucket(config, ledger, &mut c).await;
     }
     source(config, contracts.as_ref(), ledger.as_ref(), &mut c).await;
     mail(config, &mut c).await;
@@ -331,6 +332,33 @@ async fn inbox(dir: &Path, ledger: Option<&Ledger>, c: &mut Checks) {
             "there is no stores.csv in the inbox, and none was read before",
             "without stores nobody gets anything",
         );
+    }
+}
+
+/// Lines told of what is newer in the bucket.
+const LISTED: usize = 20;
+
+/// A ledger from a backup forgot what was signed since.
+async fn ledger_against_bucket(config: &Config, ledger: &Ledger, c: &mut Checks) {
+    let name = "ledger against bucket";
+    let newer = async {
+        let buckets = Buckets::open(config, ledger).await?;
+        newer_in_bucket(ledger, &buckets, &config.limits).await
+    };
+    match newer.await {
+        Ok(newer) if newer.is_empty() => c.pass(name, "nothing there is newer"),
+        Ok(newer) => {
+            let told: Vec<&str> = newer.iter().take(LISTED).map(String::as_str).collect();
+            let more = newer.len().saturating_sub(LISTED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            c.fail(
+                name,
+                format!("the ledger is older than the bucket: {}{more}", told.join("; ")),
+                "it was set back, or another publisher writes there too. If it was set back: publish twice, then enroll or \
+                 revoke again the devices that it forgot",
+            );
+        }
+        Err(e) => c.warn(name, e, "it could not be compared"),
     }
 }
 

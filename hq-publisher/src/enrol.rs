@@ -8,7 +8,7 @@ use crate::bucket::{BucketError, Buckets};
 use crate::config::{Config, SourceKind};
 use crate::keys::{self, KeyFile, Keyring, KeysError, Role};
 use crate::ledger::{DeviceRow, Ledger, LedgerError, Token};
-use crate::manifests::{self, ManifestsError, Signer};
+use crate::manifests::{self, ManifestsError, Moves, Signer};
 use crate::publish::{Lease, PublishError};
 use crate::source::{self, BadStores};
 use crate::source_db::{Database, SourceError, dialect, query::Query};
@@ -280,7 +280,8 @@ impl<'a> Desk<'a> {
     async fn sign_and_put(&self, signer: &Signer, store: &StoreId) -> Result<(), EnrolError> {
         failpoint::around("enrol.sign", signer.sign_one(&self.ledger, store, self.clock)).await?;
         manifests::put_trust(&self.ledger, &self.buckets).await?;
-        manifests::put_store(&self.ledger, &self.buckets, store).await?;
+        let put = manifests::put_store(&self.ledger, &self.buckets, store).await;
+        manifests::telling(&self.ledger, self.clock, put).await?;
         for line in self.buckets.repair_mirrors().await?.mirrors {
             tracing::warn!("{line}");
         }
@@ -433,10 +434,11 @@ impl<'a> Desk<'a> {
     async fn sign_everything(&self, token: Token) -> Result<usize, EnrolError> {
         manifests::put_trust(&self.ledger, &self.buckets).await?;
         let signer = self.signer().await?;
-        let sign = signer.sign_all(&self.ledger, token, &[], self.clock);
+        let sign = signer.sign_all(&self.ledger, token, &[], Moves::None, self.clock);
         let signed = failpoint::around("trust.resign", sign).await?;
         self.ledger.renew(token, self.clock.now(), self.config.publish.lease.0).await?;
-        manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await?;
+        let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await;
+        manifests::telling(&self.ledger, self.clock, put).await?;
         Ok(signed.len())
     }
 

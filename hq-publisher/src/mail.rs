@@ -6,7 +6,7 @@
 
 use crate::alert::{self, Notice};
 use crate::config::MailConfig;
-use crate::ledger::{Ledger, LedgerError, Mail};
+use crate::ledger::{Episode, Ledger, LedgerError, Mail};
 use lettre::address::Envelope;
 use lettre::message::{Mailbox, header::ContentType};
 use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
@@ -15,9 +15,9 @@ use proto::cli::with_causes;
 use proto::clock::{Clock, Timestamp, after};
 use proto::config::ConfigError;
 use proto::failpoint;
-use proto::ids::Instance;
+use proto::ids::{Instance, StoreId};
 use proto::retry::{Backoff, random_unit};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Characters of a subject.
@@ -148,6 +148,70 @@ pub async fn publish_notice(
                 ledger.close_episode(&key, &compose(&alert::end(&episode, now), now), now).await?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Opens an episode of each of these problems (by `what`, with subject and text), and closes those open ones whose `what`
+/// begins so and is not among them.
+pub async fn publish_notices(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    begins: &str,
+    problems: &BTreeMap<String, (String, String)>,
+) -> Result<(), LedgerError> {
+    for (what, (subject, text)) in problems {
+        publish_notice(ledger, clock, what, Some((subject, text))).await?;
+    }
+    let before = format!("{}notice/", alert::PUBLISH);
+    for episode in ledger.open_episodes(&format!("{before}{begins}")).await? {
+        match episode.key.strip_prefix(&before) {
+            Some(what) if !problems.contains_key(what) => publish_notice(ledger, clock, what, None).await?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn overtaken_key(store: &str) -> String {
+    format!("{}notice/overtaken/{store}", alert::PUBLISH)
+}
+
+/// The bucket is ahead of the ledger for these stores: an episode of each that has none open, and one mail.
+pub async fn publish_overtaken(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    stores: &[&StoreId],
+    text: &str,
+) -> Result<(), LedgerError> {
+    let now = clock.now();
+    let open: BTreeSet<String> = ledger.open_episodes(&overtaken_key("")).await?.into_iter().map(|e| e.key).collect();
+    let keys: Vec<String> =
+        stores.iter().map(|s| overtaken_key(s.as_str())).filter(|key| !open.contains(key)).collect();
+    let Some(first) = keys.first() else { return Ok(()) };
+    let first = first.trim_start_matches(&overtaken_key(""));
+    let subject = match keys.len() {
+        1 => format!("The bucket is ahead of the ledger for store {first}"),
+        n => format!("The bucket is ahead of the ledger for store {first} and {} more", n - 1),
+    };
+    let body = format!("{subject}.\n\n{text}\n");
+    let notice = Notice { episodes: Vec::new(), subject: subject.clone(), body };
+    let episodes: Vec<(String, String)> = keys.into_iter().map(|key| (key, subject.clone())).collect();
+    ledger.open_many(&episodes, &compose(&notice, now), now).await?;
+    Ok(())
+}
+
+/// A publish went above what was there: closes these episodes, with a mail for each that told of them.
+pub async fn publish_caught_up(ledger: &Ledger, clock: &dyn Clock) -> Result<(), LedgerError> {
+    let now = clock.now();
+    let mut mails: BTreeMap<String, Vec<Episode>> = BTreeMap::new();
+    for episode in ledger.open_episodes(&overtaken_key("")).await? {
+        mails.entry(episode.text.clone()).or_default().push(episode);
+    }
+    for episodes in mails.into_values() {
+        let Some(notice) = episodes.first().map(|e| alert::end(e, now)) else { continue };
+        let all: Vec<(String, String)> = episodes.into_iter().map(|e| (e.key, e.text)).collect();
+        ledger.close_many(&all, &compose(&notice, now), now).await?;
     }
     Ok(())
 }

@@ -11,8 +11,9 @@ use crate::ledger::{
     Adopted, Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreRow, StoreSeen, TakenOver, ToPut,
     Token, WasPut, Which,
 };
+use crate::mail;
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use proto::clock::{Clock, Timestamp, after, since};
 use proto::config::HumanDuration;
 use proto::digest::{Sha256, Sha256Stream};
@@ -53,21 +54,9 @@ pub enum ManifestsError {
     /// Keys or trust are not there or do not fit.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// Another ledger publishes by the same keys.
-    #[error(
-        "the bucket has manifest {found} of store {store}, signed by our key, where {ours} was to be put: does another \
-         publisher with another ledger write here? If not (a ledger set back), run this again: it goes on above {found}{devices}"
-    )]
-    Overtaken {
-        /// Whose.
-        store: StoreId,
-        /// The serial there.
-        found: u64,
-        /// The serial that was to be put.
-        ours: u64,
-        /// Devices that it names and the ledger does not, or the other way round; for people.
-        devices: String,
-    },
+    /// Another ledger publishes by the same keys; all stores where that was found.
+    #[error("{}", told(.0))]
+    Overtaken(Vec<Overtaken>),
     /// The bucket knows versions, the ledger none.
     #[error(
         "the manifests in the bucket tell of versions that this ledger does not know, of {0} for one (a new machine, a lost \
@@ -77,6 +66,86 @@ pub enum ManifestsError {
     /// Trust files found in the bucket.
     #[error("the trust files in the bucket cannot be taken over: {0}")]
     Foreign(String),
+}
+
+/// A store of which the bucket has another manifest of ours than the ledger's, and none that is older.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overtaken {
+    /// Whose.
+    pub store: StoreId,
+    /// The serial there.
+    pub found: u64,
+    /// The serial that was to be put.
+    pub ours: u64,
+    /// Devices that it names and the ledger does not, or the other way round; for people.
+    pub devices: Vec<String>,
+}
+
+/// Stores named in an error; its devices are all named.
+const NAMED: usize = 20;
+
+fn told(all: &[Overtaken]) -> String {
+    let (what, above) = match all {
+        [one] => {
+            let Overtaken { store, found, ours, .. } = one;
+            let what = format!("manifest {found} of store {store}, signed by our key, where {ours} was to be put");
+            (what, found.to_string())
+        }
+        all => {
+            let stores = all.iter().take(NAMED).map(|o| format!("store {}: {} for {}", o.store, o.found, o.ours));
+            let more = all.len().saturating_sub(NAMED);
+            let more = (more > 0).then(|| format!("and {more} more"));
+            let stores: Vec<String> = stores.chain(more).collect();
+            let what = format!(
+                "manifests of {} stores, signed by our key, where older ones were to be put ({})",
+                all.len(),
+                stores.join(", ")
+            );
+            (what, "those".to_owned())
+        }
+    };
+    let devices: Vec<&str> = all.iter().flat_map(|o| &o.devices).map(String::as_str).collect();
+    let devices = match devices[..] {
+        [] => String::new(),
+        _ => format!(". It forgets devices: {}: revoke or enroll them again", devices.join(", ")),
+    };
+    format!(
+        "the bucket has {what}: does another publisher with another ledger write here? If not (a ledger set back), run \
+         this again: it goes on above {above}{devices}"
+    )
+}
+
+/// The error to end with: all stores that were overtaken, else the first.
+pub fn gather(failed: Option<ManifestsError>, e: ManifestsError) -> ManifestsError {
+    match (failed, e) {
+        (Some(ManifestsError::Overtaken(mut all)), ManifestsError::Overtaken(more)) => {
+            all.extend(more);
+            ManifestsError::Overtaken(all)
+        }
+        (Some(other), all @ ManifestsError::Overtaken(_)) | (Some(all @ ManifestsError::Overtaken(_)), other) => {
+            tracing::warn!("{other}");
+            all
+        }
+        (Some(first), _) => first,
+        (None, e) => e,
+    }
+}
+
+/// What came of putting manifests. What was found to be overtaken is mailed, and only then gone on above: who dies before
+/// finds it once more.
+pub async fn telling<T>(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    outcome: Result<T, ManifestsError>,
+) -> Result<T, ManifestsError> {
+    if let Err(e @ ManifestsError::Overtaken(all)) = &outcome {
+        let stores: Vec<&StoreId> = all.iter().map(|o| &o.store).collect();
+        mail::publish_overtaken(ledger, clock, &stores, &e.to_string()).await?;
+        for one in all {
+            ledger.overtaken(&one.store, one.found).await?;
+        }
+    }
+    outcome
 }
 
 /// The newest trust file of the ledger.
@@ -124,10 +193,49 @@ async fn judge_clock(
 pub struct Signer {
     key: SecretKey,
     trust: Trust,
+    /// Those of the settings and those left out of them.
     streams: Vec<(StreamName, AudienceKind)>,
+    left_out: BTreeSet<StreamName>,
     life: Duration,
     resign_after: Duration,
     limits: Limits,
+}
+
+/// Streams in which stores stay with the instance that their manifests list.
+pub type Held = BTreeMap<StoreId, BTreeSet<StreamName>>;
+
+/// Whether stores go over to another instance of a stream (their zone changed).
+#[derive(Debug, Clone, Copy)]
+pub enum Moves<'a> {
+    /// They stay: only a publish compares the rows.
+    None,
+    /// They do, but for these.
+    AllBut(&'a Held),
+}
+
+/// A store that is to follow another instance of a stream than its manifest lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// The store.
+    pub store: StoreId,
+    /// What its manifest lists.
+    pub from: Instance,
+    /// What it is to follow; none when it has no zone any more.
+    pub to: Option<Instance>,
+}
+
+/// Streams that manifests list and the settings do not name, with their audiences: they go on being listed until
+/// somebody says that they may go ([`Signer::drop_stream`]).
+pub fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<StreamName, AudienceKind> {
+    let mut left: Vec<_> = heads.iter().filter(|(i, h)| !h.retired && config.stream(&i.stream).is_none()).collect();
+    // Where the audience was another kind before, the newest tells.
+    left.sort_by_key(|(_, h)| h.signed_at);
+    let kind = |a: &Audience| match a {
+        Audience::All => AudienceKind::All,
+        Audience::Zone(_) => AudienceKind::Zone,
+        Audience::Store(_) => AudienceKind::Store,
+    };
+    left.into_iter().map(|(i, _)| (i.stream.clone(), kind(&i.audience))).collect()
 }
 
 impl Signer {
@@ -175,10 +283,13 @@ impl Signer {
             }
             .into());
         };
+        let left_out = left_out(config, &ledger.heads().await?);
+        let named = config.streams.iter().map(|s| (s.name.clone(), s.audience));
         Ok(Signer {
             key,
             trust,
-            streams: config.streams.iter().map(|s| (s.name.clone(), s.audience)).collect(),
+            streams: named.chain(left_out.clone()).collect(),
+            left_out: left_out.into_keys().collect(),
             life: config.publish.manifest_life.0,
             resign_after: config.publish.resign_after.0,
             limits: config.limits.clone(),
@@ -198,6 +309,42 @@ impl Signer {
         self.key.public().id()
     }
 
+    /// The streams that manifests list though the settings do not name them.
+    pub fn left_out(&self) -> &BTreeSet<StreamName> {
+        &self.left_out
+    }
+    /// Manifests list a stream that was left out no longer.
+    pub fn drop_stream(&mut self, stream: &StreamName) {
+        if self.left_out.remove(stream) {
+            self.streams.retain(|(name, _)| name != stream);
+        }
+    }
+
+    /// The stores that are to follow another instance of a stream than their manifests list.
+    pub async fn moves(&self, ledger: &Ledger, told: &[StoreSeen]) -> Result<Vec<Move>, ManifestsError> {
+        let told: BTreeMap<&StoreId, &StoreSeen> = told.iter().map(|s| (&s.id, s)).collect();
+        let (mut hashes, mut moves) = (HeadHashes::default(), Vec::new());
+        let mut look = |s: &SignStore<'_>| {
+            let Some(seen) = told.get(&s.row.seen.id).filter(|_| s.row.serial > 0) else { return Ok(Made::Unchanged) };
+            let row = StoreRow { seen: (*seen).clone(), vanished_at: None, ..s.row.clone() };
+            let s = SignStore { row: &row, ..*s };
+            let Some(before) = self.previous(&s)? else {
+                let same = self.lists_what_it_follows(&s, &mut hashes)?;
+                return Ok(if same { Made::Unchanged } else { Made::NeedsPrevious });
+            };
+            for (name, kind) in &self.streams {
+                let Some(from) = before.instance(name).filter(|i| s.heads.contains_key(i)) else { continue };
+                let to = followed(name, *kind, seen);
+                if to.as_ref() != Some(&from) {
+                    moves.push(Move { store: seen.id.clone(), from, to });
+                }
+            }
+            Ok(Made::Unchanged)
+        };
+        ledger.look(&mut look).await?;
+        Ok(moves)
+    }
+
     /// **The commit point of a publish**: makes each staged publication its instance's head, and signs
     /// a manifest for each store whose content changed (or whose manifest is due to be signed anew),
     /// in one transaction. Gives the stores signed.
@@ -206,20 +353,21 @@ impl Signer {
         ledger: &Ledger,
         token: Token,
         staged: &[Staged],
+        moves: Moves<'_>,
         clock: &dyn Clock,
     ) -> Result<Vec<StoreId>, ManifestsError> {
-        self.sign(ledger, Some(token), staged, Which::All, clock).await
+        self.sign(ledger, Some(token), staged, Which::All, moves, clock).await
     }
 
     /// Signs what is due, without the lease: manifests that are old, of another key or epoch, or whose
     /// devices changed.
     pub async fn sign_due(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Vec<StoreId>, ManifestsError> {
-        self.sign(ledger, None, &[], Which::All, clock).await
+        self.sign(ledger, None, &[], Which::All, Moves::None, clock).await
     }
 
     /// Signs one store's manifest (after `enroll` or `revoke`), without the lease.
     pub async fn sign_one(&self, ledger: &Ledger, store: &StoreId, clock: &dyn Clock) -> Result<(), ManifestsError> {
-        self.sign(ledger, None, &[], Which::Only(store), clock).await.map(|_| ())
+        self.sign(ledger, None, &[], Which::Only(store), Moves::None, clock).await.map(|_| ())
     }
 
     async fn sign(
@@ -228,20 +376,27 @@ impl Signer {
         token: Option<Token>,
         staged: &[Staged],
         which: Which<'_>,
+        moves: Moves<'_>,
         clock: &dyn Clock,
     ) -> Result<Vec<StoreId>, ManifestsError> {
         // Time is never before what a publisher key signed.
         let clock = clock.now();
         let now = ledger.latest_time().await?.map_or(clock, |t| t.max(clock));
         let mut heads = HeadHashes::default();
-        let mut make = |s: &SignStore<'_>| self.make(s, now, &mut heads);
+        let mut make = |s: &SignStore<'_>| self.make(s, now, moves, &mut heads);
         Ok(ledger.sign(token, staged, which, self.trust.version, now, &mut make).await?)
     }
 
     /// One store's manifest, or nothing to do.
-    fn make(&self, s: &SignStore<'_>, now: Timestamp, hashes: &mut HeadHashes) -> Result<Made, String> {
+    fn make(
+        &self,
+        s: &SignStore<'_>,
+        now: Timestamp,
+        moves: Moves<'_>,
+        hashes: &mut HeadHashes,
+    ) -> Result<Made, String> {
         let vanished = s.row.vanished_at.is_some();
-        let has_manifest = s.row.content.is_some();
+        let has_manifest = s.row.serial > 0;
         if vanished && !has_manifest {
             return Ok(Made::Unchanged);
         }
@@ -250,15 +405,17 @@ impl Signer {
             followed(name, *kind, &s.row.seen).is_none_or(|i| !is_fresh(s, &i))
                 && s.heads.keys().any(|i| &i.stream == name)
         };
-        if has_manifest && s.previous.is_none() && (vanished || self.streams.iter().any(untold)) {
+        let may_stay = match moves {
+            Moves::None => true,
+            Moves::AllBut(held) => held.contains_key(&s.row.seen.id),
+        };
+        if has_manifest
+            && s.previous.is_none()
+            && (vanished || self.streams.iter().any(untold) || may_stay && !self.lists_what_it_follows(s, hashes)?)
+        {
             return Ok(Made::NeedsPrevious);
         }
-        let before: Option<Manifest> = s
-            .previous
-            .map(|e| dsse::peek(e.as_bytes(), self.limits.manifest_bytes))
-            .transpose()
-            .map_err(|e| e.to_string())?;
-        let instances = self.instances(s, before.as_ref());
+        let instances = self.instances(s, self.previous(s)?.as_ref(), moves);
         let content = content_hash(&instances, s.heads, s.devices, hashes, &self.limits)?;
         let due = s.row.content != Some(content)
             || s.row.epoch != self.trust.epoch
@@ -283,14 +440,32 @@ impl Signer {
         }))
     }
 
+    /// The store's last manifest, where it was asked for.
+    fn previous(&self, s: &SignStore<'_>) -> Result<Option<Manifest>, String> {
+        let read = |e: &str| dsse::peek(e.as_bytes(), self.limits.manifest_bytes);
+        s.previous.map(read).transpose().map_err(|e| e.to_string())
+    }
+
+    /// Whether the store's last manifest, as it was signed, lists what the store follows now: told without reading it.
+    fn lists_what_it_follows(&self, s: &SignStore<'_>, hashes: &mut HeadHashes) -> Result<bool, String> {
+        let instances = self.instances(s, None, Moves::None);
+        let content = content_hash(&instances, s.heads, s.devices, hashes, &self.limits)?;
+        Ok(s.row.content == Some(content))
+    }
+
     /// The instances that the store follows and that have a version. Where the wanted one has none, or one of long ago
-    /// (a zone that is new, or was empty, and not yet published), the one followed before stays.
-    fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>) -> Vec<Instance> {
+    /// (a zone that is new, or was empty, and not yet published), or is not to be gone over to, the one followed before
+    /// stays.
+    fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>, moves: Moves<'_>) -> Vec<Instance> {
         let vanished = s.row.vanished_at.is_some();
+        let stays = |name: &StreamName| match moves {
+            Moves::None => true,
+            Moves::AllBut(held) => held.get(&s.row.seen.id).is_some_and(|streams| streams.contains(name)),
+        };
         let wanted = |(name, kind): &(StreamName, AudienceKind)| {
             let wanted = followed(name, *kind, &s.row.seen).filter(|i| !vanished && is_fresh(s, i));
             let kept = || before.and_then(|m| m.instance(name)).filter(|i| s.heads.contains_key(i));
-            wanted.or_else(kept)
+            if stays(name) { kept().or(wanted) } else { wanted.or_else(kept) }
         };
         self.streams.iter().filter_map(wanted).collect()
     }
@@ -455,7 +630,10 @@ async fn put_each(
         }
         let (put, error) = put_batch(ledger, buckets, batch, etags).await;
         done += put.len();
-        failed = failed.or(error);
+        failed = match error {
+            Some(e) => Some(gather(failed, e)),
+            None => failed,
+        };
         if put.is_empty() {
             continue;
         }
@@ -469,7 +647,7 @@ async fn put_each(
     }
 }
 
-/// Puts some manifests, several at once; those that were, and the first error.
+/// Puts some manifests, several at once; those that were, and the error.
 async fn put_batch(
     ledger: &Ledger,
     buckets: &Buckets,
@@ -486,7 +664,7 @@ async fn put_batch(
     for outcome in puts.buffer_unordered(buckets.concurrency()).collect::<Vec<_>>().await {
         match outcome {
             Ok(one) => put.extend(one),
-            Err(e) => failed = failed.or(Some(e)),
+            Err(e) => failed = Some(gather(failed, e)),
         }
     }
     (put, failed)
@@ -540,7 +718,7 @@ async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Optio
 }
 
 /// Fails where the bucket holds another manifest of ours that is not older than the one to be put: the next one is signed
-/// above it.
+/// above it, once that was told ([`telling`]).
 pub async fn check_overtaken(ledger: &Ledger, there: &[u8], one: &ToPut) -> Result<(), ManifestsError> {
     if there != one.envelope.as_bytes()
         && let Ok(claim) = dsse::peek::<Claim>(there, MOST)
@@ -549,21 +727,16 @@ pub async fn check_overtaken(ledger: &Ledger, there: &[u8], one: &ToPut) -> Resu
         && signed_by_us(ledger, there, claim.epoch).await?
     {
         let devices = devices_that_differ(ledger, there, &one.store).await?;
-        ledger.overtaken(&one.store, claim.serial).await?;
-        return Err(ManifestsError::Overtaken {
-            store: one.store.clone(),
-            found: claim.serial,
-            ours: one.serial,
-            devices,
-        });
+        let overtaken = Overtaken { store: one.store.clone(), found: claim.serial, ours: one.serial, devices };
+        return Err(ManifestsError::Overtaken(vec![overtaken]));
     }
     Ok(())
 }
 
-/// What a ledger set back forgot of a store's devices, as the end of a sentence. Nothing is changed by it: who took the
-/// bucket could enroll devices that way.
-async fn devices_that_differ(ledger: &Ledger, there: &[u8], store: &StoreId) -> Result<String, ManifestsError> {
-    let Ok(manifest) = dsse::peek::<Manifest>(there, MOST) else { return Ok(String::new()) };
+/// What a ledger set back forgot of a store's devices. Nothing is changed by it: who took the bucket could enroll devices
+/// that way.
+async fn devices_that_differ(ledger: &Ledger, there: &[u8], store: &StoreId) -> Result<Vec<String>, ManifestsError> {
+    let Ok(manifest) = dsse::peek::<Manifest>(there, MOST) else { return Ok(Vec::new()) };
     let mut theirs: BTreeMap<DeviceId, &PublicKey> =
         manifest.registers.iter().map(|(id, key)| (DeviceId::Register(id.clone()), key)).collect();
     theirs.extend(manifest.relay.iter().map(|key| (DeviceId::Relay(store.clone()), key)));
@@ -572,12 +745,42 @@ async fn devices_that_differ(ledger: &Ledger, there: &[u8], store: &StoreId) -> 
     let enrolled = theirs.iter().filter(|(id, key)| !ours.iter().any(|d| &d.id == *id && &d.key == **key));
     let enrolled = enrolled.map(|(id, _)| format!("{id} was enrolled since"));
     let revoked = ours.iter().filter(|d| !theirs.contains_key(&d.id)).map(|d| format!("{} was revoked since", d.id));
-    let lines: Vec<String> = enrolled.chain(revoked).collect();
-    Ok(if lines.is_empty() {
-        String::new()
-    } else {
-        format!(". It forgets devices: {}: revoke or enroll them again", lines.join(", "))
-    })
+    Ok(enrolled.chain(revoked).collect())
+}
+
+/// What the bucket has that is newer than the ledger, which was set back then; for people. A ledger that knows no version
+/// yet takes all over when it publishes.
+pub async fn newer_in_bucket(
+    ledger: &Ledger,
+    buckets: &Buckets,
+    limits: &Limits,
+) -> Result<Vec<String>, ManifestsError> {
+    let Some(ours) = newest_trust(ledger, limits).await? else { return Ok(Vec::new()) };
+    let mut newer = Vec::new();
+    let there = buckets.get(&ObjectName::Trust, limits.trust_bytes).await.map_err(foreign_if_too_long)?;
+    let claimed = there.and_then(|t| TrustState::claimed_version(&t, limits).ok());
+    if let Some(version) = claimed.filter(|v| *v > ours.version) {
+        newer.push(format!("trust.json is version {version} there and {} here", ours.version));
+    }
+    if !ledger.heads().await?.is_empty() {
+        let looks = stream::iter(buckets.list_stores().await?).map(|store| newer_manifest(ledger, buckets, store));
+        let found: Vec<Option<String>> = looks.buffered(buckets.concurrency()).try_collect().await?;
+        newer.extend(found.into_iter().flatten());
+    }
+    Ok(newer)
+}
+
+async fn newer_manifest(ledger: &Ledger, buckets: &Buckets, store: StoreId) -> Result<Option<String>, ManifestsError> {
+    // The bucket first: what is put after this look is in the ledger already.
+    let Some(there) = buckets.get(&ObjectName::Manifest(store.clone()), MOST).await? else { return Ok(None) };
+    let Ok(claim) = dsse::peek::<Claim>(&there, MOST) else { return Ok(None) };
+    let known = ledger.store(&store).await?.map_or(0, |s| s.next_serial - 1);
+    if claim.store != store || claim.serial <= known || !signed_by_us(ledger, &there, claim.epoch).await? {
+        return Ok(None);
+    }
+    let devices = devices_that_differ(ledger, &there, &store).await?;
+    let devices = devices.iter().map(|d| format!(" ({d})")).collect::<String>();
+    Ok(Some(format!("the manifest of store {store} is {} there and {known} here{devices}", claim.serial)))
 }
 
 /// Bytes of a manifest in the bucket looked at, whatever the limit for readers is.

@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::fleet::{self, DeviceView, Digests, Fleet, long};
 use crate::intake;
 use crate::ledger::{Ledger, LedgerError, State, StoreRow};
-use crate::manifests::{followed, newest_trust};
+use crate::manifests::{followed, left_out, newest_trust};
 use proto::clock::{Clock, Timestamp, after};
 use proto::disk::DataDisk;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
@@ -165,6 +165,10 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
     let unfinished = ledger.publications(State::Signed).await?;
     let trust = newest_trust(ledger, &config.limits).await.ok().flatten();
     let unfinished: Vec<String> = unfinished.iter().map(|p| format!("{} {}", p.instance, p.version)).collect();
+    let findings = assessment.findings.values().map(|f| format!("{}: {}", f.subject, f.lines.join("; ")));
+    let lost = left_out(config, &heads).into_keys();
+    let lost =
+        lost.map(|s| format!("stream {s} is not in the settings; manifests go on listing what was published of it"));
     Ok(Report {
         streams: heads.iter().map(stream).collect(),
         serial: lines.iter().map(|s| s.serial).max().filter(|s| *s > 0),
@@ -172,7 +176,7 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
         debts: unfinished.iter().map(|u| format!("{u} is signed and not finished: the next publish is to")).collect(),
         stores: lines,
         devices: views.iter().map(device_line).collect(),
-        errors: assessment.findings.values().map(|f| format!("{}: {}", f.subject, f.lines.join("; "))).collect(),
+        errors: findings.chain(lost).collect(),
         episodes: ledger
             .open_episodes("")
             .await?

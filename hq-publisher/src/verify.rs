@@ -156,8 +156,8 @@ async fn check_packs(buckets: &Buckets, instance: &Instance, head: &Head, check:
 
 /// Puts manifests and trust files that are wrong or missing in the bucket there once more; how many. Only under the
 /// publisher's lease. Never over newer ones of ours: a ledger set back must not undo what was signed since; where newer trust
-/// files cannot be followed, what a key signed that they may name counts as newer. Those are told by the first error, after
-/// all others were put. (A pack is not kept here: a full goes round it.)
+/// files cannot be followed, what a key signed that they may name counts as newer. Those are told by an error, after all
+/// others were put. (A pack is not kept here: a full goes round it.)
 pub async fn put_back(
     config: &Config,
     ledger: &Ledger,
@@ -205,7 +205,7 @@ pub async fn put_back(
             Ok(Some(there)) if there == last.envelope.as_bytes() => continue,
             Ok(Some(there)) if let Some(manifest) = read_manifest(&there, config) => {
                 if let Err(e) = manifests::check_overtaken(ledger, &there, &last).await {
-                    overtaken = overtaken.or(Some(e));
+                    overtaken = Some(manifests::gather(overtaken, e));
                     continue;
                 }
                 if unfollowed.is_some() && !manifests::signed_by_us(ledger, &there, manifest.epoch).await? {
@@ -223,8 +223,9 @@ pub async fn put_back(
         put_one(name, last.envelope).await?;
         put += 1;
     }
-    match overtaken.or(unfollowed) {
-        Some(e) => Err(e.into()),
+    match overtaken {
+        Some(e) => Ok(manifests::telling(ledger, clock, Err(e)).await?),
+        None if let Some(e) = unfollowed => Err(e.into()),
         None => Ok(put),
     }
 }

@@ -173,6 +173,30 @@ fn all_bad_rows_are_counted_the_first_twenty_listed_one_mail_sent_and_one_when_i
 }
 
 #[test]
+fn a_store_whose_zone_is_mistyped_keeps_its_prices_until_it_is_allowed() {
+    let site = Site::small();
+    site.publish();
+    site.bring_down();
+    let to = |zone: &str| site.sql(&format!("UPDATE store SET zone = '{zone}' WHERE id = '0421'"));
+    let prices = || site.read("0421-01", "SELECT count(*) FROM price").unwrap();
+    to("aest");
+    let told =
+        ["price@zone-aest", "store 0421 would follow it in place of price@zone-east", "table price would become empty"];
+    site.hq.run(&["publish", "--dry-run"]).code(3).says(&told);
+    site.hq.run(&["publish"]).code(3).says(&told);
+    site.bring_down();
+    assert_eq!(prices(), "200");
+    to("east");
+    site.publish();
+    site.bring_down();
+    site.assert_all_proven();
+    to("aest");
+    site.hq.run(&["publish", "--allow-shrink"]).ok();
+    site.bring_down();
+    assert_eq!(prices(), "0");
+}
+
+#[test]
 fn a_source_that_shrank_is_refused_with_the_counts_until_it_is_allowed() {
     let site = Site::builder().registers(1).build();
     site.publish();

@@ -332,7 +332,7 @@ fn envelope(serial: u64, key: &proto::keys::SecretKey) -> String {
 
 #[tokio::test]
 async fn a_manifest_is_put_over_what_was_seen_and_a_second_ledger_is_noticed() {
-    use crate::manifests::{ManifestsError, put_unfinished};
+    use crate::manifests::{ManifestsError, put_unfinished, telling};
     let dir = tempfile::tempdir().unwrap();
     let (first, fake) = on_fake(Conditions::Honoured).await;
     let b = Buckets { first, ..buckets(dir.path(), &["unused"]).await };
@@ -355,8 +355,14 @@ async fn a_manifest_is_put_over_what_was_seen_and_a_second_ledger_is_noticed() {
     fake.set("pre/stores/1/manifest.json", Box::leak(envelope(50, &key).into_boxed_str()));
     sign(&l, &key).await;
     let e = put_unfinished(&l, &b, None).await.unwrap_err();
-    assert!(matches!(e, ManifestsError::Overtaken { found: 50, ours: 5, .. }), "{e}");
+    let ManifestsError::Overtaken(all) = &e else { panic!("{e}") };
+    assert_eq!(all.iter().map(|o| (o.found, o.ours)).collect::<Vec<_>>(), [(50, 5)]);
     assert_eq!(there(), envelope(50, &key));
+    // A run that dies before it is told finds it again.
+    assert!(put_unfinished(&l, &b, None).await.is_err() && l.unsent_mails().await.unwrap().is_empty());
+    let clock = proto::clock::TestClock::at("2026-01-01T00:00:00Z");
+    telling(&l, &clock, Err::<(), _>(e)).await.unwrap_err();
+    assert_eq!(l.unsent_mails().await.unwrap().len(), 1);
     assert_eq!(sign(&l, &key).await, 51);
     put_unfinished(&l, &b, None).await.unwrap();
     assert_eq!(there(), envelope(51, &key));
@@ -365,7 +371,7 @@ async fn a_manifest_is_put_over_what_was_seen_and_a_second_ledger_is_noticed() {
 /// A manifest that lies in the bucket otherwise than it was put is put again, and only such a one is read.
 #[tokio::test]
 async fn an_older_manifest_that_was_put_back_is_replaced() {
-    use crate::manifests::{ManifestsError, put_again, put_unfinished};
+    use crate::manifests::{ManifestsError, put_again, put_unfinished, telling};
     for conditions in [Conditions::Honoured, Conditions::Refused] {
         let dir = tempfile::tempdir().unwrap();
         let (first, fake) = on_fake(conditions).await;
@@ -396,7 +402,10 @@ async fn an_older_manifest_that_was_put_back_is_replaced() {
         // One that is ahead of us is left, and the next is signed above it.
         fake.set(name, Box::leak(envelope(50, &key).into_boxed_str()));
         let e = put_again(&l, &b, None).await.unwrap_err();
-        assert!(matches!(e, ManifestsError::Overtaken { found: 50, ours: 2, .. }), "{e}");
+        let ManifestsError::Overtaken(all) = &e else { panic!("{e}") };
+        assert_eq!(all.iter().map(|o| (o.found, o.ours)).collect::<Vec<_>>(), [(50, 2)]);
+        let clock = proto::clock::TestClock::at("2026-01-01T00:00:00Z");
+        telling(&l, &clock, Err::<(), _>(e)).await.unwrap_err();
         assert_eq!((there(), sign(&l, &key).await), (Some(envelope(50, &key)), 51));
     }
 }

@@ -256,35 +256,17 @@ impl Ledger {
             w.make_head(&s.instance, s.version, now).await?;
         }
         let heads = w.heads().await?;
-        let devices = w.device_keys(which).await?;
-        let mut done = Vec::new();
-        let mut last = String::new();
-        loop {
-            let rows = w.store_batch(which, &last).await?;
-            let Some(end) = rows.last() else { break };
-            last = end.seen.id.as_str().to_owned();
-            for row in &rows {
-                let id = &row.seen.id;
-                let devices = devices.get(id).map_or(&[][..], Vec::as_slice);
-                let fail = |reason| LedgerError::Manifest { store: id.clone(), reason };
-                let mut made = make(&SignStore { row, heads: &heads, devices, previous: None }).map_err(fail)?;
-                if matches!(made, Made::NeedsPrevious) {
-                    let envelope = w.envelope(id).await?;
-                    let previous = envelope.as_deref();
-                    made = make(&SignStore { row, heads: &heads, devices, previous }).map_err(fail)?;
-                }
-                if let Made::New(manifest) = made {
-                    w.store_manifest(row, &manifest).await?;
-                    done.push(id.clone());
-                }
-            }
-            if matches!(which, Which::Only(_)) {
-                break;
-            }
-        }
+        let done = w.each(which, &heads, make).await?;
         w.raise_time(now).await?;
         w.commit().await?;
         Ok(done)
+    }
+
+    /// Asks `look` of each store as [`Ledger::sign`] does; nothing is written, whatever it says.
+    pub async fn look(&self, look: Maker<'_>) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        let heads = w.heads().await?;
+        w.each(Which::All, &heads, look).await.map(|_| ())
     }
 
     /// Manifests that are signed and not yet put, after a store's id; not those found to be overtaken,
@@ -448,6 +430,42 @@ impl Ledger {
 }
 
 impl Write {
+    /// Asks the maker of each store; gives those whose manifests it made.
+    async fn each(
+        &mut self,
+        which: Which<'_>,
+        heads: &BTreeMap<Instance, Head>,
+        make: Maker<'_>,
+    ) -> Result<Vec<StoreId>, LedgerError> {
+        let devices = self.device_keys(which).await?;
+        let mut done = Vec::new();
+        let mut last = String::new();
+        loop {
+            let rows = self.store_batch(which, &last).await?;
+            let Some(end) = rows.last() else { break };
+            last = end.seen.id.as_str().to_owned();
+            for row in &rows {
+                let id = &row.seen.id;
+                let devices = devices.get(id).map_or(&[][..], Vec::as_slice);
+                let fail = |reason| LedgerError::Manifest { store: id.clone(), reason };
+                let mut made = make(&SignStore { row, heads, devices, previous: None }).map_err(fail)?;
+                if matches!(made, Made::NeedsPrevious) {
+                    let envelope = self.envelope(id).await?;
+                    let previous = envelope.as_deref();
+                    made = make(&SignStore { row, heads, devices, previous }).map_err(fail)?;
+                }
+                if let Made::New(manifest) = made {
+                    self.store_manifest(row, &manifest).await?;
+                    done.push(id.clone());
+                }
+            }
+            if matches!(which, Which::Only(_)) {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
     async fn store_batch(&mut self, which: Which<'_>, after: &str) -> Result<Vec<StoreRow>, LedgerError> {
         let (condition, id) = match which {
             Which::All => ("id > $1", after.to_owned()),

@@ -34,6 +34,9 @@ pub struct Contracts {
 
 /// Reads the contracts and parses the queries.
 pub fn load(config: &Config) -> Result<Contracts, ConfigError> {
+    if config.streams.is_empty() {
+        return Err(ConfigError("there is no [[stream]]: nothing would be published".into()));
+    }
     let dialect = source_db::dialect(&config.source.kind()?);
     let streams = config.streams.iter().map(|s| stream(config, s, dialect)).collect::<Result<Vec<_>, _>>()?;
     let named: Vec<_> = streams.iter().map(|s| (&s.name, &s.contract)).collect();

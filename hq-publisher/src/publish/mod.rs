@@ -10,6 +10,7 @@ mod error;
 mod feed;
 mod lease;
 mod make;
+mod moves;
 pub mod report;
 mod stage;
 pub mod steps;
@@ -25,7 +26,7 @@ use crate::config::Config;
 use crate::inbox::{Drop, What};
 use crate::ledger::{Complaint, Head, Ledger, LedgerError, Staged, State, Token};
 use crate::mail;
-use crate::manifests::{self, Followed, ManifestsError, Signer, put_unfinished};
+use crate::manifests::{self, Followed, ManifestsError, Move, Moves, Signer, put_unfinished, telling};
 use crate::rebuild::{self, Workshop};
 use crate::retention::{self, Keep};
 use crate::source::StoreRow;
@@ -92,7 +93,10 @@ pub async fn run(
     // 2. One publisher at a time. A dry run is none.
     let lease = if options.dry_run { None } else { Some(take_lease(config, &ledger, clock).await?) };
     let tools = Tools { config, options, clock: clock.as_ref(), ledger: &ledger, buckets: &buckets, progress, steps };
-    let result = tools.publish(lease.as_ref().map(Lease::token), &contracts).await;
+    let result = match tools.publish(lease.as_ref().map(Lease::token), &contracts).await {
+        Err(PublishError::Manifests(e)) => telling(&ledger, clock.as_ref(), Err(e)).await.map_err(Into::into),
+        other => other,
+    };
     if !options.dry_run {
         tell_of_run(&ledger, clock.as_ref(), &result).await;
     }
@@ -119,11 +123,18 @@ async fn take_lease(config: &Config, ledger: &Ledger, clock: &Arc<dyn Clock>) ->
 /// went through again. What a refusal of one stream says is mailed where it is refused.
 async fn tell_of_run(ledger: &Ledger, clock: &dyn Clock, result: &Result<PublishReport, PublishError>) {
     let told = match result {
-        Ok(_) => mail::publish_notice(ledger, clock, "run", None).await,
+        Ok(_) => all_is_well(ledger, clock).await,
         Err(PublishError::Config(_) | PublishError::Aborted(_)) => return,
+        // Mailed where the manifests are put.
+        Err(PublishError::Manifests(ManifestsError::Overtaken(_))) => return,
         Err(e) => tell_of_failure(ledger, clock, e).await,
     };
     warn_untold(told);
+}
+
+async fn all_is_well(ledger: &Ledger, clock: &dyn Clock) -> Result<(), LedgerError> {
+    mail::publish_notice(ledger, clock, "run", None).await?;
+    mail::publish_caught_up(ledger, clock).await
 }
 
 async fn tell_of_failure(ledger: &Ledger, clock: &dyn Clock, e: &PublishError) -> Result<(), LedgerError> {
@@ -173,11 +184,14 @@ impl Tools<'_> {
             self.steps.after(&Step::Adopt)?;
         }
         let right = self.options.clock_is_right;
-        let signer = if self.options.dry_run {
+        let mut signer = if self.options.dry_run {
             Signer::for_dry_run(self.config, self.ledger, self.clock, right).await?
         } else {
             Signer::open(self.config, self.ledger, self.clock, right).await?
         };
+        if let Some(Some(stream)) = &self.options.allow_shrink {
+            signer.drop_stream(stream);
+        }
         let run = Run {
             config: self.config,
             options: self.options,
@@ -192,6 +206,7 @@ impl Tools<'_> {
             heads: BTreeMap::new(),
             contract_numbers: BTreeMap::new(),
             reported: BTreeMap::new(),
+            moves: Vec::new(),
             scratch_dir: scratch,
             packs_dir: packs,
             problems: Mutex::default(),
@@ -259,6 +274,8 @@ struct Run<'a> {
     contract_numbers: BTreeMap<StreamName, (u64, Sha256)>,
     /// Errors and drift that devices report: since when, and who.
     reported: BTreeMap<Instance, (Timestamp, String)>,
+    /// Stores that are to follow other instances than before.
+    moves: Vec<Move>,
     scratch_dir: PathBuf,
     packs_dir: PathBuf,
     problems: Mutex<Vec<String>>,
@@ -290,11 +307,12 @@ impl Run<'_> {
         if let Feed::Inbox(drops) = &mut feed {
             report.notes.extend(drops.check(contracts, &stores));
         }
+        self.moves = self.signer.moves(self.ledger, &stores).await?;
+        self.tell_left_out().await?;
         // 5. Each stream, each audience: up to packs in the bucket.
         let mut ready = Vec::new();
         let mut settled = Vec::new();
-        let wanted: Vec<&Stream> =
-            contracts.streams.iter().filter(|s| self.options.stream.as_ref().is_none_or(|o| o == &s.name)).collect();
+        let wanted: Vec<&Stream> = contracts.streams.iter().filter(|s| self.is_asked(&s.name)).collect();
         self.progress.planned(wanted.iter().map(|s| audiences(s.audience, &stores).len()).sum());
         for stream in wanted {
             self.stage_stream(stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
@@ -354,6 +372,35 @@ impl Run<'_> {
             Some(token) if !self.ledger.holds(token).await? => Err(LedgerError::LeaseLost.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether this run looks at a stream.
+    fn is_asked(&self, stream: &StreamName) -> bool {
+        self.options.stream.as_ref().is_none_or(|s| s == stream)
+    }
+
+    /// Whether somebody said that tables of a stream may shrink.
+    fn may_shrink(&self, stream: &StreamName) -> bool {
+        self.options.allow_shrink.as_ref().is_some_and(|which| which.as_ref().is_none_or(|s| s == stream))
+    }
+
+    /// Streams that manifests list and the settings do not name, and stores without the zone that they had: both keep what
+    /// they have, and somebody should know.
+    async fn tell_left_out(&self) -> Result<(), PublishError> {
+        let mut told = BTreeMap::new();
+        for stream in self.signer.left_out() {
+            let text = format!(
+                "stream {stream} is not in the settings and manifests list it: they go on listing what was published of it. \
+                 Put its [[stream]] back, or, if no store is to get it any more, run again with --allow-shrink {stream}"
+            );
+            self.problem(text.clone());
+            told.insert(format!("stream {stream}"), (format!("Stream {stream} is not in the settings"), text));
+        }
+        if !self.options.dry_run {
+            mail::publish_notices(self.ledger, self.clock, "stream ", &told).await?;
+            self.tell_lost_zones().await?;
+        }
+        Ok(())
     }
 
     fn problem(&self, text: String) {
@@ -451,6 +498,13 @@ impl Run<'_> {
             self.progress.finished(&instance, &entry);
             report.instances.insert(instance, entry);
         }
+        for (instance, refusal) in self.guard_moves(stream, !refused, report).await? {
+            refused = true;
+            let mut entry = report.instances.remove(&instance).unwrap_or_default();
+            (entry.keeps_away, entry.version) = (true, self.heads.get(&instance).map(|h| h.version));
+            self.refuse(&instance, refusal, feed, &mut entry).await?;
+            report.instances.insert(instance, entry);
+        }
         if refused {
             for one in ready.drain(first..) {
                 self.unstage(one, report).await?;
@@ -526,7 +580,9 @@ impl Run<'_> {
         for (_, path) in &one.packs {
             shelf::remove(path)?;
         }
-        if let Some(entry) = report.instances.get_mut(&one.instance) {
+        if let Some(entry) = report.instances.get_mut(&one.instance)
+            && entry.outcome != Outcome::Refused
+        {
             entry.outcome = Outcome::HeldBack;
             entry.reason = "another instance of the stream is refused".into();
             entry.version = self.heads.get(&one.instance).map(|h| h.version);
@@ -541,11 +597,12 @@ impl Run<'_> {
         let staged: Vec<Staged> =
             ready.iter().map(|r| Staged { instance: r.instance.clone(), version: r.version }).collect();
         let (unwanted, compared) = self.retired_heads(report);
+        let held = self.held(report);
         let sign = async {
             if !(unwanted.is_empty() && compared.is_empty()) {
                 self.ledger.retire(token, &unwanted, &compared).await?;
             }
-            self.signer.sign_all(self.ledger, token, &staged, self.clock).await
+            self.signer.sign_all(self.ledger, token, &staged, Moves::AllBut(&held), self.clock).await
         };
         let signed = self.step(Step::Sign, sign).await?;
         report.signed = signed.len();
@@ -577,10 +634,17 @@ impl Run<'_> {
     }
 
     /// Heads that no store wants any more, and retired ones that one wants again and whose rows are still the source's
-    /// (of those with other rows the new version is no retired one).
+    /// (of those with other rows the new version is no retired one). Of a stream that the settings do not name, all when it
+    /// may go.
     fn retired_heads(&self, report: &PublishReport) -> (Vec<Instance>, Vec<Instance>) {
-        let looked_at = |i: &Instance| self.options.stream.as_ref().is_none_or(|s| s == &i.stream);
-        let unwanted = |i: &Instance, h: &Head| !h.retired && looked_at(i) && !report.instances.contains_key(i);
+        let is_left = |i: &Instance| self.moves.iter().any(|m| &m.from == i && self.stays(&i.stream, report));
+        let unwanted = |i: &Instance, h: &Head| {
+            let is_gone = match self.config.stream(&i.stream) {
+                Some(_) => self.is_asked(&i.stream) && !report.instances.contains_key(i) && !is_left(i),
+                None => !self.signer.left_out().contains(&i.stream),
+            };
+            !h.retired && is_gone
+        };
         let compared = |i: &Instance, h: &Head| {
             h.retired && report.instances.get(i).is_some_and(|e| e.outcome == Outcome::Unchanged && e.is_well())
         };
@@ -708,8 +772,11 @@ impl Run<'_> {
         // stream or zone that was not sent again, an audience that is gone.
         let went_well = report.instances.values().any(|e| e.is_well());
         for instance in mail::refused_instances(self.ledger).await? {
-            let asked = self.options.stream.as_ref().is_none_or(|s| s == &instance.stream);
-            if went_well && asked && !report.instances.contains_key(&instance) && !rejected(&instance) {
+            if went_well
+                && self.is_asked(&instance.stream)
+                && !report.instances.contains_key(&instance)
+                && !rejected(&instance)
+            {
                 mail::publish_recovered(self.ledger, self.clock, &instance).await?;
             }
         }

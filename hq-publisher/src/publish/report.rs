@@ -60,6 +60,9 @@ pub struct InstanceReport {
     /// With an inbox: no drop came, so that nothing is better than it was.
     #[serde(skip)]
     pub rested: bool,
+    /// Stores that are to go over to it stay where they are.
+    #[serde(skip)]
+    pub keeps_away: bool,
 }
 
 /// A drop that went to `rejected/`.
@@ -154,7 +157,9 @@ impl InstanceReport {
         };
         let mut line = format!("{instance}{version} {word}{why}");
         if matches!(self.outcome, Outcome::Published | Outcome::HeldBack) {
-            for (table, t) in self.tables.iter().filter(|(_, t)| t.rows.total() > 0) {
+            // An instance that begins empty is worth a look.
+            let first = self.plan.as_ref().is_some_and(|p| p.full && !p.delta);
+            for (table, t) in self.tables.iter().filter(|(_, t)| first || t.rows.total() > 0) {
                 let r = t.rows;
                 line.push_str(&format!("; {table}: {} deleted, {} updated, {} inserted", r.delete, r.update, r.insert));
             }

@@ -356,12 +356,7 @@ impl Run<'_> {
 
     /// The shrink guard.
     fn guard(&self, task: &Task<'_>, compared: &Compared) -> Result<(), Stop> {
-        let allowed = match &self.options.allow_shrink {
-            Some(None) => true,
-            Some(Some(stream)) => stream == &task.stream.name,
-            None => false,
-        };
-        if allowed {
+        if self.may_shrink(&task.stream.name) {
             return Ok(());
         }
         let shrunk = guard::check_tables(&compared.diff.tables, self.bounds());

@@ -77,7 +77,8 @@ impl Run<'_> {
         if let (Some(stream), Some(first)) = (by_zone, without.first()) {
             let n = without.len();
             report.notes.push(format!(
-                "{n} stores have no zone (the first is {first}): they get no stream that is made by zone, like {}",
+                "{n} stores have no zone (the first is {first}): of streams that are made by zone, like {}, they keep what \
+                 they follow, and get none that they do not follow yet",
                 stream.name
             ));
         }

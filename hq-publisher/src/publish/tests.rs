@@ -581,6 +581,51 @@ async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_set_back_tells_of_all_stores_and_devices_at_once() {
+    let w = World::new().await;
+    w.publish().await;
+    let desk = async || Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    desk().await.enroll(&"0422-01".parse().unwrap()).await.unwrap();
+    let (ledger, backup) = (w.dir.path().join("state/fleet.db"), w.dir.path().join("backup.db"));
+    Connection::open(&ledger).unwrap().execute("VACUUM INTO ?1", [backup.to_str().unwrap()]).unwrap();
+    desk().await.enroll(&"0421-01".parse().unwrap()).await.unwrap();
+    desk().await.revoke(&"0422-01".parse().unwrap()).await.unwrap();
+    let serial = w.manifest("0421").unwrap().serial;
+    for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+        let _ = fs::remove_file(w.dir.path().join("state").join(gone));
+    }
+    fs::copy(&backup, &ledger).unwrap();
+
+    let devices = ["0421-01 was enrolled since", "0422-01 was revoked since"];
+    let doctor = async || {
+        let checks = crate::doctor::run(&w.config, w.clock.as_ref()).await;
+        let check = checks.into_iter().find(|c| c.name == "ledger against bucket").unwrap();
+        (check.verdict, check.found)
+    };
+    let (verdict, found) = doctor().await;
+    assert_eq!(verdict, crate::doctor::Verdict::Fail);
+    assert!(
+        found.contains("the ledger is older than the bucket") && devices.iter().all(|d| found.contains(d)),
+        "{found}"
+    );
+    w.sql(CHANGE);
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert_eq!(e.exit_code(), 1);
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails = ledger.unsent_mails().await.unwrap();
+    assert_eq!(mails.len(), 1);
+    for text in [&e.to_string(), &mails[0].body] {
+        assert!(["store 0421", "store 0422"].iter().chain(&devices).all(|d| text.contains(d)), "{text}");
+    }
+    assert_eq!(w.manifest("0421").unwrap().serial, serial, "nothing is put over it before it is told");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert!(w.manifest("0421").unwrap().serial > serial);
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2, "one that it is over");
+    assert_eq!(doctor().await.0, crate::doctor::Verdict::Pass);
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_machine_goes_on_from_the_bucket() {
     let w = World::new().await;
     w.publish().await;
@@ -967,6 +1012,7 @@ async fn mistakes_of_configuration_are_found_before_anything_is_touched() {
         ("name = \"deal\"", "name = \"deals\"", "table deals has a query but is not in"),
         ("catalog.sql", "none.sql", "none.sql"),
         ("catalog.sql", "price.sql", "both make a table"),
+        (&CONFIG[CONFIG.find("[[stream]]").unwrap()..], "", "there is no [[stream]]"),
     ] {
         w.write("hq.toml", &CONFIG.replacen(from, to, 1));
         let config = crate::config::load(Some(&w.dir.path().join("hq.toml")), []).unwrap().value;
@@ -1103,6 +1149,134 @@ async fn a_zone_that_was_empty_is_followed_once_its_rows_were_compared() {
     w.publish().await;
     assert_eq!(follows(), "zone-west");
     w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_would_move_to_a_zone_without_its_rows_stays_until_it_is_allowed() {
+    let w = World::new().await;
+    w.sql(
+        "INSERT INTO store VALUES ('0423', 'small', NULL); INSERT INTO deal VALUES ('small', 1, 'sku1');
+         INSERT INTO price SELECT 'small', sku, 1 FROM item WHERE plu <= 299;",
+    );
+    w.publish().await;
+    let follows = |store: &str| w.manifest(store).unwrap().streams["price"].audience.to_string();
+    let to = |zone: &str| w.sql(&format!("UPDATE store SET zone = {zone} WHERE id = '0422'"));
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails = async || ledger.unsent_mails().await.unwrap();
+    let of = |r: &PublishReport, zone: &str| r.instances[&format!("price@zone-{zone}").parse().unwrap()].clone();
+    let price = || Some("price".parse().unwrap());
+    // A zone that nobody has, and one with a quarter less.
+    for (zone, told, told_mails) in [
+        ("norht", "table deal would become empty (it has 1 rows); table price would become empty (it has 400 rows)", 1),
+        ("small", "101 of 400 rows of table price would go (25%), 299 would stay", 3),
+    ] {
+        to(&format!("'{zone}'"));
+        let told = format!("store 0422 would follow it in place of price@zone-west: {told}. If that is right");
+        for dry_run in [true, false, true, false] {
+            w.sql("UPDATE item SET name = name || '.' WHERE sku = 'sku1'");
+            let r = w.publish_as(PublishOptions { dry_run, ..options() }).await;
+            let refused = of(&r, zone);
+            assert_eq!((r.exit_code(), refused.code), (3, Some("SHRINK")), "{:?}", r.lines());
+            assert!(refused.reason.starts_with(&told), "{}", refused.reason);
+            assert_eq!(outcome(&r, "catalog@all"), Outcome::Published, "others go on");
+        }
+        assert_eq!(mails().await.len(), told_mails, "one of the refusal, one of the zone before it");
+        // Nobody else moves it.
+        w.sql("UPDATE item SET name = name || '.' WHERE sku = 'sku1'");
+        w.publish_as(PublishOptions { stream: Some("catalog".parse().unwrap()), ..options() }).await;
+        let desk = Desk::open(&w.config, w.clock.as_ref(), true).await.unwrap();
+        desk.enroll(&"0422".parse().unwrap()).await.unwrap();
+        assert_eq!(follows("0422"), "zone-west");
+        w.all_is_well();
+    }
+    assert!(!w.exists("objects/packs/price@zone-norht"));
+    // Mended: nothing was published of its own zone meanwhile, and it goes on.
+    to("'west'");
+    w.sql("UPDATE price SET cents = cents + 1 WHERE zone = 'west'");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), of(&r, "west").packs[0].kind), (0, PackKind::Delta), "{:?}", r.lines());
+    assert_eq!(mails().await.len(), 4, "and one that it is over");
+    w.all_is_well();
+    // Allowed; and what a zone begins with is told, though it is nothing.
+    to("'norht'");
+    let r = w.publish_as(PublishOptions { allow_shrink: Some(price()), ..options() }).await;
+    assert_eq!((r.exit_code(), follows("0422").as_str()), (0, "zone-norht"));
+    let line = r.lines().into_iter().find(|l| l.contains("zone-norht")).unwrap();
+    assert!(line.contains("; price: 0 deleted, 0 updated, 0 inserted;"), "{line}");
+    // The way back is a gain.
+    to("'west'");
+    assert_eq!((w.publish().await.exit_code(), follows("0422").as_str()), (0, "zone-west"));
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_lost_its_zone_keeps_what_it_has_and_is_mailed() {
+    let w = World::new().await;
+    w.sql("INSERT INTO store VALUES ('0499', NULL, NULL)");
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    assert!(ledger.unsent_mails().await.unwrap().is_empty(), "one that never had any is only noted");
+    w.sql("UPDATE store SET zone = NULL WHERE id = '0422'");
+    for _ in 0..2 {
+        let r = w.publish().await;
+        let told = |n: &String| n.contains("2 stores have no zone") && n.contains("keep what they follow");
+        assert!(r.notes.iter().any(told), "{:?}", r.notes);
+    }
+    assert_eq!(w.manifest("0422").unwrap().streams["price"].audience.to_string(), "zone-west");
+    let mails = ledger.unsent_mails().await.unwrap();
+    assert!(mails.len() == 1 && mails[0].body.contains("0422") && !mails[0].body.contains("0499"), "{mails:?}");
+    w.sql("UPDATE store SET zone = 'west' WHERE id = '0422'");
+    w.publish().await;
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_the_settings_lost_stays_listed_until_it_may_go() {
+    let mut w = World::new().await;
+    w.publish().await;
+    let begin = CONFIG.find("[[stream]]\nname = \"price\"").unwrap();
+    let without = format!("{}{}", &CONFIG[..begin], &CONFIG[CONFIG.find("[publish]").unwrap()..]);
+    let set = |w: &mut World, text: &str| {
+        w.write("hq.toml", text);
+        w.config = crate::config::load(Some(&w.dir.path().join("hq.toml")), []).unwrap().value;
+    };
+    let lists =
+        |w: &World, store: &str| w.manifest(store).unwrap().instances().map(|(i, _)| i.to_string()).collect::<Vec<_>>();
+    let told = "stream price is not in the settings";
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    set(&mut w, &without);
+    w.sql(CHANGE);
+    w.sql("INSERT INTO store VALUES ('0423', 'east', NULL)");
+    for options in [
+        PublishOptions { dry_run: true, ..options() },
+        options(),
+        PublishOptions { allow_shrink: Some(None), ..options() },
+    ] {
+        let r = w.publish_as(options).await;
+        assert!(r.exit_code() == 3 && r.problems.len() == 1 && r.problems[0].starts_with(told), "{:?}", r.lines());
+        assert!(r.problems[0].contains("--allow-shrink price"), "{:?}", r.problems);
+    }
+    // Old stores and new ones, whoever signs.
+    Desk::open(&w.config, w.clock.as_ref(), true).await.unwrap().enroll(&"0422-01".parse().unwrap()).await.unwrap();
+    for (store, zone) in [("0421", "east"), ("0422", "west"), ("0423", "east")] {
+        assert_eq!(lists(&w, store), ["catalog@all".to_owned(), format!("price@zone-{zone}")]);
+    }
+    let status = crate::status::report(&w.config, &ledger, w.clock.as_ref()).await.unwrap();
+    assert!(status.errors.iter().any(|e| e.starts_with(told)), "{:?}", status.errors);
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
+    // Put back, it goes on where it was.
+    set(&mut w, CONFIG);
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.instances[&"price@zone-east".parse().unwrap()].packs[0].kind), (0, PackKind::Delta));
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
+    w.all_is_well();
+    // It may go, and is gone.
+    set(&mut w, &without);
+    let r = w.publish_as(PublishOptions { allow_shrink: Some(Some("price".parse().unwrap())), ..options() }).await;
+    assert_eq!((r.exit_code(), lists(&w, "0421")), (0, vec!["catalog@all".to_owned()]), "{:?}", r.lines());
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.signed), (0, 0), "{:?}", r.lines());
 }
 
 #[tokio::test(flavor = "multi_thread")]

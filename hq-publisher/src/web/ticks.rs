@@ -120,7 +120,7 @@ pub async fn ping(app: &App) -> Result<(), String> {
 
 /// Signs manifests that are due anew, puts what is not in the bucket or is no more, repairs mirrors.
 pub async fn manifests(app: &App) -> Result<(), String> {
-    match keep_manifests(app).await {
+    match manifests::telling(&app.ledger, app.clock.as_ref(), keep_manifests(app).await).await {
         Ok(()) => Ok(()),
         // Before `init` there is nothing to keep.
         Err(ManifestsError::Keys(crate::keys::KeysError::NoTrust)) => Ok(()),

@@ -1,0 +1,151 @@
+//! Stores that are to follow another instance of a stream than their manifests list: their zone was changed at the source,
+//! or the stream's audience in the settings. For their registers that is a change of rows like any other, and one letter
+//! wrong in a zone empties a table: it is guarded as what is deleted is. A store stays with what it has until its stream was
+//! looked at and the guard lets it go.
+
+use super::contracts::Stream;
+use super::report::{Outcome, PublishReport};
+use super::stage::{Refusal, Stop, refused};
+use super::{PublishError, Run, read_only_at};
+use crate::guard;
+use crate::mail;
+use crate::manifests::{Held, Move};
+use crate::rebuild::{self, RebuildError};
+use proto::ids::{Instance, StreamName, TableName};
+use std::collections::BTreeMap;
+
+type Rows = BTreeMap<TableName, u64>;
+
+impl Run<'_> {
+    /// Looks at each instance that stores are to go over to; gives the refusals. `whole`: nothing else of the stream is
+    /// refused, so that what was staged is what they get.
+    pub(super) async fn guard_moves(
+        &self,
+        stream: &Stream,
+        whole: bool,
+        report: &PublishReport,
+    ) -> Result<Vec<(Instance, Refusal)>, PublishError> {
+        let mut by_goal: BTreeMap<&Instance, BTreeMap<&Instance, Vec<&Move>>> = BTreeMap::new();
+        for m in self.moves.iter().filter(|m| m.from.stream == stream.name && !self.may_shrink(&stream.name)) {
+            if let Some(to) = &m.to {
+                by_goal.entry(to).or_default().entry(&m.from).or_default().push(m);
+            }
+        }
+        let mut refusals = Vec::new();
+        for (to, origins) in by_goal {
+            let mut lines = Vec::new();
+            for (from, moves) in origins {
+                match self.lost_by_going(from, to, whole, report).await {
+                    Ok(lost) if lost.is_empty() => {}
+                    Ok(lost) => {
+                        lines.push(format!("{} it in place of {from}: {}", would_follow(&moves), lost.join("; ")))
+                    }
+                    Err(e) if e.needs_full() => {
+                        lines.push(format!(
+                            "{} it in place of {from}, and rows cannot be compared: {e}",
+                            would_follow(&moves)
+                        ));
+                    }
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            if !lines.is_empty() {
+                let text =
+                    format!("{}. If that is right, run again with --allow-shrink {}", lines.join("; "), stream.name);
+                if let Stop::Refused(refusal) = refused("SHRINK", text) {
+                    refusals.push((to.clone(), *refusal));
+                }
+            }
+        }
+        Ok(refusals)
+    }
+
+    /// What tables lose for a store that goes over.
+    async fn lost_by_going(
+        &self,
+        from: &Instance,
+        to: &Instance,
+        whole: bool,
+        report: &PublishReport,
+    ) -> Result<Vec<String>, RebuildError> {
+        let staged = report
+            .instances
+            .get(to)
+            .filter(|e| whole && matches!(e.outcome, Outcome::Published | Outcome::Unchanged) && !e.tables.is_empty());
+        let after = match staged {
+            Some(entry) => entry.tables.iter().map(|(name, t)| (name.clone(), t.after)).collect(),
+            // One that has no version is not followed.
+            None if !self.heads.contains_key(to) => return Ok(Vec::new()),
+            None => self.published_rows(to).await?,
+        };
+        let lost = |(name, before): (&TableName, &u64)| {
+            let after = *after.get(name)?;
+            let lost =
+                guard::check(format!("table {name}"), *before, before.saturating_sub(after), after, self.bounds())?;
+            Some(lost.to_string())
+        };
+        Ok(self.published_rows(from).await?.iter().filter_map(lost).collect())
+    }
+
+    /// How many rows of each table are published.
+    async fn published_rows(&self, instance: &Instance) -> Result<Rows, RebuildError> {
+        let Some(head) = self.heads.get(instance) else { return Ok(Rows::new()) };
+        let path = self.replica_path(instance);
+        // What is staged on it is not committed yet, and is not seen by another connection.
+        let replica = match read_only_at(&path, instance, head, self.config) {
+            Some(replica) => replica,
+            None if self.options.dry_run => {
+                let path = self.scratch_dir.join(format!("{instance}.published.db"));
+                rebuild::published(self.workshop(), &path, instance, head, true).await?
+            }
+            None => rebuild::published(self.workshop(), &path, instance, head, false).await?,
+        };
+        let count = |table: &TableName| {
+            let sql = format!("SELECT count(*) FROM \"{table}\"");
+            let rows = replica.connection().query_row(&sql, [], |r| r.get::<_, i64>(0));
+            let failed = |e: rusqlite::Error| RebuildError::NoWay {
+                instance: instance.clone(),
+                version: head.version,
+                reason: e.to_string(),
+            };
+            Ok((table.clone(), rows.map_err(failed)?.unsigned_abs()))
+        };
+        tokio::task::block_in_place(|| head.digests.keys().map(count).collect())
+    }
+
+    /// Who stays where he is: in streams that this run does not look at or whose guard refused.
+    pub(super) fn held(&self, report: &PublishReport) -> Held {
+        let mut held = Held::new();
+        for m in self.moves.iter().filter(|m| self.stays(&m.from.stream, report)) {
+            held.entry(m.store.clone()).or_default().insert(m.from.stream.clone());
+        }
+        held
+    }
+
+    /// Whether stores stay where they are in a stream.
+    pub(super) fn stays(&self, stream: &StreamName, report: &PublishReport) -> bool {
+        let looked_at = self.config.stream(stream).is_some() && self.is_asked(stream);
+        !looked_at || report.instances.iter().any(|(i, e)| &i.stream == stream && e.keeps_away)
+    }
+
+    /// Mails which stores lost their zone, once, and when all have one again.
+    pub(super) async fn tell_lost_zones(&self) -> Result<(), PublishError> {
+        let mut lost: Vec<&str> = self.moves.iter().filter(|m| m.to.is_none()).map(|m| m.store.as_str()).collect();
+        lost.dedup();
+        let text = format!(
+            "These have no zone in the source any more: {}.\n\nThey keep what they follow; if nobody else follows it, it \
+             grows old. Give them a zone.",
+            lost.join(", ")
+        );
+        let problem = (!lost.is_empty()).then_some(("Stores lost their zone", text.as_str()));
+        Ok(mail::publish_notice(self.ledger, self.clock, "zones", problem).await?)
+    }
+}
+
+fn would_follow(moves: &[&Move]) -> String {
+    let first = moves.first().map_or("", |m| m.store.as_str());
+    match moves.len() {
+        1 => format!("store {first} would follow"),
+        n => format!("{n} stores (the first is {first}) would follow"),
+    }
+}
