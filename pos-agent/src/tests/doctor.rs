@@ -42,6 +42,7 @@ async fn doctor_tells_of_versions_faults_and_who_can_read_the_database() {
     fs::remove_file(hq.pack_path("price@all", 2, proto::layout::PackKind::Full)).unwrap();
     poll_and_cycle(&agent).await;
     agent.memory.faults(|f| f.raise(fault::SOURCE, None, Some("x"), "it is down", r.clock.now()));
+    agent.memory.save_faults();
     mode(&r.config.store_db(), 0o600);
     let found = checks(&r).await;
     assert_eq!(of(&found, "database").text, "price@all 1, price@all 2 is listed");
