@@ -359,6 +359,7 @@ fn trust_lines(r: &TrustReport) -> Vec<String> {
     if let Some(n) = r.manifests_signed {
         out.push(format!("{n} manifests signed anew"));
     }
+    out.extend(r.next.map(|next| format!("next: {next}")));
     out
 }
 
