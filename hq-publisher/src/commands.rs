@@ -367,6 +367,7 @@ fn trust_lines(r: &TrustReport) -> Vec<String> {
         out.push(format!("{n} manifests signed anew"));
     }
     out.extend(r.new_root.as_deref().map(root_key_line));
+    out.extend(r.next.map(|next| format!("next: {next}")));
     out
 }
 

@@ -149,6 +149,9 @@ pub struct TrustReport {
     /// The root key that this command made; it must go offline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub new_root: Option<PathBuf>,
+    /// What is to be done now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<&'static str>,
 }
 
 /// One key in a report.
@@ -193,7 +196,7 @@ impl<'a> Desk<'a> {
         let ring = self.keyring();
         let outcome = if !self.ledger.trust().await?.is_empty() {
             "found"
-        } else if manifests::recover_trust(self.config, &self.ledger, &self.buckets, self.clock).await? {
+        } else if manifests::recover_trust(self.config, &self.ledger, &self.buckets, self.clock, &[]).await? {
             "taken over"
         } else {
             // A crash after a key was written: the next run goes on with it.
@@ -340,15 +343,21 @@ impl<'a> Desk<'a> {
             publishers: trust.publishers.iter().map(|p| line(&p.key, Some(p.expires_at), &publishers)).collect(),
             manifests_signed: None,
             new_root: None,
+            next: None,
         })
     }
 
-    /// Root keys that may sign the file after `trust`: those named, or those in the keys directory.
+    /// Root keys: those named, or those in the keys directory.
+    fn root_keys(&self, files: &[PathBuf]) -> Result<Vec<SecretKey>, KeysError> {
+        match files {
+            [] => Ok(self.keyring().keys(Role::Root)?.into_iter().map(|k| k.key).collect()),
+            files => files.iter().map(|f| keys::read(f)).collect(),
+        }
+    }
+
+    /// Root keys that may sign the file after `trust`.
     fn roots(&self, trust: &Trust, files: &[PathBuf]) -> Result<Vec<SecretKey>, EnrolError> {
-        let mut found: Vec<SecretKey> = match files {
-            [] => self.keyring().keys(Role::Root)?.into_iter().map(|k| k.key).collect(),
-            files => files.iter().map(|f| keys::read(f)).collect::<Result<_, _>>()?,
-        };
+        let mut found = self.root_keys(files)?;
         found.retain(|k| trust.root.keys.contains(&k.public()));
         if found.len() < trust.root.threshold {
             let ids: Vec<String> = trust.root.keys.iter().map(PublicKey::id).collect();
@@ -380,10 +389,61 @@ impl<'a> Desk<'a> {
         Ok(manifests::check_clock(self.config, &self.ledger, self.clock, self.clock_is_right).await?)
     }
 
+    /// Whether the bucket has manifests and this ledger signed none: a new machine, or one that lost it.
+    async fn knows_nothing(&self) -> Result<bool, EnrolError> {
+        let signed = self.ledger.stores().await?.iter().any(|s| s.serial > 0);
+        Ok(!signed && self.ledger.heads().await?.is_empty() && !self.buckets.list_stores().await?.is_empty())
+    }
+
+    /// The way back where the publisher key is lost with the ledger, and the bucket and the root key are not: takes the
+    /// bucket's trust files over and makes a new publisher key beside the lost one. That one stays trusted meanwhile: what
+    /// it signed is all that tells the next publish what is out.
+    async fn rotate_lost(&self, options: &crate::cli::Rotate) -> Result<TrustReport, EnrolError> {
+        let roots: Vec<PublicKey> = self.root_keys(&options.root_key)?.iter().map(SecretKey::public).collect();
+        manifests::recover_trust(self.config, &self.ledger, &self.buckets, self.clock, &roots).await?;
+        manifests::check_clock(self.config, &self.ledger, self.clock, self.clock_is_right).await?;
+        let trust = self.trust().await?;
+        let files = self.keyring().keys(Role::Publisher)?;
+        if trust.publishers.iter().any(|p| files.iter().any(|f| f.public() == p.key)) {
+            let text =
+                "this ledger knows nothing of what was published: run `hq-publisher publish` first, then this again";
+            return Err(EnrolError::Init(text.into()));
+        }
+        let roots = self.roots(&trust, &options.root_key)?;
+        let new_root = self.trust_both(trust, roots, options).await?;
+        manifests::put_trust(&self.ledger, &self.buckets).await?;
+        let next = "run `hq-publisher publish` now: it rebuilds the state from the bucket and signs by the new key; then \
+                    `hq-publisher trust rotate --finish --root-key FILE`, which ends the trust in the lost one";
+        Ok(TrustReport { manifests_signed: None, new_root, next: Some(next), ..self.finish_report(0).await? })
+    }
+
+    async fn trust_both(
+        &self,
+        trust: Trust,
+        mut roots: Vec<SecretKey>,
+        options: &crate::cli::Rotate,
+    ) -> Result<Option<PathBuf>, EnrolError> {
+        let (now, mut new_root) = (self.clock.now(), None);
+        let new = self.next_publisher(&trust)?;
+        let mut both = Trust { version: trust.version + 1, created_at: now, ..trust };
+        both.publishers.push(self.may_sign(new.public(), now));
+        if options.root {
+            let root = self.keyring().create_another_root()?;
+            new_root = Some(root.path.clone());
+            both.root = RootKeys { threshold: 1, keys: vec![root.public()] };
+            roots.push(root.key);
+        }
+        self.add_trust(&both, &roots.iter().collect::<Vec<_>>()).await?;
+        Ok(new_root)
+    }
+
     async fn rotate_held(&self, options: &crate::cli::Rotate, token: Token) -> Result<TrustReport, EnrolError> {
+        if self.knows_nothing().await? {
+            return self.rotate_lost(options).await;
+        }
         self.check().await?;
         let trust = self.trust().await?;
-        let mut roots = self.roots(&trust, &options.root_key)?;
+        let roots = self.roots(&trust, &options.root_key)?;
         // 1. Trust both.
         let under_way = trust.publishers.len() > 1;
         let mut new_root = None;
@@ -391,17 +451,7 @@ impl<'a> Desk<'a> {
             return Err(EnrolError::NothingToFinish(trust.version));
         }
         if !under_way {
-            let now = self.clock.now();
-            let new = self.next_publisher(&trust)?;
-            let mut both = Trust { version: trust.version + 1, created_at: now, ..trust };
-            both.publishers.push(self.may_sign(new.public(), now));
-            if options.root {
-                let root = self.keyring().create_another_root()?;
-                new_root = Some(root.path.clone());
-                both.root = RootKeys { threshold: 1, keys: vec![root.public()] };
-                roots.push(root.key);
-            }
-            self.add_trust(&both, &roots.iter().collect::<Vec<_>>()).await?;
+            new_root = self.trust_both(trust, roots, options).await?;
         }
         // 2. Sign all manifests with the new one.
         let signed = self.sign_everything(token).await?;

@@ -869,7 +869,7 @@ pub async fn recover(
     if !ledger.heads().await?.is_empty() {
         return Ok(Found::default());
     }
-    recover_trust(config, ledger, buckets, clock).await?;
+    recover_trust(config, ledger, buckets, clock, &[]).await?;
     find(config, ledger, buckets, &BTreeSet::new()).await
 }
 
@@ -1046,13 +1046,14 @@ pub async fn follow_trust(
     Ok(Followed::Newest)
 }
 
-/// Takes over the bucket's trust files into a ledger that has none, if one of the keys here may sign
-/// by them; whether there were any.
+/// Takes over the bucket's trust files into a ledger that has none, if one of the publisher keys here may sign by them, or
+/// these root keys signed the newest of them (that it names one proves nothing: anybody can); whether there were any.
 pub async fn recover_trust(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
     clock: &dyn Clock,
+    roots: &[PublicKey],
 ) -> Result<bool, ManifestsError> {
     if !ledger.trust().await?.is_empty() {
         return Ok(false);
@@ -1061,12 +1062,21 @@ pub async fn recover_trust(
     let Some(newest) = buckets.get(&ObjectName::Trust, limits.trust_bytes).await? else { return Ok(false) };
     let claimed = TrustState::claimed_version(&newest, limits).map_err(foreign)?;
     let (walked, envelopes) = walk_trust(buckets, limits, None, 1..=claimed.min(limits.trust_steps)).await?;
-    let trust = walked.as_ref().and_then(TrustState::trust);
     let ours = Keyring::new(config.state.keys()).keys(Role::Publisher)?;
-    let known = trust.is_some_and(|t| t.publishers.iter().any(|p| ours.iter().any(|k| k.public() == p.key)));
-    if !known {
+    let is_ours = |t: &Trust| {
+        let by_root = envelopes.last().is_some_and(|(_, envelope)| {
+            let roots = roots.iter().filter(|k| t.root.keys.contains(k));
+            let max = limits.trust_bytes;
+            dsse::open(envelope.as_bytes(), PayloadType::Trust, roots, t.root.threshold, max).is_ok()
+        });
+        by_root || t.publishers.iter().any(|p| ours.iter().any(|k| k.public() == p.key))
+    };
+    if !walked.as_ref().and_then(TrustState::trust).is_some_and(is_ours) {
+        let by_root =
+            if roots.is_empty() { "" } else { ", nor is the newest signed by enough of the root keys at hand" };
         return Err(ManifestsError::Foreign(format!(
-            "none of the publisher keys they name is in {}: copy the key files there, or use an empty bucket",
+            "none of the publisher keys they name is in {}{by_root}: copy the key files there; if they are lost, make a new \
+             one with `hq-publisher trust rotate --root-key FILE`; or use an empty bucket",
             config.state.keys().display()
         )));
     }

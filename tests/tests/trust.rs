@@ -528,6 +528,46 @@ fn a_headquarters_restored_from_a_backup_goes_on_above_what_it_forgot() {
 }
 
 #[test]
+fn a_lost_publisher_key_is_replaced_by_the_root_key_on_a_new_machine() {
+    let site = Site::small();
+    site.publish();
+    change(&site);
+    site.publish();
+    site.bring_down();
+    let (serial, version) = (site.manifest("0421")["serial"].as_u64().unwrap(), site.version("0421", "price"));
+    // The machine is gone with the publisher key and the ledger.
+    let state = site.hq.dir.join("state");
+    let safe = site.dir().join("safe.key");
+    std::fs::copy(state.join("keys/root-1.key"), &safe).unwrap();
+    let lost = numbered(&site, "publisher-1");
+    std::fs::remove_dir_all(&state).unwrap();
+    for command in ["init", "publish"] {
+        site.hq.run(&[command]).code(1).says(&["trust rotate --root-key"]);
+    }
+    let root = safe.to_str().unwrap();
+    site.hq.run(&["trust", "rotate", "--root-key", root]).ok().says(&["next: run `hq-publisher publish` now"]);
+    assert_eq!(site.hq.json(&["trust", "show"])["publishers"].as_array().unwrap().len(), 2);
+    change(&site);
+    site.publish();
+    assert!(site.manifest("0421")["serial"].as_u64().unwrap() > serial);
+    assert_eq!(site.version("0421", "price"), version + 1, "it goes on by a delta where the lost one ended");
+    site.bring_down();
+    site.assert_all_proven();
+
+    site.hq.run(&["trust", "rotate", "--finish", "--root-key", root]).ok();
+    assert_eq!(site.hq.json(&["trust", "show"])["publishers"].as_array().unwrap().len(), 1);
+    site.bring_down();
+    let good = site.object(MANIFEST).unwrap();
+    site.put_object(MANIFEST, &signed_by(&site, &lost));
+    assert!(refusals(&site).iter().all(|r| r.contains("BAD_SIGNATURE")), "whoever finds the lost key signs nothing");
+    site.put_object(MANIFEST, &good);
+    change(&site);
+    site.publish();
+    site.bring_down();
+    site.assert_all_proven();
+}
+
+#[test]
 fn what_was_accepted_outlives_its_manifest_and_new_ones_must_be_fresh() {
     let mut site = Site::small();
     site.publish();

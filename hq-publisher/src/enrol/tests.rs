@@ -389,3 +389,54 @@ async fn mending_leaves_alone_what_may_be_newer() {
     mend().await.unwrap_err();
     assert!(w.object(&pointer) == newest && w.object(&manifest) == signed, "all that is newer is known now");
 }
+
+#[tokio::test]
+async fn a_root_key_alone_takes_over_what_it_signed_and_nothing_else() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    let code = w.code(&w.desk().await.enroll(&id("0421")).await.unwrap().code);
+    w.desk().await.rotate(&Rotate::default()).await.unwrap();
+    // The machine is gone with its publisher key; the root key lies in the safe.
+    let safe = w.dir.path().join("safe.key");
+    fs::copy(w.dir.path().join("state/keys/root-1.key"), &safe).unwrap();
+    let root = keys::read(&safe).unwrap();
+    fs::remove_dir_all(w.dir.path().join("state")).unwrap();
+    let by_root = Rotate { root_key: vec![safe], ..Rotate::default() };
+    let e = w.desk().await.init().await.unwrap_err().to_string();
+    assert!(e.contains("trust rotate --root-key"), "{e}");
+    let e = w.desk().await.rotate(&Rotate::default()).await.unwrap_err().to_string();
+    assert!(e.contains("trust rotate --root-key") && !e.contains("at hand"), "{e}");
+
+    // Who has the bucket names our root key in a trust file of his own, and would have it signed on.
+    let thief = SecretKey::from_seed([9; 32]);
+    let now = w.clock.now();
+    let forged = Trust {
+        format: trust::FORMAT,
+        version: 1,
+        epoch: 1,
+        created_at: now,
+        root: RootKeys { threshold: 1, keys: vec![root.public(), thief.public()] },
+        publishers: vec![PublisherKey { key: thief.public(), expires_at: after(now, day(400)) }],
+    };
+    let forged = forged.sign(&[&thief]).unwrap();
+    let names = [ObjectName::Trust, ObjectName::TrustVersion(1)];
+    let ours = names.clone().map(|n| w.object(&n));
+    let put = |name: &ObjectName, bytes: &[u8]| {
+        fs::write(w.dir.path().join("objects").join(name.to_string()), bytes).unwrap();
+    };
+    names.iter().for_each(|n| put(n, &forged));
+    let e = w.desk().await.rotate(&by_root).await.unwrap_err().to_string();
+    assert!(e.contains("nor is the newest signed by enough of the root keys at hand"), "{e}");
+    assert!(w.desk().await.ledger.trust().await.unwrap().is_empty());
+    names.iter().zip(&ours).for_each(|(n, bytes)| put(n, bytes));
+
+    // The lost key stays trusted until what it signed is taken over.
+    let report = w.desk().await.rotate(&by_root).await.unwrap();
+    assert_eq!((report.version, report.publishers.len(), report.manifests_signed), (4, 2, None));
+    assert!(report.next.unwrap().contains("hq-publisher publish"));
+    let state = w.walk(TrustState::pinned(code.roots, code.trust_version)).unwrap();
+    assert_eq!(state.trust().unwrap().publishers[1].key, w.publisher(1).public());
+    assert!(w.accept(&state, &Seen::default()).is_ok());
+    let e = w.desk().await.rotate(&by_root).await.unwrap_err().to_string();
+    assert!(e.contains("publish` first"), "{e}");
+}
