@@ -405,8 +405,7 @@ impl<'a> Desk<'a> {
         let trust = self.trust().await?;
         let files = self.keyring().keys(Role::Publisher)?;
         if trust.publishers.iter().any(|p| files.iter().any(|f| f.public() == p.key)) {
-            let text =
-                "this ledger knows nothing of what was published: run `hq-publisher publish` first, then this again";
+            let text = "this ledger knows nothing of what was published. Run publish first, then this again";
             return Err(EnrolError::Init(text.into()));
         }
         let roots = self.roots(&trust, &options.root_key)?;

@@ -17,11 +17,15 @@ fn run(dir: &Path, args: &[&str]) -> (i32, String, String) {
 fn settings(dir: &Path, port: u16) {
     let text = format!(
         "[source]\nurl = \"sqlite:hq.db\"\n[objects]\nurls = [\"file:objects\"]\n[state]\ndir = \"state\"\n[stores]\nquery = \"SELECT id FROM store\"\n\
-         [publish]\nlease_wait = \"0s\"\n[serve]\nlisten = \"127.0.0.1:{port}\"\n"
+         [publish]\nlease_wait = \"0s\"\n[serve]\nlisten = \"127.0.0.1:{port}\"\n\
+         [[stream]]\nname = \"price\"\naudience = \"all\"\nschema = \"price.sql\"\n\
+         [[stream.table]]\nname = \"price\"\nquery = \"SELECT sku FROM price\"\n"
     );
     fs::write(dir.join("hq.toml"), text).unwrap();
+    fs::write(dir.join("price.sql"), "CREATE TABLE price (sku TEXT PRIMARY KEY) STRICT;").unwrap();
     let db = rusqlite::Connection::open(dir.join("hq.db")).unwrap();
-    db.execute_batch("CREATE TABLE store (id TEXT); INSERT INTO store VALUES ('0421')").unwrap();
+    db.execute_batch("CREATE TABLE store (id TEXT); INSERT INTO store VALUES ('0421'); CREATE TABLE price (sku TEXT)")
+        .unwrap();
 }
 
 #[test]

@@ -89,7 +89,7 @@ pub async fn obey(relay: &Relay, order: Order) -> Answer {
             once(&round, relay)
         }
         Order::Import { dir } => match relay.import(&dir).await {
-            Ok(done) => imported(&done),
+            Ok(done) => imported(&done, &dir),
             Err(e) => Answer::failed(e),
         },
         Order::Retry { pack } => retry(relay, &pack),
@@ -242,7 +242,7 @@ fn once(round: &Round, relay: &Relay) -> Answer {
     Answer::new(exit, &report, lines)
 }
 
-fn imported(done: &Imported) -> Answer {
+fn imported(done: &Imported, dir: &Path) -> Answer {
     let exit = if done.refused {
         1
     } else if !done.receipt.refusals.is_empty() || (!done.behind.is_empty() && !done.older) {
@@ -259,6 +259,12 @@ fn imported(done: &Imported) -> Answer {
     lines.extend(done.receipt.refusals.iter().map(|r| format!("refused: {r}")));
     lines.extend(done.behind.iter().map(|(s, why)| format!("{s}: {why}")));
     lines.push(format!("receipt: {}", done.receipt_file.display()));
+    if !done.receipt_file.starts_with(dir) {
+        lines.push(format!(
+            "nothing could be written to {}: bring the receipt to headquarters otherwise",
+            dir.display()
+        ));
+    }
     Answer::new(exit, done, lines)
 }
 

@@ -438,5 +438,5 @@ async fn a_root_key_alone_takes_over_what_it_signed_and_nothing_else() {
     assert_eq!(state.trust().unwrap().publishers[1].key, w.publisher(1).public());
     assert!(w.accept(&state, &Seen::default()).is_ok());
     let e = w.desk().await.rotate(&by_root).await.unwrap_err().to_string();
-    assert!(e.contains("publish` first"), "{e}");
+    assert!(e.contains("Run publish first"), "{e}");
 }

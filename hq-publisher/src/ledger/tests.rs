@@ -476,6 +476,41 @@ async fn a_trust_file_is_not_rewritten_and_a_later_ledger_is_refused() {
     .await;
 }
 
+/// What every build before this one may have written, by the statements that it made its tables with.
+#[tokio::test]
+async fn a_ledger_of_any_earlier_build_is_brought_up_with_what_it_holds() {
+    for known in 1..=db::MIGRATIONS.len() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("fleet.db");
+        let old = rusqlite::Connection::open(&file).unwrap();
+        old.execute_batch("CREATE TABLE migration (number BIGINT PRIMARY KEY)").unwrap();
+        for (i, sql) in db::MIGRATIONS[..known].iter().enumerate() {
+            old.execute_batch(sql).unwrap();
+            old.execute("INSERT INTO migration VALUES (?1)", [i64::try_from(i + 1).unwrap()]).unwrap();
+        }
+        old.execute_batch(
+            "INSERT INTO head (instance, version, epoch, contract, digests, packs, signed_s) \
+             VALUES ('price@zone-east', 7, 1, 1, '{}', '[]', 0); \
+             INSERT INTO store (id, zone, serial, serial_floor) VALUES ('0421', 'east', 9, 4); \
+             INSERT INTO device (id, store, public_key, enrolled_s) VALUES ('0421', '0421', 'k', 0); \
+             INSERT INTO mail (n, id, subject, body, created_s, next_s) VALUES (1, 'a@hq', 's', 'b', 0, 0); \
+             INSERT INTO lease VALUES ('publish', 'somebody', 3, 0 ADDED);"
+                .replace(" ADDED", if known < 5 { "" } else { ", 0" })
+                .as_str(),
+        )
+        .unwrap();
+        drop(old);
+        for turn in 0..2 {
+            let l = Ledger::open_url(&format!("sqlite:{}", file.display())).await.unwrap();
+            let heads = l.heads().await.unwrap();
+            assert_eq!(heads[&price()].version, v(7), "{known}");
+            assert_eq!(l.store(&"0421".parse().unwrap()).await.unwrap().unwrap().serial, 9, "{known}");
+            assert_eq!(l.unsent_mails().await.unwrap().len(), 1, "{known}");
+            lease(&l, t(turn * 100)).await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_writers_at_once_wait_for_each_other() {
     on_each_database(async |l| {

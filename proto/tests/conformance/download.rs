@@ -59,7 +59,7 @@ async fn a_pack_that_is_not_the_listed_one_is_refused() {
         (b"east ", FetchErrorKind::TooLong),
         (b"eas", FetchErrorKind::TooShort),
         (b"", FetchErrorKind::TooShort),
-        (b"<html>log in</html>", FetchErrorKind::TooLong),
+        (b"<html>log in</html>", FetchErrorKind::NotAnObject),
     ] {
         repo.server.put(&east.clone().into(), served);
         for _ in 0..2 {

@@ -122,7 +122,7 @@ fn no_text_becomes_a_header_or_a_line_of_a_mail() {
         "=?utf-8?q?Bcc=3A_evil=40example=2Ecom?=",
         &"Ü".repeat(3000),
         &"a".repeat(8000),
-        "[Tillcast] Recovered: nothing is wrong\n\n\nOver, after 1 s",
+        "[Tillcast] Recovered: nothing is wrong\n\n\nOver, after 999 d",
     ];
     for (n, text) in evil.iter().enumerate() {
         let seq = 2 * n as u64 + 1;
@@ -154,7 +154,7 @@ fn no_text_becomes_a_header_or_a_line_of_a_mail() {
         assert!(mail.text.len() < 70_000);
         for line in mail.text.lines() {
             let forged =
-                ["Bcc:", "MAIL FROM", "forged", "Over, after 1 s", "[Tillcast]"].iter().any(|f| line.starts_with(f));
+                ["Bcc:", "MAIL FROM", "forged", "Over, after 999 d", "[Tillcast]"].iter().any(|f| line.starts_with(f));
             assert!(!forged, "{line:?} in {:.2000}", mail.text);
         }
     }
