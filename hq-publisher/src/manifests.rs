@@ -19,7 +19,7 @@ use proto::config::HumanDuration;
 use proto::digest::{Sha256, Sha256Stream};
 use proto::dsse::{self, PayloadType};
 use proto::failpoint;
-use proto::ids::{Audience, DeviceId, Instance, StoreId, StreamName};
+use proto::ids::{Audience, DeviceId, Instance, StoreId, StreamName, TableName};
 use proto::keys::{PublicKey, SecretKey};
 use proto::layout::ObjectName;
 use proto::limits::Limits;
@@ -225,9 +225,12 @@ pub struct Move {
 }
 
 /// Streams that manifests list and the settings do not name, with their audiences: they go on being listed until
-/// somebody says that they may go ([`Signer::drop_stream`]).
+/// somebody says that they may go ([`Signer::drop_stream`]). One whose tables are all another stream's now has moved.
 pub fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<StreamName, AudienceKind> {
-    let mut left: Vec<_> = heads.iter().filter(|(i, h)| !h.retired && config.stream(&i.stream).is_none()).collect();
+    let tables: BTreeSet<&TableName> = config.streams.iter().flat_map(|s| &s.tables).map(|t| &t.name).collect();
+    let is_moved = |h: &Head| h.digests.keys().all(|table| tables.contains(table));
+    let is_left = |i: &Instance, h: &Head| !h.retired && config.stream(&i.stream).is_none() && !is_moved(h);
+    let mut left: Vec<_> = heads.iter().filter(|(i, h)| is_left(i, h)).collect();
     // Where the audience was another kind before, the newest tells.
     left.sort_by_key(|(_, h)| h.signed_at);
     let kind = |a: &Audience| match a {

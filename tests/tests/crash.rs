@@ -433,7 +433,8 @@ fn stream_gone(site: &mut Site) {
     let streams = site.hq.streams().to_owned();
     let at = streams.find("[[stream]]\nname = 'staff'").unwrap();
     site.hq.set_streams(&streams[..at]);
-    published(site);
+    news(site);
+    site.hq.run(&["publish", "--allow-shrink", "staff"]).ok();
 }
 
 /// Another stream has the table now.

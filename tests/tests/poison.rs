@@ -205,9 +205,6 @@ fn files_that_are_not_the_listed_ones() {
         list(site, &pack, &pack.bytes(), entry);
     });
     refused(&v, "empty", &["TOO_SHORT", "WRONG_HASH"], |site, pack| list(site, &pack, b"", pack.entry()));
-    refused(&v, "a page instead", &["TOO_SHORT", "TOO_LONG", "WRONG_HASH"], |site, pack| {
-        list(site, &pack, b"<!DOCTYPE html><html><body>Sign in to the Wi-Fi</body></html>", pack.entry());
-    });
 }
 
 #[test]

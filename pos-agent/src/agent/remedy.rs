@@ -301,8 +301,10 @@ impl Agent {
     /// Sets the durable latch that the next cycle heals.
     pub fn latch(&self, instance: &Instance, why: &str) -> Result<(), DeviceError> {
         let now = self.clock.now();
-        self.memory.latch_drift(&instance.stream, why)?;
         self.memory.faults(|f| f.raise(fault::DRIFT, Some(instance), None, why, now));
+        // The latch is last: with it alone nobody would hear of what was healed after a power cut.
+        self.memory.save_faults();
+        self.memory.latch_drift(&instance.stream, why)?;
         self.metrics.drifted();
         self.tell.notify_one();
         Ok(())

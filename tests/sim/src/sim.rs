@@ -278,14 +278,15 @@ impl Sim {
         self.calm_down().await?;
         let told = self.now() + 100_000;
         self.go_until(told).await?;
-        // 4. What is in the bucket arrives by itself, unless a pack on the way is gone or was given up; and what the source
-        // holds with the next publish, though nothing changed.
+        // 4. What is in the bucket arrives by itself, unless a pack on the way is gone or was given up: then by a full, as
+        // people are told. And what the source holds arrives with a publish though nothing changed.
         let never_whole = ["Poison", "Lose", "Theft"].iter().any(|kind| self.troubles.contains_key(*kind));
-        if !never_whole && self.model.lock().unwrap().given_up.is_empty() {
+        let full = never_whole || !self.model.lock().unwrap().given_up.is_empty();
+        if !full {
             self.converge(Goal::Manifest).await?;
             self.say("everything is at what the bucket promises");
         }
-        self.publish(None, true).await?;
+        self.publish_as(PublishOptions { full, ..PublishOptions::default() }, None, true).await?;
         self.converge(Goal::Source).await?;
         self.say("everything is at what the source holds");
         // 5. Everything changes, and everybody must come there.
@@ -757,10 +758,13 @@ impl Sim {
         self.publish(cut, false).await
     }
 
-    /// One run; with `insist` once more if the first one finds that something was put behind its back.
     async fn publish(&mut self, cut: Option<u64>, insist: bool) -> Checked {
-        let options =
-            PublishOptions { allow_shrink: Some(None), clock_is_right: self.calm, ..PublishOptions::default() };
+        self.publish_as(PublishOptions::default(), cut, insist).await
+    }
+
+    /// One run; with `insist` once more if the first one finds that something was put behind its back.
+    async fn publish_as(&mut self, options: PublishOptions, cut: Option<u64>, insist: bool) -> Checked {
+        let options = PublishOptions { allow_shrink: Some(None), clock_is_right: self.calm, ..options };
         let mut tries = if insist { 3 } else { 1 };
         loop {
             let published = self.hq.publish(&options, cut, &self.model).await;
