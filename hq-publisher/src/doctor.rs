@@ -194,10 +194,10 @@ fn keys(config: &Config, c: &mut Checks) -> Option<Vec<KeyFile>> {
 async fn ledger(config: &Config, c: &mut Checks) -> Option<Ledger> {
     // Opened, it would be made, and perhaps not as whose it is to be.
     let url = config.state.database_url();
-    if let Some(path) = url.strip_prefix("sqlite:").map(|p| p.strip_prefix("//").unwrap_or(p))
-        && matches!(Path::new(path).try_exists(), Ok(false))
+    if let Some(path) = proto::config::sqlite_path(&url)
+        && matches!(path.try_exists(), Ok(false))
     {
-        c.fail("ledger", format!("there is no {path}"), "run `hq-publisher init`");
+        c.fail("ledger", format!("there is no {}", path.display()), "run `hq-publisher init`");
         return None;
     }
     // It opens by a transaction that writes.

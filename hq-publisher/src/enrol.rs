@@ -423,7 +423,7 @@ impl<'a> Desk<'a> {
         options: &crate::cli::Rotate,
     ) -> Result<Option<PathBuf>, EnrolError> {
         let (now, mut new_root) = (self.clock.now(), None);
-        let new = self.next_publisher(&trust)?;
+        let new = self.next_publisher(&trust).await?;
         let mut both = Trust { version: trust.version + 1, created_at: now, ..trust };
         both.publishers.push(self.may_sign(new.public(), now));
         if options.root {
@@ -492,17 +492,18 @@ impl<'a> Desk<'a> {
     }
 
     /// A publisher key that no trust file named yet: one that a crash left, or a new one.
-    fn next_publisher(&self, trust: &Trust) -> Result<KeyFile, EnrolError> {
+    async fn next_publisher(&self, trust: &Trust) -> Result<KeyFile, EnrolError> {
         let ring = self.keyring();
         let files = ring.keys(Role::Publisher)?;
         let newest_used =
             files.iter().filter(|f| trust.publishers.iter().any(|p| p.key == f.public())).map(|f| f.number).max();
-        // Only above the one in use: a lower one may be an old key, replaced for a reason.
-        let left = newest_used.and_then(|n| files.into_iter().find(|f| f.number > n));
-        Ok(match left {
-            Some(left) => left,
-            None => ring.create(Role::Publisher)?,
-        })
+        // Only above the one in use, and none that was trusted before: it may have been stolen.
+        for left in files.into_iter().filter(|f| newest_used.is_some_and(|n| f.number > n)) {
+            if !self.was_revoked(trust, |key| *key == left.public()).await? {
+                return Ok(left);
+            }
+        }
+        Ok(ring.create(Role::Publisher)?)
     }
 
     /// Stops trusting a publisher key at once; with a new epoch readers forget what it claimed.
@@ -531,7 +532,7 @@ impl<'a> Desk<'a> {
                 let mut next =
                     Trust { version: trust.version + 1, epoch, created_at: now, publishers: left, ..trust.clone() };
                 if next.publishers.is_empty() {
-                    next.publishers.push(self.may_sign(self.next_publisher(&trust)?.public(), now));
+                    next.publishers.push(self.may_sign(self.next_publisher(&trust).await?.public(), now));
                 }
                 self.add_trust(&next, &roots.iter().collect::<Vec<_>>()).await?;
                 if o.new_epoch {

@@ -178,7 +178,9 @@ pub fn read(path: &Path) -> Result<SecretKey, KeysError> {
 
 fn number_of(name: &str, role: Role) -> Option<u64> {
     let of = name.strip_prefix(role.as_str())?.strip_prefix('-')?.strip_suffix(".key")?;
-    of.split_once('-').map_or(of, |(number, _)| number).parse().ok()
+    // Root keys after the first have their id in their names; a publisher's that was renamed is none any more.
+    let number = if role == Role::Root { of.split_once('-').map_or(of, |(number, _)| number) } else { of };
+    number.parse().ok()
 }
 
 #[cfg(test)]

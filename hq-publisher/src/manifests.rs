@@ -138,14 +138,27 @@ pub async fn telling<T>(
     clock: &dyn Clock,
     outcome: Result<T, ManifestsError>,
 ) -> Result<T, ManifestsError> {
-    if let Err(e @ ManifestsError::Overtaken(all)) = &outcome {
-        let stores: Vec<&StoreId> = all.iter().map(|o| &o.store).collect();
-        mail::publish_overtaken(ledger, clock, &stores, &e.to_string()).await?;
+    let outcome = mailing(ledger, clock, outcome).await?;
+    if let Err(ManifestsError::Overtaken(all)) = &outcome {
         for one in all {
             ledger.overtaken(&one.store, one.found).await?;
         }
     }
     outcome
+}
+
+/// The same for who does not go on above: what puts manifests by itself must not put a ledger's that was set back over
+/// those of all stores.
+pub async fn mailing<T>(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    outcome: Result<T, ManifestsError>,
+) -> Result<Result<T, ManifestsError>, ManifestsError> {
+    if let Err(e @ ManifestsError::Overtaken(all)) = &outcome {
+        let stores: Vec<&StoreId> = all.iter().map(|o| &o.store).collect();
+        mail::publish_overtaken(ledger, clock, &stores, &e.to_string()).await?;
+    }
+    Ok(outcome)
 }
 
 /// The newest trust file of the ledger.
@@ -225,11 +238,13 @@ pub struct Move {
 }
 
 /// Streams that manifests list and the settings do not name, with their audiences: they go on being listed until
-/// somebody says that they may go ([`Signer::drop_stream`]). One whose tables are all another stream's now has moved.
+/// somebody says that they may go ([`Signer::drop_stream`]). One of whose tables another stream is published now has moved.
 pub fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<StreamName, AudienceKind> {
-    let tables: BTreeSet<&TableName> = config.streams.iter().flat_map(|s| &s.tables).map(|t| &t.name).collect();
-    let is_moved = |h: &Head| h.digests.keys().all(|table| tables.contains(table));
-    let is_left = |i: &Instance, h: &Head| !h.retired && config.stream(&i.stream).is_none() && !is_moved(h);
+    let is_named = |i: &Instance| config.stream(&i.stream).is_some();
+    let now = heads.iter().filter(|(i, h)| !h.retired && is_named(i));
+    let tables: BTreeSet<&TableName> = now.flat_map(|(_, h)| h.digests.keys()).collect();
+    let is_moved = |h: &Head| h.digests.keys().any(|table| tables.contains(table));
+    let is_left = |i: &Instance, h: &Head| !h.retired && !is_named(i) && !is_moved(h);
     let mut left: Vec<_> = heads.iter().filter(|(i, h)| is_left(i, h)).collect();
     // Where the audience was another kind before, the newest tells.
     left.sort_by_key(|(_, h)| h.signed_at);
@@ -888,7 +903,7 @@ pub async fn check_taken_over(
         return Ok(());
     }
     // Before the first publish many are enrolled: what lies there by this ledger is not read each time.
-    let ours = |s: &StoreRow| s.serial > 0 && s.put_serial >= s.serial;
+    let ours = |s: &StoreRow| s.serial > 0 && s.put_serial >= s.serial && s.content.is_some();
     let ours: BTreeSet<StoreId> = ledger.stores().await?.into_iter().filter(ours).map(|s| s.seen.id).collect();
     let found = find(config, ledger, buckets, &ours).await?;
     match found.heads.into_keys().next() {

@@ -399,11 +399,13 @@ impl Source {
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<Work, Trouble> {
         let want = work.want.bytes;
-        let mut opened = self.open(path, work.length, want).await?;
+        let opened = self.open(path, work.length, want).await?;
+        // Fused: one that is empty ends at the first look, and is asked again below.
+        let mut body = opened.body.fuse();
         // Before anything is judged by its length, or the part is begun anew: a login page says nothing about the pack.
         let mut first = None;
         if self.is_web() && opened.start == 0 {
-            first = opened.body.next().await;
+            first = body.next().await;
             if matches!(&first, Some(Ok(chunk)) if web::is_page(chunk)) {
                 return Err(Trouble::page());
             }
@@ -429,7 +431,7 @@ impl Source {
         let cut = loop {
             let next = match first.take() {
                 Some(first) => Some(first),
-                None => opened.body.next().await,
+                None => body.next().await,
             };
             let chunk = match next {
                 Some(Ok(chunk)) => chunk,

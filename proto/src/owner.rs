@@ -17,9 +17,13 @@ impl User {
     pub fn me() -> User {
         User(rustix::process::geteuid().as_raw())
     }
-    /// Whose a file is.
+    /// Whose a file is, or a link itself.
     pub fn of(path: &Path) -> io::Result<User> {
         fs::symlink_metadata(path).map(|m| User(m.uid()))
+    }
+    /// Whose a directory is that a link may lead to.
+    fn of_dir(path: &Path) -> io::Result<User> {
+        fs::metadata(path).map(|m| User(m.uid()))
     }
 }
 
@@ -59,7 +63,7 @@ pub fn check(dir: &Path, chief: &str) -> Result<(), String> {
         }
         _ => format!("{}: {e}", path.display()),
     };
-    let of_dir = User::of(dir).map_err(|e| told(e, dir))?;
+    let of_dir = User::of_dir(dir).map_err(|e| told(e, dir))?;
     let owner = match User::of(&dir.join(chief)) {
         Ok(owner) => owner,
         Err(e) if e.kind() == io::ErrorKind::NotFound => of_dir,
@@ -74,7 +78,7 @@ pub fn check(dir: &Path, chief: &str) -> Result<(), String> {
         ));
     }
     let mut found = Found::default();
-    found.look(dir, owner, true).map_err(|e| e.to_string())?;
+    found.look(dir, Ok(of_dir), owner, true).map_err(|e| e.to_string())?;
     found.told(owner, dir)
 }
 
@@ -86,11 +90,17 @@ struct Found {
 }
 
 impl Found {
-    fn look(&mut self, path: &Path, owner: User, is_dir: bool) -> Result<(), shelf::ShelfError> {
+    fn look(
+        &mut self,
+        path: &Path,
+        whose: io::Result<User>,
+        owner: User,
+        is_dir: bool,
+    ) -> Result<(), shelf::ShelfError> {
         self.looked_at += 1;
         let is_closed = if is_dir { !is_open(path) } else { rustix::fs::access(path, Access::WRITE_OK).is_err() };
         // What went meanwhile is nobody's.
-        if User::of(path).is_ok_and(|u| u != owner) {
+        if whose.is_ok_and(|u| u != owner) {
             self.foreign.push(path.to_owned());
         } else if is_closed && path.exists() {
             self.closed.push(path.to_owned());
@@ -98,9 +108,14 @@ impl Found {
         if !is_dir || is_closed {
             return Ok(());
         }
-        for entry in shelf::list(path)? {
+        let entries = match shelf::list(path) {
+            Err(e) if e.is_not_found() => Vec::new(),
+            listed => listed?,
+        };
+        // A file system of its own has a directory of root's.
+        for entry in entries.into_iter().filter(|e| e.name != "lost+found") {
             if self.looked_at < LOOKED_AT {
-                self.look(&entry.path, owner, entry.is_dir)?;
+                self.look(&entry.path, User::of(&entry.path), owner, entry.is_dir)?;
             }
         }
         Ok(())

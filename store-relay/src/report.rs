@@ -14,7 +14,7 @@ use proto::follow;
 use proto::ids::RegisterId;
 use proto::layout::PackName;
 use proto::retry::{Backoff, Verdict, random_unit};
-use proto::wire::{self, Beat, BeatAnswer, Beats, Heartbeat, fault};
+use proto::wire::{self, Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,8 +44,8 @@ pub enum ReportError {
     Refused(String),
 }
 
-/// The relay's heartbeat of this moment, signed. Takes a sequence number durably.
-pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
+/// The relay's heartbeat of this moment, signed, and the faults that it carries. Takes a sequence number durably.
+pub fn own_beat(hall: &Hall) -> Result<(Envelope, Vec<Fault>), ReportError> {
     heed_device(hall);
     beats::forget_doubles(hall);
     let mut status = hall.status();
@@ -71,7 +71,8 @@ pub fn own_beat(hall: &Hall) -> Result<Envelope, ReportError> {
         registers,
     };
     beat.fit(&hall.config.limits)?;
-    Ok(serde_json::from_slice(&beat.seal(device.key())?)?)
+    let envelope = serde_json::from_slice(&beat.seal(device.key())?)?;
+    Ok((envelope, beat.errors))
 }
 
 /// A failed sync of `device.db` halts like any other, whoever met it.
@@ -88,20 +89,26 @@ fn next_seq(hall: &Hall) -> Result<u64, DeviceError> {
     disk::or_make_room(take, DeviceError::is_disk_full, |e| hall.out_of_room(&e.to_string()))
 }
 
-/// Headquarters has heard of so many drifts that were healed, and of these packs.
-fn was_told(hall: &Hall, healed: usize, packs: &[PackName]) {
+/// Headquarters has heard of these faults.
+fn was_told(hall: &Hall, heard: &[Fault]) {
     let mut told = Vec::new();
-    if healed > 0 {
+    let over = {
         let mut state = hall.state();
-        let told = healed.min(state.healed.len());
-        state.healed.drain(..told);
-        drop(state);
+        let before = state.healed.len();
+        state.healed.retain(|f| !heard.contains(f));
+        before - state.healed.len()
+    };
+    if over > 0 {
         hall.keep_over();
     }
     {
         let mut state = hall.state();
-        for name in packs {
-            if let Some(attempts) = state.attempts.get_mut(name) {
+        let is_heard = |name: &PackName| {
+            let object = name.to_string();
+            heard.iter().any(|f| f.code == fault::PACK_IN_ERROR && f.object.as_deref() == Some(&*object))
+        };
+        for name in state.untold().into_iter().filter(is_heard) {
+            if let Some(attempts) = state.attempts.get_mut(&name) {
                 attempts.told = true;
                 told.push((name, attempts.clone()));
             }
@@ -109,7 +116,7 @@ fn was_told(hall: &Hall, healed: usize, packs: &[PackName]) {
     }
     for (name, attempts) in told {
         // If the power goes first, it is told once more.
-        if let Err(e) = hall.spool.put_attempts(name, &attempts) {
+        if let Err(e) = hall.spool.put_attempts(&name, &attempts) {
             tracing::warn!(error = %e, "that headquarters heard of it was not written down");
         }
     }
@@ -123,11 +130,7 @@ fn registers_heard(hall: &Hall) -> std::collections::BTreeMap<RegisterId, u64> {
 /// Reports once: own heartbeat, and what headquarters has not heard of registers.
 pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
     loop {
-        let (healed, packs) = {
-            let state = hall.state();
-            (state.healed.len(), state.untold())
-        };
-        let (beats, sent) = next_post(hall)?;
+        let (beats, told, sent) = next_post(hall)?;
         let more = sent.len() == BATCH;
         let body = Bytes::from(serde_json::to_vec(&beats)?);
         let started = hall.clock.monotonic();
@@ -144,7 +147,7 @@ pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
             return Err(ReportError::Refused(why.clone()));
         }
         // Those that the beat carried for certain; what was added meanwhile is told by the next.
-        was_told(hall, healed, &packs);
+        was_told(hall, &told);
         if !more {
             return Ok(());
         }
@@ -154,15 +157,16 @@ pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
 /// The registers' heartbeats in a post, by sequence number.
 type Sent = Vec<(RegisterId, u64)>;
 
-fn next_post(hall: &Hall) -> Result<(Beats, Sent), ReportError> {
-    let mut beats = vec![Beat { envelope: own_beat(hall)?, seen_s: 0 }];
+fn next_post(hall: &Hall) -> Result<(Beats, Vec<Fault>, Sent), ReportError> {
+    let (envelope, told) = own_beat(hall)?;
+    let mut beats = vec![Beat { envelope, seen_s: 0 }];
     let (state, now) = (hall.state(), hall.clock.monotonic());
     let mut sent = Vec::new();
     for (register, heard) in state.registers.iter().filter(|(_, h)| h.is_news()).take(BATCH) {
         beats.push(Beat { envelope: heard.envelope.clone(), seen_s: heard.ago(now).as_secs() });
         sent.push((register.clone(), heard.beat.seq));
     }
-    Ok((Beats { beats }, sent))
+    Ok((Beats { beats }, told, sent))
 }
 
 fn note_answer(hall: &Hall, answer: &BeatAnswer, sent: &Sent, started: Duration) {
@@ -264,7 +268,7 @@ mod tests {
         let relay = Store::enrolled(&[hq.url()]).open();
         assert!(!relay.is_halted());
         follow::lock(&relay.hall.device).fail_sync();
-        let envelope = own_beat(&relay.hall).unwrap();
+        let (envelope, _) = own_beat(&relay.hall).unwrap();
         let beat: Heartbeat = proto::dsse::peek(&serde_json::to_vec(&envelope).unwrap(), 64 << 10).unwrap();
         assert!(relay.is_halted() && beat.errors.iter().any(|f| f.code == fault::HALTED), "{beat:?}");
     }

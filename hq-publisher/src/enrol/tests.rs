@@ -217,6 +217,20 @@ async fn a_stolen_key_that_jumped_ahead_is_overcome_by_a_new_epoch() {
     assert!(matches!(w.desk().await.revoke_key(&unknown).await, Err(EnrolError::UnknownKey { .. })));
 }
 
+/// Its file lies where it lay, with a number above that of the key in use.
+#[tokio::test]
+async fn a_revoked_key_is_not_taken_for_the_next_one() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    w.desk().await.rotate(&Rotate { keep_old: true, ..Rotate::default() }).await.unwrap();
+    let stolen = w.publisher(2).public().id();
+    let revoke = RevokeKey { key: stolen.clone(), new_epoch: false, root_key: Vec::new(), clock_is_right: false };
+    w.desk().await.revoke_key(&revoke).await.unwrap();
+    let report = w.desk().await.rotate(&Rotate::default()).await.unwrap();
+    let trusted: Vec<&String> = report.publishers.iter().map(|p| &p.id).collect();
+    assert_eq!(trusted, [&w.publisher(3).public().id()], "{stolen} was revoked");
+}
+
 #[tokio::test]
 async fn a_clock_that_leapt_signs_nothing_until_somebody_vouches() {
     let w = World::new().await;

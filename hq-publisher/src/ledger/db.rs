@@ -230,13 +230,14 @@ impl Ledger {
 
     /// Begins a transaction that writes; at most one is open.
     pub(super) async fn write(&self) -> Result<Write, LedgerError> {
-        if *self.halted.borrow() {
-            return Err(LedgerError::Halted);
-        }
         let turn = match self.kind {
             Kind::Sqlite => Some(Arc::clone(&self.turn).lock_owned().await),
             Kind::Postgres => None,
         };
+        // Asked with the turn: whoever had it may have met the failure.
+        if *self.halted.borrow() {
+            return Err(LedgerError::Halted);
+        }
         let tx = match self.kind {
             Kind::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await?,
             Kind::Postgres => {

@@ -37,14 +37,14 @@ use proto::clock::{Clock, Timestamp, since};
 use proto::config::ConfigError;
 use proto::digest::Sha256;
 use proto::failpoint;
-use proto::ids::{Audience, Instance, StreamName, Zone};
+use proto::ids::{Audience, Instance, StreamName, TableName, Zone};
 use proto::layout::ObjectName;
 use proto::replica::sqlite::Checkpoint;
 use proto::replica::{Job, PackFile, Replica};
 use proto::shelf::{self, LockFile};
 use report::{InstanceReport, Outcome, Rejected};
 use stage::{Ready, Refusal, Stop, Task};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -201,7 +201,7 @@ impl Tools<'_> {
             progress: self.progress,
             steps: self.steps,
             epoch: signer.epoch(),
-            signer: &signer,
+            signer,
             token,
             heads: BTreeMap::new(),
             contract_numbers: BTreeMap::new(),
@@ -263,7 +263,7 @@ struct Run<'a> {
     clock: &'a dyn Clock,
     ledger: &'a Ledger,
     buckets: &'a Buckets,
-    signer: &'a Signer,
+    signer: Signer,
     epoch: u64,
     token: Option<Token>,
     progress: &'a dyn Progress,
@@ -308,7 +308,6 @@ impl Run<'_> {
             report.notes.extend(drops.check(contracts, &stores));
         }
         self.moves = self.signer.moves(self.ledger, &stores).await?;
-        self.tell_left_out().await?;
         // 5. Each stream, each audience: up to packs in the bucket.
         let mut ready = Vec::new();
         let mut settled = Vec::new();
@@ -318,6 +317,8 @@ impl Run<'_> {
             self.stage_stream(stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
         }
         let drops = feed.close().await;
+        self.let_go_of_moved(&ready);
+        self.tell_left_out().await?;
         let retired = self.retired_heads(&report).0;
         let gone = |i: &Instance| format!("no store follows {i} any more; what was published of it stays");
         report.notes.extend(retired.iter().map(gone));
@@ -382,6 +383,15 @@ impl Run<'_> {
     /// Whether somebody said that tables of a stream may shrink.
     fn may_shrink(&self, stream: &StreamName) -> bool {
         self.options.allow_shrink.as_ref().is_some_and(|which| which.as_ref().is_none_or(|s| s == stream))
+    }
+
+    /// Of a stream that the settings do not name, and whose table is published by another one now, nothing is listed any
+    /// more: no reader can hold both.
+    fn let_go_of_moved(&mut self, ready: &[Ready]) {
+        let tables: BTreeSet<&TableName> = ready.iter().flat_map(|r| r.digests.keys()).collect();
+        let moved = self.heads.iter().filter(|(_, h)| h.digests.keys().any(|table| tables.contains(table)));
+        let moved: Vec<StreamName> = moved.map(|(i, _)| i.stream.clone()).collect();
+        moved.iter().for_each(|stream| self.signer.drop_stream(stream));
     }
 
     /// Streams that manifests list and the settings do not name, and stores without the zone that they had: both keep what

@@ -120,7 +120,8 @@ pub async fn ping(app: &App) -> Result<(), String> {
 
 /// Signs manifests that are due anew, puts what is not in the bucket or is no more, repairs mirrors.
 pub async fn manifests(app: &App) -> Result<(), String> {
-    match manifests::telling(&app.ledger, app.clock.as_ref(), keep_manifests(app).await).await {
+    let kept = keep_manifests(app).await;
+    match manifests::mailing(&app.ledger, app.clock.as_ref(), kept).await.and_then(|kept| kept) {
         Ok(()) => Ok(()),
         // Before `init` there is nothing to keep.
         Err(ManifestsError::Keys(crate::keys::KeysError::NoTrust)) => Ok(()),

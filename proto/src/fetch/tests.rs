@@ -365,6 +365,7 @@ async fn bad_servers_are_told_from_bad_packs() {
     let wait = [("retry-after", "17".to_owned()), ("content-length", "0".to_owned())];
     let body = bytes(5000);
     let chunked = [("transfer-encoding", "chunked".to_owned())];
+    let chunked_too = chunked.clone();
     let elsewhere = [("content-range", "bytes 7-4999/5000".to_owned()), ("content-length", "4993".to_owned())];
     let silent =
         || vec![Then::Send(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n0123456789".to_vec()), Then::Wait(3000)];
@@ -415,6 +416,12 @@ async fn bad_servers_are_told_from_bad_packs() {
         (
             "short, chunked",
             Box::new(move || reply("200 OK", &chunked, b"5\r\nhello\r\n0\r\n\r\n")),
+            FetchErrorKind::NotWhole,
+        ),
+        ("empty, chunked", Box::new(move || reply("200 OK", &chunked_too, b"0\r\n\r\n")), FetchErrorKind::NotWhole),
+        (
+            "empty, to its end",
+            Box::new(|| vec![Then::Send(b"HTTP/1.0 200 OK\r\n\r\n".to_vec())]),
             FetchErrorKind::NotWhole,
         ),
         (
