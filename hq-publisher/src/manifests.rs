@@ -138,7 +138,7 @@ pub async fn telling<T>(
     clock: &dyn Clock,
     outcome: Result<T, ManifestsError>,
 ) -> Result<T, ManifestsError> {
-    let outcome = mailing(ledger, clock, outcome).await?;
+    mail_overtaken(ledger, clock, &outcome).await?;
     if let Err(ManifestsError::Overtaken(all)) = &outcome {
         for one in all {
             ledger.overtaken(&one.store, one.found).await?;
@@ -147,18 +147,16 @@ pub async fn telling<T>(
     outcome
 }
 
-/// The same for who does not go on above: what puts manifests by itself must not put a ledger's that was set back over
-/// those of all stores.
-pub async fn mailing<T>(
+/// Mails what was found to be overtaken. Who puts manifests by itself does no more: it must not put the lists of a ledger that
+/// was set back over those of all stores.
+pub async fn mail_overtaken<T>(
     ledger: &Ledger,
     clock: &dyn Clock,
-    outcome: Result<T, ManifestsError>,
-) -> Result<Result<T, ManifestsError>, ManifestsError> {
-    if let Err(e @ ManifestsError::Overtaken(all)) = &outcome {
-        let stores: Vec<&StoreId> = all.iter().map(|o| &o.store).collect();
-        mail::publish_overtaken(ledger, clock, &stores, &e.to_string()).await?;
-    }
-    Ok(outcome)
+    outcome: &Result<T, ManifestsError>,
+) -> Result<(), LedgerError> {
+    let Err(e @ ManifestsError::Overtaken(all)) = outcome else { return Ok(()) };
+    let stores: Vec<&StoreId> = all.iter().map(|o| &o.store).collect();
+    mail::publish_overtaken(ledger, clock, &stores, &e.to_string()).await
 }
 
 /// The newest trust file of the ledger.

@@ -91,28 +91,25 @@ fn next_seq(hall: &Hall) -> Result<u64, DeviceError> {
 
 /// Headquarters has heard of these faults.
 fn was_told(hall: &Hall, heard: &[Fault]) {
-    let mut told = Vec::new();
-    let over = {
-        let mut state = hall.state();
-        let before = state.healed.len();
-        state.healed.retain(|f| !heard.contains(f));
-        before - state.healed.len()
+    let is_heard = |name: &PackName| {
+        let object = name.to_string();
+        heard.iter().any(|f| f.code == fault::PACK_IN_ERROR && f.object.as_deref() == Some(&*object))
     };
-    if over > 0 {
-        hall.keep_over();
-    }
-    {
+    let (is_over, told) = {
         let mut state = hall.state();
-        let is_heard = |name: &PackName| {
-            let object = name.to_string();
-            heard.iter().any(|f| f.code == fault::PACK_IN_ERROR && f.object.as_deref() == Some(&*object))
-        };
+        let healed = state.healed.len();
+        state.healed.retain(|f| !heard.contains(f));
+        let mut told = Vec::new();
         for name in state.untold().into_iter().filter(is_heard) {
             if let Some(attempts) = state.attempts.get_mut(&name) {
                 attempts.told = true;
                 told.push((name, attempts.clone()));
             }
         }
+        (state.healed.len() < healed, told)
+    };
+    if is_over {
+        hall.keep_over();
     }
     for (name, attempts) in told {
         // If the power goes first, it is told once more.

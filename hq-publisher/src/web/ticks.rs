@@ -121,7 +121,8 @@ pub async fn ping(app: &App) -> Result<(), String> {
 /// Signs manifests that are due anew, puts what is not in the bucket or is no more, repairs mirrors.
 pub async fn manifests(app: &App) -> Result<(), String> {
     let kept = keep_manifests(app).await;
-    match manifests::mailing(&app.ledger, app.clock.as_ref(), kept).await.and_then(|kept| kept) {
+    manifests::mail_overtaken(&app.ledger, app.clock.as_ref(), &kept).await.map_err(|e| e.to_string())?;
+    match kept {
         Ok(()) => Ok(()),
         // Before `init` there is nothing to keep.
         Err(ManifestsError::Keys(crate::keys::KeysError::NoTrust)) => Ok(()),
