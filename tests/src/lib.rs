@@ -90,7 +90,8 @@ pub fn free_port() -> u16 {
 pub fn quiet_port() -> u16 {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = u16::try_from(std::process::id() % 10_000).unwrap();
+    // Programs that run at once begin far from one another.
+    let first = u16::try_from(std::process::id() % 20 * 1_000).unwrap();
     loop {
         let port = 12_000 + first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

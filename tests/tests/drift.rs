@@ -32,13 +32,6 @@ const DAMAGE: [(&str, &str); 4] = [
     ("retyped", "UPDATE price SET updated = updated || ' ' WHERE sku = 'SKU0000005'"),
 ];
 
-/// A running register has done the check of its start, which would find what comes before it.
-fn first_check_is_done(site: &Site) {
-    let url = format!("{}/metrics", site.register("0421-01").url());
-    let checks = || tillcast_tests::http::get(&url).text();
-    until(PATIENCE, "the rows were checked once", || checks().contains("tillcast_agent_checks_total 1"));
-}
-
 /// A change of the row that was damaged, or of one beside it.
 fn touch(site: &Site, what: &str) {
     let sku = if what == "added" { "SKU0000005x" } else { "SKU0000005" };
@@ -106,7 +99,7 @@ fn a_running_register_heals_what_verify_finds() {
     let site = site();
     let relay = site.relay("0421").start_ready();
     let register = site.register("0421-01").start_ready();
-    first_check_is_done(&site);
+    until(PATIENCE, "the rows were checked", || site.register("0421-01").has_checked_rows());
     by_hand(&site.store_db("0421-01"), DAMAGE[1].1);
     site.register("0421-01").run(&["verify"]).code(1);
     until(PATIENCE, "the row is back", || {
@@ -151,7 +144,7 @@ fn drift_is_told_to_headquarters_which_publishes_a_full() {
     let hq = site.hq.start_ready();
     let relay = site.relay("0421").start_ready();
     let register = site.register("0421-01").start_ready();
-    first_check_is_done(&site);
+    until(PATIENCE, "the rows were checked", || site.register("0421-01").has_checked_rows());
     by_hand(&site.store_db("0421-01"), DAMAGE[0].1);
     site.register("0421-01").run(&["verify"]).code(1);
     until(PATIENCE, "the next publish of the stream is a full", || {

@@ -6,7 +6,7 @@ use serde_json::json;
 use std::time::Duration;
 use tillcast_tests::servers::{Mail, SmtpOptions};
 use tillcast_tests::site::Builder;
-use tillcast_tests::{Daemon, PATIENCE, Site, Smtp, http, until};
+use tillcast_tests::{Daemon, PATIENCE, Site, Smtp, until};
 
 /// A site whose headquarters judges several times a second.
 fn watchful(smtp: &Smtp) -> Builder {
@@ -343,9 +343,7 @@ fn rows_changed_by_hand_are_one_mail_though_healed_at_once() {
         price().is_some() && site.register("0421-01").digests() == site.expected("0421")
     });
     let right = price();
-    // Else the check of the start may find it first.
-    let metrics = format!("{}/metrics", site.register("0421-01").url());
-    until(PATIENCE, "the rows were checked", || http::get(&metrics).text().contains("tillcast_agent_checks_total 1"));
+    until(PATIENCE, "the rows were checked", || site.register("0421-01").has_checked_rows());
 
     let by_hand = Connection::open(site.store_db("0421-01")).unwrap();
     by_hand.busy_timeout(PATIENCE).unwrap();

@@ -113,7 +113,8 @@ impl MariaDb {
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
         ]);
-        succeed(init.env("HOME", dir.path()).current_dir(dir.path()));
+        // A server that starts clears away the temporary tables of those that share its directory.
+        succeed(init.env("HOME", dir.path()).env("TMPDIR", dir.path()).current_dir(dir.path()));
         let log = dir.path().join("log");
         let (process, port) = with_free_port(|port| {
             let mut server = command(&program("mariadbd"), Some("nobody"), "KILL");
@@ -124,7 +125,7 @@ impl MariaDb {
                 &option("pid-file", &dir.path().join("pid")),
             ]);
             server.args(["--innodb-buffer-pool-size=32M", "--innodb-flush-log-at-trx-commit=0", "--skip-networking=0"]);
-            server.env("HOME", dir.path()).current_dir(dir.path());
+            server.env("HOME", dir.path()).env("TMPDIR", dir.path()).current_dir(dir.path());
             let mut process = Process::spawn("mariadbd", server, &log);
             ready(&mut process, "MariaDB", || {
                 mariadb(dir.path(), "").args(["-e", "SELECT 1"]).output().unwrap().status.success()

@@ -173,6 +173,12 @@ impl Node {
         daemon
     }
 
+    /// Whether a register that runs has checked all rows as it does at its start: damage that comes before is found then.
+    pub fn has_checked_rows(&self) -> bool {
+        let metrics = http::try_get(&format!("{}/metrics", self.url()));
+        metrics.is_some_and(|m| m.text().lines().any(|l| l == "tillcast_agent_checks_total 1"))
+    }
+
     /// The log of this node's daemons.
     pub fn log(&self) -> PathBuf {
         self.dir.join("daemon.log")

@@ -31,6 +31,8 @@ pub struct Outcome {
     pub shown: BTreeMap<&'static str, Shown>,
     /// What healed it; none: nothing that was tried.
     pub healed: Option<String>,
+    /// How things stood when the last remedy was given up.
+    pub left: String,
 }
 
 /// A cell at work.
@@ -124,9 +126,7 @@ impl Work<'_> {
                 self.rows_are_published()?;
             }
         }
-        if self.explore {
-            println!("{}: {:#?}", self.cell.name(), self.status_of());
-        }
+        self.out.left = format!("{:#?}", self.status_of());
         Ok(())
     }
 
@@ -145,7 +145,8 @@ impl Work<'_> {
         self.register = Some(daemon);
         // What is in the log yet is not damaged with the file.
         let log = self.site.store_db(REGISTER).with_extension("db-wal");
-        let ready = |w: &Self| w.settled(&w.status_of()) && fs::metadata(&log).map_or(0, |m| m.len()) == 0;
+        let is_cut = || fs::metadata(&log).map_or(0, |m| m.len()) == 0;
+        let ready = |w: &Self| w.settled(&w.status_of()) && is_cut() && w.register_node().has_checked_rows();
         if !self.wait(WAIT, ready)? {
             return Err(format!("it does not come up: {:#?}", self.status_of()));
         }
@@ -174,6 +175,9 @@ impl Work<'_> {
                 self.out.healed = Some(remedy.to_owned());
                 break;
             }
+        }
+        if self.out.healed.is_none() {
+            self.out.left = format!("{:#?}", self.status_of());
         }
         self.served_is_good()?;
         if !self.is_mended {
@@ -448,11 +452,12 @@ impl Work<'_> {
                 self.relay_node().run(&["once"]);
                 self.register_node().run(&["once"]);
                 self.rows_are_published()?;
-                let verify = || self.site.hq.run(&["verify"]).code == Some(0);
-                if publish.code == Some(0) && self.has_converged(&self.status_of()) && verify() {
+                let (verify, status) = (self.site.hq.run(&["verify"]), self.status_of());
+                if publish.code == Some(0) && self.has_converged(&status) && verify.code == Some(0) {
                     self.out.healed = Some(remedy.to_owned());
                     return Ok(());
                 }
+                self.out.left = format!("{}\n{}\n{status:#?}", publish.text(), verify.text());
             }
         }
         Ok(())

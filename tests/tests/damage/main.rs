@@ -107,7 +107,7 @@ fn judge(cell: &Cell, outcome: &Outcome) -> Result<(), String> {
         writeln!(wrong, "{who} says nothing").unwrap();
     }
     if outcome.healed.as_deref() != Some(cell.healed) {
-        writeln!(wrong, "it is not healed by: {}", cell.healed).unwrap();
+        writeln!(wrong, "it is not healed by: {}\n{}", cell.healed, outcome.left).unwrap();
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
@@ -122,7 +122,7 @@ fn print(cell: &Cell, outcome: &Result<Outcome, String>) {
                 let errors: Vec<&str> = s.text.lines().filter(|l| l.contains("rror")).take(2).collect();
                 write!(line, "{errors:.300?}; ").unwrap();
             }
-            println!("== {} | {line}| {}", cell.name(), o.healed.as_deref().unwrap_or("NOT HEALED"));
+            println!("== {} | {line}| {}", cell.name(), o.healed.as_ref().unwrap_or(&format!("NOT HEALED {}", o.left)));
         }
     }
 }
