@@ -466,6 +466,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_ledger_by_a_url_with_escapes_is_looked_for_where_it_lies() {
+        let dir = inbox();
+        let file = dir.path().join("the fleet.db");
+        let toml = dir.path().join("hq.toml");
+        let text = std::fs::read_to_string(&toml).unwrap();
+        std::fs::write(&toml, text + "database = \"sqlite:the%20fleet.db?mode=rwc\"\n").unwrap();
+        let found = checks(dir.path()).await;
+        assert!(of(&found, "ledger").found.contains(file.to_str().unwrap()), "{found:?}");
+        Ledger::open(&crate::config::load(Some(&toml), []).unwrap().value).await.unwrap();
+        assert!(file.exists());
+        assert_eq!(of(&checks(dir.path()).await, "ledger").verdict, Verdict::Pass);
+    }
+
+    #[tokio::test]
     async fn the_wrong_user_is_told_so_and_of_no_backup() {
         if User::me() != User(0) {
             return; // Only root gives files away.

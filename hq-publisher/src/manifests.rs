@@ -111,7 +111,7 @@ fn told(all: &[Overtaken]) -> String {
     };
     format!(
         "the bucket has {what}: does another publisher with another ledger write here? If not (a ledger set back), run \
-         this again: it goes on above {above}{devices}"
+         `publish`, or this again: it goes on above {above}{devices}"
     )
 }
 

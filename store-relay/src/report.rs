@@ -239,6 +239,8 @@ pub async fn run(hall: Arc<Hall>, hq: Source) {
 mod tests {
     use super::*;
     use crate::kit::{Hq, Store, now};
+    use crate::tries::{Attempts, Cause};
+    use proto::digest::Sha256;
     use proto::fetch::SourceOptions;
     use proto::http::{Inbound, json};
 
@@ -268,6 +270,42 @@ mod tests {
         let (envelope, _) = own_beat(&relay.hall).unwrap();
         let beat: Heartbeat = proto::dsse::peek(&serde_json::to_vec(&envelope).unwrap(), 64 << 10).unwrap();
         assert!(relay.is_halted() && beat.errors.iter().any(|f| f.code == fault::HALTED), "{beat:?}");
+    }
+
+    #[test]
+    fn what_had_no_room_in_a_heartbeat_is_told_by_a_later_one() {
+        let hq = Hq::new();
+        let mut store = Store::enrolled(&[hq.url()]);
+        store.config.limits.heartbeat_bytes = 4 << 10;
+        let relay = store.open();
+        let names: Vec<PackName> =
+            (1..=20).map(|n| format!("price@zone-a/{n:010}.full.pack").parse().unwrap()).collect();
+        for name in &names {
+            let attempts = Attempts {
+                sha256: Sha256::of(b"bad"),
+                tries: 3,
+                cause: Cause::Hash,
+                code: "HASH".into(),
+                reason: "x".repeat(100),
+                since: now(),
+                last: now(),
+                in_error: true,
+                told: false,
+                etags: BTreeMap::new(),
+            };
+            relay.hall.state().attempts.insert(name.clone(), attempts);
+        }
+        let mut left = names.len();
+        for beat in 1.. {
+            let (_, told) = own_beat(&relay.hall).unwrap();
+            assert!(!told.is_empty() && told.len() < names.len(), "{told:?}");
+            was_told(&relay.hall, &told);
+            left -= told.len();
+            assert_eq!(relay.hall.state().untold().len(), left, "heartbeat {beat}");
+            if left == 0 {
+                return;
+            }
+        }
     }
 
     #[tokio::test]

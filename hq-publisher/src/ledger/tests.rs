@@ -577,7 +577,13 @@ async fn after_a_failed_sync_nothing_is_written() {
     // A read or a write that fails may be tried again.
     ["266", "778", "13"].into_iter().for_each(fails);
     l.touch(t(1)).await.unwrap();
+    // Who waits for the turn while a sync fails writes nothing either.
+    let turn = l.write().await.unwrap();
+    let mut waits = std::pin::pin!(l.touch(t(2)));
+    assert!(tokio::time::timeout(Duration::ZERO, &mut waits).await.is_err(), "it has no turn yet");
     fails("1034");
+    drop(turn);
+    assert!(matches!(waits.await, Err(LedgerError::Halted)));
     assert!(matches!(l.clone().touch(t(2)).await, Err(LedgerError::Halted)));
     l.halted().await;
     assert_eq!(l.latest_time().await.unwrap(), Some(t(1)));

@@ -608,10 +608,21 @@ async fn a_ledger_set_back_tells_of_all_stores_and_devices_at_once() {
         found.contains("the ledger is older than the bucket") && devices.iter().all(|d| found.contains(d)),
         "{found}"
     );
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    // Who puts by itself tells of it once, and leaves the rest to people.
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    let serve = crate::web::App::open(&w.config, w.clock.clone(), stopping).await.unwrap();
+    let rows = async || ledger.stores().await.unwrap().into_iter().map(|s| s.next_serial).collect::<Vec<_>>();
+    let (objects, before) = (w.objects(), rows().await);
+    for _ in 0..2 {
+        let told = crate::web::ticks::manifests(&serve).await.unwrap_err();
+        assert!(told.contains("store 0421"), "{told}");
+        assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
+        assert!(w.objects() == objects && rows().await == before);
+    }
     w.sql(CHANGE);
     let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
     assert_eq!(e.exit_code(), 1);
-    let ledger = Ledger::open(&w.config).await.unwrap();
     let mails = ledger.unsent_mails().await.unwrap();
     assert_eq!(mails.len(), 1);
     for text in [&e.to_string(), &mails[0].body] {
@@ -622,6 +633,36 @@ async fn a_ledger_set_back_tells_of_all_stores_and_devices_at_once() {
     assert!(w.manifest("0421").unwrap().serial > serial);
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2, "one that it is over");
     assert_eq!(doctor().await.0, crate::doctor::Verdict::Pass);
+    w.all_is_well();
+}
+
+/// Devices are enrolled before the first publish: what was put for them then does not hide what was published since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_set_back_before_the_first_publish_signs_no_empty_lists() {
+    let w = World::new().await;
+    let desk = async || Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    for relay in ["0421", "0422"] {
+        desk().await.enroll(&relay.parse().unwrap()).await.unwrap();
+    }
+    let (ledger, backup) = (w.dir.path().join("state/fleet.db"), w.dir.path().join("backup.db"));
+    Connection::open(&ledger).unwrap().execute("VACUUM INTO ?1", [backup.to_str().unwrap()]).unwrap();
+    w.publish().await;
+    w.lose_ledger();
+    fs::copy(&backup, &ledger).unwrap();
+
+    // The first time it is found as the list is put; after that the serial is above, and it is found all the same.
+    let objects = w.objects();
+    for why in ["run `publish`", "Run publish first"] {
+        let e = desk().await.enroll(&"0421-01".parse().unwrap()).await.unwrap_err().to_string();
+        assert!(e.contains(why) && w.objects() == objects, "{e}");
+    }
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    let serve = crate::web::App::open(&w.config, w.clock.clone(), stopping).await.unwrap();
+    let e = crate::web::ticks::manifests(&serve).await.unwrap_err();
+    assert!(e.contains("Run publish first") && w.objects() == objects, "{e}");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    desk().await.enroll(&"0421-01".parse().unwrap()).await.unwrap();
+    assert_eq!(w.manifest("0421").unwrap().streams.len(), 2);
     w.all_is_well();
 }
 

@@ -311,15 +311,15 @@ future version | relay 1 "update this program" | the file moved away, and a rest
 wrong owner | relay 1 "unable to open database file" | owner and mode put right, and a restart | relay LOCAL_FILES | owner and mode put right, and a restart
 read-only | relay 1 "it cannot be written" | owner and mode put right, and a restart | relay LOCAL_FILES | owner and mode put right, and a restart
 # relay.db
-truncate | relay SPOOL_LOST | itself | relay (SPOOL_LOST) | itself
-empty | quiet | itself | relay (SPOOL_LOST) | itself
+truncate | relay SPOOL_LOST | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
+empty | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
 delete | quiet | itself | quiet | itself
-flip header | relay SPOOL_LOST | itself | relay (SPOOL_LOST) | itself
-flip row | quiet | itself | relay (SPOOL_LOST) | itself
-flip end | quiet | itself | relay (SPOOL_LOST) | itself
-swap | quiet | itself | relay (SPOOL_LOST) | itself
+flip header | relay SPOOL_LOST | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
+flip row | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
+flip end | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
+swap | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
 duplicate | quiet | itself | quiet | itself
-roll back | quiet | itself | relay (SPOOL_LOST) | itself
+roll back | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
 future version | relay SPOOL_LOST | itself | quiet | itself
 wrong owner | relay 1 "unable to open database file" | owner and mode put right, and a restart | quiet | itself
 read-only | relay 1 "it cannot be written" | owner and mode put right, and a restart | quiet | itself
@@ -384,7 +384,7 @@ flip row | quiet | itself | quiet | itself
 flip end | quiet | itself | quiet | itself
 swap | quiet | itself | quiet | itself
 duplicate | quiet | itself | quiet | itself
-roll back | hq 1 "run this again" | itself | hq 1 "run this again" | itself
+roll back | hq 1 "run `publish`" | itself | hq 1 "run `publish`" | itself
 future version | hq 1 "update it" | the file moved away, and `publish` | hq 1 "update it" | the file moved away, and `publish`
 wrong owner | hq 1 "unable to open database file" | owner and mode put right, and a restart | hq 1 "unable to open database file" | owner and mode put right, and a restart
 read-only | hq 1 "readonly database" | owner and mode put right, and a restart | hq 1 "readonly database" | owner and mode put right, and a restart
