@@ -204,9 +204,10 @@ async fn judge_clock(
 pub struct Signer {
     key: SecretKey,
     trust: Trust,
-    /// Those of the settings and those left out of them.
+    /// Those of the settings.
     streams: Vec<(StreamName, AudienceKind)>,
-    left_out: BTreeSet<StreamName>,
+    /// Those that manifests list and the settings do not name.
+    left_out: BTreeMap<StreamName, AudienceKind>,
     life: Duration,
     resign_after: Duration,
     limits: Limits,
@@ -236,13 +237,10 @@ pub struct Move {
 }
 
 /// Streams that manifests list and the settings do not name, with their audiences: they go on being listed until
-/// somebody says that they may go ([`Signer::drop_stream`]). One of whose tables another stream is published now has moved.
-pub fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<StreamName, AudienceKind> {
-    let is_named = |i: &Instance| config.stream(&i.stream).is_some();
-    let now = heads.iter().filter(|(i, h)| !h.retired && is_named(i));
-    let tables: BTreeSet<&TableName> = now.flat_map(|(_, h)| h.digests.keys()).collect();
-    let is_moved = |h: &Head| h.digests.keys().any(|table| tables.contains(table));
-    let is_left = |i: &Instance, h: &Head| !h.retired && !is_named(i) && !is_moved(h);
+/// somebody says that they may go ([`Signer::drop_stream`]), or, store by store, until the store's list has a stream with one
+/// of their tables: then it has moved.
+fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<StreamName, AudienceKind> {
+    let is_left = |i: &Instance, h: &Head| !h.retired && config.stream(&i.stream).is_none();
     let mut left: Vec<_> = heads.iter().filter(|(i, h)| is_left(i, h)).collect();
     // Where the audience was another kind before, the newest tells.
     left.sort_by_key(|(_, h)| h.signed_at);
@@ -252,6 +250,19 @@ pub fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<S
         Audience::Store(_) => AudienceKind::Store,
     };
     left.into_iter().map(|(i, _)| (i.stream.clone(), kind(&i.audience))).collect()
+}
+
+/// Tables of the versions published of streams that are not retired, of those that `of` picks.
+fn tables_of(heads: &BTreeMap<Instance, Head>, of: impl Fn(&StreamName) -> bool) -> BTreeSet<&TableName> {
+    let those = heads.iter().filter(|(i, h)| !h.retired && of(&i.stream));
+    those.flat_map(|(_, h)| h.digests.keys()).collect()
+}
+
+/// Streams that manifests list, the settings do not name, and of which no table has moved to one that they name.
+pub fn lost(config: &Config, heads: &BTreeMap<Instance, Head>) -> Vec<StreamName> {
+    let moved = tables_of(heads, |s| config.stream(s).is_some());
+    let left = left_out(config, heads).into_keys();
+    left.filter(|s| tables_of(heads, |of| of == s).is_disjoint(&moved)).collect()
 }
 
 impl Signer {
@@ -299,13 +310,11 @@ impl Signer {
             }
             .into());
         };
-        let left_out = left_out(config, &ledger.heads().await?);
-        let named = config.streams.iter().map(|s| (s.name.clone(), s.audience));
         Ok(Signer {
             key,
             trust,
-            streams: named.chain(left_out.clone()).collect(),
-            left_out: left_out.into_keys().collect(),
+            streams: config.streams.iter().map(|s| (s.name.clone(), s.audience)).collect(),
+            left_out: left_out(config, &ledger.heads().await?),
             life: config.publish.manifest_life.0,
             resign_after: config.publish.resign_after.0,
             limits: config.limits.clone(),
@@ -326,14 +335,43 @@ impl Signer {
     }
 
     /// The streams that manifests list though the settings do not name them.
-    pub fn left_out(&self) -> &BTreeSet<StreamName> {
-        &self.left_out
+    pub fn left_out(&self) -> impl Iterator<Item = &StreamName> {
+        self.left_out.keys()
     }
     /// Manifests list a stream that was left out no longer.
     pub fn drop_stream(&mut self, stream: &StreamName) {
-        if self.left_out.remove(stream) {
-            self.streams.retain(|(name, _)| name != stream);
+        self.left_out.remove(stream);
+    }
+    fn all_streams(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
+        self.streams
+            .iter()
+            .map(|(name, kind)| (name, *kind))
+            .chain(self.left_out.iter().map(|(name, kind)| (name, *kind)))
+    }
+
+    /// Lets go of the streams left out whose tables have moved and that no store's manifest lists any more.
+    pub async fn drop_moved(&mut self, ledger: &Ledger) -> Result<(), ManifestsError> {
+        if self.left_out.is_empty() {
+            return Ok(());
         }
+        let heads = ledger.heads().await?;
+        let now = tables_of(&heads, |s| self.streams.iter().any(|(name, _)| name == s));
+        let mut moved: BTreeSet<StreamName> = self.left_out().cloned().collect();
+        moved.retain(|s| !tables_of(&heads, |of| of == s).is_disjoint(&now));
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let mut look = |s: &SignStore<'_>| {
+            if s.row.serial == 0 {
+                return Ok(Made::Unchanged);
+            }
+            let Some(listed) = self.previous(s)? else { return Ok(Made::NeedsPrevious) };
+            moved.retain(|stream| !listed.streams.contains_key(stream));
+            Ok(Made::Unchanged)
+        };
+        ledger.look(&mut look).await?;
+        moved.iter().for_each(|stream| self.drop_stream(stream));
+        Ok(())
     }
 
     /// The stores that are to follow another instance of a stream than their manifests list.
@@ -348,9 +386,9 @@ impl Signer {
                 let same = self.lists_what_it_follows(&s, &mut hashes)?;
                 return Ok(if same { Made::Unchanged } else { Made::NeedsPrevious });
             };
-            for (name, kind) in &self.streams {
+            for (name, kind) in self.all_streams() {
                 let Some(from) = before.instance(name).filter(|i| s.heads.contains_key(i)) else { continue };
-                let to = followed(name, *kind, seen);
+                let to = followed(name, kind, seen);
                 if to.as_ref() != Some(&from) {
                     moves.push(Move { store: seen.id.clone(), from, to });
                 }
@@ -376,7 +414,7 @@ impl Signer {
     }
 
     /// Signs what is due, without the lease: manifests that are old, of another key or epoch, or whose
-    /// devices changed.
+    /// devices changed. What was overtaken is left to a publish, or to whoever changes the store's devices.
     pub async fn sign_due(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Vec<StoreId>, ManifestsError> {
         self.sign(ledger, None, &[], Which::All, Moves::None, clock).await
     }
@@ -399,7 +437,11 @@ impl Signer {
         let clock = clock.now();
         let now = ledger.latest_time().await?.map_or(clock, |t| t.max(clock));
         let mut heads = HeadHashes::default();
-        let mut make = |s: &SignStore<'_>| self.make(s, now, moves, &mut heads);
+        let by_itself = token.is_none() && matches!(which, Which::All);
+        let mut make = |s: &SignStore<'_>| match by_itself && s.row.is_overtaken() {
+            true => Ok(Made::Unchanged),
+            false => self.make(s, now, moves, &mut heads),
+        };
         Ok(ledger.sign(token, staged, which, self.trust.version, now, &mut make).await?)
     }
 
@@ -417,8 +459,8 @@ impl Signer {
             return Ok(Made::Unchanged);
         }
         // What the source or the heads no longer tell is taken from the manifest before.
-        let untold = |(name, kind): &(StreamName, AudienceKind)| {
-            followed(name, *kind, &s.row.seen).is_none_or(|i| !is_fresh(s, &i))
+        let untold = |(name, kind): (&StreamName, AudienceKind)| {
+            followed(name, kind, &s.row.seen).is_none_or(|i| !is_fresh(s, &i))
                 && s.heads.keys().any(|i| &i.stream == name)
         };
         let may_stay = match moves {
@@ -427,7 +469,7 @@ impl Signer {
         };
         if has_manifest
             && s.previous.is_none()
-            && (vanished || self.streams.iter().any(untold) || may_stay && !self.lists_what_it_follows(s, hashes)?)
+            && (vanished || self.all_streams().any(untold) || may_stay && !self.lists_what_it_follows(s, hashes)?)
         {
             return Ok(Made::NeedsPrevious);
         }
@@ -478,12 +520,21 @@ impl Signer {
             Moves::None => true,
             Moves::AllBut(held) => held.get(&s.row.seen.id).is_some_and(|streams| streams.contains(name)),
         };
-        let wanted = |(name, kind): &(StreamName, AudienceKind)| {
-            let wanted = followed(name, *kind, &s.row.seen).filter(|i| !vanished && is_fresh(s, i));
+        let wanted = |(name, kind): (&StreamName, AudienceKind)| {
+            let wanted = followed(name, kind, &s.row.seen).filter(|i| !vanished && is_fresh(s, i));
             let kept = || before.and_then(|m| m.instance(name)).filter(|i| s.heads.contains_key(i));
             if stays(name) { kept().or(wanted) } else { wanted.or_else(kept) }
         };
-        self.streams.iter().filter_map(wanted).collect()
+        let of_settings = self.streams.iter().map(|(name, kind)| (name, *kind)).filter_map(wanted);
+        let mut instances: Vec<Instance> = of_settings.collect();
+        let tables = |i: &Instance| s.heads.get(i).into_iter().flat_map(|h| h.digests.keys());
+        for left in self.left_out.iter().map(|(name, kind)| (name, *kind)).filter_map(wanted) {
+            // No reader can hold a table by two streams.
+            if !instances.iter().flat_map(tables).any(|t| tables(&left).any(|of_left| of_left == t)) {
+                instances.push(left);
+            }
+        }
+        instances
     }
 
     fn build(&self, s: &SignStore<'_>, instances: &[Instance], now: Timestamp) -> Result<Manifest, String> {
@@ -733,13 +784,13 @@ async fn put_one(ledger: &Ledger, buckets: &Buckets, one: ToPut) -> Result<Optio
     }
 }
 
-/// Fails where the bucket holds another manifest of ours that is not older than the one to be put: the next one is signed
-/// above it, once that was told ([`telling`]).
+/// Fails where the bucket holds another manifest of ours that is not older than the one to be put, or has a serial that was
+/// passed over because a device told of it: the next one is signed above it, once that was told ([`telling`]).
 pub async fn check_overtaken(ledger: &Ledger, there: &[u8], one: &ToPut) -> Result<(), ManifestsError> {
     if there != one.envelope.as_bytes()
         && let Ok(claim) = dsse::peek::<Claim>(there, MOST)
         && claim.store == one.store
-        && claim.serial >= one.serial
+        && (claim.serial >= one.serial || ledger.passed_over(&one.store, claim.serial).await?)
         && signed_by_us(ledger, there, claim.epoch).await?
     {
         let devices = devices_that_differ(ledger, there, &one.store).await?;
@@ -790,8 +841,12 @@ async fn newer_manifest(ledger: &Ledger, buckets: &Buckets, store: StoreId) -> R
     // The bucket first: what is put after this look is in the ledger already.
     let Some(there) = buckets.get(&ObjectName::Manifest(store.clone()), MOST).await? else { return Ok(None) };
     let Ok(claim) = dsse::peek::<Claim>(&there, MOST) else { return Ok(None) };
-    let known = ledger.store(&store).await?.map_or(0, |s| s.next_serial - 1);
-    if claim.store != store || claim.serial <= known || !signed_by_us(ledger, &there, claim.epoch).await? {
+    let known = ledger.store(&store).await?.map_or(0, |s| s.known_serial());
+    let passed_over = ledger.passed_over(&store, claim.serial).await?;
+    if claim.store != store
+        || (claim.serial <= known && !passed_over)
+        || !signed_by_us(ledger, &there, claim.epoch).await?
+    {
         return Ok(None);
     }
     let devices = devices_that_differ(ledger, &there, &store).await?;
@@ -874,7 +929,8 @@ pub struct Found {
 
 /// What the bucket knows and an empty ledger does not (a new machine): takes over trust files, and gives what the
 /// manifests tell, for the caller to take over at once: floors of serials without the heads would let manifests be signed
-/// that empty the stores' lists. When the ledger has heads, only newer trust files.
+/// that empty the stores' lists. When the ledger has heads, newer trust files, and what the manifests tell of streams by
+/// which it was overtaken: a ledger set back would sign older versions over those that stores have.
 pub async fn recover(
     config: &Config,
     ledger: &Ledger,
@@ -883,7 +939,15 @@ pub async fn recover(
 ) -> Result<Found, ManifestsError> {
     follow_trust(config, ledger, buckets, clock).await?;
     if !ledger.heads().await?.is_empty() {
-        return Ok(Found::default());
+        let (ahead, others): (Vec<_>, Vec<_>) = ledger.stores().await?.into_iter().partition(StoreRow::is_overtaken);
+        if ahead.is_empty() {
+            return Ok(Found::default());
+        }
+        let others = others.into_iter().map(|s| s.seen.id).collect();
+        let mut found = find(config, ledger, buckets, &others).await?;
+        // Which devices there were people decide.
+        found.stores.devices.clear();
+        return Ok(found);
     }
     recover_trust(config, ledger, buckets, clock, &[]).await?;
     find(config, ledger, buckets, &BTreeSet::new()).await

@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::fleet::{self, DeviceView, Digests, Fleet, long};
 use crate::intake;
 use crate::ledger::{Ledger, LedgerError, State, StoreRow};
-use crate::manifests::{followed, left_out, newest_trust};
+use crate::manifests::{followed, lost, newest_trust};
 use proto::clock::{Clock, Timestamp, after};
 use proto::disk::DataDisk;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
@@ -166,7 +166,7 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
     let trust = newest_trust(ledger, &config.limits).await.ok().flatten();
     let unfinished: Vec<String> = unfinished.iter().map(|p| format!("{} {}", p.instance, p.version)).collect();
     let findings = assessment.findings.values().map(|f| format!("{}: {}", f.subject, f.lines.join("; ")));
-    let lost = left_out(config, &heads).into_keys();
+    let lost = lost(config, &heads).into_iter();
     let lost =
         lost.map(|s| format!("stream {s} is not in the settings; manifests go on listing what was published of it"));
     Ok(Report {

@@ -415,7 +415,14 @@ impl Source {
                 let detail = format!("asked for bytes from {}, got them from {}", work.length, opened.start);
                 return Err(Trouble::new(FetchErrorKind::NotWhole, detail));
             }
-            work.restart().await?;
+            // An answer that breaks or ends before its first byte is worth no part that is there.
+            match first {
+                Some(Err(broken)) => return Err(broken),
+                None if self.is_web() && opened.total.is_none() => {
+                    return Err(Trouble::new(FetchErrorKind::NotWhole, "the answer is empty"));
+                }
+                _ => work.restart().await?,
+            }
         }
         match opened.total {
             Some(n) if n > want => return Err(work.discard(Trouble::too_long(want)).await),

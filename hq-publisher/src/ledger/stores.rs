@@ -48,6 +48,17 @@ pub struct StoreRow {
     pub next_serial: u64,
 }
 
+impl StoreRow {
+    /// Whether the bucket had a newer manifest of ours, and none was signed above it yet.
+    pub fn is_overtaken(&self) -> bool {
+        self.serial > 0 && self.content.is_none()
+    }
+    /// The greatest serial of which it is known what became of it: what only a device told of is not.
+    pub fn known_serial(&self) -> u64 {
+        if self.content.is_some() { self.serial } else { self.next_serial - 1 }
+    }
+}
+
 /// What a manifest is made from, handed to the maker within [`Ledger::sign`].
 #[derive(Debug)]
 pub struct SignStore<'a> {
@@ -311,7 +322,9 @@ impl Ledger {
         let mut w = self.write().await?;
         let mut again = Vec::new();
         for p in put {
-            let done = sqlx::query("UPDATE store SET put_serial = $1, etag = $2 WHERE id = $3 AND serial = $1")
+            let sql = "UPDATE store SET put_serial = $1, etag = $2, passed_from = 0, passed_to = 0 \
+                       WHERE id = $3 AND serial = $1";
+            let done = sqlx::query(sql)
                 .bind(signed(p.serial))
                 .bind(p.etag.clone())
                 .bind(p.store.as_str())
@@ -338,12 +351,15 @@ impl Ledger {
     /// its serial, and is made whatever it says.
     pub async fn overtaken(&self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
-        w.raise_serial(store, serial).await?;
-        sqlx::query("UPDATE store SET content = NULL, etag = NULL WHERE id = $1")
-            .bind(store.as_str())
-            .execute(&mut **w)
-            .await?;
+        w.go_above(store, serial).await?;
         w.commit().await
+    }
+
+    /// Whether no manifest was signed here under a serial, and the last one was signed above it because a device told of it.
+    pub async fn passed_over(&self, store: &StoreId, serial: u64) -> Result<bool, LedgerError> {
+        let sql = "SELECT COUNT(*) FROM store WHERE id = $1 AND passed_from < $2 AND $2 < passed_to";
+        let row = sqlx::query(sql).bind(store.as_str()).bind(signed(serial)).fetch_one(self.pool()).await?;
+        Ok(row.unsigned(0)? > 0)
     }
 
     /// Each store's serials.
@@ -482,6 +498,15 @@ impl Write {
 
     async fn store_manifest(&mut self, row: &StoreRow, m: &NewManifest) -> Result<(), LedgerError> {
         let content_serial = if row.content == Some(m.content) { row.content_serial } else { m.serial };
+        // What was overtaken was told and is gone over; other serials are passed over by a device's word alone.
+        if row.content.is_some() && m.serial > row.serial + 1 {
+            sqlx::query("UPDATE store SET passed_from = $1, passed_to = $2 WHERE id = $3")
+                .bind(signed(row.serial))
+                .bind(signed(m.serial))
+                .bind(row.seen.id.as_str())
+                .execute(&mut ***self)
+                .await?;
+        }
         sqlx::query(
             "UPDATE store SET serial = $1, content_serial = $2, epoch = $3, signer = $4, content = $5, envelope = $6, \
              signed_s = $7, expires_s = $8 WHERE id = $9",
@@ -519,7 +544,21 @@ impl Write {
             .bind(store.as_str())
             .execute(&mut ***self)
             .await?;
+        let sql = "SELECT COUNT(*) FROM store WHERE id = $1 AND serial < $2";
+        let query = sqlx::query(sql).bind(store.as_str()).bind(signed(serial));
+        match query.fetch_one(&mut ***self).await?.unsigned(0)? {
+            0 => Ok(()),
+            _ => self.go_above(store, serial).await,
+        }
+    }
+
+    /// The store's next manifest is above this one in the bucket, and is made whatever it says.
+    async fn go_above(&mut self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
         self.raise_serial(store, serial).await?;
+        sqlx::query("UPDATE store SET content = NULL, etag = NULL, passed_from = 0, passed_to = 0 WHERE id = $1")
+            .bind(store.as_str())
+            .execute(&mut ***self)
+            .await?;
         Ok(())
     }
 

@@ -32,6 +32,13 @@ pub struct Contracts {
     pub stores: Option<Query>,
 }
 
+impl Contracts {
+    /// The stream that has a table.
+    pub fn stream_of(&self, table: &TableName) -> Option<&Stream> {
+        self.streams.iter().find(|s| s.contract.tables.iter().any(|t| &t.name == table))
+    }
+}
+
 /// Reads the contracts and parses the queries.
 pub fn load(config: &Config) -> Result<Contracts, ConfigError> {
     if config.streams.is_empty() {

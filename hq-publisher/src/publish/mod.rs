@@ -37,14 +37,14 @@ use proto::clock::{Clock, Timestamp, since};
 use proto::config::ConfigError;
 use proto::digest::Sha256;
 use proto::failpoint;
-use proto::ids::{Audience, Instance, StreamName, TableName, Zone};
+use proto::ids::{Audience, Instance, StreamName, Zone};
 use proto::layout::ObjectName;
 use proto::replica::sqlite::Checkpoint;
 use proto::replica::{Job, PackFile, Replica};
 use proto::shelf::{self, LockFile};
 use report::{InstanceReport, Outcome, Rejected};
 use stage::{Ready, Refusal, Stop, Task};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -192,6 +192,7 @@ impl Tools<'_> {
         if let Some(Some(stream)) = &self.options.allow_shrink {
             signer.drop_stream(stream);
         }
+        signer.drop_moved(self.ledger).await?;
         let run = Run {
             config: self.config,
             options: self.options,
@@ -207,6 +208,7 @@ impl Tools<'_> {
             contract_numbers: BTreeMap::new(),
             reported: BTreeMap::new(),
             moves: Vec::new(),
+            splits: BTreeMap::new(),
             scratch_dir: scratch,
             packs_dir: packs,
             problems: Mutex::default(),
@@ -276,6 +278,8 @@ struct Run<'a> {
     reported: BTreeMap<Instance, (Timestamp, String)>,
     /// Stores that are to follow other instances than before.
     moves: Vec<Move>,
+    /// Streams that take over tables of one that the settings lost, while its other tables are nobody's: why not.
+    splits: BTreeMap<StreamName, String>,
     scratch_dir: PathBuf,
     packs_dir: PathBuf,
     problems: Mutex<Vec<String>>,
@@ -317,8 +321,7 @@ impl Run<'_> {
             self.stage_stream(stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
         }
         let drops = feed.close().await;
-        self.let_go_of_moved(&ready);
-        self.tell_left_out().await?;
+        self.tell_left_out(contracts).await?;
         let retired = self.retired_heads(&report).0;
         let gone = |i: &Instance| format!("no store follows {i} any more; what was published of it stays");
         report.notes.extend(retired.iter().map(gone));
@@ -385,20 +388,12 @@ impl Run<'_> {
         self.options.allow_shrink.as_ref().is_some_and(|which| which.as_ref().is_none_or(|s| s == stream))
     }
 
-    /// Of a stream that the settings do not name, and whose table is published by another one now, nothing is listed any
-    /// more: no reader can hold both.
-    fn let_go_of_moved(&mut self, ready: &[Ready]) {
-        let tables: BTreeSet<&TableName> = ready.iter().flat_map(|r| r.digests.keys()).collect();
-        let moved = self.heads.iter().filter(|(_, h)| h.digests.keys().any(|table| tables.contains(table)));
-        let moved: Vec<StreamName> = moved.map(|(i, _)| i.stream.clone()).collect();
-        moved.iter().for_each(|stream| self.signer.drop_stream(stream));
-    }
-
     /// Streams that manifests list and the settings do not name, and stores without the zone that they had: both keep what
-    /// they have, and somebody should know.
-    async fn tell_left_out(&self) -> Result<(), PublishError> {
+    /// they have, and somebody should know. Not told of where a table is another stream's by the settings: it goes over.
+    async fn tell_left_out(&self, contracts: &Contracts) -> Result<(), PublishError> {
         let mut told = BTreeMap::new();
-        for stream in self.signer.left_out() {
+        let goes_over = |s: &&StreamName| self.tables_left(s).iter().any(|t| contracts.stream_of(t).is_some());
+        for stream in self.signer.left_out().filter(|s| !goes_over(s)) {
             let text = format!(
                 "stream {stream} is not in the settings and manifests list it: they go on listing what was published of it. \
                  Put its [[stream]] back, or, if no store is to get it any more, run again with --allow-shrink {stream}"
@@ -440,7 +435,17 @@ impl Run<'_> {
             }
         }
         self.still_publisher().await?;
-        self.step(Step::PutManifests, put_unfinished(self.ledger, self.buckets, Some(token))).await?;
+        let put = async {
+            match put_unfinished(self.ledger, self.buckets, Some(token)).await {
+                // Of what else was overtaken is told at once.
+                Err(e @ ManifestsError::Overtaken(_)) => match self.put_again().await {
+                    Err(more) => Err(manifests::gather(Some(e), more)),
+                    Ok(()) => Err(e),
+                },
+                put => put,
+            }
+        };
+        self.step(Step::PutManifests, put).await?;
         for p in self.ledger.publications(State::Signed).await? {
             if let Some(head) = self.ledger.head(&p.instance).await? {
                 let path = self.replica_path(&p.instance);
@@ -469,6 +474,7 @@ impl Run<'_> {
                 self.contract_numbers.insert(s.name.clone(), (number, s.contract.sha256));
             }
         }
+        self.splits = self.find_splits(contracts);
         let complaints = self.ledger.complaints().await?;
         for Complaint { device, fault } in complaints {
             let Some(instance) = fault.instance else { continue };
@@ -540,6 +546,9 @@ impl Run<'_> {
         entry: &mut InstanceReport,
     ) -> Result<Option<Ready>, Stop> {
         let task = Task { stream, instance, zone, only_check, keep_open };
+        if let Some(text) = self.splits.get(&stream.name) {
+            return Err(stage::refused("SHRINK", text));
+        }
         let asks_zone = stream.queries.values().any(|q| q.asks(crate::source_db::query::Param::Zone));
         if zone.is_none() && asks_zone && matches!(instance.audience, Audience::Store(_)) {
             let text = format!("{} has no zone, and the stream's queries ask for :zone", instance.audience);
@@ -651,7 +660,7 @@ impl Run<'_> {
         let unwanted = |i: &Instance, h: &Head| {
             let is_gone = match self.config.stream(&i.stream) {
                 Some(_) => self.is_asked(&i.stream) && !report.instances.contains_key(i) && !is_left(i),
-                None => !self.signer.left_out().contains(&i.stream),
+                None => !self.signer.left_out().any(|s| s == &i.stream),
             };
             !h.retired && is_gone
         };

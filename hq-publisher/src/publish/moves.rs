@@ -1,18 +1,19 @@
 //! Stores that are to follow another instance of a stream than their manifests list: their zone was changed at the source,
 //! or the stream's audience in the settings. For their registers that is a change of rows like any other, and one letter
 //! wrong in a zone empties a table: it is guarded as what is deleted is. A store stays with what it has until its stream was
-//! looked at and the guard lets it go.
+//! looked at and the guard lets it go. Where tables go over to a stream of another name, it is the same.
 
-use super::contracts::Stream;
+use super::contracts::{Contracts, Stream};
 use super::report::{Outcome, PublishReport};
 use super::stage::{Refusal, Stop, refused};
 use super::{PublishError, Run, read_only_at};
 use crate::guard;
+use crate::ledger::Head;
 use crate::mail;
 use crate::manifests::{Held, Move};
 use crate::rebuild::{self, RebuildError};
 use proto::ids::{Instance, StreamName, TableName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 type Rows = BTreeMap<TableName, u64>;
 
@@ -30,6 +31,10 @@ impl Run<'_> {
             if let Some(to) = &m.to {
                 by_goal.entry(to).or_default().entry(&m.from).or_default().push(m);
             }
+        }
+        let renamed = self.renamed(stream, report);
+        for (from, to) in renamed.iter().filter(|_| !self.may_shrink(&stream.name)) {
+            by_goal.entry(to).or_default().entry(from).or_default();
         }
         let mut refusals = Vec::new();
         for (to, origins) in by_goal {
@@ -58,6 +63,45 @@ impl Run<'_> {
             }
         }
         Ok(refusals)
+    }
+
+    /// Instances of streams that the settings lost, and the first versions of this one that take tables over from them.
+    fn renamed(&self, stream: &Stream, report: &PublishReport) -> Vec<(Instance, Instance)> {
+        let has = |head: &Head| stream.contract.tables.iter().any(|t| head.digests.contains_key(&t.name));
+        let from =
+            self.heads.iter().filter(|(i, h)| !h.retired && self.signer.left_out().any(|s| s == &i.stream) && has(h));
+        let to = |i: &Instance| Instance { stream: stream.name.clone(), audience: i.audience.clone() };
+        let is_first = |to: &Instance| report.instances.contains_key(to) && !self.heads.contains_key(to);
+        from.map(|(i, _)| (i.clone(), to(i))).filter(|(_, to)| is_first(to)).collect()
+    }
+
+    /// The tables published of a stream, but of instances that no store wants.
+    pub(super) fn tables_left(&self, stream: &StreamName) -> BTreeSet<&TableName> {
+        let heads = self.heads.iter().filter(|(i, h)| &i.stream == stream && !h.retired);
+        heads.flat_map(|(_, h)| h.digests.keys()).collect()
+    }
+
+    /// By the stream that takes over tables of one that the settings lost: why it must not, while that one's other tables
+    /// are nobody's. Registers would lose them.
+    pub(super) fn find_splits(&self, contracts: &Contracts) -> BTreeMap<StreamName, String> {
+        let mut splits = BTreeMap::new();
+        for left in self.signer.left_out().filter(|s| !self.may_shrink(s)) {
+            let (taken, lost): (Vec<&TableName>, Vec<_>) =
+                self.tables_left(left).into_iter().partition(|t| contracts.stream_of(t).is_some());
+            let lost: Vec<&str> = lost.into_iter().map(TableName::as_str).collect();
+            for (table, stream) in taken.iter().filter_map(|t| Some((t, contracts.stream_of(t)?))) {
+                if !lost.is_empty() {
+                    let text = format!(
+                        "it takes table {table} over from stream {left}, which the settings do not name any more, and no \
+                         stream has {}: registers would lose that. Give it a stream, or, if no store is to get it any \
+                         more, run again with --allow-shrink {left}",
+                        lost.join(", ")
+                    );
+                    splits.insert(stream.name.clone(), text);
+                }
+            }
+        }
+        splits
     }
 
     /// What tables lose for a store that goes over.
@@ -145,6 +189,7 @@ impl Run<'_> {
 fn would_follow(moves: &[&Move]) -> String {
     let first = moves.first().map_or("", |m| m.store.as_str());
     match moves.len() {
+        0 => "stores would follow".to_owned(),
         1 => format!("store {first} would follow"),
         n => format!("{n} stores (the first is {first}) would follow"),
     }

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::enrol::Desk;
-use crate::ledger::Acquired;
+use crate::ledger::{Acquired, BeatRow};
 use proto::chain;
 use proto::clock::TestClock;
 use proto::digest::Sha256;
@@ -117,6 +117,7 @@ impl World {
         Self::with(CONFIG).await
     }
     async fn with(config: &str) -> World {
+        proto::fetch::install_tls();
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         put("hq.toml", config);
@@ -634,6 +635,65 @@ async fn a_ledger_set_back_tells_of_all_stores_and_devices_at_once() {
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2, "one that it is over");
     assert_eq!(doctor().await.0, crate::doctor::Verdict::Pass);
     w.all_is_well();
+}
+
+/// What was published since is taken over, with an inbox too, where no drop tells of it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_set_back_goes_on_from_the_versions_that_stores_have() {
+    let w = inbox_world().await;
+    w.publish().await;
+    let (ledger, backup) = (w.dir.path().join("state/fleet.db"), w.dir.path().join("backup.db"));
+    Connection::open(&ledger).unwrap().execute("VACUUM INTO ?1", [backup.to_str().unwrap()]).unwrap();
+    drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,101\nb,200\n");
+    w.publish().await;
+    for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+        let _ = fs::remove_file(w.dir.path().join("state").join(gone));
+    }
+    fs::copy(&backup, &ledger).unwrap();
+    // A device tells of its list before anybody publishes.
+    let serial = w.manifest("0421").unwrap().serial;
+    let beat = BeatRow {
+        device: "0421".parse().unwrap(),
+        seq: 1,
+        envelope: "{}".into(),
+        received_at: w.clock.now(),
+        last_seen_at: w.clock.now(),
+        serial: Some(serial),
+        complaints: Vec::new(),
+    };
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    ledger.record_beats(&[beat]).await.unwrap();
+    assert_eq!(ledger.store(&"0421".parse().unwrap()).await.unwrap().unwrap().next_serial, serial + 1);
+
+    let checks = crate::doctor::run(&w.config, w.clock.as_ref()).await;
+    let check = checks.into_iter().find(|c| c.name == "ledger against bucket").unwrap();
+    assert_eq!(check.verdict, crate::doctor::Verdict::Fail, "{check:?}");
+    // Signed above by the device's word, and not put over what nobody was told of.
+    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,3\n");
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err().to_string();
+    assert!(e.contains("manifest 2 of store 0421") && w.manifest("0421").unwrap().serial == serial, "{e}");
+    // Nor by who puts by himself, told or not.
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    let serve = crate::web::App::open(&w.config, w.clock.clone(), stopping).await.unwrap();
+    w.clock.advance(Duration::from_secs(86_400 * 30));
+    ledger.touch(w.clock.now()).await.unwrap();
+    let _ = crate::web::ticks::manifests(&serve).await;
+    assert_eq!(w.manifest("0421").unwrap().serial, serial);
+
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    let manifest = w.manifest("0421").unwrap();
+    assert_eq!(manifest.streams["price"].version.get(), 2);
+    assert!(manifest.serial > serial);
+    let mut register = w.register("register.db");
+    w.follow("0421", &mut register);
+    assert_eq!(rows(register.connection(), "SELECT CAST(cents AS TEXT) FROM price WHERE sku = 'a'"), ["101"]);
+    // The other table's rows are those of then, too.
+    drop_file(&w, "price.zone-east.deal.ndjson", "{\"id\":2,\"sku\":\"b\"}\n");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    w.follow("0421", &mut register);
+    assert_eq!(rows(register.connection(), "SELECT CAST(cents AS TEXT) FROM price WHERE sku = 'a'"), ["101"]);
+    assert_eq!(rows(register.connection(), "SELECT sku FROM deal"), ["b"]);
 }
 
 /// Devices are enrolled before the first publish: what was put for them then does not hide what was published since.
@@ -1318,6 +1378,83 @@ async fn a_stream_that_the_settings_lost_stays_listed_until_it_may_go() {
     assert_eq!((r.exit_code(), lists(&w, "0421")), (0, vec!["catalog@all".to_owned()]), "{:?}", r.lines());
     let r = w.publish().await;
     assert_eq!((r.exit_code(), r.signed), (0, 0), "{:?}", r.lines());
+}
+
+/// Which instances a store's list names.
+fn listed(w: &World, store: &str) -> Vec<String> {
+    w.manifest(store).unwrap().instances().map(|(i, _)| i.to_string()).collect()
+}
+fn set(w: &mut World, text: &str) {
+    w.write("hq.toml", text);
+    w.config = crate::config::load(Some(&w.dir.path().join("hq.toml")), []).unwrap().value;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_stream_goes_store_by_store_as_the_new_one_comes() {
+    let mut w = inbox_world().await;
+    w.publish().await;
+    set(&mut w, &INBOX.replace("name = \"price\"\naudience", "name = \"prices\"\naudience"));
+    for (zone, lists) in [
+        ("", [["catalog@all", "price@zone-east"], ["catalog@all", "price@zone-west"]]),
+        ("east", [["catalog@all", "prices@zone-east"], ["catalog@all", "price@zone-west"]]),
+        ("west", [["catalog@all", "prices@zone-east"], ["catalog@all", "prices@zone-west"]]),
+    ] {
+        if !zone.is_empty() {
+            drop_file(&w, &format!("prices.zone-{zone}.price.csv"), "sku,cents\na,300\nb,200\n");
+            drop_file(&w, &format!("prices.zone-{zone}.deal.ndjson"), "{\"id\":1,\"sku\":\"a\"}\n");
+        }
+        for dry_run in [true, false] {
+            let r = w.publish_as(PublishOptions { dry_run, ..options() }).await;
+            assert!(r.exit_code() == 0 && r.problems.is_empty(), "{zone} {dry_run}: {:?}", r.lines());
+        }
+        // Whoever signs.
+        for device in ["0421-01", "0422-01"] {
+            let desk = Desk::open(&w.config, w.clock.as_ref(), true).await.unwrap();
+            desk.enroll(&device.parse().unwrap()).await.unwrap();
+        }
+        assert_eq!([listed(&w, "0421"), listed(&w, "0422")], lists, "{zone}");
+    }
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let retired = async || ledger.heads().await.unwrap().into_iter().filter(|(_, h)| h.retired).count();
+    assert_eq!(retired().await, 0);
+    w.publish().await;
+    assert_eq!(retired().await, 2, "nobody lists them any more");
+    assert!(ledger.unsent_mails().await.unwrap().is_empty());
+    assert_eq!(w.publish().await.signed, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_does_not_go_over_to_another_stream_while_its_neighbour_is_nobodys() {
+    let mut w = World::new().await;
+    w.publish().await;
+    let (old, new) = ("name = \"price\"\naudience", "name = \"prices\"\naudience");
+    let renamed = CONFIG.replace(old, new);
+    let deal = renamed.find("[[stream.table]]\nname = \"deal\"").unwrap();
+    let split = format!("{}{}", &renamed[..deal], &renamed[renamed.find("[publish]").unwrap()..]);
+    let both = ["catalog@all", "price@zone-east"];
+    w.write("price.sql", &PRICE[..PRICE.find('\n').unwrap()]);
+    set(&mut w, &split);
+    w.sql(CHANGE);
+    for dry_run in [true, false] {
+        let r = w.publish_as(PublishOptions { dry_run, ..options() }).await;
+        assert_eq!((r.exit_code(), outcome(&r, "prices@zone-east")), (3, Outcome::Refused), "{:?}", r.lines());
+        let text = &r.instances[&"prices@zone-east".parse().unwrap()].reason;
+        assert!(text.contains("no stream has deal") && text.contains("--allow-shrink price"), "{text}");
+        assert_eq!(listed(&w, "0421"), both);
+    }
+    // With both, but without its rows.
+    w.write("price.sql", PRICE);
+    set(&mut w, &renamed);
+    w.sql("DELETE FROM price WHERE zone = 'east'");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "prices@zone-east")), (3, Outcome::Refused), "{:?}", r.lines());
+    let text = &r.instances[&"prices@zone-east".parse().unwrap()].reason;
+    assert!(text.contains("in place of price@zone-east") && text.contains("become empty"), "{text}");
+    assert_eq!(listed(&w, "0421"), both);
+    // Somebody says that it is right.
+    let r = w.publish_as(PublishOptions { allow_shrink: Some(Some("prices".parse().unwrap())), ..options() }).await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert_eq!(listed(&w, "0421"), ["catalog@all", "prices@zone-east"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

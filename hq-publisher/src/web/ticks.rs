@@ -139,14 +139,19 @@ async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
     if !signed.is_empty() {
         tracing::info!("signed {} manifests anew", signed.len());
     }
-    manifests::put_unfinished(&app.ledger, &buckets, None).await?;
+    // One store that was overtaken, which may last until people act, holds up nobody else's.
+    let mut outcome = manifests::put_unfinished(&app.ledger, &buckets, None).await.map(drop);
     if let Followed::Newest = followed {
-        manifests::put_again(&app.ledger, &buckets, None).await?;
+        let again = manifests::put_again(&app.ledger, &buckets, None).await;
+        outcome = match (outcome, again) {
+            (Err(first), Err(e)) => Err(manifests::gather(Some(first), e)),
+            (first, again) => first.and(again),
+        };
     }
     for lag in buckets.repair_mirrors().await?.mirrors {
         tracing::warn!("{lag}");
     }
-    Ok(())
+    outcome
 }
 
 #[cfg(test)]

@@ -443,6 +443,13 @@ async fn bad_servers_are_told_from_bad_packs() {
         } else if expected == FetchErrorKind::NotAnObject {
             assert_eq!(std::fs::metadata(&part).unwrap().len(), 0, "no page in the part");
         }
+        if what.starts_with("empty") {
+            let half = &bytes(5000)[..1700];
+            std::fs::write(&part, half).unwrap();
+            let (_, outcome) = download(&server.source(), &wanted, &part, None).await;
+            assert_eq!(outcome.unwrap_err().kind, expected, "{what}");
+            assert_eq!(std::fs::read(&part).unwrap(), half, "{what}: what came before is kept");
+        }
     }
     // Nobody there.
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
