@@ -16,6 +16,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A directory of the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +93,8 @@ struct Reason<'a> {
 pub struct Shelves {
     root: PathBuf,
     steps: Steps,
+    /// Held by whoever moves or deletes a pack: else an emptied directory goes from under one on its way into it.
+    moves: Arc<Mutex<()>>,
 }
 
 impl Shelves {
@@ -103,13 +106,22 @@ impl Shelves {
         shelf::create_dir(&root.join(RECEIPTS))?;
         shelf::sweep(root)?;
         shelf::sweep(&root.join(RECEIPTS))?;
-        let shelves = Shelves { root: root.to_owned(), steps };
+        let shelves = Shelves::new(root, steps);
         for room in ROOMS {
             for dir in shelves.all_dirs(room)? {
                 shelf::sweep(&dir)?;
             }
         }
         Ok(shelves)
+    }
+
+    fn new(root: &Path, steps: Steps) -> Shelves {
+        Shelves { root: root.to_owned(), steps, moves: Arc::default() }
+    }
+
+    /// Never around an await, nor around another move.
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where an object lies, or would.
@@ -149,6 +161,7 @@ impl Shelves {
 
     fn step(&self, what: &'static str, from: Room, to: Room, name: &PackName) -> Result<(), ShelfError> {
         let (from, to) = (self.pack(from, name), self.pack(to, name));
+        let _alone = self.alone();
         make_parent(&to)?;
         self.steps.run(what, || shelf::promote(&from, &to))
     }
@@ -157,6 +170,7 @@ impl Shelves {
     /// source that cuts it short gives none.
     pub fn refuse(&self, name: &PackName, attempts: &Attempts) -> Result<(), ShelfError> {
         let to = self.pack(Room::Error, name);
+        let _alone = self.alone();
         make_parent(&to)?;
         for room in [Room::Ready, Room::Incoming] {
             let from = self.pack(room, name);
@@ -171,6 +185,7 @@ impl Shelves {
     /// Keeps what a source gave instead of a pack.
     pub fn put_evidence(&self, name: &PackName, bytes: &[u8]) -> Result<(), ShelfError> {
         let path = self.pack(Room::Error, name);
+        let _alone = self.alone();
         make_parent(&path)?;
         self.steps.run(failpoint::name("relay.evidence"), || shelf::write_durable(&path, bytes))
     }
@@ -192,6 +207,7 @@ impl Shelves {
         if !std::fs::symlink_metadata(&from).is_ok_and(|m| m.is_file() && m.len() == bytes) {
             return Ok(false);
         }
+        let _alone = self.alone();
         make_parent(&to)?;
         self.steps.run(failpoint::name("relay.again"), || shelf::promote(&from, &to))?;
         shelf::remove(&self.reason(name))?;
@@ -225,6 +241,7 @@ impl Shelves {
             Room::Ok => failpoint::name("relay.drop-ok"),
             _ => failpoint::name("relay.drop"),
         };
+        let _alone = self.alone();
         failpoint::step(step, || shelf::remove(&path))?;
         match path.parent() {
             Some(dir) => shelf::remove_empty_dir(dir),
@@ -342,7 +359,7 @@ impl Shelves {
 
     /// The packs in `ok/` of a relay that another process works on; nothing is put in order.
     pub fn look_at_ok(root: &Path) -> Result<Vec<PackName>, ShelfError> {
-        let shelves = Shelves { root: root.to_owned(), steps: Steps::default() };
+        let shelves = Shelves::new(root, Steps::default());
         Ok(shelves.packs(Room::Ok)?.into_iter().map(|(name, _)| name).collect())
     }
 
@@ -571,6 +588,32 @@ mod tests {
             }
             assert!(killed_at >= 4, "only {killed_at} steps were seen");
         }
+    }
+
+    /// A file that is not what it was is thrown away beside the work on its stream's other packs.
+    #[test]
+    fn an_emptied_directory_does_not_go_from_under_a_pack_on_its_way() {
+        // In memory, where there is a place for that: it syncs some ten times a round.
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let s = shelves(dir.path());
+        std::thread::scope(|scope| {
+            let way = scope.spawn(|| {
+                for _ in 0..2_000 {
+                    put(&s, Room::Incoming, 1, &body(1));
+                    s.part_is_whole(&name(1)).unwrap();
+                    s.passed(&name(1)).unwrap();
+                    s.drop_pack(Room::Ok, &name(1)).unwrap();
+                }
+            });
+            let beside = s.clone();
+            while !way.is_finished() {
+                for room in [Room::Ready, Room::Ok] {
+                    beside.drop_pack(room, &name(2)).unwrap();
+                    std::thread::yield_now();
+                }
+            }
+        });
     }
 
     #[test]

@@ -79,19 +79,19 @@ pub(crate) fn wait_for<T>(deadline: Duration, mut value: impl FnMut() -> Option<
     }
 }
 
-/// A loopback port that the system says is free.
+/// A loopback port that the system says is free, for servers that are started again when they lose it.
 pub fn free_port() -> u16 {
     // Two tests may be told the same one between this close and the server's bind; servers of the harness try again.
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A loopback port below those that the system hands out by itself, not given to anybody else of this program: for
-/// tests that start very many servers.
+/// who binds it later, and for addresses at which nobody shall be.
 pub fn quiet_port() -> u16 {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Programs that run at once begin far from one another.
-    let first = u16::try_from(std::process::id() % 20 * 1_000).unwrap();
+    let first = u16::try_from(u64::from(std::process::id()) * 7_919 % 20_000).unwrap();
     loop {
         let port = 12_000 + first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

@@ -13,7 +13,7 @@ fn island() -> (Site, TempDir) {
     let mut site = Site::small();
     for relay in site.relays.values_mut() {
         // One source refuses, one is gone.
-        let dead = format!("['http://127.0.0.1:{}', 'file:///nonexistent/bucket']", tillcast_tests::free_port());
+        let dead = format!("['http://127.0.0.1:{}', 'file:///nonexistent/bucket']", tillcast_tests::quiet_port());
         relay.set("sources", &dead);
     }
     for register in site.registers.values_mut() {

@@ -72,8 +72,8 @@ fn a_relay_on_a_full_disk_keeps_serving_and_recovers() {
         "fill
          ask full once; ask status status
          {bin} run >>{out}/log 2>&1 & pid=$!
-         for i in $(seq 100); do curl -fsS {url}/v1/versions >{out}/versions.json 2>/dev/null && break; sleep 0.1; done
-         for i in $(seq 100); do curl -fsS {url}/packs/catalog@all/0000000001.full.pack -o {out}/served && break; sleep 0.1; done
+         for i in $(seq 900); do curl -fsS {url}/v1/versions >{out}/versions.json 2>/dev/null && break; sleep 0.1; done
+         for i in $(seq 900); do curl -fsS {url}/packs/catalog@all/0000000001.full.pack -o {out}/served && break; sleep 0.1; done
          kill $pid; wait $pid || true
          ask verify verify
          rm data/filler

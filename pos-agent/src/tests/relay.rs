@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 
 const S: Duration = Duration::from_secs(1);
+/// The usual bound of a wait, far above what anything takes on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Headquarters with `price` at 50 and 51, its relay with 50.
 async fn store() -> (Hq, Relay, Register) {
@@ -24,10 +26,16 @@ async fn store() -> (Hq, Relay, Register) {
     hq.full("price@zone-east", 50, &rows(100, 50));
     hq.delta("price@zone-east", 51, &rows(100, 51));
     hq.sign();
-    let relay = Relay::serving(&hq).await;
-    relay.lists(&[("price@zone-east", 50)]);
-    let register = Register::enrolled(&hq, &relay.url, &[hq.url()]);
+    let (relay, register) = store_of(&hq).await;
     (hq, relay, register)
+}
+
+/// Its relay with `price` at 50, and a register.
+async fn store_of(hq: &Hq) -> (Relay, Register) {
+    let relay = Relay::serving(hq).await;
+    relay.lists(&[("price@zone-east", 50)]);
+    let register = Register::enrolled(hq, &relay.url, &[hq.url()]);
+    (relay, register)
 }
 
 #[tokio::test]
@@ -255,13 +263,13 @@ impl Running {
             if is_so(&s) {
                 return s;
             }
-            assert!(began.elapsed() < 20 * S, "{what}: {s:?}");
+            assert!(began.elapsed() < PATIENCE, "{what}: {s:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
     async fn stop(mut self) {
         self.stop.take().unwrap().send(()).unwrap();
-        tokio::time::timeout(10 * S, &mut self.task).await.expect("it stops").unwrap();
+        tokio::time::timeout(PATIENCE, &mut self.task).await.expect("it stops").unwrap();
     }
 }
 
@@ -286,7 +294,7 @@ async fn news_at_the_relay_are_rows_at_the_register_within_a_moment() {
         let told = Instant::now();
         relay.lists(&[("price@zone-east", n)]);
         while rows_of(&pos, "price")[&1] != n as i64 {
-            assert!(told.elapsed() < 20 * S, "version {n}");
+            assert!(told.elapsed() < PATIENCE, "version {n}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -295,10 +303,16 @@ async fn news_at_the_relay_are_rows_at_the_register_within_a_moment() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daemon_leaves_a_dead_relay_and_comes_back() {
-    let (mut hq, relay, r) = store().await;
+    let mut hq = Hq::new();
+    hq.full("price@zone-east", 50, &rows(100, 50));
+    hq.sign();
+    let (relay, r) = store_of(&hq).await;
     let agent = Running::start(&r, 2 * S).await;
     agent.until("installed", at(50)).await;
     relay.be_silent(true);
+    // Not before: on a busy machine the relay may be silent for too long at the start already.
+    hq.delta("price@zone-east", 51, &rows(100, 51));
+    hq.sign();
     agent.until("read from the fallback", at(51)).await;
     agent.until("says so", |s| s.network == Network::OnlineRelayDown).await;
     relay.be_silent(false);
@@ -341,7 +355,7 @@ async fn the_loopback_api_holds_verifies_and_keeps_web_pages_out() {
     assert!(found.drift);
     let began = Instant::now();
     while r.rows("price") != rows(100, 51) {
-        assert!(began.elapsed() < 20 * S, "not healed");
+        assert!(began.elapsed() < PATIENCE, "not healed");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(http.get(format!("{base}/healthz")).send().await.unwrap().status(), 200);

@@ -12,8 +12,17 @@ fn ms(n: u64) -> HumanDuration {
     HumanDuration(Duration::from_millis(n))
 }
 
-/// Milliseconds that a loaded machine may take for anything.
-const PATIENCE: u128 = 20_000;
+/// What a loaded machine may take for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Lets the server go on until it holds.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::task::yield_now().await;
+    }
+}
 
 fn quick() -> HttpLimits {
     HttpLimits {
@@ -94,7 +103,7 @@ impl Running {
 async fn until_closed(mut s: TcpStream) -> u128 {
     let start = Instant::now();
     let mut sink = vec![0; 1 << 16];
-    while let Ok(Ok(1..)) = tokio::time::timeout(Duration::from_secs(10), s.read(&mut sink)).await {}
+    while let Ok(Ok(1..)) = tokio::time::timeout(PATIENCE, s.read(&mut sink)).await {}
     start.elapsed().as_millis()
 }
 
@@ -166,11 +175,11 @@ async fn slow_clients_are_cut() {
         ("POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\nabc", 350),
     ] {
         let open = until_closed(begin(text).await).await;
-        assert!((least..PATIENCE).contains(&open), "{text:?}: {open} ms");
+        assert!((least..PATIENCE.as_millis()).contains(&open), "{text:?}: {open} ms");
     }
     // Idle after an answer.
     let open = until_closed(begin("GET /peer HTTP/1.1\r\nhost: x\r\n\r\n").await).await;
-    assert!((250..PATIENCE).contains(&open), "{open} ms");
+    assert!((250..PATIENCE.as_millis()).contains(&open), "{open} ms");
     // Tricklers, of heads and of bodies.
     for text in ["GET / HTTP/1.1\r\nx: ", "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n"] {
         let (mut read, mut write) = begin(text).await.into_split();
@@ -181,8 +190,8 @@ async fn slow_clients_are_cut() {
         });
         let start = Instant::now();
         let mut sink = Vec::new();
-        let _ = read.read_to_end(&mut sink).await;
-        assert!(start.elapsed().as_millis() < PATIENCE, "{text:?}: {:?}", start.elapsed());
+        let _ = tokio::time::timeout(PATIENCE, read.read_to_end(&mut sink)).await;
+        assert!(start.elapsed() < PATIENCE, "{text:?}: {:?}", start.elapsed());
         drip.abort();
     }
     assert_eq!(server.gate.open(), 0);
@@ -194,11 +203,9 @@ async fn clients_that_do_not_read_are_cut_and_slow_readers_are_not() {
     let mut s = server.connect().await;
     s.write_all(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let begun = Instant::now();
-    while server.gate.open() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until("it is taken", || server.gate.open() > 0).await;
     while server.gate.open() > 0 {
-        assert!(begun.elapsed().as_millis() < PATIENCE, "still open");
+        assert!(begun.elapsed() < PATIENCE, "still open");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(begun.elapsed() > Duration::from_millis(350), "{:?}", begun.elapsed());
@@ -268,20 +275,16 @@ async fn an_answer_that_does_not_come_is_a_503() {
 
 #[tokio::test]
 async fn one_address_gets_no_more_than_its_share() {
-    let server = start(HttpLimits { per_ip: 3, head_timeout: ms(3000), ..quick() }).await;
+    let server = start(HttpLimits { per_ip: 3, head_timeout: ms(120_000), ..quick() }).await;
     let mut held = Vec::new();
     for _ in 0..3 {
         held.push(server.connect().await);
     }
-    while server.gate.open() < 3 {
-        tokio::task::yield_now().await;
-    }
+    until("three are taken", || server.gate.open() == 3).await;
     assert_eq!(server.get("/peer").await, "", "the fourth is closed");
     assert_eq!(server.gate.refused(), 1);
     held.pop();
-    while server.gate.open() > 2 {
-        tokio::task::yield_now().await;
-    }
+    until("one has gone", || server.gate.open() == 2).await;
     assert!(server.get("/peer").await.starts_with("HTTP/1.1 200"));
 }
 
@@ -294,7 +297,7 @@ async fn connect_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
 
 #[tokio::test]
 async fn floods_do_not_keep_a_till_from_being_served() {
-    let limits = HttpLimits { connections: 64, per_ip: 4, reserved: 16, head_timeout: ms(4000), ..quick() };
+    let limits = HttpLimits { connections: 64, per_ip: 4, reserved: 16, head_timeout: ms(120_000), ..quick() };
     let server = start(limits).await;
     let till = [127, 9, 9, 9];
     server.gate.befriend(till.into());
@@ -304,9 +307,7 @@ async fn floods_do_not_keep_a_till_from_being_served() {
         hostile.push(connect_from([127, 1, 0, 1], server.address).await);
         hostile.push(connect_from([127, 2, 0, n], server.address).await);
     }
-    while server.gate.open() + server.gate.refused() as usize != 400 {
-        tokio::task::yield_now().await;
-    }
+    until("all have come", || server.gate.open() + server.gate.refused() as usize == 400).await;
     assert_eq!(server.gate.open(), 48);
     for _ in 0..20 {
         let mut s = connect_from(till, server.address).await;
@@ -319,14 +320,14 @@ async fn floods_do_not_keep_a_till_from_being_served() {
 
 #[tokio::test]
 async fn an_order_to_stop_lets_requests_finish_for_a_while() {
-    let mut server = start(HttpLimits { head_timeout: ms(5000), ..quick() }).await;
+    // Nothing but the order ends what waits.
+    let limits = HttpLimits { head_timeout: ms(120_000), answer_timeout: ms(120_000), ..quick() };
+    let mut server = start(limits).await;
     let _idle = server.connect().await;
     let (mut slow, mut never) = (server.connect().await, server.connect().await);
     slow.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     never.write_all(b"GET /never HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    while server.gate.open() < 3 {
-        tokio::task::yield_now().await;
-    }
+    until("three are taken", || server.gate.open() == 3).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let start = Instant::now();
     server.stop.take().unwrap().send(()).unwrap();
@@ -335,7 +336,7 @@ async fn an_order_to_stop_lets_requests_finish_for_a_while() {
     assert!(answer.ends_with("done\n") && answer.contains("connection: close"), "{answer}");
     server.task.await.unwrap();
     let took = start.elapsed();
-    assert!((Duration::from_millis(350)..Duration::from_millis(1200)).contains(&took), "{took:?}");
+    assert!((Duration::from_millis(350)..PATIENCE).contains(&took), "{took:?}");
     assert!(TcpStream::connect(server.address).await.is_err(), "nobody listens");
     assert_eq!(server.gate.open(), 0);
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 use tillcast_tests::process::{Process, succeed};
-use tillcast_tests::{free_port, http, until};
+use tillcast_tests::{http, quiet_port, until};
 
 const KEY: (&str, &str) = ("x-api-key", "bench");
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,7 +57,7 @@ impl Node {
         syncthing(&["generate"]);
         let device = syncthing(&["--device-id"]);
         std::fs::create_dir_all(dir.path().join("folder/.stfolder")).unwrap();
-        let [api, listen] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+        let [api, listen] = [quiet_port(), quiet_port()].map(|port| format!("127.0.0.1:{port}"));
         Node { dir, device, api, listen, process: None }
     }
 

@@ -179,7 +179,7 @@ mod tests {
         assert!(!send(&smtp, "pass"));
         smtp.restart();
         assert!(!send(&smtp, "pass") && send(&smtp, "pass"));
-        let mails = smtp.wait_count(Duration::from_secs(5), 2);
+        let mails = smtp.wait_count(crate::PATIENCE, 2);
         assert_eq!((mails[0].subject.as_str(), mails[0].text.trim(), mails[0].tls), ("Zürich", "hello", false));
     }
 
@@ -191,7 +191,7 @@ mod tests {
         assert!(!send(&smtp, &tls));
         assert!(!send(&smtp, &format!("{tls}; s.login('hq', 'wrong')")));
         assert!(send(&smtp, &format!("{tls}; s.login('hq', 'secret')")));
-        let mail = smtp.wait_for(Duration::from_secs(5), &["hello"]);
+        let mail = smtp.wait_for(crate::PATIENCE, &["hello"]);
         assert!(mail.tls && mail.authenticated);
     }
 }

@@ -182,7 +182,8 @@ impl Builder {
         }
         hq.set_text("source.url", "sqlite:source.db");
         hq.set_text("state.dir", "state");
-        hq.set("publish.mail_wait", "\"5s\"");
+        // A mail server that is gone refuses at once.
+        hq.set("publish.mail_wait", "\"60s\"");
         if !matches!(self.source, Source::Inbox) {
             hq.set_text("stores.query", "SELECT id, zone, region FROM store ORDER BY id");
         }

@@ -32,7 +32,7 @@ impl Node {
             product,
             id: id.into(),
             dir: dir.into(),
-            port: crate::free_port(),
+            port: crate::quiet_port(),
             env: Vec::new(),
             settings: BTreeMap::new(),
             streams: String::new(),
@@ -176,7 +176,8 @@ impl Node {
     /// Whether a register that runs has checked all rows as it does at its start: damage that comes before is found then.
     pub fn has_checked_rows(&self) -> bool {
         let metrics = http::try_get(&format!("{}/metrics", self.url()));
-        metrics.is_some_and(|m| m.text().lines().any(|l| l == "tillcast_agent_checks_total 1"))
+        let count = |line: &str| line.strip_prefix("tillcast_agent_checks_total ")?.parse::<u64>().ok();
+        metrics.is_some_and(|m| m.text().lines().filter_map(count).any(|n| n >= 1))
     }
 
     /// The log of this node's daemons.

@@ -49,7 +49,7 @@ struct Victims {
 impl Victims {
     fn new() -> Victims {
         let (mut watch, site) = Watch::over(small());
-        let mut site = site.relay("tries.limit", "1").relay("trial.time", "'4s'").build();
+        let mut site = site.relay("tries.limit", "1").relay("trial.time", "'60s'").build();
         site.publish();
         watch.start(&site);
         let bucket = Nginx::serve(&site.bucket());

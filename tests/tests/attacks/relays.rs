@@ -15,7 +15,7 @@ struct Lan {
 
 impl Lan {
     fn new(site: Builder) -> Lan {
-        let mut site = site.agent("source_options.read_timeout", "'2s'").build();
+        let mut site = site.build();
         site.publish();
         let relay = site.relay("0421").start_ready();
         let url = site.relay("0421").url();
@@ -148,9 +148,12 @@ fn a_rogue_relay_delays_and_alters_nothing() {
         let before = rows(site, "0421-01");
         news(site);
         lan.relay_has();
+        // Who is honest has all the time that it needs.
+        let short = [("TILLCAST__SOURCE_OPTIONS__READ_TIMEOUT", "2s")];
+        let env: &[_] = if matches!(say, Say::Nothing | Say::Drip(..)) { &short } else { &[] };
         lan.lie(part, say);
         let begun = Instant::now();
-        let out = site.register("0421-01").run(&["once", "--json"]);
+        let out = site.register("0421-01").run_env(&["once", "--json"], env);
         no_panic(&out.text());
         assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", begun.elapsed());
         let (exit, told, held) = match comes {

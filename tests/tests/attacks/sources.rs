@@ -18,14 +18,7 @@ struct Between {
 impl Between {
     fn new(site: Builder) -> Between {
         let (mut watch, site) = Watch::over(site);
-        let mut site = site
-            .relay("source.read_timeout", "'3s'")
-            .relay("rate.window", "'4s'")
-            .relay("tries.limit", "1")
-            .relay("tries.refetch", "'1s'")
-            .agent("source_options.read_timeout", "'3s'")
-            .agent("rate.window", "'4s'")
-            .build();
+        let mut site = site.relay("tries.limit", "1").relay("tries.refetch", "'1s'").build();
         site.publish();
         watch.start(&site);
         let bucket = Nginx::serve(&site.bucket());
@@ -83,7 +76,7 @@ const PRICE_IN_ERROR: &str = "A pack of price@zone-east is in error";
 fn set_sources(site: &mut Site, urls: &[&str]) {
     let list = format!("['{}']", urls.join("', '"));
     site.relays.values_mut().for_each(|r| r.set("sources", &list));
-    let nowhere = format!("http://127.0.0.1:{}", tillcast_tests::free_port());
+    let nowhere = format!("http://127.0.0.1:{}", tillcast_tests::quiet_port());
     for register in site.registers.values_mut() {
         register.set("fallback", &list);
         register.set_text("relay", &nowhere);
@@ -131,7 +124,8 @@ fn data_without_end_is_cut_where_the_limit_is() {
 /// A byte now and then, for ever: given up at the rate floor, the next source is asked.
 #[test]
 fn a_source_that_drips_is_left_for_the_next() {
-    let mut b = Between::new(small());
+    let site = small().relay("source.read_timeout", "'5s'").relay("rate.window", "'4s'");
+    let mut b = Between::new(site.agent("source_options.read_timeout", "'5s'").agent("rate.window", "'4s'"));
     let (slow, good) = (b.liar.url(), b.bucket.url());
     set_sources(&mut b.site, &[&slow, &good]);
     for part in ["manifest.json", "trust.json", ".delta.pack"] {

@@ -1,6 +1,6 @@
 //! One cell from its beginning to its end: damage, what the programs show, what must hold all the while, the healing.
 
-use crate::places::{Digests, Kind, Prepared, RIGHTS, Stage, Target, beside, news};
+use crate::places::{Digests, Kind, Prepared, RIGHTS, Stage, Target, beside, damaged_news, news};
 use crate::table::{Cell, ITSELF};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,6 +87,7 @@ impl Work<'_> {
         self.note("register", &once);
         self.rows_are_published()?;
         self.note_status("relay");
+        self.await_events();
         self.note_events();
         self.heal_stopped()
     }
@@ -95,8 +96,8 @@ impl Work<'_> {
         let third = &self.prepared.third;
         match self.target.stage {
             Stage::Bucket => {
-                news(&self.site, third);
-                self.target.damage(&self.site, self.prepared, self.cell);
+                let damage = |other: &Site| self.target.damage(other, self.prepared, self.cell);
+                damaged_news(&self.site, third, damage);
             }
             Stage::Device | Stage::Left => {
                 self.target.damage(&self.site, self.prepared, self.cell);
@@ -146,7 +147,12 @@ impl Work<'_> {
         // What is in the log yet is not damaged with the file.
         let log = self.site.store_db(REGISTER).with_extension("db-wal");
         let is_cut = || fs::metadata(&log).map_or(0, |m| m.len()) == 0;
-        let ready = |w: &Self| w.settled(&w.status_of()) && is_cut() && w.register_node().has_checked_rows();
+        let ready = |w: &Self| {
+            let status = w.status_of();
+            // Its first look at its source is not in the midst of the damage; by sticks alone there is none.
+            let has_looked = w.target.stage == Stage::Import || status["relay"]["network"] == "online";
+            has_looked && w.settled(&status) && is_cut() && w.register_node().has_checked_rows()
+        };
         if !self.wait(WAIT, ready)? {
             return Err(format!("it does not come up: {:#?}", self.status_of()));
         }
@@ -181,6 +187,8 @@ impl Work<'_> {
         }
         self.served_is_good()?;
         if !self.is_mended {
+            // What the relay found as it answered just now is said a moment later.
+            self.wait(if self.explore { Duration::ZERO } else { WAIT }, |w: &Self| w.has_shown_all())?;
             self.note_logs();
         }
         Ok(())
@@ -206,15 +214,30 @@ impl Work<'_> {
     }
 
     fn has_shown_all(&self) -> bool {
-        let mut logs = logs(&self.site);
+        self.is_all_in(logs(&self.site))
+    }
+
+    /// Whether all that the table wants is in these texts, the relay's events and what was taken down.
+    fn is_all_in(&self, mut texts: BTreeMap<&'static str, String>) -> bool {
         for (who, shown) in &self.out.shown {
             let all: String = shown.codes.iter().cloned().collect::<Vec<_>>().join(" ");
-            *logs.entry(who).or_default() += &(all + &shown.text);
+            *texts.entry(*who).or_default() += &(all + &shown.text);
+        }
+        for (code, text) in self.relay_events() {
+            *texts.entry("relay").or_default() += &format!("{code} {text}");
         }
         let said = |(who, e): (&str, crate::table::Expected)| {
-            e.words.iter().all(|w| logs.get(who).is_some_and(|l| l.contains(w)))
+            e.words.iter().all(|w| texts.get(who).is_some_and(|l| l.contains(w)))
         };
         self.cell.expected().into_iter().all(said)
+    }
+
+    /// The relay writes down a moment later what it found as it answered.
+    fn await_events(&self) {
+        let end = Instant::now() + if self.explore { Duration::ZERO } else { WAIT };
+        while !self.is_all_in(BTreeMap::new()) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(30));
+        }
     }
 
     fn start_relay(&mut self) {
@@ -367,15 +390,18 @@ impl Work<'_> {
 
     /// The relay's event log: what came and went between two looks.
     fn note_events(&mut self) {
-        let Ok(reply) = self.relay_log() else { return };
-        for (code, text) in reply {
-            if ["MENDED", "IMPORT", "HEALED", "STREAM_GONE"].contains(&code.as_str()) {
-                continue;
-            }
+        for (code, text) in self.relay_events() {
             let shown = self.out.shown.entry("relay").or_default();
             shown.codes.extend(codes(&code, &text));
             shown.text += &text;
         }
+    }
+
+    /// Those of its log that tell of something wrong.
+    fn relay_events(&self) -> Vec<(String, String)> {
+        let mut all = self.relay_log().unwrap_or_default();
+        all.retain(|(code, _)| !["MENDED", "IMPORT", "HEALED", "STREAM_GONE"].contains(&code.as_str()));
+        all
     }
 
     fn relay_log(&self) -> rusqlite::Result<Vec<(String, String)>> {

@@ -2,6 +2,7 @@
 
 use crate::table::Cell;
 use rusqlite::Connection;
+use rustix::fs::{CWD, RenameFlags};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -50,8 +51,8 @@ fn prepare() -> Prepared {
     for key in ["poll", "heartbeat"] {
         builder = builder.relay(key, "'300ms'");
     }
-    // Every pack is served from the disk: none hides in memory.
-    let site = builder.relay("cache.object", "1").agent("relay_silent", "'1s'").build();
+    // Every pack is served from the disk: none hides in memory. A busy machine's relay is not taken for a dead one.
+    let site = builder.relay("cache.object", "1").agent("relay_silent", "'5s'").build();
     let publish = |n: usize| {
         site.sql(&format!("UPDATE price SET price_cents = price_cents + {n} WHERE sku < 'SKU0000020'"));
         site.publish();
@@ -94,16 +95,30 @@ fn bad_pack(site: &Site) -> Vec<u8> {
 
 /// What headquarters publishes next reaches the bucket.
 pub fn news(site: &Site, third: &Site) {
+    let aside = site.dir().join("objects.new");
+    files::copy_all(&third.bucket(), &aside);
+    bring(site, third, &aside);
+}
+
+/// The same, damaged before anybody sees it.
+pub fn damaged_news(site: &Site, third: &Site, damage: impl FnOnce(&Site)) {
+    let (other, aside) = (third.copy(), site.dir().join("objects.new"));
+    damage(&other);
+    fs::rename(other.bucket(), &aside).unwrap();
+    bring(site, third, &aside);
+}
+
+/// Headquarters as it is at the third version, with this bucket.
+fn bring(site: &Site, third: &Site, bucket: &Path) {
     let state = site.hq.dir.join("state");
     fs::remove_dir_all(&state).unwrap();
     files::copy_all(&third.hq.dir.join("state"), &state);
     fs::copy(third.hq.dir.join("source.db"), site.hq.dir.join("source.db")).unwrap();
-    // In one step: whoever reads meanwhile sees the bucket before or after.
-    let (aside, old) = (site.dir().join("objects.new"), site.dir().join("objects.old"));
+    let old = site.dir().join("objects.old");
     let _ = fs::remove_dir_all(&old);
-    files::copy_all(&third.bucket(), &aside);
-    fs::rename(site.bucket(), &old).unwrap();
-    fs::rename(aside, site.bucket()).unwrap();
+    // In one step: whoever reads meanwhile sees the bucket before or after.
+    rustix::fs::renameat_with(CWD, bucket, CWD, site.bucket(), RenameFlags::EXCHANGE).unwrap();
+    fs::rename(bucket, old).unwrap();
 }
 
 /// What kind of file it is: where bits are flipped, and what a version of the future is.
@@ -518,9 +533,13 @@ impl Target {
         }
     }
 
-    /// A database goes with its log and index, where nothing has them open.
     fn remove(&self, file: &Path, cell: &Cell) {
         fs::remove_file(file).unwrap();
+        self.remove_log(file, cell);
+    }
+
+    /// A database goes with its log and index, where nothing has them open.
+    fn remove_log(&self, file: &Path, cell: &Cell) {
         if self.kind == Kind::Database && !cell.running {
             for end in ["-wal", "-shm"] {
                 let _ = fs::remove_file(beside(file, end));
@@ -528,10 +547,12 @@ impl Target {
         }
     }
 
-    /// As a restore does it: another file under the name.
+    /// As a restore does it: another file under the name, which is never without one.
     fn replace(&self, file: &Path, bytes: &[u8], cell: &Cell) {
-        self.remove(file, cell);
-        fs::write(file, bytes).unwrap();
+        let aside = beside(file, ".aside");
+        fs::write(&aside, bytes).unwrap();
+        self.remove_log(file, cell);
+        fs::rename(aside, file).unwrap();
     }
 
     fn of_the_future(&self, file: &Path, site: &Site) {
