@@ -59,8 +59,8 @@ pub enum ManifestsError {
     Overtaken(Vec<Overtaken>),
     /// The bucket knows versions, the ledger none.
     #[error(
-        "the manifests in the bucket tell of versions that this ledger does not know, of {0} for one (a new machine, a lost \
-         ledger): nothing is signed before it knows them. Run publish first, then this again"
+        "the manifests in the bucket tell of versions that this ledger does not know, of {0} for one (a new machine, a ledger \
+         lost or set back): nothing is signed before it knows them. Run publish first, then this again"
     )]
     NotTakenOver(Instance),
     /// Trust files found in the bucket.
@@ -111,7 +111,7 @@ fn told(all: &[Overtaken]) -> String {
     };
     format!(
         "the bucket has {what}: does another publisher with another ledger write here? If not (a ledger set back), run \
-         `publish`, or this again: it goes on above {above}{devices}"
+         `publish`: it goes on above {above}{devices}"
     )
 }
 
@@ -334,9 +334,9 @@ impl Signer {
         self.key.public().id()
     }
 
-    /// The streams that manifests list though the settings do not name them.
-    pub fn left_out(&self) -> impl Iterator<Item = &StreamName> {
-        self.left_out.keys()
+    /// The streams that manifests list though the settings do not name them, and for whom their instances are.
+    pub fn left_out(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
+        self.left_out.iter().map(|(name, kind)| (name, *kind))
     }
     /// Manifests list a stream that was left out no longer.
     pub fn drop_stream(&mut self, stream: &StreamName) {
@@ -349,20 +349,20 @@ impl Signer {
             .chain(self.left_out.iter().map(|(name, kind)| (name, *kind)))
     }
 
-    /// Lets go of the streams left out whose tables have moved and that no store's manifest lists any more.
+    /// Lets go of the streams left out whose tables have moved and that no manifest lists any more, but of vanished stores.
     pub async fn drop_moved(&mut self, ledger: &Ledger) -> Result<(), ManifestsError> {
         if self.left_out.is_empty() {
             return Ok(());
         }
         let heads = ledger.heads().await?;
         let now = tables_of(&heads, |s| self.streams.iter().any(|(name, _)| name == s));
-        let mut moved: BTreeSet<StreamName> = self.left_out().cloned().collect();
+        let mut moved: BTreeSet<StreamName> = self.left_out.keys().cloned().collect();
         moved.retain(|s| !tables_of(&heads, |of| of == s).is_disjoint(&now));
         if moved.is_empty() {
             return Ok(());
         }
         let mut look = |s: &SignStore<'_>| {
-            if s.row.serial == 0 {
+            if s.row.serial == 0 || s.row.vanished_at.is_some() {
                 return Ok(Made::Unchanged);
             }
             let Some(listed) = self.previous(s)? else { return Ok(Made::NeedsPrevious) };
@@ -414,7 +414,7 @@ impl Signer {
     }
 
     /// Signs what is due, without the lease: manifests that are old, of another key or epoch, or whose
-    /// devices changed. What was overtaken is left to a publish, or to whoever changes the store's devices.
+    /// devices changed. What was overtaken, and what was signed and could not be put yet, which may be, is left to people.
     pub async fn sign_due(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Vec<StoreId>, ManifestsError> {
         self.sign(ledger, None, &[], Which::All, Moves::None, clock).await
     }
@@ -438,7 +438,8 @@ impl Signer {
         let now = ledger.latest_time().await?.map_or(clock, |t| t.max(clock));
         let mut heads = HeadHashes::default();
         let by_itself = token.is_none() && matches!(which, Which::All);
-        let mut make = |s: &SignStore<'_>| match by_itself && s.row.is_overtaken() {
+        let is_left = |s: &StoreRow| by_itself && (s.is_overtaken() || s.put_serial < s.serial);
+        let mut make = |s: &SignStore<'_>| match is_left(s.row) {
             true => Ok(Made::Unchanged),
             false => self.make(s, now, moves, &mut heads),
         };
@@ -469,7 +470,10 @@ impl Signer {
         };
         if has_manifest
             && s.previous.is_none()
-            && (vanished || self.all_streams().any(untold) || may_stay && !self.lists_what_it_follows(s, hashes)?)
+            && (vanished
+                || !self.left_out.is_empty()
+                || self.all_streams().any(untold)
+                || may_stay && !self.lists_what_it_follows(s, hashes)?)
         {
             return Ok(Made::NeedsPrevious);
         }
@@ -515,22 +519,31 @@ impl Signer {
     /// (a zone that is new, or was empty, and not yet published), or is not to be gone over to, the one followed before
     /// stays.
     fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>, moves: Moves<'_>) -> Vec<Instance> {
-        let vanished = s.row.vanished_at.is_some();
+        if s.row.vanished_at.is_some() {
+            let last = before.into_iter().flat_map(Manifest::instances).map(|(i, _)| i);
+            return last.filter(|i| s.heads.contains_key(i)).collect();
+        }
         let stays = |name: &StreamName| match moves {
             Moves::None => true,
             Moves::AllBut(held) => held.get(&s.row.seen.id).is_some_and(|streams| streams.contains(name)),
         };
         let wanted = |(name, kind): (&StreamName, AudienceKind)| {
-            let wanted = followed(name, kind, &s.row.seen).filter(|i| !vanished && is_fresh(s, i));
+            let wanted = followed(name, kind, &s.row.seen).filter(|i| is_fresh(s, i));
             let kept = || before.and_then(|m| m.instance(name)).filter(|i| s.heads.contains_key(i));
             if stays(name) { kept().or(wanted) } else { wanted.or_else(kept) }
         };
         let of_settings = self.streams.iter().map(|(name, kind)| (name, *kind)).filter_map(wanted);
         let mut instances: Vec<Instance> = of_settings.collect();
-        let tables = |i: &Instance| s.heads.get(i).into_iter().flat_map(|h| h.digests.keys());
-        for left in self.left_out.iter().map(|(name, kind)| (name, *kind)).filter_map(wanted) {
-            // No reader can hold a table by two streams.
-            if !instances.iter().flat_map(tables).any(|t| tables(&left).any(|of_left| of_left == t)) {
+        // One that the settings lost is listed by those that list it, and by new stores.
+        let is_listed = |name: &StreamName| s.row.serial == 0 || before.is_some_and(|m| m.streams.contains_key(name));
+        let left = self.left_out().filter(|(name, _)| is_listed(name));
+        for left in left.filter_map(wanted) {
+            let tables = |i: &Instance| s.heads.get(i).into_iter().flat_map(|h| h.digests.keys());
+            let now: BTreeSet<&TableName> = instances.iter().flat_map(tables).collect();
+            // No reader can hold a table by two streams: it goes over when all of them are there.
+            if !tables(&left).all(|t| now.contains(t)) {
+                let its: BTreeSet<&TableName> = tables(&left).collect();
+                instances.retain(|i| tables(i).all(|t| !its.contains(t)));
                 instances.push(left);
             }
         }
@@ -939,35 +952,45 @@ pub async fn recover(
 ) -> Result<Found, ManifestsError> {
     follow_trust(config, ledger, buckets, clock).await?;
     if !ledger.heads().await?.is_empty() {
-        let (ahead, others): (Vec<_>, Vec<_>) = ledger.stores().await?.into_iter().partition(StoreRow::is_overtaken);
-        if ahead.is_empty() {
-            return Ok(Found::default());
-        }
-        let others = others.into_iter().map(|s| s.seen.id).collect();
-        let mut found = find(config, ledger, buckets, &others).await?;
-        // Which devices there were people decide.
-        found.stores.devices.clear();
-        return Ok(found);
+        return find_overtaken(config, ledger, buckets).await;
     }
     recover_trust(config, ledger, buckets, clock, &[]).await?;
-    find(config, ledger, buckets, &BTreeSet::new()).await
+    find(config, ledger, buckets, |_| true).await
 }
 
-/// For who signs and does not publish: fails where the ledger knows no version and the bucket does. Where neither does,
-/// serials and devices are taken over.
+/// What the manifests tell of the stores that were found to be overtaken; not of their devices, of which people decide.
+async fn find_overtaken(config: &Config, ledger: &Ledger, buckets: &Buckets) -> Result<Found, ManifestsError> {
+    let overtaken = ledger.stores().await?.into_iter().filter(StoreRow::is_overtaken);
+    let overtaken: BTreeSet<StoreId> = overtaken.map(|s| s.seen.id).collect();
+    if overtaken.is_empty() {
+        return Ok(Found::default());
+    }
+    let mut found = find(config, ledger, buckets, |s| overtaken.contains(s)).await?;
+    found.stores.devices.clear();
+    Ok(found)
+}
+
+/// For who signs and does not publish: fails where the bucket knows versions that the ledger does not: of all streams, or
+/// of stores that were found to be overtaken. Where neither knows any, serials and devices are taken over.
 pub async fn check_taken_over(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
     clock: &dyn Clock,
 ) -> Result<(), ManifestsError> {
-    if !ledger.heads().await?.is_empty() {
-        return Ok(());
+    let heads = ledger.heads().await?;
+    if !heads.is_empty() {
+        let found = find_overtaken(config, ledger, buckets).await?.heads;
+        let is_ahead = |i: &Instance, h: &FoundHead| heads.get(i).is_none_or(|ours| ours.version < h.entry.version);
+        return match found.into_iter().find(|(i, h)| is_ahead(i, h)) {
+            Some((instance, _)) => Err(ManifestsError::NotTakenOver(instance)),
+            None => Ok(()),
+        };
     }
     // Before the first publish many are enrolled: what lies there by this ledger is not read each time.
     let ours = |s: &StoreRow| s.serial > 0 && s.put_serial >= s.serial && s.content.is_some();
     let ours: BTreeSet<StoreId> = ledger.stores().await?.into_iter().filter(ours).map(|s| s.seen.id).collect();
-    let found = find(config, ledger, buckets, &ours).await?;
+    let found = find(config, ledger, buckets, |s| !ours.contains(s)).await?;
     match found.heads.into_keys().next() {
         Some(instance) => Err(ManifestsError::NotTakenOver(instance)),
         None => Ok(take_over(ledger, None, &found.stores, &[], clock).await?),
@@ -988,12 +1011,12 @@ pub async fn take_over(
     failpoint::around("rebuild.heads", ledger.adopt(token, stores, heads, clock.now())).await
 }
 
-/// Reads the manifests in the bucket, but those of some stores.
+/// Reads the manifests in the bucket, those of some stores.
 async fn find(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
-    but: &BTreeSet<StoreId>,
+    of: impl Fn(&StoreId) -> bool,
 ) -> Result<Found, ManifestsError> {
     let limits = &config.limits;
     let mut found = Found::default();
@@ -1001,7 +1024,7 @@ async fn find(
     let Some(trust) = newest_trust(ledger, limits).await? else { return Ok(found) };
     let signers: Vec<PublicKey> = trust.publishers.iter().map(|p| p.key.clone()).collect();
     let stores = buckets.list_stores().await?;
-    for store in stores.into_iter().filter(|s| !but.contains(s)) {
+    for store in stores.into_iter().filter(of) {
         let name = ObjectName::Manifest(store.clone());
         let Some(envelope) = buckets.get(&name, limits.manifest_bytes).await? else { continue };
         // Expired ones count: only the numbers in them are asked for.
@@ -1032,7 +1055,11 @@ async fn find(
             .stores
             .devices
             .extend(manifest.registers.iter().map(|(id, k)| (DeviceId::Register(id.clone()), k.clone())));
-        found.stores.serials.push((store, manifest.serial));
+        let zone = manifest.streams.values().find_map(|e| match &e.audience {
+            Audience::Zone(zone) => Some(zone.clone()),
+            _ => None,
+        });
+        found.stores.serials.push((store, manifest.serial, zone));
     }
     Ok(found)
 }

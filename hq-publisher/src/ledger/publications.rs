@@ -4,7 +4,7 @@ use super::db::{Columns, Write, parse, seconds, signed, to_json};
 use super::{Ledger, LedgerError, Token};
 use proto::clock::Timestamp;
 use proto::digest::{Sha256, StateDigest};
-use proto::ids::{DeviceId, Instance, StoreId, StreamName, TableName, Version};
+use proto::ids::{DeviceId, Instance, StoreId, StreamName, TableName, Version, Zone};
 use proto::keys::PublicKey;
 use proto::layout::{PackKind, PackName};
 use proto::manifest::PackEntry;
@@ -148,8 +148,8 @@ pub struct Adopted {
 /// What else is taken over with them: what manifests found in the bucket tell of their stores.
 #[derive(Debug, Clone, Default)]
 pub struct TakenOver {
-    /// The serial of each store's manifest: the next is above it.
-    pub serials: Vec<(StoreId, u64)>,
+    /// The serial of each store's manifest, which the next is above, and the zone whose instances it lists.
+    pub serials: Vec<(StoreId, u64, Option<Zone>)>,
     /// Devices that they name. One that the ledger knows is left as it is.
     pub devices: Vec<(DeviceId, PublicKey)>,
 }
@@ -364,8 +364,8 @@ impl Ledger {
             None if heads.is_empty() => {}
             None => return Err(LedgerError::LeaseLost),
         }
-        for (store, serial) in &stores.serials {
-            w.know_serial(store, *serial).await?;
+        for (store, serial, zone) in &stores.serials {
+            w.know_serial(store, *serial, zone.as_ref()).await?;
         }
         for (device, key) in &stores.devices {
             w.know_device(device, key, now).await?;
@@ -441,6 +441,8 @@ impl Ledger {
             }
         }
         packs.sort_by_key(|p| (p.entry.version, p.entry.kind));
+        // A head taken over from the bucket names packs once more that are known.
+        packs.dedup_by_key(|p| (p.entry.version, p.entry.kind));
         drop_times(&mut packs);
         Ok(packs)
     }
@@ -461,7 +463,7 @@ impl Ledger {
         let mut w = self.write().await?;
         w.check_lease(token).await?;
         let instance = pack.instance.to_string();
-        // A head taken over from the bucket has all its packs in one row.
+        // A head taken over from the bucket has all its packs in one row, those that were known included.
         let rows = sqlx::query(
             "SELECT version, packs FROM publication WHERE instance = $1 AND version >= $2 ORDER BY version",
         )
@@ -482,7 +484,6 @@ impl Ledger {
                 .bind(row.number(0)?)
                 .execute(&mut **w)
                 .await?;
-            break;
         }
         w.note_deletion(pack).await?;
         w.commit().await
@@ -506,7 +507,15 @@ impl Write {
         if self.head(instance).await?.is_some_and(|known| known.version >= head.version) {
             return Ok(());
         }
-        self.contract(&instance.stream, head.schema, contract_sha256, ddl).await?;
+        // Without a text, what is known of its number counts.
+        if !ddl.is_empty() || self.contract_hash(&instance.stream, head.schema).await?.is_none() {
+            self.contract(&instance.stream, head.schema, contract_sha256, ddl).await?;
+        }
+        // A run that was given up here may have been signed elsewhere.
+        for pack in &head.packs {
+            let fact = format!("{TO_DELETE}{}", pack.name(instance));
+            sqlx::query("DELETE FROM fact WHERE name = $1").bind(fact).execute(&mut ***self).await?;
+        }
         sqlx::query(
             "INSERT INTO publication \
              (instance, version, state, epoch, contract, plan, packs, digests, created_s, signed_s) \
@@ -531,15 +540,19 @@ impl Write {
         self.set_fact(&format!("{TO_DELETE}{pack}"), "").await
     }
 
-    /// Stores a contract's text under its number, if it is new there.
-    async fn contract(&mut self, s: &StreamName, number: u64, sha: &Sha256, ddl: &str) -> Result<(), LedgerError> {
+    /// The hash of the contract that has a number.
+    async fn contract_hash(&mut self, s: &StreamName, number: u64) -> Result<Option<Sha256>, LedgerError> {
         let row = sqlx::query("SELECT sha256 FROM contract WHERE stream = $1 AND number = $2")
             .bind(s.as_str())
             .bind(signed(number))
             .fetch_optional(&mut ***self)
             .await?;
-        if let Some(row) = row {
-            let found: Sha256 = parse(&row.text(0)?, "hash")?;
+        row.map(|row| parse(&row.text(0)?, "hash")).transpose()
+    }
+
+    /// Stores a contract's text under its number, if it is new there.
+    async fn contract(&mut self, s: &StreamName, number: u64, sha: &Sha256, ddl: &str) -> Result<(), LedgerError> {
+        if let Some(found) = self.contract_hash(s, number).await? {
             if &found != sha {
                 return Err(LedgerError::Conflict(format!(
                     "contract {number} of stream {s} is in the ledger with another text: its number was given twice"

@@ -4,7 +4,7 @@ use super::db::{CHANNEL, Columns, Kind, Write, parse, seconds, signed};
 use super::{Head, Ledger, LedgerError, Staged, Token};
 use proto::clock::Timestamp;
 use proto::digest::Sha256;
-use proto::ids::{DeviceId, Instance, StoreId};
+use proto::ids::{DeviceId, Instance, StoreId, Zone};
 
 pub use crate::source::StoreRow as StoreSeen;
 use sqlx::AssertSqlSafe;
@@ -51,7 +51,7 @@ pub struct StoreRow {
 impl StoreRow {
     /// Whether the bucket had a newer manifest of ours, and none was signed above it yet.
     pub fn is_overtaken(&self) -> bool {
-        self.serial > 0 && self.content.is_none()
+        self.content.is_none() && self.next_serial > 1
     }
     /// The greatest serial of which it is known what became of it: what only a device told of is not.
     pub fn known_serial(&self) -> u64 {
@@ -539,9 +539,16 @@ impl Write {
     }
 
     /// A serial seen elsewhere (a manifest in the bucket): the store's next is above it.
-    pub(super) async fn know_serial(&mut self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
-        sqlx::query("INSERT INTO store (id) VALUES ($1) ON CONFLICT (id) DO NOTHING")
+    /// `zone`: what it says of one that is new; the source may be silent for long.
+    pub(super) async fn know_serial(
+        &mut self,
+        store: &StoreId,
+        serial: u64,
+        zone: Option<&Zone>,
+    ) -> Result<(), LedgerError> {
+        sqlx::query("INSERT INTO store (id, zone) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
             .bind(store.as_str())
+            .bind(zone.map(|z| z.as_str().to_owned()))
             .execute(&mut ***self)
             .await?;
         let sql = "SELECT COUNT(*) FROM store WHERE id = $1 AND serial < $2";

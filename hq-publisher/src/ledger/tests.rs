@@ -230,7 +230,7 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         }
         assert!(heard);
         // A serial seen elsewhere is passed.
-        let seen = TakenOver { serials: vec![(id.clone(), 40)], devices: Vec::new() };
+        let seen = TakenOver { serials: vec![(id.clone(), 40, None)], devices: Vec::new() };
         l.adopt(None, &seen, &[], t(1)).await.unwrap();
         assert_eq!(l.store(&id).await.unwrap().unwrap().next_serial, 41);
         l.overtaken(&id, 50).await.unwrap();

@@ -333,13 +333,6 @@ impl Run<'_> {
             self.clear_inbox(drops, &settled, &mut report).await?;
         }
         if !self.options.dry_run {
-            match self.put_again().await {
-                // What this run signed is out.
-                Err(ManifestsError::Bucket(e)) => {
-                    self.problem(format!("a manifest put earlier cannot be looked at: {e}"));
-                }
-                outcome => outcome?,
-            }
             report.lag = self.buckets.repair_mirrors().await?;
             let lag = report.lag.mirrors.join("\n");
             let problem = (!lag.is_empty()).then_some(("A mirror lags behind", lag.as_str()));
@@ -392,8 +385,8 @@ impl Run<'_> {
     /// they have, and somebody should know. Not told of where a table is another stream's by the settings: it goes over.
     async fn tell_left_out(&self, contracts: &Contracts) -> Result<(), PublishError> {
         let mut told = BTreeMap::new();
-        let goes_over = |s: &&StreamName| self.tables_left(s).iter().any(|t| contracts.stream_of(t).is_some());
-        for stream in self.signer.left_out().filter(|s| !goes_over(s)) {
+        let goes_over = |s: &StreamName| self.tables_left(s).iter().any(|t| contracts.stream_of(t).is_some());
+        for (stream, _) in self.signer.left_out().filter(|(s, _)| !goes_over(s)) {
             let text = format!(
                 "stream {stream} is not in the settings and manifests list it: they go on listing what was published of it. \
                  Put its [[stream]] back, or, if no store is to get it any more, run again with --allow-shrink {stream}"
@@ -435,14 +428,16 @@ impl Run<'_> {
             }
         }
         self.still_publisher().await?;
+        // That the ledger was set back is told, of all stores at once, before anything is made that would hide it.
         let put = async {
-            match put_unfinished(self.ledger, self.buckets, Some(token)).await {
-                // Of what else was overtaken is told at once.
-                Err(e @ ManifestsError::Overtaken(_)) => match self.put_again().await {
-                    Err(more) => Err(manifests::gather(Some(e), more)),
-                    Ok(()) => Err(e),
-                },
-                put => put,
+            let put = put_unfinished(self.ledger, self.buckets, Some(token)).await.map(drop);
+            match (put, self.put_again().await) {
+                (Ok(()), Err(ManifestsError::Bucket(e))) => {
+                    self.problem(format!("a manifest put earlier cannot be looked at: {e}"));
+                    Ok(())
+                }
+                (Err(first), Err(e)) => Err(manifests::gather(Some(first), e)),
+                (put, again) => put.and(again),
             }
         };
         self.step(Step::PutManifests, put).await?;
@@ -514,7 +509,7 @@ impl Run<'_> {
             self.progress.finished(&instance, &entry);
             report.instances.insert(instance, entry);
         }
-        for (instance, refusal) in self.guard_moves(stream, !refused, report).await? {
+        for (instance, refusal) in self.guard_moves(stream, stores, !refused, report).await? {
             refused = true;
             let mut entry = report.instances.remove(&instance).unwrap_or_default();
             (entry.keeps_away, entry.version) = (true, self.heads.get(&instance).map(|h| h.version));
@@ -660,7 +655,7 @@ impl Run<'_> {
         let unwanted = |i: &Instance, h: &Head| {
             let is_gone = match self.config.stream(&i.stream) {
                 Some(_) => self.is_asked(&i.stream) && !report.instances.contains_key(i) && !is_left(i),
-                None => !self.signer.left_out().any(|s| s == &i.stream),
+                None => !self.signer.left_out().any(|(s, _)| s == &i.stream),
             };
             !h.retired && is_gone
         };

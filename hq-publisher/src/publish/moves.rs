@@ -8,10 +8,10 @@ use super::report::{Outcome, PublishReport};
 use super::stage::{Refusal, Stop, refused};
 use super::{PublishError, Run, read_only_at};
 use crate::guard;
-use crate::ledger::Head;
 use crate::mail;
-use crate::manifests::{Held, Move};
+use crate::manifests::{self, Held, Move};
 use crate::rebuild::{self, RebuildError};
+use crate::source::StoreRow;
 use proto::ids::{Instance, StreamName, TableName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +23,7 @@ impl Run<'_> {
     pub(super) async fn guard_moves(
         &self,
         stream: &Stream,
+        stores: &[StoreRow],
         whole: bool,
         report: &PublishReport,
     ) -> Result<Vec<(Instance, Refusal)>, PublishError> {
@@ -32,7 +33,7 @@ impl Run<'_> {
                 by_goal.entry(to).or_default().entry(&m.from).or_default().push(m);
             }
         }
-        let renamed = self.renamed(stream, report);
+        let renamed = self.renamed(stream, stores, report);
         for (from, to) in renamed.iter().filter(|_| !self.may_shrink(&stream.name)) {
             by_goal.entry(to).or_default().entry(from).or_default();
         }
@@ -65,14 +66,22 @@ impl Run<'_> {
         Ok(refusals)
     }
 
-    /// Instances of streams that the settings lost, and the first versions of this one that take tables over from them.
-    fn renamed(&self, stream: &Stream, report: &PublishReport) -> Vec<(Instance, Instance)> {
-        let has = |head: &Head| stream.contract.tables.iter().any(|t| head.digests.contains_key(&t.name));
-        let from =
-            self.heads.iter().filter(|(i, h)| !h.retired && self.signer.left_out().any(|s| s == &i.stream) && has(h));
-        let to = |i: &Instance| Instance { stream: stream.name.clone(), audience: i.audience.clone() };
-        let is_first = |to: &Instance| report.instances.contains_key(to) && !self.heads.contains_key(to);
-        from.map(|(i, _)| (i.clone(), to(i))).filter(|(_, to)| is_first(to)).collect()
+    /// Instances of streams that the settings lost, each with one of this stream that has a table of it for the first time
+    /// and is for a store that follows it.
+    fn renamed(&self, stream: &Stream, stores: &[StoreRow], report: &PublishReport) -> BTreeSet<(Instance, Instance)> {
+        let mut pairs = BTreeSet::new();
+        for (left, kind) in self.signer.left_out() {
+            let both = stores.iter().filter_map(|s| {
+                Some((manifests::followed(left, kind, s)?, manifests::followed(&stream.name, stream.audience, s)?))
+            });
+            let comes = |from: &Instance, to: &Instance| {
+                let has = |i: &Instance, t: &TableName| self.heads.get(i).is_some_and(|h| h.digests.contains_key(t));
+                let mut tables = stream.contract.tables.iter().map(|t| &t.name);
+                report.instances.contains_key(to) && tables.any(|t| has(from, t) && !has(to, t))
+            };
+            pairs.extend(both.filter(|(from, to)| comes(from, to)));
+        }
+        pairs
     }
 
     /// The tables published of a stream, but of instances that no store wants.
@@ -85,7 +94,7 @@ impl Run<'_> {
     /// are nobody's. Registers would lose them.
     pub(super) fn find_splits(&self, contracts: &Contracts) -> BTreeMap<StreamName, String> {
         let mut splits = BTreeMap::new();
-        for left in self.signer.left_out().filter(|s| !self.may_shrink(s)) {
+        for (left, _) in self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)) {
             let (taken, lost): (Vec<&TableName>, Vec<_>) =
                 self.tables_left(left).into_iter().partition(|t| contracts.stream_of(t).is_some());
             let lost: Vec<&str> = lost.into_iter().map(TableName::as_str).collect();

@@ -644,7 +644,9 @@ async fn a_ledger_set_back_goes_on_from_the_versions_that_stores_have() {
     w.publish().await;
     let (ledger, backup) = (w.dir.path().join("state/fleet.db"), w.dir.path().join("backup.db"));
     Connection::open(&ledger).unwrap().execute("VACUUM INTO ?1", [backup.to_str().unwrap()]).unwrap();
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n0423,east\n");
     drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,101\nb,200\n");
+    drop_file(&w, "price.zone-east.deal.ndjson", "{\"id\":2,\"sku\":\"b\"}\n");
     w.publish().await;
     for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
         let _ = fs::remove_file(w.dir.path().join("state").join(gone));
@@ -668,32 +670,73 @@ async fn a_ledger_set_back_goes_on_from_the_versions_that_stores_have() {
     let checks = crate::doctor::run(&w.config, w.clock.as_ref()).await;
     let check = checks.into_iter().find(|c| c.name == "ledger against bucket").unwrap();
     assert_eq!(check.verdict, crate::doctor::Verdict::Fail, "{check:?}");
-    // Signed above by the device's word, and not put over what nobody was told of.
-    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,3\n");
-    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err().to_string();
-    assert!(e.contains("manifest 2 of store 0421") && w.manifest("0421").unwrap().serial == serial, "{e}");
-    // Nor by who puts by himself, told or not.
+    // Who puts by himself signs above by the device's word, and does not put it over what nobody was told of, nor the next.
+    let lists =
+        || ["0421", "0423"].map(|store| fs::read(w.dir.path().join(format!("objects/stores/{store}/manifest.json"))));
+    let lists = || lists().map(Result::unwrap);
+    let before = lists();
     let (_stop, stopping) = tokio::sync::watch::channel(false);
     let serve = crate::web::App::open(&w.config, w.clock.clone(), stopping).await.unwrap();
-    w.clock.advance(Duration::from_secs(86_400 * 30));
-    ledger.touch(w.clock.now()).await.unwrap();
-    let _ = crate::web::ticks::manifests(&serve).await;
-    assert_eq!(w.manifest("0421").unwrap().serial, serial);
+    let tick = async || {
+        w.clock.advance(Duration::from_secs(86_400 * 10));
+        ledger.touch(w.clock.now()).await.unwrap();
+        crate::web::ticks::manifests(&serve).await.unwrap_err()
+    };
+    for _ in 0..3 {
+        let told = tick().await;
+        assert!(told.contains("manifest 2 of store 0421") && lists() == before, "{told}");
+    }
+    // One table of two comes: nothing is made of it before it is told, and then the other's rows are those that stores have.
+    drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,300\nb,200\n");
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err().to_string();
+    assert!(e.contains("manifest 2 of store 0421") && lists() == before, "{e}");
+    let desk = Desk::open(&w.config, w.clock.as_ref(), true).await.unwrap();
+    let e = desk.enroll(&"0421-01".parse().unwrap()).await.unwrap_err().to_string();
+    assert!(e.contains("Run publish first") && lists() == before, "{e}");
+    let told = tick().await;
+    assert!(!told.is_empty() && lists() == before, "{told}");
 
     let r = w.publish().await;
     assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
     let manifest = w.manifest("0421").unwrap();
-    assert_eq!(manifest.streams["price"].version.get(), 2);
-    assert!(manifest.serial > serial);
+    assert!(manifest.streams["price"].version.get() == 3 && manifest.serial > serial);
+    assert!(lists()[1] == before[1], "one that the ledger does not know is left alone");
     let mut register = w.register("register.db");
     w.follow("0421", &mut register);
-    assert_eq!(rows(register.connection(), "SELECT CAST(cents AS TEXT) FROM price WHERE sku = 'a'"), ["101"]);
-    // The other table's rows are those of then, too.
-    drop_file(&w, "price.zone-east.deal.ndjson", "{\"id\":2,\"sku\":\"b\"}\n");
-    assert_eq!(w.publish().await.exit_code(), 0);
-    w.follow("0421", &mut register);
-    assert_eq!(rows(register.connection(), "SELECT CAST(cents AS TEXT) FROM price WHERE sku = 'a'"), ["101"]);
+    assert_eq!(rows(register.connection(), "SELECT CAST(cents AS TEXT) FROM price WHERE sku = 'a'"), ["300"]);
     assert_eq!(rows(register.connection(), "SELECT sku FROM deal"), ["b"]);
+    // Until it is told of, and then it is overtaken like any other.
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n0423,east\n");
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err().to_string();
+    assert!(e.contains("of store 0423") && lists()[1] == before[1], "{e}");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert_eq!(listed(&w, "0423"), ["catalog@all", "price@zone-east"]);
+}
+
+/// What its lists said of the zones counts until the source says more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_machine_with_an_inbox_empties_no_list() {
+    let w = inbox_world().await;
+    w.publish().await;
+    let before = ["0421", "0422"].map(|store| listed(&w, store));
+    w.lose_ledger();
+    // The source fails first: who puts by himself has nothing to sign by.
+    w.write("inbox/stores.csv", "id,zone\n0421,east\n0421,west\n");
+    w.write("inbox/stores.csv.ok", "");
+    let _ = w.publish_cut(&options(), &Quiet).await;
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    let serve = crate::web::App::open(&w.config, w.clock.clone(), stopping).await.unwrap();
+    crate::web::ticks::manifests(&serve).await.unwrap();
+    assert_eq!(["0421", "0422"].map(|store| listed(&w, store)), before);
+    for file in fs::read_dir(w.dir.path().join("inbox")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()) {
+        fs::remove_file(file).unwrap();
+    }
+    drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,300\nb,200\n");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-east")), (0, Outcome::Published), "{:?}", r.lines());
+    assert_eq!(["0421", "0422"].map(|store| listed(&w, store)), before);
+    let heads = Ledger::open(&w.config).await.unwrap().heads().await.unwrap();
+    assert!(heads.values().all(|h| !h.retired), "{heads:?}");
 }
 
 /// Devices are enrolled before the first publish: what was put for them then does not hide what was published since.
@@ -1455,6 +1498,68 @@ async fn a_table_does_not_go_over_to_another_stream_while_its_neighbour_is_nobod
     let r = w.publish_as(PublishOptions { allow_shrink: Some(Some("prices".parse().unwrap())), ..options() }).await;
     assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
     assert_eq!(listed(&w, "0421"), ["catalog@all", "prices@zone-east"]);
+}
+
+/// A stream is split in two, and one of them is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_split_stream_goes_when_all_of_its_tables_are_there() {
+    let mut w = inbox_world().await;
+    w.publish().await;
+    let (price, deal) = PRICE.split_once('\n').unwrap();
+    w.write("prices.sql", price);
+    w.write("deals.sql", deal);
+    let stream = |name: &str| format!("[[stream]]\nname = \"{name}\"\naudience = \"zone\"\nschema = \"{name}.sql\"\n");
+    let old = INBOX.find("[[stream]]\nname = \"price\"").unwrap();
+    set(&mut w, &format!("{}{}{}", &INBOX[..old], stream("prices"), stream("deals")));
+    for (file, text, lists) in [
+        ("prices.zone-east.price.csv", "sku,cents\na,300\nb,200\n", vec!["catalog@all", "price@zone-east"]),
+        (
+            "deals.zone-east.deal.ndjson",
+            "{\"id\":3,\"sku\":\"b\"}\n",
+            vec!["catalog@all", "deals@zone-east", "prices@zone-east"],
+        ),
+    ] {
+        drop_file(&w, file, text);
+        let r = w.publish().await;
+        assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+        assert_eq!(listed(&w, "0421"), lists);
+        assert_eq!(listed(&w, "0422"), ["catalog@all", "price@zone-west"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_goes_over_is_guarded_whoever_gets_it() {
+    let base = World::new().await;
+    base.publish().await;
+    let begin = CONFIG.find("[[stream]]\nname = \"price\"").unwrap();
+    let end = CONFIG.find("[publish]").unwrap();
+    let price = &CONFIG[begin..end];
+    let other = price.replace("WHERE zone = :zone", "WHERE zone = 'none'");
+    // To a stream for everybody; into one that is there.
+    let moved = other.find("[[stream.table]]").unwrap();
+    for (streams, at) in [
+        (
+            format!(
+                "{}{}",
+                &CONFIG[..begin],
+                other.replacen("\"price\"", "\"prices\"", 1).replace("\"zone\"", "\"all\"")
+            ),
+            "prices@all",
+        ),
+        (format!("{}{}", &CONFIG[..begin], &other[moved..]), "catalog@all"),
+    ] {
+        let mut w = base.twin();
+        w.write("catalog.sql", &format!("{CATALOG}\n{PRICE}"));
+        if at == "prices@all" {
+            w.write("catalog.sql", CATALOG);
+        }
+        set(&mut w, &format!("{streams}{}", &CONFIG[end..]));
+        let r = w.publish().await;
+        assert!(r.exit_code() > 0 && outcome(&r, at) == Outcome::Refused, "{at}: {:?}", r.lines());
+        let text = &r.instances[&at.parse().unwrap()].reason;
+        assert!(text.contains("in place of price@zone-east") && text.contains("become empty"), "{text}");
+        assert_eq!(listed(&w, "0421"), ["catalog@all", "price@zone-east"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
