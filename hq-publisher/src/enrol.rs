@@ -281,13 +281,13 @@ impl<'a> Desk<'a> {
     }
 
     async fn sign_and_put(&self, signer: &Signer, store: &StoreId) -> Result<(), EnrolError> {
+        manifests::put_trust(&self.ledger, &self.buckets).await?;
         // One that waits to be put may have been overtaken: the next would hide it.
         if self.ledger.store(store).await?.is_some_and(|s| s.put_serial < s.serial && !s.is_overtaken()) {
             let put = manifests::put_store(&self.ledger, &self.buckets, store).await;
             manifests::telling(&self.ledger, self.clock, put).await?;
         }
         failpoint::around("enrol.sign", signer.sign_one(&self.ledger, store, self.clock)).await?;
-        manifests::put_trust(&self.ledger, &self.buckets).await?;
         let put = manifests::put_store(&self.ledger, &self.buckets, store).await;
         manifests::telling(&self.ledger, self.clock, put).await?;
         for line in self.buckets.repair_mirrors().await?.mirrors {
@@ -488,8 +488,11 @@ impl<'a> Desk<'a> {
     async fn sign_everything(&self, token: Token) -> Result<usize, EnrolError> {
         manifests::put_trust(&self.ledger, &self.buckets).await?;
         let signer = self.signer().await?;
+        // As above; what else keeps one from being put keeps no other from being signed.
         let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await;
-        manifests::telling(&self.ledger, self.clock, put).await?;
+        if let Err(ManifestsError::Overtaken(_)) = &put {
+            manifests::telling(&self.ledger, self.clock, put).await?;
+        }
         let sign = signer.sign_all(&self.ledger, token, &[], Moves::None, self.clock);
         let signed = failpoint::around("trust.resign", sign).await?;
         self.ledger.renew(token, self.clock.now(), self.config.publish.lease.0).await?;

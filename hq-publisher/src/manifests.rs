@@ -8,8 +8,8 @@ use crate::bucket::{BucketError, Buckets, Content, Pointer};
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
 use crate::ledger::{
-    Adopted, Head, Ledger, LedgerError, Made, NewManifest, SignStore, Staged, StoreRow, StoreSeen, TakenOver, ToPut,
-    Token, WasPut, Which,
+    Adopted, FoundList, Head, Ledger, LedgerError, Made, NewManifest, SERIAL_REACH, SignStore, Staged, StoreRow,
+    StoreSeen, TakenOver, ToPut, Token, WasPut, Which,
 };
 use crate::mail;
 use bytes::Bytes;
@@ -81,6 +81,13 @@ pub struct Overtaken {
     pub devices: Vec<String>,
 }
 
+impl Overtaken {
+    /// No ledger of ours came so far, and a serial is not to be had above each.
+    fn is_out_of_reach(&self) -> bool {
+        self.found.saturating_sub(self.ours) > SERIAL_REACH
+    }
+}
+
 /// Stores named in an error; its devices are all named.
 const NAMED: usize = 20;
 
@@ -109,6 +116,12 @@ fn told(all: &[Overtaken]) -> String {
         [] => String::new(),
         _ => format!(". It forgets devices: {}: revoke or enroll them again", devices.join(", ")),
     };
+    if all.iter().any(Overtaken::is_out_of_reach) {
+        return format!(
+            "the bucket has {what}: no ledger of ours came so far. Somebody has a publisher's key: `trust revoke KEYID \
+             --new-epoch`{devices}"
+        );
+    }
     format!(
         "the bucket has {what}: does another publisher with another ledger write here? If not (a ledger set back), run \
          `publish`: it goes on above {above}{devices}"
@@ -140,7 +153,7 @@ pub async fn telling<T>(
 ) -> Result<T, ManifestsError> {
     mail_overtaken(ledger, clock, &outcome).await?;
     if let Err(ManifestsError::Overtaken(all)) = &outcome {
-        for one in all {
+        for one in all.iter().filter(|one| !one.is_out_of_reach()) {
             ledger.overtaken(&one.store, one.found).await?;
         }
     }
@@ -343,34 +356,43 @@ impl Signer {
         self.left_out.remove(stream);
     }
     fn all_streams(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
-        self.streams
-            .iter()
-            .map(|(name, kind)| (name, *kind))
-            .chain(self.left_out.iter().map(|(name, kind)| (name, *kind)))
+        self.streams.iter().map(|(name, kind)| (name, *kind)).chain(self.left_out())
     }
 
-    /// Lets go of the streams left out whose tables have moved and that no manifest lists any more, but of vanished stores.
-    pub async fn drop_moved(&mut self, ledger: &Ledger) -> Result<(), ManifestsError> {
+    /// The streams left out that have a table which is published by another one now, each with the stores (but vanished
+    /// ones) whose manifest lists it still.
+    pub async fn moved(&self, ledger: &Ledger) -> Result<BTreeMap<StreamName, Vec<StoreId>>, ManifestsError> {
         if self.left_out.is_empty() {
-            return Ok(());
+            return Ok(BTreeMap::new());
         }
         let heads = ledger.heads().await?;
         let now = tables_of(&heads, |s| self.streams.iter().any(|(name, _)| name == s));
-        let mut moved: BTreeSet<StreamName> = self.left_out.keys().cloned().collect();
-        moved.retain(|s| !tables_of(&heads, |of| of == s).is_disjoint(&now));
+        let is_moved = |s: &StreamName| !tables_of(&heads, |of| of == s).is_disjoint(&now);
+        let mut moved: BTreeMap<StreamName, Vec<StoreId>> =
+            self.left_out.keys().filter(|s| is_moved(s)).map(|s| (s.clone(), Vec::new())).collect();
         if moved.is_empty() {
-            return Ok(());
+            return Ok(moved);
         }
         let mut look = |s: &SignStore<'_>| {
             if s.row.serial == 0 || s.row.vanished_at.is_some() {
                 return Ok(Made::Unchanged);
             }
             let Some(listed) = self.previous(s)? else { return Ok(Made::NeedsPrevious) };
-            moved.retain(|stream| !listed.streams.contains_key(stream));
+            let its = moved.iter_mut().filter(|(stream, _)| listed.streams.contains_key(*stream));
+            its.for_each(|(_, stores)| stores.push(s.row.seen.id.clone()));
             Ok(Made::Unchanged)
         };
         ledger.look(&mut look).await?;
-        moved.iter().for_each(|stream| self.drop_stream(stream));
+        Ok(moved)
+    }
+
+    /// Lets go of those of them that no store's manifest lists any more.
+    pub async fn drop_moved(&mut self, ledger: &Ledger) -> Result<(), ManifestsError> {
+        for (stream, stores) in self.moved(ledger).await? {
+            if stores.is_empty() {
+                self.drop_stream(&stream);
+            }
+        }
         Ok(())
     }
 
@@ -519,9 +541,17 @@ impl Signer {
     /// (a zone that is new, or was empty, and not yet published), or is not to be gone over to, the one followed before
     /// stays.
     fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>, moves: Moves<'_>) -> Vec<Instance> {
+        let tables = |i: &Instance| -> BTreeSet<&TableName> {
+            s.heads.get(i).into_iter().flat_map(|h| h.digests.keys()).collect()
+        };
         if s.row.vanished_at.is_some() {
             let last = before.into_iter().flat_map(Manifest::instances).map(|(i, _)| i);
-            return last.filter(|i| s.heads.contains_key(i)).collect();
+            let (known, dropped): (Vec<Instance>, Vec<_>) = last
+                .filter(|i| s.heads.contains_key(i))
+                .partition(|i| self.all_streams().any(|(name, _)| name == &i.stream));
+            let now: BTreeSet<&TableName> = known.iter().flat_map(tables).collect();
+            let dropped = dropped.into_iter().filter(|i| tables(i).is_disjoint(&now));
+            return known.iter().cloned().chain(dropped).collect();
         }
         let stays = |name: &StreamName| match moves {
             Moves::None => true,
@@ -534,19 +564,25 @@ impl Signer {
         };
         let of_settings = self.streams.iter().map(|(name, kind)| (name, *kind)).filter_map(wanted);
         let mut instances: Vec<Instance> = of_settings.collect();
-        // One that the settings lost is listed by those that list it, and by new stores.
-        let is_listed = |name: &StreamName| s.row.serial == 0 || before.is_some_and(|m| m.streams.contains_key(name));
-        let left = self.left_out().filter(|(name, _)| is_listed(name));
-        for left in left.filter_map(wanted) {
-            let tables = |i: &Instance| s.heads.get(i).into_iter().flat_map(|h| h.digests.keys());
-            let now: BTreeSet<&TableName> = instances.iter().flat_map(tables).collect();
-            // No reader can hold a table by two streams: it goes over when all of them are there.
-            if !tables(&left).all(|t| now.contains(t)) {
-                let its: BTreeSet<&TableName> = tables(&left).collect();
-                instances.retain(|i| tables(i).all(|t| !its.contains(t)));
-                instances.push(left);
-            }
+        // One that the settings lost is listed by those that list it, and by new stores. No reader can hold a table by two
+        // streams: it goes over when all of them are there, or to one that was there before, for that one has others.
+        let is_listed = |name: &StreamName| before.is_some_and(|m| m.streams.contains_key(name));
+        let left = self.left_out().filter(|(name, _)| s.row.serial == 0 || is_listed(name));
+        let left: Vec<Instance> = left.filter_map(wanted).collect();
+        let goes = |left: &Instance, instances: &[Instance]| {
+            let its = tables(left);
+            let theirs: Vec<_> = instances.iter().filter(|i| !tables(i).is_disjoint(&its)).collect();
+            let there: BTreeSet<&TableName> = theirs.iter().flat_map(|i| tables(i)).collect();
+            its.is_subset(&there) || theirs.iter().any(|i| is_listed(&i.stream))
+        };
+        while let Some(stays) =
+            left.iter().find(|l| !goes(l, &instances) && instances.iter().any(|i| !tables(i).is_disjoint(&tables(l))))
+        {
+            let its = tables(stays);
+            instances.retain(|i| tables(i).is_disjoint(&its));
         }
+        let stay: Vec<Instance> = left.into_iter().filter(|l| !goes(l, &instances)).collect();
+        instances.extend(stay);
         instances
     }
 
@@ -942,8 +978,7 @@ pub struct Found {
 
 /// What the bucket knows and an empty ledger does not (a new machine): takes over trust files, and gives what the
 /// manifests tell, for the caller to take over at once: floors of serials without the heads would let manifests be signed
-/// that empty the stores' lists. When the ledger has heads, newer trust files, and what the manifests tell of streams by
-/// which it was overtaken: a ledger set back would sign older versions over those that stores have.
+/// that empty the stores' lists. When the ledger has heads, only newer trust files.
 pub async fn recover(
     config: &Config,
     ledger: &Ledger,
@@ -952,40 +987,22 @@ pub async fn recover(
 ) -> Result<Found, ManifestsError> {
     follow_trust(config, ledger, buckets, clock).await?;
     if !ledger.heads().await?.is_empty() {
-        return find_overtaken(config, ledger, buckets).await;
+        return Ok(Found::default());
     }
     recover_trust(config, ledger, buckets, clock, &[]).await?;
     find(config, ledger, buckets, |_| true).await
 }
 
-/// What the manifests tell of the stores that were found to be overtaken; not of their devices, of which people decide.
-async fn find_overtaken(config: &Config, ledger: &Ledger, buckets: &Buckets) -> Result<Found, ManifestsError> {
-    let overtaken = ledger.stores().await?.into_iter().filter(StoreRow::is_overtaken);
-    let overtaken: BTreeSet<StoreId> = overtaken.map(|s| s.seen.id).collect();
-    if overtaken.is_empty() {
-        return Ok(Found::default());
-    }
-    let mut found = find(config, ledger, buckets, |s| overtaken.contains(s)).await?;
-    found.stores.devices.clear();
-    Ok(found)
-}
-
-/// For who signs and does not publish: fails where the bucket knows versions that the ledger does not: of all streams, or
-/// of stores that were found to be overtaken. Where neither knows any, serials and devices are taken over.
+/// For who signs and does not publish: fails where the ledger knows no version and the bucket does. Where neither does,
+/// manifests and devices are taken over.
 pub async fn check_taken_over(
     config: &Config,
     ledger: &Ledger,
     buckets: &Buckets,
     clock: &dyn Clock,
 ) -> Result<(), ManifestsError> {
-    let heads = ledger.heads().await?;
-    if !heads.is_empty() {
-        let found = find_overtaken(config, ledger, buckets).await?.heads;
-        let is_ahead = |i: &Instance, h: &FoundHead| heads.get(i).is_none_or(|ours| ours.version < h.entry.version);
-        return match found.into_iter().find(|(i, h)| is_ahead(i, h)) {
-            Some((instance, _)) => Err(ManifestsError::NotTakenOver(instance)),
-            None => Ok(()),
-        };
+    if !ledger.heads().await?.is_empty() {
+        return Ok(());
     }
     // Before the first publish many are enrolled: what lies there by this ledger is not read each time.
     let ours = |s: &StoreRow| s.serial > 0 && s.put_serial >= s.serial && s.content.is_some();
@@ -1005,7 +1022,7 @@ pub async fn take_over(
     heads: &[Adopted],
     clock: &dyn Clock,
 ) -> Result<(), LedgerError> {
-    if stores.serials.is_empty() {
+    if stores.lists.is_empty() {
         return Ok(());
     }
     failpoint::around("rebuild.heads", ledger.adopt(token, stores, heads, clock.now())).await
@@ -1059,7 +1076,15 @@ async fn find(
             Audience::Zone(zone) => Some(zone.clone()),
             _ => None,
         });
-        found.stores.serials.push((store, manifest.serial, zone));
+        found.stores.lists.push(FoundList {
+            store,
+            serial: manifest.serial,
+            epoch: manifest.epoch,
+            envelope: String::from_utf8_lossy(&envelope).into_owned(),
+            zone,
+            signed_at: manifest.created_at,
+            expires_at: manifest.expires_at,
+        });
     }
     Ok(found)
 }

@@ -219,9 +219,8 @@ async fn fetch(shop: Workshop<'_>, instance: &Instance, entry: &PackEntry) -> Re
     }
 }
 
-/// Takes over what the manifests in the bucket tell: all, when the ledger knows no head at all (a publisher on a new
-/// machine); of stores that overtook it, what is newer and whose rows can be made from its packs. A thief of the key may
-/// have listed what nobody can apply: that is gone over. Gives how many instances were taken over.
+/// Takes over what the manifests in the bucket tell, when the ledger knows no head at all: a
+/// publisher on a new machine. Gives how many instances were taken over.
 pub async fn adopt(
     shop: Workshop<'_>,
     config: &Config,
@@ -229,20 +228,7 @@ pub async fn adopt(
     token: Token,
     clock: &dyn Clock,
 ) -> Result<usize, RebuildError> {
-    let mut found = manifests::recover(config, ledger, shop.buckets, clock).await?;
-    let known = ledger.heads().await?;
-    found.heads.retain(|i, h| known.get(i).is_none_or(|ours| ours.version < h.entry.version));
-    if !known.is_empty() {
-        let replicas = config.state.dir.join("replicas");
-        for (instance, head) in std::mem::take(&mut found.heads) {
-            let path = replica_path(&replicas, &instance);
-            match published(shop, &path, &instance, &head.to_head(), false).await {
-                Ok(_) => drop(found.heads.insert(instance, head)),
-                Err(e) if e.needs_full() => tracing::warn!(%instance, "in the bucket, and not taken over: {e}"),
-                Err(e) => return Err(e),
-            }
-        }
-    }
+    let found = manifests::recover(config, ledger, shop.buckets, clock).await?;
     let mut contracts = BTreeMap::new();
     for (instance, head) in &found.heads {
         if let Some(schema) = contract_of_head(shop, instance, &head.entry).await? {

@@ -85,7 +85,7 @@ const BEATS_A_STATEMENT: usize = 64;
 
 /// How far above the ledger's serial a heartbeat's may be believed: beyond it, it is no loss of the
 /// ledger but a broken or taken-over device.
-const SERIAL_REACH: u64 = 1_000_000;
+pub const SERIAL_REACH: u64 = 1_000_000;
 
 /// The fact that holds the latest time this ledger was used at.
 const TIME: &str = "time";

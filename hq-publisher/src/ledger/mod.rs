@@ -13,10 +13,12 @@ mod publications;
 mod stores;
 
 pub use db::{Change, Kind, Ledger, LedgerError, Listener};
-pub use fleet::{BeatOutcome, BeatRow, Complaint, DeviceRow, LIST_NOT_OURS, ReceiptRow};
+pub use fleet::{BeatOutcome, BeatRow, Complaint, DeviceRow, LIST_NOT_OURS, ReceiptRow, SERIAL_REACH};
 pub use lease::{Acquired, Token};
 pub use outbox::{Episode, Mail};
-pub use publications::{Adopted, Head, Publication, PublishedPack, Reserve, Staged, State, TakenOver, listed};
+pub use publications::{
+    Adopted, FoundList, Head, Publication, PublishedPack, Reserve, Staged, State, TakenOver, listed,
+};
 pub use stores::{Made, Maker, NewManifest, Serials, SignStore, StoreRow, StoreSeen, ToPut, TrustRow, WasPut, Which};
 
 #[cfg(test)]

@@ -145,11 +145,31 @@ pub struct Adopted {
     pub ddl: String,
 }
 
+/// A manifest of ours found in the bucket: the store's last one. The next is above it, and keeps what the source does not
+/// tell of.
+#[derive(Debug, Clone)]
+pub struct FoundList {
+    /// Whose.
+    pub store: StoreId,
+    /// Its serial.
+    pub serial: u64,
+    /// Its trust epoch.
+    pub epoch: u64,
+    /// Its bytes.
+    pub envelope: String,
+    /// The zone whose instances it lists.
+    pub zone: Option<Zone>,
+    /// When it was signed.
+    pub signed_at: Timestamp,
+    /// When it expires.
+    pub expires_at: Timestamp,
+}
+
 /// What else is taken over with them: what manifests found in the bucket tell of their stores.
 #[derive(Debug, Clone, Default)]
 pub struct TakenOver {
-    /// The serial of each store's manifest, which the next is above, and the zone whose instances it lists.
-    pub serials: Vec<(StoreId, u64, Option<Zone>)>,
+    /// The manifests.
+    pub lists: Vec<FoundList>,
     /// Devices that they name. One that the ledger knows is left as it is.
     pub devices: Vec<(DeviceId, PublicKey)>,
 }
@@ -364,8 +384,8 @@ impl Ledger {
             None if heads.is_empty() => {}
             None => return Err(LedgerError::LeaseLost),
         }
-        for (store, serial, zone) in &stores.serials {
-            w.know_serial(store, *serial, zone.as_ref()).await?;
+        for list in &stores.lists {
+            w.know_list(list).await?;
         }
         for (device, key) in &stores.devices {
             w.know_device(device, key, now).await?;
@@ -441,8 +461,6 @@ impl Ledger {
             }
         }
         packs.sort_by_key(|p| (p.entry.version, p.entry.kind));
-        // A head taken over from the bucket names packs once more that are known.
-        packs.dedup_by_key(|p| (p.entry.version, p.entry.kind));
         drop_times(&mut packs);
         Ok(packs)
     }
@@ -463,7 +481,7 @@ impl Ledger {
         let mut w = self.write().await?;
         w.check_lease(token).await?;
         let instance = pack.instance.to_string();
-        // A head taken over from the bucket has all its packs in one row, those that were known included.
+        // A head taken over from the bucket has all its packs in one row.
         let rows = sqlx::query(
             "SELECT version, packs FROM publication WHERE instance = $1 AND version >= $2 ORDER BY version",
         )
@@ -484,6 +502,7 @@ impl Ledger {
                 .bind(row.number(0)?)
                 .execute(&mut **w)
                 .await?;
+            break;
         }
         w.note_deletion(pack).await?;
         w.commit().await
@@ -507,15 +526,7 @@ impl Write {
         if self.head(instance).await?.is_some_and(|known| known.version >= head.version) {
             return Ok(());
         }
-        // Without a text, what is known of its number counts.
-        if !ddl.is_empty() || self.contract_hash(&instance.stream, head.schema).await?.is_none() {
-            self.contract(&instance.stream, head.schema, contract_sha256, ddl).await?;
-        }
-        // A run that was given up here may have been signed elsewhere.
-        for pack in &head.packs {
-            let fact = format!("{TO_DELETE}{}", pack.name(instance));
-            sqlx::query("DELETE FROM fact WHERE name = $1").bind(fact).execute(&mut ***self).await?;
-        }
+        self.contract(&instance.stream, head.schema, contract_sha256, ddl).await?;
         sqlx::query(
             "INSERT INTO publication \
              (instance, version, state, epoch, contract, plan, packs, digests, created_s, signed_s) \
@@ -540,19 +551,15 @@ impl Write {
         self.set_fact(&format!("{TO_DELETE}{pack}"), "").await
     }
 
-    /// The hash of the contract that has a number.
-    async fn contract_hash(&mut self, s: &StreamName, number: u64) -> Result<Option<Sha256>, LedgerError> {
+    /// Stores a contract's text under its number, if it is new there.
+    async fn contract(&mut self, s: &StreamName, number: u64, sha: &Sha256, ddl: &str) -> Result<(), LedgerError> {
         let row = sqlx::query("SELECT sha256 FROM contract WHERE stream = $1 AND number = $2")
             .bind(s.as_str())
             .bind(signed(number))
             .fetch_optional(&mut ***self)
             .await?;
-        row.map(|row| parse(&row.text(0)?, "hash")).transpose()
-    }
-
-    /// Stores a contract's text under its number, if it is new there.
-    async fn contract(&mut self, s: &StreamName, number: u64, sha: &Sha256, ddl: &str) -> Result<(), LedgerError> {
-        if let Some(found) = self.contract_hash(s, number).await? {
+        if let Some(row) = row {
+            let found: Sha256 = parse(&row.text(0)?, "hash")?;
             if &found != sha {
                 return Err(LedgerError::Conflict(format!(
                     "contract {number} of stream {s} is in the ledger with another text: its number was given twice"

@@ -1,10 +1,10 @@
 //! Stores, their manifests, and trust files.
 
 use super::db::{CHANNEL, Columns, Kind, Write, parse, seconds, signed};
-use super::{Head, Ledger, LedgerError, Staged, Token};
+use super::{FoundList, Head, Ledger, LedgerError, Staged, Token};
 use proto::clock::Timestamp;
 use proto::digest::Sha256;
-use proto::ids::{DeviceId, Instance, StoreId, Zone};
+use proto::ids::{DeviceId, Instance, StoreId};
 
 pub use crate::source::StoreRow as StoreSeen;
 use sqlx::AssertSqlSafe;
@@ -51,7 +51,7 @@ pub struct StoreRow {
 impl StoreRow {
     /// Whether the bucket had a newer manifest of ours, and none was signed above it yet.
     pub fn is_overtaken(&self) -> bool {
-        self.content.is_none() && self.next_serial > 1
+        self.serial > 0 && self.content.is_none()
     }
     /// The greatest serial of which it is known what became of it: what only a device told of is not.
     pub fn known_serial(&self) -> u64 {
@@ -538,25 +538,26 @@ impl Write {
         Ok(())
     }
 
-    /// A serial seen elsewhere (a manifest in the bucket): the store's next is above it.
-    /// `zone`: what it says of one that is new; the source may be silent for long.
-    pub(super) async fn know_serial(
-        &mut self,
-        store: &StoreId,
-        serial: u64,
-        zone: Option<&Zone>,
-    ) -> Result<(), LedgerError> {
+    /// A manifest in the bucket that is newer than what is known of the store.
+    pub(super) async fn know_list(&mut self, list: &FoundList) -> Result<(), LedgerError> {
         sqlx::query("INSERT INTO store (id, zone) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING")
-            .bind(store.as_str())
-            .bind(zone.map(|z| z.as_str().to_owned()))
+            .bind(list.store.as_str())
+            .bind(list.zone.as_ref().map(|z| z.as_str().to_owned()))
             .execute(&mut ***self)
             .await?;
-        let sql = "SELECT COUNT(*) FROM store WHERE id = $1 AND serial < $2";
-        let query = sqlx::query(sql).bind(store.as_str()).bind(signed(serial));
-        match query.fetch_one(&mut ***self).await?.unsigned(0)? {
-            0 => Ok(()),
-            _ => self.go_above(store, serial).await,
-        }
+        let done = sqlx::query(
+            "UPDATE store SET serial = $1, put_serial = $1, epoch = $2, envelope = $3, signed_s = $4, expires_s = $5 \
+             WHERE id = $6 AND serial < $1",
+        )
+        .bind(signed(list.serial))
+        .bind(signed(list.epoch))
+        .bind(&list.envelope)
+        .bind(seconds(list.signed_at))
+        .bind(seconds(list.expires_at))
+        .bind(list.store.as_str())
+        .execute(&mut ***self)
+        .await?;
+        if done.rows_affected() == 1 { self.go_above(&list.store, list.serial).await } else { Ok(()) }
     }
 
     /// The store's next manifest is above this one in the bucket, and is made whatever it says.

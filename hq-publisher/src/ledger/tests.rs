@@ -230,7 +230,16 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         }
         assert!(heard);
         // A serial seen elsewhere is passed.
-        let seen = TakenOver { serials: vec![(id.clone(), 40, None)], devices: Vec::new() };
+        let list = FoundList {
+            store: id.clone(),
+            serial: 40,
+            epoch: 1,
+            envelope: "{}".into(),
+            zone: None,
+            signed_at: t(0),
+            expires_at: t(1),
+        };
+        let seen = TakenOver { lists: vec![list], devices: Vec::new() };
         l.adopt(None, &seen, &[], t(1)).await.unwrap();
         assert_eq!(l.store(&id).await.unwrap().unwrap().next_serial, 41);
         l.overtaken(&id, 50).await.unwrap();

@@ -320,8 +320,8 @@ impl Run<'_> {
         for stream in wanted {
             self.stage_stream(stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
         }
+        self.hold_takers(contracts, &stores, &mut feed, &mut ready, &mut report).await?;
         let drops = feed.close().await;
-        self.tell_left_out(contracts).await?;
         let retired = self.retired_heads(&report).0;
         let gone = |i: &Instance| format!("no store follows {i} any more; what was published of it stays");
         report.notes.extend(retired.iter().map(gone));
@@ -329,6 +329,7 @@ impl Run<'_> {
         if !self.options.dry_run {
             self.sign(ready, &mut report).await?;
         }
+        self.tell_left_out(contracts).await?;
         if let Some(drops) = drops {
             self.clear_inbox(drops, &settled, &mut report).await?;
         }
@@ -382,23 +383,38 @@ impl Run<'_> {
     }
 
     /// Streams that manifests list and the settings do not name, and stores without the zone that they had: both keep what
-    /// they have, and somebody should know. Not told of where a table is another stream's by the settings: it goes over.
+    /// they have, and somebody should know. Not told of, where a table is another stream's by the settings, before that is
+    /// published: it goes over.
     async fn tell_left_out(&self, contracts: &Contracts) -> Result<(), PublishError> {
         let mut told = BTreeMap::new();
+        let mut tell = |stream: &StreamName, text: String| {
+            self.problem(text.clone());
+            told.insert(format!("stream {stream}"), (format!("Stream {stream} is not in the settings"), text));
+        };
         let goes_over = |s: &StreamName| self.tables_left(s).iter().any(|t| contracts.stream_of(t).is_some());
         for (stream, _) in self.signer.left_out().filter(|(s, _)| !goes_over(s)) {
             let text = format!(
                 "stream {stream} is not in the settings and manifests list it: they go on listing what was published of it. \
                  Put its [[stream]] back, or, if no store is to get it any more, run again with --allow-shrink {stream}"
             );
-            self.problem(text.clone());
-            told.insert(format!("stream {stream}"), (format!("Stream {stream} is not in the settings"), text));
+            tell(stream, text);
         }
-        if !self.options.dry_run {
-            mail::publish_notices(self.ledger, self.clock, "stream ", &told).await?;
-            self.tell_lost_zones().await?;
+        if self.options.dry_run {
+            return Ok(());
         }
-        Ok(())
+        for (stream, stores) in self.signer.moved(self.ledger).await? {
+            if let Some(first) = stores.first() {
+                let text = format!(
+                    "stream {stream} is not in the settings, and other streams have its tables: {} stores (the first is \
+                     {first}) list it until all of them are published for them. If they are to get what there is, run \
+                     again with --allow-shrink {stream}",
+                    stores.len()
+                );
+                tell(&stream, text);
+            }
+        }
+        mail::publish_notices(self.ledger, self.clock, "stream ", &told).await?;
+        self.tell_lost_zones().await
     }
 
     fn problem(&self, text: String) {

@@ -4,8 +4,9 @@
 //! looked at and the guard lets it go. Where tables go over to a stream of another name, it is the same.
 
 use super::contracts::{Contracts, Stream};
+use super::feed::Feed;
 use super::report::{Outcome, PublishReport};
-use super::stage::{Refusal, Stop, refused};
+use super::stage::{Ready, Refusal, Stop, refused};
 use super::{PublishError, Run, read_only_at};
 use crate::guard;
 use crate::mail;
@@ -111,6 +112,58 @@ impl Run<'_> {
             }
         }
         splits
+    }
+
+    /// Takes back what would take tables over, from a stream that the settings lost, into one that stores have already,
+    /// while one of them would lose another of its tables, which is not published yet. A stream that is new is not listed
+    /// before all are there ([`manifests::Signer`]).
+    pub(super) async fn hold_takers(
+        &self,
+        contracts: &Contracts,
+        stores: &[StoreRow],
+        feed: &mut Feed,
+        ready: &mut Vec<Ready>,
+        report: &mut PublishReport,
+    ) -> Result<(), PublishError> {
+        let left: Vec<_> = self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)).collect();
+        for (left, kind) in left {
+            let tables = self.tables_left(left);
+            let had = |i: &Instance, t: &TableName| self.heads.get(i).is_some_and(|h| h.digests.contains_key(t));
+            let comes = |i: &Instance| report.instances.get(i).is_some_and(|e| e.outcome == Outcome::Published);
+            let misses = |s: &StoreRow, t: &TableName, owner: &Stream| {
+                manifests::followed(left, kind, s).is_some_and(|i| had(&i, t))
+                    && !manifests::followed(&owner.name, owner.audience, s).is_some_and(|i| had(&i, t) || comes(&i))
+            };
+            let missed = tables.iter().find_map(|t| {
+                let owner = contracts.stream_of(t)?;
+                let store = stores.iter().find(|s| misses(s, t, owner))?;
+                Some(format!(
+                    "it takes a table over from stream {left}, which the settings do not name any more, and {t} is not \
+                     published for store {} by {}: its registers would lose that. Publish that first, or, if no store is \
+                     to get it any more, run again with --allow-shrink {left}",
+                    store.id, owner.name
+                ))
+            });
+            let Some(text) = missed else { continue };
+            let takes = |i: &Instance| {
+                let stream = contracts.streams.iter().find(|s| s.name == i.stream);
+                let mut of_it = stream.into_iter().flat_map(|s| &s.contract.tables).map(|t| &t.name);
+                self.heads.contains_key(i) && of_it.any(|t| tables.contains(t) && !had(i, t))
+            };
+            let taking: Vec<Instance> = report.instances.keys().filter(|i| comes(i) && takes(i)).cloned().collect();
+            for instance in taking {
+                if let Some(n) = ready.iter().position(|r| r.instance == instance) {
+                    self.unstage(ready.remove(n), report).await?;
+                }
+                let mut entry = report.instances.remove(&instance).unwrap_or_default();
+                entry.version = self.heads.get(&instance).map(|h| h.version);
+                if let Stop::Refused(refusal) = refused("SHRINK", text.clone()) {
+                    self.refuse(&instance, *refusal, feed, &mut entry).await?;
+                }
+                report.instances.insert(instance, entry);
+            }
+        }
+        Ok(())
     }
 
     /// What tables lose for a store that goes over.

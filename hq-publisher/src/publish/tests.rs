@@ -637,9 +637,9 @@ async fn a_ledger_set_back_tells_of_all_stores_and_devices_at_once() {
     w.all_is_well();
 }
 
-/// What was published since is taken over, with an inbox too, where no drop tells of it any more.
+/// A device told of the newer list first, and others sign meanwhile: nobody puts anything over it before it is told.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_set_back_goes_on_from_the_versions_that_stores_have() {
+async fn a_ledger_set_back_is_told_whatever_devices_say_and_whoever_signs() {
     let w = inbox_world().await;
     w.publish().await;
     let (ledger, backup) = (w.dir.path().join("state/fleet.db"), w.dir.path().join("backup.db"));
@@ -686,31 +686,50 @@ async fn a_ledger_set_back_goes_on_from_the_versions_that_stores_have() {
         let told = tick().await;
         assert!(told.contains("manifest 2 of store 0421") && lists() == before, "{told}");
     }
-    // One table of two comes: nothing is made of it before it is told, and then the other's rows are those that stores have.
+    // Nothing is made of what comes before it is told.
     drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,300\nb,200\n");
     let e = w.publish_cut(&options(), &Quiet).await.unwrap_err().to_string();
     assert!(e.contains("manifest 2 of store 0421") && lists() == before, "{e}");
-    let desk = Desk::open(&w.config, w.clock.as_ref(), true).await.unwrap();
-    let e = desk.enroll(&"0421-01".parse().unwrap()).await.unwrap_err().to_string();
-    assert!(e.contains("Run publish first") && lists() == before, "{e}");
-    let told = tick().await;
-    assert!(!told.is_empty() && lists() == before, "{told}");
-
+    assert!(w.exists("inbox/price.zone-east.price.csv"));
+    // Who puts by himself does not go above it, and goes on with the others.
+    for _ in 0..2 {
+        w.clock.advance(Duration::from_secs(86_400 * 10));
+        ledger.touch(w.clock.now()).await.unwrap();
+        crate::web::ticks::manifests(&serve).await.unwrap();
+        assert_eq!(lists(), before);
+    }
     let r = w.publish().await;
     assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
     let manifest = w.manifest("0421").unwrap();
-    assert!(manifest.streams["price"].version.get() == 3 && manifest.serial > serial);
+    assert!(manifest.streams["price"].version.get() == 3 && manifest.serial > serial, "above the numbers there, too");
     assert!(lists()[1] == before[1], "one that the ledger does not know is left alone");
-    let mut register = w.register("register.db");
-    w.follow("0421", &mut register);
-    assert_eq!(rows(register.connection(), "SELECT CAST(cents AS TEXT) FROM price WHERE sku = 'a'"), ["300"]);
-    assert_eq!(rows(register.connection(), "SELECT sku FROM deal"), ["b"]);
     // Until it is told of, and then it is overtaken like any other.
     drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n0423,east\n");
     let e = w.publish_cut(&options(), &Quiet).await.unwrap_err().to_string();
     assert!(e.contains("of store 0423") && lists()[1] == before[1], "{e}");
     assert_eq!(w.publish().await.exit_code(), 0);
     assert_eq!(listed(&w, "0423"), ["catalog@all", "price@zone-east"]);
+}
+
+/// A list that no ledger could come to is a thief's: there is no serial above each.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_with_a_serial_out_of_reach_is_not_gone_above() {
+    let w = World::new().await;
+    w.publish().await;
+    let mut list = w.manifest("0421").unwrap();
+    list.serial = u64::MAX;
+    let keys = crate::keys::Keyring::new(w.config.state.keys()).keys(crate::keys::Role::Publisher).unwrap();
+    let path = w.dir.path().join("objects/stores/0421/manifest.json");
+    fs::write(&path, proto::trust::sign_manifest(&list, &keys[0].key).unwrap()).unwrap();
+    w.sql(CHANGE);
+    for _ in 0..3 {
+        let e = w.publish_cut(&options(), &Quiet).await.unwrap_err().to_string();
+        assert!(e.contains("--new-epoch"), "{e}");
+    }
+    fs::remove_file(path).unwrap();
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert!(w.manifest("0421").unwrap().serial < 9);
+    w.all_is_well();
 }
 
 /// What its lists said of the zones counts until the source says more.
@@ -1448,7 +1467,15 @@ async fn a_renamed_stream_goes_store_by_store_as_the_new_one_comes() {
         }
         for dry_run in [true, false] {
             let r = w.publish_as(PublishOptions { dry_run, ..options() }).await;
-            assert!(r.exit_code() == 0 && r.problems.is_empty(), "{zone} {dry_run}: {:?}", r.lines());
+            if zone == "east" && !dry_run {
+                assert!(
+                    r.exit_code() == 3 && r.problems[0].contains("1 stores (the first is 0422)"),
+                    "{:?}",
+                    r.lines()
+                );
+            } else {
+                assert!(r.exit_code() == 0 && r.problems.is_empty(), "{zone} {dry_run}: {:?}", r.lines());
+            }
         }
         // Whoever signs.
         for device in ["0421-01", "0422-01"] {
@@ -1462,7 +1489,7 @@ async fn a_renamed_stream_goes_store_by_store_as_the_new_one_comes() {
     assert_eq!(retired().await, 0);
     w.publish().await;
     assert_eq!(retired().await, 2, "nobody lists them any more");
-    assert!(ledger.unsent_mails().await.unwrap().is_empty());
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2, "that it waits, and that it is over");
     assert_eq!(w.publish().await.signed, 0);
 }
 
@@ -1521,10 +1548,75 @@ async fn a_split_stream_goes_when_all_of_its_tables_are_there() {
     ] {
         drop_file(&w, file, text);
         let r = w.publish().await;
-        assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+        assert!(r.exit_code() == 3 && r.problems[0].contains("stores (the first is"), "{:?}", r.lines());
         assert_eq!(listed(&w, "0421"), lists);
         assert_eq!(listed(&w, "0422"), ["catalog@all", "price@zone-west"]);
     }
+}
+
+/// A stream that is listed takes one of its tables: it waits for the other, for its own must not go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listed_stream_takes_a_table_when_its_neighbour_is_there_for_all() {
+    let mut w = inbox_world().await;
+    w.publish().await;
+    let (price, deal) = PRICE.split_once('\n').unwrap();
+    w.write("catalog.sql", &format!("{CATALOG}\n{price}"));
+    w.write("deals.sql", deal);
+    let old = INBOX.find("[[stream]]\nname = \"price\"").unwrap();
+    let deals = "[[stream]]\nname = \"deals\"\naudience = \"zone\"\nschema = \"deals.sql\"\n";
+    set(&mut w, &format!("{}{deals}", &INBOX[..old]));
+    let item = ("catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,2\n");
+    drop_file(&w, item.0, item.1);
+    drop_file(&w, "catalog.all.price.csv", "sku,cents\na,300\nb,200\n");
+    for (zone, missing) in [("", "0421"), ("east", "0422")] {
+        if !zone.is_empty() {
+            drop_file(&w, &format!("deals.zone-{zone}.deal.ndjson"), "{\"id\":3,\"sku\":\"b\"}\n");
+        }
+        for dry_run in [true, false] {
+            let r = w.publish_as(PublishOptions { dry_run, ..options() }).await;
+            assert!(r.exit_code() > 0 && outcome(&r, "catalog@all") == Outcome::Refused, "{:?}", r.lines());
+            let text = &r.instances[&"catalog@all".parse().unwrap()].reason;
+            assert!(text.contains(&format!("deal is not published for store {missing} by deals")), "{text}");
+        }
+        assert_eq!(listed(&w, "0421"), ["catalog@all", "price@zone-east"], "not by two streams");
+    }
+    // All at once.
+    drop_file(&w, "deals.zone-west.deal.ndjson", "{\"id\":3,\"sku\":\"b\"}\n");
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    for (store, zone) in [("0421", "east"), ("0422", "west")] {
+        assert_eq!(listed(&w, store), ["catalog@all".to_owned(), format!("deals@zone-{zone}")]);
+    }
+}
+
+/// In each of the two a store would miss the other's table for a moment: they come at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_dissolves_into_two_that_are_listed() {
+    let mut w = World::new().await;
+    let (price, deal) = PRICE.split_once('\n').unwrap();
+    let (head, rest) = CONFIG.split_at(CONFIG.find("[[stream]]\nname = \"price\"").unwrap());
+    let (old, end) = rest.split_at(rest.find("[publish]").unwrap());
+    let (old_price, old_deal) = old.split_at(old.rfind("[[stream.table]]").unwrap());
+    let old_price = &old_price[old_price.find("[[stream.table]]").unwrap()..];
+    let small = |name: &str| {
+        format!(
+            "[[stream]]\nname = \"{name}s\"\naudience = \"zone\"\nschema = \"{name}s.sql\"\n[[stream.table]]\n\
+             name = \"{name}\"\nquery = \"SELECT 1 AS id WHERE :zone <> ''\"\n"
+        )
+    };
+    let schema = |w: &World, name: &str, more: &str| {
+        w.write(&format!("{name}s.sql"), &format!("CREATE TABLE {name} (id INTEGER PRIMARY KEY) STRICT;\n{more}"));
+    };
+    schema(&w, "flag", "");
+    schema(&w, "note", "");
+    set(&mut w, &format!("{head}{}{}{old}{end}", small("flag"), small("note")));
+    assert_eq!(w.publish().await.exit_code(), 0);
+    schema(&w, "flag", price);
+    schema(&w, "note", deal);
+    set(&mut w, &format!("{head}{}{old_price}{}{old_deal}{end}", small("flag"), small("note")));
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert_eq!(listed(&w, "0421"), ["catalog@all", "flags@zone-east", "notes@zone-east"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

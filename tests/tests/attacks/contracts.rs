@@ -70,11 +70,11 @@ impl Victims {
         self.watch.tells("Store 0421 holds a list that headquarters did not sign", once);
     }
 
-    /// Headquarters finds that somebody signs in its name, goes on above that, and its next publish heals all.
+    /// Headquarters finds that somebody signs in its name and says so; its next publish goes above that and heals all.
     fn heal(&self) {
         let site = &self.site;
         site.sql("UPDATE price SET price_cents = 12 WHERE sku = 'SKU0000003'");
-        // Of what the store holds it has heard already.
+        site.hq.run(&["publish"]).code(1).says(&["signed by our key"]);
         site.publish();
         for node in [site.relay("0421"), site.register("0421-01")] {
             until(PATIENCE, "healed", || node.run(&["once"]).code == Some(0));
