@@ -229,7 +229,7 @@ pub struct Signer {
 /// Streams in which stores stay with the instance that their manifests list.
 pub type Held = BTreeMap<StoreId, BTreeSet<StreamName>>;
 
-/// Whether stores go over to another instance of a stream (their zone changed).
+/// Whether stores go over to another instance of a stream (their zone changed), or to other streams.
 #[derive(Debug, Clone, Copy)]
 pub enum Moves<'a> {
     /// They stay: only a publish compares the rows.
@@ -539,12 +539,13 @@ impl Signer {
 
     /// The instances that the store follows and that have a version. Where the wanted one has none, or one of long ago
     /// (a zone that is new, or was empty, and not yet published), or is not to be gone over to, the one followed before
-    /// stays.
+    /// stays. Only a publish changes which they are: settings of other programs may be older than its.
     fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>, moves: Moves<'_>) -> Vec<Instance> {
         let tables = |i: &Instance| -> BTreeSet<&TableName> {
             s.heads.get(i).into_iter().flat_map(|h| h.digests.keys()).collect()
         };
-        if s.row.vanished_at.is_some() {
+        let vanished = s.row.vanished_at.is_some();
+        if vanished || before.is_some() && matches!(moves, Moves::None) {
             let last = before.into_iter().flat_map(Manifest::instances).map(|(i, _)| i);
             let (known, dropped): (Vec<Instance>, Vec<_>) = last
                 .filter(|i| s.heads.contains_key(i))

@@ -192,7 +192,6 @@ impl Tools<'_> {
         if let Some(Some(stream)) = &self.options.allow_shrink {
             signer.drop_stream(stream);
         }
-        signer.drop_moved(self.ledger).await?;
         let run = Run {
             config: self.config,
             options: self.options,
@@ -311,6 +310,8 @@ impl Run<'_> {
         if let Feed::Inbox(drops) = &mut feed {
             report.notes.extend(drops.check(contracts, &stores));
         }
+        self.signer.drop_moved(self.ledger).await?;
+        self.splits = self.find_splits(contracts);
         self.moves = self.signer.moves(self.ledger, &stores).await?;
         // 5. Each stream, each audience: up to packs in the bucket.
         let mut ready = Vec::new();
@@ -485,7 +486,6 @@ impl Run<'_> {
                 self.contract_numbers.insert(s.name.clone(), (number, s.contract.sha256));
             }
         }
-        self.splits = self.find_splits(contracts);
         let complaints = self.ledger.complaints().await?;
         for Complaint { device, fault } in complaints {
             let Some(instance) = fault.instance else { continue };

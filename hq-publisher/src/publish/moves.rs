@@ -13,7 +13,7 @@ use crate::mail;
 use crate::manifests::{self, Held, Move};
 use crate::rebuild::{self, RebuildError};
 use crate::source::StoreRow;
-use proto::ids::{Instance, StreamName, TableName};
+use proto::ids::{Instance, StoreId, StreamName, TableName};
 use std::collections::{BTreeMap, BTreeSet};
 
 type Rows = BTreeMap<TableName, u64>;
@@ -125,38 +125,60 @@ impl Run<'_> {
         ready: &mut Vec<Ready>,
         report: &mut PublishReport,
     ) -> Result<(), PublishError> {
-        let left: Vec<_> = self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)).collect();
-        for (left, kind) in left {
-            let tables = self.tables_left(left);
-            let had = |i: &Instance, t: &TableName| self.heads.get(i).is_some_and(|h| h.digests.contains_key(t));
-            let comes = |i: &Instance| report.instances.get(i).is_some_and(|e| e.outcome == Outcome::Published);
-            let misses = |s: &StoreRow, t: &TableName, owner: &Stream| {
-                manifests::followed(left, kind, s).is_some_and(|i| had(&i, t))
-                    && !manifests::followed(&owner.name, owner.audience, s).is_some_and(|i| had(&i, t) || comes(&i))
-            };
-            let missed = tables.iter().find_map(|t| {
-                let owner = contracts.stream_of(t)?;
-                let store = stores.iter().find(|s| misses(s, t, owner))?;
-                Some(format!(
-                    "it takes a table over from stream {left}, which the settings do not name any more, and {t} is not \
-                     published for store {} by {}: its registers would lose that. Publish that first, or, if no store is \
-                     to get it any more, run again with --allow-shrink {left}",
+        let had = |i: &Instance, t: &TableName| self.heads.get(i).is_some_and(|h| h.digests.contains_key(t));
+        let comes = |i: &Instance, report: &PublishReport| {
+            report.instances.get(i).is_some_and(|e| e.outcome == Outcome::Published)
+        };
+        // One stream that waits may make others wait.
+        let mut waits: BTreeMap<StreamName, String> = BTreeMap::new();
+        loop {
+            let before = waits.len();
+            for (left, kind) in self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)) {
+                let from: BTreeMap<&StoreId, &Instance> =
+                    self.moves.iter().filter(|m| &m.from.stream == left).map(|m| (&m.store, &m.from)).collect();
+                let misses = |s: &StoreRow, t: &TableName, owner: &Stream| {
+                    let held = from.get(&s.id).map(|i| (*i).clone()).or_else(|| manifests::followed(left, kind, s));
+                    let gets = manifests::followed(&owner.name, owner.audience, s);
+                    let comes = |i: &Instance| !waits.contains_key(&owner.name) && comes(i, report);
+                    held.is_some_and(|i| had(&i, t)) && !gets.is_some_and(|i| had(&i, t) || comes(&i))
+                };
+                let tables = self.tables_left(left);
+                let missed = tables.iter().find_map(|t| {
+                    let owner = contracts.stream_of(t)?;
+                    Some((*t, owner, stores.iter().find(|s| misses(s, t, owner))?))
+                });
+                let Some((table, owner, store)) = missed else { continue };
+                let asked = if self.is_asked(&owner.name) { "" } else { " (run without --stream)" };
+                let text = format!(
+                    "it takes a table over from stream {left}, which the settings do not name any more, and {table} is not \
+                     published for store {} by {}: its registers would lose that. Publish that too{asked}, or, if no store \
+                     is to get it any more, run again with --allow-shrink {left}",
                     store.id, owner.name
-                ))
-            });
-            let Some(text) = missed else { continue };
-            let takes = |i: &Instance| {
-                let stream = contracts.streams.iter().find(|s| s.name == i.stream);
-                let mut of_it = stream.into_iter().flat_map(|s| &s.contract.tables).map(|t| &t.name);
-                self.heads.contains_key(i) && of_it.any(|t| tables.contains(t) && !had(i, t))
-            };
-            let taking: Vec<Instance> = report.instances.keys().filter(|i| comes(i) && takes(i)).cloned().collect();
-            for instance in taking {
+                );
+                for owner in tables.iter().filter_map(|t| contracts.stream_of(t)) {
+                    waits.entry(owner.name.clone()).or_insert_with(|| text.clone());
+                }
+            }
+            if waits.len() == before {
+                break;
+            }
+        }
+        for (stream, text) in waits {
+            let of_it = contracts.streams.iter().filter(|s| s.name == stream).flat_map(|s| &s.contract.tables);
+            let lost: BTreeSet<&TableName> = self.signer.left_out().flat_map(|(s, _)| self.tables_left(s)).collect();
+            let of_it: Vec<&TableName> = of_it.map(|t| &t.name).filter(|t| lost.contains(t)).collect();
+            let takes = |i: &Instance| self.heads.contains_key(i) && of_it.iter().any(|t| !had(i, t));
+            let coming: Vec<Instance> =
+                report.instances.keys().filter(|i| i.stream == stream && comes(i, report)).cloned().collect();
+            if !coming.iter().any(takes) {
+                continue;
+            }
+            for instance in coming {
                 if let Some(n) = ready.iter().position(|r| r.instance == instance) {
                     self.unstage(ready.remove(n), report).await?;
                 }
                 let mut entry = report.instances.remove(&instance).unwrap_or_default();
-                entry.version = self.heads.get(&instance).map(|h| h.version);
+                (entry.keeps_away, entry.version) = (true, self.heads.get(&instance).map(|h| h.version));
                 if let Stop::Refused(refusal) = refused("SHRINK", text.clone()) {
                     self.refuse(&instance, *refusal, feed, &mut entry).await?;
                 }

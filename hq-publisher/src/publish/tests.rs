@@ -1455,6 +1455,9 @@ fn set(w: &mut World, text: &str) {
 async fn a_renamed_stream_goes_store_by_store_as_the_new_one_comes() {
     let mut w = inbox_world().await;
     w.publish().await;
+    // One that was started before, and keeps its settings.
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    let serve = crate::web::App::open(&w.config, w.clock.clone(), stopping).await.unwrap();
     set(&mut w, &INBOX.replace("name = \"price\"\naudience", "name = \"prices\"\naudience"));
     for (zone, lists) in [
         ("", [["catalog@all", "price@zone-east"], ["catalog@all", "price@zone-west"]]),
@@ -1482,6 +1485,12 @@ async fn a_renamed_stream_goes_store_by_store_as_the_new_one_comes() {
             let desk = Desk::open(&w.config, w.clock.as_ref(), true).await.unwrap();
             desk.enroll(&device.parse().unwrap()).await.unwrap();
         }
+        w.clock.advance(Duration::from_secs(86_400 * 9));
+        let ledger = Ledger::open(&w.config).await.unwrap();
+        ledger.touch(w.clock.now()).await.unwrap();
+        let serial = w.manifest("0422").unwrap().serial;
+        crate::web::ticks::manifests(&serve).await.unwrap();
+        assert!(w.manifest("0422").unwrap().serial > serial, "it is signed anew by its age");
         assert_eq!([listed(&w, "0421"), listed(&w, "0422")], lists, "{zone}");
     }
     let ledger = Ledger::open(&w.config).await.unwrap();
