@@ -250,8 +250,8 @@ pub struct Move {
 }
 
 /// Streams that manifests list and the settings do not name, with their audiences: they go on being listed until
-/// somebody says that they may go ([`Signer::drop_stream`]), or, store by store, until the store's list has a stream with one
-/// of their tables: then it has moved.
+/// somebody says that they may go ([`Signer::drop_stream`]), or, store by store, until other streams on the store's list have
+/// their tables.
 fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<StreamName, AudienceKind> {
     let is_left = |i: &Instance, h: &Head| !h.retired && config.stream(&i.stream).is_none();
     let mut left: Vec<_> = heads.iter().filter(|(i, h)| is_left(i, h)).collect();
