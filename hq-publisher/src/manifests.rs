@@ -549,7 +549,7 @@ impl Signer {
             let last = before.into_iter().flat_map(Manifest::instances).map(|(i, _)| i);
             let (known, dropped): (Vec<Instance>, Vec<_>) = last
                 .filter(|i| s.heads.contains_key(i))
-                .partition(|i| self.all_streams().any(|(name, _)| name == &i.stream));
+                .partition(|i| self.streams.iter().any(|(name, _)| name == &i.stream));
             let now: BTreeSet<&TableName> = known.iter().flat_map(tables).collect();
             let dropped = dropped.into_iter().filter(|i| tables(i).is_disjoint(&now));
             return known.iter().cloned().chain(dropped).collect();
@@ -691,7 +691,8 @@ fn content_hash(
     limits: &Limits,
 ) -> Result<Sha256, String> {
     let mut all = Sha256Stream::default();
-    for instance in instances {
+    // Their order says nothing.
+    for instance in instances.iter().collect::<BTreeSet<_>>() {
         if let Some(head) = heads.get(instance) {
             all.update(instance.to_string().as_bytes());
             all.update(hashes.of(instance, head, limits)?.as_bytes());

@@ -323,6 +323,7 @@ impl Run<'_> {
         }
         self.hold_takers(contracts, &stores, &mut feed, &mut ready, &mut report).await?;
         let drops = feed.close().await;
+        self.put_packs(&ready).await?;
         let retired = self.retired_heads(&report).0;
         let gone = |i: &Instance| format!("no store follows {i} any more; what was published of it stays");
         report.notes.extend(retired.iter().map(gone));
@@ -538,10 +539,15 @@ impl Run<'_> {
             }
             return Ok(());
         }
-        if ready.len() > first {
+        Ok(())
+    }
+
+    /// Puts the packs of all that is staged.
+    async fn put_packs(&self, ready: &[Ready]) -> Result<(), PublishError> {
+        if !ready.is_empty() {
             self.still_publisher().await?;
         }
-        let puts = futures_util::stream::iter(&ready[first..]).map(|one| self.put(one));
+        let puts = futures_util::stream::iter(ready).map(|one| self.put(one));
         puts.buffer_unordered(self.buckets.concurrency()).try_collect::<()>().await
     }
 

@@ -129,8 +129,8 @@ impl Run<'_> {
         let comes = |i: &Instance, report: &PublishReport| {
             report.instances.get(i).is_some_and(|e| e.outcome == Outcome::Published)
         };
-        // One stream that waits may make others wait.
-        let mut waits: BTreeMap<StreamName, String> = BTreeMap::new();
+        // One stream that waits may make others wait: what is published of it need not be listed.
+        let mut waits = self.splits.clone();
         loop {
             let before = waits.len();
             for (left, kind) in self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)) {
@@ -139,8 +139,10 @@ impl Run<'_> {
                 let misses = |s: &StoreRow, t: &TableName, owner: &Stream| {
                     let held = from.get(&s.id).map(|i| (*i).clone()).or_else(|| manifests::followed(left, kind, s));
                     let gets = manifests::followed(&owner.name, owner.audience, s);
-                    let comes = |i: &Instance| !waits.contains_key(&owner.name) && comes(i, report);
-                    held.is_some_and(|i| had(&i, t)) && !gets.is_some_and(|i| had(&i, t) || comes(&i))
+                    let is_fresh = |i: &Instance| self.heads.get(i).is_some_and(|h| !h.retired);
+                    let is_there = |i: &Instance| (is_fresh(i) && had(i, t)) || comes(i, report);
+                    let is_there = |i: &Instance| !waits.contains_key(&owner.name) && is_there(i);
+                    held.is_some_and(|i| had(&i, t)) && !gets.is_some_and(|i| is_there(&i))
                 };
                 let tables = self.tables_left(left);
                 let missed = tables.iter().find_map(|t| {

@@ -1451,6 +1451,24 @@ fn set(w: &mut World, text: &str) {
     w.config = crate::config::load(Some(&w.dir.path().join("hq.toml")), []).unwrap().value;
 }
 
+/// Whoever looks at the lists, in whatever order: nothing is signed that says the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_with_a_stream_left_out_is_not_signed_anew_by_each_who_looks() {
+    let mut w = World::new().await;
+    w.publish().await;
+    let catalog = CONFIG.find("[[stream]]").unwrap();
+    let price = CONFIG.find("[[stream]]\nname = \"price\"").unwrap();
+    set(&mut w, &format!("{}{}", &CONFIG[..catalog], &CONFIG[price..]));
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    let serve = crate::web::App::open(&w.config, w.clock.clone(), stopping).await.unwrap();
+    let serial = w.manifest("0421").unwrap().serial;
+    for _ in 0..2 {
+        assert_eq!(w.publish().await.exit_code(), 3);
+        crate::web::ticks::manifests(&serve).await.unwrap();
+        assert_eq!(w.manifest("0421").unwrap().serial, serial);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renamed_stream_goes_store_by_store_as_the_new_one_comes() {
     let mut w = inbox_world().await;
