@@ -144,6 +144,14 @@ pub fn gather(failed: Option<ManifestsError>, e: ManifestsError) -> ManifestsErr
     }
 }
 
+/// The error of both of two steps of which the first does not keep the second from being done.
+pub fn both(first: Result<(), ManifestsError>, second: Result<(), ManifestsError>) -> Result<(), ManifestsError> {
+    match (first, second) {
+        (Err(first), Err(e)) => Err(gather(Some(first), e)),
+        (first, second) => first.and(second),
+    }
+}
+
 /// What came of putting manifests. What was found to be overtaken is mailed, and only then gone on above: who dies before
 /// finds it once more.
 pub async fn telling<T>(

@@ -166,9 +166,9 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
     let trust = newest_trust(ledger, &config.limits).await.ok().flatten();
     let unfinished: Vec<String> = unfinished.iter().map(|p| format!("{} {}", p.instance, p.version)).collect();
     let findings = assessment.findings.values().map(|f| format!("{}: {}", f.subject, f.lines.join("; ")));
-    let lost = lost(config, &heads).into_iter();
-    let lost =
-        lost.map(|s| format!("stream {s} is not in the settings; manifests go on listing what was published of it"));
+    let lost = lost(config, &heads)
+        .into_iter()
+        .map(|s| format!("stream {s} is not in the settings; manifests go on listing what was published of it"));
     Ok(Report {
         streams: heads.iter().map(stream).collect(),
         serial: lines.iter().map(|s| s.serial).max().filter(|s| *s > 0),

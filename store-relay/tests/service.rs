@@ -13,10 +13,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use tillcast_tests::quiet_port;
 
 struct Store {
     dir: TempDir,
@@ -28,18 +28,6 @@ fn fresh_code() -> String {
     let mut code = code();
     code.expires_at = proto::clock::after(SystemClock::default().now(), Duration::from_secs(3600));
     code.to_text().unwrap()
-}
-
-/// A port below those that the system hands out by itself, given to nobody else here: the relay binds it later.
-fn quiet_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = u16::try_from(std::process::id() % 100 * 20).unwrap();
-    loop {
-        let port = 10_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 2_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 impl Store {

@@ -454,8 +454,7 @@ impl Run<'_> {
                     self.problem(format!("a manifest put earlier cannot be looked at: {e}"));
                     Ok(())
                 }
-                (Err(first), Err(e)) => Err(manifests::gather(Some(first), e)),
-                (put, again) => put.and(again),
+                (put, again) => manifests::both(put, again),
             }
         };
         self.step(Step::PutManifests, put).await?;
@@ -528,16 +527,12 @@ impl Run<'_> {
         }
         for (instance, refusal) in self.guard_moves(stream, stores, !refused, report).await? {
             refused = true;
-            let mut entry = report.instances.remove(&instance).unwrap_or_default();
-            (entry.keeps_away, entry.version) = (true, self.heads.get(&instance).map(|h| h.version));
-            self.refuse(&instance, refusal, feed, &mut entry).await?;
-            report.instances.insert(instance, entry);
+            self.keep_away(instance, refusal, feed, report).await?;
         }
         if refused {
             for one in ready.drain(first..) {
                 self.unstage(one, report).await?;
             }
-            return Ok(());
         }
         Ok(())
     }

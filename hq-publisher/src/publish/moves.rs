@@ -67,6 +67,21 @@ impl Run<'_> {
         Ok(refusals)
     }
 
+    /// Refuses an instance, to which no store goes over then.
+    pub(super) async fn keep_away(
+        &self,
+        instance: Instance,
+        refusal: Refusal,
+        feed: &mut Feed,
+        report: &mut PublishReport,
+    ) -> Result<(), PublishError> {
+        let mut entry = report.instances.remove(&instance).unwrap_or_default();
+        (entry.keeps_away, entry.version) = (true, self.heads.get(&instance).map(|h| h.version));
+        self.refuse(&instance, refusal, feed, &mut entry).await?;
+        report.instances.insert(instance, entry);
+        Ok(())
+    }
+
     /// Instances of streams that the settings lost, each with one of this stream that has a table of it for the first time
     /// and is for a store that follows it.
     fn renamed(&self, stream: &Stream, stores: &[StoreRow], report: &PublishReport) -> BTreeSet<(Instance, Instance)> {
@@ -76,13 +91,17 @@ impl Run<'_> {
                 Some((manifests::followed(left, kind, s)?, manifests::followed(&stream.name, stream.audience, s)?))
             });
             let comes = |from: &Instance, to: &Instance| {
-                let has = |i: &Instance, t: &TableName| self.heads.get(i).is_some_and(|h| h.digests.contains_key(t));
                 let mut tables = stream.contract.tables.iter().map(|t| &t.name);
-                report.instances.contains_key(to) && tables.any(|t| has(from, t) && !has(to, t))
+                report.instances.contains_key(to) && tables.any(|t| self.had(from, t) && !self.had(to, t))
             };
             pairs.extend(both.filter(|(from, to)| comes(from, to)));
         }
         pairs
+    }
+
+    /// Whether what is published of an instance has a table.
+    fn had(&self, instance: &Instance, table: &TableName) -> bool {
+        self.heads.get(instance).is_some_and(|h| h.digests.contains_key(table))
     }
 
     /// The tables published of a stream, but of instances that no store wants.
@@ -96,19 +115,17 @@ impl Run<'_> {
     pub(super) fn find_splits(&self, contracts: &Contracts) -> BTreeMap<StreamName, String> {
         let mut splits = BTreeMap::new();
         for (left, _) in self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)) {
-            let (taken, lost): (Vec<&TableName>, Vec<_>) =
-                self.tables_left(left).into_iter().partition(|t| contracts.stream_of(t).is_some());
-            let lost: Vec<&str> = lost.into_iter().map(TableName::as_str).collect();
-            for (table, stream) in taken.iter().filter_map(|t| Some((t, contracts.stream_of(t)?))) {
-                if !lost.is_empty() {
-                    let text = format!(
-                        "it takes table {table} over from stream {left}, which the settings do not name any more, and no \
-                         stream has {}: registers would lose that. Give it a stream, or, if no store is to get it any \
-                         more, run again with --allow-shrink {left}",
-                        lost.join(", ")
-                    );
-                    splits.insert(stream.name.clone(), text);
-                }
+            let tables = self.tables_left(left);
+            let lost = tables.iter().filter(|t| contracts.stream_of(t).is_none()).map(|t| t.as_str());
+            let lost = lost.collect::<Vec<_>>().join(", ");
+            let taken = tables.iter().filter_map(|t| Some((t, contracts.stream_of(t)?)));
+            for (table, stream) in taken.filter(|_| !lost.is_empty()) {
+                let text = format!(
+                    "it takes table {table} over from stream {left}, which the settings do not name any more, and no \
+                     stream has {lost}: registers would lose that. Give it a stream, or, if no store is to get it any \
+                     more, run again with --allow-shrink {left}"
+                );
+                splits.insert(stream.name.clone(), text);
             }
         }
         splits
@@ -125,10 +142,36 @@ impl Run<'_> {
         ready: &mut Vec<Ready>,
         report: &mut PublishReport,
     ) -> Result<(), PublishError> {
-        let had = |i: &Instance, t: &TableName| self.heads.get(i).is_some_and(|h| h.digests.contains_key(t));
-        let comes = |i: &Instance, report: &PublishReport| {
-            report.instances.get(i).is_some_and(|e| e.outcome == Outcome::Published)
-        };
+        let lost: BTreeSet<&TableName> = self.signer.left_out().flat_map(|(s, _)| self.tables_left(s)).collect();
+        for (stream, text) in self.who_waits(contracts, stores, report) {
+            let of_it = contracts.streams.iter().filter(|s| s.name == stream).flat_map(|s| &s.contract.tables);
+            let of_it: Vec<&TableName> = of_it.map(|t| &t.name).filter(|t| lost.contains(t)).collect();
+            let takes = |i: &Instance| self.heads.contains_key(i) && of_it.iter().any(|t| !self.had(i, t));
+            let coming: Vec<Instance> =
+                report.instances.keys().filter(|i| i.stream == stream && comes(i, report)).cloned().collect();
+            if !coming.iter().any(takes) {
+                continue;
+            }
+            for instance in coming {
+                if let Some(n) = ready.iter().position(|r| r.instance == instance) {
+                    self.unstage(ready.remove(n), report).await?;
+                }
+                if let Stop::Refused(refusal) = refused("SHRINK", text.clone()) {
+                    self.keep_away(instance, *refusal, feed, report).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The streams that have a table, by the settings, of one that these lost, of which some store would miss another: with
+    /// the reason.
+    fn who_waits(
+        &self,
+        contracts: &Contracts,
+        stores: &[StoreRow],
+        report: &PublishReport,
+    ) -> BTreeMap<StreamName, String> {
         // One stream that waits may make others wait: what is published of it need not be listed.
         let mut waits = self.splits.clone();
         loop {
@@ -140,9 +183,9 @@ impl Run<'_> {
                     let held = from.get(&s.id).map(|i| (*i).clone()).or_else(|| manifests::followed(left, kind, s));
                     let gets = manifests::followed(&owner.name, owner.audience, s);
                     let is_fresh = |i: &Instance| self.heads.get(i).is_some_and(|h| !h.retired);
-                    let is_there = |i: &Instance| (is_fresh(i) && had(i, t)) || comes(i, report);
+                    let is_there = |i: &Instance| (is_fresh(i) && self.had(i, t)) || comes(i, report);
                     let is_there = |i: &Instance| !waits.contains_key(&owner.name) && is_there(i);
-                    held.is_some_and(|i| had(&i, t)) && !gets.is_some_and(|i| is_there(&i))
+                    held.is_some_and(|i| self.had(&i, t)) && !gets.is_some_and(|i| is_there(&i))
                 };
                 let tables = self.tables_left(left);
                 let missed = tables.iter().find_map(|t| {
@@ -165,29 +208,7 @@ impl Run<'_> {
                 break;
             }
         }
-        for (stream, text) in waits {
-            let of_it = contracts.streams.iter().filter(|s| s.name == stream).flat_map(|s| &s.contract.tables);
-            let lost: BTreeSet<&TableName> = self.signer.left_out().flat_map(|(s, _)| self.tables_left(s)).collect();
-            let of_it: Vec<&TableName> = of_it.map(|t| &t.name).filter(|t| lost.contains(t)).collect();
-            let takes = |i: &Instance| self.heads.contains_key(i) && of_it.iter().any(|t| !had(i, t));
-            let coming: Vec<Instance> =
-                report.instances.keys().filter(|i| i.stream == stream && comes(i, report)).cloned().collect();
-            if !coming.iter().any(takes) {
-                continue;
-            }
-            for instance in coming {
-                if let Some(n) = ready.iter().position(|r| r.instance == instance) {
-                    self.unstage(ready.remove(n), report).await?;
-                }
-                let mut entry = report.instances.remove(&instance).unwrap_or_default();
-                (entry.keeps_away, entry.version) = (true, self.heads.get(&instance).map(|h| h.version));
-                if let Stop::Refused(refusal) = refused("SHRINK", text.clone()) {
-                    self.refuse(&instance, *refusal, feed, &mut entry).await?;
-                }
-                report.instances.insert(instance, entry);
-            }
-        }
-        Ok(())
+        waits
     }
 
     /// What tables lose for a store that goes over.
@@ -270,6 +291,11 @@ impl Run<'_> {
         let problem = (!lost.is_empty()).then_some(("Stores lost their zone", text.as_str()));
         Ok(mail::publish_notice(self.ledger, self.clock, "zones", problem).await?)
     }
+}
+
+/// Whether this run publishes a version of an instance.
+fn comes(instance: &Instance, report: &PublishReport) -> bool {
+    report.instances.get(instance).is_some_and(|e| e.outcome == Outcome::Published)
 }
 
 fn would_follow(moves: &[&Move]) -> String {

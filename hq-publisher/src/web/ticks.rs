@@ -143,10 +143,7 @@ async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
     let mut outcome = manifests::put_unfinished(&app.ledger, &buckets, None).await.map(drop);
     if let Followed::Newest = followed {
         let again = manifests::put_again(&app.ledger, &buckets, None).await;
-        outcome = match (outcome, again) {
-            (Err(first), Err(e)) => Err(manifests::gather(Some(first), e)),
-            (first, again) => first.and(again),
-        };
+        outcome = manifests::both(outcome, again);
     }
     for lag in buckets.repair_mirrors().await?.mirrors {
         tracing::warn!("{lag}");

@@ -14,11 +14,10 @@ use proto::wire::{Fault, Network, Status, StreamState, fault};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tillcast_tests::PATIENCE;
 use tokio::net::TcpListener;
 
 const S: Duration = Duration::from_secs(1);
-/// The usual bound of a wait, far above what anything takes on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Headquarters with `price` at 50 and 51, its relay with 50.
 async fn store() -> (Hq, Relay, Register) {
