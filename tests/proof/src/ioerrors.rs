@@ -1,4 +1,5 @@
-//! Errors of system calls on the site's files: each call of each kind, once and for good, and files that may not grow.
+//! Errors of system calls on the site's files: each call of each kind, once and for good; writes that end short, each of
+//! them; and files that may not grow.
 //! Whatever fails, nothing is damaged, nobody is told that it went well when it did not, and the next run that nothing
 //! disturbs comes to a good end.
 
@@ -10,7 +11,9 @@ use crate::stage::{self, Stage, bounded, complaints, run_traced};
 use crate::trace::{self, Call, Recording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
 use tillcast_tests::{Dice, process};
 
@@ -93,6 +96,8 @@ impl fmt::Display for Report {
 enum Fault {
     /// The n-th call of its kind in each thread, or that and all later ones.
     Call { call: String, error: &'static str, n: usize, sticky: bool },
+    /// The n-th write to a file takes half of its bytes; and then, or not, the disk is full.
+    Short { n: usize, full: bool },
     /// No file may be longer than this: writes end short there, then fail.
     Size(usize),
 }
@@ -103,6 +108,7 @@ impl fmt::Display for Fault {
             Fault::Call { call, error, n, sticky } => {
                 write!(f, "{call}:{error}:when={n}{}", if *sticky { "+" } else { "" })
             }
+            Fault::Short { n, full } => write!(f, "short:when={n}{}", if *full { "+" } else { "" }),
             Fault::Size(bytes) => write!(f, "fsize={bytes}"),
         }
     }
@@ -111,7 +117,12 @@ impl fmt::Display for Fault {
 impl Fault {
     /// For the table.
     fn kind(&self) -> String {
-        let Fault::Call { call, error, sticky, .. } = self else { return "short write, then EFBIG".into() };
+        let (call, error, sticky) = match self {
+            Fault::Call { call, error, sticky, .. } => (call, error, sticky),
+            Fault::Short { full: false, .. } => return "short write once".into(),
+            Fault::Short { .. } => return "short write, then ENOSPC for good".into(),
+            Fault::Size(_) => return "short write, then EFBIG".into(),
+        };
         let group = match call.as_str() {
             "fsync" | "fdatasync" => "sync",
             "write" | "pwrite64" | "copy_file_range" => "write",
@@ -208,6 +219,7 @@ impl Stage {
                 }
             }
         }
+        faults.extend(self.writes().into_iter().flat_map(|n| [false, true].map(|full| Fault::Short { n, full })));
         let longest = self.scene.image().values().map(|b| b.bytes.len()).max().unwrap_or(0);
         faults.extend((0..80).map(|n| Fault::Size(if n < 8 { 1 << n } else { 1 + dice.index(longest) })));
         faults
@@ -234,6 +246,11 @@ impl Stage {
                 let met = recording.injected.iter().any(|l| self.concerns(l));
                 (recording, met)
             }
+            Fault::Short { n, full } => {
+                let (output, ended_short) = run_short(&self.scene, Some((*n, *full)));
+                let met = ended_short.lines().any(|l| self.is_of_site(l));
+                (Recording { calls: Vec::new(), cut_off: Vec::new(), output, injected: Vec::new() }, met)
+            }
             Fault::Size(bytes) => {
                 let output = run_sized(&self.scene, *bytes);
                 (Recording { calls: Vec::new(), cut_off: Vec::new(), output, injected: Vec::new() }, true)
@@ -244,9 +261,23 @@ impl Stage {
             let paths: Vec<_> = trace::paths(line).iter().map(|p| p.display().to_string()).collect();
             shown += &format!("{:.12} {}\n", line, paths.join(" "));
         }
-        let for_good = !matches!(fault, Fault::Call { sticky: false, .. });
+        let for_good = !matches!(fault, Fault::Call { sticky: false, .. } | Fault::Short { full: false, .. });
         let ending = self.ending(&recording, (met, for_good), dice);
         (shown, ending.and_then(|ending| self.recovers().map(|()| ending)))
+    }
+
+    /// The numbers of the writes to the site's files.
+    fn writes(&self) -> Vec<usize> {
+        self.scene.restore(&self.before);
+        let (_, log) = run_short(&self.scene, None);
+        let of_site = log.lines().filter(|l| self.is_of_site(l));
+        of_site.map(|l| l.split_once(' ').unwrap().0.parse().unwrap()).collect()
+    }
+
+    /// Whether a line of `short.c` names a file of the site.
+    fn is_of_site(&self, line: &str) -> bool {
+        let path = Path::new(line.split_once(' ').map_or("", |(_, path)| path));
+        self.scene.watched.iter().any(|w| path.starts_with(self.scene.site.dir().join(w)))
     }
 
     fn ending(
@@ -313,8 +344,33 @@ impl Stage {
     }
 }
 
+/// Runs with a write that ends short, and what it names; or with none, and what names all writes.
+fn run_short(scene: &Scene, write: Option<(usize, bool)>) -> (Output, String) {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut command = stage::plain(scene);
+    command.env("LD_PRELOAD", &*SHORT).env("SHORT_LOG", log.path());
+    if let Some((n, full)) = write {
+        command.env("SHORT_AT", format!("{n}{}", if full { "+" } else { "" }));
+    }
+    let output = bounded(command, || false);
+    (output, std::fs::read_to_string(log.path()).unwrap())
+}
+
+/// `short.c`, compiled beside the program that runs.
+static SHORT: LazyLock<PathBuf> = LazyLock::new(|| {
+    let beside = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/short.c");
+    let (made, library) = (tempfile::NamedTempFile::new_in(&beside).unwrap(), beside.join("short.so"));
+    let mut cc = Command::new(process::program("cc"));
+    process::succeed(
+        cc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]).args([made.path(), &source]),
+    );
+    made.persist(&library).unwrap();
+    library
+});
+
 /// Runs with a bound on the length of files. The signal that comes with it is ignored: the call fails instead.
-fn run_sized(scene: &Scene, bytes: usize) -> std::process::Output {
+fn run_sized(scene: &Scene, bytes: usize) -> Output {
     let node = scene.node();
     let mut command = process::command(&process::program("sh"), None, "KILL");
     command.args(["-c", "trap '' XFSZ; exec prlimit --fsize=\"$0\" \"$@\"", &bytes.to_string()]);

@@ -42,3 +42,10 @@ fn a_read_that_fails_once_costs_no_database() {
 fn a_sync_of_the_directory_that_fails_is_heard() {
     fail(0, 1, &["enrol-relay"], Some("fsync:error=EIO:when="));
 }
+
+/// Who wrote half of a page or of a pack and goes on has written all of it; who cannot go on says so.
+#[test]
+fn a_write_that_ends_short_is_gone_on_with_or_told() {
+    let report = fail(40, 1, &["relay-delta", "register-delta", "publish-delta"], Some("short:when="));
+    assert!(report.count(Ending::Absorbed) > 0, "{report}");
+}
