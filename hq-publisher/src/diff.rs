@@ -516,7 +516,9 @@ mod tests {
         fn apply(&self, replica: &mut Replica, pack: &(PackEntry, PathBuf)) -> BTreeMap<TableName, StateDigest> {
             let packs = [PackFile { path: &pack.1, entry: &pack.0 }];
             let now = "2026-01-01T00:00:00Z".parse().unwrap();
-            replica.apply(&Job { instance: &self.instance, epoch: 1, packs: &packs, now, prove: false }).unwrap();
+            replica
+                .apply(&Job { instance: &self.instance, epoch: 1, packs: &packs, now, prove: false, listed: None })
+                .unwrap();
             let checks = replica.verify(&self.instance.stream).unwrap();
             assert!(checks.iter().all(proto::replica::TableCheck::is_right), "{checks:?}");
             replica.held(&self.instance.stream).unwrap().unwrap().digests

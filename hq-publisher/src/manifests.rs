@@ -367,8 +367,8 @@ impl Signer {
         self.streams.iter().map(|(name, kind)| (name, *kind)).chain(self.left_out())
     }
 
-    /// The streams left out that have a table which is published by another one now, each with the stores (but vanished
-    /// ones) whose manifest lists it still.
+    /// The streams left out that have a table which is published by another one now, each with the stores whose manifest
+    /// lists it still, vanished ones too: they may come back.
     pub async fn moved(&self, ledger: &Ledger) -> Result<BTreeMap<StreamName, Vec<StoreId>>, ManifestsError> {
         if self.left_out.is_empty() {
             return Ok(BTreeMap::new());
@@ -382,7 +382,7 @@ impl Signer {
             return Ok(moved);
         }
         let mut look = |s: &SignStore<'_>| {
-            if s.row.serial == 0 || s.row.vanished_at.is_some() {
+            if s.row.serial == 0 {
                 return Ok(Made::Unchanged);
             }
             let Some(listed) = self.previous(s)? else { return Ok(Made::NeedsPrevious) };
@@ -559,7 +559,8 @@ impl Signer {
                 .filter(|i| s.heads.contains_key(i))
                 .partition(|i| self.streams.iter().any(|(name, _)| name == &i.stream));
             let now: BTreeSet<&TableName> = known.iter().flat_map(tables).collect();
-            let dropped = dropped.into_iter().filter(|i| tables(i).is_disjoint(&now));
+            // Rather one table by two streams than none: its registers keep what they have.
+            let dropped = dropped.into_iter().filter(|i| !tables(i).is_subset(&now));
             return known.iter().cloned().chain(dropped).collect();
         }
         let stays = |name: &StreamName| match moves {

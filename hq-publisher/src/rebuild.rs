@@ -186,7 +186,7 @@ async fn apply_chain(
     for entry in way {
         let path = fetch(shop, instance, entry).await?;
         let packs = [PackFile { path: &path, entry }];
-        let job = Job { instance, epoch: head.epoch, packs: &packs, now: shop.now, prove: false };
+        let job = Job { instance, epoch: head.epoch, packs: &packs, now: shop.now, prove: false, listed: None };
         tokio::task::block_in_place(|| failpoint::step("rebuild.apply", || replica.apply(&job))).map_err(
             |e| match e {
                 ApplyError::Sqlite(e) => RebuildError::Sqlite(e),

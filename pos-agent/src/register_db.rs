@@ -9,9 +9,9 @@ use proto::clock::Timestamp;
 use proto::failpoint;
 use proto::ids::{Instance, StreamName};
 use proto::limits::Limits;
-use proto::manifest::PackEntry;
+use proto::manifest::{Manifest, PackEntry, StreamEntry};
 use proto::replica::sqlite::{self, Checkpoint, SqliteError};
-use proto::replica::{Applied, ApplyError, Held, Job, PackFile, Replica, TableCheck};
+use proto::replica::{Applied, ApplyError, Held, Job, Listed, PackFile, Replica, TableCheck};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
 use std::collections::BTreeMap;
@@ -205,25 +205,21 @@ impl RegisterDb {
     pub async fn apply(
         &self,
         instance: &Instance,
-        epoch: u64,
+        manifest: &Manifest,
         packs: Vec<(PathBuf, PackEntry)>,
         now: Timestamp,
     ) -> Result<Applied, ApplyFailure> {
-        let instance = instance.clone();
+        let (instance, epoch) = (instance.clone(), manifest.epoch);
+        let tables = |e: &StreamEntry| e.digests.keys().cloned().collect();
+        let listed: Listed = manifest.streams.iter().map(|(s, e)| (s.clone(), tables(e))).collect();
         self.work(move |replica| {
             // What a panic left open; nothing otherwise.
             replica.rollback();
             let packs: Vec<PackFile<'_>> = packs.iter().map(|(path, entry)| PackFile { path, entry }).collect();
-            let job = Job { instance: &instance, epoch, packs: &packs, now, prove: false };
+            let job = Job { instance: &instance, epoch, packs: &packs, now, prove: false, listed: Some(&listed) };
             failpoint::step("agent.apply", || replica.apply(&job)).map_err(ApplyFailure::Apply)
         })
         .await
-    }
-
-    /// Drops all other streams; gives the ones dropped.
-    pub async fn drop_streams_except(&self, wanted: Vec<StreamName>) -> Result<Vec<StreamName>, DbError> {
-        let drop = move |r: &mut Replica| failpoint::step("agent.drop-streams", || r.drop_streams_except(&wanted));
-        self.work(move |replica| Ok(drop(replica)?)).await
     }
 
     /// Recomputes a stream's digests from its rows, on a connection of its own.

@@ -73,7 +73,8 @@ fn every_exhibit_is_read_to_its_digests() {
                 way.iter().map(|p| dir.join(ObjectName::from(p.name(&instance)).to_string())).collect();
             let packs: Vec<PackFile<'_>> =
                 way.iter().zip(&paths).map(|(entry, path)| PackFile { path, entry }).collect();
-            let job = Job { instance: &instance, epoch: 1, packs: &packs, now: about.signed_at, prove: false };
+            let job =
+                Job { instance: &instance, epoch: 1, packs: &packs, now: about.signed_at, prove: false, listed: None };
             replica.apply(&job).unwrap_or_else(|e| panic!("{exhibit}: {e}"));
             let checks = replica.verify(&about.stream).unwrap();
             assert_eq!(checks[0].found.unwrap().to_string(), *digest, "{exhibit}, version {version}");

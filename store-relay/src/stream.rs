@@ -16,6 +16,7 @@ use proto::fetch::{Etag, FetchError, FetchErrorKind, Small, Source, Want};
 use proto::ids::{Instance, StreamName, Version};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::{PackEntry, StreamEntry};
+use proto::replica::is_in_the_way;
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
 use proto::wire::{Fault, brief, fault};
@@ -653,6 +654,10 @@ impl Relay {
                 None
             }
             TrialEnd::Stopped => Some(Outcome::Stopped),
+            TrialEnd::Refused { code, text, .. } if code == "BAD_SCHEMA" && self.is_in_the_way(stream) => {
+                self.waits(stream, Some(&text));
+                Some(Outcome::Again(SOON, text))
+            }
             TrialEnd::Refused { .. } | TrialEnd::Died { .. } => {
                 let (name, failure) = self.guilty(way, packs, end)?;
                 let entry = packs.iter().find(|(_, e)| e.name(&way.instance) == name)?.1.clone();
@@ -690,6 +695,12 @@ impl Relay {
                 Some(Outcome::Halted)
             }
         }
+    }
+
+    /// Whether a table that the stream gets is held by another one that is yet to lose it.
+    pub(crate) fn is_in_the_way(&self, stream: &StreamName) -> bool {
+        let state = self.hall.state();
+        state.manifest.as_ref().is_some_and(|m| is_in_the_way(m, stream, &state.held))
     }
 
     /// Which pack a failed trial is held against: the named one, or the first that is not proved.

@@ -206,7 +206,7 @@ fn advance(trial: &Trial, files: &[PackFile<'_>]) -> TrialEnd {
 }
 
 fn job<'a>(trial: &'a Trial, packs: &'a [PackFile<'a>], prove: bool) -> Job<'a> {
-    Job { instance: &trial.instance, epoch: trial.epoch, packs, now: trial.now, prove }
+    Job { instance: &trial.instance, epoch: trial.epoch, packs, now: trial.now, prove, listed: None }
 }
 
 /// A failure may be the pack's, the file's, the shadow's or the machine's.

@@ -239,6 +239,7 @@ impl Making<'_, '_> {
             packs: &packs,
             now: self.run.clock.now(),
             prove: false,
+            listed: None,
         };
         replica.apply_uncommitted(&job)
     }

@@ -207,6 +207,7 @@ impl Tools<'_> {
             contract_numbers: BTreeMap::new(),
             reported: BTreeMap::new(),
             moves: Vec::new(),
+            set_back: false,
             splits: BTreeMap::new(),
             scratch_dir: scratch,
             packs_dir: packs,
@@ -277,6 +278,8 @@ struct Run<'a> {
     reported: BTreeMap<Instance, (Timestamp, String)>,
     /// Stores that are to follow other instances than before.
     moves: Vec<Move>,
+    /// A store's list was overtaken: the ledger was set back, and does not know the highest versions.
+    set_back: bool,
     /// Streams that take over tables of one that the settings lost, while its other tables are nobody's: why not.
     splits: BTreeMap<StreamName, String>,
     scratch_dir: PathBuf,
@@ -319,7 +322,7 @@ impl Run<'_> {
         let wanted: Vec<&Stream> = contracts.streams.iter().filter(|s| self.is_asked(&s.name)).collect();
         self.progress.planned(wanted.iter().map(|s| audiences(s.audience, &stores).len()).sum());
         for stream in wanted {
-            self.stage_stream(stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
+            self.stage_stream(contracts, stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
         }
         self.hold_takers(contracts, &stores, &mut feed, &mut ready, &mut report).await?;
         let drops = feed.close().await;
@@ -480,6 +483,7 @@ impl Run<'_> {
     /// What the ledger knows: heads, contracts, and what devices complain of.
     async fn learn(&mut self, contracts: &Contracts) -> Result<(), PublishError> {
         self.heads = self.ledger.heads().await?;
+        self.set_back = self.ledger.stores().await?.iter().any(|s| s.is_overtaken());
         for s in &contracts.streams {
             let (number, is_new) = self.ledger.schema_number(&s.name, &s.contract.sha256).await?;
             if !is_new {
@@ -497,8 +501,10 @@ impl Run<'_> {
     }
 
     /// All audiences of one stream. If one is refused, none is published.
+    #[allow(clippy::too_many_arguments, reason = "the spine's loop, cut in two")]
     async fn stage_stream(
         &self,
+        contracts: &Contracts,
         stream: &Stream,
         stores: &[StoreRow],
         feed: &mut Feed,
@@ -525,7 +531,7 @@ impl Run<'_> {
             self.progress.finished(&instance, &entry);
             report.instances.insert(instance, entry);
         }
-        for (instance, refusal) in self.guard_moves(stream, stores, !refused, report).await? {
+        for (instance, refusal) in self.guard_moves(contracts, stream, stores, !refused, report).await? {
             refused = true;
             self.keep_away(instance, refusal, feed, report).await?;
         }
@@ -700,6 +706,7 @@ impl Run<'_> {
                         packs: &packs,
                         now: self.clock.now(),
                         prove: false,
+                        listed: None,
                     };
                     replica.apply_uncommitted(&job).map_err(|e| PublishError::Machine(e.to_string()))?;
                     replica

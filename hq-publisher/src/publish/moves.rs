@@ -18,11 +18,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 type Rows = BTreeMap<TableName, u64>;
 
+/// A table that goes over from one stream of the settings to another.
+struct Change<'c> {
+    from: &'c Stream,
+    table: TableName,
+    to: &'c Stream,
+}
+
+/// Why a stream is not published now.
+struct Wait {
+    code: &'static str,
+    text: String,
+}
+
 impl Run<'_> {
     /// Looks at each instance that stores are to go over to; gives the refusals. `whole`: nothing else of the stream is
     /// refused, so that what was staged is what they get.
     pub(super) async fn guard_moves(
         &self,
+        contracts: &Contracts,
         stream: &Stream,
         stores: &[StoreRow],
         whole: bool,
@@ -34,7 +48,7 @@ impl Run<'_> {
                 by_goal.entry(to).or_default().entry(&m.from).or_default().push(m);
             }
         }
-        let renamed = self.renamed(stream, stores, report);
+        let renamed = self.renamed(contracts, stream, stores, report);
         for (from, to) in renamed.iter().filter(|_| !self.may_shrink(&stream.name)) {
             by_goal.entry(to).or_default().entry(from).or_default();
         }
@@ -82,11 +96,19 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Instances of streams that the settings lost, each with one of this stream that has a table of it for the first time
-    /// and is for a store that follows it.
-    fn renamed(&self, stream: &Stream, stores: &[StoreRow], report: &PublishReport) -> BTreeSet<(Instance, Instance)> {
+    /// Instances of streams that the settings lost, or that lose a table by them, each with one of this stream that has a
+    /// table of it for the first time and is for a store that follows it.
+    fn renamed(
+        &self,
+        contracts: &Contracts,
+        stream: &Stream,
+        stores: &[StoreRow],
+        report: &PublishReport,
+    ) -> BTreeSet<(Instance, Instance)> {
         let mut pairs = BTreeSet::new();
-        for (left, kind) in self.signer.left_out() {
+        let changing = self.changing_hands(contracts);
+        let givers = changing.iter().filter(|c| c.to.name == stream.name).map(|c| (&c.from.name, c.from.audience));
+        for (left, kind) in self.signer.left_out().chain(givers) {
             let both = stores.iter().filter_map(|s| {
                 Some((manifests::followed(left, kind, s)?, manifests::followed(&stream.name, stream.audience, s)?))
             });
@@ -131,9 +153,20 @@ impl Run<'_> {
         splits
     }
 
+    /// The tables published that go over, by the settings, from one stream that they name to another.
+    fn changing_hands<'c>(&self, contracts: &'c Contracts) -> Vec<Change<'c>> {
+        let mut all = Vec::new();
+        for from in &contracts.streams {
+            let gone = self.tables_left(&from.name).into_iter().filter(|t| from.contract.table(t).is_none());
+            all.extend(gone.filter_map(|t| Some(Change { from, table: t.clone(), to: contracts.stream_of(t)? })));
+        }
+        all
+    }
+
     /// Takes back what would take tables over, from a stream that the settings lost, into one that stores have already,
-    /// while one of them would lose another of its tables, which is not published yet. A stream that is new is not listed
-    /// before all are there ([`manifests::Signer`]).
+    /// while one of them would lose another of its tables, which is not published yet (a stream that is new is not listed
+    /// before all are there: [`manifests::Signer`]); and of two streams of the settings between which a table goes over the
+    /// one that comes without the other.
     pub(super) async fn hold_takers(
         &self,
         contracts: &Contracts,
@@ -143,10 +176,16 @@ impl Run<'_> {
         report: &mut PublishReport,
     ) -> Result<(), PublishError> {
         let lost: BTreeSet<&TableName> = self.signer.left_out().flat_map(|(s, _)| self.tables_left(s)).collect();
-        for (stream, text) in self.who_waits(contracts, stores, report) {
+        let changing = self.changing_hands(contracts);
+        for (stream, wait) in self.who_waits(contracts, &changing, stores, report) {
             let of_it = contracts.streams.iter().filter(|s| s.name == stream).flat_map(|s| &s.contract.tables);
             let of_it: Vec<&TableName> = of_it.map(|t| &t.name).filter(|t| lost.contains(t)).collect();
-            let takes = |i: &Instance| self.heads.contains_key(i) && of_it.iter().any(|t| !self.had(i, t));
+            let is_out = self.heads.iter().any(|(i, h)| i.stream == stream && !h.retired);
+            let takes = |i: &Instance| {
+                is_out && of_it.iter().any(|t| !self.had(i, t))
+                    || changing.iter().any(|c| c.to.name == stream && !self.had(i, &c.table))
+                    || changing.iter().any(|c| c.from.name == stream && self.had(i, &c.table))
+            };
             let coming: Vec<Instance> =
                 report.instances.keys().filter(|i| i.stream == stream && comes(i, report)).cloned().collect();
             if !coming.iter().any(takes) {
@@ -156,7 +195,7 @@ impl Run<'_> {
                 if let Some(n) = ready.iter().position(|r| r.instance == instance) {
                     self.unstage(ready.remove(n), report).await?;
                 }
-                if let Stop::Refused(refusal) = refused("SHRINK", text.clone()) {
+                if let Stop::Refused(refusal) = refused(wait.code, wait.text.clone()) {
                     self.keep_away(instance, *refusal, feed, report).await?;
                 }
             }
@@ -164,16 +203,19 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The streams that have a table, by the settings, of one that these lost, of which some store would miss another: with
-    /// the reason.
+    /// The streams that have a table, by the settings, of one that these lost, of which some store would miss another; and
+    /// those that give a table to another, or take one, that does not come with them: with the reason.
     fn who_waits(
         &self,
         contracts: &Contracts,
+        changing: &[Change<'_>],
         stores: &[StoreRow],
         report: &PublishReport,
-    ) -> BTreeMap<StreamName, String> {
+    ) -> BTreeMap<StreamName, Wait> {
         // One stream that waits may make others wait: what is published of it need not be listed.
-        let mut waits = self.splits.clone();
+        let split =
+            |(stream, text): (&StreamName, &String)| (stream.clone(), Wait { code: "SHRINK", text: text.clone() });
+        let mut waits: BTreeMap<StreamName, Wait> = self.splits.iter().map(split).collect();
         loop {
             let before = waits.len();
             for (left, kind) in self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)) {
@@ -201,7 +243,14 @@ impl Run<'_> {
                     store.id, owner.name
                 );
                 for owner in tables.iter().filter_map(|t| contracts.stream_of(t)) {
-                    waits.entry(owner.name.clone()).or_insert_with(|| text.clone());
+                    let wait = || Wait { code: "SHRINK", text: text.clone() };
+                    waits.entry(owner.name.clone()).or_insert_with(wait);
+                }
+            }
+            for change in changing {
+                let wait = stores.iter().find_map(|s| self.comes_alone(change, s, &waits, report));
+                if let Some((stream, wait)) = wait {
+                    waits.insert(stream.clone(), wait);
                 }
             }
             if waits.len() == before {
@@ -209,6 +258,50 @@ impl Run<'_> {
             }
         }
         waits
+    }
+
+    /// Of the two streams between which a table goes over, the one that would come to a store without the other.
+    fn comes_alone<'c>(
+        &self,
+        change: &Change<'c>,
+        store: &StoreRow,
+        waits: &BTreeMap<StreamName, Wait>,
+        report: &PublishReport,
+    ) -> Option<(&'c StreamName, Wait)> {
+        let Change { from, table, to } = change;
+        let held =
+            self.moves.iter().find(|m| m.store == store.id && m.from.stream == from.name).map(|m| m.from.clone());
+        let follows = manifests::followed(&from.name, from.audience, store);
+        let had = held.or_else(|| follows.clone()).is_some_and(|i| self.had(&i, table));
+        if !had {
+            return None;
+        }
+        let waits = |s: &Stream| waits.contains_key(&s.name);
+        let goes = !waits(from) && follows.is_some_and(|i| comes(&i, report));
+        let gets = manifests::followed(&to.name, to.audience, store).filter(|_| !waits(to));
+        let has = |i: &Instance| self.heads.get(i).is_some_and(|h| !h.retired) && self.had(i, table);
+        let arrives = gets.as_ref().is_some_and(|i| comes(i, report) && !has(i));
+        let is_there = arrives || gets.is_some_and(|i| has(&i));
+        let asked = if self.is_asked(&from.name) && self.is_asked(&to.name) { "" } else { " (run without --stream)" };
+        let (from, to) = (&from.name, &to.name);
+        if goes && !is_there && !self.may_shrink(from) {
+            let text = format!(
+                "table {table} goes over to stream {to}, which is not published with it for store {}: its registers would \
+                 lose that. Publish both together{asked}, or, if no store is to get it any more, run again with \
+                 --allow-shrink {from}",
+                store.id
+            );
+            return Some((from, Wait { code: "SHRINK", text }));
+        }
+        if arrives && !goes {
+            let text = format!(
+                "it takes table {table} over from stream {from}, by which store {} has it: no register can hold it by two. \
+                 Publish both together{asked}; {from} needs --allow-rebuild for it",
+                store.id
+            );
+            return Some((to, Wait { code: "REBUILD", text }));
+        }
+        None
     }
 
     /// What tables lose for a store that goes over.

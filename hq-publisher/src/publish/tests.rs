@@ -11,7 +11,7 @@ use proto::digest::Sha256;
 use proto::dsse;
 use proto::layout::PackKind;
 use proto::limits::Limits;
-use proto::manifest::Manifest;
+use proto::manifest::{Manifest, StreamEntry};
 use proto::replica::TableCheck;
 use rusqlite::Connection;
 use std::fs;
@@ -200,8 +200,14 @@ impl World {
             for p in way {
                 let path = self.dir.path().join("objects").join(ObjectName::Pack(p.name(&instance)).to_string());
                 let packs = [PackFile { path: &path, entry: p }];
-                let job =
-                    Job { instance: &instance, epoch: m.epoch, packs: &packs, now: self.clock.now(), prove: false };
+                let job = Job {
+                    instance: &instance,
+                    epoch: m.epoch,
+                    packs: &packs,
+                    now: self.clock.now(),
+                    prove: false,
+                    listed: None,
+                };
                 replica.apply(&job).unwrap();
             }
             assert_eq!(replica.held(&instance.stream).unwrap().unwrap().digests, entry.digests, "{instance}");
@@ -1644,6 +1650,112 @@ async fn a_stream_dissolves_into_two_that_are_listed() {
     let r = w.publish().await;
     assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
     assert_eq!(listed(&w, "0421"), ["catalog@all", "flags@zone-east", "notes@zone-east"]);
+}
+
+/// A table goes from one stream of the settings to another: no list has it by both, or by none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_changes_hands_between_streams_of_the_settings_in_one_publish() {
+    let mut w = World::new().await;
+    w.publish().await;
+    let (price, deal) = PRICE.split_once('\n').unwrap();
+    w.write("price.sql", price);
+    w.write("catalog.sql", &format!("{CATALOG}\n{deal}"));
+    let (rest, end) = CONFIG.split_at(CONFIG.find("[publish]").unwrap());
+    let (rest, its) = rest.split_at(rest.rfind("[[stream.table]]").unwrap());
+    let its = its.replace("WHERE zone = :zone", "WHERE zone = 'east'");
+    let (head, old) = rest.split_at(rest.find("[[stream]]\nname = \"price\"").unwrap());
+    set(&mut w, &format!("{head}{its}{old}{end}"));
+    let tables = |w: &World| {
+        let of =
+            |(s, e): (&StreamName, &StreamEntry)| (s.to_string(), e.digests.keys().map(ToString::to_string).collect());
+        w.manifest("0421").unwrap().streams.iter().map(of).collect::<BTreeMap<String, Vec<String>>>()
+    };
+    let before = tables(&w);
+    let rebuild = || PublishOptions { allow_rebuild: true, ..options() };
+    let only = |stream: &str| PublishOptions { stream: Some(stream.parse().unwrap()), ..rebuild() };
+    for (what, options, refused, says) in [
+        ("price may not be rebuilt", options(), "catalog@all", "price needs --allow-rebuild"),
+        ("price alone", only("price"), "price@zone-east", "goes over to stream catalog"),
+        ("catalog alone", only("catalog"), "catalog@all", "run without --stream"),
+    ] {
+        for dry_run in [true, false] {
+            let r = w.publish_as(PublishOptions { dry_run, ..options.clone() }).await;
+            assert!(r.exit_code() > 0 && outcome(&r, refused) == Outcome::Refused, "{what}: {:?}", r.lines());
+            let text = &r.instances[&refused.parse().unwrap()].reason;
+            assert!(text.contains(says), "{what}: {text}");
+            assert_eq!(tables(&w), before, "{what}");
+        }
+    }
+    // Who takes it is refused for his rows: nobody gives it up.
+    w.sql("UPDATE deal SET sku = NULL WHERE zone = 'east'");
+    let r = w.publish_as(rebuild()).await;
+    assert!(r.exit_code() > 0 && outcome(&r, "price@zone-east") == Outcome::Refused, "{:?}", r.lines());
+    assert_eq!(tables(&w), before);
+    // It would be empty: that is guarded as if it had been deleted.
+    w.sql("UPDATE deal SET sku = 'sku1'; UPDATE deal SET zone = 'north' WHERE zone = 'east'");
+    let r = w.publish_as(rebuild()).await;
+    let text = &r.instances[&"catalog@all".parse().unwrap()].reason;
+    assert!(
+        r.exit_code() == 3 && text.contains("in place of price@zone-east") && text.contains("become empty"),
+        "{text}"
+    );
+    assert_eq!(tables(&w), before);
+    w.sql("UPDATE deal SET zone = 'east' WHERE zone = 'north'");
+    let r = w.publish_as(rebuild()).await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert_eq!(tables(&w)["catalog"], ["deal", "item"]);
+    assert_eq!(tables(&w)["price"], ["price"]);
+    w.all_is_well();
+}
+
+/// The whole machine was restored: the rows are those of a version below the one that is out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_set_back_with_its_source_goes_above_what_is_out() {
+    let w = World::new().await;
+    w.publish().await;
+    let (ledger, backup) = (w.dir.path().join("state/fleet.db"), w.dir.path().join("backup.db"));
+    Connection::open(&ledger).unwrap().execute("VACUUM INTO ?1", [backup.to_str().unwrap()]).unwrap();
+    let day = "UPDATE price SET cents = cents + 1 WHERE zone = 'east' AND sku = 'sku1'";
+    w.sql(day);
+    w.publish().await;
+    let out = w.manifest("0421").unwrap().streams["price"].version;
+    for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+        let _ = fs::remove_file(w.dir.path().join("state").join(gone));
+    }
+    fs::copy(&backup, &ledger).unwrap();
+    w.sql(&day.replace("cents + 1", "cents - 1"));
+    assert_eq!(w.publish_cut(&options(), &Quiet).await.unwrap_err().exit_code(), 1, "it is told of first");
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert!(w.manifest("0421").unwrap().streams["price"].version > out, "{:?}", r.lines());
+    assert_eq!(outcome(&r, "price@zone-west"), Outcome::Unchanged);
+    w.all_is_well();
+    w.check("0421", "east");
+}
+
+/// A store that is missing from the list while a stream is renamed finds its tables when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_away_while_a_stream_was_renamed_keeps_the_old_one_until_the_new_is_there() {
+    let mut w = inbox_world().await;
+    w.publish().await;
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n");
+    w.publish().await;
+    set(&mut w, &INBOX.replace("name = \"price\"\naudience", "name = \"prices\"\naudience"));
+    drop_file(&w, "prices.zone-east.price.csv", "sku,cents\na,300\nb,200\n");
+    drop_file(&w, "prices.zone-east.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
+    for _ in 0..2 {
+        w.publish().await;
+    }
+    assert_eq!(listed(&w, "0421"), ["catalog@all", "prices@zone-east"]);
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n");
+    for _ in 0..2 {
+        w.publish().await;
+        assert_eq!(listed(&w, "0422"), ["catalog@all", "price@zone-west"]);
+    }
+    drop_file(&w, "prices.zone-west.price.csv", "sku,cents\na,300\nb,200\n");
+    drop_file(&w, "prices.zone-west.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
+    w.publish().await;
+    assert_eq!(listed(&w, "0422"), ["catalog@all", "prices@zone-west"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

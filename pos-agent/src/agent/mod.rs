@@ -27,7 +27,7 @@ use proto::follow::lock;
 use proto::ids::Instance;
 use proto::layout::{PackKind, PackName};
 use proto::manifest::{Manifest, PackEntry, StreamEntry};
-use proto::replica::sqlite;
+use proto::replica::{is_in_the_way, sqlite};
 use proto::retry::Verdict;
 use proto::shelf;
 use proto::trust::Verified;
@@ -360,13 +360,13 @@ impl Agent {
     }
 
     /// The streams, what is nearly there first: a large pack must not hold up a small one. What
-    /// killed this process before comes last.
+    /// killed this process before comes last, and before it what gets a table that another is to lose.
     fn in_order<'g>(&self, goal: &'g Goal, held: &AllHeld) -> Vec<(Instance, &'g StreamEntry)> {
         let deadly = self.tries.last().map(|t| t.pack.instance);
         let bytes = |(instance, entry): &(Instance, &StreamEntry)| {
             let next = self.next(goal, instance, entry, held, &BTreeSet::new());
             let bytes = if let Next::Apply(packs) = next { packs.iter().map(|p| p.bytes).sum() } else { 0 };
-            (deadly.as_ref() == Some(instance), bytes)
+            (deadly.as_ref() == Some(instance), is_in_the_way(&goal.manifest, &instance.stream, held), bytes)
         };
         let mut streams: Vec<_> = goal.manifest.instances().collect();
         streams.sort_by_cached_key(|s| bytes(s));
@@ -523,7 +523,7 @@ impl Agent {
         }
         self.tries.begin(&first);
         let started = self.clock.monotonic();
-        let outcome = self.db.apply(instance, goal.manifest.epoch, files.clone(), self.clock.now()).await;
+        let outcome = self.db.apply(instance, &goal.manifest, files.clone(), self.clock.now()).await;
         let took = self.clock.monotonic().saturating_sub(started);
         self.tries.end(&first);
         drop(turn);

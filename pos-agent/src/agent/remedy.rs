@@ -12,6 +12,7 @@ use proto::fetch::{FetchError, FetchErrorKind};
 use proto::follow::{FollowError, lock};
 use proto::ids::{Instance, StreamName};
 use proto::layout::{PackKind, PackName};
+use proto::replica::is_in_the_way;
 use proto::retry::Verdict;
 use proto::shelf;
 use proto::wire::{Fault, fault};
@@ -142,50 +143,25 @@ impl Agent {
             }
             // A full and what follows it do not depend on the rows that were here.
             Remedy::AskRows if first.kind == PackKind::Delta => match self.rows_are_right(&instance.stream).await {
-                Some(true) => self.blame(goal, instance, first, failure).await,
+                Some(true) => self.blame(goal, instance, first, failure),
                 Some(false) => self.drifted(instance, &text),
                 None => Went::Over(End::Retry),
             },
-            Remedy::AskRows | Remedy::AvoidPack => self.blame(goal, instance, first, failure).await,
+            Remedy::AskRows | Remedy::AvoidPack => self.blame(goal, instance, first, failure),
             // A full makes the stream's tables anew; what it cannot mend needs a new file.
             Remedy::Damaged if first.kind == PackKind::Delta => self.drifted(instance, &text),
             Remedy::Damaged => Went::Over(self.rebuild(&text)),
         }
     }
 
-    /// Whether a table may have moved here from a stream that is listed no more, or is yet to lose it.
-    fn is_in_the_way(&self, goal: &Goal, instance: &Instance) -> bool {
-        let streams = &goal.manifest.streams;
-        self.shown().held.iter().filter(|(stream, _)| *stream != &instance.stream).any(|(stream, held)| {
-            streams.get(stream).is_none_or(|e| held.audience == e.audience && held.version < e.version)
-        })
-    }
-
-    /// The pack is bad, unless another stream's table is in its way: streams that the manifest lists
-    /// no more are dropped then (they were kept so far: selling went on with them), and for others
-    /// that are yet to lose theirs the pack waits.
-    async fn blame(&self, goal: &Goal, instance: &Instance, first: &PackName, failure: &ApplyFailure) -> Went<()> {
-        if failure.code() != "BAD_SCHEMA" || !self.is_in_the_way(goal, instance) {
-            let why = format!("{}: {failure}", failure.code());
-            return self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &why);
-        }
-        let listed: Vec<StreamName> = goal.manifest.streams.keys().cloned().collect();
-        if self.shown().held.keys().all(|s| listed.contains(s)) {
+    /// The pack is bad, unless another stream is yet to lose a table to it: then it waits.
+    fn blame(&self, goal: &Goal, instance: &Instance, first: &PackName, failure: &ApplyFailure) -> Went<()> {
+        let in_the_way = || is_in_the_way(&goal.manifest, &instance.stream, &self.shown().held);
+        if failure.code() == "BAD_SCHEMA" && in_the_way() {
             return Went::Without(first.clone());
         }
-        match self.db.drop_streams_except(listed).await {
-            Ok(gone) => {
-                for stream in &gone {
-                    self.shown().held.remove(stream);
-                }
-                tracing::warn!(?gone, "dropped: the manifest lists them no more and their tables were in the way");
-                Went::On(())
-            }
-            Err(e) => {
-                self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
-                Went::Over(End::Retry)
-            }
-        }
+        let why = format!("{}: {failure}", failure.code());
+        self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &why)
     }
 
     /// Whether the rows of a stream are those of its version; unknown when they cannot be read now.

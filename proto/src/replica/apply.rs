@@ -14,7 +14,7 @@ use crate::pack::{Op, PackError, PackReader, RowCounts, Section, Trailer};
 use crate::retry::Verdict;
 use crate::schema::{self, Contract, NotAdditive, SchemaError, Table};
 use crate::value::{self, Value};
-use rusqlite::{Connection, Statement};
+use rusqlite::{Connection, OptionalExtension, Statement};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::mpsc::Receiver;
@@ -41,7 +41,13 @@ pub struct Job<'a> {
     pub now: Timestamp,
     /// Whether to keep a row that tells that each pack was proved (the relay's shadow does).
     pub prove: bool,
+    /// What the manifest lists, where readers are served: a table that goes over to another stream stays to be read until
+    /// that stream's pack makes it anew. None: each table goes with its stream.
+    pub listed: Option<&'a Listed>,
 }
+
+/// The tables that each stream of a manifest has at its head.
+pub type Listed = BTreeMap<StreamName, BTreeSet<TableName>>;
 
 /// What was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -279,7 +285,7 @@ impl Replica {
         let digests = match (header.kind, &held) {
             (PackKind::Full, _) => self.make_tables(job, &contract, held.as_ref(), &pack_name)?,
             (PackKind::Delta, Some(h)) if h.version_of(job.instance, job.epoch) == header.base => {
-                self.migrate(h, &header.schema, &contract, &pack_name, touched)?
+                self.migrate(job, h, &header.schema, &contract, &pack_name, touched)?
             }
             (PackKind::Delta, _) => {
                 let base = header.base.map_or("none".into(), |b| b.to_string());
@@ -324,22 +330,55 @@ impl Replica {
         pack: &str,
     ) -> Result<Digests, ApplyError> {
         if let Some(h) = held {
-            self.sql("dropping the old tables", |db| drop_stream(db, &job.instance.stream, h.digests.keys()))?;
+            self.sql("dropping the old tables", |db| let_go(db, job, &job.instance.stream, h, contract))?;
         }
-        // What no stream holds is a rest of one whose version was lost, and would be in the way for ever.
-        let held = self.all_held()?;
-        let is_held = |t: &TableName| held.values().any(|h| h.digests.contains_key(t));
-        for table in contract.tables.iter().map(|t| &t.name).filter(|t| !is_held(t)) {
-            self.sql("dropping what no stream holds", |db| drop_table(db, table))?;
-        }
+        self.make_way(job, contract.tables.iter(), contract)?;
         let tables: Vec<String> = contract.tables.iter().map(|t| t.create.clone()).collect();
         self.guarded("making the tables", &tables, pack)?;
         Ok(contract.tables.iter().map(|t| (t.name.clone(), StateDigest::default())).collect())
     }
 
+    /// Takes away what has the names of tables about to be made, and of indexes: what no stream holds (a rest of one whose
+    /// version was lost, or that stayed to be read), and what a stream holds that is listed no more, which is forgotten.
+    fn make_way<'t>(
+        &self,
+        job: &Job<'_>,
+        new: impl Iterator<Item = &'t Table>,
+        contract: &Contract,
+    ) -> Result<(), ApplyError> {
+        let others = self.all_held()?;
+        for table in new.map(|t| &t.name) {
+            let holder = others.iter().find(|(_, h)| h.digests.contains_key(table));
+            let is_listed = |s: &StreamName| job.listed.is_none_or(|l| l.contains_key(s));
+            match holder {
+                // It is to lose it by a pack of its own: this one cannot go in before.
+                Some((stream, _)) if is_listed(stream) => {}
+                Some((stream, held)) => {
+                    self.sql("dropping a stream", |db| let_go(db, job, stream, held, contract))?;
+                    tracing::info!(%stream, to = %job.instance, "not listed any more: its tables go over");
+                }
+                None => self.sql("dropping what no stream holds", |db| drop_table(db, table))?,
+            }
+        }
+        let indexes = contract.tables.iter().flat_map(|t| &t.indexes);
+        self.sql("dropping indexes of what stayed", |db| {
+            for (index, _) in indexes {
+                let table = "SELECT tbl_name FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE
+                             AND tbl_name NOT IN (SELECT name FROM tillcast_table)";
+                let table: Option<String> = db.query_row(table, [index.as_str()], |r| r.get(0)).optional()?;
+                if table.is_some_and(|t| t.parse().is_ok_and(|t| stays(job, &t, contract))) {
+                    db.execute_batch(&format!("DROP INDEX \"{index}\""))?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
     /// Migrates first, then sums anew the tables that the migration changed, by a scan.
     fn migrate(
         &self,
+        job: &Job<'_>,
         held: &Held,
         new: &crate::pack::SchemaPart,
         contract: &Contract,
@@ -356,6 +395,7 @@ impl Replica {
         if statements != new.migrate {
             return Err(refuse("its migration statements do not follow from the two contracts".into()));
         }
+        self.make_way(job, contract.tables.iter().filter(|t| old.table(&t.name).is_none()), contract)?;
         self.guarded("migrating", &statements, pack)?;
         for table in &contract.tables {
             let changed = old.table(&table.name).is_none_or(|o| o.columns.len() != table.columns.len());
@@ -728,6 +768,19 @@ pub(super) fn write_proof(
         now.to_string(),
     ))?;
     Ok(())
+}
+
+/// Whether a table that its stream lets go is to stay until another stream makes it anew.
+fn stays(job: &Job<'_>, table: &TableName, coming: &Contract) -> bool {
+    let elsewhere = |(stream, tables): (&StreamName, &BTreeSet<TableName>)| {
+        *stream != job.instance.stream && tables.contains(table)
+    };
+    coming.table(table).is_none() && job.listed.is_some_and(|l| l.iter().any(elsewhere))
+}
+
+/// Forgets a stream. Its tables are dropped, but those that another stream is yet to make.
+fn let_go(db: &Connection, job: &Job<'_>, stream: &StreamName, held: &Held, coming: &Contract) -> rusqlite::Result<()> {
+    drop_stream(db, stream, held.digests.keys().filter(|t| !stays(job, t, coming)))
 }
 
 /// Drops a stream's tables and its rows in ours.

@@ -9,7 +9,7 @@ mod ahead;
 mod apply;
 pub mod sqlite;
 
-pub use apply::{Applied, ApplyError, Job, PackFile};
+pub use apply::{Applied, ApplyError, Job, Listed, PackFile};
 
 use crate::clock::Timestamp;
 use crate::digest::{RowHasher, Sha256, StateDigest};
@@ -17,6 +17,7 @@ use crate::failpoint;
 use crate::ids::{Audience, Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::limits::Limits;
+use crate::manifest::Manifest;
 use crate::retry::Verdict;
 use crate::schema::{Contract, Table};
 use crate::value::Value;
@@ -82,6 +83,16 @@ impl TableCheck {
     pub fn is_right(&self) -> bool {
         self.found == Some(self.stored)
     }
+}
+
+/// Whether another listed stream holds a table that this one gets, and is to lose it by a pack of its own: what this one's
+/// packs cannot do before says nothing about them.
+pub fn is_in_the_way(manifest: &Manifest, stream: &StreamName, held: &BTreeMap<StreamName, Held>) -> bool {
+    let Some(entry) = manifest.streams.get(stream) else { return false };
+    held.iter().filter(|(other, _)| *other != stream).any(|(other, h)| {
+        let Some(its) = manifest.streams.get(other) else { return false };
+        h.digests.keys().any(|t| entry.digests.contains_key(t) && !its.digests.contains_key(t))
+    })
 }
 
 /// The digest of a whole stream: the first 16 bytes of SHA-256 over a line `TABLE DIGEST` for each

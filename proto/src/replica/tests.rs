@@ -147,7 +147,14 @@ impl Shop {
 
 fn apply(replica: &mut Replica, audience: &str, packs: &[&(PathBuf, PackEntry)]) -> Result<Applied, ApplyError> {
     let files: Vec<_> = packs.iter().map(|(path, entry)| PackFile { path, entry }).collect();
-    replica.apply(&Job { instance: &instance(audience), epoch: 1, packs: &files, now: now(), prove: true })
+    replica.apply(&Job {
+        instance: &instance(audience),
+        epoch: 1,
+        packs: &files,
+        now: now(),
+        prove: true,
+        listed: None,
+    })
 }
 
 fn rows(replica: &Replica) -> i64 {
@@ -370,7 +377,7 @@ fn a_new_column_with_a_default_may_refer() {
     let migrate = Contract::parse(&shop.ddl, &Limits::default()).unwrap().additive_since(&old).unwrap();
     let delta = write(&shop, 2, Some(1), migrate, of_shelf, &|_| {});
     let (i, files) = (instance("all"), [PackFile { path: &delta.0, entry: &delta.1 }]);
-    let job = Job { instance: &i, epoch: 1, packs: &files, now: now(), prove: false };
+    let job = Job { instance: &i, epoch: 1, packs: &files, now: now(), prove: false, listed: None };
     hq.apply_uncommitted(&job).unwrap();
     apply(&mut r, "all", &[&delta]).unwrap();
     assert_right(&r, &one, true);
@@ -422,6 +429,90 @@ fn a_stream_that_is_not_wanted_goes_with_its_tables() {
     assert!(r.connection().prepare("SELECT * FROM item").is_err());
 }
 
+/// A pack of a stream with these tables, each with one row.
+fn pack_of(shop: &Shop, stream: &str, version: u64, ddl: &str, tables: &[&str]) -> (PathBuf, PackEntry) {
+    let contract = Contract::parse(ddl, &Limits::default()).unwrap();
+    let header = Header {
+        format: 1,
+        stream: stream.parse().unwrap(),
+        audience: Audience::All,
+        version: v(version),
+        base: None,
+        kind: PackKind::Full,
+        schema: SchemaPart { number: version, ddl: ddl.into(), sha256: contract.sha256, migrate: vec![] },
+        created_at: now(),
+        source: "test".into(),
+        tables: table_heads(&contract),
+    };
+    let mut w = PackWriter::new(Vec::new(), &header, 1).unwrap();
+    let mut digests = BTreeMap::new();
+    for table in tables {
+        let row = [Value::Int(version as i64)];
+        w.section(&table.parse().unwrap(), Op::Insert, &["id".parse().unwrap()]).unwrap();
+        w.row(&row).unwrap();
+        let mut digest = StateDigest::default();
+        digest.add(RowHasher::default().hash(&row));
+        digests.insert(table.parse().unwrap(), digest);
+    }
+    let (bytes, written) = w.finish(&digests).unwrap();
+    let path = shop.dir.path().join(format!("{stream}-{version}.pack"));
+    std::fs::write(&path, &bytes).unwrap();
+    let (kind, base) = (PackKind::Full, None);
+    let (bytes, unpacked, sha256) = (written.bytes, written.unpacked, written.sha256);
+    (path, PackEntry { version: v(version), kind, base, bytes, unpacked, sha256 })
+}
+
+#[test]
+fn a_table_that_another_stream_is_to_have_is_read_until_it_comes() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let ddl = |tables: &[&str]| {
+        let of =
+            |t: &&str| format!("CREATE TABLE {t} (id INTEGER PRIMARY KEY) STRICT;\nCREATE INDEX {t}_by ON {t} (id);\n");
+        tables.iter().map(of).collect::<String>()
+    };
+    let list = |streams: &[(&str, &[&str])]| -> Listed {
+        let tables = |tables: &[&str]| tables.iter().map(|t| t.parse().unwrap()).collect();
+        streams.iter().map(|(s, t)| (s.parse().unwrap(), tables(t))).collect()
+    };
+    let bring = |r: &mut Replica, listed: &Listed, stream: &str, version: u64, ddl: &str, tables: &[&str]| {
+        let (path, entry) = pack_of(&shop, stream, version, ddl, tables);
+        let (instance, packs) = (format!("{stream}@all").parse().unwrap(), [PackFile { path: &path, entry: &entry }]);
+        r.apply(&Job { instance: &instance, epoch: 1, packs: &packs, now: now(), prove: false, listed: Some(listed) })
+    };
+    let there = |r: &Replica, table: &str| {
+        r.connection().query_row(&format!("SELECT id FROM {table}"), [], |r| r.get::<_, i64>(0)).ok()
+    };
+    let one = list(&[("old", &["a", "b", "c"])]);
+    bring(&mut r, &one, "old", 1, &ddl(&["a", "b", "c"]), &["a", "b", "c"]).unwrap();
+    // A stream that is listed loses nothing to another: that one waits.
+    let early = list(&[("old", &["b", "c"]), ("x", &["a"])]);
+    let held = r.all_held().unwrap();
+    assert_eq!(bring(&mut r, &early, "x", 2, &ddl(&["a"]), &["a"]).unwrap_err().code(), "BAD_SCHEMA");
+    assert_eq!((r.all_held().unwrap(), there(&r, "a")), (held, Some(1)));
+    // It is listed no more, and two others have what it had, but for what nobody has.
+    let two = list(&[("x", &["a"]), ("y", &["b"])]);
+    bring(&mut r, &two, "x", 2, &ddl(&["a"]), &["a"]).unwrap();
+    assert_eq!(["a", "b", "c"].map(|t| there(&r, t)), [Some(2), Some(1), None]);
+    assert_eq!(r.all_held().unwrap().into_keys().map(|s| s.to_string()).collect::<Vec<_>>(), ["x"]);
+    // What stayed is in nobody's way: not by its name, not by its indexes'.
+    let other = format!("{}CREATE INDEX b_by ON a (id);\n", "CREATE TABLE a (id INTEGER PRIMARY KEY) STRICT;\n");
+    bring(&mut r, &two, "x", 3, &other, &["a"]).unwrap();
+    assert_eq!(["a", "b"].map(|t| there(&r, t)), [Some(3), Some(1)]);
+    bring(&mut r, &two, "x", 4, &ddl(&["a"]), &["a"]).unwrap();
+    bring(&mut r, &two, "y", 5, &ddl(&["b"]), &["b"]).unwrap();
+    assert_eq!(["a", "b"].map(|t| there(&r, t)), [Some(4), Some(5)]);
+    // Both stay on the list, and one gives to the other: the giver's pack comes first.
+    let moved = list(&[("x", &["d"]), ("y", &["a", "b"])]);
+    bring(&mut r, &moved, "x", 6, &ddl(&["d"]), &["d"]).unwrap();
+    assert_eq!(["a", "b", "d"].map(|t| there(&r, t)), [Some(4), Some(5), Some(6)]);
+    bring(&mut r, &moved, "y", 7, &ddl(&["a", "b"]), &["a", "b"]).unwrap();
+    assert_eq!(["a", "b", "d"].map(|t| there(&r, t)), [Some(7), Some(7), Some(6)]);
+    for stream in ["x", "y"] {
+        assert!(r.verify(&stream.parse().unwrap()).unwrap().iter().all(TableCheck::is_right));
+    }
+}
+
 #[test]
 fn an_open_validation_can_be_taken_back() {
     let shop = Shop::new();
@@ -429,7 +520,7 @@ fn an_open_validation_can_be_taken_back() {
     let (path, entry) = shop.full("all", 1, &simple(&[("a", 1.0)]));
     let files = [PackFile { path: &path, entry: &entry }];
     let i = instance("all");
-    let job = Job { instance: &i, epoch: 1, packs: &files, now: now(), prove: false };
+    let job = Job { instance: &i, epoch: 1, packs: &files, now: now(), prove: false, listed: None };
     r.apply_uncommitted(&job).unwrap();
     r.rollback();
     assert!(r.held(&i.stream).unwrap().is_none());

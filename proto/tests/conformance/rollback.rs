@@ -160,7 +160,14 @@ impl Museum {
         }
         let packs: Vec<PackFile<'_>> =
             packs.into_iter().zip(&parts).map(|(entry, path)| PackFile { path, entry }).collect();
-        self.replica.apply(&Job { instance: &instance, epoch, packs: &packs, now: t0(), prove: false })?;
+        self.replica.apply(&Job {
+            instance: &instance,
+            epoch,
+            packs: &packs,
+            now: t0(),
+            prove: false,
+            listed: None,
+        })?;
         Ok(self.held().0)
     }
 

@@ -80,7 +80,7 @@ pub fn next_delta(catalog: &mut Catalog, packer: &mut Packer, rows: u64) -> (Pac
 
 /// Applies one pack up to its durable commit, without the checkpoint that follows in an agent.
 fn apply(replica: &mut Replica, pack: &Pack) {
-    let job = Job { instance: &instance(), epoch: 1, packs: &[pack.file()], now: now(), prove: false };
+    let job = Job { instance: &instance(), epoch: 1, packs: &[pack.file()], now: now(), prove: false, listed: None };
     replica.apply_uncommitted(&job).unwrap();
     replica.commit().unwrap();
 }

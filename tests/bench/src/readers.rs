@@ -18,7 +18,8 @@ pub fn readers(options: &Options, results: &mut Results) {
     let mut replica = Replica::open(&path, &Limits::default()).unwrap();
     let mut apply = |catalog: &Catalog| {
         let pack = packer.full(catalog);
-        let job = Job { instance: &instance(), epoch: 1, packs: &[pack.file()], now: now(), prove: false };
+        let job =
+            Job { instance: &instance(), epoch: 1, packs: &[pack.file()], now: now(), prove: false, listed: None };
         let start = Instant::now();
         replica.apply(&job).unwrap();
         start.elapsed()

@@ -94,7 +94,8 @@ impl Bench {
     fn take(&mut self, entry: &PackEntry) -> Result<(), String> {
         let packs = [PackFile { path: &self.file, entry }];
         let instance = "mix@all".parse().unwrap();
-        let job = Job { instance: &instance, epoch: 1, packs: &packs, now: Timestamp::UNIX_EPOCH, prove: true };
+        let job =
+            Job { instance: &instance, epoch: 1, packs: &packs, now: Timestamp::UNIX_EPOCH, prove: true, listed: None };
         self.replica.apply_uncommitted(&job).map(drop).map_err(|e| e.to_string())
     }
 }
