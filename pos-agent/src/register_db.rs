@@ -201,6 +201,13 @@ impl RegisterDb {
         open.replica(&self.path, &self.limits).map(drop)
     }
 
+    /// No version held counts any more.
+    pub fn disown(&self) -> Result<(), DbError> {
+        let mut open = self.lock();
+        let replica = open.replica(&self.path, &self.limits)?;
+        Ok(replica.disown()?)
+    }
+
     /// Applies the packs of one transaction, proved by their digests before it commits.
     pub async fn apply(
         &self,

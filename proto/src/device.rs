@@ -101,6 +101,10 @@ pub struct Device {
 
 const STARTS: &str = "starts";
 
+/// The fact that an enrolment pinned other roots than those by which the rows here came: no version held counts any
+/// more ([`crate::replica::Replica::disown`]), for another headquarters counts from one, too.
+pub const FOREIGN: &str = "foreign";
+
 /// How far heartbeats may be counted on at once: ten a minute for two years.
 const SEQ_REACH: u64 = 10_000_000;
 
@@ -131,11 +135,13 @@ impl Device {
         let pinned = TrustState::pinned(code.roots.clone(), code.trust_version);
         put(&tx, "id", &code.id)?;
         put(&tx, "seed", &key.to_secret_text())?;
-        if get::<serde_json::Value>(&tx, "roots")? != serde_json::to_value(&code.roots).ok() {
+        let before = get::<serde_json::Value>(&tx, "roots")?;
+        if before != serde_json::to_value(&code.roots).ok() {
             put(&tx, "roots", &code.roots)?;
             put(&tx, "trust", &pinned)?;
             put(&tx, "seen", &Seen::default())?;
             tx.execute("DELETE FROM fact WHERE name = 'manifest'", [])?;
+            put(&tx, FOREIGN, &before.is_some())?;
         }
         failpoint::step("device.enrol", || tx.commit())?;
         sqlite::checkpoint(&db, sqlite::Checkpoint::Truncate)?;

@@ -176,10 +176,15 @@ impl Relay {
 
     fn open_files(config: &Config, tools: &Tools) -> Result<(Files, Shadow, bool), RelayError> {
         let dir = &config.data_dir;
-        let device = Device::open(dir, &DeviceId::Relay(config.store.clone()), &config.limits)?;
+        let mut device = Device::open(dir, &DeviceId::Relay(config.store.clone()), &config.limits)?;
         let shelves = Shelves::open(dir, tools.steps.clone())?;
         let spool = Spool::open(dir, config.events)?;
         let (shadow, lost) = Shadow::open(dir, &config.limits, tools.runner.clone())?;
+        if device.fact(device::FOREIGN)?.unwrap_or(false) {
+            tracing::warn!("enrolled by another headquarters: all streams come anew");
+            shadow.disown().map_err(ShadowError::from)?;
+            device.set_fact(device::FOREIGN, &false)?;
+        }
         Ok((Files { shelves, spool, device }, shadow, lost))
     }
 

@@ -157,6 +157,11 @@ impl Shadow {
         Ok(damaged)
     }
 
+    /// No version held counts any more.
+    pub fn disown(&self) -> Result<(), SqliteError> {
+        Replica::open(&self.path, &self.limits)?.disown()
+    }
+
     /// Forgets streams and proofs that nobody wants any more; returns the streams that went.
     pub async fn forget(
         &self,

@@ -598,3 +598,30 @@ fn what_was_accepted_outlives_its_manifest_and_new_ones_must_be_fresh() {
     site.assert_all_proven();
     assert_eq!(site.register("0421-01").status()["debts"], json!([]));
 }
+
+/// The roots are lost, or a pilot becomes the real thing: another headquarters counts versions from one again.
+#[test]
+fn under_another_headquarters_what_was_held_counts_no_more_and_is_read_until_its_own_comes() {
+    let mut site = Site::builder().stores(&[("0421", "east")]).registers(1).build();
+    site.publish();
+    for _ in 0..3 {
+        change(&site);
+        site.publish();
+    }
+    site.bring_down();
+    let old = digest::of_database(&site.store_db("0421-01"));
+    for gone in ["hq/state", "objects"] {
+        std::fs::remove_dir_all(site.dir().join(gone)).unwrap();
+    }
+    site.hq.run(&["init"]).ok();
+    // One stream has less versions than were held, the other as many.
+    site.sql("UPDATE price SET price_cents = 7; UPDATE item SET name = 'other'");
+    ["0421", "0421-01"].iter().for_each(|id| site.enroll(id));
+    assert_eq!(digest::of_database(&site.store_db("0421-01")), old, "selling goes on");
+    site.publish();
+    site.bring_down();
+    assert_eq!(digest::of_database(&site.store_db("0421-01")), site.expected("0421"));
+    assert_eq!(site.relay("0421").digests(), site.expected("0421"));
+    let held = site.register("0421-01").version("price@zone-east");
+    assert_eq!(held, Some(1));
+}

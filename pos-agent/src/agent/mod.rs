@@ -19,7 +19,7 @@ use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
 use proto::clock::{Clock, boot_id};
-use proto::device::{Device, DeviceError};
+use proto::device::{Device, DeviceError, FOREIGN};
 use proto::disk::{self, DataDisk};
 use proto::failpoint;
 use proto::fetch::BadSource;
@@ -217,6 +217,12 @@ impl Files {
             }
             other => (other?, None),
         };
+        let is_foreign = lock(&device).fact(FOREIGN)?.unwrap_or(false);
+        if is_foreign {
+            tracing::warn!("enrolled by another headquarters: all streams come anew");
+            db.disown()?;
+            lock(&device).set_fact(FOREIGN, &false)?;
+        }
         Ok(Files { device, memory, word, db, damage })
     }
 }

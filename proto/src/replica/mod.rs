@@ -319,6 +319,12 @@ impl Replica {
         Ok(gone.into_iter().map(|(s, _)| s).collect())
     }
 
+    /// What is held counts in no trust epoch any more (they begin at 1): each stream comes anew, and its rows are read
+    /// until then.
+    pub fn disown(&self) -> Result<(), SqliteError> {
+        self.sql("disowning what is held", |db| db.execute("UPDATE tillcast_stream SET epoch = 0", []).map(drop))
+    }
+
     /// Brings the WAL home.
     pub fn checkpoint(&self, how: Checkpoint) -> Result<(), SqliteError> {
         sqlite::checkpoint(&self.db, how)

@@ -571,6 +571,28 @@ mod tests {
         }
     }
 
+    /// A delta's ALTER TABLE is made of the tokens: each literal and operator must come through.
+    #[test]
+    fn columns_of_all_literals_and_operators_are_added() {
+        let old = parse("CREATE TABLE t (a TEXT PRIMARY KEY) STRICT").unwrap();
+        for column in [
+            "z BLOB NOT NULL DEFAULT x'0102'",
+            "z BLOB CHECK (z <> X'00')",
+            "z REAL DEFAULT 1e+5",
+            "z REAL DEFAULT -1.5E-3 CHECK (z > -.5e+3 AND z <> 2e3)",
+            "z INTEGER DEFAULT 0x1E CHECK (z+1 <> 0x1e+1)",
+            "z TEXT CHECK (z ->> '$.a' IS NULL AND z->'$.b' IS NULL AND z->>'$.c' IS NULL)",
+            "z INTEGER CHECK (z <> -1 -- a word\n AND z << 1 >= 0 OR z||'' == '' OR z != 1_000)",
+            "\"x\" TEXT DEFAULT 'x''y'",
+        ] {
+            let new = parse(&format!("CREATE TABLE t (a TEXT PRIMARY KEY, {column}) STRICT")).unwrap();
+            let added = new.additive_since(&old).unwrap_or_else(|e| panic!("{column}: {e}"));
+            let spelt = |create: &str| sql::tokens(create).iter().map(|t| t.text.to_owned()).collect::<Vec<_>>();
+            let definition = added[0].strip_prefix("ALTER TABLE \"t\" ADD COLUMN ").unwrap();
+            assert_eq!(spelt(definition), spelt(column), "{column}");
+        }
+    }
+
     /// One CHECK a function, which a good row passes and a bad one breaks.
     #[test]
     fn pure_functions_judge_rows() {

@@ -52,11 +52,20 @@ pub fn tokens(sql: &str) -> Vec<Token<'_>> {
             }
             quote @ (b'"' | b'\'' | b'`') => i = end_of_quoted(b, i, quote),
             b'[' => i = sql[i..].find(']').map_or(b.len(), |n| i + n + 1),
+            // x'0102', a blob
+            b'x' | b'X' if b.get(i + 1) == Some(&b'\'') => i = end_of_quoted(b, i + 1, b'\''),
             c if is_word(c) => {
-                while i < b.len() && is_word(b[i]) {
-                    i += 1;
+                i = end_of_word(b, i);
+                // 1e-5
+                let is_number = c.is_ascii_digit() || c == b'.';
+                let is_decimal = is_number && !sql[start..i].contains(['x', 'X']);
+                let sign = matches!(b.get(i), Some(b'+' | b'-')) && b.get(i + 1).is_some_and(u8::is_ascii_digit);
+                if is_decimal && sign && matches!(b[i - 1], b'e' | b'E') {
+                    i = end_of_word(b, i + 1);
                 }
             }
+            // -> and ->>
+            b'-' if b.get(i + 1) == Some(&b'>') => i += if b.get(i + 2) == Some(&b'>') { 3 } else { 2 },
             b'<' | b'>' | b'=' | b'!' | b'|' => {
                 i += 1;
                 if i < b.len() && matches!(b[i], b'<' | b'>' | b'=' | b'|') {
@@ -82,6 +91,10 @@ pub fn same(a: &str, b: &str) -> bool {
 
 fn is_word(c: u8) -> bool {
     c.is_ascii_alphanumeric() || c == b'_' || c == b'.' || c == b'$' || c >= 0x80
+}
+
+fn end_of_word(b: &[u8], start: usize) -> usize {
+    b[start..].iter().position(|c| !is_word(*c)).map_or(b.len(), |n| start + n)
 }
 
 /// The index after the closing quote; a doubled quote stands for itself.
