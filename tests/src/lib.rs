@@ -64,7 +64,7 @@ pub fn until_some<T>(deadline: Duration, what: &str, mut value: impl FnMut() -> 
 }
 
 /// As [`until_some`], but None after the deadline: for callers that have more to say.
-pub(crate) fn wait_for<T>(deadline: Duration, mut value: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn wait_for<T>(deadline: Duration, mut value: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
     let mut pause = Duration::from_millis(2);
     loop {

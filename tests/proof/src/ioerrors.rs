@@ -6,8 +6,8 @@
 use crate::check::Owed;
 use crate::disk::{Disk, Way};
 use crate::powercut::quiet_panics;
-use crate::scenes::{SCENES, Scene};
-use crate::stage::{self, Stage, bounded, complaints, run_traced};
+use crate::scenes::SCENES;
+use crate::stage::{self, Stage};
 use crate::trace::{self, Call, Recording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -227,13 +227,15 @@ impl Stage {
 
     /// One run with its fault: what it said, with the calls that failed, and what became of it.
     fn judge(&mut self, fault: &Fault, dice: &mut Dice) -> (String, Result<Ending, String>) {
-        self.scene.restore(&self.before);
+        self.restore();
         let (recording, met) = match fault {
             Fault::Call { call, error, n, sticky } => {
                 let injection = format!("{call}:{error}:when={n}{}", if *sticky { "+" } else { "" });
                 let options = match call.as_str() {
                     // Whether it mattered can be told by what a power cut would leave.
                     "fsync" | "fdatasync" => trace::recorded(&[injection]),
+                    // What it has told whoever it served must be kept.
+                    _ if self.scene.is_service() => trace::recorded(&[injection]),
                     _ => {
                         let quiet = [trace::ONLY_THESE, "-s", "0", "-e"].map(str::to_owned);
                         [quiet.to_vec(), vec![format!("trace={call}"), "-e".into(), format!("inject={injection}")]]
@@ -241,18 +243,18 @@ impl Stage {
                     }
                 };
                 let log = tempfile::NamedTempFile::new().unwrap();
-                let output = run_traced(&self.scene, &options, log.path());
+                let output = self.run_traced(&options, log.path());
                 let recording = trace::finish(&self.scene.node().dir, log.path(), output);
                 let met = recording.injected.iter().any(|l| self.concerns(l));
                 (recording, met)
             }
             Fault::Short { n, full } => {
-                let (output, ended_short) = run_short(&self.scene, Some((*n, *full)));
+                let (output, ended_short) = self.run_short(Some((*n, *full)));
                 let met = ended_short.lines().any(|l| self.is_of_site(l));
                 (Recording { calls: Vec::new(), cut_off: Vec::new(), output, injected: Vec::new() }, met)
             }
             Fault::Size(bytes) => {
-                let output = run_sized(&self.scene, *bytes);
+                let output = self.run_sized(*bytes);
                 (Recording { calls: Vec::new(), cut_off: Vec::new(), output, injected: Vec::new() }, true)
             }
         };
@@ -268,8 +270,8 @@ impl Stage {
 
     /// The numbers of the writes to the site's files.
     fn writes(&self) -> Vec<usize> {
-        self.scene.restore(&self.before);
-        let (_, log) = run_short(&self.scene, None);
+        self.restore();
+        let (_, log) = self.run_short(None);
         let of_site = log.lines().filter(|l| self.is_of_site(l));
         of_site.map(|l| l.split_once(' ').unwrap().0.parse().unwrap()).collect()
     }
@@ -298,9 +300,15 @@ impl Stage {
             return Err(format!("it was ended by {}: {}", recording.output.status, tail()));
         }
         let code = code.unwrap_or(-1);
-        let complains = complaints(&stderr).any(|line| !self.usual.contains(&line));
+        let complains = self.complains(&stderr);
         let mut owed = self.owed.clone();
-        if code == self.scene.code {
+        for call in &recording.calls {
+            if let Call::Say { bytes } = call {
+                owed.said(bytes, self.scene.product);
+            }
+        }
+        let ended_well = code == self.scene.code && self.scene.has_served();
+        if ended_well {
             self.scene.ended(&mut owed);
         }
         let image = self.scene.image();
@@ -309,11 +317,13 @@ impl Stage {
             owed.set_aside = gone.collect();
         }
         self.scene.world.check(&image, &owed, &mut self.bench).map_err(|e| {
-            let ended = if code == self.scene.code { "it ended well, but" } else { "it failed, and" };
+            let ended = if ended_well { "it ended well, but" } else { "it failed, and" };
             format!("{ended} {e} [{}]", tail())
         })?;
-        if code != self.scene.code {
-            let said = complains || stderr.lines().next().is_some() || !recording.output.stdout.is_empty();
+        if !ended_well {
+            let speaks = stderr.lines().next().is_some() || !recording.output.stdout.is_empty();
+            // What a service always says is no word about what it did not do.
+            let said = complains || speaks && !(self.scene.is_service() && code == self.scene.code);
             return if said || elsewhere {
                 Ok(Ending::Failed)
             } else {
@@ -342,18 +352,27 @@ impl Stage {
         cuts.extend((0..CUTS).map(|_| disk.cut_anyhow(dice)));
         cuts.iter().try_for_each(|image| self.scene.world.check(image, owed, &mut self.bench))
     }
-}
 
-/// Runs with a write that ends short, and what it names; or with none, and what names all writes.
-fn run_short(scene: &Scene, write: Option<(usize, bool)>) -> (Output, String) {
-    let log = tempfile::NamedTempFile::new().unwrap();
-    let mut command = stage::plain(scene);
-    command.env("LD_PRELOAD", &*SHORT).env("SHORT_LOG", log.path());
-    if let Some((n, full)) = write {
-        command.env("SHORT_AT", format!("{n}{}", if full { "+" } else { "" }));
+    /// Runs with a write that ends short, and what it names; or with none, and what names all writes.
+    fn run_short(&self, write: Option<(usize, bool)>) -> (Output, String) {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut command = self.plain();
+        command.env("LD_PRELOAD", &*SHORT).env("SHORT_LOG", log.path());
+        if let Some((n, full)) = write {
+            command.env("SHORT_AT", format!("{n}{}", if full { "+" } else { "" }));
+        }
+        let output = self.run(command, || false);
+        (output, std::fs::read_to_string(log.path()).unwrap())
     }
-    let output = bounded(command, || false);
-    (output, std::fs::read_to_string(log.path()).unwrap())
+
+    /// Runs with a bound on the length of files. The signal that comes with it is ignored: the call fails instead.
+    fn run_sized(&self, bytes: usize) -> Output {
+        let node = self.scene.node();
+        let mut command = process::command(&process::program("sh"), None, "KILL");
+        command.args(["-c", "trap '' XFSZ; exec prlimit --fsize=\"$0\" \"$@\"", &bytes.to_string()]);
+        command.arg(node.product.path()).args(&self.scene.args).current_dir(&node.dir).env("NO_COLOR", "1");
+        self.run(command, || false)
+    }
 }
 
 /// `short.c`, compiled beside the program that runs.
@@ -368,12 +387,3 @@ static SHORT: LazyLock<PathBuf> = LazyLock::new(|| {
     made.persist(&library).unwrap();
     library
 });
-
-/// Runs with a bound on the length of files. The signal that comes with it is ignored: the call fails instead.
-fn run_sized(scene: &Scene, bytes: usize) -> Output {
-    let node = scene.node();
-    let mut command = process::command(&process::program("sh"), None, "KILL");
-    command.args(["-c", "trap '' XFSZ; exec prlimit --fsize=\"$0\" \"$@\"", &bytes.to_string()]);
-    command.arg(node.product.path()).args(&scene.args).current_dir(&node.dir).env("NO_COLOR", "1");
-    bounded(command, || false)
-}

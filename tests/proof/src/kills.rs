@@ -182,14 +182,16 @@ fn plan(options: &Options, points: &[(usize, Kill)], dice: &mut Dice) -> Vec<(us
 impl Stage {
     /// Runs that die one after the other, and some that nothing disturbs; how many of the first did die.
     fn dies_and_recovers(&mut self, case: &Case) -> Result<usize, String> {
-        self.scene.restore(&self.before);
+        self.restore();
         let mut owed = self.owed.clone();
         let mut died = 0;
         for kill in case {
             match self.run_to(kill) {
                 None => died += 1,
                 // A second good end says nothing new.
-                Some(code) if code == self.scene.code && owed == self.owed => self.scene.ended(&mut owed),
+                Some(code) if code == self.scene.code && owed == self.owed && self.scene.has_served() => {
+                    self.scene.ended(&mut owed);
+                }
                 Some(_) => {}
             }
             self.scene.world.check(&self.scene.image(), &owed, &mut self.bench)?;
@@ -204,12 +206,12 @@ impl Stage {
             Kill::Call(call, n) => {
                 let inject = format!("inject={call}:signal=KILL:when={n}");
                 let options = ["-s", "0", "-e", &format!("trace={call}"), "-e", &inject].map(str::to_owned);
-                let code = stage::run_traced(&self.scene, &options, Path::new("/dev/null")).status.code();
+                let code = self.run_traced(&options, Path::new("/dev/null")).status.code();
                 // strace may end as a shell does.
                 code.filter(|code| *code != 128 + 9)
             }
             Kill::Moment(share) => {
-                let mut command = stage::plain(&self.scene);
+                let mut command = self.plain();
                 let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
                 std::thread::sleep(Duration::from_secs_f64(self.took.as_secs_f64() * share));
                 child.kill().unwrap();

@@ -8,7 +8,7 @@ use serde_json::json;
 use std::any::Any;
 use std::os::unix::fs::PermissionsExt as _;
 use tillcast_tests::site::{Builder, Node};
-use tillcast_tests::{Nginx, Output, PATIENCE, Product, Site, forge, until};
+use tillcast_tests::{Nginx, Output, PATIENCE, Product, Site, forge, wait_for};
 
 /// What a command that ended well has told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Scene {
     pub args: Vec<String>,
     /// The directories that it may change.
     pub watched: Vec<String>,
+    /// The directory of whoever a service serves.
+    pub clients: Vec<String>,
     /// What headquarters ever said.
     pub world: World,
     /// What a good end tells.
@@ -134,10 +136,16 @@ impl Scene {
             Product::Relay => &["relay-0421"],
             Product::Agent => &["register-0421-01"],
         };
+        let clients: &[&str] = match (product, args) {
+            (Product::Hq, ["serve"]) => &["relay-0421"],
+            (Product::Relay, ["run"]) => &["register-0421-01"],
+            _ => &[],
+        };
         Scene {
             name,
             site,
             product,
+            clients: clients.iter().map(|c| (*c).to_owned()).collect(),
             args: args.iter().map(|a| (*a).to_owned()).collect(),
             watched: watched.iter().map(|w| (*w).to_owned()).collect(),
             world,
@@ -163,7 +171,12 @@ impl Scene {
 
     /// Puts a state in place of its files.
     pub fn restore(&self, image: &Image) {
-        for dir in &self.watched {
+        self.put_back(&self.watched, image);
+    }
+
+    /// Puts a state in place of the files of some directories.
+    pub fn put_back(&self, dirs: &[String], image: &Image) {
+        for dir in dirs {
             let _ = std::fs::remove_dir_all(self.site.dir().join(dir));
             std::fs::create_dir_all(self.site.dir().join(dir)).unwrap();
         }
@@ -216,25 +229,39 @@ impl Scene {
         let command = trace::strace(node, &[self.args[0].as_str()], &trace::recorded(&[]), log.path());
         let mut strace =
             { command }.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
-        let url = format!("{}/healthz", node.url());
-        until(PATIENCE, "it answers", || tillcast_tests::http::try_get(&url).is_some_and(|r| r.status == 200));
-        if self.product == Product::Hq {
-            (0..4).for_each(|_| drop(self.site.relay(STORE).run(&["once"]).ok()));
-        } else {
-            let register = self.site.register(REGISTER);
-            until(PATIENCE, "the register is at the head", || {
-                register.run(&["once"]);
-                self.world.head.iter().all(|(i, v)| register.version(i) == Some(*v))
-            });
-            register.run(&["once"]).ok();
-        }
-        let children = format!("/proc/{0}/task/{0}/children", strace.id());
-        let child: i32 = std::fs::read_to_string(children).unwrap().trim().parse().unwrap();
-        rustix::process::kill_process(rustix::process::Pid::from_raw(child).unwrap(), rustix::process::Signal::TERM)
-            .unwrap();
+        self.serve(|| false);
+        assert!(self.has_served(), "{}: who it serves has not what there is", self.name);
+        trace::terminate(strace.id());
         let status = strace.wait().unwrap();
         let output = std::process::Output { status, stdout: Vec::new(), stderr: Vec::new() };
         trace::finish(&node.dir, log.path(), output)
+    }
+
+    /// Whoever the service serves comes, until he has what there is, or nothing more is to be awaited.
+    pub fn serve(&self, over: impl Fn() -> bool) {
+        let url = format!("{}/healthz", self.node().url());
+        let answers = || tillcast_tests::http::try_get(&url).is_some_and(|r| r.status == 200);
+        let _ = wait_for(PATIENCE / 3, || (over() || answers()).then_some(()));
+        match self.product {
+            Product::Hq => (0..4).filter(|_| !over()).for_each(|_| drop(self.site.relay(STORE).run(&["once"]))),
+            _ => {
+                let register = self.site.register(REGISTER);
+                let comes = || {
+                    register.run(&["once"]);
+                    self.has_served()
+                };
+                let _ = wait_for(PATIENCE / 3, || (over() || comes()).then_some(()));
+                if !over() {
+                    register.run(&["once"]);
+                }
+            }
+        }
+    }
+
+    /// Whether whoever the service serves has what there is.
+    pub fn has_served(&self) -> bool {
+        let register = || self.site.register(REGISTER);
+        self.product != Product::Relay || self.world.head.iter().all(|(i, v)| register().version(i) == Some(*v))
     }
 
     /// What is owed after a good end.
@@ -345,6 +372,7 @@ fn relay_serves() -> Scene {
     let mut scene = relay("relay-serves", &["publish"], true);
     scene.site.registers.get_mut(REGISTER).unwrap().set("fallback", "[]");
     scene.args = vec!["run".into()];
+    scene.clients = vec!["register-0421-01".into()];
     scene.end = End::AtHead(relay_db("shadow"));
     scene
 }

@@ -2,19 +2,23 @@
 
 use crate::bench::Bench;
 use crate::check::Owed;
-use crate::disk::Image;
+use crate::disk::{Image, image_of};
 use crate::powercut::{converges, directories};
 use crate::scenes::{SCENES, Scene};
 use crate::trace;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tillcast_tests::{Dice, process};
 
 /// A run that hangs so long is broken.
 const LONGEST: Duration = Duration::from_secs(90);
+/// Whom a service serves comes so often once it has complained.
+const SOME_TIMES: usize = 16;
 
 /// A scene that can be begun again and again.
 pub(crate) struct Stage {
@@ -22,18 +26,19 @@ pub(crate) struct Stage {
     pub(crate) before: Image,
     pub(crate) dirs: Vec<String>,
     pub(crate) owed: Owed,
+    /// Whoever it serves, where it is a service.
+    clients: Image,
     /// What a run that nothing disturbs complains of.
-    pub(crate) usual: BTreeSet<String>,
+    usual: Option<BTreeSet<String>>,
     /// How long it takes.
     pub(crate) took: Duration,
     pub(crate) bench: Bench,
 }
 
-/// The scenes of these names, or all; but those of services, which are what the others are, in a loop.
+/// The scenes of these names, or all.
 pub(crate) fn scenes(names: &[String]) -> Vec<usize> {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|s| s == name);
-    let found: Vec<usize> =
-        (0..SCENES.len()).filter(|i| wanted(SCENES[*i].0) && !SCENES[*i].0.ends_with("-serves")).collect();
+    let found: Vec<usize> = (0..SCENES.len()).filter(|i| wanted(SCENES[*i].0)).collect();
     assert!(!found.is_empty(), "there is no such scene");
     found
 }
@@ -62,21 +67,35 @@ impl Stage {
         let scene = SCENES[scene].1(true);
         let (before, dirs, mut bench) = (scene.image(), directories(&scene), Bench::default());
         let owed = scene.owed(&before, &mut bench);
+        let clients = image_of(scene.site.dir(), &scene.clients);
         let start = Instant::now();
-        let out = bounded(plain(&scene), || false);
-        let took = start.elapsed();
-        assert_eq!(out.status.code(), Some(scene.code), "{}: {out:?}", scene.name);
-        let usual = complaints(&String::from_utf8_lossy(&out.stderr)).collect();
-        Stage { before, dirs, owed, usual, took, bench, scene }
+        let mut stage = Stage { before, dirs, owed, clients, usual: None, took: Duration::ZERO, bench, scene };
+        let out = stage.run(stage.plain(), || false);
+        stage.took = start.elapsed();
+        assert_eq!(out.status.code(), Some(stage.scene.code), "{}: {out:?}", stage.scene.name);
+        assert!(stage.scene.has_served(), "{}: who it serves has not what there is: {out:?}", stage.scene.name);
+        stage.usual = Some(complaints(&String::from_utf8_lossy(&out.stderr)).collect());
+        stage
+    }
+
+    /// Begins it again.
+    pub(crate) fn restore(&self) {
+        self.scene.restore(&self.before);
+        self.scene.put_back(&self.scene.clients, &self.clients);
+    }
+
+    /// Whether a log says more than that of a run that nothing disturbs.
+    pub(crate) fn complains(&self, stderr: &str) -> bool {
+        self.usual.as_ref().is_some_and(|usual| complaints(stderr).any(|line| !usual.contains(&line)))
     }
 
     /// The numbers that calls on the site's files have in their threads.
     pub(crate) fn numbers(&self, calls: &[&str]) -> BTreeMap<String, BTreeSet<usize>> {
         let log = tempfile::NamedTempFile::new().unwrap();
-        self.scene.restore(&self.before);
+        self.restore();
         let traced = format!("trace={}", calls.join(","));
         let options = [trace::ONLY_THESE, "-s", "0", "-e", &traced].map(str::to_owned);
-        run_traced(&self.scene, &options, log.path());
+        self.run_traced(&options, log.path());
         let text = std::fs::read_to_string(log.path()).unwrap();
         let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         let mut numbers: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
@@ -109,43 +128,68 @@ impl Stage {
     }
 }
 
-/// Warnings and errors in a log, without times and numbers.
-pub(crate) fn complaints(stderr: &str) -> impl Iterator<Item = String> {
-    let loud = |l: &&str| l.contains(" WARN ") || l.contains(" ERROR ") || l.contains("error") || l.contains("cannot");
-    let plain = |l: &str| l.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
-    stderr.lines().filter(loud).map(plain).collect::<Vec<_>>().into_iter()
+impl Stage {
+    /// Runs the command under strace to its end.
+    pub(crate) fn run_traced(&self, options: &[String], log: &Path) -> Output {
+        let args: Vec<&str> = self.scene.args.iter().map(String::as_str).collect();
+        let log = log.to_owned();
+        self.run(trace::strace(self.scene.node(), &args, options, &log), move || {
+            // A write that wakes another thread failed: it may sleep for ever, and that is not about files.
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            text.lines().any(|l| {
+                l.contains("(INJECTED)") && trace::paths(l).iter().any(|p| p.starts_with("anon_inode:[eventfd]"))
+            })
+        })
+    }
+
+    /// The command as it is.
+    pub(crate) fn plain(&self) -> Command {
+        let node = self.scene.node();
+        let mut command = process::command(&node.product.path(), None, "KILL");
+        command.args(&self.scene.args).current_dir(&node.dir).env("NO_COLOR", "1");
+        command.envs(node.env.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    /// Runs to the end, a service while whoever it serves comes; what hangs is killed, sooner if it may.
+    pub(crate) fn run(&self, mut command: Command, may_hang: impl Fn() -> bool) -> Output {
+        let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        command.stdout(Stdio::from(out.try_clone().unwrap())).stderr(Stdio::from(err.try_clone().unwrap()));
+        let mut child = command.spawn().unwrap();
+        let (process, ended) = (child.id(), AtomicBool::new(false));
+        let status = std::thread::scope(|scope| {
+            if self.scene.is_service() {
+                scope.spawn(|| {
+                    self.serve(&ended, &err);
+                    if !ended.load(Ordering::Relaxed) {
+                        trace::terminate(process);
+                    }
+                });
+            }
+            let status = wait(&mut child, may_hang);
+            ended.store(true, Ordering::Relaxed);
+            status
+        });
+        Output { status, stdout: all(out), stderr: all(err) }
+    }
+
+    /// A service that complains may still get there, and need not.
+    fn serve(&self, ended: &AtomicBool, log: &File) {
+        let patience = AtomicUsize::new(SOME_TIMES);
+        self.scene.serve(|| {
+            let complains = || self.complains(&String::from_utf8_lossy(&so_far(log)));
+            let tired = || patience.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_err();
+            ended.load(Ordering::Relaxed) || complains() && tired()
+        });
+    }
 }
 
-/// Runs the command under strace to its end.
-pub(crate) fn run_traced(scene: &Scene, options: &[String], log: &Path) -> Output {
-    let args: Vec<&str> = scene.args.iter().map(String::as_str).collect();
-    let log = log.to_owned();
-    bounded(trace::strace(scene.node(), &args, options, &log), move || {
-        // A write that wakes another thread failed: it may sleep for ever, and that is not about files.
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        text.lines()
-            .any(|l| l.contains("(INJECTED)") && trace::paths(l).iter().any(|p| p.starts_with("anon_inode:[eventfd]")))
-    })
-}
-
-/// The command as it is.
-pub(crate) fn plain(scene: &Scene) -> Command {
-    let node = scene.node();
-    let mut command = process::command(&node.product.path(), None, "KILL");
-    command.args(&scene.args).current_dir(&node.dir).env("NO_COLOR", "1");
-    command.envs(node.env.iter().map(|(k, v)| (k, v)));
-    command
-}
-
-/// Runs to the end; what hangs is killed, sooner if it may.
-pub(crate) fn bounded(mut command: Command, may_hang: impl Fn() -> bool) -> Output {
-    let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    command.stdout(Stdio::from(out.try_clone().unwrap())).stderr(Stdio::from(err.try_clone().unwrap()));
-    let mut child = command.spawn().unwrap();
+/// Waits for the end; what hangs is killed, sooner if it may.
+fn wait(child: &mut Child, may_hang: impl Fn() -> bool) -> ExitStatus {
     let start = Instant::now();
-    let status = loop {
+    loop {
         if let Some(status) = child.try_wait().unwrap() {
-            break status;
+            return status;
         }
         let soon = start.elapsed() > LONGEST / 6;
         if start.elapsed() > LONGEST || soon && may_hang() {
@@ -154,13 +198,30 @@ pub(crate) fn bounded(mut command: Command, may_hang: impl Fn() -> bool) -> Outp
             for pid in children.split_whitespace().filter_map(|p| rustix::process::Pid::from_raw(p.parse().ok()?)) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
+            if children.is_empty() {
+                let _ = child.kill();
+            }
         }
         std::thread::sleep(Duration::from_millis(if soon { 250 } else { 3 }));
-    };
-    Output { status, stdout: all(out), stderr: all(err) }
+    }
 }
 
-fn all(mut file: std::fs::File) -> Vec<u8> {
+/// Warnings and errors in a log, without times and numbers.
+pub(crate) fn complaints(stderr: &str) -> impl Iterator<Item = String> {
+    let loud = |l: &&str| l.contains(" WARN ") || l.contains(" ERROR ") || l.contains("error") || l.contains("cannot");
+    let plain = |l: &str| l.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    stderr.lines().filter(loud).map(plain).collect::<Vec<_>>().into_iter()
+}
+
+/// What was written to a file that another process writes, whose place in it stays.
+fn so_far(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+    let read = file.read_at(&mut bytes, 0).unwrap();
+    bytes.truncate(read);
+    bytes
+}
+
+fn all(mut file: File) -> Vec<u8> {
     use std::io::{Read as _, Seek as _};
     let mut bytes = Vec::new();
     file.rewind().unwrap();

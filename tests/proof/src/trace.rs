@@ -3,6 +3,7 @@
 //! A call counts when it has returned, so that what a sync covers had returned before it began; what is said counts
 //! from the moment its call begins.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Output};
@@ -78,10 +79,21 @@ pub fn record(node: &Node, args: &[&str], injections: &[String]) -> Recording {
     finish(&node.dir, log.path(), output)
 }
 
+/// Tells a service to end; under strace (this process) it is its child.
+pub fn terminate(process: u32) {
+    let child = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    let is_strace = std::fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|c| c.trim() == "strace");
+    let traced = child.split_whitespace().next().filter(|_| is_strace).and_then(|c| c.parse().ok());
+    let service = traced.unwrap_or_else(|| i32::try_from(process).unwrap());
+    let _ = kill_process(Pid::from_raw(service).unwrap(), Signal::TERM);
+}
+
 /// The options of a recording.
 pub fn recorded(injections: &[String]) -> Vec<String> {
+    let injected = injections.iter().map(|i| i.split(':').next().unwrap_or_default());
+    let traced = std::iter::once(CALLS).chain(injected).collect::<Vec<_>>().join(",");
     let mut options =
-        vec![ONLY_THESE.to_owned(), "-s".into(), "67108864".into(), "-e".into(), format!("trace={CALLS}")];
+        vec![ONLY_THESE.to_owned(), "-s".into(), "67108864".into(), "-e".into(), format!("trace={traced}")];
     options.extend(injections.iter().flat_map(|i| ["-e".to_owned(), format!("inject={i}")]));
     options
 }
