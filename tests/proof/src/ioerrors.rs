@@ -263,8 +263,10 @@ impl Stage {
             let paths: Vec<_> = trace::paths(line).iter().map(|p| p.display().to_string()).collect();
             shown += &format!("{:.12} {}\n", line, paths.join(" "));
         }
-        let for_good = !matches!(fault, Fault::Call { sticky: false, .. } | Fault::Short { full: false, .. });
-        let ending = self.ending(&recording, (met, for_good), dice);
+        // A database that cannot be read at a second look is set aside; the second look may be another thread's.
+        let lasts = !matches!(fault, Fault::Call { sticky: false, .. } | Fault::Short { full: false, .. });
+        let again = lasts || recording.injected.iter().filter(|l| self.concerns(l)).count() > 1;
+        let ending = self.ending(&recording, (met, again), dice);
         (shown, ending.and_then(|ending| self.recovers().map(|()| ending)))
     }
 
@@ -282,12 +284,7 @@ impl Stage {
         self.scene.watched.iter().any(|w| path.starts_with(self.scene.site.dir().join(w)))
     }
 
-    fn ending(
-        &mut self,
-        recording: &Recording,
-        (met, for_good): (bool, bool),
-        dice: &mut Dice,
-    ) -> Result<Ending, String> {
+    fn ending(&mut self, recording: &Recording, (met, again): (bool, bool), dice: &mut Dice) -> Result<Ending, String> {
         let stderr = String::from_utf8_lossy(&recording.output.stderr);
         let code = recording.output.status.code();
         // A thread's n-th call may have been on a pipe or the log: that may take the process down, as any kill.
@@ -312,7 +309,7 @@ impl Stage {
             self.scene.ended(&mut owed);
         }
         let image = self.scene.image();
-        if for_good {
+        if again {
             let gone = image.keys().filter_map(|p| p.strip_suffix(".damaged")).map(str::to_owned);
             owed.set_aside = gone.collect();
         }
