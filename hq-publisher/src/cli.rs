@@ -147,7 +147,7 @@ pub struct Rotate {
 pub struct RevokeKey {
     /// The key's id (16 hex digits, as `trust show` prints it).
     pub key: String,
-    /// Begin a new epoch: readers forget serials and versions seen before. For a key that was stolen.
+    /// Begin a new epoch: readers forget serials and versions seen before. For a key that was stolen, revoked already or not.
     #[arg(long)]
     pub new_epoch: bool,
     /// Files of root keys; without: root-*.key in the keys directory.

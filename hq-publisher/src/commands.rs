@@ -399,10 +399,7 @@ pub fn main(cli: &Cli) -> Exit {
         Ok(exit) => exit,
         Err(e) => {
             let text = proto::cli::with_causes(e.as_ref());
-            if cli.common.json {
-                print_json(&serde_json::json!({ "error": text, "code": code::of(&e) }));
-            }
-            proto::cli::complain(text);
+            proto::cli::failed(cli.common.json, text, code::of(&e));
             exit_of(&e)
         }
     }

@@ -198,8 +198,9 @@ pub struct StreamConfig {
 pub struct TableConfig {
     /// Its name in the contract.
     pub name: TableName,
-    /// Its rows; `:store` and `:zone` are bound.
-    pub query: String,
+    /// Its rows; `:store` and `:zone` are bound. With an inbox it says nothing, and may be left out.
+    #[serde(default)]
+    pub query: Option<String>,
 }
 
 /// `[serve]`
@@ -479,6 +480,12 @@ impl Config {
                         stream.name, table.name
                     ));
                 }
+                if table.query.is_none() && !inbox {
+                    return bad(format!(
+                        "stream {}: table {} has no query; e.g. query = \"SELECT … FROM {}\"",
+                        stream.name, table.name, table.name
+                    ));
+                }
             }
         }
         if !(1..=9).contains(&self.publish.level) {
@@ -516,20 +523,34 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         load(Some(&file), []).map(|l| l.value)
     }
+    const NO_QUERY: &str =
+        "[[stream]]\nname = \"p\"\naudience = \"all\"\nschema = \"p.sql\"\n[[stream.table]]\nname = \"t\"\n";
     const LEAST: &str = "[source]\nurl = \"sqlite:a.db\"\n[objects]\nurls = [\"file:o\"]\n[state]\ndir = \"s\"\n[stores]\nquery = \"SELECT id\"\n";
+
+    fn passes_check_config(config: &Config) {
+        crate::publish::contracts::load(config).unwrap();
+        crate::hooks::Post::new(config).unwrap();
+        for url in &config.objects.urls {
+            crate::bucket::Bucket::open(url, &config.objects).unwrap();
+        }
+    }
 
     #[test]
     fn the_samples_are_valid() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let sample = load(Some(&root.join("../deploy/hq.toml")), []).unwrap().value;
+        passes_check_config(&sample);
         assert_eq!(sample.streams[0].audience, AudienceKind::Zone);
         assert_eq!(sample.alerts.register_silent.0, Duration::from_secs(1800));
-        let first = load(Some(&root.join("src/init/hq.toml")), []).unwrap().value;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("schema")).unwrap();
+        std::fs::write(dir.path().join("hq.toml"), include_str!("init/hq.toml")).unwrap();
+        std::fs::write(dir.path().join("schema/price.sql"), include_str!("init/price.sql")).unwrap();
+        let first = load(Some(&dir.path().join("hq.toml")), []).unwrap().value;
         assert_eq!(first.publish.lease.0, PublishConfig::default().lease.0);
+        passes_check_config(&first);
         let chain = load(Some(&root.join("../deploy/sample/hq.toml")), []).unwrap().value;
-        crate::publish::contracts::load(&chain).unwrap();
-        let ddl = include_str!("init/price.sql");
-        proto::schema::Contract::parse(ddl, &Limits::default()).unwrap();
+        passes_check_config(&chain);
     }
 
     #[test]
@@ -591,6 +612,7 @@ mod tests {
             (format!("{LEAST}[server]\nlisten = \"x\"\n"), "serve"),
             (format!("{LEAST}[[stream]]\nname = \"p\"\naudience = \"all\"\nschema = \"p.sql\"\n"), "[[stream.table]]"),
             (format!("{LEAST}[[stream]]\nname = \"P\"\naudience = \"all\"\nschema = \"p.sql\"\n"), "stream name"),
+            (format!("{LEAST}{NO_QUERY}"), "stream p: table t has no query"),
         ] {
             let e = parse(&text).unwrap_err().to_string();
             assert!(e.contains(told), "{told}: {e}");
@@ -601,9 +623,9 @@ mod tests {
             "[[stream]]\nname = \"b\"\naudience = \"all\"\nschema = \"p.sql\"\n[[stream.table]]\nname = \"t\"\nquery = \"q\"\n"
         );
         assert!(parse(&twice).unwrap_err().to_string().contains("belongs to one stream"));
-        assert!(
-            parse(&LEAST.replace("[stores]\nquery = \"SELECT id\"", "").replace("sqlite:a.db", "inbox:in")).is_ok()
-        );
+        let inbox = LEAST.replace("[stores]\nquery = \"SELECT id\"", "").replace("sqlite:a.db", "inbox:in");
+        assert!(parse(&inbox).is_ok());
+        assert_eq!(parse(&format!("{inbox}{NO_QUERY}")).unwrap().streams[0].tables[0].query, None);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use crate::bucket::{BucketError, Buckets};
 use crate::config::{Config, SourceKind};
 use crate::keys::{self, KeyFile, Keyring, KeysError, Role};
-use crate::ledger::{DeviceRow, Ledger, LedgerError, Token};
+use crate::ledger::{DeviceRow, Ledger, LedgerError, News, Token};
 use crate::manifests::{self, ManifestsError, Moves, Signer};
 use crate::publish::{Lease, PublishError};
 use crate::source::{self, BadStores};
@@ -493,7 +493,7 @@ impl<'a> Desk<'a> {
         if let Err(ManifestsError::Overtaken(_)) = &put {
             manifests::telling(&self.ledger, self.clock, put).await?;
         }
-        let sign = signer.sign_all(&self.ledger, token, &[], Moves::None, self.clock);
+        let sign = signer.sign_all(&self.ledger, token, News::default(), Moves::None, self.clock);
         let signed = failpoint::around("trust.resign", sign).await?;
         self.ledger.renew(token, self.clock.now(), self.config.publish.lease.0).await?;
         let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await;
@@ -509,7 +509,7 @@ impl<'a> Desk<'a> {
             files.iter().filter(|f| trust.publishers.iter().any(|p| p.key == f.public())).map(|f| f.number).max();
         // Only above the one in use, and none that was trusted before: it may have been stolen.
         for left in files.into_iter().filter(|f| newest_used.is_some_and(|n| f.number > n)) {
-            if !self.was_revoked(trust, |key| *key == left.public()).await? {
+            if self.last_epoch(trust, |key| *key == left.public()).await?.is_none() {
                 return Ok(left);
             }
         }
@@ -532,44 +532,48 @@ impl<'a> Desk<'a> {
         let trust = self.trust().await?;
         let roots = self.roots(&trust, &o.root_key)?;
         let fits = |k: &PublicKey| o.key.len() >= 4 && (k.id().starts_with(&o.key) || k.to_string() == o.key);
-        let mut named = trust.publishers.iter().filter(|p| fits(&p.key));
-        match (named.next(), named.next()) {
-            (Some(gone), None) => {
-                let gone = gone.key.clone();
-                let now = self.clock.now();
-                let left: Vec<_> = trust.publishers.iter().filter(|p| p.key != gone).cloned().collect();
-                let epoch = trust.epoch + u64::from(o.new_epoch);
-                let mut next =
-                    Trust { version: trust.version + 1, epoch, created_at: now, publishers: left, ..trust.clone() };
-                if next.publishers.is_empty() {
-                    next.publishers.push(self.may_sign(self.next_publisher(&trust).await?.public(), now));
-                }
-                self.add_trust(&next, &roots.iter().collect::<Vec<_>>()).await?;
-                if o.new_epoch {
-                    // What the old epoch's signatures claimed of the time is forgotten too.
-                    failpoint::around("trust.time", self.ledger.set_latest_time(now)).await?;
-                }
+        let named = trust.publishers.iter().filter(|p| fits(&p.key)).count();
+        let last_epoch = match named {
+            0 => self.last_epoch(&trust, fits).await?,
+            1 => Some(trust.epoch),
+            _ => None,
+        };
+        let Some(last_epoch) = last_epoch else {
+            let known: Vec<String> = trust.publishers.iter().map(|p| p.key.id()).collect();
+            return Err(EnrolError::UnknownKey { key: o.key.clone(), known: known.join(", ") });
+        };
+        let now = self.clock.now();
+        // A key revoked without a new epoch may have jumped ahead in this one. What a run that was cut short did is not
+        // done again.
+        let begins = o.new_epoch && last_epoch == trust.epoch;
+        if named == 1 || begins {
+            let epoch = trust.epoch + u64::from(begins);
+            let mut next = Trust { version: trust.version + 1, epoch, created_at: now, ..trust.clone() };
+            next.publishers.retain(|p| !fits(&p.key));
+            if next.publishers.is_empty() {
+                next.publishers.push(self.may_sign(self.next_publisher(&trust).await?.public(), now));
             }
-            // A run that was cut short after the trust file: go on.
-            (None, _) if self.was_revoked(&trust, fits).await? => {}
-            _ => {
-                let known: Vec<String> = trust.publishers.iter().map(|p| p.key.id()).collect();
-                return Err(EnrolError::UnknownKey { key: o.key.clone(), known: known.join(", ") });
-            }
+            self.add_trust(&next, &roots.iter().collect::<Vec<_>>()).await?;
+        }
+        if o.new_epoch {
+            // What the old epoch's signatures claimed of the time is forgotten too.
+            failpoint::around("trust.time", self.ledger.set_latest_time(now)).await?;
         }
         let signed = self.sign_everything(token).await?;
         self.finish_report(signed).await
     }
 
-    async fn was_revoked(&self, now: &Trust, fits: impl Fn(&PublicKey) -> bool) -> Result<bool, EnrolError> {
+    /// The last epoch in which a key was trusted that no longer is.
+    async fn last_epoch(&self, now: &Trust, fits: impl Fn(&PublicKey) -> bool) -> Result<Option<u64>, EnrolError> {
+        let mut last = None;
         for row in self.ledger.trust().await? {
             let max = self.config.limits.trust_bytes;
             let before: Trust = proto::dsse::peek(row.envelope.as_bytes(), max).map_err(trust::Refusal::from)?;
             if row.version < now.version && before.publishers.iter().any(|p| fits(&p.key)) {
-                return Ok(true);
+                last = Some(before.epoch);
             }
         }
-        Ok(false)
+        Ok(last)
     }
 }
 

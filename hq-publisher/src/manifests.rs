@@ -8,7 +8,7 @@ use crate::bucket::{BucketError, Buckets, Content, Pointer};
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
 use crate::ledger::{
-    Adopted, FoundList, Head, Ledger, LedgerError, Made, NewManifest, SERIAL_REACH, SignStore, Staged, StoreRow,
+    Adopted, FoundList, Head, Ledger, LedgerError, Made, NewManifest, News, SERIAL_REACH, SignStore, StoreRow,
     StoreSeen, TakenOver, ToPut, Token, WasPut, Which,
 };
 use crate::mail;
@@ -57,6 +57,9 @@ pub enum ManifestsError {
     /// Another ledger publishes by the same keys; all stores where that was found.
     #[error("{}", told(.0))]
     Overtaken(Vec<Overtaken>),
+    /// Manifests of single stores that the bucket does not give or take.
+    #[error("{}", not_put(.0))]
+    NotPut(Vec<NotPut>),
     /// The bucket knows versions, the ledger none.
     #[error(
         "the manifests in the bucket tell of versions that this ledger does not know, of {0} for one (a new machine, a ledger \
@@ -66,6 +69,16 @@ pub enum ManifestsError {
     /// Trust files found in the bucket.
     #[error("the trust files in the bucket cannot be taken over: {0}")]
     Foreign(String),
+}
+
+impl ManifestsError {
+    /// The stores whose manifests the bucket does not give or take, where it is about nothing else.
+    pub fn stores(&self) -> BTreeSet<StoreId> {
+        match self {
+            ManifestsError::NotPut(all) => all.iter().map(|n| n.store.clone()).collect(),
+            _ => BTreeSet::new(),
+        }
+    }
 }
 
 /// A store of which the bucket has another manifest of ours than the ledger's, and none that is older.
@@ -86,6 +99,35 @@ impl Overtaken {
     fn is_out_of_reach(&self) -> bool {
         self.found.saturating_sub(self.ours) > SERIAL_REACH
     }
+}
+
+/// A store whose manifest cannot be looked at or put.
+#[derive(Debug)]
+pub struct NotPut {
+    /// Whose.
+    pub store: StoreId,
+    /// What the bucket said; it names the object.
+    pub error: BucketError,
+}
+
+impl NotPut {
+    /// The error of one store's manifest. What is no object's is about all.
+    fn of(store: &StoreId, e: ManifestsError) -> ManifestsError {
+        match e {
+            ManifestsError::Bucket(
+                error
+                @ (BucketError::Failed { .. } | BucketError::TooLong { .. } | BucketError::OtherBytesThere { .. }),
+            ) => ManifestsError::NotPut(vec![NotPut { store: store.clone(), error }]),
+            e => e,
+        }
+    }
+}
+
+fn not_put(all: &[NotPut]) -> String {
+    let named: Vec<String> = all.iter().take(NAMED).map(|n| n.error.to_string()).collect();
+    let more = all.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!("; and of {more} more stores") } else { String::new() };
+    format!("{}{more}", named.join("; "))
 }
 
 /// Stores named in an error; its devices are all named.
@@ -128,7 +170,7 @@ fn told(all: &[Overtaken]) -> String {
     )
 }
 
-/// The error to end with: all stores that were overtaken, else the first.
+/// The error to end with: all stores that were overtaken, else the first that is about all, else all stores that it is about.
 pub fn gather(failed: Option<ManifestsError>, e: ManifestsError) -> ManifestsError {
     match (failed, e) {
         (Some(ManifestsError::Overtaken(mut all)), ManifestsError::Overtaken(more)) => {
@@ -138,6 +180,14 @@ pub fn gather(failed: Option<ManifestsError>, e: ManifestsError) -> ManifestsErr
         (Some(other), all @ ManifestsError::Overtaken(_)) | (Some(all @ ManifestsError::Overtaken(_)), other) => {
             tracing::warn!("{other}");
             all
+        }
+        (Some(ManifestsError::NotPut(mut all)), ManifestsError::NotPut(more)) => {
+            all.extend(more);
+            ManifestsError::NotPut(all)
+        }
+        (Some(single @ ManifestsError::NotPut(_)), e) => {
+            tracing::warn!("{single}");
+            e
         }
         (Some(first), _) => first,
         (None, e) => e,
@@ -229,6 +279,8 @@ pub struct Signer {
     streams: Vec<(StreamName, AudienceKind)>,
     /// Those that manifests list and the settings do not name.
     left_out: BTreeMap<StreamName, AudienceKind>,
+    /// Stores whose last manifest cannot be put now.
+    waiting: BTreeSet<StoreId>,
     life: Duration,
     resign_after: Duration,
     limits: Limits,
@@ -286,6 +338,33 @@ pub fn lost(config: &Config, heads: &BTreeMap<Instance, Head>) -> Vec<StreamName
     left.filter(|s| tables_of(heads, |of| of == s).is_disjoint(&moved)).collect()
 }
 
+/// The stores whose manifest lists a stream.
+#[derive(Debug, Default)]
+pub struct ListedBy {
+    /// Those that the source has.
+    pub stores: Vec<StoreId>,
+    /// Those that vanished from it: they may come back.
+    pub away: Vec<StoreId>,
+}
+
+/// No table by two streams, which no reader could hold: where a store keeps a stream that others have left (it vanished, or
+/// has no zone), the one is left out that brought it no such table before.
+fn by_one_each(s: &SignStore<'_>, before: Option<&Manifest>, mut instances: Vec<Instance>) -> Vec<Instance> {
+    let has = |i: &Instance, t: &TableName| s.heads.get(i).is_some_and(|h| h.digests.contains_key(t));
+    let brought = |i: &Instance, t: &TableName| {
+        before.and_then(|m| m.streams.get(&i.stream)).is_some_and(|e| e.digests.contains_key(t))
+    };
+    let mut doubles = Vec::new();
+    for (n, one) in instances.iter().enumerate() {
+        for other in &instances[n + 1..] {
+            let table = s.heads.get(one).and_then(|h| h.digests.keys().find(|t| has(other, t)));
+            doubles.extend(table.map(|t| if brought(other, t) && !brought(one, t) { one } else { other }.clone()));
+        }
+    }
+    instances.retain(|i| !doubles.contains(i));
+    instances
+}
+
 impl Signer {
     /// Opens the keyring and the ledger's newest trust; finds the key to sign with. Fails when the
     /// clock has leapt more than `publish.clock_leap` past the ledger, unless `clock_is_right`.
@@ -336,6 +415,7 @@ impl Signer {
             trust,
             streams: config.streams.iter().map(|s| (s.name.clone(), s.audience)).collect(),
             left_out: left_out(config, &ledger.heads().await?),
+            waiting: BTreeSet::new(),
             life: config.publish.manifest_life.0,
             resign_after: config.publish.resign_after.0,
             limits: config.limits.clone(),
@@ -363,21 +443,24 @@ impl Signer {
     pub fn drop_stream(&mut self, stream: &StreamName) {
         self.left_out.remove(stream);
     }
+    /// Signs nothing for stores whose last manifest cannot be put now: it may have been overtaken, and the next would hide it.
+    pub fn leave(&mut self, stores: BTreeSet<StoreId>) {
+        self.waiting = stores;
+    }
     fn all_streams(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
         self.streams.iter().map(|(name, kind)| (name, *kind)).chain(self.left_out())
     }
 
-    /// The streams left out that have a table which is published by another one now, each with the stores whose manifest
-    /// lists it still, vanished ones too: they may come back.
-    pub async fn moved(&self, ledger: &Ledger) -> Result<BTreeMap<StreamName, Vec<StoreId>>, ManifestsError> {
+    /// The streams left out that have a table which is published by another one now, each with who lists it still.
+    pub async fn moved(&self, ledger: &Ledger) -> Result<BTreeMap<StreamName, ListedBy>, ManifestsError> {
         if self.left_out.is_empty() {
             return Ok(BTreeMap::new());
         }
         let heads = ledger.heads().await?;
         let now = tables_of(&heads, |s| self.streams.iter().any(|(name, _)| name == s));
         let is_moved = |s: &StreamName| !tables_of(&heads, |of| of == s).is_disjoint(&now);
-        let mut moved: BTreeMap<StreamName, Vec<StoreId>> =
-            self.left_out.keys().filter(|s| is_moved(s)).map(|s| (s.clone(), Vec::new())).collect();
+        let mut moved: BTreeMap<StreamName, ListedBy> =
+            self.left_out.keys().filter(|s| is_moved(s)).map(|s| (s.clone(), ListedBy::default())).collect();
         if moved.is_empty() {
             return Ok(moved);
         }
@@ -387,7 +470,8 @@ impl Signer {
             }
             let Some(listed) = self.previous(s)? else { return Ok(Made::NeedsPrevious) };
             let its = moved.iter_mut().filter(|(stream, _)| listed.streams.contains_key(*stream));
-            its.for_each(|(_, stores)| stores.push(s.row.seen.id.clone()));
+            let is_away = s.row.vanished_at.is_some();
+            its.for_each(|(_, by)| if is_away { &mut by.away } else { &mut by.stores }.push(s.row.seen.id.clone()));
             Ok(Made::Unchanged)
         };
         ledger.look(&mut look).await?;
@@ -396,8 +480,8 @@ impl Signer {
 
     /// Lets go of those of them that no store's manifest lists any more.
     pub async fn drop_moved(&mut self, ledger: &Ledger) -> Result<(), ManifestsError> {
-        for (stream, stores) in self.moved(ledger).await? {
-            if stores.is_empty() {
+        for (stream, by) in self.moved(ledger).await? {
+            if by.stores.is_empty() && by.away.is_empty() {
                 self.drop_stream(&stream);
             }
         }
@@ -429,36 +513,36 @@ impl Signer {
         Ok(moves)
     }
 
-    /// **The commit point of a publish**: makes each staged publication its instance's head, and signs
+    /// **The commit point of a publish**: makes each staged publication its instance's head, retires heads, and signs
     /// a manifest for each store whose content changed (or whose manifest is due to be signed anew),
     /// in one transaction. Gives the stores signed.
     pub async fn sign_all(
         &self,
         ledger: &Ledger,
         token: Token,
-        staged: &[Staged],
+        news: News<'_>,
         moves: Moves<'_>,
         clock: &dyn Clock,
     ) -> Result<Vec<StoreId>, ManifestsError> {
-        self.sign(ledger, Some(token), staged, Which::All, moves, clock).await
+        self.sign(ledger, Some(token), news, Which::All, moves, clock).await
     }
 
     /// Signs what is due, without the lease: manifests that are old, of another key or epoch, or whose
     /// devices changed. What was overtaken, and what was signed and could not be put yet, which may be, is left to people.
     pub async fn sign_due(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Vec<StoreId>, ManifestsError> {
-        self.sign(ledger, None, &[], Which::All, Moves::None, clock).await
+        self.sign(ledger, None, News::default(), Which::All, Moves::None, clock).await
     }
 
     /// Signs one store's manifest (after `enroll` or `revoke`), without the lease.
     pub async fn sign_one(&self, ledger: &Ledger, store: &StoreId, clock: &dyn Clock) -> Result<(), ManifestsError> {
-        self.sign(ledger, None, &[], Which::Only(store), Moves::None, clock).await.map(|_| ())
+        self.sign(ledger, None, News::default(), Which::Only(store), Moves::None, clock).await.map(|_| ())
     }
 
     async fn sign(
         &self,
         ledger: &Ledger,
         token: Option<Token>,
-        staged: &[Staged],
+        news: News<'_>,
         which: Which<'_>,
         moves: Moves<'_>,
         clock: &dyn Clock,
@@ -468,12 +552,14 @@ impl Signer {
         let now = ledger.latest_time().await?.map_or(clock, |t| t.max(clock));
         let mut heads = HeadHashes::default();
         let by_itself = token.is_none() && matches!(which, Which::All);
-        let is_left = |s: &StoreRow| by_itself && (s.is_overtaken() || s.put_serial < s.serial);
+        let is_left = |s: &StoreRow| {
+            self.waiting.contains(&s.seen.id) || by_itself && (s.is_overtaken() || s.put_serial < s.serial)
+        };
         let mut make = |s: &SignStore<'_>| match is_left(s.row) {
             true => Ok(Made::Unchanged),
             false => self.make(s, now, moves, &mut heads),
         };
-        Ok(ledger.sign(token, staged, which, self.trust.version, now, &mut make).await?)
+        Ok(ledger.sign(token, news, which, self.trust.version, now, &mut make).await?)
     }
 
     /// One store's manifest, or nothing to do.
@@ -559,9 +645,8 @@ impl Signer {
                 .filter(|i| s.heads.contains_key(i))
                 .partition(|i| self.streams.iter().any(|(name, _)| name == &i.stream));
             let now: BTreeSet<&TableName> = known.iter().flat_map(tables).collect();
-            // Rather one table by two streams than none: its registers keep what they have.
             let dropped = dropped.into_iter().filter(|i| !tables(i).is_subset(&now));
-            return known.iter().cloned().chain(dropped).collect();
+            return by_one_each(s, before, known.iter().cloned().chain(dropped).collect());
         }
         let stays = |name: &StreamName| match moves {
             Moves::None => true,
@@ -593,7 +678,7 @@ impl Signer {
         }
         let stay: Vec<Instance> = left.into_iter().filter(|l| !goes(l, &instances)).collect();
         instances.extend(stay);
-        instances
+        by_one_each(s, before, instances)
     }
 
     fn build(&self, s: &SignStore<'_>, instances: &[Instance], now: Timestamp) -> Result<Manifest, String> {
@@ -782,10 +867,12 @@ async fn put_batch(
     etags: Option<&Etags>,
 ) -> (Vec<WasPut>, Option<ManifestsError>) {
     let puts = stream::iter(batch).map(|one| async move {
-        match etags {
+        let store = one.store.clone();
+        let put = match etags {
             None => put_one(ledger, buckets, one).await,
             Some(etags) => put_one_again(ledger, buckets, one, etags).await,
-        }
+        };
+        put.map_err(|e| NotPut::of(&store, e))
     });
     let (mut put, mut failed) = (Vec::new(), None);
     for outcome in puts.buffer_unordered(buckets.concurrency()).collect::<Vec<_>>().await {

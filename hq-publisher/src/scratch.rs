@@ -5,6 +5,7 @@
 //! after a power cut the file is garbage and is thrown away.
 
 use crate::source::{Faults, RowFault, RowSink, SinkError, key_for_people};
+use proto::ids::TableName;
 use proto::limits::Limits;
 use proto::replica::sqlite::is_refused_value;
 use proto::schema::{Contract, Table, sql};
@@ -12,6 +13,7 @@ use proto::shelf;
 use proto::value::Value;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, Statement, ffi};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The scratch database failed: the disk, never a row.
@@ -125,38 +127,113 @@ impl Scratch {
     /// Finds rows whose foreign keys lead nowhere; to be asked when all tables are loaded.
     pub fn check_references(&self, contract: &Contract, faults: &mut Faults) -> Result<(), ScratchError> {
         for table in contract.tables.iter().filter(|t| t.has_foreign_keys) {
-            self.broken_references(table, faults).map_err(|e| self.failed(e))?;
+            self.broken_references(contract, table, faults).map_err(|e| self.failed(e))?;
         }
         Ok(())
     }
 
-    fn broken_references(&self, table: &Table, faults: &mut Faults) -> rusqlite::Result<()> {
-        let keys: Vec<String> = table.key.iter().map(|k| format!("\"{}\"", table.columns[*k].name)).collect();
-        let mut by_rowid =
-            self.db.prepare(&format!("SELECT {} FROM {} WHERE rowid = ?1", keys.join(", "), table.quoted())).ok();
+    /// One fault a row, whatever number of its references lead nowhere.
+    fn broken_references(&self, contract: &Contract, table: &Table, faults: &mut Faults) -> rusqlite::Result<()> {
         let mut check = self.db.prepare(&format!("PRAGMA foreign_key_check({})", table.quoted()))?;
-        let mut rows = check.query([])?;
+        let broken: BTreeSet<i64> = check.query_map([], |r| r.get(3))?.collect::<Result<_, _>>()?;
+        if broken.is_empty() {
+            return Ok(());
+        }
+        // The check names no row of a table WITHOUT ROWID, nor any value: both are asked for.
+        let references = self.references(contract, table, &broken)?;
+        let conditions: Vec<String> = references.iter().map(Reference::leads_nowhere).collect();
+        let mut find = self.db.prepare(&format!(
+            "SELECT {}, {} FROM {} AS child WHERE {}",
+            table.column_list(),
+            conditions.join(", "),
+            table.quoted(),
+            conditions.join(" OR ")
+        ))?;
+        let mut rows = find.query([])?;
+        let before = faults.count;
         while let Some(row) = rows.next()? {
-            let parent: String = row.get(2)?;
-            let key = match (row.get::<_, Option<i64>>(1)?, by_rowid.as_mut()) {
-                (Some(id), Some(find)) => {
-                    let found: Vec<Value<'static>> = find.query_row([id], |r| {
-                        (0..keys.len()).map(|i| r.get_ref(i).map(|v| Value::from(v).into_owned())).collect()
-                    })?;
-                    let at = |k: usize| table.key.iter().position(|c| *c == k).map(|i| found[i].clone());
-                    key_for_people(table, at)
+            let value = |column: usize| row.get_ref(column).ok().map(Value::from);
+            let mut problems = Vec::new();
+            for (n, reference) in references.iter().enumerate() {
+                if row.get(table.columns.len() + n)? {
+                    problems.push(reference.problem(table, value));
                 }
-                _ => String::new(),
-            };
-            let problem = format!("refers to a row of table {parent} that is not there");
+            }
+            let (key, problem) = (key_for_people(table, value), problems.join("; "));
             faults.push(RowFault { table: table.name.clone(), line: None, key, column: None, problem });
         }
+        if faults.count == before {
+            // Whatever they are: what the check has found is never published.
+            let parents: Vec<&str> = references.iter().map(|r| r.parent.as_str()).collect();
+            let problem = format!("rows refer to rows of table {} that are not there", parents.join(", "));
+            faults.push(RowFault { table: table.name.clone(), line: None, key: String::new(), column: None, problem });
+        }
         Ok(())
+    }
+
+    /// Some foreign keys of a table, named by the numbers that SQLite gives them, as the contract has them.
+    fn references(
+        &self,
+        contract: &Contract,
+        table: &Table,
+        wanted: &BTreeSet<i64>,
+    ) -> rusqlite::Result<Vec<Reference>> {
+        let mut list = self
+            .db
+            .prepare("SELECT id, \"table\", \"from\", \"to\" FROM pragma_foreign_key_list(?1) ORDER BY id, seq")?;
+        let mut rows = list.query([table.name.as_str()])?;
+        let mut references: BTreeMap<i64, Reference> = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            let (id, parent, from): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let to: Option<String> = row.get(3)?;
+            let parent = contract.tables.iter().find(|t| t.name.as_str().eq_ignore_ascii_case(&parent));
+            let Some(parent) = parent.filter(|_| wanted.contains(&id)) else { continue };
+            let new = || Reference { parent: parent.name.clone(), columns: Vec::new() };
+            let one = references.entry(id).or_insert_with(new);
+            // Where none is named, the parent's key is meant.
+            let key = || Some(parent.columns[*parent.key.get(one.columns.len())?].name.to_string());
+            let Some(to) = to.or_else(key) else { continue };
+            one.columns.push((from, to));
+        }
+        // SQLite counts from the last one.
+        Ok(references.into_values().rev().collect())
     }
 
     /// Ends the loading; rows can be read.
     pub fn finish(&self) -> Result<(), ScratchError> {
         self.db.execute_batch("COMMIT").map_err(|e| self.failed(e))
+    }
+}
+
+/// A foreign key: the table referred to, and each column that refers with the one referred to.
+struct Reference {
+    parent: TableName,
+    columns: Vec<(String, String)>,
+}
+
+impl Reference {
+    /// SQL: whether a row of `child` refers to none. The plus takes the child's affinity away: the parent's decides, as in
+    /// SQLite's own check.
+    fn leads_nowhere(&self) -> String {
+        let are_set: Vec<String> = self.columns.iter().map(|(from, _)| format!("child.\"{from}\" NOT NULL")).collect();
+        let are_equal: Vec<String> =
+            self.columns.iter().map(|(from, to)| format!("parent.\"{to}\" = +child.\"{from}\"")).collect();
+        format!(
+            "({} AND NOT EXISTS (SELECT 1 FROM \"{}\" AS parent WHERE {}))",
+            are_set.join(" AND "),
+            self.parent,
+            are_equal.join(" AND ")
+        )
+    }
+
+    /// The columns that refer, with the values that are missing.
+    fn problem<'v>(&self, table: &Table, value: impl Fn(usize) -> Option<Value<'v>>) -> String {
+        let told = |(from, _): &(String, String)| {
+            let value = table.column(from).and_then(&value);
+            format!("{from}={}", value.map_or_else(|| "?".to_owned(), |v| v.for_people()))
+        };
+        let columns: Vec<String> = self.columns.iter().map(told).collect();
+        format!("refers by {} to a row of table {} that is not there", columns.join(" "), self.parent)
     }
 }
 
@@ -167,7 +244,7 @@ fn is_unique(create: &str) -> bool {
 /// Whether values are handed to functions, which may not take them: `->` and `->>` are functions too.
 fn has_functions(create: &str) -> bool {
     let tokens = sql::tokens(create);
-    tokens.iter().filter(|t| t.text == "(").count() > 1 || tokens.iter().any(|t| t.text.starts_with('>'))
+    tokens.iter().filter(|t| t.text == "(").count() > 1 || tokens.iter().any(|t| t.text.starts_with("->"))
 }
 
 /// Inserts rows as they come; refused ones are explained and counted.
@@ -505,7 +582,49 @@ mod tests {
             told,
             [
                 "table number, key id=NULL: column id is NULL; a key's columns never are",
-                "table number, key id=5: refers to a row of table item that is not there",
+                "table number, key id=5: refers by sku=\"gone\" to a row of table item that is not there",
+            ]
+        );
+    }
+
+    #[test]
+    fn references_that_lead_nowhere_are_told_row_by_row_with_columns_and_values() {
+        const REFERENCES: &str = "
+            CREATE TABLE item (sku TEXT PRIMARY KEY, plu INTEGER UNIQUE) STRICT;
+            CREATE TABLE box (a INTEGER, b TEXT, PRIMARY KEY (a, b)) STRICT, WITHOUT ROWID;
+            CREATE TABLE line (
+                store TEXT, no INTEGER, sku TEXT REFERENCES Item, plu TEXT REFERENCES item (PLU), a INTEGER, b TEXT, up INTEGER UNIQUE
+                REFERENCES line (up), PRIMARY KEY (store, no), FOREIGN KEY (a, b) REFERENCES box) STRICT, WITHOUT ROWID;
+            CREATE TABLE note (id TEXT PRIMARY KEY, x TEXT REFERENCES item, y TEXT REFERENCES item) STRICT;";
+        let line = |no, sku: Option<&str>, plu: Option<&str>, a: Option<i64>| {
+            let null = Value::Null;
+            let (sku, plu) = (sku.map_or(null.clone(), text), plu.map_or(null.clone(), text));
+            let row =
+                vec![text("0421"), Value::Int(no), sku, plu, a.map_or(null, Value::Int), text("x"), Value::Int(no)];
+            ("line", row)
+        };
+        let rows = [
+            ("item", vec![text("a"), Value::Int(7)]),
+            ("box", vec![Value::Int(1), text("x")]),
+            // The parent's type decides: the text is the number.
+            line(1, Some("a"), Some("7"), Some(1)),
+            line(2, Some("gone"), Some("8"), Some(1)),
+            line(3, None, None, Some(2)),
+            line(4, None, None, None),
+            ("note", vec![text("n"), text("u"), text("u")]),
+        ];
+        let (good, told, count) = load_under(REFERENCES, &rows, &Limits::default());
+        assert_eq!((good, count), (7, 3), "{told:?}");
+        let nowhere = |by: &str, to: &str| format!("refers by {by} to a row of table {to} that is not there");
+        let line = |no, text: String| format!("table line, key store=\"0421\" no={no}: {text}");
+        let two = [nowhere("sku=\"gone\"", "item"), nowhere("plu=\"8\"", "item")];
+        let note = [nowhere("x=\"u\"", "item"), nowhere("y=\"u\"", "item")].join("; ");
+        assert_eq!(
+            told,
+            [
+                line(2, two.join("; ")),
+                line(3, nowhere("a=2 b=\"x\"", "box")),
+                format!("table note, key id=\"n\": {note}")
             ]
         );
     }

@@ -67,7 +67,7 @@ pub fn main() -> ExitCode {
     match dispatch(&args) {
         Ok(exit) => exit.into(),
         Err(e) => {
-            cli::complain(cli::with_causes(e.as_ref()));
+            cli::failed(args.common.json, cli::with_causes(e.as_ref()), code_of(&e));
             exit_of(&e).into()
         }
     }
@@ -77,6 +77,21 @@ pub fn main() -> ExitCode {
 pub(crate) fn exit_of(e: &anyhow::Error) -> Exit {
     let set_up = e.downcast_ref::<OpenError>().is_some_and(OpenError::is_set_up);
     if set_up || e.is::<ConfigError>() || e.is::<BadCode>() { Exit::Usage } else { Exit::Failed }
+}
+
+/// What went wrong, for programs: a name that stays when the text is bettered.
+fn code_of(e: &anyhow::Error) -> &'static str {
+    match e.downcast_ref::<OpenError>() {
+        Some(OpenError::Device(e)) => e.code(),
+        Some(OpenError::Lock(_)) => "LOCKED",
+        Some(OpenError::Source(_)) => "CONFIG",
+        Some(e) if e.is_disk_full() => "DISK_FULL",
+        Some(_) => "MACHINE",
+        None if e.is::<ConfigError>() => "CONFIG",
+        None if e.is::<BadCode>() => "BAD_CODE",
+        None if e.is::<shelf::LockError>() => "LOCKED",
+        None => "FAILED",
+    }
 }
 
 /// An enrolment code that cannot be used here.

@@ -12,6 +12,7 @@ use proto::ids::{Instance, StreamName};
 use proto::layout::PackName;
 use proto::manifest::Manifest;
 use proto::wire::{Fault, fault};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,6 +46,8 @@ struct Notes {
     avoid: BTreeMap<PackName, Avoided>,
     faults: Faults,
     unsaved: bool,
+    /// The latches of drift could not be read: only the rows know them.
+    lost: bool,
 }
 
 /// The memory; shared.
@@ -60,8 +63,8 @@ pub fn latch_offline(
     found: &BTreeMap<Instance, String>,
     now: Timestamp,
 ) -> Result<(), DeviceError> {
-    let mut faults: Faults = device.fact(FAULTS)?.unwrap_or_default();
-    let mut drift: BTreeMap<StreamName, String> = device.fact(DRIFT)?.unwrap_or_default();
+    let mut faults: Faults = note(device, FAULTS)?.unwrap_or_default();
+    let mut drift: BTreeMap<StreamName, String> = note(device, DRIFT)?.unwrap_or_default();
     for (instance, why) in found {
         faults.raise(fault::DRIFT, Some(instance), None, why, now);
         drift.insert(instance.stream.clone(), why.clone());
@@ -71,16 +74,30 @@ pub fn latch_offline(
     failpoint::step("agent.found-drift", || device.set_fact(DRIFT, &drift))
 }
 
+/// A note; the default where there is none. None where it cannot be read: it is told, and stops nothing.
+fn note<T: DeserializeOwned + Default>(device: &Device, name: &'static str) -> Result<Option<T>, DeviceError> {
+    match device.fact(name) {
+        Err(e) if e.is_unreadable() => {
+            tracing::warn!(note = name, error = %e, "what was noted cannot be read; going on without it");
+            Ok(None)
+        }
+        read => read.map(|r| Some(r.unwrap_or_default())),
+    }
+}
+
 impl Memory {
     /// Reads what was remembered.
     pub fn load(device: Arc<Mutex<Device>>) -> Result<(Memory, RelayWord), DeviceError> {
         let (notes, word) = {
             let d = lock(&device);
+            let drift = note(&d, DRIFT)?;
+            let lost = drift.is_none();
             let mut notes = Notes {
-                drift: d.fact(DRIFT)?.unwrap_or_default(),
-                avoid: d.fact(AVOID)?.unwrap_or_default(),
-                faults: d.fact(FAULTS)?.unwrap_or_default(),
+                drift: drift.unwrap_or_default(),
+                avoid: note(&d, AVOID)?.unwrap_or_default(),
+                faults: note(&d, FAULTS)?.unwrap_or_default(),
                 unsaved: false,
+                lost,
             };
             // Healed, and the power went before that was written here, too.
             let healed = |f: &Fault| {
@@ -88,7 +105,7 @@ impl Memory {
                 f.object.is_none() && f.instance.as_ref().is_some_and(|i| !notes.drift.contains_key(&i.stream))
             };
             notes.unsaved = notes.faults.mend(fault::DRIFT, healed);
-            (notes, d.fact(RELAY)?.unwrap_or_default())
+            (notes, note(&d, RELAY)?.unwrap_or_default())
         };
         Ok((Memory { device, notes: Mutex::new(notes) }, word))
     }
@@ -108,6 +125,19 @@ impl Memory {
     pub fn healed(&self, stream: &StreamName) {
         let mut notes = self.notes();
         if notes.drift.remove(stream).is_some() {
+            self.save_drift(&notes);
+        }
+    }
+
+    /// Whether the latches could not be read, and the rows have not been checked since.
+    pub fn lost_latches(&self) -> bool {
+        self.notes().lost
+    }
+
+    /// All rows were checked, and what drifted is latched: latches that were lost are known again.
+    pub fn checked(&self) {
+        let mut notes = self.notes();
+        if std::mem::take(&mut notes.lost) {
             self.save_drift(&notes);
         }
     }

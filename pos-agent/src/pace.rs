@@ -28,6 +28,8 @@ const LONGEST_POLL: Duration = Duration::from_secs(30);
 const AFTER_FAILURE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
 /// A full disk is looked at again this often.
 const DISK_LOOK: Duration = Duration::from_secs(10);
+/// After a check of all rows that failed: what kept it from them may be over.
+const CHECK_AGAIN: Backoff = Backoff::new(Duration::from_secs(120), Duration::from_secs(600));
 /// A halted agent only reports.
 const HALTED: Duration = Duration::from_secs(3600);
 
@@ -112,6 +114,14 @@ impl Rules {
         let deadline = self.deadline(seen, share);
         // Be awake when the relay's silence becomes too long.
         if self.has_fallback && deadline > now { wait.min(deadline - now) } else { wait }
+    }
+}
+
+/// How long to wait after a check of all rows: `every`, or minutes after so many that failed in a row.
+pub fn next_check(every: Duration, failures: u32, random: f64) -> Duration {
+    match failures.checked_sub(1) {
+        None => every,
+        Some(attempt) => CHECK_AGAIN.delay(attempt, random).max(CHECK_AGAIN.base / 2).min(every),
     }
 }
 
@@ -229,6 +239,15 @@ mod tests {
         assert_eq!(wait(End::Halted, 0, 0.5), s(3600));
         assert_eq!(r.wait(s(2110), &heard, &End::Done, 0, 0.0, 0.5), s(10), "awake when the relay counts as dead");
         assert_eq!(r.wait(s(2200), &heard, &End::Done, 0, 0.0, 0.5), s(30), "and not in a hurry afterwards");
+    }
+
+    #[test]
+    fn a_check_of_all_rows_that_failed_comes_again_in_minutes() {
+        let day = s(86_400);
+        assert_eq!(next_check(day, 0, 1.0), day);
+        assert_eq!((next_check(day, 1, 0.0), next_check(day, 1, 1.0)), (s(60), s(120)));
+        assert_eq!((next_check(day, 99, 0.0), next_check(day, 99, 1.0)), (s(60), s(600)));
+        assert_eq!(next_check(s(5), 3, 1.0), s(5), "never rarer than one that went well");
     }
 
     #[test]

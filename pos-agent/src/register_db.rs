@@ -9,9 +9,9 @@ use proto::clock::Timestamp;
 use proto::failpoint;
 use proto::ids::{Instance, StreamName};
 use proto::limits::Limits;
-use proto::manifest::{Manifest, PackEntry, StreamEntry};
+use proto::manifest::{Manifest, PackEntry};
 use proto::replica::sqlite::{self, Checkpoint, SqliteError};
-use proto::replica::{Applied, ApplyError, Held, Job, Listed, PackFile, Replica, TableCheck};
+use proto::replica::{Applied, ApplyError, Held, Job, PackFile, Replica, TableCheck};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
 use std::collections::BTreeMap;
@@ -217,8 +217,7 @@ impl RegisterDb {
         now: Timestamp,
     ) -> Result<Applied, ApplyFailure> {
         let (instance, epoch) = (instance.clone(), manifest.epoch);
-        let tables = |e: &StreamEntry| e.digests.keys().cloned().collect();
-        let listed: Listed = manifest.streams.iter().map(|(s, e)| (s.clone(), tables(e))).collect();
+        let listed = manifest.tables();
         self.work(move |replica| {
             // What a panic left open; nothing otherwise.
             replica.rollback();
@@ -329,6 +328,8 @@ pub enum Remedy {
     MakeRoom,
     /// The same again, later.
     Retry,
+    /// Another stream is to give up a table first.
+    Wait,
     /// The rows here are not those of the version, or may not be: ask the rows.
     AskRows,
     /// The pack is bad.
@@ -352,6 +353,7 @@ impl ApplyFailure {
             return Remedy::MakeRoom;
         }
         match e.verdict() {
+            _ if e.waits() => Remedy::Wait,
             Verdict::Quarantine if e.may_be_drift() || e.code() == "BAD_SCHEMA" => Remedy::AskRows,
             Verdict::Quarantine => Remedy::AvoidPack,
             Verdict::Rebuild => Remedy::Damaged,
@@ -386,6 +388,7 @@ impl ApplyFailure {
                 | ApplyError::Digest { pack, .. }
                 | ApplyError::WrongBase { pack, .. }
                 | ApplyError::Schema { pack, .. }
+                | ApplyError::Elsewhere { pack, .. }
                 | ApplyError::ForeignKey { pack, .. },
             ) => Some(pack),
             _ => None,

@@ -3,7 +3,7 @@
 
 use crate::agent::Agent;
 use crate::local_api;
-use crate::pace::End;
+use crate::pace::{self, End};
 use crate::report;
 use crate::upstream::Heard;
 use proto::cli::{self, Exit};
@@ -116,9 +116,7 @@ async fn watch_relay(agent: Arc<Agent>) {
         first = false;
         match heard {
             Heard::News | Heard::Same => {
-                if agent.upstream.ask_errors().await {
-                    agent.memory.keep_relay_word(&agent.upstream.word());
-                }
+                hear_errors(&agent, is_news).await;
                 if quick > BURST || (!is_news && !was_silent && took < POLL_GAP) {
                     sleep(POLL_GAP).await;
                 }
@@ -134,15 +132,28 @@ async fn watch_relay(agent: Arc<Agent>) {
     }
 }
 
+/// Asks what the relay refused, and keeps its word. Of what it refused the versions tell whether it got past it: news of
+/// them are kept, too.
+async fn hear_errors(agent: &Agent, is_news: bool) {
+    let changed = agent.upstream.ask_errors().await;
+    let word = agent.upstream.word();
+    if changed || (is_news && !word.errors.is_empty()) {
+        agent.memory.keep_relay_word(&word);
+    }
+}
+
 /// Reads all rows now and then: a bit that rots in a row that no pack touches is seen by nobody else.
 async fn checks(agent: Arc<Agent>) {
+    let mut failures = 0;
     loop {
-        match agent.verify().await {
+        let checked = agent.verify().await;
+        failures = if checked.is_err() { failures + 1 } else { 0 };
+        match checked {
             Ok(found) if found.drift => tracing::error!("the rows were checked: {}", found.text()),
             Ok(_) => tracing::debug!("the rows were checked"),
             Err(e) => tracing::warn!(error = %e, "the rows could not be checked"),
         }
-        sleep(agent.config.verify.0).await;
+        sleep(pace::next_check(agent.config.verify.0, failures, random_unit())).await;
     }
 }
 
@@ -174,7 +185,14 @@ async fn beats(agent: Arc<Agent>) {
 /// failed when nothing could be read.
 pub async fn once(agent: &Agent) -> Exit {
     agent.upstream.be_impatient();
-    once_beside(agent).await
+    if agent.memory.lost_latches()
+        && let Err(e) = agent.verify().await
+    {
+        tracing::warn!(error = %e, "the rows could not be checked");
+    }
+    let exit = once_beside(agent).await;
+    // What killed this process before comes when all else is brought and told: nothing is left to do if it does so again.
+    if agent.hurry() { once_beside(agent).await } else { exit }
 }
 
 /// The same while the loops run: in turn with their cycles, and a silent relay is left in their time.
@@ -182,10 +200,11 @@ pub async fn once_beside(agent: &Agent) -> Exit {
     let began = agent.clock.monotonic();
     let mut news = agent.news.subscribe();
     let heard = agent.upstream.poll_relay(Duration::ZERO).await;
-    if matches!(heard, Heard::News | Heard::Same) && agent.upstream.ask_errors().await {
-        agent.memory.keep_relay_word(&agent.upstream.word());
+    let is_news = matches!(heard, Heard::News);
+    if is_news || matches!(heard, Heard::Same) {
+        hear_errors(agent, is_news).await;
     }
-    if matches!(heard, Heard::News) {
+    if is_news {
         // A download that is running is not for these.
         agent.news.send_modify(|n| *n += 1);
     }

@@ -57,10 +57,12 @@ pub fn status(f: Facts<'_>) -> Status {
             debts
                 .push(format!("{instance}: the manifest lists it no more; its rows are kept at version {}", h.version));
         }
+        // What was disowned is no version of this headquarters.
+        let counts = h.epoch > 0;
         let report = StreamReport {
-            version: Some(h.version),
-            schema: Some(h.schema),
-            digests: h.digests.clone(),
+            version: counts.then_some(h.version),
+            schema: counts.then_some(h.schema),
+            digests: if counts { h.digests.clone() } else { BTreeMap::new() },
             state: state(&f, &instance),
         };
         streams.insert(instance, report);

@@ -7,6 +7,7 @@ use proto::layout::PackName;
 use proto::shelf::{self, PartFile, ShelfError};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct Tries {
     started: Duration,
     boot: String,
     last: Mutex<Option<Trying>>,
+    /// Nothing waits any more.
+    hurried: AtomicBool,
 }
 
 impl Tries {
@@ -71,7 +74,7 @@ impl Tries {
         let path = data_dir.join("trying");
         let text = shelf::read_bounded(&path, 4096).unwrap_or_default();
         let last = serde_json::from_slice::<Trying>(&text).ok().map(|t| t.at_start(boot));
-        Tries { path, started, boot: boot.to_owned(), last: Mutex::new(last) }
+        Tries { path, started, boot: boot.to_owned(), last: Mutex::new(last), hurried: AtomicBool::new(false) }
     }
 
     /// The pack that the process died of before, if it has not been applied since.
@@ -81,7 +84,16 @@ impl Tries {
 
     /// Whether a pack has to wait yet.
     pub fn must_wait(&self, pack: &PackName, now: Duration) -> bool {
-        self.last().is_some_and(|t| &t.pack == pack && now < self.started + t.wait())
+        let waits = |t: Trying| &t.pack == pack && now < self.started + t.wait();
+        !self.hurried.load(Ordering::Relaxed) && self.last().is_some_and(waits)
+    }
+
+    /// Ends the wait, if a pack has to: a process that ends after one cycle would never try it again, nor count on.
+    /// Whether one had to.
+    pub fn hurry(&self, now: Duration) -> bool {
+        let waited = self.last().is_some_and(|t| self.must_wait(&t.pack, now));
+        self.hurried.store(true, Ordering::Relaxed);
+        waited
     }
 
     /// A transaction beginning with this pack is about to run.
@@ -175,5 +187,22 @@ mod tests {
         t.begin(&good);
         t.end(&good);
         assert!(t.must_wait(&bad, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_process_in_a_hurry_tries_it_again_and_deaths_are_counted_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let bad: PackName = "price@all/0000000002.delta.pack".parse().unwrap();
+        for deaths in 0..=ALARM {
+            let t = Tries::open(dir.path(), Duration::ZERO, "boot");
+            assert_eq!(t.last().map_or(0, |t| t.deaths), deaths);
+            assert_eq!(t.hurry(Duration::ZERO), deaths >= PATIENCE, "{deaths}");
+            assert!(!t.must_wait(&bad, Duration::ZERO) && !t.hurry(Duration::ZERO), "{deaths}");
+            t.begin(&bad);
+            // Here the process dies.
+        }
+        let t = Tries::open(dir.path(), Duration::ZERO, "boot");
+        assert!(!t.hurry(LONGEST), "it has waited long enough");
+        assert!(t.last().is_some_and(|t| t.is_alarming()));
     }
 }

@@ -230,6 +230,8 @@ impl Upstream {
                 let is_empty = {
                     let mut s = self.state();
                     s.is_static = true;
+                    // A relay that has the page again, with what it said before, must not answer “unchanged”.
+                    s.versions_etag = None;
                     s.is_empty
                 };
                 // A web server that says 404 lives, unless it has no manifest for us either; of a

@@ -1,5 +1,6 @@
 //! `verify`: recomputes every digest from the rows. Reads only; who calls it sets the latch.
 
+use proto::clock::Timestamp;
 use proto::digest::StateDigest;
 use proto::ids::{Instance, TableName, Version};
 use proto::limits::Limits;
@@ -23,6 +24,9 @@ pub struct Report {
 pub struct StreamFound {
     /// Its version.
     pub version: Version,
+    /// When that was applied: with the version it tells one state of the rows from another.
+    #[serde(skip)]
+    pub applied_at: Timestamp,
     /// Whether every table has the version's rows.
     pub ok: bool,
     /// Its tables.
@@ -84,7 +88,9 @@ pub fn check(database: &Path, limits: &Limits) -> Result<Report, SqliteError> {
     }
     let replica = Replica::open_read_only(database, limits)?;
     let mut report = Report::default();
-    for (stream, held) in replica.all_held()? {
+    for stream in replica.all_held()?.into_keys() {
+        // Looked at before the rows: whatever is applied meanwhile, the state at the end is another one.
+        let Some(held) = replica.held(&stream)? else { continue };
         let mut tables = BTreeMap::new();
         let mut ok = true;
         for t in replica.verify(&stream)? {
@@ -92,9 +98,8 @@ pub fn check(database: &Path, limits: &Limits) -> Result<Report, SqliteError> {
             tables.insert(t.table, TableFound { rows: t.rows, digest: t.stored, found: t.found });
         }
         report.drift |= !ok;
-        report
-            .streams
-            .insert(Instance { stream, audience: held.audience }, StreamFound { version: held.version, ok, tables });
+        let found = StreamFound { version: held.version, applied_at: held.applied_at, ok, tables };
+        report.streams.insert(Instance { stream, audience: held.audience }, found);
     }
     Ok(report)
 }

@@ -180,6 +180,15 @@ pub fn complain(error: impl Display) {
     let _ = writeln!(Tidy::stderr(), "error: {error}");
 }
 
+/// Tells of a command that failed as a whole: on stderr, and for programs as `{"error","code"}` on stdout.
+pub fn failed(json: bool, error: impl Display, code: &str) {
+    let error = error.to_string();
+    if json {
+        print_json(&serde_json::json!({ "error": error, "code": code }));
+    }
+    complain(error);
+}
+
 /// Prints a line on stdout. A reader that closed the pipe (`| head`) ends the process with 0.
 pub fn print_line(line: impl Display) {
     let line = line.to_string();

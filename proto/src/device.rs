@@ -66,6 +66,25 @@ impl DeviceError {
             _ => Verdict::Retry,
         }
     }
+    /// A stable name of the reason, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            DeviceError::NotEnrolled(_) => "NOT_ENROLLED",
+            DeviceError::OtherDevice { .. } => "OTHER_DEVICE",
+            DeviceError::Refused(refusal) => refusal.code(),
+            DeviceError::Halted => "HALTED",
+            e if e.is_disk_full() => "DISK_FULL",
+            DeviceError::Sqlite(_) | DeviceError::Shelf(_) | DeviceError::Damaged(..) => "MACHINE",
+        }
+    }
+    /// Whether one fact cannot be understood, while the file is sound.
+    pub fn is_unreadable(&self) -> bool {
+        match self {
+            DeviceError::Damaged(..) => true,
+            DeviceError::Sqlite(e) => e.is_unreadable(),
+            _ => false,
+        }
+    }
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         match self {
@@ -116,7 +135,7 @@ const SCHEMA: &str =
 
 impl Device {
     /// Writes an enrolment. The same device may be enrolled again (a new key); its manifest and
-    /// trust are kept when the pinned roots are the same.
+    /// trust are kept when the pinned roots are the same, and they can be read.
     pub fn enrol(dir: &Path, code: &EnrolCode) -> Result<(), DeviceError> {
         let key = code.key()?;
         let file = dir.join(FILE);
@@ -126,7 +145,8 @@ impl Device {
         }
         let mut db = sqlite::open_private(&file)?;
         db.execute_batch(SCHEMA)?;
-        if let Some(found) = get::<DeviceId>(&db, "id")?
+        let id = sound::<DeviceId>(&db, "id")?;
+        if let Some(found) = id.clone()
             && found != code.id
         {
             return Err(DeviceError::OtherDevice { dir: dir.display().to_string(), found, wanted: code.id.clone() });
@@ -135,13 +155,31 @@ impl Device {
         let pinned = TrustState::pinned(code.roots.clone(), code.trust_version);
         put(&tx, "id", &code.id)?;
         put(&tx, "seed", &key.to_secret_text())?;
-        let before = get::<serde_json::Value>(&tx, "roots")?;
-        if before != serde_json::to_value(&code.roots).ok() {
+        let before = match get(&tx, "roots") {
+            // They may be another headquarters'.
+            Err(e) if e.is_unreadable() => Some(serde_json::Value::Null),
+            read => read?,
+        };
+        let trust = sound::<TrustState>(&tx, "trust")?;
+        // Roots that were rotated, and followed, are still the same headquarters'.
+        let is_followed = || trust.as_ref().is_some_and(|t| t.roots() == &code.roots);
+        let is_same = before == serde_json::to_value(&code.roots).ok();
+        let is_kept = id.is_some() && (is_same || is_followed());
+        if !is_same {
             put(&tx, "roots", &code.roots)?;
+        }
+        // What cannot be read would keep the device from starting, however often it is enrolled.
+        if !is_kept || trust.is_none() {
             put(&tx, "trust", &pinned)?;
+        }
+        if !is_kept || sound::<Seen>(&tx, "seen")?.is_none() {
             put(&tx, "seen", &Seen::default())?;
             tx.execute("DELETE FROM fact WHERE name = 'manifest'", [])?;
+        }
+        if !is_kept || get::<bool>(&tx, FOREIGN).is_err() {
             put(&tx, FOREIGN, &before.is_some())?;
+            // Bad packs have names that another headquarters gives to good ones.
+            tx.execute("DELETE FROM fact WHERE name = 'avoid'", [])?;
         }
         failpoint::step("device.enrol", || tx.commit())?;
         sqlite::checkpoint(&db, sqlite::Checkpoint::Truncate)?;
@@ -266,7 +304,7 @@ impl Device {
     /// The next sequence number of a heartbeat: durable before it is used. After a failed sync they are counted in
     /// memory, for headquarters must hear of it: the next run counts on from what was heard.
     pub fn next_seq(&mut self) -> Result<u64, DeviceError> {
-        let next = self.fact::<u64>("seq")?.unwrap_or(0).max(self.spoken) + 1;
+        let next = sound(&self.db, "seq")?.unwrap_or(0).max(self.spoken) + 1;
         if self.halted.is_some() {
             self.spoken = next;
             return Ok(next);
@@ -282,7 +320,7 @@ impl Device {
     /// The next number is above this one, which somebody above heard of this device: it was set back to an old state. So
     /// far only: nobody is to use the numbers up.
     pub fn go_on_above(&mut self, seq: u64) -> Result<(), DeviceError> {
-        let known = self.fact::<u64>("seq")?.unwrap_or(0).max(self.spoken);
+        let known = sound(&self.db, "seq")?.unwrap_or(0).max(self.spoken);
         if seq <= known || seq - known > SEQ_REACH {
             return Ok(());
         }
@@ -343,6 +381,17 @@ fn get<T: DeserializeOwned>(db: &Connection, name: &'static str) -> Result<Optio
     text.map(|t| serde_json::from_str(&t).map_err(|e| DeviceError::Damaged(name, e.to_string()))).transpose()
 }
 
+/// The same; one that cannot be read is as none.
+fn sound<T: DeserializeOwned>(db: &Connection, name: &'static str) -> Result<Option<T>, DeviceError> {
+    match get(db, name) {
+        Err(e) if e.is_unreadable() => {
+            tracing::warn!(error = %e, "what cannot be read is begun anew");
+            Ok(None)
+        }
+        read => read,
+    }
+}
+
 fn put<T: Serialize>(db: &Connection, name: &'static str, value: &T) -> Result<(), DeviceError> {
     let text = serde_json::to_string(value).map_err(|e| DeviceError::Damaged(name, e.to_string()))?;
     db.execute("INSERT INTO fact VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2", [name, &text])?;
@@ -354,18 +403,49 @@ mod tests {
     use super::*;
     use crate::trust::RootKeys;
 
-    #[test]
-    fn after_a_failed_sync_nothing_is_written_and_heartbeats_go_on() {
-        let dir = tempfile::tempdir().unwrap();
+    fn code() -> EnrolCode {
         let key = |n| SecretKey::from_seed([n; 32]);
-        let code = EnrolCode {
+        EnrolCode {
             format: 1,
             id: "0421-03".parse().unwrap(),
             seed: key(3).to_secret_text(),
             roots: RootKeys { threshold: 1, keys: vec![key(1).public()] },
             trust_version: 1,
             expires_at: Timestamp::MAX,
-        };
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_begun_anew_when_the_device_is_enrolled_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Device::open(dir.path(), &code().id, &Limits::default());
+        // JSON that is cut off, of another type, no text at all.
+        for (name, rot) in ["id", "seed", "roots", "trust", "seen", "seq", "manifest", "starts", FOREIGN]
+            .into_iter()
+            .flat_map(|name| ["'{\"'", "'[7]'", "CAST(x'22ff22' AS TEXT)"].map(|rot| (name, rot)))
+        {
+            Device::enrol(dir.path(), &code()).unwrap();
+            let mut device = open().unwrap();
+            device.next_seq().unwrap();
+            device.db.execute(&format!("INSERT OR REPLACE INTO fact VALUES ('{name}', {rot})"), []).unwrap();
+            drop(device);
+            let started = open().is_ok();
+            assert_eq!(started, ["roots", "seq", "manifest", "starts", FOREIGN].contains(&name), "{name}, {rot}");
+            Device::enrol(dir.path(), &code()).unwrap();
+            let mut device = open().unwrap();
+            assert_eq!(device.trust(), &TrustState::pinned(code().roots, 1), "{name}, {rot}");
+            assert!(device.next_seq().unwrap() > 0, "{name}, {rot}");
+        }
+        // What can be read is kept.
+        let (seq, seen) = (open().unwrap().next_seq().unwrap(), open().unwrap().seen().clone());
+        Device::enrol(dir.path(), &code()).unwrap();
+        assert_eq!((open().unwrap().next_seq().unwrap(), open().unwrap().seen()), (seq + 1, &seen));
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_written_and_heartbeats_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let code = code();
         Device::enrol(dir.path(), &code).unwrap();
         let open = || Device::open(dir.path(), &code.id, &Limits::default()).unwrap();
         let mut device = open();

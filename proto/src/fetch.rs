@@ -16,13 +16,14 @@ use crate::digest::{Sha256, Sha256Stream};
 use crate::failpoint;
 use crate::layout::ObjectName;
 use crate::retry::Verdict;
-use crate::shelf::{PartFile, ShelfError};
+use crate::shelf::{self, Action, PartFile, ShelfError};
 use crate::wire::brief;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt};
 use rate::RateMeter;
 use serde::{Deserialize, Serialize};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -513,6 +514,22 @@ fn without_credentials(url: &str) -> String {
     let _ = u.set_password(None);
     u.set_query(None);
     u.to_string()
+}
+
+/// Whether a file that was verified is still what was wanted. Blocks.
+pub fn is_as_wanted(file: &Path, want: &Want) -> Result<bool, ShelfError> {
+    let read = |source| ShelfError { action: Action::Read, path: file.to_owned(), source };
+    let mut opened = shelf::open_regular(file)?;
+    if opened.metadata().map_err(read)?.len() != want.bytes {
+        return Ok(false);
+    }
+    let (mut hash, mut chunk) = (Sha256Stream::default(), vec![0; BUFFER]);
+    loop {
+        match opened.read(&mut chunk).map_err(read)? {
+            0 => return Ok(hash.finish() == want.sha256),
+            n => hash.update(&chunk[..n]),
+        }
+    }
 }
 
 /// What is written at once.

@@ -8,7 +8,7 @@ use crate::keys::PublicKey;
 use crate::layout::{PackKind, PackName};
 use crate::limits::Limits;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The manifest format that this build reads and writes.
 pub const FORMAT: u32 = 1;
@@ -100,7 +100,16 @@ pub enum ManifestError {
     ForeignRegister(RegisterId, StoreId),
 }
 
+/// The tables that each stream of a manifest has at its head.
+pub type Listed = BTreeMap<StreamName, BTreeSet<TableName>>;
+
 impl Manifest {
+    /// The tables of its streams.
+    pub fn tables(&self) -> Listed {
+        let tables = |e: &StreamEntry| e.digests.keys().cloned().collect();
+        self.streams.iter().map(|(stream, e)| (stream.clone(), tables(e))).collect()
+    }
+
     /// The instance of a stream that the store follows.
     pub fn instance(&self, stream: &StreamName) -> Option<Instance> {
         let entry = self.streams.get(stream)?;

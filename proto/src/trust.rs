@@ -227,6 +227,10 @@ impl TrustState {
     pub fn pinned(roots: RootKeys, first_version: u64) -> Self {
         TrustState { roots, version: first_version.saturating_sub(1), trust: None }
     }
+    /// The root keys that sign the next file.
+    pub fn roots(&self) -> &RootKeys {
+        &self.roots
+    }
     /// The version of the last file checked.
     pub fn version(&self) -> u64 {
         self.version

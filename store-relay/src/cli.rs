@@ -93,17 +93,18 @@ pub fn main() -> ExitCode {
         }
         _ => cli::start(&line.common),
     }
+    let json = line.common.json;
     let loaded = match config::load(line.common.config.as_deref(), proto::config::environment()) {
         Ok(loaded) => loaded,
         Err(e) => {
-            cli::complain(e);
+            cli::failed(json, e, "CONFIG");
             return Exit::Usage.into();
         }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            cli::complain(e);
+            cli::failed(json, e, "FAILED");
             return Exit::Failed.into();
         }
     };
@@ -112,7 +113,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
-            cli::complain(cli::with_causes(e.as_ref()));
+            cli::failed(json, cli::with_causes(e.as_ref()), code_of(&e));
             if is_set_up(&e) { Exit::Usage.into() } else { Exit::Failed.into() }
         }
     }
@@ -130,6 +131,19 @@ fn is_set_up(e: &anyhow::Error) -> bool {
         matches!(d, NotEnrolled(_) | OtherDevice { .. } | Refused(_))
     });
     device || e.is::<ConfigError>()
+}
+
+/// What went wrong, for programs: a name that stays when the text is bettered.
+fn code_of(e: &anyhow::Error) -> &'static str {
+    match e.downcast_ref::<RelayError>() {
+        Some(RelayError::Config(_)) => "CONFIG",
+        Some(RelayError::Device(e)) => e.code(),
+        Some(RelayError::Lock(_)) => "LOCKED",
+        Some(_) => "MACHINE",
+        None if e.is::<ConfigError>() => "CONFIG",
+        None if e.is::<LockError>() => "LOCKED",
+        None => e.downcast_ref().map_or("FAILED", DeviceError::code),
+    }
 }
 
 async fn perform(line: Line, loaded: Loaded<Config>) -> anyhow::Result<u8> {

@@ -353,10 +353,12 @@ impl Relay {
     /// Step 3 for all streams, none waiting for another but at the shadow's door.
     pub(crate) async fn bring_all_up(&self, supply: Supply<'_>, pace: Pace) -> BTreeMap<StreamName, Outcome> {
         let streams: Vec<StreamName> = self.streams();
-        let waiting: Vec<StreamName> = streams.iter().filter(|s| self.is_in_the_way(s)).cloned().collect();
+        let mut waiting: Vec<StreamName> = streams.iter().filter(|s| self.is_in_the_way(s)).cloned().collect();
         let outcomes = join_all(streams.iter().map(|s| self.bring_up(s, supply, pace))).await;
         let mut outcomes: BTreeMap<StreamName, Outcome> = streams.into_iter().zip(outcomes).collect();
-        for stream in waiting.into_iter().filter(|s| !self.is_in_the_way(s)) {
+        // What waited goes on when what it waited for is there.
+        while let Some(n) = waiting.iter().position(|s| !self.is_in_the_way(s)) {
+            let stream = waiting.swap_remove(n);
             if outcomes.get(&stream) != Some(&Outcome::AtHead) {
                 let outcome = self.bring_up(&stream, supply, pace).await;
                 outcomes.insert(stream, outcome);

@@ -609,7 +609,9 @@ impl Relay {
 
     /// A trial of packs at hand.
     pub(crate) fn trial(&self, instance: &Instance, epoch: u64, aim: Aim, packs: &[AtHand]) -> Trial {
+        let listed = self.hall.state().manifest.as_ref().map(|m| m.tables()).unwrap_or_default();
         Trial {
+            listed,
             parent: i32::try_from(std::process::id()).unwrap_or_default(),
             shadow: self.shadow.path().to_owned(),
             aim,
@@ -654,7 +656,7 @@ impl Relay {
                 None
             }
             TrialEnd::Stopped => Some(Outcome::Stopped),
-            TrialEnd::Refused { code, text, .. } if code == "BAD_SCHEMA" && self.is_in_the_way(stream) => {
+            TrialEnd::Waits { text } => {
                 self.waits(stream, Some(&text));
                 Some(Outcome::Again(SOON, text))
             }
@@ -931,6 +933,7 @@ fn end_label(end: &TrialEnd) -> &'static str {
         TrialEnd::Unsound { .. } => "unsound",
         TrialEnd::Halted { .. } => "halted",
         TrialEnd::Died { .. } => "died",
+        TrialEnd::Waits { .. } => "waits",
         TrialEnd::Stopped => "stopped",
     }
 }

@@ -11,7 +11,7 @@ use proto::failpoint;
 use proto::ids::{Instance, StreamName, TableName};
 use proto::layout::PackName;
 use proto::limits::Limits;
-use proto::manifest::PackEntry;
+use proto::manifest::{Listed, PackEntry};
 use proto::replica::sqlite::SqliteError;
 use proto::replica::{ApplyError, Job, PackFile, Replica, TableCheck};
 use proto::retry::Verdict;
@@ -67,6 +67,8 @@ pub struct Trial {
     pub epoch: u64,
     /// This machine's clock.
     pub now: Timestamp,
+    /// What the manifest lists.
+    pub listed: Listed,
     /// The packs in order, and where each lies.
     pub packs: Vec<(PathBuf, PackEntry)>,
 }
@@ -84,6 +86,11 @@ pub enum TrialEnd {
         /// A stable name of the reason.
         code: String,
         /// The reason, for people.
+        text: String,
+    },
+    /// A table is another stream's, which is to lose it first: the same again later.
+    Waits {
+        /// Which table, and whose.
         text: String,
     },
     /// A pack's file is not (any more) what was verified when it came: the disk's fault.
@@ -199,7 +206,9 @@ fn advance(trial: &Trial, files: &[PackFile<'_>]) -> TrialEnd {
         Ok(s) => s,
         Err(e) => return TrialEnd::of_sqlite(&e),
     };
-    match failpoint::step("trial.apply", || shadow.apply(&job(trial, files, true))) {
+    match failpoint::step("trial.apply", || {
+        shadow.apply(&Job { listed: Some(&trial.listed), ..job(trial, files, true) })
+    }) {
         Ok(_) => TrialEnd::Done,
         Err(e) => whose_fault(trial, &shadow, &e),
     }
@@ -217,6 +226,9 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError) -> TrialEnd 
         return TrialEnd::of_sqlite(e);
     }
     let text = error.to_string();
+    if error.waits() {
+        return TrialEnd::Waits { text };
+    }
     // 1. The file: what lies on the disk may have rotted since it was verified, or be there no more.
     let guilty = guilty_pack(trial, shadow, error);
     if let Some((path, entry)) = &guilty {
@@ -270,6 +282,7 @@ fn guilty_pack(trial: &Trial, shadow: &Replica, error: &ApplyError) -> Option<(P
         | ApplyError::Digest { pack, .. }
         | ApplyError::WrongBase { pack, .. }
         | ApplyError::Schema { pack, .. }
+        | ApplyError::Elsewhere { pack, .. }
         | ApplyError::ForeignKey { pack, .. } => Some(pack),
         ApplyError::Sqlite(_) => None,
     };
@@ -447,6 +460,7 @@ mod tests {
 
     fn trial(dir: &Path) -> Trial {
         Trial {
+            listed: Listed::new(),
             parent: std::process::id() as i32,
             shadow: dir.join("shadow.db"),
             aim: Aim::Advance,

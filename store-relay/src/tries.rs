@@ -48,6 +48,7 @@ pub fn trial_cause(end: &TrialEnd) -> Option<Cause> {
         TrialEnd::Refused { .. } => Some(Cause::Content),
         TrialEnd::Died { .. } => Some(Cause::Crash),
         TrialEnd::Done
+        | TrialEnd::Waits { .. }
         | TrialEnd::Drifted { .. }
         | TrialEnd::Rotten { .. }
         | TrialEnd::Surroundings { .. }
@@ -185,6 +186,7 @@ mod tests {
         assert_eq!(trial_cause(&TrialEnd::Died { how: "signal 9".into() }), Some(Cause::Crash));
         for end in [
             TrialEnd::Stopped,
+            TrialEnd::Waits { text: text() },
             TrialEnd::Drifted { text: text() },
             TrialEnd::Rotten { pack: None, text: text() },
             TrialEnd::Surroundings { code: "DISK_FULL".into(), text: text(), disk_full: true },

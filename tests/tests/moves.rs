@@ -1,5 +1,6 @@
 //! Tables that go over from one stream to another, from headquarters to the register's file: readers have each table at
 //! every moment, whatever comes late.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "test code")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -122,5 +123,35 @@ fn a_table_changes_hands_whichever_pack_comes_late() {
         for node in [site.relay(STORE), site.register(REGISTER)] {
             assert!(!node.run(&["status"]).text().contains("PACK_IN_ERROR"));
         }
+    }
+}
+
+#[test]
+fn two_streams_exchange_their_tables() {
+    let mut site = site();
+    let parts = stream(&site, "codes", &["barcode"]) + &stream(&site, "goods", &["item"]);
+    site.hq.set_streams(&with(&site, &parts));
+    site.publish();
+    site.bring_down();
+    let old = held(&site);
+    let streams = site.hq.streams().to_owned();
+    let begin = streams.find("[[stream]]\nname = 'codes'").unwrap();
+    let end = streams.find("[[stream]]\nname = 'price'").unwrap();
+    let parts = stream(&site, "codes", &["item"]) + &stream(&site, "goods", &["barcode"]);
+    site.hq.set_streams(&format!("{}{parts}{}", &streams[..begin], &streams[end..]));
+    change(&site);
+    site.hq.run(&["publish", "--allow-rebuild"]).ok();
+    let pack = hide(&site, "goods");
+    site.relay(STORE).run(&["once"]).code(3);
+    site.register(REGISTER).run(&["once"]);
+    let now = held(&site);
+    assert_eq!(now["barcode"], old["barcode"], "read on");
+    assert_ne!(now["item"], old["item"], "neither waits for the other");
+    come_back(pack);
+    site.bring_down();
+    assert_eq!(held(&site), site.expected(STORE));
+    assert_eq!(site.relay(STORE).digests(), site.expected(STORE));
+    for node in [site.relay(STORE), site.register(REGISTER)] {
+        node.run(&["verify"]).ok();
     }
 }

@@ -49,6 +49,27 @@ fn every_setting_is_documented_with_its_default() {
     assert!(unused.is_empty(), "nobody knows {unused:?}");
 }
 
+/// Programs read why a command failed as a whole, whichever it was.
+#[test]
+fn what_fails_as_a_whole_says_so_in_json() {
+    for (product, file, least, enrolled) in [
+        (Product::Hq, "hq.toml", HQ, "KEYS"),
+        (Product::Relay, "relay.toml", RELAY, "NOT_ENROLLED"),
+        (Product::Agent, "agent.toml", AGENT, "NOT_ENROLLED"),
+    ] {
+        let dir = temp_dir("failures");
+        let command = if product == Product::Hq { "publish" } else { "once" };
+        std::fs::write(dir.path().join("price.sql"), "CREATE TABLE price (sku TEXT PRIMARY KEY) STRICT;").unwrap();
+        for (settings, code) in [(format!("{least}\nnonsense = 1\n"), "CONFIG"), (least.to_owned(), enrolled)] {
+            std::fs::write(dir.path().join(file), settings).unwrap();
+            let out = product.run(dir.path(), &[command, "--json"]);
+            assert!(out.code.is_some_and(|c| c > 0), "{}", out.text());
+            let told = out.json();
+            assert!(told["code"] == code && told["error"].as_str().is_some_and(|e| !e.is_empty()), "{told}");
+        }
+    }
+}
+
 /// Setting and default of each row of the tables.
 fn rows(section: &str) -> BTreeMap<&str, &str> {
     let mut rows = BTreeMap::new();

@@ -311,7 +311,7 @@ async fn sign(ledger: &Ledger, key: &proto::keys::SecretKey) -> u64 {
         }))
     };
     let which = crate::ledger::Which::Only(&store);
-    ledger.sign(None, &[], which, 1, jiff::Timestamp::UNIX_EPOCH, &mut make).await.unwrap();
+    ledger.sign(None, crate::ledger::News::default(), which, 1, jiff::Timestamp::UNIX_EPOCH, &mut make).await.unwrap();
     ledger.store(&store).await.unwrap().unwrap().serial
 }
 

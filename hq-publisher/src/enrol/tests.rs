@@ -217,6 +217,32 @@ async fn a_stolen_key_that_jumped_ahead_is_overcome_by_a_new_epoch() {
     assert!(matches!(w.desk().await.revoke_key(&unknown).await, Err(EnrolError::UnknownKey { .. })));
 }
 
+/// Revoked first, and only then are stores found that the thief locked out.
+#[tokio::test]
+async fn a_new_epoch_begins_though_the_key_is_revoked_already() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    let code = w.code(&w.desk().await.enroll(&id("0421")).await.unwrap().code);
+    let thief = w.publisher(1);
+    let revoke =
+        |new_epoch| RevokeKey { key: thief.public().id(), new_epoch, root_key: Vec::new(), clock_is_right: false };
+    assert_eq!(w.desk().await.revoke_key(&revoke(false)).await.unwrap().epoch, 1);
+    // The ledger has seen times that this key signed.
+    let ahead = after(w.clock.now(), day(3650));
+    w.desk().await.ledger.touch(ahead).await.unwrap();
+    let report = w.desk().await.revoke_key(&revoke(true)).await.unwrap();
+    assert_eq!((report.version, report.epoch, report.manifests_signed), (3, 2, Some(1)));
+    assert_eq!(report.publishers[0].id, w.publisher(2).public().id(), "the key in use stays");
+    assert!(w.desk().await.ledger.latest_time().await.unwrap().unwrap() < ahead);
+    let state = w.walk(TrustState::pinned(code.roots, code.trust_version)).unwrap();
+    assert!(w.accept(&state, &Seen { epoch: 1, serial: u64::MAX / 4, ..Seen::default() }).is_ok());
+    // A run that is cut short after the trust file forgets the times all the same.
+    w.desk().await.ledger.touch(ahead).await.unwrap();
+    let again = w.desk().await.revoke_key(&revoke(true)).await.unwrap();
+    assert_eq!((again.version, again.epoch), (3, 2), "it has begun");
+    assert!(w.desk().await.ledger.latest_time().await.unwrap().unwrap() < ahead);
+}
+
 /// Its file lies where it lay, with a number above that of the key in use.
 #[tokio::test]
 async fn a_revoked_key_is_not_taken_for_the_next_one() {

@@ -16,7 +16,7 @@ use notify::{EventKind, Watcher as _};
 use proto::clock::Clock;
 use proto::failpoint;
 use proto::ids::{Instance, TableName};
-use proto::shelf::{self, ShelfError};
+use proto::shelf::{self, Action, ShelfError};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -162,6 +162,8 @@ pub struct Look {
     pub waiting: Vec<String>,
     /// When the first of those could be, if nothing changes.
     pub next: Option<Duration>,
+    /// What has a drop's name and is no file: the name, and what it is.
+    pub strays: Vec<(String, &'static str)>,
 }
 
 impl Watch {
@@ -224,6 +226,29 @@ impl Inbox {
             .collect())
     }
 
+    /// What has a drop's name and is no file: it is never followed, opened or moved, for it may lead anywhere.
+    fn strays(&self) -> Result<Vec<(String, &'static str)>, ShelfError> {
+        let failed = |source| ShelfError { action: Action::Read, path: self.dir.clone(), source };
+        let mut strays = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Files may go while we look.
+            let Ok(kind) = entry.file_type() else { continue };
+            if kind.is_file() || parse_name(&name).is_none() {
+                continue;
+            }
+            let what = match (kind.is_symlink(), kind.is_dir()) {
+                (true, _) => "a symbolic link",
+                (_, true) => "a directory",
+                _ => "no regular file",
+            };
+            strays.push((name, what));
+        }
+        strays.sort_unstable();
+        Ok(strays)
+    }
+
     /// Looks until every drop is whole, but no longer than a few rest periods: a file that still
     /// grows is left for the next run.
     pub async fn settle(&self, rest: Duration, clock: &dyn Clock) -> Result<Look, ShelfError> {
@@ -234,13 +259,16 @@ impl Inbox {
         let end = clock.monotonic() + rest * 3 + LOOK;
         loop {
             let now = clock.monotonic();
-            let look = watch.observe(self.look()?, now);
+            let mut look = watch.observe(self.look()?, now);
             match look.next {
                 Some(next) if now < end => {
                     let wait = next.saturating_sub(now).clamp(Duration::from_millis(1), LOOK);
                     let _ = tokio::time::timeout(wait, news.notified()).await;
                 }
-                _ => return Ok(look),
+                _ => {
+                    look.strays = self.strays()?;
+                    return Ok(look);
+                }
             }
         }
     }

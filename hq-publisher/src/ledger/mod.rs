@@ -17,7 +17,7 @@ pub use fleet::{BeatOutcome, BeatRow, Complaint, DeviceRow, LIST_NOT_OURS, Recei
 pub use lease::{Acquired, Token};
 pub use outbox::{Episode, Mail};
 pub use publications::{
-    Adopted, FoundList, Head, Publication, PublishedPack, Reserve, Staged, State, TakenOver, listed,
+    Adopted, FoundList, Head, News, Publication, PublishedPack, Reserve, Staged, State, TakenOver, listed,
 };
 pub use stores::{Made, Maker, NewManifest, Serials, SignStore, StoreRow, StoreSeen, ToPut, TrustRow, WasPut, Which};
 

@@ -100,6 +100,23 @@ pub struct Staged {
     pub version: Version,
 }
 
+/// What [`Ledger::sign`] does to heads.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct News<'a> {
+    /// Publications to be made heads.
+    pub staged: &'a [Staged],
+    /// Heads to be retired: no store wants them.
+    pub unwanted: &'a [Instance],
+    /// Retired heads to be taken back: their rows were compared.
+    pub compared: &'a [Instance],
+}
+
+impl News<'_> {
+    pub(super) fn are_none(&self) -> bool {
+        self.staged.is_empty() && self.unwanted.is_empty() && self.compared.is_empty()
+    }
+}
+
 /// The newest version of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
@@ -415,21 +432,6 @@ impl Ledger {
         row.map(|r| Ok(head(&r)?.1)).transpose()
     }
 
-    /// Retires heads that no store wants, and takes back those whose rows were compared.
-    pub async fn retire(&self, token: Token, unwanted: &[Instance], compared: &[Instance]) -> Result<(), LedgerError> {
-        let mut w = self.write().await?;
-        w.check_lease(token).await?;
-        let retired = unwanted.iter().map(|i| (i, 1_i64)).chain(compared.iter().map(|i| (i, 0)));
-        for (instance, retired) in retired {
-            sqlx::query("UPDATE head SET retired = $1 WHERE instance = $2")
-                .bind(retired)
-                .bind(instance.to_string())
-                .execute(&mut **w)
-                .await?;
-        }
-        w.commit().await
-    }
-
     /// Publications in a state, oldest first: `Reserved` and `Packed` ones are left by a crash before
     /// the commit point (abandon them), `Signed` ones by a crash after it (finish them).
     pub async fn publications(&self, state: State) -> Result<Vec<Publication>, LedgerError> {
@@ -602,8 +604,24 @@ impl Write {
         Ok(())
     }
 
+    /// Retires heads that no store wants, takes back those whose rows were compared, and makes heads of what is staged.
+    pub(super) async fn take_news(&mut self, news: News<'_>, now: Timestamp) -> Result<(), LedgerError> {
+        let retired = news.unwanted.iter().map(|i| (i, 1_i64)).chain(news.compared.iter().map(|i| (i, 0)));
+        for (instance, retired) in retired {
+            sqlx::query("UPDATE head SET retired = $1 WHERE instance = $2")
+                .bind(retired)
+                .bind(instance.to_string())
+                .execute(&mut ***self)
+                .await?;
+        }
+        for s in news.staged {
+            self.make_head(&s.instance, s.version, now).await?;
+        }
+        Ok(())
+    }
+
     /// Makes a packed publication its instance's head.
-    pub(super) async fn make_head(&mut self, i: &Instance, v: Version, now: Timestamp) -> Result<(), LedgerError> {
+    async fn make_head(&mut self, i: &Instance, v: Version, now: Timestamp) -> Result<(), LedgerError> {
         let sql = format!("{PUBLICATION} WHERE instance = $1 AND version = $2 AND state = 'packed'");
         let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(i.to_string()).bind(v.as_i64());
         let row = query.fetch_optional(&mut ***self).await?;

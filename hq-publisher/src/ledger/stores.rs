@@ -1,7 +1,7 @@
 //! Stores, their manifests, and trust files.
 
 use super::db::{CHANNEL, Columns, Kind, Write, parse, seconds, signed};
-use super::{FoundList, Head, Ledger, LedgerError, Staged, Token};
+use super::{FoundList, Head, Ledger, LedgerError, News, Token};
 use proto::clock::Timestamp;
 use proto::digest::Sha256;
 use proto::ids::{DeviceId, Instance, StoreId};
@@ -238,14 +238,14 @@ impl Ledger {
         w.commit().await
     }
 
-    /// Signs, in one transaction: makes each staged publication its instance's head and stores what
-    /// `make` gives for each store. `trust` is the version of the trust file that is signed under: a
-    /// newer one in the ledger fails it. Without a token (`enroll`, signing anew) nothing may be staged.
+    /// Signs, in one transaction: makes each staged publication its instance's head, retires those that no store wants, and
+    /// stores what `make` gives for each store. `trust` is the version of the trust file that is signed under: a
+    /// newer one in the ledger fails it. Without a token (`enroll`, signing anew) there may be no news.
     /// Its commit is the commit point of a publish. Gives the stores signed.
     pub async fn sign(
         &self,
         token: Option<Token>,
-        staged: &[Staged],
+        news: News<'_>,
         which: Which<'_>,
         trust: u64,
         now: Timestamp,
@@ -254,7 +254,7 @@ impl Ledger {
         let mut w = self.write().await?;
         match token {
             Some(token) => w.check_lease(token).await?,
-            None if staged.is_empty() => {}
+            None if news.are_none() => {}
             None => return Err(LedgerError::LeaseLost),
         }
         let newest =
@@ -263,9 +263,7 @@ impl Ledger {
             let text = "the publisher's keys changed meanwhile: run this again, it will sign with the new one";
             return Err(LedgerError::Conflict(text.into()));
         }
-        for s in staged {
-            w.make_head(&s.instance, s.version, now).await?;
-        }
+        w.take_news(news, now).await?;
         let heads = w.heads().await?;
         let done = w.each(which, &heads, make).await?;
         w.raise_time(now).await?;

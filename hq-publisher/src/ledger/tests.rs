@@ -57,6 +57,10 @@ async fn lease(l: &Ledger, now: Timestamp) -> Token {
     }
 }
 
+fn of(staged: &[Staged]) -> News<'_> {
+    News { staged, ..News::default() }
+}
+
 async fn pack_one(l: &Ledger, token: Token, version: u64, kinds: &[PackKind]) -> Result<Staged, LedgerError> {
     let (instance, version) = (price(), v(version));
     let sha = Sha256::of(b"ddl");
@@ -148,7 +152,8 @@ async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
         assert!(matches!(pack_one(&l, token, 1, &[PackKind::Full]).await, Err(LedgerError::VersionTaken { .. })));
 
         let staged = pack_one(&l, token, 2, &[PackKind::Full]).await.unwrap();
-        let signed = l.sign(Some(token), std::slice::from_ref(&staged), Which::All, 9, t(5), &mut maker).await.unwrap();
+        let signed =
+            l.sign(Some(token), of(std::slice::from_ref(&staged)), Which::All, 9, t(5), &mut maker).await.unwrap();
         assert_eq!(signed.len(), 2);
         let head = l.head(&price()).await.unwrap().unwrap();
         assert_eq!((head.version, head.packs.len(), head.signed_at), (v(2), 1, t(5)));
@@ -161,7 +166,7 @@ async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
         l.done(token, &price(), v(2)).await.unwrap();
         assert!(l.publications(State::Signed).await.unwrap().is_empty());
         assert!(matches!(l.abandon(token, &price(), v(2)).await, Err(LedgerError::NotInState { .. })));
-        assert!(l.sign(None, &[staged], Which::All, 9, t(6), &mut maker).await.is_err(), "staged without a lease");
+        assert!(l.sign(None, of(&[staged]), Which::All, 9, t(6), &mut maker).await.is_err(), "staged without a lease");
     })
     .await;
 }
@@ -173,11 +178,20 @@ async fn a_maker_that_fails_leaves_everything_as_it_was() {
         l.see_stores(&[store("1"), store("2")], t(0)).await.unwrap();
         let staged = pack_one(&l, token, 1, &[PackKind::Full]).await.unwrap();
         let mut fails = |s: &SignStore<'_>| if s.row.seen.id.as_str() == "2" { Err("no".into()) } else { maker(s) };
-        let failed = l.sign(Some(token), &[staged], Which::All, 9, t(5), &mut fails).await;
+        let failed = l.sign(Some(token), of(std::slice::from_ref(&staged)), Which::All, 9, t(5), &mut fails).await;
         assert!(matches!(failed, Err(LedgerError::Manifest { .. })));
         assert!(l.heads().await.unwrap().is_empty());
         assert!(l.manifests_to_put(None, 9).await.unwrap().is_empty());
         assert_eq!(l.publications(State::Packed).await.unwrap().len(), 1);
+        // Nor is a head retired that lists still name.
+        l.sign(Some(token), of(&[staged]), Which::All, 9, t(6), &mut maker).await.unwrap();
+        let (gone, is_retired) = ([price()], async || l.head(&price()).await.unwrap().unwrap().retired);
+        let news = News { unwanted: &gone, ..News::default() };
+        assert!(matches!(l.sign(None, news, Which::All, 9, t(7), &mut maker).await, Err(LedgerError::LeaseLost)));
+        l.sign(Some(token), news, Which::All, 9, t(7), &mut |_| Err("no".into())).await.unwrap_err();
+        assert!(!is_retired().await);
+        l.sign(Some(token), news, Which::All, 9, t(7), &mut maker).await.unwrap();
+        assert!(is_retired().await);
     })
     .await;
 }
@@ -190,7 +204,7 @@ async fn waking_follows_puts_of_changed_manifests_only() {
         assert_eq!(l.serials().await.unwrap()[&id].wake, 0);
         let before = l.change().await.unwrap();
         let put = |serial| WasPut { store: id.clone(), serial, etag: Some(format!("e{serial}")) };
-        l.sign(None, &[], Which::Only(&id), 9, t(1), &mut maker).await.unwrap();
+        l.sign(None, News::default(), Which::Only(&id), 9, t(1), &mut maker).await.unwrap();
         assert_eq!(l.change().await.unwrap(), before, "signed, not put: nothing to fetch yet");
         assert_eq!(l.serials().await.unwrap()[&id].wake, 0);
         assert!(l.manifests_put(&[put(1)]).await.unwrap().is_empty());
@@ -203,7 +217,7 @@ async fn waking_follows_puts_of_changed_manifests_only() {
             };
             Ok(Made::New(m))
         };
-        l.sign(None, &[], Which::Only(&id), 9, t(2), &mut again).await.unwrap();
+        l.sign(None, News::default(), Which::Only(&id), 9, t(2), &mut again).await.unwrap();
         let row = l.store(&id).await.unwrap().unwrap();
         assert_eq!((row.serial, row.content_serial, row.put_serial), (2, 1, 1));
         // A slow put of serial 1 that lands now lies over whatever is there: it must be put again.
@@ -273,7 +287,7 @@ async fn manifests_list_two_fulls_and_what_follows_and_retention_knows_the_rest(
         {
             let n = n as u64 + 1;
             let staged = pack_one(&l, token, n, kinds).await.unwrap();
-            l.sign(Some(token), &[staged], Which::All, 9, t(i64::try_from(n).unwrap()), &mut maker).await.unwrap();
+            l.sign(Some(token), of(&[staged]), Which::All, 9, t(i64::try_from(n).unwrap()), &mut maker).await.unwrap();
         }
         let head = l.head(&price()).await.unwrap().unwrap();
         let names = |packs: &[PackEntry]| packs.iter().map(|p| format!("{}{}", p.version, p.kind)).collect::<Vec<_>>();
@@ -408,7 +422,7 @@ async fn devices_and_beats() {
         assert!(l.revoke(&id, t(20)).await.unwrap());
         assert!(!l.revoke(&id, t(21)).await.unwrap());
         let mut devices = Vec::new();
-        l.sign(None, &[], Which::All, 9, t(22), &mut |s: &SignStore<'_>| {
+        l.sign(None, News::default(), Which::All, 9, t(22), &mut |s: &SignStore<'_>| {
             devices.extend(s.devices.to_vec());
             Ok(Made::Unchanged)
         })

@@ -68,10 +68,11 @@ fn stream(config: &Config, s: &StreamConfig, dialect: Option<Dialect>) -> Result
     let mut queries = BTreeMap::new();
     for t in &s.tables {
         if contract.table(&t.name).is_none() {
-            return Err(bad(format!("table {} has a query but is not in {path}", t.name)));
+            let what = if t.query.is_some() { "query" } else { "[[stream.table]]" };
+            return Err(bad(format!("table {} has a {what} but is not in {path}", t.name)));
         }
-        if let Some(dialect) = dialect {
-            let query = parse_query(&t.query, dialect, s.audience)
+        if let (Some(dialect), Some(query)) = (dialect, &t.query) {
+            let query = parse_query(query, dialect, s.audience)
                 .map_err(|e| bad(format!("the query of table {}: {e}", t.name)))?;
             queries.insert(t.name.clone(), query);
         }

@@ -39,6 +39,8 @@ pub struct Drops {
     pub rejected: Vec<(Drop, String)>,
     /// What keeps drops waiting, for people.
     pub problems: Vec<String>,
+    /// What lies there under a drop's name and is no file, for people, by its name: not taken while it is there.
+    pub strays: BTreeMap<String, String>,
 }
 
 /// Reading one instance's rows went wrong.
@@ -212,7 +214,13 @@ impl Drops {
             stores_wait: false,
             rejected: Vec::new(),
             problems: Vec::new(),
+            strays: BTreeMap::new(),
         };
+        for (name, what) in look.strays {
+            out.stores_wait |= inbox::parse_name(&name) == Some(Ok(What::Stores));
+            let text = format!("{name} in the inbox is {what}, which is left alone: put the file itself there");
+            out.strays.insert(name, text);
+        }
         for name in look.waiting {
             tracing::info!(%name, "still growing; left for the next run");
             out.stores_wait |= inbox::parse_name(&name) == Some(Ok(What::Stores));

@@ -24,7 +24,7 @@ pub use steps::{Aborted, Phase, Progress, Quiet, Step, Steps};
 use crate::bucket::Buckets;
 use crate::config::Config;
 use crate::inbox::{Drop, What};
-use crate::ledger::{Complaint, Head, Ledger, LedgerError, Staged, State, Token};
+use crate::ledger::{Complaint, Head, Ledger, LedgerError, News, Staged, State, Token};
 use crate::mail;
 use crate::manifests::{self, Followed, ManifestsError, Move, Moves, Signer, put_unfinished, telling};
 use crate::rebuild::{self, Workshop};
@@ -37,14 +37,14 @@ use proto::clock::{Clock, Timestamp, since};
 use proto::config::ConfigError;
 use proto::digest::Sha256;
 use proto::failpoint;
-use proto::ids::{Audience, Instance, StreamName, Zone};
+use proto::ids::{Audience, Instance, StoreId, StreamName, Zone};
 use proto::layout::ObjectName;
 use proto::replica::sqlite::Checkpoint;
 use proto::replica::{Job, PackFile, Replica};
 use proto::shelf::{self, LockFile};
 use report::{InstanceReport, Outcome, Rejected};
 use stage::{Ready, Refusal, Stop, Task};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -148,6 +148,9 @@ fn warn_untold(told: Result<(), LedgerError>) {
     }
 }
 
+/// The fact that names [`Run::behind`].
+const BEHIND: &str = "behind";
+
 /// What a run works with.
 #[derive(Clone, Copy)]
 struct Tools<'a> {
@@ -190,6 +193,10 @@ impl Tools<'_> {
             Signer::open(self.config, self.ledger, self.clock, right).await?
         };
         if let Some(Some(stream)) = &self.options.allow_shrink {
+            if self.config.stream(stream).is_none() && !signer.left_out().any(|(s, _)| s == stream) {
+                let text = format!("--allow-shrink {stream}: there is no such stream in the settings or in manifests");
+                return Err(ConfigError(text).into());
+            }
             signer.drop_stream(stream);
         }
         let run = Run {
@@ -207,7 +214,7 @@ impl Tools<'_> {
             contract_numbers: BTreeMap::new(),
             reported: BTreeMap::new(),
             moves: Vec::new(),
-            set_back: false,
+            behind: BTreeSet::new(),
             splits: BTreeMap::new(),
             scratch_dir: scratch,
             packs_dir: packs,
@@ -278,8 +285,8 @@ struct Run<'a> {
     reported: BTreeMap<Instance, (Timestamp, String)>,
     /// Stores that are to follow other instances than before.
     moves: Vec<Move>,
-    /// A store's list was overtaken: the ledger was set back, and does not know the highest versions.
-    set_back: bool,
+    /// Instances of a ledger that was set back, which may not know the highest versions: not looked at since.
+    behind: BTreeSet<Instance>,
     /// Streams that take over tables of one that the settings lost, while its other tables are nobody's: why not.
     splits: BTreeMap<StreamName, String>,
     scratch_dir: PathBuf,
@@ -305,7 +312,8 @@ impl Run<'_> {
     async fn publish(mut self, contracts: &Contracts) -> Result<PublishReport, PublishError> {
         let mut report = PublishReport { dry_run: self.options.dry_run, ..PublishReport::default() };
         // 3. What an earlier run left.
-        self.finish_earlier(&mut report).await?;
+        let waiting = self.finish_earlier(&mut report).await?;
+        self.signer.leave(waiting);
         self.learn(contracts).await?;
         // 4. One snapshot; the stores, and with them the audiences.
         let mut feed = Feed::open(self.config, self.options, self.clock).await?;
@@ -333,8 +341,13 @@ impl Run<'_> {
         // 6. The commit point, and what follows from it.
         if !self.options.dry_run {
             self.sign(ready, &mut report).await?;
+            let before = self.behind.len();
+            self.behind.retain(|i| !report.instances.get(i).is_some_and(InstanceReport::is_well));
+            if self.behind.len() < before {
+                self.note_behind().await?;
+            }
         }
-        self.tell_left_out(contracts).await?;
+        self.tell_left_out(contracts, &mut report).await?;
         if let Some(drops) = drops {
             self.clear_inbox(drops, &settled, &mut report).await?;
         }
@@ -390,7 +403,7 @@ impl Run<'_> {
     /// Streams that manifests list and the settings do not name, and stores without the zone that they had: both keep what
     /// they have, and somebody should know. Not told of, where a table is another stream's by the settings, before that is
     /// published: it goes over.
-    async fn tell_left_out(&self, contracts: &Contracts) -> Result<(), PublishError> {
+    async fn tell_left_out(&self, contracts: &Contracts, report: &mut PublishReport) -> Result<(), PublishError> {
         let mut told = BTreeMap::new();
         let mut tell = |stream: &StreamName, text: String| {
             self.problem(text.clone());
@@ -407,24 +420,34 @@ impl Run<'_> {
         if self.options.dry_run {
             return Ok(());
         }
-        for (stream, stores) in self.signer.moved(self.ledger).await? {
-            if let Some(first) = stores.first() {
+        for (stream, by) in self.signer.moved(self.ledger).await? {
+            if let Some(first) = by.stores.first() {
                 let text = format!(
                     "stream {stream} is not in the settings, and other streams have its tables: {} stores (the first is \
                      {first}) list it until all of them are published for them. If they are to get what there is, run \
                      again with --allow-shrink {stream}",
-                    stores.len()
+                    by.stores.len()
                 );
                 tell(&stream, text);
+            } else if let Some(first) = by.away.first() {
+                report.notes.push(format!(
+                    "stream {stream} is kept for stores that the source has no more: {} (the first is {first}). If they \
+                     will not come back, run again with --allow-shrink {stream}",
+                    by.away.len()
+                ));
             }
         }
         mail::publish_notices(self.ledger, self.clock, "stream ", &told).await?;
         self.tell_lost_zones().await
     }
 
+    /// Told once, however often it is met.
     fn problem(&self, text: String) {
-        tracing::warn!("{text}");
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        if !problems.contains(&text) {
+            tracing::warn!("{text}");
+            problems.push(text);
+        }
     }
 
     fn workshop(&self) -> Workshop<'_> {
@@ -439,9 +462,26 @@ impl Run<'_> {
         rebuild::replica_path(&self.replicas_dir(), instance)
     }
 
-    /// Rolls forward what was signed, gives up what was not.
-    async fn finish_earlier(&self, report: &mut PublishReport) -> Result<(), PublishError> {
-        let Some(token) = self.token else { return Ok(()) };
+    /// Some stores' manifests that the bucket does not take hold up nobody else's; those of all are the bucket's failure.
+    /// Gives what was told.
+    async fn bear(&self, put: Result<(), ManifestsError>) -> Result<Option<String>, ManifestsError> {
+        let (failed, e) = match put {
+            Err(e @ ManifestsError::NotPut(_)) => (e.stores(), e),
+            other => return other.map(|()| None),
+        };
+        let stores = self.ledger.stores().await?;
+        let mut here = stores.iter().filter(|s| s.serial > 0 && s.vanished_at.is_none());
+        if here.all(|s| failed.contains(&s.seen.id)) {
+            return Err(e);
+        }
+        let text = format!("{} stores get nothing new before their manifests can be put: {e}", failed.len());
+        self.problem(text.clone());
+        Ok(Some(text))
+    }
+
+    /// Rolls forward what was signed, gives up what was not. Gives the stores whose manifests cannot be put.
+    async fn finish_earlier(&self, report: &mut PublishReport) -> Result<BTreeSet<StoreId>, PublishError> {
+        let Some(token) = self.token else { return Ok(BTreeSet::new()) };
         for state in [State::Reserved, State::Packed] {
             for p in self.ledger.publications(state).await? {
                 let step = Step::Abandon(p.instance.clone(), p.version);
@@ -452,15 +492,16 @@ impl Run<'_> {
         // That the ledger was set back is told, of all stores at once, before anything is made that would hide it.
         let put = async {
             let put = put_unfinished(self.ledger, self.buckets, Some(token)).await.map(drop);
+            let waiting = put.as_ref().err().map_or_else(BTreeSet::new, ManifestsError::stores);
             match (put, self.put_again().await) {
-                (Ok(()), Err(ManifestsError::Bucket(e))) => {
+                (Ok(()), Err(e @ (ManifestsError::Bucket(_) | ManifestsError::NotPut(_)))) => {
                     self.problem(format!("a manifest put earlier cannot be looked at: {e}"));
-                    Ok(())
                 }
-                (put, again) => manifests::both(put, again),
+                (put, again) => drop(self.bear(manifests::both(put, again)).await?),
             }
+            Ok::<_, ManifestsError>(waiting)
         };
-        self.step(Step::PutManifests, put).await?;
+        let waiting = self.step(Step::PutManifests, put).await?;
         for p in self.ledger.publications(State::Signed).await? {
             if let Some(head) = self.ledger.head(&p.instance).await? {
                 let path = self.replica_path(&p.instance);
@@ -477,13 +518,19 @@ impl Run<'_> {
             self.step(step, self.ledger.done(token, &p.instance, p.version)).await?;
             report.finished.push(format!("{} {}", p.instance, p.version));
         }
-        Ok(())
+        Ok(waiting)
     }
 
     /// What the ledger knows: heads, contracts, and what devices complain of.
     async fn learn(&mut self, contracts: &Contracts) -> Result<(), PublishError> {
         self.heads = self.ledger.heads().await?;
-        self.set_back = self.ledger.stores().await?.iter().any(|s| s.is_overtaken());
+        let behind = self.ledger.fact(BEHIND).await?.and_then(|text| serde_json::from_str(&text).ok());
+        self.behind = behind.unwrap_or_default();
+        // The next signature goes above what overtook the ledger, and nothing tells of it any more.
+        if self.ledger.stores().await?.iter().any(|s| s.is_overtaken()) {
+            self.behind.extend(self.heads.keys().cloned());
+            self.note_behind().await?;
+        }
         for s in &contracts.streams {
             let (number, is_new) = self.ledger.schema_number(&s.name, &s.contract.sha256).await?;
             if !is_new {
@@ -498,6 +545,14 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    async fn note_behind(&self) -> Result<(), PublishError> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let text = serde_json::to_string(&self.behind).map_err(|e| PublishError::Machine(e.to_string()))?;
+        Ok(self.ledger.set_fact(BEHIND, &text).await?)
     }
 
     /// All audiences of one stream. If one is refused, none is published.
@@ -635,12 +690,8 @@ impl Run<'_> {
             ready.iter().map(|r| Staged { instance: r.instance.clone(), version: r.version }).collect();
         let (unwanted, compared) = self.retired_heads(report);
         let held = self.held(report);
-        let sign = async {
-            if !(unwanted.is_empty() && compared.is_empty()) {
-                self.ledger.retire(token, &unwanted, &compared).await?;
-            }
-            self.signer.sign_all(self.ledger, token, &staged, Moves::AllBut(&held), self.clock).await
-        };
+        let news = News { staged: &staged, unwanted: &unwanted, compared: &compared };
+        let sign = self.signer.sign_all(self.ledger, token, news, Moves::AllBut(&held), self.clock);
         let signed = self.step(Step::Sign, sign).await?;
         report.signed = signed.len();
         let mut behind = Vec::new();
@@ -656,7 +707,10 @@ impl Run<'_> {
             }
         }
         self.still_publisher().await?;
-        self.step(Step::PutManifests, put_unfinished(self.ledger, self.buckets, Some(token))).await?;
+        let put = async { self.bear(put_unfinished(self.ledger, self.buckets, Some(token)).await.map(drop)).await };
+        let lacking = self.step(Step::PutManifests, put).await?;
+        let problem = lacking.as_deref().map(|text| ("Manifests of some stores cannot be put", text));
+        mail::publish_notice(self.ledger, self.clock, "manifests", problem).await?;
         for one in ready {
             if !behind.contains(&one.instance) {
                 let step = Step::Done(one.instance.clone(), one.version);
@@ -665,7 +719,10 @@ impl Run<'_> {
             for (_, path) in &one.packs {
                 shelf::remove(path)?;
             }
-            report.deleted += self.retain(token, &one.instance).await?;
+            // What the list says that could not be replaced stays.
+            if lacking.is_none() {
+                report.deleted += self.retain(token, &one.instance).await?;
+            }
         }
         self.delete_packs().await
     }
@@ -766,12 +823,17 @@ impl Run<'_> {
         for (drop, reason) in &drops.rejected {
             report.rejected.push(Rejected { name: drop.file.name.clone(), reason: reason.clone() });
         }
-        for problem in &drops.problems {
+        for problem in drops.problems.iter().chain(drops.strays.values()) {
             self.problem(problem.clone());
         }
         if self.options.dry_run {
             return Ok(());
         }
+        let stray = |(name, text): (&String, &String)| {
+            (format!("inbox {name}"), (format!("{name} in the inbox is no file"), text.clone()))
+        };
+        let strays = drops.strays.iter().map(stray).collect();
+        mail::publish_notices(self.ledger, self.clock, "inbox ", &strays).await?;
         let published = |i: &Instance| report.instances.get(i).is_some_and(|r| r.outcome == Outcome::Published);
         let rejected: Vec<&str> = drops.rejected.iter().map(|(d, _)| d.file.name.as_str()).collect();
         let tables = drops.tables.iter().filter(|(i, _)| published(i) || settled.contains(i));

@@ -13,7 +13,7 @@ use crate::mail;
 use crate::manifests::{self, Held, Move};
 use crate::rebuild::{self, RebuildError};
 use crate::source::StoreRow;
-use proto::ids::{Instance, StoreId, StreamName, TableName};
+use proto::ids::{Instance, StreamName, TableName};
 use std::collections::{BTreeMap, BTreeSet};
 
 type Rows = BTreeMap<TableName, u64>;
@@ -110,7 +110,8 @@ impl Run<'_> {
         let givers = changing.iter().filter(|c| c.to.name == stream.name).map(|c| (&c.from.name, c.from.audience));
         for (left, kind) in self.signer.left_out().chain(givers) {
             let both = stores.iter().filter_map(|s| {
-                Some((manifests::followed(left, kind, s)?, manifests::followed(&stream.name, stream.audience, s)?))
+                let from = self.listed_before(left, s).or_else(|| manifests::followed(left, kind, s))?;
+                Some((from, manifests::followed(&stream.name, stream.audience, s)?))
             });
             let comes = |from: &Instance, to: &Instance| {
                 let mut tables = stream.contract.tables.iter().map(|t| &t.name);
@@ -119,6 +120,11 @@ impl Run<'_> {
             pairs.extend(both.filter(|(from, to)| comes(from, to)));
         }
         pairs
+    }
+
+    /// The instance that a store's list names, where it is to follow another one of the stream.
+    fn listed_before(&self, stream: &StreamName, store: &StoreRow) -> Option<Instance> {
+        self.moves.iter().find(|m| m.store == store.id && &m.from.stream == stream).map(|m| m.from.clone())
     }
 
     /// Whether what is published of an instance has a table.
@@ -184,7 +190,7 @@ impl Run<'_> {
             let takes = |i: &Instance| {
                 is_out && of_it.iter().any(|t| !self.had(i, t))
                     || changing.iter().any(|c| c.to.name == stream && !self.had(i, &c.table))
-                    || changing.iter().any(|c| c.from.name == stream && self.had(i, &c.table))
+                    || changing.iter().any(|c| c.from.name == stream)
             };
             let coming: Vec<Instance> =
                 report.instances.keys().filter(|i| i.stream == stream && comes(i, report)).cloned().collect();
@@ -219,10 +225,8 @@ impl Run<'_> {
         loop {
             let before = waits.len();
             for (left, kind) in self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)) {
-                let from: BTreeMap<&StoreId, &Instance> =
-                    self.moves.iter().filter(|m| &m.from.stream == left).map(|m| (&m.store, &m.from)).collect();
                 let misses = |s: &StoreRow, t: &TableName, owner: &Stream| {
-                    let held = from.get(&s.id).map(|i| (*i).clone()).or_else(|| manifests::followed(left, kind, s));
+                    let held = self.listed_before(left, s).or_else(|| manifests::followed(left, kind, s));
                     let gets = manifests::followed(&owner.name, owner.audience, s);
                     let is_fresh = |i: &Instance| self.heads.get(i).is_some_and(|h| !h.retired);
                     let is_there = |i: &Instance| (is_fresh(i) && self.had(i, t)) || comes(i, report);
@@ -269,15 +273,15 @@ impl Run<'_> {
         report: &PublishReport,
     ) -> Option<(&'c StreamName, Wait)> {
         let Change { from, table, to } = change;
-        let held =
-            self.moves.iter().find(|m| m.store == store.id && m.from.stream == from.name).map(|m| m.from.clone());
+        let held = self.listed_before(&from.name, store);
         let follows = manifests::followed(&from.name, from.audience, store);
-        let had = held.or_else(|| follows.clone()).is_some_and(|i| self.had(&i, table));
-        if !had {
+        if !held.as_ref().or(follows.as_ref()).is_some_and(|i| self.had(i, table)) {
             return None;
         }
+        // A store without a zone keeps what it has, and is not given the table by two streams ([`manifests::Signer`]).
+        let keeps = follows.is_none() && !held.as_ref().is_some_and(|i| comes(i, report));
         let waits = |s: &Stream| waits.contains_key(&s.name);
-        let goes = !waits(from) && follows.is_some_and(|i| comes(&i, report));
+        let goes = !waits(from) && follows.or(held).is_some_and(|i| comes(&i, report));
         let gets = manifests::followed(&to.name, to.audience, store).filter(|_| !waits(to));
         let has = |i: &Instance| self.heads.get(i).is_some_and(|h| !h.retired) && self.had(i, table);
         let arrives = gets.as_ref().is_some_and(|i| comes(i, report) && !has(i));
@@ -293,10 +297,10 @@ impl Run<'_> {
             );
             return Some((from, Wait { code: "SHRINK", text }));
         }
-        if arrives && !goes {
+        if arrives && !goes && !keeps {
             let text = format!(
                 "it takes table {table} over from stream {from}, by which store {} has it: no register can hold it by two. \
-                 Publish both together{asked}; {from} needs --allow-rebuild for it",
+                 Publish both together{asked}; that {from} gives it up needs --allow-rebuild",
                 store.id
             );
             return Some((to, Wait { code: "REBUILD", text }));

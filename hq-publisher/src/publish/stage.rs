@@ -141,7 +141,7 @@ impl Run<'_> {
             // 3. What to make of it.
             let mut facts = self.facts(task, head, &compared, published.as_ref()).await?;
             // A ledger that was set back with its source finds the same rows below a version that is out.
-            if plan(&facts).is_nothing() && !self.set_back {
+            if plan(&facts).is_nothing() && !self.behind.contains(instance) {
                 report.plan = Some(plan(&facts));
                 return Ok(None);
             }

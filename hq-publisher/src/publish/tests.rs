@@ -932,6 +932,62 @@ async fn manifests_put_back_or_lost_are_put_right_by_the_next_run() {
     assert_eq!((r.exit_code(), r.signed, w.objects()), (0, 0, after), "{:?}", r.lines());
 }
 
+/// What stands in a store's place takes no manifest; the other stores get theirs, and nothing hides that a ledger was set back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_manifest_cannot_be_put_holds_up_nobody_else() {
+    let w = World::new().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let room = |store: &str| w.dir.path().join(format!("objects/stores/{store}"));
+    let away = |store: &str| w.dir.path().join(format!("away-{store}"));
+    let block = |store: &str| {
+        fs::rename(room(store), away(store)).unwrap();
+        fs::write(room(store), "").unwrap();
+    };
+    let free = |store: &str| {
+        fs::remove_file(room(store)).unwrap();
+        fs::rename(away(store), room(store)).unwrap();
+    };
+    let serials = async || ledger.stores().await.unwrap().iter().map(|s| (s.serial, s.put_serial)).collect::<Vec<_>>();
+    block("0421");
+    for n in 2..5 {
+        w.sql(&format!("UPDATE item SET name = 'Name {n}' WHERE sku = 'sku1'"));
+        let r = w.publish().await;
+        let told =
+            r.problems.iter().filter(|p| p.contains("stores/0421") && p.starts_with("1 stores get nothing")).count();
+        assert_eq!((r.exit_code(), told), (3, 1), "{:?}", r.lines());
+        assert_eq!(w.manifest("0422").unwrap().serial, n);
+        assert_eq!(serials().await, [(2, 1), (n, n)], "nothing is signed that may hide what is there");
+        assert!(ledger.publications(State::Signed).await.unwrap().is_empty());
+        w.check("0422", "west");
+    }
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
+    // That the bucket is ahead for another store is told all the same, before anything is made.
+    let mut ahead = w.manifest("0422").unwrap();
+    ahead.serial += 5;
+    let keys = crate::keys::Keyring::new(w.config.state.keys()).keys(crate::keys::Role::Publisher).unwrap();
+    let ahead = proto::trust::sign_manifest(&ahead, &keys[0].key).unwrap();
+    fs::write(room("0422").join("manifest.json"), &ahead).unwrap();
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert!(matches!(e, PublishError::Manifests(ManifestsError::Overtaken(_))), "{e}");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), w.manifest("0422").unwrap().serial), (3, 10), "{:?}", r.lines());
+    // Where it is about all of them the run ends.
+    block("0422");
+    w.sql("UPDATE item SET name = 'Name 9' WHERE sku = 'sku1'");
+    for _ in 0..2 {
+        let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+        assert!(matches!(&e, PublishError::Manifests(e @ ManifestsError::NotPut(_)) if e.stores().len() == 2), "{e}");
+    }
+    free("0421");
+    free("0422");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), w.manifest("0421").unwrap().serial), (0, 3), "{:?}", r.lines());
+    w.all_is_well();
+    let open = ledger.open_episodes(crate::alert::PUBLISH).await.unwrap();
+    assert!(open.is_empty(), "{open:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_stay_above_what_the_bucket_has() {
     let w = World::new().await;
@@ -1114,6 +1170,40 @@ async fn drops_are_published_moved_and_refused() {
     );
     let r = w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
     assert_eq!((outcome(&r, "price@zone-east"), names("inbox").len()), (Outcome::Published, 2));
+}
+
+/// It would be waited for without end: it is told by each run, mailed once, and never followed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_a_drops_name_and_is_no_file_is_told_and_left_alone() {
+    let w = inbox_world().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let inbox = |name: &str| w.dir.path().join("inbox").join(name);
+    w.write("elsewhere.csv", "sku,cents\na,999\n");
+    let link = inbox("price.zone-east.price.csv");
+    std::os::unix::fs::symlink("../elsewhere.csv", &link).unwrap();
+    w.write("inbox/price.zone-east.price.csv.ok", "");
+    fs::create_dir(inbox("stores.csv")).unwrap();
+    // A link under another name is nobody's drop.
+    std::os::unix::fs::symlink("../elsewhere.csv", inbox("README")).unwrap();
+    drop_file(&w, "price.zone-north.deal.ndjson", "\n");
+    for dry_run in [false, true, false] {
+        let r = w.publish_as(PublishOptions { dry_run, ..options() }).await;
+        let (link, dir) =
+            ("price.zone-east.price.csv in the inbox is a symbolic link", "stores.csv in the inbox is a directory");
+        assert!(r.problems.len() == 2 && r.problems[0].starts_with(link), "{:?}", r.lines());
+        assert!(r.problems[1].starts_with(dir), "{:?}", r.lines());
+        assert_eq!(r.exit_code(), 3);
+        assert_eq!(r.notes.len(), 1, "a drop for who may be in the list waits for it");
+        assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
+    }
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink() && w.exists("elsewhere.csv"));
+    fs::remove_file(&link).unwrap();
+    fs::remove_dir(inbox("stores.csv")).unwrap();
+    fs::remove_file(inbox("price.zone-north.deal.ndjson")).unwrap();
+    drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,101\nb,200\n");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 4, "one each that it is over");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1440,8 +1530,23 @@ async fn a_stream_that_the_settings_lost_stays_listed_until_it_may_go() {
     assert_eq!((r.exit_code(), r.instances[&"price@zone-east".parse().unwrap()].packs[0].kind), (0, PackKind::Delta));
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
     w.all_is_well();
-    // It may go, and is gone.
+    // It may go, by its name.
     set(&mut w, &without);
+    for (name, dry_run) in [("prize", false), ("prize", true)] {
+        let options = PublishOptions { allow_shrink: Some(Some(name.parse().unwrap())), dry_run, ..options() };
+        let e = w.publish_cut(&options, &Quiet).await.unwrap_err();
+        assert_eq!(e.exit_code(), 2, "{e}");
+        assert!(e.to_string().starts_with("--allow-shrink prize: there is no such stream"), "{e}");
+    }
+    // Whatever fails at the signature, its instances are not retired while lists name them.
+    let db = Connection::open(w.dir.path().join("state/fleet.db")).unwrap();
+    db.execute_batch("CREATE TRIGGER no BEFORE UPDATE OF envelope ON store BEGIN SELECT RAISE(ABORT, 'no'); END")
+        .unwrap();
+    let may_go = PublishOptions { allow_shrink: Some(Some("price".parse().unwrap())), ..options() };
+    w.publish_cut(&may_go, &Quiet).await.unwrap_err();
+    db.execute_batch("DROP TRIGGER no").unwrap();
+    drop(db);
+    assert!(ledger.heads().await.unwrap().values().all(|h| !h.retired));
     let r = w.publish_as(PublishOptions { allow_shrink: Some(Some("price".parse().unwrap())), ..options() }).await;
     assert_eq!((r.exit_code(), lists(&w, "0421")), (0, vec!["catalog@all".to_owned()]), "{:?}", r.lines());
     let r = w.publish().await;
@@ -1674,7 +1779,7 @@ async fn a_table_changes_hands_between_streams_of_the_settings_in_one_publish() 
     let rebuild = || PublishOptions { allow_rebuild: true, ..options() };
     let only = |stream: &str| PublishOptions { stream: Some(stream.parse().unwrap()), ..rebuild() };
     for (what, options, refused, says) in [
-        ("price may not be rebuilt", options(), "catalog@all", "price needs --allow-rebuild"),
+        ("price may not be rebuilt", options(), "catalog@all", "gives it up needs --allow-rebuild"),
         ("price alone", only("price"), "price@zone-east", "goes over to stream catalog"),
         ("catalog alone", only("catalog"), "catalog@all", "run without --stream"),
     ] {
@@ -1696,7 +1801,7 @@ async fn a_table_changes_hands_between_streams_of_the_settings_in_one_publish() 
     let r = w.publish_as(rebuild()).await;
     let text = &r.instances[&"catalog@all".parse().unwrap()].reason;
     assert!(
-        r.exit_code() == 3 && text.contains("in place of price@zone-east") && text.contains("become empty"),
+        r.exit_code() == 1 && text.contains("in place of price@zone-east") && text.contains("become empty"),
         "{text}"
     );
     assert_eq!(tables(&w), before);
@@ -1725,6 +1830,9 @@ async fn a_ledger_set_back_with_its_source_goes_above_what_is_out() {
     fs::copy(&backup, &ledger).unwrap();
     w.sql(&day.replace("cents + 1", "cents - 1"));
     assert_eq!(w.publish_cut(&options(), &Quiet).await.unwrap_err().exit_code(), 1, "it is told of first");
+    // Who looks at others first makes nobody forget it.
+    let only = PublishOptions { stream: Some("catalog".parse().unwrap()), ..options() };
+    assert_eq!(w.publish_as(only).await.exit_code(), 0);
     let r = w.publish().await;
     assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
     assert!(w.manifest("0421").unwrap().streams["price"].version > out, "{:?}", r.lines());

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use super::*;
-use crate::ledger::{Acquired, Adopted, Head, Made, NewManifest, SignStore, StoreSeen, TakenOver, WasPut, Which};
+use crate::ledger::{Acquired, Adopted, Head, Made, NewManifest, News, SignStore, StoreSeen, TakenOver, WasPut, Which};
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt;
@@ -92,7 +92,7 @@ impl World {
                 expires_at: self.clock.now(),
             }))
         };
-        self.app.ledger.sign(None, &[], Which::Only(&id), 9, self.clock.now(), &mut make).await.unwrap();
+        self.app.ledger.sign(None, News::default(), Which::Only(&id), 9, self.clock.now(), &mut make).await.unwrap();
         let serial = self.app.ledger.store(&id).await.unwrap().unwrap().serial;
         self.app.ledger.manifests_put(&[WasPut { store: id, serial, etag: None }]).await.unwrap();
         serial

@@ -85,7 +85,8 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    fn is_disk_full(&self) -> bool {
+    /// Whether the disk is full.
+    pub fn is_disk_full(&self) -> bool {
         match self {
             OpenError::Device(e) => e.is_disk_full(),
             OpenError::Database(e) => e.is_disk_full(),
@@ -217,11 +218,21 @@ impl Files {
             }
             other => (other?, None),
         };
-        let is_foreign = lock(&device).fact(FOREIGN)?.unwrap_or(false);
+        let is_foreign = match lock(&device).fact(FOREIGN) {
+            // The dear answer is the safe one: it costs a full of each stream.
+            Err(e) if e.is_unreadable() => true,
+            read => read?.unwrap_or(false),
+        };
         if is_foreign {
             tracing::warn!("enrolled by another headquarters: all streams come anew");
-            db.disown()?;
-            lock(&device).set_fact(FOREIGN, &false)?;
+            match db.disown() {
+                // The first look finds that, too, and begins it anew.
+                Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => tracing::warn!(error = %e, "not yet"),
+                done => {
+                    done?;
+                    lock(&device).set_fact(FOREIGN, &false)?;
+                }
+            }
         }
         Ok(Files { device, memory, word, db, damage })
     }
@@ -556,7 +567,7 @@ impl Agent {
                 self.after_apply(instance, &files);
                 if self.at(Step::Cleaned) { Went::On(()) } else { Went::Over(End::Done) }
             }
-            Err(e) => self.not_applied(goal, instance, &first, &e).await,
+            Err(e) => self.not_applied(instance, &first, &files, &e).await,
         }
     }
 

@@ -6,17 +6,18 @@ use crate::memory::STUCK;
 use crate::pace::End;
 use crate::register_db::{ApplyFailure, DbError, Healed, Remedy, STORE_DB};
 use crate::report;
-use crate::verify;
+use crate::verify::{self, StreamFound};
 use proto::device::DeviceError;
-use proto::fetch::{FetchError, FetchErrorKind};
+use proto::fetch::{self, FetchError, FetchErrorKind, Want};
 use proto::follow::{FollowError, lock};
 use proto::ids::{Instance, StreamName};
 use proto::layout::{PackKind, PackName};
-use proto::replica::is_in_the_way;
+use proto::manifest::PackEntry;
 use proto::retry::Verdict;
 use proto::shelf;
 use proto::wire::{Fault, fault};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -114,9 +115,9 @@ impl Agent {
     /// Whose fault was it? The rows here say.
     pub(super) async fn not_applied(
         &self,
-        goal: &Goal,
         instance: &Instance,
         first: &PackName,
+        files: &[(PathBuf, PackEntry)],
         failure: &ApplyFailure,
     ) -> Went<()> {
         let text = failure.to_string();
@@ -141,24 +142,54 @@ impl Agent {
                 self.trouble(Verdict::Halt, false, &text);
                 Went::Over(End::Halted)
             }
+            Remedy::Wait => {
+                tracing::debug!(%instance, %text, "it waits for another stream");
+                Went::Without(first.clone())
+            }
             // A full and what follows it do not depend on the rows that were here.
             Remedy::AskRows if first.kind == PackKind::Delta => match self.rows_are_right(&instance.stream).await {
-                Some(true) => self.blame(goal, instance, first, failure),
+                Some(true) => self.blame(instance, first, files, failure).await,
                 Some(false) => self.drifted(instance, &text),
                 None => Went::Over(End::Retry),
             },
-            Remedy::AskRows | Remedy::AvoidPack => self.blame(goal, instance, first, failure),
+            Remedy::AskRows | Remedy::AvoidPack => self.blame(instance, first, files, failure).await,
             // A full makes the stream's tables anew; what it cannot mend needs a new file.
             Remedy::Damaged if first.kind == PackKind::Delta => self.drifted(instance, &text),
             Remedy::Damaged => Went::Over(self.rebuild(&text)),
         }
     }
 
-    /// The pack is bad, unless another stream is yet to lose a table to it: then it waits.
-    fn blame(&self, goal: &Goal, instance: &Instance, first: &PackName, failure: &ApplyFailure) -> Went<()> {
-        let in_the_way = || is_in_the_way(&goal.manifest, &instance.stream, &self.shown().held);
-        if failure.code() == "BAD_SCHEMA" && in_the_way() {
-            return Went::Without(first.clone());
+    /// The pack is bad, unless what it met here is: our own tables, or its file, which may have rotted since it was verified.
+    async fn blame(
+        &self,
+        instance: &Instance,
+        first: &PackName,
+        files: &[(PathBuf, PackEntry)],
+        failure: &ApplyFailure,
+    ) -> Went<()> {
+        // The next cycle begins by reading them, and heals them.
+        if let Err(e) = self.db.all_held().await {
+            tracing::warn!(%instance, error = %e, %failure, "not applied, for what is held cannot be read");
+            return Went::Over(End::Retry);
+        }
+        match rotten(files.to_vec()).await {
+            Ok(paths) if paths.is_empty() => {}
+            Ok(paths) => {
+                for path in paths {
+                    tracing::warn!(%instance, path = %path.display(), %failure, "a pack's file is not the one that was verified: it is fetched again");
+                    let why = format!("{} is not the file that was verified ({failure})", path.display());
+                    self.stuck(Some(instance), fault::LOCAL_FILES, &first.to_string(), &why);
+                    if let Err(e) = shelf::remove(&path) {
+                        tracing::warn!(error = %e, "it could not be deleted");
+                    }
+                }
+                return Went::Over(End::Retry);
+            }
+            Err(e) => {
+                tracing::warn!(%instance, error = %e, %failure, "not applied, and the packs cannot be looked at");
+                self.stuck(Some(instance), fault::LOCAL_FILES, &first.to_string(), &e.to_string());
+                return Went::Over(End::Retry);
+            }
         }
         let why = format!("{}: {failure}", failure.code());
         self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &why)
@@ -259,19 +290,42 @@ impl Agent {
             self.wake.notify_one();
         }
         let found = checked?;
+        self.latch_found(&found).await;
+        self.metrics.checked();
+        Ok(found)
+    }
+
+    /// Latches what a check of all rows found.
+    pub(crate) async fn latch_found(&self, found: &verify::Report) {
         // What the manifest lists no more nobody can heal.
         let manifest = lock(&self.device).manifest().cloned();
         let is_listed = |i: &Instance| manifest.as_ref().is_none_or(|m| m.streams.contains_key(&i.stream));
+        let mut all_latched = true;
         for (instance, stream) in found.streams.iter().filter(|(i, s)| !s.ok && is_listed(i)) {
+            // What was applied meanwhile may have healed it; the rows that are there now say.
+            if !self.is_still(instance, stream).await && self.rows_are_right(&instance.stream).await == Some(true) {
+                tracing::info!(%instance, "the rows had drifted, and were healed before their check was over");
+                continue;
+            }
             if let Err(e) = self.latch(instance, &stream.reason()) {
                 tracing::error!(%instance, error = %e, "the drift could not be latched");
+                all_latched = false;
             }
         }
         if found.drift {
             self.wake.notify_one();
         }
-        self.metrics.checked();
-        Ok(found)
+        if all_latched {
+            self.memory.checked();
+        }
+    }
+
+    /// Whether a stream is held as it was when its rows were checked. What cannot be read now is taken to be.
+    async fn is_still(&self, instance: &Instance, found: &StreamFound) -> bool {
+        let Ok(held) = self.db.all_held().await else { return true };
+        held.get(&instance.stream).is_some_and(|h| {
+            (&h.audience, h.version, h.applied_at) == (&instance.audience, found.version, found.applied_at)
+        })
     }
 
     /// Sets the durable latch that the next cycle heals.
@@ -397,6 +451,21 @@ impl Agent {
             changed
         });
     }
+}
+
+/// The files that are not what the manifest lists.
+async fn rotten(files: Vec<(PathBuf, PackEntry)>) -> Result<Vec<PathBuf>, String> {
+    let look = move || {
+        let mut rotten = Vec::new();
+        for (path, entry) in files {
+            let want = Want { bytes: entry.bytes, sha256: entry.sha256 };
+            if !fetch::is_as_wanted(&path, &want).map_err(|e| e.to_string())? {
+                rotten.push(path);
+            }
+        }
+        Ok(rotten)
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_else(|e| Err(e.to_string()))
 }
 
 /// What sources did not say at the last look, which is replaced; and whether what they said then is over. A relay that

@@ -112,6 +112,11 @@ impl Agent {
         });
     }
 
+    /// What killed this process before waits no longer. Whether it had to.
+    pub fn hurry(&self) -> bool {
+        self.tries.hurry(self.clock.monotonic())
+    }
+
     /// Deletes downloads that no plan will want any more, once a manifest.
     pub(super) async fn sweep_packs(&self, goal: &Goal) {
         let swept = self.swept_for.lock().unwrap_or_else(PoisonError::into_inner).replace(goal.manifest.serial);

@@ -1,18 +1,20 @@
 //! The relay: long poll, silence, fallback, return; heartbeats; the loopback API; the loops.
 
 use super::kit::*;
+use crate::agent::Step;
 use crate::cli;
 use crate::local_api::HoldAnswer;
 use crate::pace::{End, From};
 use crate::report;
 use crate::run;
+use crate::tries::Tries;
 use crate::upstream::Heard;
 use proto::cli::Exit;
-use proto::clock::{Clock as _, SystemClock};
+use proto::clock::{Clock as _, SystemClock, boot_id};
 use proto::fetch::{Polled, Source, SourceOptions};
 use proto::wire::{Fault, Network, Status, StreamState, fault};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tillcast_tests::PATIENCE;
 use tokio::net::TcpListener;
@@ -103,6 +105,78 @@ async fn after_two_silent_minutes_the_fallback_is_read_without_what_the_relay_re
     assert_eq!(agent.upstream.read_from(), From::Relay);
     assert_eq!(cycle(&agent).await, End::Done);
     assert_eq!((version(&agent, "price@zone-east"), agent.upstream.network()), (Some(52), Network::InStore));
+}
+
+/// Which packs it got past is in its versions: a restart must not lead back behind them.
+#[tokio::test]
+async fn what_the_relay_serves_now_is_kept_beside_what_it_refused() {
+    let (mut hq, relay, r) = store().await;
+    relay.desk.errors.lock().unwrap().push(Fault {
+        code: fault::PACK_IN_ERROR.into(),
+        instance: Some(instance("price@zone-east")),
+        object: Some("price@zone-east/0000000051.full.pack".into()),
+        text: "trial failed".into(),
+        since: proto::clock::Timestamp::UNIX_EPOCH,
+    });
+    let agent = r.open();
+    run::once(&agent).await;
+    relay.lists(&[("price@zone-east", 51)]);
+    run::once(&agent).await;
+    drop(agent);
+    relay.be_silent(true);
+    let agent = r.open();
+    assert_eq!(agent.upstream.word().versions[&instance("price@zone-east")], v(51));
+    let delta = hq.streams[&instance("price@zone-east").stream].pack(v(51), proto::layout::PackKind::Delta).cloned();
+    assert!(!agent.upstream.word().refuses(&instance("price@zone-east"), &delta.unwrap()));
+    hq.delta("price@zone-east", 52, &rows(100, 52));
+    hq.sign();
+    assert_eq!(run::once(&agent).await, Exit::Done);
+    assert_eq!(version(&agent, "price@zone-east"), Some(52), "from the fallback");
+}
+
+#[tokio::test]
+async fn a_page_that_is_gone_for_a_moment_makes_no_static_server_of_a_relay() {
+    let (_hq, relay, r) = store().await;
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    for status in [404, 405] {
+        relay.refuses("v1/versions", Some(status));
+        assert!(matches!(agent.upstream.poll_relay(Duration::ZERO).await, Heard::Static), "{status}");
+        assert!(!report::send(&agent).await.unwrap(), "{status}");
+        relay.refuses("v1/versions", None);
+        assert!(matches!(agent.upstream.poll_relay(Duration::ZERO).await, Heard::Same), "{status}");
+        assert!(!agent.upstream.is_static() && report::send(&agent).await.unwrap(), "{status}");
+    }
+}
+
+/// Once an hour, by cron: each process dies over the same pack, at once.
+#[tokio::test]
+async fn a_single_cycle_tries_a_deadly_pack_when_all_else_is_brought_and_told() {
+    let (mut hq, relay, r) = store().await;
+    assert_eq!(run::once(&r.open()).await, Exit::Done);
+    hq.full("promo@all", 7, &rows(10, 1));
+    hq.sign();
+    relay.lists(&[("price@zone-east", 51), ("promo@all", 7)]);
+    let deadly = "price@zone-east/0000000051.delta.pack";
+    for _ in 0..5 {
+        Tries::open(&r.config.data_dir, Duration::ZERO, &boot_id()).begin(&deadly.parse().unwrap());
+    }
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let (seen, desk) = (order.clone(), relay.desk.clone());
+    let agent = r.watched(Some(Arc::new(move |step: &Step| {
+        if let Step::Applying(pack) = step {
+            seen.lock().unwrap().push((pack.to_string(), desk.beats.lock().unwrap().len()));
+        }
+        true
+    })));
+    assert_eq!(run::once(&agent).await, Exit::Done);
+    let expected = [("promo@all/0000000007.full.pack".to_owned(), 1), (deadly.to_owned(), 2)];
+    assert_eq!(*order.lock().unwrap(), expected, "with so many heartbeats before it");
+    let beats = relay.desk.beats.lock().unwrap().clone();
+    let told = |n: usize| beats[n].errors.iter().map(|f| (f.code.as_str(), f.object.as_deref())).collect::<Vec<_>>();
+    assert_eq!(told(1), [(fault::PACK_IN_ERROR, Some(deadly))]);
+    assert_eq!(r.rows("price"), rows(100, 51), "it killed nobody this time");
+    assert!(agent.memory.look(|f| f.open()).is_empty());
 }
 
 #[tokio::test]

@@ -2,18 +2,24 @@
 //! sync, faults whose cause is gone.
 
 use super::kit::*;
-use crate::agent::Agent;
+use crate::agent::{Agent, Step};
+use crate::memory;
 use crate::pace::{End, From};
 use crate::register_db::{RegisterDb, damaged, log_path};
 use crate::report;
+use crate::run;
 use crate::upstream::Heard;
+use crate::verify;
+use proto::cli::Exit;
 use proto::clock::{Clock as _, after};
+use proto::device::Device;
 use proto::follow::lock;
 use proto::layout::PackKind;
 use proto::limits::Limits;
 use proto::wire::fault;
 use rusqlite::Connection;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const S: Duration = Duration::from_secs(1);
@@ -101,6 +107,148 @@ async fn one_row_of_our_own_that_cannot_be_read_costs_no_other_stream_its_rows()
         assert_eq!((r.rows("price"), r.rows("promo")), (rows(100, 50), rows(10, 2)), "{tampering}");
         assert_eq!(codes(&agent), [""; 0], "{tampering}");
         assert!(!agent.verify().await.unwrap().drift, "{tampering}");
+    }
+}
+
+/// Puts text in the place of a note of the agent's.
+fn rot(r: &Register, name: &str, text: &str) {
+    let db = Connection::open(r.config.data_dir.join(proto::device::FILE)).unwrap();
+    db.execute("INSERT OR REPLACE INTO fact VALUES (?1, ?2)", [name, text]).unwrap();
+}
+
+#[tokio::test]
+async fn a_note_that_cannot_be_read_keeps_no_register_from_starting() {
+    for name in ["drift", "avoid", "faults", "relay_word", "foreign"] {
+        let mut hq = usual();
+        let r = Register::enrolled(&hq, &hq.url(), &[]);
+        poll_and_cycle(&r.open()).await;
+        for text in ["{", "7"] {
+            rot(&r, name, text);
+            hq.delta("promo@all", hq.serial + 7, &rows(10, hq.serial as i64));
+            hq.sign();
+            let agent = r.open();
+            assert_eq!(run::once(&agent).await, Exit::Done, "{name}: {text}");
+            assert_eq!((r.rows("promo"), codes(&agent)), (rows(10, hq.serial as i64 - 1), vec![]), "{name}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn drift_whose_note_is_lost_is_found_in_the_rows() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    r.tamper("UPDATE price SET cents = 1 WHERE sku = 5");
+    let found = verify::check(&r.config.store_db(), &Limits::default()).unwrap();
+    rot(&r, "drift", "{\"price\":");
+    {
+        // A check without an agent goes over what is lost, too.
+        let mut device = Device::open(&r.config.data_dir, &r.config.device(), &Limits::default()).unwrap();
+        memory::latch_offline(&mut device, &found.drifted(), r.clock.now()).unwrap();
+    }
+    let agent = r.open();
+    assert!(agent.memory.drifted(&instance(PRICE).stream) && !agent.memory.lost_latches());
+    drop(agent);
+    rot(&r, "drift", "{\"price\":");
+    let agent = r.open();
+    assert!(agent.memory.lost_latches() && agent.memory.drifts().is_empty());
+    assert_eq!(run::once(&agent).await, Exit::Done);
+    assert_eq!(r.rows("price"), rows(100, 50));
+    assert!(agent.memory.look(|f| f.to_tell()).iter().any(|f| f.code == fault::DRIFT), "and told");
+    drop(agent);
+    assert!(!r.open().memory.lost_latches());
+}
+
+#[tokio::test]
+async fn what_a_cycle_healed_while_the_rows_were_checked_is_not_healed_again() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    r.tamper("UPDATE price SET cents = 1 WHERE sku = 5");
+    let old = verify::check(&r.config.store_db(), &Limits::default()).unwrap();
+    // Meanwhile another check found it, and a cycle healed it.
+    agent.verify().await.unwrap();
+    r.clock.advance(S);
+    cycle(&agent).await;
+    assert_eq!(r.rows("price"), rows(100, 50));
+    agent.latch_found(&old).await;
+    assert!(agent.memory.drifts().is_empty() && codes(&agent).is_empty(), "{:?}", codes(&agent));
+    // A delta that came meanwhile heals nothing.
+    r.tamper("UPDATE price SET cents = 1 WHERE sku = 5");
+    let old = verify::check(&r.config.store_db(), &Limits::default()).unwrap();
+    r.clock.advance(S);
+    let mut next = rows(100, 50);
+    next.remove(&7);
+    hq.delta(PRICE, 51, &next);
+    hq.sign();
+    cycle(&agent).await;
+    assert_eq!((version(&agent, PRICE), r.rows("price")[&5]), (Some(51), 1));
+    agent.latch_found(&old).await;
+    assert_eq!(codes(&agent), [fault::DRIFT]);
+    cycle(&agent).await;
+    assert_eq!((r.rows("price"), codes(&agent)), (next, vec![]));
+}
+
+/// An agent at whose next transaction something happens first, once.
+fn with_mishap(r: &Register, mishap: impl Fn() + Send + Sync + 'static) -> Agent {
+    let is_due = AtomicBool::new(true);
+    r.watched(Some(Arc::new(move |step: &Step| {
+        if matches!(step, Step::Applying(_)) && is_due.swap(false, Ordering::Relaxed) {
+            mishap();
+        }
+        true
+    })))
+}
+
+#[tokio::test]
+async fn a_file_that_rots_between_download_and_apply_is_fetched_again_and_the_pack_is_not_blamed() {
+    for (kind, cut) in [(PackKind::Delta, false), (PackKind::Delta, true), (PackKind::Full, false)] {
+        let mut hq = usual();
+        let r = Register::enrolled(&hq, &hq.url(), &[]);
+        poll_and_cycle(&r.open()).await;
+        match kind {
+            PackKind::Delta => hq.delta(PRICE, 51, &rows(100, 51)),
+            PackKind::Full => hq.full(PRICE, 51, &rows(100, 51)),
+        }
+        hq.sign();
+        let file = r.config.data_dir.join("packs").join(PRICE).join(format!("0000000051.{kind}.pack"));
+        let rotting = file.clone();
+        let agent = with_mishap(&r, move || {
+            let mut bytes = std::fs::read(&rotting).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x55;
+            if cut {
+                bytes.truncate(middle);
+            }
+            std::fs::write(&rotting, bytes).unwrap();
+        });
+        assert_eq!(poll_and_cycle(&agent).await, End::Retry, "{kind}, {cut}");
+        assert!(!file.exists() && version(&agent, PRICE) == Some(50), "{kind}, {cut}");
+        assert_eq!((codes(&agent), agent.memory.avoided().len()), (vec![], 0), "{kind}, {cut}");
+        assert!(debts(&agent).contains("is not the file that was verified"), "{}", debts(&agent));
+        assert_eq!(cycle(&agent).await, End::Done, "{kind}, {cut}");
+        assert_eq!((r.rows("price"), debts(&agent)), (rows(100, 51), String::new()), "{kind}, {cut}");
+    }
+}
+
+#[tokio::test]
+async fn rows_of_our_own_that_are_gone_when_a_pack_comes_are_not_the_packs_fault() {
+    for tampering in ["DROP TABLE tillcast_table", "DROP TABLE tillcast_stream"] {
+        let mut hq = usual();
+        let r = Arc::new(Register::enrolled(&hq, &hq.url(), &[]));
+        poll_and_cycle(&r.open()).await;
+        hq.full(PRICE, 51, &rows(100, 51));
+        hq.sign();
+        let at = r.clone();
+        let agent = with_mishap(&r, move || at.tamper(tampering));
+        assert_eq!(poll_and_cycle(&agent).await, End::Retry, "{tampering}");
+        assert_eq!((codes(&agent), agent.memory.avoided().len()), (vec![], 0), "{tampering}");
+        for _ in 0..3 {
+            poll_and_cycle(&agent).await;
+        }
+        assert_eq!((r.rows("price"), r.rows("promo")), (rows(100, 51), rows(10, 1)), "{tampering}");
+        assert_eq!(codes(&agent), [""; 0], "{tampering}");
     }
 }
 

@@ -511,6 +511,43 @@ async fn a_refused_range_of_a_right_object_starts_over() {
     assert_eq!(download(&server.source(), &want(&body), &part, Some(&body[..1000])).await.1, Ok(()));
 }
 
+/// As a cache does that mixes up ranges, or leaves out of which bytes they are: the same range would be answered so for ever.
+#[tokio::test]
+async fn a_range_from_elsewhere_is_asked_for_from_the_first_byte() {
+    let body = bytes(4000);
+    for answered in [Some("bytes 7-3999/4000"), Some("bytes 2000-3999/4000"), Some("items"), None] {
+        let held = body.clone();
+        let server = Server::start(move |asked| match asked.range_start() {
+            Some(_) => {
+                let range = answered.map(|r| ("content-range", r.to_owned()));
+                let headers: Vec<_> = [("content-length", "2000".to_owned())].into_iter().chain(range).collect();
+                reply("206 Partial Content", &headers, &held[2000..])
+            }
+            None => whole("200 OK", &held),
+        })
+        .await;
+        let dir = tempfile::tempdir().unwrap();
+        let part = dir.path().join("x.part");
+        let (_, outcome) = download(&server.source(), &want(&body), &part, Some(&body[..1000])).await;
+        assert_eq!(outcome, Ok(()), "{answered:?}");
+        assert_eq!(server.asked().len(), 2, "{answered:?}");
+        assert!(std::fs::read(&part).unwrap() == body, "{answered:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_what_was_wanted_is_told_from_one_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, body) = (dir.path().join("x.pack"), bytes(300_000));
+    let mut bent = body.clone();
+    bent[299_999] ^= 1;
+    for (there, expected) in [(&body[..], true), (&bent, false), (&body[..299_999], false), (b"", false)] {
+        std::fs::write(&file, there).unwrap();
+        assert_eq!(is_as_wanted(&file, &want(&body)).unwrap(), expected);
+    }
+    is_as_wanted(&dir.path().join("none.pack"), &want(&body)).unwrap_err();
+}
+
 #[tokio::test]
 async fn endless_bodies_are_read_no_further_than_wanted() {
     let sent = Arc::new(AtomicUsize::new(0));

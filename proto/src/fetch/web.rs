@@ -187,16 +187,18 @@ impl Web {
 
     pub(super) async fn open(&self, path: &str, start: u64, want: u64) -> Result<Opened, Trouble> {
         let response = self.get_from(path, start).await?;
-        if response.status() != StatusCode::RANGE_NOT_SATISFIABLE || start == 0 {
-            return self.opened(good(response)?);
-        }
-        match content_range(&response) {
+        let is_wrong = match (response.status(), content_range(&response)) {
+            _ if start == 0 => false,
             // Whole at our part's end or before: the length will be judged.
-            Some((_, Some(total))) if total < want => {
-                Ok(Opened { start: 0, total: Some(total), body: futures_util::stream::empty().boxed() })
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some((_, Some(total)))) if total < want => {
+                return Ok(Opened { start: 0, total: Some(total), body: futures_util::stream::empty().boxed() });
             }
-            _ => self.opened(good(self.get_from(path, 0).await?)?),
-        }
+            (StatusCode::RANGE_NOT_SATISFIABLE, _) => true,
+            // Other bytes than were asked for, or nobody knows which: the same range would bring them again and again.
+            (StatusCode::PARTIAL_CONTENT, range) => !matches!(range, Some((Some(at), _)) if at == start || at == 0),
+            _ => false,
+        };
+        self.opened(good(if is_wrong { self.get_from(path, 0).await? } else { response })?)
     }
 
     async fn get_from(&self, path: &str, start: u64) -> Result<Response, Trouble> {

@@ -16,6 +16,7 @@ use crate::schema::Contract;
 use crate::value::ColumnType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// The pack format that this build reads and writes.
 pub const FORMAT: u32 = 1;
@@ -145,6 +146,12 @@ pub struct RowCounts {
     pub update: u64,
     /// Rows inserted.
     pub insert: u64,
+}
+
+impl fmt::Display for RowCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} deleted, {} updated, {} inserted", self.delete, self.update, self.insert)
+    }
 }
 
 impl RowCounts {

@@ -181,7 +181,7 @@ impl<R: Read> PackReader<R> {
             if trailer.rows != self.rows {
                 return Err(bad(
                     self.number,
-                    format!("the trailer counts {:?}, the pack has {:?}", trailer.rows, self.rows),
+                    format!("the trailer counts {}, the pack has {}", trailer.rows, self.rows),
                 ));
             }
             return Ok(Event::End(trailer));

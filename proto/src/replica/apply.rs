@@ -3,13 +3,13 @@
 
 use super::ahead::{self, Block, Said};
 use super::sqlite::{Checkpoint, SqliteError};
-use super::{Held, Replica, read_values, stream_digest, table_digest};
+use super::{Held, Replica, read_values, stream_digest, table_digest, waits_for};
 use crate::clock::Timestamp;
 use crate::digest::{RowHash, RowHasher, Sha256, StateDigest};
 use crate::failpoint;
 use crate::ids::{ColumnName, Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
-use crate::manifest::PackEntry;
+use crate::manifest::{Listed, PackEntry};
 use crate::pack::{Op, PackError, PackReader, RowCounts, Section, Trailer};
 use crate::retry::Verdict;
 use crate::schema::{self, Contract, NotAdditive, SchemaError, Table};
@@ -45,9 +45,6 @@ pub struct Job<'a> {
     /// that stream's pack makes it anew. None: each table goes with its stream.
     pub listed: Option<&'a Listed>,
 }
-
-/// The tables that each stream of a manifest has at its head.
-pub type Listed = BTreeMap<StreamName, BTreeSet<TableName>>;
 
 /// What was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +114,18 @@ pub enum ApplyError {
         /// Why.
         reason: String,
     },
+    /// A table, or an index by a name that it makes, that another stream holds.
+    #[error("{pack}: table {table} is held by stream {holder}, which is listed")]
+    Elsewhere {
+        /// Which pack.
+        pack: String,
+        /// The table.
+        table: TableName,
+        /// Who holds it.
+        holder: StreamName,
+        /// Whether that one gives it up by a pack of its own, or this one is to: it says nothing about the pack.
+        is_to_go: bool,
+    },
     /// References that lead nowhere.
     #[error(
         "{pack}: {count} rows of table {table} refer to rows that are not there, the first with rowid or key {row}"
@@ -154,11 +163,16 @@ impl ApplyError {
             ApplyError::Row { .. } => "ROW",
             ApplyError::Digest { .. } => "DIGEST",
             ApplyError::WrongBase { .. } => "WRONG_BASE",
-            ApplyError::Schema { .. } => "BAD_SCHEMA",
+            ApplyError::Schema { .. } | ApplyError::Elsewhere { .. } => "BAD_SCHEMA",
             ApplyError::ForeignKey { .. } => "FOREIGN_KEY",
             ApplyError::Sqlite(e) if e.is_disk_full() => "DISK_FULL",
             ApplyError::Sqlite(_) => "SQLITE",
         }
+    }
+
+    /// Whether another stream is to give up a table first, or this one: the same again, when that is done.
+    pub fn waits(&self) -> bool {
+        matches!(self, ApplyError::Elsewhere { is_to_go: true, .. })
     }
 
     /// Whether the rows that are here had a part in it, so that a drift may be the cause.
@@ -329,46 +343,75 @@ impl Replica {
         held: Option<&Held>,
         pack: &str,
     ) -> Result<Digests, ApplyError> {
+        // Whom this one stands in the way of counts, too.
+        let all = self.all_held()?;
         if let Some(h) = held {
             self.sql("dropping the old tables", |db| let_go(db, job, &job.instance.stream, h, contract))?;
         }
-        self.make_way(job, contract.tables.iter(), contract)?;
+        self.make_way(job, &all, contract.tables.iter(), (contract, pack))?;
         let tables: Vec<String> = contract.tables.iter().map(|t| t.create.clone()).collect();
         self.guarded("making the tables", &tables, pack)?;
         Ok(contract.tables.iter().map(|t| (t.name.clone(), StateDigest::default())).collect())
     }
 
     /// Takes away what has the names of tables about to be made, and of indexes: what no stream holds (a rest of one whose
-    /// version was lost, or that stayed to be read), and what a stream holds that is listed no more, which is forgotten.
+    /// version was lost, or that stayed to be read), and what a stream holds that is listed no more, which is forgotten. One
+    /// that is listed gives a table up by a pack of its own, unless that waits for this one, or it is of another epoch.
     fn make_way<'t>(
         &self,
         job: &Job<'_>,
+        held: &BTreeMap<StreamName, Held>,
         new: impl Iterator<Item = &'t Table>,
-        contract: &Contract,
+        (contract, pack): (&Contract, &str),
     ) -> Result<(), ApplyError> {
-        let others = self.all_held()?;
-        for table in new.map(|t| &t.name) {
-            let holder = others.iter().find(|(_, h)| h.digests.contains_key(table));
-            let is_listed = |s: &StreamName| job.listed.is_none_or(|l| l.contains_key(s));
-            match holder {
-                // It is to lose it by a pack of its own: this one cannot go in before.
-                Some((stream, _)) if is_listed(stream) => {}
-                Some((stream, held)) => {
-                    self.sql("dropping a stream", |db| let_go(db, job, stream, held, contract))?;
-                    tracing::info!(%stream, to = %job.instance, "not listed any more: its tables go over");
+        let make_room = |holder: &StreamName, table: &TableName, of_index: bool| {
+            let Some(h) = held.get(holder) else { return Ok(()) };
+            let Some(listed) = job.listed else { return Ok(()) };
+            let own = &job.instance.stream;
+            let lists = |s: &StreamName| listed.get(s).is_some_and(|tables| tables.contains(table));
+            let is_to_go = of_index || !(lists(holder) && lists(own));
+            let gives_way = !listed.contains_key(holder) || h.epoch != job.epoch;
+            if gives_way || !lists(holder) && waits_for(listed, held, holder, own) {
+                tracing::info!(%holder, to = %job.instance, %table, "its tables go over");
+                return self.sql("forgetting a stream", |db| let_go(db, job, holder, h, contract)).map_err(Into::into);
+            }
+            let (pack, table, holder) = (pack.to_owned(), table.clone(), holder.clone());
+            Err(ApplyError::Elsewhere { pack, table, holder, is_to_go })
+        };
+        for table in new {
+            let holds = |(stream, h): &(&StreamName, &Held)| {
+                **stream != job.instance.stream && h.digests.contains_key(&table.name)
+            };
+            match held.iter().find(holds) {
+                Some((holder, _)) => make_room(holder, &table.name, false)?,
+                None => {
+                    if is_strange(&self.db, table) {
+                        tracing::warn!(
+                            database = %self.path.display(), table = %table.name, stream = %job.instance,
+                            "a table that no stream holds had rows: the contract's takes its place. Keep tables of your own in another file"
+                        );
+                    }
+                    self.sql("dropping what no stream holds", |db| drop_table(db, &table.name))?;
                 }
-                None => self.sql("dropping what no stream holds", |db| drop_table(db, table))?,
             }
         }
-        let indexes = contract.tables.iter().flat_map(|t| &t.indexes);
-        self.sql("dropping indexes of what stayed", |db| {
-            for (index, _) in indexes {
-                let table = "SELECT tbl_name FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE
-                             AND tbl_name NOT IN (SELECT name FROM tillcast_table)";
-                let table: Option<String> = db.query_row(table, [index.as_str()], |r| r.get(0)).optional()?;
-                if table.is_some_and(|t| t.parse().is_ok_and(|t| stays(job, &t, contract))) {
-                    db.execute_batch(&format!("DROP INDEX \"{index}\""))?;
-                }
+        let Some(listed) = job.listed else { return Ok(()) };
+        for (index, _) in contract.tables.iter().flat_map(|t| &t.indexes) {
+            let Some((table, holder)) = self.sql("reading sqlite_schema", |db| table_of_index(db, index))? else {
+                continue;
+            };
+            match holder {
+                Some(holder) if holder == job.instance.stream => {}
+                Some(holder) => make_room(&holder, &table, true)?,
+                None => self.sql("dropping an index of what no stream holds", |db| {
+                    db.execute_batch(&format!("DROP INDEX IF EXISTS \"{}\"", index.replace('"', "\"\"")))
+                })?,
+            }
+        }
+        // What stayed to be read, and nobody is to have any more.
+        self.sql("dropping what nobody lists", |db| {
+            for table in stayed(db)?.iter().filter(|t| !listed.values().any(|tables| tables.contains(*t))) {
+                drop_table(db, table)?;
             }
             Ok(())
         })?;
@@ -395,7 +438,8 @@ impl Replica {
         if statements != new.migrate {
             return Err(refuse("its migration statements do not follow from the two contracts".into()));
         }
-        self.make_way(job, contract.tables.iter().filter(|t| old.table(&t.name).is_none()), contract)?;
+        let new = contract.tables.iter().filter(|t| old.table(&t.name).is_none());
+        self.make_way(job, &self.all_held()?, new, (contract, pack))?;
         self.guarded("migrating", &statements, pack)?;
         for table in &contract.tables {
             let changed = old.table(&table.name).is_none_or(|o| o.columns.len() != table.columns.len());
@@ -778,9 +822,34 @@ fn stays(job: &Job<'_>, table: &TableName, coming: &Contract) -> bool {
     coming.table(table).is_none() && job.listed.is_some_and(|l| l.iter().any(elsewhere))
 }
 
-/// Forgets a stream. Its tables are dropped, but those that another stream is yet to make.
+/// Forgets a stream. Its tables are dropped, but those that another stream is yet to make: they stay to be read, noted as
+/// nobody's.
 fn let_go(db: &Connection, job: &Job<'_>, stream: &StreamName, held: &Held, coming: &Contract) -> rusqlite::Result<()> {
-    drop_stream(db, stream, held.digests.keys().filter(|t| !stays(job, t, coming)))
+    let (stay, go): (Vec<_>, Vec<_>) = held.digests.keys().partition(|t| stays(job, t, coming));
+    for table in stay {
+        db.execute("UPDATE tillcast_table SET stream = ?2 WHERE name = ?1", [table.as_str(), NOBODY])?;
+    }
+    drop_stream(db, stream, go.into_iter())
+}
+
+/// Whose tables are that stayed to be read.
+const NOBODY: &str = "";
+
+/// The tables that stayed to be read.
+fn stayed(db: &Connection) -> rusqlite::Result<Vec<TableName>> {
+    let mut list = db.prepare("SELECT name FROM tillcast_table WHERE stream = ?1")?;
+    let names = list.query_map([NOBODY], |r| super::parsed(r, 0))?;
+    names.collect()
+}
+
+/// The table that an index by this name is on, and the stream that holds it; none where there is no such index, or its table
+/// has a name that none of ours has.
+fn table_of_index(db: &Connection, index: &str) -> rusqlite::Result<Option<(TableName, Option<StreamName>)>> {
+    let on = "SELECT tbl_name, (SELECT stream FROM tillcast_table WHERE name = tbl_name) FROM sqlite_schema
+              WHERE type = 'index' AND name = ?1 COLLATE NOCASE";
+    let found: Option<(String, Option<String>)> =
+        db.query_row(on, [index], |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
+    Ok(found.and_then(|(table, holder)| Some((table.parse().ok()?, holder.and_then(|h| h.parse().ok())))))
 }
 
 /// Drops a stream's tables and its rows in ours.
@@ -795,6 +864,23 @@ pub(super) fn drop_stream<'t>(
     db.execute("DELETE FROM tillcast_table WHERE stream = ?1", [stream.as_str()])?;
     db.execute("DELETE FROM tillcast_stream WHERE stream = ?1", [stream.as_str()])?;
     Ok(())
+}
+
+/// Whether what has a table's name, and is about to go, has rows that we know nothing of: no note, and not the columns
+/// either, as a rest of a stream that was forgotten, or a table that stayed to be read, has. A look that fails stops nothing.
+fn is_strange(db: &Connection, coming: &Table) -> bool {
+    let look = || -> rusqlite::Result<bool> {
+        let mut columns = db.prepare("SELECT name FROM pragma_table_info(?1) ORDER BY cid")?;
+        let columns: Vec<String> =
+            columns.query_map([coming.name.as_str()], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        let is_ours = columns.iter().zip(&coming.columns).all(|(found, ours)| found == ours.name.as_str());
+        let noted = "SELECT EXISTS (SELECT 1 FROM tillcast_table WHERE name = ?1)";
+        if is_ours || db.query_row(noted, [coming.name.as_str()], |r| r.get(0))? {
+            return Ok(false);
+        }
+        db.query_row(&format!("SELECT EXISTS (SELECT 1 FROM {})", coming.quoted()), [], |r| r.get(0))
+    };
+    look().unwrap_or(false)
 }
 
 /// Drops a table, if it is there, and its row in ours.

@@ -9,7 +9,7 @@ mod ahead;
 mod apply;
 pub mod sqlite;
 
-pub use apply::{Applied, ApplyError, Job, Listed, PackFile};
+pub use apply::{Applied, ApplyError, Job, PackFile};
 
 use crate::clock::Timestamp;
 use crate::digest::{RowHasher, Sha256, StateDigest};
@@ -17,13 +17,13 @@ use crate::failpoint;
 use crate::ids::{Audience, Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::limits::Limits;
-use crate::manifest::Manifest;
+use crate::manifest::{Listed, Manifest};
 use crate::retry::Verdict;
 use crate::schema::{Contract, Table};
 use crate::value::Value;
 use rusqlite::{Connection, OptionalExtension, Row, Statement};
 use sqlite::{Checkpoint, SqliteError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The replica's own tables. `PRAGMA user_version` counts changes of their shape.
@@ -85,14 +85,32 @@ impl TableCheck {
     }
 }
 
-/// Whether another listed stream holds a table that this one gets, and is to lose it by a pack of its own: what this one's
-/// packs cannot do before says nothing about them.
+/// Whether another listed stream holds a table that this one gets, and is to lose it by a pack of its own, which comes first.
 pub fn is_in_the_way(manifest: &Manifest, stream: &StreamName, held: &BTreeMap<StreamName, Held>) -> bool {
-    let Some(entry) = manifest.streams.get(stream) else { return false };
-    held.iter().filter(|(other, _)| *other != stream).any(|(other, h)| {
-        let Some(its) = manifest.streams.get(other) else { return false };
-        h.digests.keys().any(|t| entry.digests.contains_key(t) && !its.digests.contains_key(t))
-    })
+    !in_the_way(&manifest.tables(), stream, held).is_empty()
+}
+
+/// The listed streams that hold a table which this one gets and they are to lose.
+fn in_the_way<'h>(listed: &Listed, stream: &StreamName, held: &'h BTreeMap<StreamName, Held>) -> Vec<&'h StreamName> {
+    let Some(gets) = listed.get(stream) else { return Vec::new() };
+    let loses = |other: &StreamName, h: &Held| {
+        let Some(keeps) = listed.get(other) else { return false };
+        h.digests.keys().any(|t| gets.contains(t) && !keeps.contains(t))
+    };
+    held.iter().filter(|(other, h)| *other != stream && loses(other, h)).map(|(other, _)| other).collect()
+}
+
+/// Whether a stream waits for another to lose a table, or for one that waits for that one.
+fn waits_for(listed: &Listed, held: &BTreeMap<StreamName, Held>, stream: &StreamName, other: &StreamName) -> bool {
+    let (mut seen, mut next) = (BTreeSet::new(), vec![stream]);
+    while let Some(at) = next.pop() {
+        let before = in_the_way(listed, at, held);
+        if before.contains(&other) {
+            return true;
+        }
+        next.extend(before.into_iter().filter(|s| seen.insert(*s)));
+    }
+    false
 }
 
 /// The digest of a whole stream: the first 16 bytes of SHA-256 over a line `TABLE DIGEST` for each

@@ -419,6 +419,54 @@ fn a_full_takes_the_place_of_tables_whose_version_was_lost() {
     }
 }
 
+/// What is logged meanwhile.
+fn logged(work: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let lines = log.clone();
+    let to_log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || lines.clone()).finish();
+    tracing::subscriber::with_default(to_log, work);
+    let bytes = log.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn a_table_of_somebody_elses_is_replaced_with_a_warning() {
+    let shop = Shop::new();
+    let one = simple(&[("a", 1.0)]);
+    let full = shop.full("all", 1, &one);
+    for (n, (before, warned)) in [
+        ("CREATE TABLE item (code INTEGER, label TEXT); INSERT INTO item VALUES (1, 'tea')", true),
+        ("CREATE TABLE Item (code INTEGER, label TEXT); INSERT INTO Item VALUES (1, 'tea')", true),
+        ("CREATE TABLE item (code INTEGER, label TEXT)", false),
+        ("CREATE TABLE mine (code INTEGER, label TEXT); INSERT INTO mine VALUES (1, 'tea')", false),
+        // A rest of our own: its stream was forgotten, or another one had it.
+        ("CREATE TABLE item (sku TEXT PRIMARY KEY, plu INTEGER); INSERT INTO item VALUES ('a', 1)", false),
+        (
+            "CREATE TABLE item (code INTEGER); INSERT INTO item VALUES (1); INSERT INTO tillcast_table VALUES ('item', 'old', '')",
+            false,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut r = shop.replica(&format!("{n}.db"));
+        r.connection().execute_batch(before).unwrap();
+        let log = logged(|| assert_eq!(apply(&mut r, "all", &[&full]).unwrap().version, v(1)));
+        assert_right(&r, &one, false);
+        assert_eq!(log.contains("WARN") && log.contains("table=item"), warned, "{before}: {log}");
+    }
+}
+
 #[test]
 fn a_stream_that_is_not_wanted_goes_with_its_tables() {
     let shop = Shop::new();
@@ -508,7 +556,22 @@ fn a_table_that_another_stream_is_to_have_is_read_until_it_comes() {
     assert_eq!(["a", "b", "d"].map(|t| there(&r, t)), [Some(4), Some(5), Some(6)]);
     bring(&mut r, &moved, "y", 7, &ddl(&["a", "b"]), &["a", "b"]).unwrap();
     assert_eq!(["a", "b", "d"].map(|t| there(&r, t)), [Some(7), Some(7), Some(6)]);
-    for stream in ["x", "y"] {
+    // Each has what the other gets: neither could wait for the other.
+    let swapped = list(&[("x", &["a", "b"]), ("y", &["d"])]);
+    bring(&mut r, &swapped, "y", 8, &ddl(&["d"]), &["d"]).unwrap();
+    assert_eq!(["a", "b", "d"].map(|t| there(&r, t)), [Some(7), Some(7), Some(8)]);
+    bring(&mut r, &swapped, "x", 9, &ddl(&["a", "b"]), &["a", "b"]).unwrap();
+    assert_eq!(["a", "b", "d"].map(|t| there(&r, t)), [Some(9), Some(9), Some(8)]);
+    // By two streams of one list: neither takes it from the other.
+    let double = list(&[("x", &["a", "b", "d"]), ("y", &["d"])]);
+    let e = bring(&mut r, &double, "x", 10, &ddl(&["a", "b", "d"]), &["a", "b", "d"]).unwrap_err();
+    assert!(e.code() == "BAD_SCHEMA" && !e.waits(), "{e}");
+    // An index by a name that one has which is listed no more, and then one that nobody has.
+    let last = list(&[("z", &["e"])]);
+    let named = "CREATE TABLE e (id INTEGER PRIMARY KEY) STRICT;\nCREATE INDEX a_by ON e (id);\n";
+    bring(&mut r, &last, "z", 11, named, &["e"]).unwrap();
+    assert_eq!(["a", "b", "d", "e"].map(|t| there(&r, t)), [None, None, Some(8), Some(11)]);
+    for stream in ["y", "z"] {
         assert!(r.verify(&stream.parse().unwrap()).unwrap().iter().all(TableCheck::is_right));
     }
 }
