@@ -19,6 +19,7 @@ use proto::keys::{PublicKey, SecretKey};
 use proto::shelf::LockFile;
 use proto::trust::{self, EnrolCode, PublisherKey, RootKeys, Trust};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Keys or devices could not be changed.
@@ -211,7 +212,7 @@ impl<'a> Desk<'a> {
                 root: RootKeys { threshold: 1, keys: vec![root.public()] },
                 publishers: vec![self.may_sign(publisher.public(), now)],
             };
-            self.add_trust(&first, &[&root.key]).await?;
+            self.add_trust(&first, &[&root.key], false).await?;
             "made"
         };
         manifests::put_trust(&self.ledger, &self.buckets).await?;
@@ -231,10 +232,10 @@ impl<'a> Desk<'a> {
         PublisherKey { key, expires_at: after(now, self.config.publish.publisher_key_life.0) }
     }
 
-    async fn add_trust(&self, trust: &Trust, roots: &[&SecretKey]) -> Result<(), EnrolError> {
+    async fn add_trust(&self, trust: &Trust, roots: &[&SecretKey], begins: bool) -> Result<(), EnrolError> {
         let envelope = trust.sign(roots)?;
         let text = String::from_utf8(envelope).map_err(|e| trust::Refusal::Trust(e.to_string()))?;
-        let add = self.ledger.add_trust(trust.version, &text, self.clock.now());
+        let add = self.ledger.add_trust(trust.version, &text, self.clock.now(), begins);
         Ok(failpoint::around("trust.signed", add).await?)
     }
 
@@ -437,7 +438,7 @@ impl<'a> Desk<'a> {
             both.root = RootKeys { threshold: 1, keys: vec![root.public()] };
             roots.push(root.key);
         }
-        self.add_trust(&both, &roots.iter().collect::<Vec<_>>()).await?;
+        self.add_trust(&both, &roots.iter().collect::<Vec<_>>(), false).await?;
         Ok(new_root)
     }
 
@@ -466,7 +467,7 @@ impl<'a> Desk<'a> {
             let mut only = Trust { version: both.version + 1, created_at: self.clock.now(), ..both };
             let new = only.publishers.pop();
             only.publishers = new.into_iter().collect();
-            self.add_trust(&only, &roots.iter().collect::<Vec<_>>()).await?;
+            self.add_trust(&only, &roots.iter().collect::<Vec<_>>(), false).await?;
             manifests::put_trust(&self.ledger, &self.buckets).await?;
         }
         Ok(TrustReport { new_root, ..self.finish_report(signed).await? })
@@ -487,9 +488,11 @@ impl<'a> Desk<'a> {
     /// Puts trust, signs every manifest that is not by today's key and epoch, puts them; how many.
     async fn sign_everything(&self, token: Token) -> Result<usize, EnrolError> {
         manifests::put_trust(&self.ledger, &self.buckets).await?;
-        let signer = self.signer().await?;
+        let mut signer = self.signer().await?;
         // As above; what else keeps one from being put keeps no other from being signed.
         let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await;
+        // What could not be looked at may have been overtaken: it is put first, and told.
+        signer.leave(put.as_ref().err().map_or_else(BTreeSet::new, ManifestsError::stores));
         if let Err(ManifestsError::Overtaken(_)) = &put {
             manifests::telling(&self.ledger, self.clock, put).await?;
         }
@@ -525,10 +528,6 @@ impl<'a> Desk<'a> {
     }
 
     async fn revoke_key_held(&self, o: &crate::cli::RevokeKey, token: Token) -> Result<TrustReport, EnrolError> {
-        // A new epoch forgets serials and time.
-        if !o.new_epoch {
-            self.check().await?;
-        }
         let trust = self.trust().await?;
         let roots = self.roots(&trust, &o.root_key)?;
         let fits = |k: &PublicKey| o.key.len() >= 4 && (k.id().starts_with(&o.key) || k.to_string() == o.key);
@@ -546,6 +545,10 @@ impl<'a> Desk<'a> {
         // A key revoked without a new epoch may have jumped ahead in this one. What a run that was cut short did is not
         // done again.
         let begins = o.new_epoch && last_epoch == trust.epoch;
+        // A new epoch forgets serials and time.
+        if !begins {
+            self.check().await?;
+        }
         if named == 1 || begins {
             let epoch = trust.epoch + u64::from(begins);
             let mut next = Trust { version: trust.version + 1, epoch, created_at: now, ..trust.clone() };
@@ -553,11 +556,7 @@ impl<'a> Desk<'a> {
             if next.publishers.is_empty() {
                 next.publishers.push(self.may_sign(self.next_publisher(&trust).await?.public(), now));
             }
-            self.add_trust(&next, &roots.iter().collect::<Vec<_>>()).await?;
-        }
-        if o.new_epoch {
-            // What the old epoch's signatures claimed of the time is forgotten too.
-            failpoint::around("trust.time", self.ledger.set_latest_time(now)).await?;
+            self.add_trust(&next, &roots.iter().collect::<Vec<_>>(), begins).await?;
         }
         let signed = self.sign_everything(token).await?;
         self.finish_report(signed).await

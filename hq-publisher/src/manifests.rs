@@ -347,24 +347,6 @@ pub struct ListedBy {
     pub away: Vec<StoreId>,
 }
 
-/// No table by two streams, which no reader could hold: where a store keeps a stream that others have left (it vanished, or
-/// has no zone), the one is left out that brought it no such table before.
-fn by_one_each(s: &SignStore<'_>, before: Option<&Manifest>, mut instances: Vec<Instance>) -> Vec<Instance> {
-    let has = |i: &Instance, t: &TableName| s.heads.get(i).is_some_and(|h| h.digests.contains_key(t));
-    let brought = |i: &Instance, t: &TableName| {
-        before.and_then(|m| m.streams.get(&i.stream)).is_some_and(|e| e.digests.contains_key(t))
-    };
-    let mut doubles = Vec::new();
-    for (n, one) in instances.iter().enumerate() {
-        for other in &instances[n + 1..] {
-            let table = s.heads.get(one).and_then(|h| h.digests.keys().find(|t| has(other, t)));
-            doubles.extend(table.map(|t| if brought(other, t) && !brought(one, t) { one } else { other }.clone()));
-        }
-    }
-    instances.retain(|i| !doubles.contains(i));
-    instances
-}
-
 impl Signer {
     /// Opens the keyring and the ledger's newest trust; finds the key to sign with. Fails when the
     /// clock has leapt more than `publish.clock_leap` past the ledger, unless `clock_is_right`.
@@ -446,6 +428,10 @@ impl Signer {
     /// Signs nothing for stores whose last manifest cannot be put now: it may have been overtaken, and the next would hide it.
     pub fn leave(&mut self, stores: BTreeSet<StoreId>) {
         self.waiting = stores;
+    }
+    /// Whether some stores are left out.
+    pub fn leaves_some(&self) -> bool {
+        !self.waiting.is_empty()
     }
     fn all_streams(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
         self.streams.iter().map(|(name, kind)| (name, *kind)).chain(self.left_out())
@@ -645,8 +631,9 @@ impl Signer {
                 .filter(|i| s.heads.contains_key(i))
                 .partition(|i| self.streams.iter().any(|(name, _)| name == &i.stream));
             let now: BTreeSet<&TableName> = known.iter().flat_map(tables).collect();
+            // Rather one table by two streams than none: its registers keep what they have, and wait with the other.
             let dropped = dropped.into_iter().filter(|i| !tables(i).is_subset(&now));
-            return by_one_each(s, before, known.iter().cloned().chain(dropped).collect());
+            return known.iter().cloned().chain(dropped).collect();
         }
         let stays = |name: &StreamName| match moves {
             Moves::None => true,
@@ -678,7 +665,7 @@ impl Signer {
         }
         let stay: Vec<Instance> = left.into_iter().filter(|l| !goes(l, &instances)).collect();
         instances.extend(stay);
-        by_one_each(s, before, instances)
+        instances
     }
 
     fn build(&self, s: &SignStore<'_>, instances: &[Instance], now: Timestamp) -> Result<Manifest, String> {
@@ -850,7 +837,9 @@ async fn put_each(
             continue;
         }
         for store in failpoint::around("manifests.marked", ledger.manifests_put(&put)).await? {
-            put_store(ledger, buckets, &store).await?;
+            if let Err(e) = put_store(ledger, buckets, &store).await {
+                failed = Some(gather(failed, NotPut::of(&store, e)));
+            }
         }
     }
     match failed {

@@ -291,7 +291,7 @@ async fn begin(ledger: &Ledger, key: &proto::keys::SecretKey) {
         publishers: vec![PublisherKey { key: key.public(), expires_at: jiff::Timestamp::MAX }],
     };
     let signed = String::from_utf8(trust.sign(&[key]).unwrap()).unwrap();
-    ledger.add_trust(1, &signed, jiff::Timestamp::UNIX_EPOCH).await.unwrap();
+    ledger.add_trust(1, &signed, jiff::Timestamp::UNIX_EPOCH, false).await.unwrap();
     ledger.add_store(&crate::ledger::StoreSeen { id: "1".parse().unwrap(), zone: None, region: None }).await.unwrap();
 }
 

@@ -236,11 +236,15 @@ async fn a_new_epoch_begins_though_the_key_is_revoked_already() {
     assert!(w.desk().await.ledger.latest_time().await.unwrap().unwrap() < ahead);
     let state = w.walk(TrustState::pinned(code.roots, code.trust_version)).unwrap();
     assert!(w.accept(&state, &Seen { epoch: 1, serial: u64::MAX / 4, ..Seen::default() }).is_ok());
-    // A run that is cut short after the trust file forgets the times all the same.
-    w.desk().await.ledger.touch(ahead).await.unwrap();
+    // It has begun: the times of this one stay, and the clock is looked at as ever.
+    let later = after(w.clock.now(), day(1));
+    w.desk().await.ledger.touch(later).await.unwrap();
     let again = w.desk().await.revoke_key(&revoke(true)).await.unwrap();
-    assert_eq!((again.version, again.epoch), (3, 2), "it has begun");
-    assert!(w.desk().await.ledger.latest_time().await.unwrap().unwrap() < ahead);
+    assert_eq!((again.version, again.epoch), (3, 2));
+    assert_eq!(w.desk().await.ledger.latest_time().await.unwrap(), Some(later));
+    w.clock.advance(day(3650));
+    assert!(matches!(w.desk().await.revoke_key(&revoke(true)).await, Err(EnrolError::Manifests(_))));
+    assert_eq!(w.desk().await.ledger.latest_time().await.unwrap(), Some(later));
 }
 
 /// Its file lies where it lay, with a number above that of the key in use.

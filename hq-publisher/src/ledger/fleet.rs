@@ -88,7 +88,7 @@ const BEATS_A_STATEMENT: usize = 64;
 pub const SERIAL_REACH: u64 = 1_000_000;
 
 /// The fact that holds the latest time this ledger was used at.
-const TIME: &str = "time";
+pub(super) const TIME: &str = "time";
 
 fn device(row: &AnyRow) -> Result<DeviceRow, LedgerError> {
     Ok(DeviceRow {

@@ -1,6 +1,7 @@
 //! Stores, their manifests, and trust files.
 
 use super::db::{CHANNEL, Columns, Kind, Write, parse, seconds, signed};
+use super::fleet::TIME;
 use super::{FoundList, Head, Ledger, LedgerError, News, Token};
 use proto::clock::Timestamp;
 use proto::digest::Sha256;
@@ -58,6 +59,9 @@ impl StoreRow {
         if self.content.is_some() { self.serial } else { self.next_serial - 1 }
     }
 }
+
+/// The fact that names [`Ledger::is_set_back`].
+const SET_BACK: &str = "set back";
 
 /// What a manifest is made from, handed to the maker within [`Ledger::sign`].
 #[derive(Debug)]
@@ -350,7 +354,18 @@ impl Ledger {
     pub async fn overtaken(&self, store: &StoreId, serial: u64) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         w.go_above(store, serial).await?;
+        w.set_fact(SET_BACK, "1").await?;
         w.commit().await
+    }
+
+    /// Whether the ledger was found to be set back, and no publish has looked at what it does not know since.
+    pub async fn is_set_back(&self) -> Result<bool, LedgerError> {
+        Ok(self.fact(SET_BACK).await?.is_some_and(|f| f == "1"))
+    }
+
+    /// Notes that a publish knows what to look at, and keeps it.
+    pub async fn set_back_is_known(&self) -> Result<(), LedgerError> {
+        self.set_fact(SET_BACK, "").await
     }
 
     /// Whether no manifest was signed here under a serial, and the last one was signed above it because a device told of it.
@@ -395,8 +410,15 @@ impl Ledger {
             .collect()
     }
 
-    /// Stores the next trust file. The same again is fine; other bytes under its number are not.
-    pub async fn add_trust(&self, version: u64, envelope: &str, now: Timestamp) -> Result<(), LedgerError> {
+    /// Stores the next trust file. The same again is fine; other bytes under its number are not. One that begins an epoch
+    /// forgets, with it, what was claimed of the time: else whoever signs next would carry that over.
+    pub async fn add_trust(
+        &self,
+        version: u64,
+        envelope: &str,
+        now: Timestamp,
+        begins: bool,
+    ) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         let row = sqlx::query("SELECT envelope FROM trust WHERE version = $1")
             .bind(signed(version))
@@ -417,6 +439,9 @@ impl Ledger {
             .bind(seconds(now))
             .execute(&mut **w)
             .await?;
+        if begins {
+            w.set_fact(TIME, &now.to_string()).await?;
+        }
         w.commit().await
     }
 

@@ -487,9 +487,9 @@ async fn one_mail_an_episode_and_a_mail_is_nobody_elses_while_claimed() {
 #[tokio::test]
 async fn a_trust_file_is_not_rewritten_and_a_later_ledger_is_refused() {
     on_each_database(async |l| {
-        l.add_trust(1, "{}", t(0)).await.unwrap();
-        l.add_trust(1, "{}", t(1)).await.unwrap();
-        assert!(matches!(l.add_trust(1, "{ }", t(1)).await, Err(LedgerError::Conflict(_))));
+        l.add_trust(1, "{}", t(0), false).await.unwrap();
+        l.add_trust(1, "{}", t(1), false).await.unwrap();
+        assert!(matches!(l.add_trust(1, "{ }", t(1), false).await, Err(LedgerError::Conflict(_))));
         l.trust_put(1).await.unwrap();
         assert_eq!(l.trust().await.unwrap(), [TrustRow { version: 1, envelope: "{}".into(), put: true }]);
         sqlx::query("INSERT INTO migration (number) VALUES (99)").execute(l.pool()).await.unwrap();

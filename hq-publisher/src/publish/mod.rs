@@ -283,7 +283,7 @@ struct Run<'a> {
     contract_numbers: BTreeMap<StreamName, (u64, Sha256)>,
     /// Errors and drift that devices report: since when, and who.
     reported: BTreeMap<Instance, (Timestamp, String)>,
-    /// Stores that are to follow other instances than before.
+    /// Stores that are to follow other instances than before, by store and stream.
     moves: Vec<Move>,
     /// Instances of a ledger that was set back, which may not know the highest versions: not looked at since.
     behind: BTreeSet<Instance>,
@@ -324,6 +324,7 @@ impl Run<'_> {
         self.signer.drop_moved(self.ledger).await?;
         self.splits = self.find_splits(contracts);
         self.moves = self.signer.moves(self.ledger, &stores).await?;
+        self.moves.sort_by(|a, b| (&a.store, &a.from.stream).cmp(&(&b.store, &b.from.stream)));
         // 5. Each stream, each audience: up to packs in the bucket.
         let mut ready = Vec::new();
         let mut settled = Vec::new();
@@ -342,7 +343,8 @@ impl Run<'_> {
         if !self.options.dry_run {
             self.sign(ready, &mut report).await?;
             let before = self.behind.len();
-            self.behind.retain(|i| !report.instances.get(i).is_some_and(InstanceReport::is_well));
+            let is_known = |e: &InstanceReport| e.is_well() || e.is_newest;
+            self.behind.retain(|i| !report.instances.get(i).is_some_and(is_known));
             if self.behind.len() < before {
                 self.note_behind().await?;
             }
@@ -462,16 +464,16 @@ impl Run<'_> {
         rebuild::replica_path(&self.replicas_dir(), instance)
     }
 
-    /// Some stores' manifests that the bucket does not take hold up nobody else's; those of all are the bucket's failure.
-    /// Gives what was told.
-    async fn bear(&self, put: Result<(), ManifestsError>) -> Result<Option<String>, ManifestsError> {
+    /// Some stores' manifests that the bucket does not take hold up nobody else's; those of all are, `at_end`, the bucket's
+    /// failure. Gives what was told.
+    async fn bear(&self, put: Result<(), ManifestsError>, at_end: bool) -> Result<Option<String>, ManifestsError> {
         let (failed, e) = match put {
             Err(e @ ManifestsError::NotPut(_)) => (e.stores(), e),
             other => return other.map(|()| None),
         };
         let stores = self.ledger.stores().await?;
-        let mut here = stores.iter().filter(|s| s.serial > 0 && s.vanished_at.is_none());
-        if here.all(|s| failed.contains(&s.seen.id)) {
+        let mut here = stores.iter().filter(|s| s.serial > 0 && s.vanished_at.is_none()).peekable();
+        if at_end && here.peek().is_some() && here.all(|s| failed.contains(&s.seen.id)) {
             return Err(e);
         }
         let text = format!("{} stores get nothing new before their manifests can be put: {e}", failed.len());
@@ -497,7 +499,7 @@ impl Run<'_> {
                 (Ok(()), Err(e @ (ManifestsError::Bucket(_) | ManifestsError::NotPut(_)))) => {
                     self.problem(format!("a manifest put earlier cannot be looked at: {e}"));
                 }
-                (put, again) => drop(self.bear(manifests::both(put, again)).await?),
+                (put, again) => drop(self.bear(manifests::both(put, again), false).await?),
             }
             Ok::<_, ManifestsError>(waiting)
         };
@@ -526,10 +528,13 @@ impl Run<'_> {
         self.heads = self.ledger.heads().await?;
         let behind = self.ledger.fact(BEHIND).await?.and_then(|text| serde_json::from_str(&text).ok());
         self.behind = behind.unwrap_or_default();
-        // The next signature goes above what overtook the ledger, and nothing tells of it any more.
-        if self.ledger.stores().await?.iter().any(|s| s.is_overtaken()) {
+        // Any signature goes above what overtook the ledger, and no store's list tells of it any more.
+        if self.ledger.is_set_back().await? {
             self.behind.extend(self.heads.keys().cloned());
             self.note_behind().await?;
+            if !self.options.dry_run {
+                self.ledger.set_back_is_known().await?;
+            }
         }
         for s in &contracts.streams {
             let (number, is_new) = self.ledger.schema_number(&s.name, &s.contract.sha256).await?;
@@ -707,7 +712,8 @@ impl Run<'_> {
             }
         }
         self.still_publisher().await?;
-        let put = async { self.bear(put_unfinished(self.ledger, self.buckets, Some(token)).await.map(drop)).await };
+        let put =
+            async { self.bear(put_unfinished(self.ledger, self.buckets, Some(token)).await.map(drop), true).await };
         let lacking = self.step(Step::PutManifests, put).await?;
         let problem = lacking.as_deref().map(|text| ("Manifests of some stores cannot be put", text));
         mail::publish_notice(self.ledger, self.clock, "manifests", problem).await?;
@@ -719,8 +725,8 @@ impl Run<'_> {
             for (_, path) in &one.packs {
                 shelf::remove(path)?;
             }
-            // What the list says that could not be replaced stays.
-            if lacking.is_none() {
+            // What a list says that could not be replaced stays; also of one that was put only now, as it was.
+            if lacking.is_none() && !self.signer.leaves_some() {
                 report.deleted += self.retain(token, &one.instance).await?;
             }
         }

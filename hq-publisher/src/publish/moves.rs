@@ -124,7 +124,8 @@ impl Run<'_> {
 
     /// The instance that a store's list names, where it is to follow another one of the stream.
     fn listed_before(&self, stream: &StreamName, store: &StoreRow) -> Option<Instance> {
-        self.moves.iter().find(|m| m.store == store.id && &m.from.stream == stream).map(|m| m.from.clone())
+        let place = self.moves.binary_search_by(|m| (&m.store, &m.from.stream).cmp(&(&store.id, stream)));
+        place.ok().map(|n| self.moves[n].from.clone())
     }
 
     /// Whether what is published of an instance has a table.
@@ -278,9 +279,8 @@ impl Run<'_> {
         if !held.as_ref().or(follows.as_ref()).is_some_and(|i| self.had(i, table)) {
             return None;
         }
-        // A store without a zone keeps what it has, and is not given the table by two streams ([`manifests::Signer`]).
-        let keeps = follows.is_none() && !held.as_ref().is_some_and(|i| comes(i, report));
         let waits = |s: &Stream| waits.contains_key(&s.name);
+        let has_zone = follows.is_some();
         let goes = !waits(from) && follows.or(held).is_some_and(|i| comes(&i, report));
         let gets = manifests::followed(&to.name, to.audience, store).filter(|_| !waits(to));
         let has = |i: &Instance| self.heads.get(i).is_some_and(|h| !h.retired) && self.had(i, table);
@@ -297,10 +297,15 @@ impl Run<'_> {
             );
             return Some((from, Wait { code: "SHRINK", text }));
         }
-        if arrives && !goes && !keeps {
+        if arrives && !goes {
+            let what = if has_zone {
+                format!("Publish both together{asked}; that {from} gives it up needs --allow-rebuild")
+            } else {
+                "It keeps that, for it has no zone in the source: give it one, or take it off the list of stores".into()
+            };
             let text = format!(
                 "it takes table {table} over from stream {from}, by which store {} has it: no register can hold it by two. \
-                 Publish both together{asked}; that {from} gives it up needs --allow-rebuild",
+                 {what}",
                 store.id
             );
             return Some((to, Wait { code: "REBUILD", text }));

@@ -60,6 +60,9 @@ pub struct InstanceReport {
     /// With an inbox: no drop came, so that nothing is better than it was.
     #[serde(skip)]
     pub rested: bool,
+    /// In a ledger that was set back: whether no version is out that it does not know.
+    #[serde(skip)]
+    pub is_newest: bool,
     /// Stores that are to go over to it stay where they are.
     #[serde(skip)]
     pub keeps_away: bool,

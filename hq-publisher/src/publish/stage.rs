@@ -116,6 +116,7 @@ impl Run<'_> {
         report.version = head.map(|h| h.version);
         let drops = feed.drops_of(instance);
         if self.may_rest(task, feed, head, &drops, report) {
+            self.is_newest(instance, head, report).await?;
             return Ok(None);
         }
         // 1. What is published, and the new rows under their contract.
@@ -204,6 +205,28 @@ impl Run<'_> {
         // A retired one wants drops: stores would follow rows of long ago.
         report.rested = head.is_none_or(|h| same && !h.retired && !self.options.full && h.epoch == self.epoch);
         report.rested
+    }
+
+    /// Of what nothing is read, in a ledger that was set back: whether a newer version is out, whose rows nobody here has.
+    async fn is_newest(
+        &self,
+        instance: &Instance,
+        head: Option<&Head>,
+        report: &mut InstanceReport,
+    ) -> Result<(), PublishError> {
+        if !self.behind.contains(instance) {
+            return Ok(());
+        }
+        let mut facts = Facts::default();
+        self.next_version(instance, head, &mut facts).await?;
+        report.is_newest = !facts.ahead;
+        if facts.ahead {
+            self.problem(format!(
+                "{instance}: the ledger was set back, and stores have a newer version than it knows: drop all its files again, \
+                 or move the ledger away (README, the bucket is ahead of the ledger)"
+            ));
+        }
+        Ok(())
     }
 
     /// Whether the head was published under this very contract.

@@ -1791,6 +1791,16 @@ async fn a_table_changes_hands_between_streams_of_the_settings_in_one_publish() 
             assert_eq!(tables(&w), before, "{what}");
         }
     }
+    // A store without a zone keeps what it has: it would have the table by two streams.
+    w.sql("UPDATE store SET zone = NULL WHERE id = '0422'");
+    let r = w.publish_as(rebuild()).await;
+    let text = &r.instances[&"catalog@all".parse().unwrap()].reason;
+    assert!(text.contains("by which store 0422 has it") && text.contains("it has no zone"), "{text}");
+    assert_eq!(
+        (tables(&w), listed(&w, "0422")),
+        (before.clone(), vec!["catalog@all".into(), "price@zone-west".into()])
+    );
+    w.sql("UPDATE store SET zone = 'west' WHERE id = '0422'");
     // Who takes it is refused for his rows: nobody gives it up.
     w.sql("UPDATE deal SET sku = NULL WHERE zone = 'east'");
     let r = w.publish_as(rebuild()).await;
@@ -1830,7 +1840,10 @@ async fn a_ledger_set_back_with_its_source_goes_above_what_is_out() {
     fs::copy(&backup, &ledger).unwrap();
     w.sql(&day.replace("cents + 1", "cents - 1"));
     assert_eq!(w.publish_cut(&options(), &Quiet).await.unwrap_err().exit_code(), 1, "it is told of first");
-    // Who looks at others first makes nobody forget it.
+    // Who signs first makes nobody forget it,
+    let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    desk.enroll(&"0421-01".parse().unwrap()).await.unwrap();
+    // nor who looks at others.
     let only = PublishOptions { stream: Some("catalog".parse().unwrap()), ..options() };
     assert_eq!(w.publish_as(only).await.exit_code(), 0);
     let r = w.publish().await;
