@@ -145,8 +145,7 @@ impl Device {
         }
         let mut db = sqlite::open_private(&file)?;
         db.execute_batch(SCHEMA)?;
-        let id = sound::<DeviceId>(&db, "id")?;
-        if let Some(found) = id.clone()
+        if let Some(found) = sound::<DeviceId>(&db, "id")?
             && found != code.id
         {
             return Err(DeviceError::OtherDevice { dir: dir.display().to_string(), found, wanted: code.id.clone() });
@@ -161,10 +160,10 @@ impl Device {
             read => read?,
         };
         let trust = sound::<TrustState>(&tx, "trust")?;
-        // Roots that were rotated, and followed, are still the same headquarters'.
+        // Roots that were rotated, and followed, are still the same headquarters'; an id that rotted says nothing of them.
         let is_followed = || trust.as_ref().is_some_and(|t| t.roots() == &code.roots);
         let is_same = before == serde_json::to_value(&code.roots).ok();
-        let is_kept = id.is_some() && (is_same || is_followed());
+        let is_kept = is_same || is_followed();
         if !is_same {
             put(&tx, "roots", &code.roots)?;
         }
@@ -179,7 +178,7 @@ impl Device {
         if !is_kept || get::<bool>(&tx, FOREIGN).is_err() {
             put(&tx, FOREIGN, &before.is_some())?;
             // Bad packs have names that another headquarters gives to good ones.
-            tx.execute("DELETE FROM fact WHERE name = 'avoid'", [])?;
+            tx.execute("DELETE FROM fact WHERE name IN ('avoid', 'relay_word')", [])?;
         }
         failpoint::step("device.enrol", || tx.commit())?;
         sqlite::checkpoint(&db, sqlite::Checkpoint::Truncate)?;
@@ -440,6 +439,20 @@ mod tests {
         let (seq, seen) = (open().unwrap().next_seq().unwrap(), open().unwrap().seen().clone());
         Device::enrol(dir.path(), &code()).unwrap();
         assert_eq!((open().unwrap().next_seq().unwrap(), open().unwrap().seen()), (seq + 1, &seen));
+        // An id alone that rotted takes nothing with it; another headquarters takes what the old one's packs were called.
+        let names = ["avoid", "relay_word"];
+        let mut device = open().unwrap();
+        names.iter().for_each(|name| device.set_fact(name, &1).unwrap());
+        device.set_fact(FOREIGN, &false).unwrap();
+        device.db.execute("UPDATE fact SET value = '{' WHERE name = 'id'", []).unwrap();
+        drop(device);
+        let facts = || names.map(|name| open().unwrap().fact::<u64>(name).unwrap());
+        Device::enrol(dir.path(), &code()).unwrap();
+        assert_eq!((facts(), open().unwrap().fact(FOREIGN).unwrap()), ([Some(1), Some(1)], Some(false)));
+        let key = SecretKey::from_seed([2; 32]).public();
+        let other = EnrolCode { roots: RootKeys { threshold: 1, keys: vec![key] }, ..code() };
+        Device::enrol(dir.path(), &other).unwrap();
+        assert_eq!((facts(), open().unwrap().fact(FOREIGN).unwrap()), ([None, None], Some(true)));
     }
 
     #[test]

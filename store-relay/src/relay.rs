@@ -123,6 +123,8 @@ pub struct Relay {
     pub(crate) down: Mutex<BTreeMap<String, Duration>>,
     /// Packs that failed lately, until when they wait.
     pub(crate) pauses: Mutex<BTreeMap<PackName, Duration>>,
+    /// Streams that wait for another to lose a table, and how long each pauses next.
+    pub(crate) awaiting: Mutex<BTreeMap<StreamName, Duration>>,
     /// Listed packs that no source has, since when.
     pub(crate) absent: Mutex<BTreeMap<(Wanted, PackName), Absent>>,
     /// Packs in `ok/` whose files turned out damaged.
@@ -180,9 +182,16 @@ impl Relay {
         let shelves = Shelves::open(dir, tools.steps.clone())?;
         let spool = Spool::open(dir, config.events)?;
         let (shadow, lost) = Shadow::open(dir, &config.limits, tools.runner.clone())?;
-        if device.fact(device::FOREIGN)?.unwrap_or(false) {
+        let is_foreign = match device.fact(device::FOREIGN) {
+            // The dear answer is the safe one: it costs a full of each stream.
+            Err(e) if e.is_unreadable() => true,
+            read => read?.unwrap_or(false),
+        };
+        if is_foreign {
             tracing::warn!("enrolled by another headquarters: all streams come anew");
             shadow.disown().map_err(ShadowError::from)?;
+            // They would lock registers out, and be taken for ours; these are fetched anew, too.
+            shelves.drop_small()?;
             device.set_fact(device::FOREIGN, &false)?;
         }
         Ok((Files { shelves, spool, device }, shadow, lost))
@@ -206,6 +215,7 @@ impl Relay {
             followers,
             down: Mutex::default(),
             pauses: Mutex::default(),
+            awaiting: Mutex::default(),
             absent: Mutex::default(),
             rotten: tokio::sync::Mutex::new(rotten),
             spare: Mutex::default(),
@@ -493,6 +503,7 @@ impl Relay {
             state.waits.clear();
             state.held.keys().any(|s| !wanted.contains(s))
         };
+        self.awaiting().clear();
         if gone {
             // Before another stream takes over the names of its tables.
             for stream in self.shadow.forget(&wanted, |_| true).await.map_err(ShadowError::from)? {

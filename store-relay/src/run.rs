@@ -258,6 +258,9 @@ impl Mirror {
         };
         self.busy.remove(&stream);
         self.spare_wanted = true;
+        for waited in self.relay.may_go_on() {
+            self.due.insert(waited, Instant::now());
+        }
         if let Outcome::Again(pause, _) = outcome {
             let at = Instant::now() + pause.mul_f64(1.0 + random_unit() / 4.0);
             let earlier = self.due.get(&stream).is_some_and(|d| *d <= at);

@@ -234,6 +234,21 @@ impl Shelves {
         self.steps.run(step, || shelf::write_durable(&path, bytes))
     }
 
+    /// Deletes trust files and manifests from `ok/`: nothing but their names tells another headquarters' from ours. Packs go
+    /// by their hashes.
+    pub fn drop_small(&self) -> Result<(), ShelfError> {
+        let ok = self.root.join(Room::Ok.dir());
+        shelf::remove(&self.path(Room::Ok, &ObjectName::Trust))?;
+        let small = ["trust", "stores"].map(|dir| ok.join(dir));
+        for dir in self.all_dirs(Room::Ok)?.into_iter().rev().filter(|d| small.iter().any(|s| d.starts_with(s))) {
+            for file in shelf::list(&dir)?.iter().filter(|e| !e.is_dir) {
+                shelf::remove(&file.path)?;
+            }
+            shelf::remove_empty_dir(&dir)?;
+        }
+        Ok(())
+    }
+
     /// Deletes a pack from a directory.
     pub fn drop_pack(&self, room: Room, name: &PackName) -> Result<(), ShelfError> {
         let path = self.pack(room, name);

@@ -30,6 +30,8 @@ use std::time::Duration;
 const DOWN: Duration = Duration::from_secs(30);
 /// The pause after surroundings failed.
 const SOON: Duration = Duration::from_secs(5);
+/// The longest pause of a stream that waits for another: each trial costs a process.
+const AWAITING: Duration = Duration::from_secs(60);
 /// What any trial may take, and the unpacked bytes a second of the slowest machine beyond that.
 const LEAST_TIME: Duration = Duration::from_secs(30);
 const SLOWEST: u64 = 256 << 10;
@@ -243,6 +245,37 @@ impl Relay {
 
     fn pauses(&self) -> MutexGuard<'_, BTreeMap<PackName, Duration>> {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn awaiting(&self) -> MutexGuard<'_, BTreeMap<StreamName, Duration>> {
+        self.awaiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a stream pauses that waits for another to lose a table: ever longer.
+    pub(crate) fn pause_awaiting(&self, stream: &StreamName) -> Duration {
+        let mut awaiting = self.awaiting();
+        let next = awaiting.entry(stream.clone()).or_default();
+        let pause = (*next).max(SOON);
+        *next = (pause * 2).min(AWAITING);
+        pause
+    }
+
+    /// A stream moved on: others may have waited for that.
+    pub(crate) fn moved_on(&self, stream: &StreamName) {
+        let mut awaiting = self.awaiting();
+        awaiting.remove(stream);
+        awaiting.values_mut().for_each(|pause| *pause = Duration::ZERO);
+    }
+
+    /// The streams that waited for another when one moved on; each is named once.
+    pub(crate) fn may_go_on(&self) -> Vec<StreamName> {
+        let mut awaiting = self.awaiting();
+        let over = awaiting.iter_mut().filter(|(_, pause)| pause.is_zero());
+        over.map(|(stream, pause)| {
+            *pause = SOON;
+            stream.clone()
+        })
+        .collect()
     }
 
     fn absent(&self) -> MutexGuard<'_, BTreeMap<(Wanted, PackName), Absent>> {
@@ -651,6 +684,7 @@ impl Relay {
         }
         match end {
             TrialEnd::Done => {
+                self.moved_on(stream);
                 self.healed(stream);
                 self.hall.mended(fault::LOCAL_FILES, &subject(Wanted::Here, stream));
                 None
@@ -658,7 +692,7 @@ impl Relay {
             TrialEnd::Stopped => Some(Outcome::Stopped),
             TrialEnd::Waits { text } => {
                 self.waits(stream, Some(&text));
-                Some(Outcome::Again(SOON, text))
+                Some(Outcome::Again(self.pause_awaiting(stream), text))
             }
             TrialEnd::Refused { .. } | TrialEnd::Died { .. } => {
                 let (name, failure) = self.guilty(way, packs, end)?;

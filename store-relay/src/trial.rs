@@ -229,6 +229,14 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError) -> TrialEnd 
     if error.waits() {
         return TrialEnd::Waits { text };
     }
+    // The stream was let go after the plan was made, which says nothing of the pack: the next plan begins with a full.
+    let from_delta = trial.packs.first().is_some_and(|(_, e)| e.base.is_some());
+    if matches!(error, ApplyError::WrongBase { .. })
+        && from_delta
+        && matches!(shadow.held(&trial.instance.stream), Ok(None))
+    {
+        return TrialEnd::Surroundings { code: error.code().into(), text, disk_full: false };
+    }
     // 1. The file: what lies on the disk may have rotted since it was verified, or be there no more.
     let guilty = guilty_pack(trial, shadow, error);
     if let Some((path, entry)) = &guilty {

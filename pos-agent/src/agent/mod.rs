@@ -14,7 +14,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
-use crate::register_db::{AllHeld, DbError, RegisterDb, Remedy, STORE_DB, at, move_aside};
+use crate::register_db::{AllHeld, DbError, Healed, RegisterDb, Remedy, STORE_DB, at, move_aside};
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
@@ -188,6 +188,8 @@ enum Went<T> {
     Without(PackName),
     /// Without this pack, which no source gives; why.
     Denied(PackName, String),
+    /// Without this pack, until another stream has lost a table; which.
+    Awaits(PackName, String),
     /// It is over for this stream.
     Over(End),
 }
@@ -206,7 +208,7 @@ impl Files {
     fn open(config: &Config) -> Result<Files, OpenError> {
         let device = Arc::new(Mutex::new(Device::open(&config.data_dir, &config.device(), &config.limits)?));
         let (memory, word) = Memory::load(device.clone())?;
-        let (db, damage) = match RegisterDb::open(&config.store_db(), &config.limits) {
+        let (db, mut damage) = match RegisterDb::open(&config.store_db(), &config.limits) {
             Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
                 // Whose own tables cannot be made has some, under a header that says that it has none.
                 let is_lost = e.is_unreadable() || sqlite::is_damaged(&config.store_db());
@@ -226,13 +228,18 @@ impl Files {
         if is_foreign {
             tracing::warn!("enrolled by another headquarters: all streams come anew");
             match db.disown() {
-                // The first look finds that, too, and begins it anew.
-                Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => tracing::warn!(error = %e, "not yet"),
-                done => {
-                    done?;
-                    lock(&device).set_fact(FOREIGN, &false)?;
+                // Not to be left for the first look: if that finds the file sound, the old rows would count.
+                Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
+                    if db.heal()? == Healed::Lost {
+                        damage = Some(e.to_string());
+                        db.begin_anew()?;
+                    } else {
+                        db.disown()?;
+                    }
                 }
+                done => done?,
             }
+            lock(&device).set_fact(FOREIGN, &false)?;
         }
         Ok(Files { device, memory, word, db, damage })
     }
@@ -317,18 +324,40 @@ impl Agent {
         let Some(held) = self.look().await else { return self.settle(End::Retry, false).await };
         // 2. What HQ signed, and how far the source in use can bring it.
         let Some(goal) = self.learn().await else { return self.settle(End::Retry, false).await };
-        let mut end = End::Done;
         let applied_before = self.metrics.transactions();
-        for (instance, entry) in self.in_order(&goal, &held) {
-            // 3.-6. Each stream on its own: chain, fetch and verify, apply and prove.
-            end = end.or(self.bring(&goal, &instance, entry, news).await);
-            if end == End::Again || self.halted.load(Ordering::Relaxed) {
-                break;
-            }
-        }
+        let end = self.bring_all(&goal, &held, news).await;
         // 7. Report, and clean up.
         self.sweep_packs(&goal).await;
         self.settle(end, self.metrics.transactions() > applied_before).await
+    }
+
+    /// Steps 3 to 6 for all streams; those that waited for another to lose a table again, for as long as others move on.
+    async fn bring_all(&self, goal: &Goal, held: &AllHeld, news: &mut watch::Receiver<u64>) -> End {
+        let mut end = End::Done;
+        let mut turn = self.in_order(goal, held);
+        // As many rounds as a chain of streams that wait for one another can be long.
+        for _ in 0..=goal.manifest.streams.len() {
+            let before = self.metrics.transactions();
+            let (mut waiting, mut why) = (Vec::new(), End::Done);
+            for (instance, entry) in turn {
+                // Each stream on its own: chain, fetch and verify, apply and prove.
+                let ended = self.bring(goal, &instance, entry, news).await;
+                if ended == End::Again || self.halted.load(Ordering::Relaxed) {
+                    return end.or(ended);
+                }
+                if is_in_the_way(&goal.manifest, &instance.stream, &self.shown().held) {
+                    why = why.or(ended);
+                    waiting.push((instance, entry));
+                } else {
+                    end = end.or(ended);
+                }
+            }
+            turn = waiting;
+            if turn.is_empty() || self.metrics.transactions() == before {
+                return end.or(why);
+            }
+        }
+        end.or(End::Retry)
     }
 
     /// Step 1.
@@ -399,7 +428,7 @@ impl Agent {
         news: &mut watch::Receiver<u64>,
     ) -> End {
         let mut without = BTreeSet::new();
-        let mut denied = None;
+        let (mut denied, mut awaits) = (None, None);
         loop {
             // 3. The cheapest chain of packs by bytes, from what the database says.
             let held = self.shown().held.clone();
@@ -410,6 +439,9 @@ impl Agent {
                 }
                 Next::Wait(why) => {
                     self.goes_on_unless(instance, denied);
+                    if let Some(text) = awaits {
+                        self.shown().waits.insert(instance.clone(), text);
+                    }
                     self.shown()
                         .waits
                         .entry(instance.clone())
@@ -431,6 +463,7 @@ impl Agent {
                     denied = Some((pack, why));
                     continue;
                 }
+                Went::Awaits(..) => return End::Retry,
                 Went::Over(end) => return end,
             };
             // 5. and 6. Apply in one transaction with the version, proved before it commits.
@@ -438,6 +471,10 @@ impl Agent {
                 Went::On(()) => self.goes_on(Some(instance)),
                 Went::Without(pack) | Went::Denied(pack, _) => {
                     without.insert(pack);
+                }
+                Went::Awaits(pack, text) => {
+                    without.insert(pack);
+                    awaits = Some(text);
                 }
                 Went::Over(end) => return end,
             }

@@ -144,7 +144,7 @@ impl Agent {
             }
             Remedy::Wait => {
                 tracing::debug!(%instance, %text, "it waits for another stream");
-                Went::Without(first.clone())
+                Went::Awaits(first.clone(), text)
             }
             // A full and what follows it do not depend on the rows that were here.
             Remedy::AskRows if first.kind == PackKind::Delta => match self.rows_are_right(&instance.stream).await {

@@ -89,9 +89,11 @@ impl Agent {
         let (held, now) = (self.shown().held.clone(), self.clock.now());
         let avoided = self.memory.avoided();
         let deadly = self.tries.last().filter(|t| t.is_alarming());
+        // What is held of another epoch, or of another headquarters, is no version of this one's.
+        let epoch = lock(&self.device).manifest().map(|m| m.epoch);
         let is_behind = |name: &PackName| {
-            held.get(&name.instance.stream)
-                .is_some_and(|h| h.audience == name.instance.audience && h.version >= name.version)
+            let version = held.get(&name.instance.stream).zip(epoch).and_then(|(h, e)| h.version_of(&name.instance, e));
+            version.is_some_and(|v| v >= name.version)
         };
         self.memory.faults(|f| {
             let mut changed = f.mend(fault::PACK_IN_ERROR, |f| {

@@ -306,6 +306,64 @@ async fn a_table_moves_between_streams_whatever_the_order() {
 }
 
 #[tokio::test]
+async fn tables_that_move_along_a_chain_of_streams_come_in_one_cycle() {
+    let mut hq = Hq::new();
+    let chain = ["x", "y", "z"];
+    for (stream, table) in chain.into_iter().zip(["one", "two", "three"]) {
+        hq.tables.insert(stream, table);
+        hq.full(&format!("{stream}@all"), 1, &rows(9, 1));
+    }
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    // z gets what y loses, and y what x loses; the one with the fewest bytes waits for both.
+    for (n, (stream, table)) in [3000, 2000, 2].into_iter().zip(chain.into_iter().zip(["zero", "one", "two"])) {
+        hq.tables.insert(stream, table);
+        hq.full(&format!("{stream}@all"), 2, &rows(n, 2));
+    }
+    hq.sign();
+    let late = hq.pack_path("x@all", 2, PackKind::Full);
+    let away = late.with_extension("away");
+    std::fs::rename(&late, &away).unwrap();
+    cycle(&agent).await;
+    let held = ["x@all", "y@all", "z@all"].map(|i| version(&agent, i));
+    assert_eq!(held, [Some(1), Some(1), Some(1)]);
+    let waits = agent.shown().waits[&instance("z@all")].clone();
+    assert!(waits.contains("table two is held by stream y"), "{waits}");
+    std::fs::rename(&away, &late).unwrap();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((r.rows("zero"), r.rows("one"), r.rows("two")), (rows(3000, 2), rows(2000, 2), rows(2, 2)));
+    assert!(codes(&agent).is_empty() && agent.shown().waits.is_empty(), "{:?}", codes(&agent));
+}
+
+#[tokio::test]
+async fn a_version_of_another_epoch_is_past_no_pack() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.new_epoch();
+    hq.serial = 0;
+    hq.streams.clear();
+    hq.full("price@zone-east", 2, &rows(80, 400));
+    hq.full("promo@all", 1, &rows(3, 3));
+    hq.sign();
+    let path = hq.pack_path("price@zone-east", 2, PackKind::Full);
+    let good = std::fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    bad[40] ^= 1;
+    std::fs::write(&path, &bad).unwrap();
+    for _ in 0..2 {
+        cycle(&agent).await;
+        assert_eq!((codes(&agent), version(&agent, "price@zone-east")), (vec![fault::REFUSED.to_owned()], Some(50)));
+    }
+    std::fs::write(&path, &good).unwrap();
+    cycle(&agent).await;
+    assert_eq!((codes(&agent), version(&agent, "price@zone-east")), (vec![], Some(2)));
+}
+
+#[tokio::test]
 async fn a_hold_lets_packs_come_but_not_in() {
     let mut hq = usual();
     let r = Register::enrolled(&hq, &hq.url(), &[]);

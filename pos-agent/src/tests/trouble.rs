@@ -134,6 +134,35 @@ async fn a_note_that_cannot_be_read_keeps_no_register_from_starting() {
 }
 
 #[tokio::test]
+async fn a_database_that_cannot_be_disowned_is_begun_anew() {
+    // Bytes of the page with our rows; a table of ours that is gone, of a file that is sound.
+    for tampering in ["page", "DROP TABLE tillcast_stream"] {
+        let hq = usual();
+        let r = Register::enrolled(&hq, &hq.url(), &[]);
+        let agent = r.open();
+        poll_and_cycle(&agent).await;
+        cycle(&agent).await;
+        drop(agent);
+        rot(&r, "foreign", "true");
+        let path = r.config.store_db();
+        if tampering == "page" {
+            let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'tillcast_stream'";
+            let page = r.reader().query_row(root, [], |r| r.get::<_, u32>(0)).unwrap() as usize;
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[(page - 1) * 4096..page * 4096].fill(0xff);
+            std::fs::write(&path, &bytes).unwrap();
+        } else {
+            r.tamper(tampering);
+        }
+        let agent = r.open();
+        assert!(damaged(&path).exists() && codes(&agent).contains(&fault::DRIFT.to_owned()), "{tampering}");
+        assert_eq!(agent.device.lock().unwrap().fact(proto::device::FOREIGN).unwrap(), Some(false), "{tampering}");
+        assert_eq!(poll_and_cycle(&agent).await, End::Done, "{tampering}");
+        assert_eq!((r.rows("price"), codes(&agent)), (rows(100, 50), vec![]), "{tampering}");
+    }
+}
+
+#[tokio::test]
 async fn drift_whose_note_is_lost_is_found_in_the_rows() {
     let hq = usual();
     let r = Register::enrolled(&hq, &hq.url(), &[]);

@@ -114,17 +114,15 @@ pub enum ApplyError {
         /// Why.
         reason: String,
     },
-    /// A table, or an index by a name that it makes, that another stream holds.
+    /// A table that another stream holds.
     #[error("{pack}: table {table} is held by stream {holder}, which is listed")]
     Elsewhere {
         /// Which pack.
         pack: String,
         /// The table.
         table: TableName,
-        /// Who holds it.
+        /// Who holds it, until a pack of its own gives it up: that says nothing about this pack.
         holder: StreamName,
-        /// Whether that one gives it up by a pack of its own, or this one is to: it says nothing about the pack.
-        is_to_go: bool,
     },
     /// References that lead nowhere.
     #[error(
@@ -170,9 +168,9 @@ impl ApplyError {
         }
     }
 
-    /// Whether another stream is to give up a table first, or this one: the same again, when that is done.
+    /// Whether another stream is to give up a table first: the same again, when that is done.
     pub fn waits(&self) -> bool {
-        matches!(self, ApplyError::Elsewhere { is_to_go: true, .. })
+        matches!(self, ApplyError::Elsewhere { .. })
     }
 
     /// Whether the rows that are here had a part in it, so that a drift may be the cause.
@@ -348,42 +346,43 @@ impl Replica {
         if let Some(h) = held {
             self.sql("dropping the old tables", |db| let_go(db, job, &job.instance.stream, h, contract))?;
         }
-        self.make_way(job, &all, contract.tables.iter(), (contract, pack))?;
+        self.make_way(job, &all, (contract, None), pack)?;
         let tables: Vec<String> = contract.tables.iter().map(|t| t.create.clone()).collect();
         self.guarded("making the tables", &tables, pack)?;
         Ok(contract.tables.iter().map(|t| (t.name.clone(), StateDigest::default())).collect())
     }
 
-    /// Takes away what has the names of tables about to be made, and of indexes: what no stream holds (a rest of one whose
-    /// version was lost, or that stayed to be read), and what a stream holds that is listed no more, which is forgotten. One
-    /// that is listed gives a table up by a pack of its own, unless that waits for this one, or it is of another epoch.
-    fn make_way<'t>(
+    /// Takes away what has the names of tables about to be made: what no stream holds (a rest of one whose version was lost,
+    /// or that stayed to be read), and what a stream holds that is listed no more, which is forgotten. One that is listed
+    /// gives a table up by a pack of its own, unless that waits for this one, or it is of an earlier epoch. An index that has
+    /// the name of one about to be made goes whoever's it is: no row and no digest depends on it, and two streams that
+    /// swapped names would wait for ever.
+    fn make_way(
         &self,
         job: &Job<'_>,
         held: &BTreeMap<StreamName, Held>,
-        new: impl Iterator<Item = &'t Table>,
-        (contract, pack): (&Contract, &str),
+        (contract, old): (&Contract, Option<&Contract>),
+        pack: &str,
     ) -> Result<(), ApplyError> {
-        let make_room = |holder: &StreamName, table: &TableName, of_index: bool| {
+        let make_room = |holder: &StreamName, table: &TableName| {
             let Some(h) = held.get(holder) else { return Ok(()) };
             let Some(listed) = job.listed else { return Ok(()) };
             let own = &job.instance.stream;
             let lists = |s: &StreamName| listed.get(s).is_some_and(|tables| tables.contains(table));
-            let is_to_go = of_index || !(lists(holder) && lists(own));
-            let gives_way = !listed.contains_key(holder) || h.epoch != job.epoch;
+            let gives_way = !listed.contains_key(holder) || h.epoch < job.epoch;
             if gives_way || !lists(holder) && waits_for(listed, held, holder, own) {
                 tracing::info!(%holder, to = %job.instance, %table, "its tables go over");
                 return self.sql("forgetting a stream", |db| let_go(db, job, holder, h, contract)).map_err(Into::into);
             }
             let (pack, table, holder) = (pack.to_owned(), table.clone(), holder.clone());
-            Err(ApplyError::Elsewhere { pack, table, holder, is_to_go })
+            Err(ApplyError::Elsewhere { pack, table, holder })
         };
-        for table in new {
+        for table in contract.tables.iter().filter(|t| old.is_none_or(|o| o.table(&t.name).is_none())) {
             let holds = |(stream, h): &(&StreamName, &Held)| {
                 **stream != job.instance.stream && h.digests.contains_key(&table.name)
             };
             match held.iter().find(holds) {
-                Some((holder, _)) => make_room(holder, &table.name, false)?,
+                Some((holder, _)) => make_room(holder, &table.name)?,
                 None => {
                     if is_strange(&self.db, table) {
                         tracing::warn!(
@@ -396,17 +395,22 @@ impl Replica {
             }
         }
         let Some(listed) = job.listed else { return Ok(()) };
-        for (index, _) in contract.tables.iter().flat_map(|t| &t.indexes) {
-            let Some((table, holder)) = self.sql("reading sqlite_schema", |db| table_of_index(db, index))? else {
-                continue;
-            };
-            match holder {
-                Some(holder) if holder == job.instance.stream => {}
-                Some(holder) => make_room(&holder, &table, true)?,
-                None => self.sql("dropping an index of what no stream holds", |db| {
-                    db.execute_batch(&format!("DROP INDEX IF EXISTS \"{}\"", index.replace('"', "\"\"")))
-                })?,
+        let indexes = |contract: &Contract| -> BTreeSet<String> {
+            contract.tables.iter().flat_map(|t| t.indexes.iter().map(|(name, _)| folded(name))).collect()
+        };
+        for index in indexes(contract).difference(&old.map(indexes).unwrap_or_default()) {
+            let found = self.sql("reading sqlite_schema", |db| table_of_index(db, index))?;
+            let Some((table, is_ours)) = found else { continue };
+            if !is_ours {
+                tracing::warn!(
+                    database = %self.path.display(), %index, %table, stream = %job.instance,
+                    "an index on a table that no stream holds goes: the contract has its name. Keep tables of your own in another file"
+                );
             }
+            // Whose it is gives the name up, too: a full of its own makes its table anew.
+            self.sql("dropping an index", |db| {
+                db.execute_batch(&format!("DROP INDEX IF EXISTS \"{}\"", index.replace('"', "\"\"")))
+            })?;
         }
         // What stayed to be read, and nobody is to have any more.
         self.sql("dropping what nobody lists", |db| {
@@ -438,8 +442,7 @@ impl Replica {
         if statements != new.migrate {
             return Err(refuse("its migration statements do not follow from the two contracts".into()));
         }
-        let new = contract.tables.iter().filter(|t| old.table(&t.name).is_none());
-        self.make_way(job, &self.all_held()?, new, (contract, pack))?;
+        self.make_way(job, &self.all_held()?, (contract, Some(&old)), pack)?;
         self.guarded("migrating", &statements, pack)?;
         for table in &contract.tables {
             let changed = old.table(&table.name).is_none_or(|o| o.columns.len() != table.columns.len());
@@ -835,21 +838,32 @@ fn let_go(db: &Connection, job: &Job<'_>, stream: &StreamName, held: &Held, comi
 /// Whose tables are that stayed to be read.
 const NOBODY: &str = "";
 
-/// The tables that stayed to be read.
+/// The tables that stayed to be read. A row whose name is none goes: it would be in the way of every full.
 fn stayed(db: &Connection) -> rusqlite::Result<Vec<TableName>> {
-    let mut list = db.prepare("SELECT name FROM tillcast_table WHERE stream = ?1")?;
-    let names = list.query_map([NOBODY], |r| super::parsed(r, 0))?;
-    names.collect()
+    let mut list = db.prepare("SELECT name, rowid FROM tillcast_table WHERE stream = ?1")?;
+    let mut rows = list.query([NOBODY])?;
+    let (mut names, mut rotten) = (Vec::new(), Vec::<i64>::new());
+    while let Some(r) = rows.next()? {
+        match super::parsed(r, 0) {
+            Ok(name) => names.push(name),
+            Err(e) => {
+                tracing::warn!(error = %e, "the name of a table that stayed to be read is forgotten");
+                rotten.push(r.get(1)?);
+            }
+        }
+    }
+    drop(rows);
+    for row in rotten {
+        db.execute("DELETE FROM tillcast_table WHERE rowid = ?1", [row])?;
+    }
+    Ok(names)
 }
 
-/// The table that an index by this name is on, and the stream that holds it; none where there is no such index, or its table
-/// has a name that none of ours has.
-fn table_of_index(db: &Connection, index: &str) -> rusqlite::Result<Option<(TableName, Option<StreamName>)>> {
-    let on = "SELECT tbl_name, (SELECT stream FROM tillcast_table WHERE name = tbl_name) FROM sqlite_schema
-              WHERE type = 'index' AND name = ?1 COLLATE NOCASE";
-    let found: Option<(String, Option<String>)> =
-        db.query_row(on, [index], |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
-    Ok(found.and_then(|(table, holder)| Some((table.parse().ok()?, holder.and_then(|h| h.parse().ok())))))
+/// The table that an index by this name is on, and whether that is one of ours.
+fn table_of_index(db: &Connection, index: &str) -> rusqlite::Result<Option<(String, bool)>> {
+    let on = "SELECT tbl_name, EXISTS (SELECT 1 FROM tillcast_table WHERE name = tbl_name COLLATE NOCASE)
+              FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE";
+    db.query_row(on, [index], |r| Ok((r.get(0)?, r.get(1)?))).optional()
 }
 
 /// Drops a stream's tables and its rows in ours.

@@ -133,8 +133,7 @@ impl Replica {
     pub fn open(path: &Path, limits: &Limits) -> Result<Replica, SqliteError> {
         let db = sqlite::open_private(path)?;
         let replica = Replica { db, path: path.to_owned(), limits: limits.clone() };
-        let version: i64 =
-            replica.sql("reading user_version", |db| db.pragma_query_value(None, "user_version", |r| r.get(0)))?;
+        let version: i64 = replica.sql("reading user_version", version_of_shape)?;
         match version {
             0 => {
                 failpoint::inside("empty");
@@ -176,9 +175,14 @@ impl Replica {
     fn read_held(&self, stream: Option<&StreamName>) -> Result<BTreeMap<StreamName, Held>, SqliteError> {
         self.sql("reading tillcast_stream", |db| {
             let mut held = BTreeMap::new();
-            let mut streams = db.prepare_cached(
+            let list = db.prepare_cached(
                 "SELECT stream, audience, version, epoch, schema, ddl, applied_at FROM tillcast_stream WHERE ?1 IS NULL OR stream = ?1",
-            )?;
+            );
+            let mut streams = match list {
+                // Another process is about to make it.
+                Err(e) if sqlite::is_misfit(&e) && version_of_shape(db)? == 0 => return Ok(held),
+                list => list?,
+            };
             let mut tables = db.prepare_cached(TABLES_OF)?;
             let mut rows = streams.query([stream.map(|s| s.as_str())])?;
             while let Some(r) = rows.next()? {
@@ -378,6 +382,11 @@ impl Replica {
     fn sql<T>(&self, what: &str, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, SqliteError> {
         f(&self.db).map_err(|e| SqliteError::new(format!("{}: {what}", self.path.display()), e))
     }
+}
+
+/// The change of shape that our tables are at; 0: there are none yet.
+fn version_of_shape(db: &Connection) -> rusqlite::Result<i64> {
+    db.pragma_query_value(None, "user_version", |r| r.get(0))
 }
 
 /// A stream's tables.

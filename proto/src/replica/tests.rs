@@ -565,15 +565,99 @@ fn a_table_that_another_stream_is_to_have_is_read_until_it_comes() {
     // By two streams of one list: neither takes it from the other.
     let double = list(&[("x", &["a", "b", "d"]), ("y", &["d"])]);
     let e = bring(&mut r, &double, "x", 10, &ddl(&["a", "b", "d"]), &["a", "b", "d"]).unwrap_err();
-    assert!(e.code() == "BAD_SCHEMA" && !e.waits(), "{e}");
-    // An index by a name that one has which is listed no more, and then one that nobody has.
+    assert!(e.code() == "BAD_SCHEMA" && e.waits(), "{e}");
+    // An index by a name that one has which is listed no more: it keeps its rows.
     let last = list(&[("z", &["e"])]);
     let named = "CREATE TABLE e (id INTEGER PRIMARY KEY) STRICT;\nCREATE INDEX a_by ON e (id);\n";
     bring(&mut r, &last, "z", 11, named, &["e"]).unwrap();
-    assert_eq!(["a", "b", "d", "e"].map(|t| there(&r, t)), [None, None, Some(8), Some(11)]);
-    for stream in ["y", "z"] {
+    assert_eq!(["a", "b", "d", "e"].map(|t| there(&r, t)), [Some(9), Some(9), Some(8), Some(11)]);
+    for stream in ["x", "y", "z"] {
         assert!(r.verify(&stream.parse().unwrap()).unwrap().iter().all(TableCheck::is_right));
     }
+}
+
+#[test]
+fn the_name_of_an_index_goes_over_at_once() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let ddl = |table: &str, index: &str| {
+        format!("CREATE TABLE {table} (id INTEGER PRIMARY KEY) STRICT;\nCREATE UNIQUE INDEX {index} ON {table} (id);\n")
+    };
+    let listed: Listed = ["x", "y"]
+        .map(|s| (s.parse().unwrap(), [if s == "x" { "a" } else { "b" }.parse().unwrap()].into()))
+        .into_iter()
+        .collect();
+    let bring = |r: &mut Replica, stream: &str, version: u64, table: &str, index: &str| {
+        let (path, entry) = pack_of(&shop, stream, version, &ddl(table, index), &[table]);
+        let (instance, packs) = (format!("{stream}@all").parse().unwrap(), [PackFile { path: &path, entry: &entry }]);
+        r.apply(&Job { instance: &instance, epoch: 1, packs: &packs, now: now(), prove: false, listed: Some(&listed) })
+            .unwrap();
+    };
+    let of = |r: &Replica, index: &str| {
+        let on = "SELECT tbl_name FROM sqlite_schema WHERE type = 'index' AND name = ?1";
+        r.connection().query_row(on, [index], |r| r.get::<_, String>(0)).ok()
+    };
+    let is_right = |r: &Replica| {
+        for stream in ["x", "y"] {
+            assert!(r.verify(&stream.parse().unwrap()).unwrap().iter().all(TableCheck::is_right));
+        }
+    };
+    bring(&mut r, "x", 1, "a", "one");
+    bring(&mut r, "y", 2, "b", "two");
+    // Two listed streams swap their names: neither waits for the other.
+    bring(&mut r, "x", 3, "a", "Two");
+    is_right(&r);
+    assert_eq!([of(&r, "one"), of(&r, "two"), of(&r, "Two")], [None, None, Some("a".into())]);
+    // A delta that still has the old name takes nothing back.
+    let (old, new) = (ddl("b", "two"), ddl("b", "two").replace("KEY)", "KEY, n INTEGER)"));
+    let [old, new] = [old, new].map(|ddl| (Contract::parse(&ddl, &Limits::default()).unwrap(), ddl));
+    let header = Header {
+        format: 1,
+        stream: "y".parse().unwrap(),
+        audience: Audience::All,
+        version: v(3),
+        base: Some(v(2)),
+        kind: PackKind::Delta,
+        schema: SchemaPart {
+            number: 3,
+            ddl: new.1,
+            sha256: new.0.sha256,
+            migrate: new.0.additive_since(&old.0).unwrap(),
+        },
+        created_at: now(),
+        source: "test".into(),
+        tables: table_heads(&new.0),
+    };
+    let mut digest = StateDigest::default();
+    digest.add(RowHasher::default().hash(&[Value::Int(2), Value::Null]));
+    let w = PackWriter::new(Vec::new(), &header, 1).unwrap();
+    let (bytes, written) = w.finish(&BTreeMap::from([("b".parse().unwrap(), digest)])).unwrap();
+    let path = shop.dir.path().join("y-3.delta.pack");
+    std::fs::write(&path, &bytes).unwrap();
+    let (kind, base) = (PackKind::Delta, Some(v(2)));
+    let (bytes, unpacked, sha256) = (written.bytes, written.unpacked, written.sha256);
+    let entry = PackEntry { version: v(3), kind, base, bytes, unpacked, sha256 };
+    let (y, packs) = ("y@all".parse().unwrap(), [PackFile { path: &path, entry: &entry }]);
+    r.apply(&Job { instance: &y, epoch: 1, packs: &packs, now: now(), prove: false, listed: Some(&listed) }).unwrap();
+    is_right(&r);
+    assert_eq!(of(&r, "Two"), Some("a".into()));
+    bring(&mut r, "y", 4, "b", "one");
+    is_right(&r);
+    assert_eq!([of(&r, "one"), of(&r, "Two")], [Some("b".into()), Some("a".into())]);
+    // One on a table of somebody else's goes, too, and its table stays; a note that rotted is in nobody's way.
+    r.connection()
+        .execute_batch(
+            "CREATE TABLE mine (code INTEGER); CREATE INDEX Three ON mine (code);
+             INSERT INTO tillcast_table VALUES ('not a name', '', ''), (CAST(x'ff' AS TEXT), '', '')",
+        )
+        .unwrap();
+    let log = logged(|| bring(&mut r, "y", 5, "b", "three"));
+    assert!(log.contains("index=three") && log.contains("table=mine"), "{log}");
+    assert_eq!([of(&r, "three"), of(&r, "Two")], [Some("b".into()), Some("a".into())]);
+    let notes = "SELECT count(*) FROM tillcast_table WHERE stream = ''";
+    assert_eq!(r.connection().query_row(notes, [], |r| r.get::<_, i64>(0)).unwrap(), 0);
+    assert!(r.connection().prepare("SELECT code FROM mine").is_ok());
+    is_right(&r);
 }
 
 #[test]
@@ -701,4 +785,13 @@ fn references_are_looked_through_where_they_may_be_broken() {
     assert_eq!(checked(updated("item", "brand")), ["item"]);
     assert_eq!(checked(updated("brand", "name")), [""; 0]);
     assert_eq!(checked(updated("brand", "code")), ["label"]);
+}
+
+#[test]
+fn a_file_that_is_just_being_made_holds_nothing() {
+    let shop = Shop::new();
+    let path = shop.dir.path().join("r.db");
+    drop(sqlite::open_private(&path).unwrap());
+    let r = Replica::open_read_only(&path, &Limits::default()).unwrap();
+    assert!(r.all_held().unwrap().is_empty());
 }

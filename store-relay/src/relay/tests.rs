@@ -670,6 +670,68 @@ async fn a_row_that_cannot_be_read_keeps_no_relay_from_its_start() {
 
 /// The relay follows by deltas; the full that new registers want has no room: a debt, on a disk that is not full.
 #[tokio::test]
+async fn nothing_of_another_headquarters_is_served_but_packs() {
+    let (hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    drop(relay);
+    let small = ["trust.json", "trust/0000000001.json", "stores/0421/manifest.json"];
+    let there = || small.map(|name| store.data().join("ok").join(name).exists());
+    assert_eq!(there(), [true; 3]);
+    let ours = crate::kit::code();
+    let other = proto::trust::RootKeys { threshold: 1, keys: vec![secret(77).public()] };
+    proto::device::Device::enrol(store.data(), &proto::trust::EnrolCode { roots: other, ..ours.clone() }).unwrap();
+    let relay = store.open();
+    assert_eq!(there(), [false; 3]);
+    assert!(small.iter().all(|name| relay.hall.objects.get(&format!("/{name}")).is_none()));
+    let full = hq.pack("price", 1, Full);
+    assert_eq!(rooms_of(&relay, &full), ["ok"]);
+    drop(relay);
+    // Back again, and all is fetched; so it is when the note of it cannot be read.
+    proto::device::Device::enrol(store.data(), &ours).unwrap();
+    for note in [None, Some("{")] {
+        if let Some(note) = note {
+            let db = rusqlite::Connection::open(store.data().join(proto::device::FILE)).unwrap();
+            db.execute("UPDATE fact SET value = ?1 WHERE name = ?2", [note, device::FOREIGN]).unwrap();
+        }
+        let relay = store.open();
+        assert!(!there()[0]);
+        once(&relay).await;
+        assert_eq!((there(), served(&relay, &hq.instance("price"))), ([true; 3], Some(1)), "{note:?}");
+        assert!(small.iter().all(|name| relay.hall.objects.get(&format!("/{name}")).is_some()), "{note:?}");
+        assert!(fault_codes(&relay).is_empty(), "{note:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_for_another_pauses_ever_longer_until_one_moves_on() {
+    let (_hq, store) = two_streams();
+    let relay = store.open();
+    let [price, promo] = ["price", "promo"].map(|s| s.parse::<StreamName>().unwrap());
+    let pauses = |n| (0..n).map(|_| relay.pause_awaiting(&price).as_secs()).collect::<Vec<_>>();
+    assert_eq!((pauses(6), relay.may_go_on()), (vec![5, 10, 20, 40, 60, 60], vec![]));
+    relay.moved_on(&promo);
+    assert_eq!((relay.may_go_on(), relay.may_go_on()), (vec![price.clone()], vec![]));
+    assert_eq!(pauses(2), [5, 10]);
+    relay.moved_on(&price);
+    assert!(relay.may_go_on().is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_that_was_let_go_between_plan_and_trial_is_no_try() {
+    let (mut hq, store) = two_streams();
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    let relay = store.open();
+    let (name, manifest) = (hq.pack("price", 2, Delta), hq.manifest());
+    let entry = manifest.streams[&name.instance.stream].pack(v(2), Delta).unwrap().clone();
+    let packs = [(hq.path(&name.clone().into()), entry)];
+    let trial = relay.trial(&name.instance, manifest.epoch, crate::trial::Aim::Advance, &packs);
+    let end = crate::trial::run(&trial);
+    assert!(matches!(&end, crate::trial::TrialEnd::Surroundings { code, .. } if code == "WRONG_BASE"), "{end:?}");
+}
+
+#[tokio::test]
 async fn a_full_for_new_registers_that_has_no_room_fills_no_disk() {
     let (mut hq, mut store) = two_streams();
     store.config.limits.pack_bytes = u64::MAX;

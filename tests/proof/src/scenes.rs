@@ -261,7 +261,9 @@ impl Scene {
     /// Whether whoever the service serves has what there is.
     pub fn has_served(&self) -> bool {
         let register = || self.site.register(REGISTER);
-        self.product != Product::Relay || self.world.head.iter().all(|(i, v)| register().version(i) == Some(*v))
+        !self.is_service()
+            || self.product != Product::Relay
+            || self.world.head.iter().all(|(i, v)| register().version(i) == Some(*v))
     }
 
     /// What is owed after a good end.
