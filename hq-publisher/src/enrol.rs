@@ -489,19 +489,25 @@ impl<'a> Desk<'a> {
     async fn sign_everything(&self, token: Token) -> Result<usize, EnrolError> {
         manifests::put_trust(&self.ledger, &self.buckets).await?;
         let mut signer = self.signer().await?;
-        // As above; what else keeps one from being put keeps no other from being signed.
-        let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await;
-        // What could not be looked at may have been overtaken: it is put first, and told.
-        signer.leave(put.as_ref().err().map_or_else(BTreeSet::new, ManifestsError::stores));
-        if let Err(ManifestsError::Overtaken(_)) = &put {
+        let mut all = 0;
+        loop {
+            // As above; what else keeps one from being put keeps no other from being signed.
+            let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await;
+            // What could not be looked at may have been overtaken: it is put first, and told.
+            signer.leave(put.as_ref().err().map_or_else(BTreeSet::new, ManifestsError::stores));
+            if let Err(ManifestsError::Overtaken(_)) = &put {
+                manifests::telling(&self.ledger, self.clock, put).await?;
+            }
+            let sign = signer.sign_all(&self.ledger, token, News::default(), Moves::None, self.clock);
+            all += failpoint::around("trust.resign", sign).await?.len();
+            self.ledger.renew(token, self.clock.now(), self.config.publish.lease.0).await?;
+            let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await;
             manifests::telling(&self.ledger, self.clock, put).await?;
+            // What could be put now, as it was, is signed, too.
+            if !signer.leaves_some() {
+                return Ok(all);
+            }
         }
-        let sign = signer.sign_all(&self.ledger, token, News::default(), Moves::None, self.clock);
-        let signed = failpoint::around("trust.resign", sign).await?;
-        self.ledger.renew(token, self.clock.now(), self.config.publish.lease.0).await?;
-        let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await;
-        manifests::telling(&self.ledger, self.clock, put).await?;
-        Ok(signed.len())
     }
 
     /// A publisher key that no trust file named yet: one that a crash left, or a new one.

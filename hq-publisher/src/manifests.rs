@@ -631,7 +631,7 @@ impl Signer {
                 .filter(|i| s.heads.contains_key(i))
                 .partition(|i| self.streams.iter().any(|(name, _)| name == &i.stream));
             let now: BTreeSet<&TableName> = known.iter().flat_map(tables).collect();
-            // Rather one table by two streams than none: its registers keep what they have, and wait with the other.
+            // Rather one table by two streams than none: its registers keep what they have, and tell of the other.
             let dropped = dropped.into_iter().filter(|i| !tables(i).is_subset(&now));
             return known.iter().cloned().chain(dropped).collect();
         }

@@ -235,7 +235,7 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError) -> TrialEnd 
         && from_delta
         && matches!(shadow.held(&trial.instance.stream), Ok(None))
     {
-        return TrialEnd::Surroundings { code: error.code().into(), text, disk_full: false };
+        return TrialEnd::Waits { text };
     }
     // 1. The file: what lies on the disk may have rotted since it was verified, or be there no more.
     let guilty = guilty_pack(trial, shadow, error);

@@ -24,6 +24,10 @@ use proto::retry::Verdict;
 use proto::schema::Contract;
 use std::path::PathBuf;
 
+/// What somebody is to do about it.
+const SET_BACK: &str = "the ledger was set back, and stores have a newer version than it knows: drop all its files again, or \
+    move the ledger away (README, the bucket is ahead of the ledger)";
+
 /// Objects whose version is further ahead than this are somebody's mistake, not ours.
 const FAR_AHEAD: u64 = 1_000_000;
 
@@ -147,6 +151,9 @@ impl Run<'_> {
                 return Ok(None);
             }
             let next = self.next_version(instance, head, &mut facts).await?;
+            if facts.ahead && matches!(feed, Feed::Inbox(_)) && !self.options.full {
+                self.refuse_old_rows(task, &drops)?;
+            }
             let plan = plan(&facts);
             report.plan = Some(plan.clone());
             if plan.is_nothing() {
@@ -207,6 +214,20 @@ impl Run<'_> {
         report.rested
     }
 
+    /// Of a ledger that was set back, what no drop brings has the backup's rows: stores have newer ones.
+    fn refuse_old_rows(&self, task: &Task<'_>, drops: &[Drop]) -> Result<(), Stop> {
+        let is_old =
+            |t: &TableName| !drops.iter().any(|d| matches!(&d.what, Ok(What::Table { table, .. }) if table == t));
+        let old: Vec<&str> =
+            task.stream.contract.tables.iter().map(|t| &t.name).filter(|t| is_old(t)).map(TableName::as_str).collect();
+        if old.is_empty() || !self.behind.contains(task.instance) {
+            return Ok(());
+        }
+        let text =
+            format!("no drop has come for {}: {SET_BACK}. To publish it as it is, run with --full", old.join(", "));
+        Err(refused("SET_BACK", text))
+    }
+
     /// Of what nothing is read, in a ledger that was set back: whether a newer version is out, whose rows nobody here has.
     async fn is_newest(
         &self,
@@ -221,10 +242,7 @@ impl Run<'_> {
         self.next_version(instance, head, &mut facts).await?;
         report.is_newest = !facts.ahead;
         if facts.ahead {
-            self.problem(format!(
-                "{instance}: the ledger was set back, and stores have a newer version than it knows: drop all its files again, \
-                 or move the ledger away (README, the bucket is ahead of the ledger)"
-            ));
+            self.problem(format!("{instance}: {SET_BACK}"));
         }
         Ok(())
     }

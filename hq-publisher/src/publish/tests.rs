@@ -704,6 +704,12 @@ async fn a_ledger_set_back_is_told_whatever_devices_say_and_whoever_signs() {
         crate::web::ticks::manifests(&serve).await.unwrap();
         assert_eq!(lists(), before);
     }
+    // The other table's rows would be the backup's.
+    let r = w.publish().await;
+    assert!(r.exit_code() == 3 && outcome(&r, "price@zone-east") == Outcome::Refused, "{:?}", r.lines());
+    let text = &r.instances[&"price@zone-east".parse().unwrap()].reason;
+    assert!(text.contains("no drop has come for deal") && text.contains("move the ledger away"), "{text}");
+    drop_file(&w, "price.zone-east.deal.ndjson", "{\"id\":2,\"sku\":\"b\"}\n");
     let r = w.publish().await;
     assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
     let manifest = w.manifest("0421").unwrap();

@@ -121,8 +121,11 @@ pub enum ApplyError {
         pack: String,
         /// The table.
         table: TableName,
-        /// Who holds it, until a pack of its own gives it up: that says nothing about this pack.
+        /// Who holds it.
         holder: StreamName,
+        /// Whether the list gives it to one of the two only: a pack of the holder's own gives it up, or this one is of
+        /// before. That says nothing about the pack.
+        is_to_go: bool,
     },
     /// References that lead nowhere.
     #[error(
@@ -170,7 +173,7 @@ impl ApplyError {
 
     /// Whether another stream is to give up a table first: the same again, when that is done.
     pub fn waits(&self) -> bool {
-        matches!(self, ApplyError::Elsewhere { .. })
+        matches!(self, ApplyError::Elsewhere { is_to_go: true, .. })
     }
 
     /// Whether the rows that are here had a part in it, so that a drift may be the cause.
@@ -297,7 +300,9 @@ impl Replica {
         let digests = match (header.kind, &held) {
             (PackKind::Full, _) => self.make_tables(job, &contract, held.as_ref(), &pack_name)?,
             (PackKind::Delta, Some(h)) if h.version_of(job.instance, job.epoch) == header.base => {
-                self.migrate(job, h, &header.schema, &contract, &pack_name, touched)?
+                let digests = self.migrate(job, h, &header.schema, &contract, &pack_name, touched)?;
+                self.remake_indexes(&contract, &pack_name)?;
+                digests
             }
             (PackKind::Delta, _) => {
                 let base = header.base.map_or("none".into(), |b| b.to_string());
@@ -369,13 +374,14 @@ impl Replica {
             let Some(listed) = job.listed else { return Ok(()) };
             let own = &job.instance.stream;
             let lists = |s: &StreamName| listed.get(s).is_some_and(|tables| tables.contains(table));
+            let is_to_go = !(lists(holder) && lists(own));
             let gives_way = !listed.contains_key(holder) || h.epoch < job.epoch;
             if gives_way || !lists(holder) && waits_for(listed, held, holder, own) {
                 tracing::info!(%holder, to = %job.instance, %table, "its tables go over");
                 return self.sql("forgetting a stream", |db| let_go(db, job, holder, h, contract)).map_err(Into::into);
             }
             let (pack, table, holder) = (pack.to_owned(), table.clone(), holder.clone());
-            Err(ApplyError::Elsewhere { pack, table, holder })
+            Err(ApplyError::Elsewhere { pack, table, holder, is_to_go })
         };
         for table in contract.tables.iter().filter(|t| old.is_none_or(|o| o.table(&t.name).is_none())) {
             let holds = |(stream, h): &(&StreamName, &Held)| {
@@ -454,6 +460,24 @@ impl Replica {
             }
         }
         Ok(digests)
+    }
+
+    /// Makes again the indexes of a contract whose names another stream had taken and gave back, or that a hand dropped.
+    fn remake_indexes(&self, contract: &Contract, pack: &str) -> Result<(), ApplyError> {
+        let gone = |db: &Connection| -> rusqlite::Result<Vec<String>> {
+            let mut there = db.prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE)",
+            )?;
+            let mut gone = Vec::new();
+            for (index, sql) in contract.tables.iter().flat_map(|t| &t.indexes) {
+                if !there.query_row([index.as_str()], |r| r.get::<_, bool>(0))? {
+                    gone.push(sql.clone());
+                }
+            }
+            Ok(gone)
+        };
+        let gone = self.sql("reading sqlite_schema", gone)?;
+        self.guarded("making indexes again", &gone, pack)
     }
 
     fn guarded(&self, what: &str, statements: &[String], pack: &str) -> Result<(), ApplyError> {

@@ -180,7 +180,9 @@ impl Replica {
             );
             let mut streams = match list {
                 // Another process is about to make it.
-                Err(e) if sqlite::is_misfit(&e) && version_of_shape(db)? == 0 => return Ok(held),
+                Err(e) if sqlite::is_misfit(&e) && db.is_readonly(rusqlite::MAIN_DB)? && version_of_shape(db)? == 0 => {
+                    return Ok(held);
+                }
                 list => list?,
             };
             let mut tables = db.prepare_cached(TABLES_OF)?;
