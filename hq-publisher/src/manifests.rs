@@ -166,7 +166,8 @@ fn told(all: &[Overtaken]) -> String {
     }
     format!(
         "the bucket has {what}: does another publisher with another ledger write here? If not (a ledger set back), run \
-         `publish`: it goes on above {above}{devices}"
+         `publish`: it goes on above {above}; from an inbox move the ledger away first, so that it is made anew from the \
+         bucket{devices}"
     )
 }
 

@@ -543,7 +543,10 @@ impl Run<'_> {
             }
         }
         let complaints = self.ledger.complaints().await?;
-        for Complaint { device, fault } in complaints {
+        // What a store says that the source has no more makes no full for all others.
+        let stores = self.ledger.stores().await?.into_iter().filter(|s| s.vanished_at.is_some());
+        let gone: BTreeSet<StoreId> = stores.map(|s| s.seen.id).collect();
+        for Complaint { device, fault } in complaints.into_iter().filter(|c| !gone.contains(c.device.store())) {
             let Some(instance) = fault.instance else { continue };
             if self.reported.get(&instance).is_none_or(|(known, _)| *known < fault.since) {
                 self.reported.insert(instance, (fault.since, format!("{device} {}", fault.code)));

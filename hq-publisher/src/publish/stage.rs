@@ -25,8 +25,8 @@ use proto::schema::Contract;
 use std::path::PathBuf;
 
 /// What somebody is to do about it.
-const SET_BACK: &str = "the ledger was set back, and stores have a newer version than it knows: drop all its files again, or \
-    move the ledger away (README, the bucket is ahead of the ledger)";
+const SET_BACK: &str =
+    "the ledger was set back, and stores have a newer version than it knows: drop all its files again";
 
 /// Objects whose version is further ahead than this are somebody's mistake, not ours.
 const FAR_AHEAD: u64 = 1_000_000;
@@ -151,7 +151,8 @@ impl Run<'_> {
                 return Ok(None);
             }
             let next = self.next_version(instance, head, &mut facts).await?;
-            if facts.ahead && matches!(feed, Feed::Inbox(_)) && !self.options.full {
+            let is_asked = self.options.full && self.options.stream.is_some();
+            if facts.ahead && matches!(feed, Feed::Inbox(_)) && !is_asked {
                 self.refuse_old_rows(task, &drops)?;
             }
             let plan = plan(&facts);
@@ -223,8 +224,10 @@ impl Run<'_> {
         if old.is_empty() || !self.behind.contains(task.instance) {
             return Ok(());
         }
-        let text =
-            format!("no drop has come for {}: {SET_BACK}. To publish it as it is, run with --full", old.join(", "));
+        let (old, stream) = (old.join(", "), &task.stream.name);
+        let text = format!(
+            "no drop has come for {old}: {SET_BACK}. To publish the old rows, run with --full --stream {stream}"
+        );
         Err(refused("SET_BACK", text))
     }
 
@@ -466,7 +469,7 @@ impl Run<'_> {
     ) -> Result<Version, PublishError> {
         let known = self.ledger.max_version(instance).await?.max(head.map(|h| h.version));
         let known = known.map_or(0, Version::get);
-        let mut greatest = known;
+        let (mut greatest, mut in_bucket) = (known, 0);
         for (name, _) in self.buckets.list_packs(instance).await? {
             let version = name.version.get();
             if version > known.saturating_add(FAR_AHEAD) {
@@ -475,9 +478,12 @@ impl Run<'_> {
                 ));
             } else {
                 greatest = greatest.max(version);
+                in_bucket = in_bucket.max(version);
             }
         }
-        facts.ahead = greatest > known && head.is_some();
+        // A ledger that was set back may have given up a number that went out: only what it published counts.
+        let published = head.filter(|_| self.behind.contains(instance)).map(|h| h.version.get());
+        facts.ahead = published.map_or(greatest > known, |p| in_bucket > p) && head.is_some();
         Version::try_from(greatest.saturating_add(1)).map_err(|e| PublishError::Machine(format!("{instance}: {e}")))
     }
 
