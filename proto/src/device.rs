@@ -348,6 +348,15 @@ impl Device {
         }
     }
 
+    /// Whether the rows here came by other roots ([`FOREIGN`]). A note that cannot be read says so: the dear answer, a full
+    /// of each stream, is the safe one.
+    pub fn is_foreign(&self) -> Result<bool, DeviceError> {
+        match self.fact(FOREIGN) {
+            Err(e) if e.is_unreadable() => Ok(true),
+            read => Ok(read?.unwrap_or(false)),
+        }
+    }
+
     /// A small durable fact of this tier's own (a latch, an etag).
     pub fn fact<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, DeviceError> {
         get(&self.db, name)

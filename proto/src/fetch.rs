@@ -23,7 +23,6 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt};
 use rate::RateMeter;
 use serde::{Deserialize, Serialize};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -519,17 +518,11 @@ fn without_credentials(url: &str) -> String {
 /// Whether a file that was verified is still what was wanted. Blocks.
 pub fn is_as_wanted(file: &Path, want: &Want) -> Result<bool, ShelfError> {
     let read = |source| ShelfError { action: Action::Read, path: file.to_owned(), source };
-    let mut opened = shelf::open_regular(file)?;
-    if opened.metadata().map_err(read)?.len() != want.bytes {
+    let length = shelf::open_regular(file)?.metadata().map_err(read)?.len();
+    if length != want.bytes {
         return Ok(false);
     }
-    let (mut hash, mut chunk) = (Sha256Stream::default(), vec![0; BUFFER]);
-    loop {
-        match opened.read(&mut chunk).map_err(read)? {
-            0 => return Ok(hash.finish() == want.sha256),
-            n => hash.update(&chunk[..n]),
-        }
-    }
+    Ok(shelf::hash_file(file)? == want.sha256)
 }
 
 /// What is written at once.

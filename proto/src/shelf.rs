@@ -6,6 +6,7 @@
 //! old bytes or its new ones, whole; what was written aside is swept at the next start.
 #![allow(clippy::disallowed_methods, reason = "the one room that touches files for writing")]
 
+use crate::digest::{Sha256, Sha256Stream};
 use crate::failpoint;
 use crate::retry::Verdict;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
@@ -395,6 +396,22 @@ fn link_refused(e: Errno) -> io::Error {
         // A socket, or a device without a driver.
         Errno::NXIO | Errno::NODEV => io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"),
         e => e.into(),
+    }
+}
+
+/// The hash of a file's bytes. Blocks.
+pub fn hash_file(path: &Path) -> Result<Sha256, ShelfError> {
+    let mut file = open_regular(path)?;
+    let (mut hash, mut chunk) = (Sha256Stream::default(), vec![0; 128 << 10]);
+    loop {
+        match file.read(&mut chunk).map_err(|source| ShelfError {
+            action: Action::Read,
+            path: path.to_owned(),
+            source,
+        })? {
+            0 => return Ok(hash.finish()),
+            n => hash.update(&chunk[..n]),
+        }
     }
 }
 

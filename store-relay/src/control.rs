@@ -7,7 +7,7 @@ use crate::hall::{self, State};
 use crate::import::Imported;
 use crate::relay::{Pace, Relay, RelayError, Round};
 use crate::shadow::{self, ShadowError};
-use crate::shelves::{self, Room, Shelves};
+use crate::shelves::{Room, Shelves};
 use crate::spool::{Event, Spool};
 use crate::stream::Outcome;
 use crate::trial;
@@ -205,7 +205,7 @@ async fn rotten_packs(relay: &Relay) -> Vec<PackName> {
     let shelves = relay.hall.shelves.clone();
     let look = move || {
         let is_rotten = |(name, sha256): &(PackName, proto::digest::Sha256)| {
-            !shelves::hash_file(&shelves.pack(Room::Ok, name)).is_ok_and(|h| &h == sha256)
+            !shelf::hash_file(&shelves.pack(Room::Ok, name)).is_ok_and(|h| &h == sha256)
         };
         known.into_iter().filter(is_rotten).map(|(n, _)| n).collect()
     };

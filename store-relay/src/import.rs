@@ -4,7 +4,7 @@
 //! the next start uses what was copied whole.
 
 use crate::relay::{Pace, Relay, Wanted};
-use crate::shelves::{self, RECEIPTS, Room};
+use crate::shelves::{RECEIPTS, Room};
 use crate::stream::{Outcome, Supply};
 use proto::digest::Sha256Stream;
 use proto::failpoint;
@@ -134,7 +134,7 @@ impl Relay {
         let finish = async {
             self.judge_import(&mut work).await?;
             let whole = |(name, entry): &(PackName, PackEntry)| {
-                shelves::hash_file(&self.hall.shelves.pack(Room::Import, name)).is_ok_and(|h| h == entry.sha256)
+                shelf::hash_file(&self.hall.shelves.pack(Room::Import, name)).is_ok_and(|h| h == entry.sha256)
             };
             work.copied = self.lacking().into_iter().filter(whole).map(|(name, _)| name).collect();
             let supply = [self.import_source()?];

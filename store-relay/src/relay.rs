@@ -182,12 +182,7 @@ impl Relay {
         let shelves = Shelves::open(dir, tools.steps.clone())?;
         let spool = Spool::open(dir, config.events)?;
         let (shadow, lost) = Shadow::open(dir, &config.limits, tools.runner.clone())?;
-        let is_foreign = match device.fact(device::FOREIGN) {
-            // The dear answer is the safe one: it costs a full of each stream.
-            Err(e) if e.is_unreadable() => true,
-            read => read?.unwrap_or(false),
-        };
-        if is_foreign {
+        if device.is_foreign()? {
             tracing::warn!("enrolled by another headquarters: all streams come anew");
             shadow.disown().map_err(ShadowError::from)?;
             // They would lock registers out, and be taken for ours; these are fetched anew, too.

@@ -5,7 +5,7 @@
 
 use crate::steps::Steps;
 use crate::tries::Attempts;
-use proto::digest::{Sha256, Sha256Stream};
+use proto::digest::Sha256;
 use proto::failpoint;
 use proto::ids::Instance;
 use proto::layout::{ObjectName, PackName};
@@ -14,7 +14,7 @@ use proto::shelf::{self, Entry, ShelfError};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -421,27 +421,9 @@ fn make_parent(path: &Path) -> Result<(), ShelfError> {
     path.parent().map_or(Ok(()), shelf::create_dir)
 }
 
-/// The hash of a file's bytes.
-pub fn hash_file(path: &Path) -> Result<Sha256, ShelfError> {
-    let mut file = shelf::open_regular(path)?;
-    let mut hash = Sha256Stream::default();
-    let mut chunk = vec![0; 128 << 10];
-    loop {
-        let n = file.read(&mut chunk).map_err(|source| ShelfError {
-            action: shelf::Action::Read,
-            path: path.to_owned(),
-            source,
-        })?;
-        if n == 0 {
-            return Ok(hash.finish());
-        }
-        hash.update(&chunk[..n]);
-    }
-}
-
-/// The same; `None` where the file is gone, or the disk does not give its bytes any more.
+/// The hash of a file's bytes; `None` where the file is gone, or the disk does not give its bytes any more.
 pub fn hash_if_readable(path: &Path) -> Result<Option<Sha256>, ShelfError> {
-    match hash_file(path) {
+    match shelf::hash_file(path) {
         Ok(hash) => Ok(Some(hash)),
         Err(e) if is_lost(&e.source) => Ok(None),
         Err(e) => Err(e),

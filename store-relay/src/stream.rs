@@ -736,7 +736,7 @@ impl Relay {
     /// Whether a table that the stream gets is held by another one that is yet to lose it.
     pub(crate) fn is_in_the_way(&self, stream: &StreamName) -> bool {
         let state = self.hall.state();
-        state.manifest.as_ref().is_some_and(|m| is_in_the_way(m, stream, &state.held))
+        state.manifest.as_ref().is_some_and(|m| is_in_the_way(&m.tables(), stream, &state.held))
     }
 
     /// Which pack a failed trial is held against: the named one, or the first that is not proved.

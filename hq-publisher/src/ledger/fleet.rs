@@ -369,11 +369,6 @@ impl Ledger {
         w.raise_time(now).await?;
         w.commit().await
     }
-
-    /// Sets the latest time back or forth (a new epoch, a clock that somebody vouched for).
-    pub async fn set_latest_time(&self, now: Timestamp) -> Result<(), LedgerError> {
-        self.set_fact(TIME, &now.to_string()).await
-    }
 }
 
 impl Write {

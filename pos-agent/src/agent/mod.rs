@@ -220,11 +220,7 @@ impl Files {
             }
             other => (other?, None),
         };
-        let is_foreign = match lock(&device).fact(FOREIGN) {
-            // The dear answer is the safe one: it costs a full of each stream.
-            Err(e) if e.is_unreadable() => true,
-            read => read?.unwrap_or(false),
-        };
+        let is_foreign = lock(&device).is_foreign()?;
         if is_foreign {
             tracing::warn!("enrolled by another headquarters: all streams come anew");
             match db.disown() {
@@ -334,7 +330,7 @@ impl Agent {
     /// Steps 3 to 6 for all streams; those that waited for another to lose a table again, for as long as others move on.
     async fn bring_all(&self, goal: &Goal, held: &AllHeld, news: &mut watch::Receiver<u64>) -> End {
         let mut end = End::Done;
-        let mut turn = self.in_order(goal, held);
+        let (mut turn, listed) = (self.in_order(goal, held), goal.manifest.tables());
         // As many rounds as a chain of streams that wait for one another can be long.
         for _ in 0..=goal.manifest.streams.len() {
             let before = self.metrics.transactions();
@@ -345,7 +341,7 @@ impl Agent {
                 if ended == End::Again || self.halted.load(Ordering::Relaxed) {
                     return end.or(ended);
                 }
-                if is_in_the_way(&goal.manifest, &instance.stream, &self.shown().held) {
+                if is_in_the_way(&listed, &instance.stream, &self.shown().held) {
                     why = why.or(ended);
                     waiting.push((instance, entry));
                 } else {
@@ -408,11 +404,11 @@ impl Agent {
     /// The streams, what is nearly there first: a large pack must not hold up a small one. What
     /// killed this process before comes last, and before it what gets a table that another is to lose.
     fn in_order<'g>(&self, goal: &'g Goal, held: &AllHeld) -> Vec<(Instance, &'g StreamEntry)> {
-        let deadly = self.tries.last().map(|t| t.pack.instance);
+        let (deadly, listed) = (self.tries.last().map(|t| t.pack.instance), goal.manifest.tables());
         let bytes = |(instance, entry): &(Instance, &StreamEntry)| {
             let next = self.next(goal, instance, entry, held, &BTreeSet::new());
             let bytes = if let Next::Apply(packs) = next { packs.iter().map(|p| p.bytes).sum() } else { 0 };
-            (deadly.as_ref() == Some(instance), is_in_the_way(&goal.manifest, &instance.stream, held), bytes)
+            (deadly.as_ref() == Some(instance), is_in_the_way(&listed, &instance.stream, held), bytes)
         };
         let mut streams: Vec<_> = goal.manifest.instances().collect();
         streams.sort_by_cached_key(|s| bytes(s));

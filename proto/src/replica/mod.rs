@@ -17,7 +17,7 @@ use crate::failpoint;
 use crate::ids::{Audience, Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::limits::Limits;
-use crate::manifest::{Listed, Manifest};
+use crate::manifest::Listed;
 use crate::retry::Verdict;
 use crate::schema::{Contract, Table};
 use crate::value::Value;
@@ -86,8 +86,8 @@ impl TableCheck {
 }
 
 /// Whether another listed stream holds a table that this one gets, and is to lose it by a pack of its own, which comes first.
-pub fn is_in_the_way(manifest: &Manifest, stream: &StreamName, held: &BTreeMap<StreamName, Held>) -> bool {
-    !in_the_way(&manifest.tables(), stream, held).is_empty()
+pub fn is_in_the_way(listed: &Listed, stream: &StreamName, held: &BTreeMap<StreamName, Held>) -> bool {
+    !in_the_way(listed, stream, held).is_empty()
 }
 
 /// The listed streams that hold a table which this one gets and they are to lose.

@@ -231,7 +231,7 @@ impl Objects {
         let look = move || {
             let file = shelf::file_id(&path)?;
             let fresh = known.is_some_and(|(f, at)| f == file && now.saturating_sub(at) < RECHECK);
-            Ok::<_, shelf::ShelfError>((file, if fresh { None } else { Some(shelves::hash_file(&path)?) }))
+            Ok::<_, shelf::ShelfError>((file, if fresh { None } else { Some(shelf::hash_file(&path)?) }))
         };
         match tokio::task::spawn_blocking(look).await {
             Ok(Ok((_, None))) => Ok(()),
@@ -306,7 +306,7 @@ impl Objects {
     /// goes.
     async fn lost(&self, object: &Object, why: &str) -> Gone {
         let path = object.path.clone();
-        match tokio::task::spawn_blocking(move || shelves::hash_file(&path)).await {
+        match tokio::task::spawn_blocking(move || shelf::hash_file(&path)).await {
             Ok(Ok(found)) if found == object.sha256 => {
                 tracing::warn!(object = %object.name, "could not be served; it can at a second look: {why}");
                 return Gone;
