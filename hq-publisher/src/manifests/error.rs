@@ -1,0 +1,126 @@
+//! Why manifests could not be made or put, and what becomes of several such errors.
+
+use super::overtaken::{Overtaken, told};
+use crate::bucket::BucketError;
+use crate::keys::KeysError;
+use crate::ledger::LedgerError;
+use proto::clock::Timestamp;
+use proto::config::HumanDuration;
+use proto::ids::{Instance, StoreId};
+use std::collections::BTreeSet;
+
+/// Manifests could not be made or put.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestsError {
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A bucket.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
+    /// The clock leapt.
+    #[error(
+        "the clock says {now}, more than {leap} past the last time in the ledger ({last}): a wrong clock would sign \
+         manifests that lock stores out. If the clock is right (nothing ran here for long), run again with --clock-is-right"
+    )]
+    ClockLeapt {
+        /// The clock.
+        now: Timestamp,
+        /// The ledger's last time.
+        last: Timestamp,
+        /// publish.clock_leap.
+        leap: HumanDuration,
+    },
+    /// Keys or trust are not there or do not fit.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// Another ledger publishes by the same keys; all stores where that was found.
+    #[error("{}", told(.0))]
+    Overtaken(Vec<Overtaken>),
+    /// Manifests of single stores that the bucket does not give or take.
+    #[error("{}", not_put(.0))]
+    NotPut(Vec<NotPut>),
+    /// The bucket knows versions, the ledger none.
+    #[error(
+        "the manifests in the bucket tell of versions that this ledger does not know, of {0} for one (a new machine, a ledger \
+         lost or set back): nothing is signed before it knows them. Run publish first, then this again"
+    )]
+    NotTakenOver(Instance),
+    /// Trust files found in the bucket.
+    #[error("the trust files in the bucket cannot be taken over: {0}")]
+    Foreign(String),
+}
+
+impl ManifestsError {
+    /// The stores whose manifests the bucket does not give or take, where it is about nothing else.
+    pub fn stores(&self) -> BTreeSet<StoreId> {
+        match self {
+            ManifestsError::NotPut(all) => all.iter().map(|n| n.store.clone()).collect(),
+            _ => BTreeSet::new(),
+        }
+    }
+}
+
+/// A store whose manifest cannot be looked at or put.
+#[derive(Debug)]
+pub struct NotPut {
+    /// Whose.
+    pub store: StoreId,
+    /// What the bucket said; it names the object.
+    pub error: BucketError,
+}
+
+impl NotPut {
+    /// The error of one store's manifest. What is no object's is about all.
+    pub(super) fn of(store: &StoreId, e: ManifestsError) -> ManifestsError {
+        match e {
+            ManifestsError::Bucket(
+                error
+                @ (BucketError::Failed { .. } | BucketError::TooLong { .. } | BucketError::OtherBytesThere { .. }),
+            ) => ManifestsError::NotPut(vec![NotPut { store: store.clone(), error }]),
+            e => e,
+        }
+    }
+}
+
+fn not_put(all: &[NotPut]) -> String {
+    let named: Vec<String> = all.iter().take(NAMED).map(|n| n.error.to_string()).collect();
+    let more = all.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!("; and of {more} more stores") } else { String::new() };
+    format!("{}{more}", named.join("; "))
+}
+
+/// Stores named in an error; its devices are all named.
+pub(super) const NAMED: usize = 20;
+
+/// The error to end with: all stores that were overtaken, else the first that is about all, else all stores that it is about.
+pub fn gather(failed: Option<ManifestsError>, e: ManifestsError) -> ManifestsError {
+    match (failed, e) {
+        (Some(ManifestsError::Overtaken(mut all)), ManifestsError::Overtaken(more)) => {
+            all.extend(more);
+            ManifestsError::Overtaken(all)
+        }
+        (Some(other), all @ ManifestsError::Overtaken(_)) | (Some(all @ ManifestsError::Overtaken(_)), other) => {
+            tracing::warn!("{other}");
+            all
+        }
+        (Some(ManifestsError::NotPut(mut all)), ManifestsError::NotPut(more)) => {
+            all.extend(more);
+            ManifestsError::NotPut(all)
+        }
+        (Some(single @ ManifestsError::NotPut(_)), e) => {
+            tracing::warn!("{single}");
+            e
+        }
+        (Some(first), _) => first,
+        (None, e) => e,
+    }
+}
+
+/// The error of both of two steps of which the first does not keep the second from being done.
+pub fn both(first: Result<(), ManifestsError>, second: Result<(), ManifestsError>) -> Result<(), ManifestsError> {
+    match (first, second) {
+        (Err(first), Err(e)) => Err(gather(Some(first), e)),
+        (first, second) => first.and(second),
+    }
+}

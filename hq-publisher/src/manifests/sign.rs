@@ -1,0 +1,563 @@
+//! Signing: what a store's manifest says, and when it is signed anew.
+//!
+//! Must never sign while the clock cannot be believed.
+
+use super::{ManifestsError, newest_trust};
+use crate::config::{AudienceKind, Config};
+use crate::keys::{Keyring, KeysError, Role};
+use crate::ledger::{Head, Ledger, Made, NewManifest, News, SignStore, StoreRow, StoreSeen, Token, Which};
+use proto::clock::{Clock, Timestamp, after, since};
+use proto::digest::{Sha256, Sha256Stream};
+use proto::dsse;
+use proto::ids::{Audience, DeviceId, Instance, StoreId, StreamName, TableName};
+use proto::keys::{PublicKey, SecretKey};
+use proto::limits::Limits;
+use proto::manifest::{self, Manifest, StreamEntry};
+use proto::trust::{Trust, sign_manifest};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Fails when the clock has leapt too far past the latest time in the ledger; else remembers the
+/// time. `clock_is_right`: somebody vouched for it.
+pub async fn check_clock(
+    config: &Config,
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    clock_is_right: bool,
+) -> Result<(), ManifestsError> {
+    judge_clock(config, ledger, clock, clock_is_right).await?;
+    Ok(ledger.touch(clock.now()).await?)
+}
+
+/// As [`check_clock`], but nothing is remembered.
+async fn judge_clock(
+    config: &Config,
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    clock_is_right: bool,
+) -> Result<(), ManifestsError> {
+    let now = clock.now();
+    let leap = config.publish.clock_leap;
+    match ledger.latest_time().await? {
+        Some(last) if since(now, last) > leap.0 && !clock_is_right => {
+            Err(ManifestsError::ClockLeapt { now, last, leap })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What signs: the publisher's key and the trust it stands in.
+#[derive(Debug)]
+pub struct Signer {
+    key: SecretKey,
+    trust: Trust,
+    /// Those of the settings.
+    streams: Vec<(StreamName, AudienceKind)>,
+    /// Those that manifests list and the settings do not name.
+    left_out: BTreeMap<StreamName, AudienceKind>,
+    /// Stores whose last manifest cannot be put now.
+    waiting: BTreeSet<StoreId>,
+    life: Duration,
+    resign_after: Duration,
+    limits: Limits,
+}
+
+/// Streams in which stores stay with the instance that their manifests list.
+pub type Held = BTreeMap<StoreId, BTreeSet<StreamName>>;
+
+/// Whether stores go over to another instance of a stream (their zone changed), or to other streams.
+#[derive(Debug, Clone, Copy)]
+pub enum Moves<'a> {
+    /// They stay: only a publish compares the rows.
+    None,
+    /// They do, but for these.
+    AllBut(&'a Held),
+}
+
+/// A store that is to follow another instance of a stream than its manifest lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// The store.
+    pub store: StoreId,
+    /// What its manifest lists.
+    pub from: Instance,
+    /// What it is to follow; none when it has no zone any more.
+    pub to: Option<Instance>,
+}
+
+/// Streams that manifests list and the settings do not name, with their audiences: they go on being listed until
+/// somebody says that they may go ([`Signer::drop_stream`]), or, store by store, until other streams on the store's list have
+/// their tables.
+fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<StreamName, AudienceKind> {
+    let is_left = |i: &Instance, h: &Head| !h.retired && config.stream(&i.stream).is_none();
+    let mut left: Vec<_> = heads.iter().filter(|(i, h)| is_left(i, h)).collect();
+    // Where the audience was another kind before, the newest tells.
+    left.sort_by_key(|(_, h)| h.signed_at);
+    let kind = |a: &Audience| match a {
+        Audience::All => AudienceKind::All,
+        Audience::Zone(_) => AudienceKind::Zone,
+        Audience::Store(_) => AudienceKind::Store,
+    };
+    left.into_iter().map(|(i, _)| (i.stream.clone(), kind(&i.audience))).collect()
+}
+
+/// Tables of the versions published of streams that are not retired, of those that `of` picks.
+fn tables_of(heads: &BTreeMap<Instance, Head>, of: impl Fn(&StreamName) -> bool) -> BTreeSet<&TableName> {
+    let those = heads.iter().filter(|(i, h)| !h.retired && of(&i.stream));
+    those.flat_map(|(_, h)| h.digests.keys()).collect()
+}
+
+/// Streams that manifests list, the settings do not name, and of which no table has moved to one that they name.
+pub fn lost(config: &Config, heads: &BTreeMap<Instance, Head>) -> Vec<StreamName> {
+    let moved = tables_of(heads, |s| config.stream(s).is_some());
+    let left = left_out(config, heads).into_keys();
+    left.filter(|s| tables_of(heads, |of| of == s).is_disjoint(&moved)).collect()
+}
+
+/// The stores whose manifest lists a stream.
+#[derive(Debug, Default)]
+pub struct ListedBy {
+    /// Those that the source has.
+    pub stores: Vec<StoreId>,
+    /// Those that vanished from it: they may come back.
+    pub away: Vec<StoreId>,
+}
+
+impl Signer {
+    /// Opens the keyring and the ledger's newest trust; finds the key to sign with. Fails when the
+    /// clock has leapt more than `publish.clock_leap` past the ledger, unless `clock_is_right`.
+    pub async fn open(
+        config: &Config,
+        ledger: &Ledger,
+        clock: &dyn Clock,
+        clock_is_right: bool,
+    ) -> Result<Signer, ManifestsError> {
+        check_clock(config, ledger, clock, clock_is_right).await?;
+        Signer::of_newest_trust(config, ledger, clock).await
+    }
+
+    /// As [`Signer::open`], for a run that writes nothing, the time included.
+    pub async fn for_dry_run(
+        config: &Config,
+        ledger: &Ledger,
+        clock: &dyn Clock,
+        clock_is_right: bool,
+    ) -> Result<Signer, ManifestsError> {
+        judge_clock(config, ledger, clock, clock_is_right).await?;
+        Signer::of_newest_trust(config, ledger, clock).await
+    }
+
+    async fn of_newest_trust(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Result<Signer, ManifestsError> {
+        let trust = newest_trust(ledger, &config.limits).await?.ok_or(KeysError::NoTrust)?;
+        let ring = Keyring::new(config.state.keys());
+        let keys = ring.keys(Role::Publisher)?;
+        let now = clock.now();
+        // The last one in the file is the newest: a rotation under way signs with it.
+        let key = trust
+            .publisher_keys(now)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .find_map(|k| keys.iter().find(|f| &f.public() == k));
+        let Some(key) = key.map(|f| f.key.clone()) else {
+            let wanted: Vec<String> = trust.publisher_keys(now).map(PublicKey::id).collect();
+            return Err(KeysError::NoPublisher {
+                version: trust.version,
+                dir: ring.dir().to_owned(),
+                wanted: if wanted.is_empty() { "none: all have expired".into() } else { wanted.join(", ") },
+            }
+            .into());
+        };
+        Ok(Signer {
+            key,
+            trust,
+            streams: config.streams.iter().map(|s| (s.name.clone(), s.audience)).collect(),
+            left_out: left_out(config, &ledger.heads().await?),
+            waiting: BTreeSet::new(),
+            life: config.publish.manifest_life.0,
+            resign_after: config.publish.resign_after.0,
+            limits: config.limits.clone(),
+        })
+    }
+
+    /// The trust epoch that versions are counted in.
+    pub fn epoch(&self) -> u64 {
+        self.trust.epoch
+    }
+    /// The trust file that it stands in.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+    /// The key that signs.
+    pub fn key_id(&self) -> String {
+        self.key.public().id()
+    }
+
+    /// The streams that manifests list though the settings do not name them, and for whom their instances are.
+    pub fn left_out(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
+        self.left_out.iter().map(|(name, kind)| (name, *kind))
+    }
+    /// Manifests list a stream that was left out no longer.
+    pub fn drop_stream(&mut self, stream: &StreamName) {
+        self.left_out.remove(stream);
+    }
+    /// Signs nothing for stores whose last manifest cannot be put now: it may have been overtaken, and the next would hide it.
+    pub fn leave(&mut self, stores: BTreeSet<StoreId>) {
+        self.waiting = stores;
+    }
+    /// Whether some stores are left out.
+    pub fn leaves_some(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+    fn all_streams(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
+        self.streams.iter().map(|(name, kind)| (name, *kind)).chain(self.left_out())
+    }
+
+    /// The streams left out that have a table which is published by another one now, each with who lists it still.
+    pub async fn moved(&self, ledger: &Ledger) -> Result<BTreeMap<StreamName, ListedBy>, ManifestsError> {
+        if self.left_out.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let heads = ledger.heads().await?;
+        let now = tables_of(&heads, |s| self.streams.iter().any(|(name, _)| name == s));
+        let is_moved = |s: &StreamName| !tables_of(&heads, |of| of == s).is_disjoint(&now);
+        let mut moved: BTreeMap<StreamName, ListedBy> =
+            self.left_out.keys().filter(|s| is_moved(s)).map(|s| (s.clone(), ListedBy::default())).collect();
+        if moved.is_empty() {
+            return Ok(moved);
+        }
+        let mut look = |s: &SignStore<'_>| {
+            if s.row.serial == 0 {
+                return Ok(Made::Unchanged);
+            }
+            let Some(listed) = self.previous(s)? else { return Ok(Made::NeedsPrevious) };
+            let its = moved.iter_mut().filter(|(stream, _)| listed.streams.contains_key(*stream));
+            let is_away = s.row.vanished_at.is_some();
+            its.for_each(|(_, by)| if is_away { &mut by.away } else { &mut by.stores }.push(s.row.seen.id.clone()));
+            Ok(Made::Unchanged)
+        };
+        ledger.look(&mut look).await?;
+        Ok(moved)
+    }
+
+    /// Lets go of those of them that no store's manifest lists any more.
+    pub async fn drop_moved(&mut self, ledger: &Ledger) -> Result<(), ManifestsError> {
+        for (stream, by) in self.moved(ledger).await? {
+            if by.stores.is_empty() && by.away.is_empty() {
+                self.drop_stream(&stream);
+            }
+        }
+        Ok(())
+    }
+
+    /// The stores that are to follow another instance of a stream than their manifests list.
+    pub async fn moves(&self, ledger: &Ledger, told: &[StoreSeen]) -> Result<Vec<Move>, ManifestsError> {
+        let told: BTreeMap<&StoreId, &StoreSeen> = told.iter().map(|s| (&s.id, s)).collect();
+        let (mut hashes, mut moves) = (HeadHashes::default(), Vec::new());
+        let mut look = |s: &SignStore<'_>| {
+            let Some(seen) = told.get(&s.row.seen.id).filter(|_| s.row.serial > 0) else { return Ok(Made::Unchanged) };
+            let row = StoreRow { seen: (*seen).clone(), vanished_at: None, ..s.row.clone() };
+            let s = SignStore { row: &row, ..*s };
+            let Some(before) = self.previous(&s)? else {
+                let same = self.lists_what_it_follows(&s, &mut hashes)?;
+                return Ok(if same { Made::Unchanged } else { Made::NeedsPrevious });
+            };
+            for (name, kind) in self.all_streams() {
+                let Some(from) = before.instance(name).filter(|i| s.heads.contains_key(i)) else { continue };
+                let to = followed(name, kind, seen);
+                if to.as_ref() != Some(&from) {
+                    moves.push(Move { store: seen.id.clone(), from, to });
+                }
+            }
+            Ok(Made::Unchanged)
+        };
+        ledger.look(&mut look).await?;
+        Ok(moves)
+    }
+
+    /// **The commit point of a publish**: makes each staged publication its instance's head, retires heads, and signs
+    /// a manifest for each store whose content changed (or whose manifest is due to be signed anew),
+    /// in one transaction. Gives the stores signed.
+    pub async fn sign_all(
+        &self,
+        ledger: &Ledger,
+        token: Token,
+        news: News<'_>,
+        moves: Moves<'_>,
+        clock: &dyn Clock,
+    ) -> Result<Vec<StoreId>, ManifestsError> {
+        self.sign(ledger, Some(token), news, Which::All, moves, clock).await
+    }
+
+    /// Signs what is due, without the lease: manifests that are old, of another key or epoch, or whose
+    /// devices changed. What was overtaken, and what was signed and could not be put yet, which may be, is left to people.
+    pub async fn sign_due(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Vec<StoreId>, ManifestsError> {
+        self.sign(ledger, None, News::default(), Which::All, Moves::None, clock).await
+    }
+
+    /// Signs one store's manifest (after `enroll` or `revoke`), without the lease.
+    pub async fn sign_one(&self, ledger: &Ledger, store: &StoreId, clock: &dyn Clock) -> Result<(), ManifestsError> {
+        self.sign(ledger, None, News::default(), Which::Only(store), Moves::None, clock).await.map(|_| ())
+    }
+
+    async fn sign(
+        &self,
+        ledger: &Ledger,
+        token: Option<Token>,
+        news: News<'_>,
+        which: Which<'_>,
+        moves: Moves<'_>,
+        clock: &dyn Clock,
+    ) -> Result<Vec<StoreId>, ManifestsError> {
+        // Time is never before what a publisher key signed.
+        let clock = clock.now();
+        let now = ledger.latest_time().await?.map_or(clock, |t| t.max(clock));
+        let mut heads = HeadHashes::default();
+        let by_itself = token.is_none() && matches!(which, Which::All);
+        let is_left = |s: &StoreRow| {
+            self.waiting.contains(&s.seen.id) || by_itself && (s.is_overtaken() || s.put_serial < s.serial)
+        };
+        let mut make = |s: &SignStore<'_>| match is_left(s.row) {
+            true => Ok(Made::Unchanged),
+            false => self.make(s, now, moves, &mut heads),
+        };
+        Ok(ledger.sign(token, news, which, self.trust.version, now, &mut make).await?)
+    }
+
+    /// One store's manifest, or nothing to do.
+    fn make(
+        &self,
+        s: &SignStore<'_>,
+        now: Timestamp,
+        moves: Moves<'_>,
+        hashes: &mut HeadHashes,
+    ) -> Result<Made, String> {
+        let vanished = s.row.vanished_at.is_some();
+        let has_manifest = s.row.serial > 0;
+        if vanished && !has_manifest {
+            return Ok(Made::Unchanged);
+        }
+        // What the source or the heads no longer tell is taken from the manifest before.
+        let untold = |(name, kind): (&StreamName, AudienceKind)| {
+            followed(name, kind, &s.row.seen).is_none_or(|i| !is_fresh(s, &i))
+                && s.heads.keys().any(|i| &i.stream == name)
+        };
+        let may_stay = match moves {
+            Moves::None => true,
+            Moves::AllBut(held) => held.contains_key(&s.row.seen.id),
+        };
+        if has_manifest
+            && s.previous.is_none()
+            && (vanished
+                || !self.left_out.is_empty()
+                || self.all_streams().any(untold)
+                || may_stay && !self.lists_what_it_follows(s, hashes)?)
+        {
+            return Ok(Made::NeedsPrevious);
+        }
+        let instances = self.instances(s, self.previous(s)?.as_ref(), moves);
+        let content = content_hash(&instances, s.heads, s.devices, hashes, &self.limits)?;
+        let due = s.row.content != Some(content)
+            || s.row.epoch != self.trust.epoch
+            || s.row.signer != self.key_id()
+            || s.row.signed_at.is_none_or(|t| since(now, t) >= spread(&s.row.seen.id, self.resign_after));
+        if !due {
+            return Ok(Made::Unchanged);
+        }
+        let manifest = self.build(s, &instances, now)?;
+        let envelope = sign_manifest(&manifest, &self.key).map_err(|e| e.to_string())?;
+        if envelope.len() as u64 > self.limits.manifest_bytes {
+            return Err(format!("it has {} bytes, over limits.manifest_bytes", envelope.len()));
+        }
+        Ok(Made::New(NewManifest {
+            serial: manifest.serial,
+            epoch: manifest.epoch,
+            envelope: String::from_utf8(envelope).map_err(|e| e.to_string())?,
+            signer: self.key_id(),
+            content,
+            signed_at: now,
+            expires_at: manifest.expires_at,
+        }))
+    }
+
+    /// The store's last manifest, where it was asked for.
+    fn previous(&self, s: &SignStore<'_>) -> Result<Option<Manifest>, String> {
+        let read = |e: &str| dsse::peek(e.as_bytes(), self.limits.manifest_bytes);
+        s.previous.map(read).transpose().map_err(|e| e.to_string())
+    }
+
+    /// Whether the store's last manifest, as it was signed, lists what the store follows now: told without reading it.
+    fn lists_what_it_follows(&self, s: &SignStore<'_>, hashes: &mut HeadHashes) -> Result<bool, String> {
+        let instances = self.instances(s, None, Moves::None);
+        let content = content_hash(&instances, s.heads, s.devices, hashes, &self.limits)?;
+        Ok(s.row.content == Some(content))
+    }
+
+    /// The instances that the store follows and that have a version. Where the wanted one has none, or one of long ago
+    /// (a zone that is new, or was empty, and not yet published), or is not to be gone over to, the one followed before
+    /// stays. Only a publish changes which they are: settings of other programs may be older than its.
+    fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>, moves: Moves<'_>) -> Vec<Instance> {
+        let tables = |i: &Instance| -> BTreeSet<&TableName> {
+            s.heads.get(i).into_iter().flat_map(|h| h.digests.keys()).collect()
+        };
+        let vanished = s.row.vanished_at.is_some();
+        if vanished || before.is_some() && matches!(moves, Moves::None) {
+            let last = before.into_iter().flat_map(Manifest::instances).map(|(i, _)| i);
+            let (known, dropped): (Vec<Instance>, Vec<_>) = last
+                .filter(|i| s.heads.contains_key(i))
+                .partition(|i| self.streams.iter().any(|(name, _)| name == &i.stream));
+            let now: BTreeSet<&TableName> = known.iter().flat_map(tables).collect();
+            // Rather one table by two streams than none: its registers keep what they have, and tell of the other.
+            let dropped = dropped.into_iter().filter(|i| !tables(i).is_subset(&now));
+            return known.iter().cloned().chain(dropped).collect();
+        }
+        let stays = |name: &StreamName| match moves {
+            Moves::None => true,
+            Moves::AllBut(held) => held.get(&s.row.seen.id).is_some_and(|streams| streams.contains(name)),
+        };
+        let wanted = |(name, kind): (&StreamName, AudienceKind)| {
+            let wanted = followed(name, kind, &s.row.seen).filter(|i| is_fresh(s, i));
+            let kept = || before.and_then(|m| m.instance(name)).filter(|i| s.heads.contains_key(i));
+            if stays(name) { kept().or(wanted) } else { wanted.or_else(kept) }
+        };
+        let of_settings = self.streams.iter().map(|(name, kind)| (name, *kind)).filter_map(wanted);
+        let mut instances: Vec<Instance> = of_settings.collect();
+        // One that the settings lost is listed by those that list it, and by new stores. No reader can hold a table by two
+        // streams: it goes over when all of them are there, or to one that was there before, for that one has others.
+        let is_listed = |name: &StreamName| before.is_some_and(|m| m.streams.contains_key(name));
+        let left = self.left_out().filter(|(name, _)| s.row.serial == 0 || is_listed(name));
+        let left: Vec<Instance> = left.filter_map(wanted).collect();
+        let goes = |left: &Instance, instances: &[Instance]| {
+            let its = tables(left);
+            let theirs: Vec<_> = instances.iter().filter(|i| !tables(i).is_disjoint(&its)).collect();
+            let there: BTreeSet<&TableName> = theirs.iter().flat_map(|i| tables(i)).collect();
+            its.is_subset(&there) || theirs.iter().any(|i| is_listed(&i.stream))
+        };
+        while let Some(stays) =
+            left.iter().find(|l| !goes(l, &instances) && instances.iter().any(|i| !tables(i).is_disjoint(&tables(l))))
+        {
+            let its = tables(stays);
+            instances.retain(|i| tables(i).is_disjoint(&its));
+        }
+        let stay: Vec<Instance> = left.into_iter().filter(|l| !goes(l, &instances)).collect();
+        instances.extend(stay);
+        instances
+    }
+
+    fn build(&self, s: &SignStore<'_>, instances: &[Instance], now: Timestamp) -> Result<Manifest, String> {
+        let streams = instances.iter().filter_map(|i| Some((i.stream.clone(), entry(i, s.heads.get(i)?)))).collect();
+        let (mut relay, mut registers) = (None, BTreeMap::new());
+        for (device, key) in s.devices {
+            let key: PublicKey = key.parse().map_err(|e| format!("the key of {device}: {e}"))?;
+            match device {
+                DeviceId::Relay(_) => relay = Some(key),
+                DeviceId::Register(r) => {
+                    registers.insert(r.clone(), key);
+                }
+            }
+        }
+        Ok(Manifest {
+            format: manifest::FORMAT,
+            store: s.row.seen.id.clone(),
+            serial: s.row.next_serial,
+            epoch: self.trust.epoch,
+            created_at: now,
+            expires_at: after(now, self.life),
+            streams,
+            relay,
+            registers,
+        })
+    }
+}
+
+/// Whether an instance has a version whose rows are kept up to date.
+fn is_fresh(s: &SignStore<'_>, instance: &Instance) -> bool {
+    s.heads.get(instance).is_some_and(|head| !head.retired)
+}
+
+/// The instance of a stream that a store follows; none where it has no zone.
+pub fn followed(stream: &StreamName, kind: AudienceKind, store: &StoreSeen) -> Option<Instance> {
+    let audience = match kind {
+        AudienceKind::All => Audience::All,
+        AudienceKind::Zone => Audience::Zone(store.zone.clone()?),
+        AudienceKind::Store => Audience::Store(store.id.clone()),
+    };
+    Some(Instance { stream: stream.clone(), audience })
+}
+
+fn entry(instance: &Instance, head: &Head) -> StreamEntry {
+    StreamEntry {
+        audience: instance.audience.clone(),
+        version: head.version,
+        schema: head.schema,
+        digests: head.digests.clone(),
+        packs: head.packs.clone(),
+    }
+}
+
+/// When a manifest is signed anew: from three quarters of the time on, spread by store, so that ten
+/// thousand are not due in one minute.
+fn spread(store: &StoreId, resign_after: Duration) -> Duration {
+    let hash = Sha256::of(store.as_str().as_bytes());
+    let share = f64::from(hash.as_bytes()[0]) / 255.0;
+    resign_after.mul_f64(0.75 + 0.25 * share)
+}
+
+/// Hash of each head, made once a signing: ten thousand stores share a handful.
+#[derive(Debug, Default)]
+struct HeadHashes(BTreeMap<Instance, Sha256>);
+
+impl HeadHashes {
+    fn of(&mut self, instance: &Instance, head: &Head, limits: &Limits) -> Result<Sha256, String> {
+        if let Some(hash) = self.0.get(instance) {
+            return Ok(*hash);
+        }
+        let entry = entry(instance, head);
+        let json = serde_json::to_vec(&entry).map_err(|e| e.to_string())?;
+        check_as_readers_do(instance, entry, limits)?;
+        let hash = Sha256::of(&json);
+        self.0.insert(instance.clone(), hash);
+        Ok(hash)
+    }
+}
+
+/// A manifest that readers would refuse must not be signed.
+fn check_as_readers_do(instance: &Instance, entry: StreamEntry, limits: &Limits) -> Result<(), String> {
+    let store = "check".parse().map_err(|e: proto::ids::BadName| e.to_string())?;
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        store,
+        serial: 1,
+        epoch: 1,
+        created_at: Timestamp::UNIX_EPOCH,
+        expires_at: Timestamp::UNIX_EPOCH,
+        streams: BTreeMap::from([(instance.stream.clone(), entry)]),
+        relay: None,
+        registers: BTreeMap::new(),
+    };
+    let payload = manifest.to_payload().map_err(|e| e.to_string())?;
+    Manifest::from_payload(&payload, limits).map(|_| ()).map_err(|e| format!("readers would refuse it: {e}"))
+}
+
+/// Hash of what a manifest says, without serial, epoch and times.
+fn content_hash(
+    instances: &[Instance],
+    heads: &BTreeMap<Instance, Head>,
+    devices: &[(DeviceId, String)],
+    hashes: &mut HeadHashes,
+    limits: &Limits,
+) -> Result<Sha256, String> {
+    let mut all = Sha256Stream::default();
+    // Their order says nothing.
+    for instance in instances.iter().collect::<BTreeSet<_>>() {
+        if let Some(head) = heads.get(instance) {
+            all.update(instance.to_string().as_bytes());
+            all.update(hashes.of(instance, head, limits)?.as_bytes());
+        }
+    }
+    for (device, key) in devices {
+        all.update(device.as_str().as_bytes());
+        all.update(key.as_bytes());
+    }
+    Ok(all.finish())
+}
