@@ -23,7 +23,7 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
 
 /// Puts once more the manifests that lie in the bucket otherwise than they were put: gone, rotten, older ones. Only those
 /// are read whose ETag in a listing is another one than was given to them; in a directory all. Only where the ledger has the
-/// newest trust file ([`Followed::Newest`]): else those that lie there may be newer.
+/// newest trust file ([`super::Followed::Newest`]): else those that lie there may be newer.
 pub async fn put_again(ledger: &Ledger, buckets: &Buckets, token: Option<Token>) -> Result<(), ManifestsError> {
     let etags = buckets.manifest_etags().await?;
     put_each(ledger, buckets, token, Some(&etags)).await.map(|_| ())
