@@ -2,7 +2,7 @@
 //! out. Asks no clock, no database; who mails what is [`crate::alert`]'s.
 
 use crate::config::AlertsConfig;
-use crate::ledger::{Complaint, LIST_NOT_OURS, Serials};
+use crate::ledger::{Complaint, LIST_NOT_OURS, Serials, VERSION_NOT_OURS, WITNESSES};
 use crate::mail::one_line;
 use proto::clock::{Timestamp, since};
 use proto::digest::StateDigest;
@@ -306,6 +306,28 @@ fn of_foreign_list(store: &StoreId) -> (String, String) {
     (format!("list-not-ours/{store}"), format!("Store {store} holds a list that headquarters did not sign"))
 }
 
+/// A version that a device holds and headquarters never published.
+fn not_published(id: &DeviceId, instance: &Instance, report: &StreamReport, published: &Published) -> Option<Told> {
+    let (held, of) = (report.version?, published.get(instance)?);
+    let newest = of.iter().rev().find(|(_, digests)| digests.is_some()).map(|(v, _)| *v)?;
+    let is_beyond = held > newest && of.get(&held).is_some_and(Option::is_none);
+    let line = || {
+        format!(
+            "{id} holds version {held}, the newest that was published here is {newest}: headquarters and its bucket were set \
+             back to an old state (`publish` goes on above it once {WITNESSES} devices hold it), or what this device notes was \
+             altered (move its store.db away: it is made anew)"
+        )
+    };
+    is_beyond.then(|| {
+        let (key, subject) = of_foreign_version(&instance.to_string());
+        (key, subject, line())
+    })
+}
+
+fn of_foreign_version(instance: &str) -> (String, String) {
+    (format!("version-not-ours/{instance}"), format!("A version of {instance} is held that was not published"))
+}
+
 /// Whether a store may follow an instance. (Not by its zone today: it may have been another when the pack came.)
 fn may_follow(store: &StoreId, instance: &Instance) -> bool {
     !matches!(&instance.audience, Audience::Store(s) if s != store)
@@ -319,6 +341,9 @@ fn told<'a>(id: &'a DeviceId, beat: &'a Heartbeat, published: &'a Published) -> 
     let faults = believed.filter_map(move |f| told_fault(id, f));
     let followed = beat.streams.iter().filter(move |(i, _)| is_known(i));
     let drifts = followed.filter_map(move |(instance, report)| {
+        if let Some(told) = not_published(id, instance, report, published) {
+            return Some(told);
+        }
         let differs = compare(report, instance, published) == Some(false);
         if report.state != StreamState::Drift && !differs {
             return None;
@@ -383,6 +408,10 @@ fn told_fault(id: &DeviceId, f: &Fault) -> Option<Told> {
         // The next publish went above it before it was judged.
         LIST_NOT_OURS => {
             let (key, subject) = of_foreign_list(id.store());
+            Some((key, subject, line))
+        }
+        VERSION_NOT_OURS => {
+            let (key, subject) = of_foreign_version(&of);
             Some((key, subject, line))
         }
         fault::IDENTITY_CLONE => {
@@ -610,6 +639,27 @@ mod tests {
         assert_eq!(with(&|b| b.streams = stream(report(Ok, "1", 1))), ["digest-mismatch/price@all"]);
         assert!(with(&|b| b.streams = stream(report(Ok, "1", 2))).is_empty(), "a version HQ cannot judge");
         assert_eq!(with(&|b| b.streams = stream(report(Drift, "0", 1))), ["digest-mismatch/price@all"]);
+    }
+
+    #[test]
+    fn a_version_above_the_newest_was_not_published_here() {
+        let published = |known: &[u64], unknown: u64| {
+            let known = known.iter().map(|v| (Version::try_from(*v).unwrap(), Some(digests("0"))));
+            let all = known.chain([(Version::try_from(unknown).unwrap(), None)]).collect();
+            Published::from([("price@all".parse().unwrap(), all)])
+        };
+        let held = saying(|b| b.streams = stream(report(StreamState::Ok, "1", 8)));
+        let judged = |published: &Published| {
+            of(std::slice::from_ref(&held), |fleet| assess(&Fleet { published, ..fleet.clone() }).findings)
+        };
+        let found = judged(&published(&[2], 8));
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["version-not-ours/price@all"]);
+        assert!(
+            found["version-not-ours/price@all"].lines[0]
+                .contains("1-1 holds version 8, the newest that was published here is 2")
+        );
+        assert!(judged(&published(&[2, 9], 8)).is_empty(), "an old one that is not known any more");
+        assert!(judged(&published(&[], 8)).is_empty(), "the newest was not looked up");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::ledger::{BeatOutcome, BeatRow, Complaint, DeviceRow, Ledger, LedgerEr
 use proto::clock::{Clock, Timestamp, before, since};
 use proto::dsse;
 use proto::failpoint;
-use proto::ids::{DeviceId, StoreId};
+use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::limits::Limits;
 use proto::runs::{DOUBLE_TOLD, Runs};
 use proto::wire::{self, Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
@@ -237,6 +237,7 @@ impl Intake {
                         last_seen_at: heard,
                         serial: heartbeat.serial,
                         complaints: complaints(&heartbeat, heard),
+                        versions: self.not_known(&heartbeat),
                     });
                     taken.push((heartbeat, age));
                 }
@@ -257,6 +258,15 @@ impl Intake {
         let proved = outcomes.contains(&BeatOutcome::Recorded);
         let passed_on = BTreeMap::new();
         Ok(Taken { answer: BeatAnswer { hq_seen_s: Some(0), now, refused, passed_on, go_on_above }, proved })
+    }
+
+    /// The versions that a beat reports, but for those that are known to be published.
+    fn not_known(&self, beat: &Heartbeat) -> Vec<(Instance, Version)> {
+        let published = Arc::clone(&self.state().published);
+        let is_known =
+            |i: &Instance, v: &Version| published.get(i).and_then(|of| of.get(v)).is_some_and(Option::is_some);
+        let held = beat.streams.iter().filter_map(|(i, report)| Some((i.clone(), report.version?)));
+        held.filter(|(i, v)| !is_known(i, v)).collect()
     }
 
     /// Records beats and notes what they say. Those that come while others are written are written together, in their
@@ -441,7 +451,12 @@ async fn published(ledger: &Ledger, views: &[DeviceView<'_>], known: Published) 
         for (instance, report) in &beat.streams {
             let (Some(version), Some(of)) = (report.version, published.get_mut(instance)) else { continue };
             if let Entry::Vacant(unknown) = of.entry(version) {
-                unknown.insert(ledger.publication(instance, version).await?.map(|p| p.digests));
+                let digests = ledger.publication(instance, version).await?.map(|p| p.digests);
+                let is_known = unknown.insert(digests).is_some();
+                // One that is above the newest was never published here.
+                if !is_known && let Some(head) = ledger.head(instance).await? {
+                    of.insert(head.version, Some(head.digests));
+                }
             }
         }
     }

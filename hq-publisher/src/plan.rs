@@ -16,7 +16,7 @@ pub struct Facts {
     pub rebuild: Option<String>,
     /// The trust epoch changed: versions before it count no more.
     pub new_epoch: bool,
-    /// The bucket has higher versions than the ledger knows.
+    /// The bucket or devices have higher versions than the ledger knows.
     pub ahead: bool,
     /// `--full`.
     pub asked: bool,
@@ -78,7 +78,7 @@ pub fn plan(facts: &Facts) -> Plan {
     }
     let changed = facts.changed_rows > 0 || facts.new_contract;
     if facts.ahead {
-        return Plan::new(false, true, "the bucket has versions that the ledger does not know");
+        return Plan::new(false, true, "versions are out that the ledger does not know");
     }
     if !changed && !facts.asked {
         return Plan::new(false, false, "nothing changed");
@@ -145,6 +145,6 @@ mod tests {
         assert!(what(Facts { reported: Some("0421: DRIFT".into()), ..usual() }).contains("reported: 0421: DRIFT"));
         assert!(plan(&Facts { reported: Some("x".into()), changed_rows: 0, ..usual() }).is_nothing());
         assert!(plan(&Facts { deltas: 99, changed_rows: 0, ..usual() }).is_nothing());
-        assert!(what(Facts { ahead: true, ..usual() }).starts_with("full: the bucket"));
+        assert!(what(Facts { ahead: true, ..usual() }).starts_with("full: versions are out"));
     }
 }

@@ -21,7 +21,7 @@ use proto::device::{self, Device, DeviceError};
 use proto::disk;
 use proto::fetch::{Small, Source};
 use proto::follow::{self, FollowError, Follower, Refreshed};
-use proto::ids::{DeviceId, Instance, StreamName};
+use proto::ids::{DeviceId, Instance, StreamName, Version};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::Manifest;
 use proto::retry::Verdict;
@@ -125,6 +125,8 @@ pub struct Relay {
     pub(crate) pauses: Mutex<BTreeMap<PackName, Duration>>,
     /// Streams that wait for another to lose a table, and how long each pauses next.
     pub(crate) awaiting: Mutex<BTreeMap<StreamName, Duration>>,
+    /// Versions that the shadow was found to hold with other rows than the list says.
+    pub(crate) contradicted: Mutex<BTreeSet<(Instance, Version)>>,
     /// Listed packs that no source has, since when.
     pub(crate) absent: Mutex<BTreeMap<(Wanted, PackName), Absent>>,
     /// Packs in `ok/` whose files turned out damaged.
@@ -211,6 +213,7 @@ impl Relay {
             down: Mutex::default(),
             pauses: Mutex::default(),
             awaiting: Mutex::default(),
+            contradicted: Mutex::default(),
             absent: Mutex::default(),
             rotten: tokio::sync::Mutex::new(rotten),
             spare: Mutex::default(),

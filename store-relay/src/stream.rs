@@ -122,6 +122,10 @@ impl Relay {
             // 1. The cheapest way by bytes, around what is bad.
             let way = match self.plan(stream, supply) {
                 Plan::There => {
+                    if let Some(why) = self.contradiction(stream) {
+                        self.latch_drift(stream, &why);
+                        continue;
+                    }
                     self.waits(stream, None);
                     self.none_is_missing(Wanted::Here, stream);
                     return Outcome::AtHead;
@@ -158,6 +162,16 @@ impl Relay {
             }
         }
         Outcome::Again(SOON, format!("{stream}: {TURNS} turns without an end"))
+    }
+
+    /// Why the shadow is at the listed version by its number only; once a version, whatever comes of the heal.
+    fn contradiction(&self, stream: &StreamName) -> Option<String> {
+        let state = self.hall.state();
+        let manifest = state.manifest.as_ref()?;
+        let (instance, entry) = (manifest.instance(stream)?, manifest.streams.get(stream)?);
+        let why = state.held.get(stream)?.differs_from(&instance, manifest.epoch, entry)?;
+        let mut told = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
+        told.insert((instance, entry.version)).then_some(why)
     }
 
     fn stream_lock(&self, stream: &StreamName) -> Arc<tokio::sync::Mutex<()>> {

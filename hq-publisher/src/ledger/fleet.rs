@@ -4,7 +4,7 @@ use super::db::{Columns, Write, parse, seconds, signed};
 use super::{Ledger, LedgerError, Which};
 use proto::clock::Timestamp;
 use proto::digest::Sha256;
-use proto::ids::{DeviceId, StoreId};
+use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::keys::PublicKey;
 use proto::wire::Fault;
 use sqlx::AssertSqlSafe;
@@ -42,6 +42,8 @@ pub struct BeatRow {
     pub serial: Option<u64>,
     /// Its faults that a later beat may tell of no more, though nobody has acted on them; not read back.
     pub complaints: Vec<Fault>,
+    /// The versions that it reports, but for those that are known to be published; not read back.
+    pub versions: Vec<(Instance, Version)>,
 }
 
 /// A fault that a device told of at least once.
@@ -80,10 +82,16 @@ pub struct ReceiptRow {
 /// Headquarters' own code for a device whose list was not signed here.
 pub const LIST_NOT_OURS: &str = "LIST_NOT_OURS";
 
+/// Headquarters' own code for a version that was not published here; the object is the version.
+pub const VERSION_NOT_OURS: &str = "VERSION_NOT_OURS";
+
+/// Devices that must hold a version for it to count as one that was out: one may be broken, or in wrong hands.
+pub const WITNESSES: usize = 2;
+
 /// Heartbeats put by one statement: five values each.
 const BEATS_A_STATEMENT: usize = 64;
 
-/// How far above the ledger's serial a heartbeat's may be believed: beyond it, it is no loss of the
+/// How far above the ledger's serial, or version, a heartbeat's may be believed: beyond it, it is no loss of the
 /// ledger but a broken or taken-over device.
 pub const SERIAL_REACH: u64 = 1_000_000;
 
@@ -224,6 +232,7 @@ impl Ledger {
         for beat in newest.into_values() {
             w.raise_serial_by_beat(beat).await?;
         }
+        w.note_versions(beats).await?;
         w.commit().await?;
         Ok(outcomes)
     }
@@ -246,6 +255,7 @@ impl Ledger {
                     last_seen_at: r.time(4)?,
                     serial: None,
                     complaints: Vec::new(),
+                    versions: Vec::new(),
                 })
             })
             .collect()
@@ -457,6 +467,38 @@ impl Write {
             let code = LIST_NOT_OURS.to_owned();
             let fault = Fault { code, instance: None, object: None, text, since: beat.received_at };
             self.complain(&beat.device, &fault).await?;
+        }
+        Ok(())
+    }
+
+    /// Devices hold a version that is above the newest: this ledger and the bucket were set back, or a hand altered what a
+    /// register notes. As many are kept as it takes to believe it.
+    async fn note_versions(&mut self, beats: &[BeatRow]) -> Result<(), LedgerError> {
+        let mut held: BTreeMap<&(Instance, Version), Vec<&BeatRow>> = BTreeMap::new();
+        for (b, version) in beats.iter().flat_map(|b| b.versions.iter().map(move |v| (b, v))) {
+            held.entry(version).or_default().push(b);
+        }
+        for ((instance, version), by) in held {
+            let query = sqlx::query("SELECT version FROM head WHERE instance = $1").bind(instance.to_string());
+            let Some(row) = query.fetch_optional(&mut ***self).await? else { continue };
+            let head = row.version(0)?.get();
+            if !(1..=SERIAL_REACH).contains(&version.get().saturating_sub(head)) {
+                continue;
+            }
+            let object = version.to_string();
+            let sql = "SELECT complaint.device FROM complaint JOIN device ON device.id = complaint.device \
+                       WHERE instance = $1 AND code = $2 AND object = $3 AND revoked_s IS NULL";
+            let query = sqlx::query(sql).bind(instance.to_string()).bind(VERSION_NOT_OURS).bind(&object);
+            let known = query.fetch_all(&mut ***self).await?;
+            let known: BTreeSet<String> = known.iter().map(|r| r.text(0)).collect::<Result<_, _>>()?;
+            let more: BTreeMap<&DeviceId, &BeatRow> =
+                by.iter().filter(|b| !known.contains(b.device.as_str())).map(|b| (&b.device, *b)).collect();
+            for (device, beat) in more.into_iter().take(WITNESSES.saturating_sub(known.len())) {
+                let text = format!("version {version} is held, the newest that was published here is {head}");
+                let (code, instance) = (VERSION_NOT_OURS.to_owned(), Some(instance.clone()));
+                let fault = Fault { code, instance, object: Some(object.clone()), text, since: beat.received_at };
+                self.complain(device, &fault).await?;
+            }
         }
         Ok(())
     }

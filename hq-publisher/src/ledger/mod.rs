@@ -13,7 +13,9 @@ mod publications;
 mod stores;
 
 pub use db::{Change, Kind, Ledger, LedgerError, Listener};
-pub use fleet::{BeatOutcome, BeatRow, Complaint, DeviceRow, LIST_NOT_OURS, ReceiptRow, SERIAL_REACH};
+pub use fleet::{
+    BeatOutcome, BeatRow, Complaint, DeviceRow, LIST_NOT_OURS, ReceiptRow, SERIAL_REACH, VERSION_NOT_OURS, WITNESSES,
+};
 pub use lease::{Acquired, Token};
 pub use outbox::{Episode, Mail};
 pub use publications::{

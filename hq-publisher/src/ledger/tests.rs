@@ -381,6 +381,7 @@ async fn devices_and_beats() {
             last_seen_at: t(at),
             serial: Some(3),
             complaints: Vec::new(),
+            versions: Vec::new(),
         };
         use BeatOutcome::{Known, Older, Recorded};
         assert_eq!(

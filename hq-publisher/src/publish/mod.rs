@@ -24,7 +24,7 @@ pub use steps::{Aborted, Phase, Progress, Quiet, Step, Steps};
 use crate::bucket::Buckets;
 use crate::config::Config;
 use crate::inbox::{Drop, What};
-use crate::ledger::{Complaint, Head, Ledger, LedgerError, News, Staged, State, Token};
+use crate::ledger::{Complaint, Head, Ledger, LedgerError, News, Staged, State, Token, VERSION_NOT_OURS, WITNESSES};
 use crate::mail;
 use crate::manifests::{self, Followed, ManifestsError, Move, Moves, Signer, put_unfinished, telling};
 use crate::rebuild::{self, Workshop};
@@ -37,7 +37,7 @@ use proto::clock::{Clock, Timestamp, since};
 use proto::config::ConfigError;
 use proto::digest::Sha256;
 use proto::failpoint;
-use proto::ids::{Audience, Instance, StoreId, StreamName, Zone};
+use proto::ids::{Audience, Instance, StoreId, StreamName, Version, Zone};
 use proto::layout::ObjectName;
 use proto::replica::sqlite::Checkpoint;
 use proto::replica::{Job, PackFile, Replica};
@@ -213,6 +213,7 @@ impl Tools<'_> {
             heads: BTreeMap::new(),
             contract_numbers: BTreeMap::new(),
             reported: BTreeMap::new(),
+            held_out: BTreeMap::new(),
             moves: Vec::new(),
             behind: BTreeSet::new(),
             splits: BTreeMap::new(),
@@ -283,6 +284,8 @@ struct Run<'a> {
     contract_numbers: BTreeMap<StreamName, (u64, Sha256)>,
     /// Errors and drift that devices report: since when, and who.
     reported: BTreeMap<Instance, (Timestamp, String)>,
+    /// Versions that devices hold and the ledger does not know.
+    held_out: BTreeMap<Instance, Version>,
     /// Stores that are to follow other instances than before, by store and stream.
     moves: Vec<Move>,
     /// Instances of a ledger that was set back, which may not know the highest versions: not looked at since.
@@ -546,11 +549,30 @@ impl Run<'_> {
         // What a store says that the source has no more makes no full for all others.
         let stores = self.ledger.stores().await?.into_iter().filter(|s| s.vanished_at.is_some());
         let gone: BTreeSet<StoreId> = stores.map(|s| s.seen.id).collect();
+        let enrolled = self.ledger.enrolled().await?;
+        let mut held: BTreeMap<Instance, Vec<Version>> = BTreeMap::new();
         for Complaint { device, fault } in complaints.into_iter().filter(|c| !gone.contains(c.device.store())) {
             let Some(instance) = fault.instance else { continue };
+            let version = fault.object.as_deref().filter(|_| fault.code == VERSION_NOT_OURS);
+            if let Some(version) = version.and_then(|v| Version::try_from(v.parse::<u64>().ok()?).ok())
+                && enrolled.contains(&device)
+            {
+                held.entry(instance.clone()).or_default().push(version);
+            }
             if self.reported.get(&instance).is_none_or(|(known, _)| *known < fault.since) {
                 self.reported.insert(instance, (fault.since, format!("{device} {}", fault.code)));
             }
+        }
+        for (instance, mut versions) in held {
+            versions.sort_unstable_by(|a, b| b.cmp(a));
+            let Some(version) = versions.get(WITNESSES - 1) else { continue };
+            if self.heads.get(&instance).is_some_and(|h| h.version < *version) {
+                self.held_out.insert(instance.clone(), *version);
+                self.behind.insert(instance);
+            }
+        }
+        if !self.held_out.is_empty() {
+            self.note_behind().await?;
         }
         Ok(())
     }

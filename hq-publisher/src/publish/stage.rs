@@ -460,7 +460,7 @@ impl Run<'_> {
         Ok(full.is_none_or(|f| f.signed_at <= since).then(|| who.to_owned()))
     }
 
-    /// 1 + the greatest of the ledger, the head (from manifests) and the objects listed.
+    /// 1 + the greatest of the ledger, the head (from manifests), the objects listed and what devices hold.
     async fn next_version(
         &self,
         instance: &Instance,
@@ -469,7 +469,9 @@ impl Run<'_> {
     ) -> Result<Version, PublishError> {
         let known = self.ledger.max_version(instance).await?.max(head.map(|h| h.version));
         let known = known.map_or(0, Version::get);
-        let (mut greatest, mut in_bucket) = (known, 0);
+        // Whose bucket was set back too, the devices alone know what was out.
+        let held = self.held_out.get(instance).map_or(0, |v| v.get());
+        let (mut greatest, mut out) = (known.max(held), held);
         for (name, _) in self.buckets.list_packs(instance).await? {
             let version = name.version.get();
             if version > known.saturating_add(FAR_AHEAD) {
@@ -478,12 +480,12 @@ impl Run<'_> {
                 ));
             } else {
                 greatest = greatest.max(version);
-                in_bucket = in_bucket.max(version);
+                out = out.max(version);
             }
         }
         // A ledger that was set back may have given up a number that went out: only what it published counts.
         let published = head.filter(|_| self.behind.contains(instance)).map(|h| h.version.get());
-        facts.ahead = published.map_or(greatest > known, |p| in_bucket > p) && head.is_some();
+        facts.ahead = published.map_or(greatest > known, |p| out > p) && head.is_some();
         Version::try_from(greatest.saturating_add(1)).map_err(|e| PublishError::Machine(format!("{instance}: {e}")))
     }
 

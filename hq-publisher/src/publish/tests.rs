@@ -668,6 +668,7 @@ async fn a_ledger_set_back_is_told_whatever_devices_say_and_whoever_signs() {
         last_seen_at: w.clock.now(),
         serial: Some(serial),
         complaints: Vec::new(),
+        versions: Vec::new(),
     };
     let ledger = Ledger::open(&w.config).await.unwrap();
     ledger.record_beats(&[beat]).await.unwrap();
@@ -1343,6 +1344,7 @@ async fn a_reported_fault_makes_the_next_publish_a_full_once() {
         last_seen_at: w.clock.now(),
         serial: None,
         complaints,
+        versions: Vec::new(),
     };
     let ledger = Ledger::open(&w.config).await.unwrap();
     // It heals, or not; its next beat tells of other things.
@@ -1861,6 +1863,50 @@ async fn a_ledger_set_back_with_its_source_goes_above_what_is_out() {
     assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
     assert!(w.manifest("0421").unwrap().streams["price"].version > out, "{:?}", r.lines());
     assert_eq!(outcome(&r, "price@zone-west"), Outcome::Unchanged);
+    w.all_is_well();
+    w.check("0421", "east");
+}
+
+/// The bucket was restored too: what was out only the devices know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_set_back_with_its_ledger_is_gone_above_by_what_devices_hold() {
+    use crate::ledger::BeatRow;
+    let w = World::new().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let newest = || w.manifest("0421").unwrap().streams["price"].version.get();
+    let out = newest() + 6;
+    let says = async |register: &str, seq: u64, version: u64| {
+        let device: proto::ids::DeviceId = register.parse().unwrap();
+        if ledger.device(&device).await.unwrap().is_none() {
+            ledger.enrol(&device, &proto::keys::SecretKey::from_seed([7; 32]).public(), w.clock.now()).await.unwrap();
+        }
+        let beat = BeatRow {
+            device,
+            seq,
+            envelope: String::new(),
+            received_at: w.clock.now(),
+            last_seen_at: w.clock.now(),
+            serial: None,
+            complaints: Vec::new(),
+            versions: vec![("price@zone-east".parse().unwrap(), Version::try_from(version).unwrap())],
+        };
+        ledger.record_beats(&[beat]).await.unwrap();
+    };
+    says("0421-01", 1, out).await;
+    says("0421-01", 2, out).await;
+    says("0421-03", 1, newest() + 2_000_000).await;
+    assert_eq!(outcome(&w.publish().await, "price@zone-east"), Outcome::Unchanged, "one alone may be broken");
+    says("0421-02", 1, out).await;
+    let told = ledger.complaints().await.unwrap();
+    let told: Vec<_> = told.iter().map(|c| (c.device.as_str(), c.fault.object.as_deref())).collect();
+    let out_text = out.to_string();
+    assert_eq!(told, [("0421-01", Some(&*out_text)), ("0421-02", Some(&*out_text))]);
+    let r = w.publish().await;
+    let plan = r.instances[&"price@zone-east".parse().unwrap()].plan.clone().unwrap().to_string();
+    assert_eq!(plan, "full: versions are out that the ledger does not know");
+    assert_eq!(newest(), out + 1);
+    assert_eq!(outcome(&w.publish().await, "price@zone-east"), Outcome::Unchanged, "once");
     w.all_is_well();
     w.check("0421", "east");
 }

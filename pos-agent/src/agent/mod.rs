@@ -24,7 +24,7 @@ use proto::disk::{self, DataDisk};
 use proto::failpoint;
 use proto::fetch::BadSource;
 use proto::follow::lock;
-use proto::ids::Instance;
+use proto::ids::{Instance, Version};
 use proto::layout::{PackKind, PackName};
 use proto::manifest::{Manifest, PackEntry, StreamEntry};
 use proto::replica::{is_in_the_way, sqlite};
@@ -167,6 +167,8 @@ pub struct Agent {
     /// Why the file may be damaged, by a look at all rows; the next cycle judges it.
     doubt: Mutex<Option<String>>,
     swept_for: Mutex<Option<u64>>,
+    /// Versions that were found to be held with other rows than the list says: each is healed once, whatever comes of it.
+    contradicted: Mutex<BTreeSet<(Instance, Version)>>,
     /// What sources were told of at the last look.
     said: Mutex<BTreeSet<String>>,
     shown: Mutex<Shown>,
@@ -295,6 +297,7 @@ impl Agent {
             verifying: Arc::default(),
             doubt: Mutex::default(),
             swept_for: Mutex::new(None),
+            contradicted: Mutex::default(),
             said: Mutex::default(),
             shown: Mutex::new(Shown::default()),
             observer,
@@ -321,10 +324,23 @@ impl Agent {
         // 2. What HQ signed, and how far the source in use can bring it.
         let Some(goal) = self.learn().await else { return self.settle(End::Retry, false).await };
         let applied_before = self.metrics.transactions();
+        self.compare(&goal, &held);
         let end = self.bring_all(&goal, &held, news).await;
         // 7. Report, and clean up.
         self.sweep_packs(&goal).await;
         self.settle(end, self.metrics.transactions() > applied_before).await
+    }
+
+    /// What is held at the listed version is what is listed; else a full heals it, as after a drift.
+    fn compare(&self, goal: &Goal, held: &AllHeld) {
+        for (instance, entry) in goal.manifest.instances() {
+            let of = held.get(&instance.stream).filter(|_| !self.memory.drifted(&instance.stream));
+            let Some(why) = of.and_then(|h| h.differs_from(&instance, goal.manifest.epoch, entry)) else { continue };
+            let mut known = self.contradicted.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.insert((instance.clone(), entry.version)) {
+                self.drifted(&instance, &why);
+            }
+        }
     }
 
     /// Steps 3 to 6 for all streams; those that waited for another to lose a table again, for as long as others move on.

@@ -156,6 +156,31 @@ async fn verify_latches_drift_and_the_next_cycle_heals_at_the_same_version() {
     assert!(codes(&r.open()).is_empty());
 }
 
+/// Somebody else published that number (a headquarters that was set back): the rows are those of the digest noted here.
+#[tokio::test]
+async fn other_rows_under_the_listed_version_are_healed_by_a_full() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    let listed = r.rows("price");
+    let mut other = listed.clone();
+    other.insert(5, 1);
+    r.tamper(&format!(
+        "UPDATE price SET cents = 1 WHERE sku = 5; UPDATE tillcast_table SET digest = '{}' WHERE name = 'price'",
+        digest(&other)
+    ));
+    assert!(!verify::check(&r.config.store_db(), &Limits::default()).unwrap().drift, "in itself it is sound");
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(r.rows("price"), listed);
+    assert!(agent.memory.drifts().is_empty() && codes(&agent).is_empty());
+    let told = agent.memory.look(|f| f.to_tell());
+    assert!(told[0].code == fault::DRIFT && told[0].text.contains("table price"), "{told:?}");
+    let transactions = agent.metrics.transactions();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(agent.metrics.transactions(), transactions);
+}
+
 #[tokio::test]
 async fn a_bad_pack_is_avoided_and_reported_while_other_streams_go_on_and_a_way_round_is_taken() {
     let mut hq = usual();

@@ -17,7 +17,7 @@ use crate::failpoint;
 use crate::ids::{Audience, Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::limits::Limits;
-use crate::manifest::Listed;
+use crate::manifest::{Listed, StreamEntry};
 use crate::retry::Verdict;
 use crate::schema::{Contract, Table};
 use crate::value::Value;
@@ -62,6 +62,22 @@ impl Held {
     /// The version, if it counts for this instance and epoch: what deltas may build on.
     pub fn version_of(&self, instance: &Instance, epoch: u64) -> Option<Version> {
         (self.audience == instance.audience && self.epoch == epoch).then_some(self.version)
+    }
+
+    /// Where this is the listed version by its number only: what has other rows than the signed list says, for people.
+    /// Somebody else published that number, or a hand altered what is noted here.
+    pub fn differs_from(&self, instance: &Instance, epoch: u64, entry: &StreamEntry) -> Option<String> {
+        if self.version_of(instance, epoch) != Some(entry.version) || self.digests == entry.digests {
+            return None;
+        }
+        let tables: BTreeSet<&TableName> = self.digests.keys().chain(entry.digests.keys()).collect();
+        let line = |table: &TableName| {
+            let [held, listed] = [&self.digests, &entry.digests].map(|d| d.get(table));
+            let said = |d: Option<&StateDigest>| d.map_or_else(|| "no such table".to_owned(), ToString::to_string);
+            (held != listed).then(|| format!("table {table}: {} here, {} listed", said(held), said(listed)))
+        };
+        let lines: Vec<String> = tables.into_iter().filter_map(line).collect();
+        Some(format!("version {} is held with other rows than the list says ({})", self.version, lines.join("; ")))
     }
 }
 

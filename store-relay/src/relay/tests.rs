@@ -314,6 +314,28 @@ async fn a_drifted_shadow_is_healed_by_a_full_without_a_try() {
     assert_eq!(events, ["HEALED", "DRIFT"]);
 }
 
+/// Somebody else published that number (a headquarters that was set back): the rows are those of the digest noted here.
+#[tokio::test]
+async fn other_rows_under_the_listed_version_are_healed_by_a_full() {
+    let (hq, store) = two_streams();
+    once(&store.open()).await;
+    {
+        let db = rusqlite::Connection::open(store.data().join("shadow.db")).unwrap();
+        db.execute("UPDATE price_row SET name = 'theirs' WHERE id = 2", []).unwrap();
+        let other = Replica::open_read_only(&store.data().join("shadow.db"), &store.config.limits).unwrap();
+        let found = other.verify(&"price".parse().unwrap()).unwrap()[0].found.unwrap().to_string();
+        db.execute("UPDATE tillcast_table SET digest = ?1 WHERE name = 'price_row'", [found]).unwrap();
+    }
+    let relay = store.open();
+    once(&relay).await;
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    assert!(state(&relay).attempts.is_empty() && state(&relay).drifts.is_empty());
+    let events = || relay.hall.spool.events(10).unwrap().into_iter().map(|e| e.code).collect::<Vec<_>>();
+    assert_eq!(events(), ["HEALED", "DRIFT"]);
+    once(&relay).await;
+    assert_eq!(events(), ["HEALED", "DRIFT"]);
+}
+
 #[tokio::test]
 async fn drift_that_verify_finds_is_latched_over_a_restart_and_healed() {
     let (hq, store) = two_streams();
