@@ -180,9 +180,7 @@ impl Memory {
 
     /// Forgets packs and streams that the manifest does not list any more: nothing else would end what is told of them.
     pub fn prune(&self, manifest: &Manifest) {
-        let listed =
-            |p: &PackName| manifest.instances().any(|(i, e)| i == p.instance && e.pack(p.version, p.kind).is_some());
-        let is_pack_gone = |o: &str| o.parse().is_ok_and(|p: PackName| !listed(&p));
+        let is_pack_gone = |o: &str| o.parse().is_ok_and(|p: PackName| !manifest.lists(&p));
         let is_stream_gone = |i: &Instance| !manifest.streams.contains_key(&i.stream);
         let mut notes = self.notes();
         let drifts = notes.drift.len();
@@ -199,7 +197,7 @@ impl Memory {
         }
         notes.unsaved |= ended;
         let before = notes.avoid.len();
-        notes.avoid.retain(|p, _| listed(p));
+        notes.avoid.retain(|p, _| manifest.lists(p));
         if notes.avoid.len() != before {
             self.save_avoid(&notes);
         }

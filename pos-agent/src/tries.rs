@@ -77,7 +77,7 @@ impl Tries {
         Tries { path, started, boot: boot.to_owned(), last: Mutex::new(last), hurried: AtomicBool::new(false) }
     }
 
-    /// The pack that the process died of before, if it has not been applied since.
+    /// The pack that the process died of before, if it has not been applied nor passed since.
     pub fn last(&self) -> Option<Trying> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -108,7 +108,7 @@ impl Tries {
         }
     }
 
-    /// It ended, well or not.
+    /// It ended, well or not; or nobody will try it any more.
     pub fn end(&self, pack: &PackName) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref().is_some_and(|t| &t.pack == pack) {

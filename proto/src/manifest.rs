@@ -121,6 +121,12 @@ impl Manifest {
         self.streams.iter().map(|(stream, e)| (Instance { stream: stream.clone(), audience: e.audience.clone() }, e))
     }
 
+    /// Whether it names a pack.
+    pub fn lists(&self, pack: &PackName) -> bool {
+        let entry = self.streams.get(&pack.instance.stream).filter(|e| e.audience == pack.instance.audience);
+        entry.is_some_and(|e| e.pack(pack.version, pack.kind).is_some())
+    }
+
     /// The key that headquarters knows a device of the store by.
     pub fn key_of(&self, device: &DeviceId) -> Option<&PublicKey> {
         match device {

@@ -88,30 +88,38 @@ impl Agent {
     pub(super) fn mend_packs(&self) {
         let (held, now) = (self.shown().held.clone(), self.clock.now());
         let avoided = self.memory.avoided();
-        let deadly = self.tries.last().filter(|t| t.is_alarming());
+        let manifest = lock(&self.device).manifest().cloned();
         // What is held of another epoch, or of another headquarters, is no version of this one's.
-        let epoch = lock(&self.device).manifest().map(|m| m.epoch);
         let is_behind = |name: &PackName| {
-            let version = held.get(&name.instance.stream).zip(epoch).and_then(|(h, e)| h.version_of(&name.instance, e));
+            let version = held.get(&name.instance.stream).zip(manifest.as_ref()).and_then(|(h, m)| h.version_of(&name.instance, m.epoch));
             version.is_some_and(|v| v >= name.version)
         };
+        let is_over = |name: &PackName| is_behind(name) || manifest.as_ref().is_some_and(|m| !m.lists(name));
+        let tried = self.tries.last();
+        let deadly = tried.as_ref().filter(|t| t.is_alarming());
         self.memory.faults(|f| {
-            let mut changed = f.mend(fault::PACK_IN_ERROR, |f| {
+            let mut changed = false;
+            // First: headquarters is to hear of it though a way round came at once.
+            if let Some(t) = deadly {
+                let text =
+                    format!("this agent died {} times while applying it; trying again with growing delay", t.deaths);
+                changed |= f.raise(fault::PACK_IN_ERROR, Some(&t.pack.instance), Some(&t.pack.to_string()), &text, now);
+            }
+            changed |= f.mend(fault::PACK_IN_ERROR, |f| {
                 let name: Option<PackName> = f.object.as_deref().and_then(|o| o.parse().ok());
-                let is_deadly = |n: &PackName| deadly.as_ref().is_some_and(|d| &d.pack == n);
-                name.is_none_or(|n| is_behind(&n) || !(avoided.contains(&n) || is_deadly(&n)))
+                let is_deadly = |n: &PackName| deadly.is_some_and(|d| &d.pack == n);
+                name.is_none_or(|n| is_over(&n) || !(avoided.contains(&n) || is_deadly(&n)))
             });
             // Another way led past what a source had wrong.
             changed |= f.mend(fault::REFUSED, |f| {
                 f.object.as_deref().and_then(|o| o.parse().ok()).is_some_and(|n: PackName| is_behind(&n))
             });
-            if let Some(t) = &deadly {
-                let text =
-                    format!("this agent died {} times while applying it; trying again with growing delay", t.deaths);
-                changed |= f.raise(fault::PACK_IN_ERROR, Some(&t.pack.instance), Some(&t.pack.to_string()), &text, now);
-            }
             changed
         });
+        // Else it would be told anew by each cycle.
+        if let Some(t) = tried.filter(|t| is_over(&t.pack)) {
+            self.tries.end(&t.pack);
+        }
     }
 
     /// What killed this process before waits no longer. Whether it had to.

@@ -8,10 +8,11 @@ use crate::pace::{End, From};
 use crate::register_db::{RegisterDb, damaged, log_path};
 use crate::report;
 use crate::run;
+use crate::tries::Tries;
 use crate::upstream::Heard;
 use crate::verify;
 use proto::cli::Exit;
-use proto::clock::{Clock as _, after};
+use proto::clock::{Clock as _, after, boot_id};
 use proto::device::Device;
 use proto::follow::lock;
 use proto::layout::PackKind;
@@ -566,4 +567,35 @@ async fn a_stream_that_was_forgotten_is_told_until_it_is_held_again() {
     assert_eq!((version(&agent, "promo@all"), version(&agent, PRICE)), (Some(7), Some(50)));
     assert_eq!(drifts(&agent), []);
     assert!(agent.memory.look(|f| f.to_tell()).iter().any(|f| f.code == fault::DRIFT), "headquarters hears of it");
+}
+
+#[tokio::test]
+async fn a_deadly_pack_that_was_passed_is_told_once_and_forgotten() {
+    for unlisted in [false, true] {
+        let mut hq = usual();
+        let r = Register::enrolled(&hq, &hq.url(), &[]);
+        poll_and_cycle(&r.open()).await;
+        hq.delta(PRICE, 51, &rows(100, 51));
+        let deadly = format!("{PRICE}/0000000051.delta.pack");
+        if unlisted {
+            hq.streams.remove(&instance(PRICE).stream);
+        } else {
+            hq.full(PRICE, 51, &rows(100, 51));
+        }
+        hq.sign();
+        for _ in 0..5 {
+            Tries::open(&r.config.data_dir, Duration::ZERO, &boot_id()).begin(&deadly.parse().unwrap());
+        }
+        let agent = r.open();
+        let told = || agent.memory.look(|f| f.to_tell().into_iter().map(|f| (f.object, f.since)).collect::<Vec<_>>());
+        let began = r.clock.now();
+        for _ in 0..3 {
+            assert_eq!(poll_and_cycle(&agent).await, End::Done, "{unlisted}");
+            assert_eq!((codes(&agent), told()), (vec![], vec![(Some(deadly.clone()), began)]), "{unlisted}");
+            r.clock.advance(S);
+        }
+        assert_eq!(version(&agent, PRICE), Some(if unlisted { 50 } else { 51 }));
+        drop(agent);
+        assert_eq!(Tries::open(&r.config.data_dir, Duration::ZERO, &boot_id()).last(), None, "{unlisted}");
+    }
 }
