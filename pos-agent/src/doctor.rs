@@ -5,6 +5,7 @@ use crate::memory::Memory;
 use proto::clock::Clock;
 use proto::device::{self, Device};
 use proto::fetch::{Polled, Small, Source};
+use proto::ids::Instance;
 use proto::layout::ObjectName;
 use proto::manifest::Manifest;
 use proto::owner::{self, User};
@@ -155,11 +156,12 @@ fn database(config: &Config, manifest: Option<&Manifest>) -> Check {
         }
     };
     let mut list: Vec<_> = held.iter().map(|(s, h)| format!("{s}@{} {}", h.audience, h.version)).collect();
+    let counted = |i: &Instance, epoch| held.get(&i.stream).and_then(|h| h.version_of(i, epoch));
     let behind: Vec<_> = manifest
         .iter()
-        .flat_map(|m| m.instances())
-        .filter(|(i, e)| held.get(&i.stream).is_none_or(|h| h.audience != i.audience || h.version < e.version))
-        .map(|(i, e)| format!("{i} {} is listed", e.version))
+        .flat_map(|m| m.instances().map(|(i, e)| (i, e, m.epoch)))
+        .filter(|(i, e, epoch)| counted(i, *epoch).is_none_or(|v| v < e.version))
+        .map(|(i, e, _)| format!("{i} {} is listed", e.version))
         .collect();
     if list.is_empty() {
         list.push("empty".into());

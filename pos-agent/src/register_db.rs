@@ -201,8 +201,8 @@ impl RegisterDb {
         open.replica(&self.path, &self.limits).map(drop)
     }
 
-    /// No version held counts any more.
-    pub fn disown(&self) -> Result<(), DbError> {
+    /// No version held counts any more. Of how many streams.
+    pub fn disown(&self) -> Result<usize, DbError> {
         let mut open = self.lock();
         let replica = open.replica(&self.path, &self.limits)?;
         Ok(replica.disown()?)

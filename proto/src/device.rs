@@ -120,8 +120,9 @@ pub struct Device {
 
 const STARTS: &str = "starts";
 
-/// The fact that an enrolment pinned other roots than those by which the rows here came: no version held counts any
-/// more ([`crate::replica::Replica::disown`]), for another headquarters counts from one, too.
+/// The fact that an enrolment pinned other roots than those by which the rows here came, or that nobody knows by which
+/// they came: no version held counts any more ([`crate::replica::Replica::disown`]), for another headquarters counts
+/// from one, too.
 pub const FOREIGN: &str = "foreign";
 
 /// How far heartbeats may be counted on at once: ten a minute for two years.
@@ -176,7 +177,8 @@ impl Device {
             tx.execute("DELETE FROM fact WHERE name = 'manifest'", [])?;
         }
         if !is_kept || get::<bool>(&tx, FOREIGN).is_err() {
-            put(&tx, FOREIGN, &before.is_some())?;
+            // Without roots before, a replica may lie beside a file of ours that was lost or removed.
+            put(&tx, FOREIGN, &true)?;
             // Bad packs have names that another headquarters gives to good ones.
             tx.execute("DELETE FROM fact WHERE name IN ('avoid', 'relay_word')", [])?;
         }
@@ -348,7 +350,7 @@ impl Device {
         }
     }
 
-    /// Whether the rows here came by other roots ([`FOREIGN`]). A note that cannot be read says so: the dear answer, a full
+    /// Whether the rows here may have come by other roots ([`FOREIGN`]). A note that cannot be read says so: the dear answer, a full
     /// of each stream, is the safe one.
     pub fn is_foreign(&self) -> Result<bool, DeviceError> {
         match self.fact(FOREIGN) {
@@ -462,6 +464,22 @@ mod tests {
         let other = EnrolCode { roots: RootKeys { threshold: 1, keys: vec![key] }, ..code() };
         Device::enrol(dir.path(), &other).unwrap();
         assert_eq!((facts(), open().unwrap().fact(FOREIGN).unwrap()), ([None, None], Some(true)));
+    }
+
+    #[test]
+    fn rows_beside_a_file_that_was_lost_are_nobody_knows_whose() {
+        let dir = tempfile::tempdir().unwrap();
+        let enrolled = || {
+            Device::enrol(dir.path(), &code()).unwrap();
+            Device::open(dir.path(), &code().id, &Limits::default()).unwrap()
+        };
+        let mut device = enrolled();
+        assert!(device.is_foreign().unwrap());
+        device.set_fact(FOREIGN, &false).unwrap();
+        drop(device);
+        assert!(!enrolled().is_foreign().unwrap(), "its own headquarters again");
+        shelf::remove(&dir.path().join(FILE)).unwrap();
+        assert!(enrolled().is_foreign().unwrap());
     }
 
     #[test]

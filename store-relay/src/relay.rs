@@ -185,8 +185,13 @@ impl Relay {
         let spool = Spool::open(dir, config.events)?;
         let (shadow, lost) = Shadow::open(dir, &config.limits, tools.runner.clone())?;
         if device.is_foreign()? {
-            tracing::warn!("enrolled by another headquarters: all streams come anew");
-            shadow.disown().map_err(ShadowError::from)?;
+            let disowned = shadow.disown().map_err(ShadowError::from)?;
+            if disowned > 0 {
+                tracing::warn!(
+                    disowned,
+                    "the shadow's rows are another headquarters', or nobody knows whose: all streams come anew"
+                );
+            }
             // They would lock registers out, and be taken for ours; these are fetched anew, too.
             shelves.drop_small()?;
             device.set_fact(device::FOREIGN, &false)?;

@@ -157,8 +157,8 @@ impl Shadow {
         Ok(damaged)
     }
 
-    /// No version held counts any more.
-    pub fn disown(&self) -> Result<(), SqliteError> {
+    /// No version held counts any more. Of how many streams.
+    pub fn disown(&self) -> Result<usize, SqliteError> {
         Replica::open(&self.path, &self.limits)?.disown()
     }
 

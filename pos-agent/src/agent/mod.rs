@@ -224,18 +224,24 @@ impl Files {
         };
         let is_foreign = lock(&device).is_foreign()?;
         if is_foreign {
-            tracing::warn!("enrolled by another headquarters: all streams come anew");
-            match db.disown() {
+            let disowned = match db.disown() {
                 // Not to be left for the first look: if that finds the file sound, the old rows would count.
                 Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
                     if db.heal()? == Healed::Lost {
                         damage = Some(e.to_string());
                         db.begin_anew()?;
+                        0
                     } else {
-                        db.disown()?;
+                        db.disown()?
                     }
                 }
                 done => done?,
+            };
+            if disowned > 0 {
+                tracing::warn!(
+                    disowned,
+                    "the rows are another headquarters', or nobody knows whose: all streams come anew"
+                );
             }
             lock(&device).set_fact(FOREIGN, &false)?;
         }

@@ -53,6 +53,14 @@ async fn doctor_tells_of_versions_faults_and_who_can_read_the_database() {
     assert_eq!(of(&checks(&r).await, "readers").mark, Mark::Pass);
     mode(&r.config.data_dir, 0o700);
     assert_eq!(of(&checks(&r).await, "readers").mark, Mark::Warn, "nobody else gets into the directory");
+    // Rows that are another headquarters' are not the listed version.
+    hq.streams.clear();
+    hq.full("price@all", 1, &rows(3, 1));
+    hq.sign();
+    poll_and_cycle(&agent).await;
+    assert_eq!(of(&checks(&r).await, "database").text, "price@all 1");
+    agent.db.disown().unwrap();
+    assert_eq!(of(&checks(&r).await, "database").text, "price@all 1, price@all 1 is listed");
 }
 
 #[tokio::test]

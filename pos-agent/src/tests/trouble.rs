@@ -599,3 +599,33 @@ async fn a_deadly_pack_that_was_passed_is_told_once_and_forgotten() {
         assert_eq!(Tries::open(&r.config.data_dir, Duration::ZERO, &boot_id()).last(), None, "{unlisted}");
     }
 }
+
+/// Removes the register's memory, as whoever empties its directory and leaves the database that is sold by.
+fn lose_device_file(r: &Register) {
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(r.config.data_dir.join(format!("{}{end}", proto::device::FILE)));
+    }
+}
+
+#[tokio::test]
+async fn rows_of_nobody_knows_which_headquarters_count_no_more_and_are_read() {
+    let mut hq = usual();
+    let mut r = Register::enrolled(&hq, &hq.url(), &[]);
+    hq.delta("promo@all", 8, &rows(10, 2));
+    hq.sign();
+    poll_and_cycle(&r.open()).await;
+    lose_device_file(&r);
+    // Another headquarters, which has not come to these versions yet.
+    let mut other = Hq::new();
+    other.full(PRICE, 1, &rows(90, 7));
+    other.full("promo@all", 8, &rows(9, 7));
+    other.sign();
+    r.config.relay = other.url();
+    Device::enrol(&r.config.data_dir, &other.code()).unwrap();
+    let agent = r.open();
+    assert_eq!((r.rows("price"), r.rows("promo")), (rows(100, 50), rows(10, 2)), "to sell by");
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, PRICE), version(&agent, "promo@all")), (Some(1), Some(8)));
+    assert_eq!((r.rows("price"), r.rows("promo")), (rows(90, 7), rows(9, 7)));
+    assert!(codes(&agent).is_empty() && !agent.verify().await.unwrap().drift);
+}

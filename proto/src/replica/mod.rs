@@ -360,9 +360,9 @@ impl Replica {
     }
 
     /// What is held counts in no trust epoch any more (they begin at 1): each stream comes anew, and its rows are read
-    /// until then.
-    pub fn disown(&self) -> Result<(), SqliteError> {
-        self.sql("disowning what is held", |db| db.execute("UPDATE tillcast_stream SET epoch = 0", []).map(drop))
+    /// until then. How many streams that are.
+    pub fn disown(&self) -> Result<usize, SqliteError> {
+        self.sql("disowning what is held", |db| db.execute("UPDATE tillcast_stream SET epoch = 0", []))
     }
 
     /// Brings the WAL home.

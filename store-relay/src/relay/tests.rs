@@ -726,6 +726,29 @@ async fn nothing_of_another_headquarters_is_served_but_packs() {
 }
 
 #[tokio::test]
+async fn a_shadow_beside_a_lost_device_file_counts_no_more() {
+    let (mut hq, mut store) = two_streams();
+    hq.publish("price", &[(3, Some("c"))], Make::Delta);
+    hq.sign();
+    once(&store.open()).await;
+    for end in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(store.data().join(format!("{}{end}", proto::device::FILE)));
+    }
+    // Another headquarters, which has not come to that version yet.
+    let mut other = Hq::new();
+    other.follow("price", "zone-east");
+    other.publish("price", &[(1, Some("theirs"))], Make::Full);
+    other.sign();
+    store.config.sources = vec![other.url()];
+    proto::device::Device::enrol(store.data(), &crate::kit::code()).unwrap();
+    let relay = store.open();
+    once(&relay).await;
+    assert_eq!(served(&relay, &other.instance("price")), Some(1));
+    assert_eq!(shadow_digest(&relay, "price"), other.digest("price").to_string());
+    assert!(fault_codes(&relay).is_empty());
+}
+
+#[tokio::test]
 async fn a_stream_that_waits_for_another_pauses_ever_longer_until_one_moves_on() {
     let (_hq, store) = two_streams();
     let relay = store.open();
