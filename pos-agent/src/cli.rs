@@ -45,7 +45,7 @@ enum Command {
     Once,
     /// Versions, network, faults; of the running agent, or from the files.
     Status,
-    /// Recompute all digests from the rows; exits 1 on drift, which the next cycle heals.
+    /// Recompute all digests from the rows; exits 1 on drift, or where the file is gone, which the next cycle heals.
     Verify,
     /// Check the settings; touches nothing.
     CheckConfig,
@@ -268,6 +268,9 @@ pub(crate) async fn verify_rows(config: &Config, clock: &dyn Clock, json: bool) 
 fn verify_files(config: &Config, clock: &dyn Clock) -> anyhow::Result<verify::Report> {
     // Whose rows are these? A directory that is not this register's is no register without streams.
     let mut device = Device::open(&config.data_dir, &config.device(), &config.limits).map_err(OpenError::from)?;
+    if let Some(gone) = verify::gone(&config.store_db(), &device) {
+        return Ok(gone);
+    }
     let found = verify::check(&config.store_db(), &config.limits)?;
     let drifted: BTreeMap<_, _> = found.drifted();
     if !drifted.is_empty() {

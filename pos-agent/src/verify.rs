@@ -1,6 +1,8 @@
 //! `verify`: recomputes every digest from the rows. Reads only; who calls it sets the latch.
 
+use crate::register_db::STORE_DB;
 use proto::clock::Timestamp;
+use proto::device::Device;
 use proto::digest::StateDigest;
 use proto::ids::{Instance, TableName, Version};
 use proto::limits::Limits;
@@ -13,8 +15,11 @@ use std::path::Path;
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Whether any stream drifted.
+    /// Whether any stream drifted, or the file is gone.
     pub drift: bool,
+    /// Whether the file is gone, with all that was held.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// Every stream held.
     pub streams: BTreeMap<Instance, StreamFound>,
 }
@@ -58,7 +63,9 @@ impl Report {
             let verdict = if s.ok { "ok".to_owned() } else { format!("DRIFT: {}", s.reason()) };
             format!("{i:<24} version {:<10} {rows:>9} rows  {verdict}", s.version)
         };
-        if self.streams.is_empty() {
+        if self.gone {
+            format!("{STORE_DB} is gone: the next cycle brings all streams anew")
+        } else if self.streams.is_empty() {
             "no streams are held".into()
         } else {
             self.streams.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -79,6 +86,13 @@ impl StreamFound {
         });
         parts.collect::<Vec<_>>().join("; ")
     }
+}
+
+/// What there is to say of a register's file that is not there, though its agent has accepted a list, before which it
+/// makes the file. A register that was never brought up has lost nothing.
+pub fn gone(database: &Path, device: &Device) -> Option<Report> {
+    let is_gone = device.manifest().is_some() && !database.exists();
+    is_gone.then(|| Report { drift: true, gone: true, ..Report::default() })
 }
 
 /// Reads all rows. Blocks: seconds for millions of rows.

@@ -13,7 +13,7 @@ use crate::stream::Outcome;
 use crate::trial;
 use proto::clock::Clock;
 use proto::device::Device;
-use proto::ids::DeviceId;
+use proto::ids::{DeviceId, Instance};
 use proto::layout::{ObjectName, PackName};
 use proto::replica::TableCheck;
 use proto::shelf;
@@ -182,17 +182,27 @@ async fn verify(relay: &Relay) -> Answer {
         }
         streams.insert(stream.clone(), tables.iter().map(check_json).collect::<Vec<_>>());
     }
+    // Only what the shadow proved is served: it was lost, or damaged and begun anew.
+    let lost: Vec<Instance> = {
+        let state = relay.hall.state();
+        state.versions().into_keys().filter(|i| !state.held.contains_key(&i.stream)).collect()
+    };
+    for instance in &lost {
+        lines
+            .push(format!("{instance}: served, and gone from {}: the next cycle makes it anew from ok/", shadow::FILE));
+    }
     let rotten = rotten_packs(relay).await;
     for name in &rotten {
         lines.push(format!("{name}: its bytes have changed on the disk; it is fetched anew"));
         relay.hall.event("BIT_ROT", &name.to_string(), "found by verify");
         relay.throw_away(name);
     }
-    wrong |= !rotten.is_empty();
+    wrong |= !rotten.is_empty() || !lost.is_empty();
     if wrong {
         relay.hall.wake.notify_one();
     }
-    Answer::new(u8::from(wrong), &json!({ "streams": streams, "rotten": rotten, "right": !wrong }), lines)
+    let report = json!({ "streams": streams, "lost": lost, "rotten": rotten, "right": !wrong });
+    Answer::new(u8::from(wrong), &report, lines)
 }
 
 fn check_json(t: &TableCheck) -> Value {

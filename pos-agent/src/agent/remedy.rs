@@ -277,9 +277,10 @@ impl Agent {
     /// The same, for whoever has the turn; it ends with the scan, though nobody may wait for that any more.
     pub async fn verify_in_turn(&self, turn: OwnedMutexGuard<()>) -> Result<verify::Report, DbError> {
         let (path, limits) = (self.db.path().to_owned(), self.config.limits.clone());
+        let gone = verify::gone(&path, &lock(&self.device));
         let check = move || {
             let _turn = turn;
-            verify::check(&path, &limits)
+            gone.map_or_else(|| verify::check(&path, &limits), Ok)
         };
         let checked = tokio::task::spawn_blocking(check).await;
         let checked = checked.map_err(|e| DbError::Cut(e.to_string()))?;

@@ -3,6 +3,7 @@
 
 use super::kit::*;
 use crate::agent::{Agent, Step};
+use crate::cli;
 use crate::memory;
 use crate::pace::{End, From};
 use crate::register_db::{RegisterDb, damaged, log_path};
@@ -628,4 +629,38 @@ async fn rows_of_nobody_knows_which_headquarters_count_no_more_and_are_read() {
     assert_eq!((version(&agent, PRICE), version(&agent, "promo@all")), (Some(1), Some(8)));
     assert_eq!((r.rows("price"), r.rows("promo")), (rows(90, 7), rows(9, 7)));
     assert!(codes(&agent).is_empty() && !agent.verify().await.unwrap().drift);
+}
+
+#[tokio::test]
+async fn a_database_that_is_gone_is_told_by_verify() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let remove = || {
+        for end in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(r.config.data_dir.join(format!("store.db{end}")));
+        }
+    };
+    let verified = async || cli::verify_rows(&r.config, &*r.clock, false).await.unwrap();
+    assert_eq!(verified().await, Exit::Done, "nothing was brought here yet");
+    let (bucket, away) = (hq.dir.path().to_owned(), hq.dir.path().with_extension("away"));
+    std::fs::rename(&bucket, &away).unwrap();
+    poll_and_cycle(&r.open()).await;
+    remove();
+    assert_eq!(verified().await, Exit::Done, "nor by a cycle that reached nobody");
+    std::fs::rename(&away, &bucket).unwrap();
+    poll_and_cycle(&r.open()).await;
+    assert_eq!(verified().await, Exit::Done);
+    remove();
+    for _ in 0..2 {
+        assert_eq!(verified().await, Exit::Failed);
+    }
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!(verified().await, Exit::Done);
+    // The same below an agent that runs.
+    remove();
+    let found = agent.verify().await.unwrap();
+    assert!(found.gone && found.drift && found.text().contains("store.db is gone"), "{}", found.text());
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert!(!agent.verify().await.unwrap().drift && r.rows("price") == rows(100, 50));
 }

@@ -428,11 +428,17 @@ async fn a_lost_shadow_is_rebuilt_from_what_is_served() {
             fs::write(&shadow, vec![0x55; 8192]).unwrap();
         }
         fs::remove_dir_all(hq.bucket.path()).unwrap();
+        let verify = async |relay: &Relay| crate::control::obey(relay, crate::control::Order::Verify).await;
+        for _ in 0..2 {
+            let told = verify(&store.open()).await;
+            assert_eq!((told.exit, told.report["lost"].as_array().unwrap().len()), (1, 2), "{:?}", told.lines);
+        }
         let relay = store.open();
         assert_eq!(served(&relay, &hq.instance("price")), Some(2), "served all the while");
         once(&relay).await;
         assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
         assert_eq!(state(&relay).held_version(&hq.instance("price")), Some(v(2)));
+        assert_eq!(verify(&relay).await.exit, 0);
     }
 }
 
