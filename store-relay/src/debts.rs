@@ -16,6 +16,8 @@ pub struct Standing<'a> {
     pub entry: &'a StreamEntry,
     /// The version that the shadow holds, if it counts.
     pub held: Option<Version>,
+    /// Whether its rows are to come again by a full.
+    pub drifted: bool,
     /// The packs in `ok/`.
     pub served: &'a BTreeSet<PackName>,
     /// The packs that failed.
@@ -31,9 +33,11 @@ impl Standing<'_> {
         chain::cheapest(&self.entry.packs, None, version, there).is_some()
     }
 
-    /// The packs in `error/` that are still in the way: at most the head, above what is held.
+    /// The packs in `error/` that are still in the way: at most the head, above what is held; any, where what is held
+    /// drifted.
     pub fn in_the_way(&self) -> impl Iterator<Item = (PackName, &Attempts)> {
-        self.entry.packs.iter().filter(|p| self.held.is_none_or(|h| p.version > h)).filter_map(|p| {
+        let held = self.held.filter(|_| !self.drifted);
+        self.entry.packs.iter().filter(move |p| held.is_none_or(|h| p.version > h)).filter_map(|p| {
             let name = p.name(self.instance);
             let attempts = self.attempts.get(&name).filter(|a| a.in_error && a.sha256 == p.sha256)?;
             Some((name, attempts))
@@ -119,6 +123,7 @@ mod tests {
             instance: &instance,
             entry: &entry,
             held,
+            drifted: false,
             served: &served,
             attempts: &attempts,
             waits_for: None,
@@ -133,5 +138,6 @@ mod tests {
         let debts = at(Some(v(3))).debts();
         assert!(debts.len() == 1 && debts[0].contains("no complete chain"), "{debts:?}");
         assert_eq!(at(Some(v(3))).in_the_way().count(), 0);
+        assert_eq!(Standing { drifted: true, ..at(Some(v(3))) }.in_the_way().count(), 1, "a full is to heal it");
     }
 }

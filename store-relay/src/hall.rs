@@ -168,6 +168,7 @@ impl State {
                 held: self.held_version(&instance),
                 served: &served,
                 attempts: &self.attempts,
+                drifted: self.drifts.contains_key(&instance.stream),
                 waits_for: self.waits.get(&instance).map(String::as_str),
             })
         };

@@ -608,10 +608,10 @@ impl Relay {
         let state = self.hall.state();
         let served: BTreeSet<PackName> = state.ok.keys().cloned().collect();
         let is_incomplete = |(instance, entry): &(Instance, &proto::manifest::StreamEntry)| {
-            let held = state.held_version(instance);
-            let standing =
-                Standing { instance, entry, held, served: &served, attempts: &state.attempts, waits_for: None };
-            held.is_some_and(|v| !standing.is_complete_to(v)) && !state.drifts.contains_key(&instance.stream)
+            let (held, drifted) = (state.held_version(instance), state.drifts.contains_key(&instance.stream));
+            let attempts = &state.attempts;
+            let standing = Standing { instance, entry, held, drifted, served: &served, attempts, waits_for: None };
+            held.is_some_and(|v| !standing.is_complete_to(v)) && !drifted
         };
         state.instances().filter(is_incomplete).map(|(i, _)| i).collect()
     }

@@ -87,11 +87,13 @@ impl Agent {
     /// this process again and again is.
     pub(super) fn mend_packs(&self) {
         let (held, now) = (self.shown().held.clone(), self.clock.now());
-        let avoided = self.memory.avoided();
+        let (avoided, drifts) = (self.memory.avoided(), self.memory.drifts());
         let manifest = lock(&self.device).manifest().cloned();
-        // What is held of another epoch, or of another headquarters, is no version of this one's.
+        // What is held of another epoch, or of another headquarters, is no version of this one's; what drifted is to come
+        // again by a full, perhaps by this one.
         let is_behind = |name: &PackName| {
-            let version = held.get(&name.instance.stream).zip(manifest.as_ref()).and_then(|(h, m)| h.version_of(&name.instance, m.epoch));
+            let held = held.get(&name.instance.stream).filter(|_| !drifts.contains_key(&name.instance.stream));
+            let version = held.zip(manifest.as_ref()).and_then(|(h, m)| h.version_of(&name.instance, m.epoch));
             version.is_some_and(|v| v >= name.version)
         };
         let is_over = |name: &PackName| is_behind(name) || manifest.as_ref().is_some_and(|m| !m.lists(name));

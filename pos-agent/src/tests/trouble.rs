@@ -601,6 +601,41 @@ async fn a_deadly_pack_that_was_passed_is_told_once_and_forgotten() {
     }
 }
 
+#[tokio::test]
+async fn what_is_wrong_with_the_full_of_a_stream_that_drifted_is_told_until_it_is_healed() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    r.tamper("UPDATE price SET cents = 1 WHERE sku = 5");
+    agent.verify().await.unwrap();
+    let full = hq.pack_path(PRICE, 50, PackKind::Full);
+    let mut bytes = std::fs::read(&full).unwrap();
+    bytes[40] ^= 1;
+    std::fs::write(&full, &bytes).unwrap();
+    let began = r.clock.now();
+    let wrong = |agent: &Agent| {
+        let open = agent.memory.look(|f| f.open());
+        open.into_iter().filter(|f| f.code != fault::DRIFT).map(|f| (f.code, f.since)).collect::<Vec<_>>()
+    };
+    for _ in 0..3 {
+        cycle(&agent).await;
+        assert_eq!(wrong(&agent), [(fault::REFUSED.to_owned(), began)]);
+        r.clock.advance(S);
+    }
+    // The same of one that only its application shows to be bad.
+    let name = format!("{PRICE}/0000000050.full.pack");
+    let pack = name.parse().unwrap();
+    agent.memory.avoid(&pack, "bad", began);
+    agent.memory.faults(|f| f.raise(fault::PACK_IN_ERROR, Some(&instance(PRICE)), Some(&name), "bad", began));
+    cycle(&agent).await;
+    assert_eq!(wrong(&agent).len(), 2);
+    hq.full(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((r.rows("price"), codes(&agent)), (rows(100, 51), vec![]));
+}
+
 /// Removes the register's memory, as whoever empties its directory and leaves the database that is sold by.
 fn lose_device_file(r: &Register) {
     for end in ["", "-wal", "-shm"] {
