@@ -3,7 +3,7 @@
 
 use proto::clock::Timestamp;
 use proto::ids::Instance;
-use proto::wire::{Fault, brief, fault};
+use proto::wire::{Fault, brief, fault, rank};
 use serde::{Deserialize, Serialize};
 
 /// Faults kept and reported at most: they must fit into a heartbeat of 64 KiB.
@@ -57,8 +57,14 @@ impl Faults {
             return changed;
         }
         if self.0.len() >= MOST {
-            // The oldest go first; a list this long says enough.
-            self.0.remove(0);
+            // A list this long says enough. What is there stays, unless it is over or matters less: each cycle would put it
+            // back as new in the place of the next.
+            let weight = |n: &Noted| (n.mended, rank(&n.fault.code));
+            let last = self.0.iter().enumerate().max_by_key(|(_, n)| weight(n));
+            match last.filter(|(_, n)| weight(n) > (false, rank(code))).map(|(at, _)| at) {
+                Some(at) => drop(self.0.remove(at)),
+                None => return false,
+            }
         }
         let fault = Fault {
             code: code.to_owned(),
@@ -175,5 +181,22 @@ mod tests {
         }
         assert_eq!(f.open().len(), MOST);
         assert!(f.open().iter().all(|f| (497..=500).contains(&f.text.len())));
+    }
+
+    #[test]
+    fn a_list_that_is_full_is_not_made_anew_by_each_cycle_and_what_matters_has_a_place() {
+        let mut f = Faults::default();
+        let cycle = |f: &mut Faults, now| {
+            (0..60).fold(false, |changed, n| f.raise(fault::REFUSED, None, Some(&n.to_string()), "", t(now)) | changed)
+        };
+        assert!(cycle(&mut f, 0));
+        for code in [fault::PACK_IN_ERROR, fault::HALTED] {
+            assert!(f.raise(code, None, None, "", t(1)));
+            assert!(!cycle(&mut f, 2), "{code}");
+        }
+        assert_eq!((f.open().len(), f.open().iter().filter(|f| f.since == t(0)).count()), (MOST, MOST - 2));
+        f.mend(fault::PACK_IN_ERROR, |_| true);
+        assert!(cycle(&mut f, 3) && !cycle(&mut f, 4), "what is over gives way");
+        assert_eq!(f.to_tell().len(), MOST);
     }
 }

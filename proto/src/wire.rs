@@ -179,7 +179,7 @@ impl Heartbeat {
         if length(self)? <= most {
             return Ok(());
         }
-        self.errors.sort_by_key(|f| FIRST.iter().position(|code| *code == f.code).unwrap_or(FIRST.len()));
+        self.errors.sort_by_key(|f| rank(&f.code));
         let faults = keep(&mut self.errors, most / 3)?;
         self.debts.iter_mut().for_each(|d| d.truncate(brief(d).len()));
         let debts = keep(&mut self.debts, most / 8)?;
@@ -277,6 +277,11 @@ pub fn nameless(n: usize) -> String {
 
 /// What a heartbeat that is too long tells before other faults.
 const FIRST: [&str; 5] = [fault::HALTED, fault::DISK_FULL, fault::DRIFT, fault::PACK_IN_ERROR, fault::PACK_MISSING];
+
+/// How far back a fault of this code stands where there is no room for all.
+pub fn rank(code: &str) -> usize {
+    FIRST.iter().position(|first| *first == code).unwrap_or(FIRST.len())
+}
 
 /// Bytes of a value as JSON.
 fn length(value: &impl Serialize) -> Result<usize, serde_json::Error> {
