@@ -100,7 +100,13 @@ pub fn heartbeat(status: Status, run: Option<String>, seq: u64, sent_at: Timesta
 
 /// Sends one heartbeat and takes in the answer. Static relays and silent ones take none: `Ok(false)`.
 pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
+    let is_of_beats = |f: &Fault| f.object.as_deref() == Some(HEARTBEAT);
     if !agent.upstream.takes_heartbeats() {
+        if agent.upstream.is_static() {
+            // Who takes none refuses none: another stands in the place of the relay that did.
+            agent.memory.faults(|f| f.mend(fault::REFUSED, is_of_beats));
+            agent.memory.save_faults();
+        }
         return Ok(false);
     }
     let _one = agent.telling.lock().await;
@@ -111,7 +117,7 @@ pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
     let now = agent.clock.now();
     let source = agent.upstream.relay().url();
     match &outcome {
-        Ok(()) => agent.memory.faults(|f| f.mend(fault::REFUSED, |f| f.object.as_deref() == Some(HEARTBEAT))),
+        Ok(()) => agent.memory.faults(|f| f.mend(fault::REFUSED, is_of_beats)),
         Err(ReportError::Refused(why)) => {
             let text = format!(
                 "{source} does not take this register's heartbeats; if it stays so, enrol the register anew ({why})"

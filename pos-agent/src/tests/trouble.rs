@@ -474,6 +474,9 @@ async fn refused_heartbeats_keep_their_beginning() {
     r.clock.advance(60 * S);
     poll_and_cycle(&agent).await;
     assert_eq!(agent.memory.look(|f| f.open())[0].since, began);
+    // A static server in the relay's place.
+    assert!(!report::send(&agent).await.unwrap());
+    assert_eq!(codes(&agent), [""; 0]);
 }
 
 #[test]
