@@ -511,8 +511,6 @@ impl Relay {
             // Before another stream takes over the names of its tables.
             for stream in self.shadow.forget(&wanted, |_| true).await.map_err(ShadowError::from)? {
                 hall.event("STREAM_GONE", stream.as_str(), "the manifest lists it no more");
-                hall.drift_healed(&stream);
-                hall.spool.clear_drift(&stream)?;
             }
         }
         self.read_shadow()?;

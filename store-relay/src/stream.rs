@@ -338,7 +338,8 @@ impl Relay {
         self.hall.mended(fault::LOCAL_FILES, &subject(wanted, stream));
     }
 
-    /// Nobody waits for packs that are listed no more, nor for what is in the way of a stream that is not.
+    /// Nobody waits for packs that are listed no more, nor for what is in the way of a stream that is not; what drifted of
+    /// it is gone.
     pub(crate) fn forget_unlisted(&self) {
         let (listed, streams) = (self.listed(), self.streams());
         self.end_missing(|_, name| !listed.contains(name));
@@ -350,6 +351,11 @@ impl Relay {
             state.faults.values().filter(is_gone).filter_map(|f| f.object.clone()).collect()
         };
         gone.iter().for_each(|subject| self.hall.mended(fault::LOCAL_FILES, subject));
+        // Also of one that a shadow begun anew does not hold: no full would come to heal it.
+        let drifts: Vec<StreamName> = self.hall.state().drifts.keys().cloned().collect();
+        for stream in drifts.iter().filter(|s| !streams.contains(s)) {
+            self.end_drift(stream);
+        }
     }
 
     pub(crate) fn end_missing(&self, is_over: impl Fn(Wanted, &PackName) -> bool) {
@@ -900,14 +906,19 @@ impl Relay {
     }
 
     fn healed(&self, stream: &StreamName) {
-        if !self.hall.drift_healed(stream) {
-            return;
+        if self.end_drift(stream) {
+            self.hall.event("HEALED", stream.as_str(), "healed by a full");
+            self.hall.report.notify_one();
         }
-        if let Err(e) = self.hall.spool.clear_drift(stream) {
+    }
+
+    /// A drift is over; whether there was one.
+    fn end_drift(&self, stream: &StreamName) -> bool {
+        let had_drifted = self.hall.drift_healed(stream);
+        if had_drifted && let Err(e) = self.hall.spool.clear_drift(stream) {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
-        self.hall.event("HEALED", stream.as_str(), "healed by a full");
-        self.hall.report.notify_one();
+        had_drifted
     }
 }
 

@@ -754,6 +754,26 @@ async fn a_shadow_beside_a_lost_device_file_counts_no_more() {
     assert!(fault_codes(&relay).is_empty());
 }
 
+/// Drifted, and the shadow lost, before the stream was retired: nothing is left that a full could heal.
+#[tokio::test]
+async fn a_drift_ends_with_its_stream_also_where_the_shadow_holds_it_no_more() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    relay.latch_drift(&"price".parse().unwrap(), "a row differs");
+    let shadow = relay.shadow.path().to_owned();
+    drop(relay);
+    remove_database(&shadow).unwrap();
+    hq.lines.remove("price");
+    hq.sign();
+    let relay = store.open();
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty(), "{:?}", fault_codes(&relay));
+    assert_eq!(state(&relay).healed.len(), 1, "headquarters hears of it");
+    drop(relay);
+    assert!(fault_codes(&store.open()).is_empty());
+}
+
 #[tokio::test]
 async fn a_stream_that_waits_for_another_pauses_ever_longer_until_one_moves_on() {
     let (_hq, store) = two_streams();
