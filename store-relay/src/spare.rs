@@ -1,6 +1,7 @@
 //! What is done when there is nothing better to do: a complete chain in `ok/` for registers that are new, order, and once
 //! a day a look at the shadow's rows. All of it may be broken off at any point and begun again.
 
+use crate::beats;
 use crate::relay::{Relay, RelayError, Wanted};
 use crate::shadow;
 use crate::shelves::Room;
@@ -242,6 +243,7 @@ impl Relay {
         match self.try_tidy().await {
             Ok(()) => {
                 let held = self.hall.disk.restore();
+        beats::forget_doubles(&self.hall);
                 self.room_again(held);
             }
             Err(RelayError::Shadow(e)) if e.verdict() == Verdict::Rebuild => {

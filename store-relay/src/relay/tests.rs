@@ -775,6 +775,24 @@ async fn a_drift_ends_with_its_stream_also_where_the_shadow_holds_it_no_more() {
 }
 
 #[tokio::test]
+async fn a_second_machine_is_forgotten_though_nobody_is_reported_to() {
+    let (mut hq, store) = two_streams();
+    let register: proto::ids::RegisterId = "0421-03".parse().unwrap();
+    hq.registers.insert(register.clone(), secret(33).public());
+    hq.sign();
+    let relay = store.open();
+    once(&relay).await;
+    relay.hall.fault(fault::IDENTITY_CLONE, None, register.as_str(), "two machines");
+    state(&relay).voices.entry(register).or_default().double = Some(store.clock.monotonic());
+    store.clock.advance(HOUR - Duration::from_secs(1));
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["IDENTITY_CLONE"]);
+    store.clock.advance(Duration::from_secs(1));
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty());
+}
+
+#[tokio::test]
 async fn a_stream_that_waits_for_another_pauses_ever_longer_until_one_moves_on() {
     let (_hq, store) = two_streams();
     let relay = store.open();
