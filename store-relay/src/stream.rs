@@ -786,8 +786,10 @@ impl Relay {
                     self.count(&name, entry.sha256, failure);
                 }
             }
-            TrialEnd::Surroundings { text, disk_full, .. } => {
-                self.trouble(Some((Wanted::ByNew, instance)), Verdict::Retry, *disk_full, text);
+            // A debt: what was tried in vain has left its room again.
+            TrialEnd::Surroundings { disk_full: true, .. } => self.make_room(),
+            TrialEnd::Surroundings { text, .. } => {
+                self.trouble(Some((Wanted::ByNew, instance)), Verdict::Retry, false, text);
             }
             TrialEnd::Halted { text } => self.own_trouble(Verdict::Halt, false, text),
             end => tracing::warn!(%instance, ?end, "the chain was not proved"),

@@ -2,7 +2,7 @@
 use super::*;
 use crate::kit::{Hq, Make, Store, now, rooms_of, secret, served, state, v};
 use crate::steps::Moment;
-use crate::trial::remove_database;
+use crate::trial::{TrialEnd, remove_database};
 use proto::digest::StateDigest;
 use proto::layout::PackKind::{Delta, Full};
 use proto::replica::Replica;
@@ -836,6 +836,9 @@ async fn a_full_for_new_registers_that_has_no_room_fills_no_disk() {
         assert_eq!(served(&relay, &hq.instance("price")), Some(2), "by a delta");
         assert!(fault_codes(&relay).is_empty() && state(&relay).debts().len() == 1, "{:?}", state(&relay).debts());
     }
+    // Nor does a proof that it has no room for: it has left its room again.
+    let no_room = TrialEnd::Surroundings { code: "SQLITE".into(), text: "full".into(), disk_full: true };
+    relay.not_proved(&hq.instance("price"), &[], no_room);
     let events = relay.hall.spool.events(10).unwrap();
     assert!(events.iter().all(|e| e.code != "DISK_FULL"), "{events:?}");
 }
