@@ -126,6 +126,8 @@ pub struct State {
     pub hq_seen: Option<Duration>,
     /// When a source last answered.
     pub source_seen: Option<Duration>,
+    /// When a full disk was last met, by the monotonic clock.
+    pub full_at: Option<Duration>,
     /// The serial that HQ said is there, when it is newer than ours.
     pub hint: Option<u64>,
     /// When an unknown register last made us look.
@@ -548,6 +550,7 @@ impl Hall {
                 self.spool.forget_refusal(&source)?;
             }
         }
+        self.state().full_at = Some(self.clock.monotonic());
         Ok(())
     }
 

@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Free bytes from which a disk counts as having room.
 const ROOM: u64 = 1 << 20;
+/// A stream that lacks room tries again within seconds: one that waits for a pack, and met no full disk for so long, does
+/// not wait for room.
+const ROOM_AGAIN: Duration = Duration::from_secs(60);
 /// The first check of rows comes so long after a start: a store that has just come up has better to do.
 const FIRST_CHECK: Duration = Duration::from_secs(600);
 /// What the times of checks are kept under.
@@ -240,10 +243,10 @@ impl Relay {
 
     /// The listed, the recent and the failed stay; the rest goes.
     pub(crate) async fn tidy(&self) {
+        beats::forget_doubles(&self.hall);
         match self.try_tidy().await {
             Ok(()) => {
                 let held = self.hall.disk.restore();
-        beats::forget_doubles(&self.hall);
                 self.room_again(held);
             }
             Err(RelayError::Shadow(e)) if e.verdict() == Verdict::Rebuild => {
@@ -256,9 +259,20 @@ impl Relay {
     /// A full disk that has room again, for the ballast too, and everything in order on it, is mended. So is trouble that
     /// is in the way of no stream: all that it can be in was just put in order.
     fn room_again(&self, ballast: bool) {
-        let hall = &self.hall;
-        let at_head = hall.state().streams().values().all(|s| s.state == StreamState::Ok);
-        if ballast && at_head && hall.disk.space().is_some_and(|d| d.free > ROOM) {
+        let (hall, now) = (&self.hall, self.hall.clock.monotonic());
+        let none_lacks_room = {
+            let state = hall.state();
+            let is_long_ago = state.full_at.is_none_or(|at| now.saturating_sub(at) >= ROOM_AGAIN);
+            let misses_a_pack = |i: &Instance| {
+                state.faults.values().any(|f| f.code == fault::PACK_MISSING && f.instance.as_ref() == Some(i))
+            };
+            state.streams().iter().all(|(i, s)| match s.state {
+                StreamState::Ok => true,
+                StreamState::Error => is_long_ago,
+                _ => is_long_ago && misses_a_pack(i),
+            })
+        };
+        if ballast && none_lacks_room && hall.disk.space().is_some_and(|d| d.free > ROOM) {
             hall.mended(fault::DISK_FULL, "");
         }
         hall.mended(fault::LOCAL_FILES, "");

@@ -774,6 +774,32 @@ async fn a_drift_ends_with_its_stream_also_where_the_shadow_holds_it_no_more() {
     assert!(fault_codes(&store.open()).is_empty());
 }
 
+/// The room is back, and a stream waits for a pack that only headquarters can make.
+#[tokio::test]
+async fn a_full_disk_is_over_for_a_stream_that_waits_for_something_else() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    fs::remove_file(hq.path(&hq.pack("price", 2, Delta).into())).unwrap();
+    once(&relay).await;
+    relay.hall.out_of_room("no room");
+    let minute = HOUR / 60;
+    store.clock.advance(minute);
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["DISK_FULL"], "it may be room that it waits for");
+    store.clock.advance(minute * 10);
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["PACK_MISSING"]);
+    relay.hall.out_of_room("no room");
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["DISK_FULL", "PACK_MISSING"], "it was met just now");
+    store.clock.advance(minute);
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["PACK_MISSING"]);
+}
+
 #[tokio::test]
 async fn a_second_machine_is_forgotten_though_nobody_is_reported_to() {
     let (mut hq, store) = two_streams();
