@@ -168,9 +168,9 @@ impl State {
                 instance: &instance,
                 entry,
                 held: self.held_version(&instance),
+                drifted: self.drifts.contains_key(&instance.stream),
                 served: &served,
                 attempts: &self.attempts,
-                drifted: self.drifts.contains_key(&instance.stream),
                 waits_for: self.waits.get(&instance).map(String::as_str),
             })
         };
@@ -500,7 +500,19 @@ impl Hall {
 
     /// Takes a fault down, once; it is logged when it is new.
     pub fn fault(&self, code: &str, instance: Option<&Instance>, subject: &str, text: impl Into<String>) {
-        let (text, now) = (brief(&text.into()).to_owned(), self.clock.now());
+        self.fault_since(self.clock.now(), code, instance, subject, text);
+    }
+
+    /// The same, of what began earlier.
+    pub fn fault_since(
+        &self,
+        began: Timestamp,
+        code: &str,
+        instance: Option<&Instance>,
+        subject: &str,
+        text: impl Into<String>,
+    ) {
+        let text = brief(&text.into()).to_owned();
         let new = {
             let mut state = self.state();
             let key = (code.to_owned(), subject.to_owned());
@@ -510,7 +522,7 @@ impl Hall {
                 instance: instance.cloned(),
                 object: (!subject.is_empty()).then(|| subject.to_owned()),
                 text: text.clone(),
-                since: since.unwrap_or(now),
+                since: since.unwrap_or(began),
             };
             let before = state.faults.insert(key, fault.clone());
             drop(state);
@@ -538,6 +550,7 @@ impl Hall {
     /// No room on the disk: lets the ballast go, so that the databases can be written again, and says so.
     pub fn out_of_room(&self, text: &str) {
         self.disk.release();
+        self.state().full_at = Some(self.clock.monotonic());
         self.fault(fault::DISK_FULL, None, "", text);
     }
 
@@ -550,7 +563,6 @@ impl Hall {
                 self.spool.forget_refusal(&source)?;
             }
         }
-        self.state().full_at = Some(self.clock.monotonic());
         Ok(())
     }
 

@@ -308,7 +308,7 @@ impl Relay {
         for wanted in [Wanted::Here, Wanted::ByNew] {
             for (name, seen) in self.hall.spool.moments(wanted.kept_as())? {
                 let Ok(name) = name.parse() else { continue };
-                self.absent().insert((wanted, name), Absent { at, earlier: since(now, seen) });
+                self.absent().insert((wanted, name), Absent { seen, at, earlier: since(now, seen) });
             }
         }
         Ok(())
@@ -317,18 +317,18 @@ impl Relay {
     /// A source says that it has not got a listed pack, and no other has it. A mirror may lag; after a while it is told.
     pub(crate) fn note_absent(&self, wanted: Wanted, name: &PackName) {
         let (now, at) = (self.hall.clock.now(), self.hall.clock.monotonic());
-        let is_new = {
+        let (is_new, seen) = {
             let mut absent = self.absent();
             let known = absent.contains_key(&(wanted, name.clone()));
-            absent.entry((wanted, name.clone())).or_insert(Absent { at, earlier: Duration::ZERO });
-            !known
+            let new = Absent { seen: now, at, earlier: Duration::ZERO };
+            (!known, absent.entry((wanted, name.clone())).or_insert(new).seen)
         };
         if is_new && let Err(e) = self.hall.spool.keep_moment(wanted.kept_as(), &name.to_string(), now) {
             tracing::warn!(error = %e, "since when a pack is missing was not written down");
         }
         if self.is_missing(wanted, name) {
             let text = format!("the manifest lists {name}, and no source has it");
-            self.hall.fault(fault::PACK_MISSING, Some(&name.instance), &name.to_string(), text);
+            self.hall.fault_since(seen, fault::PACK_MISSING, Some(&name.instance), &name.to_string(), text);
         }
     }
 
@@ -927,6 +927,8 @@ impl Relay {
 /// Since when no source has a listed pack.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Absent {
+    /// When it was seen first, UTC: over restarts.
+    seen: Timestamp,
     /// When this process saw it first, by the monotonic clock.
     at: Duration,
     /// How long it had been so for the processes before this one.

@@ -229,6 +229,7 @@ async fn how_long_a_pack_is_missing_outlasts_a_process_and_ends_when_it_is_had()
     let paths = [2, 3].map(|version| hq.path(&hq.pack("price", version, Delta).into()));
     let good = fs::read(&paths[0]).unwrap();
     paths.iter().for_each(|path| fs::remove_file(path).unwrap());
+    let began = store.clock.now();
     for minutes in [0, 5, 4] {
         store.clock.advance(HOUR / 60 * minutes);
         let relay = store.open();
@@ -243,6 +244,7 @@ async fn how_long_a_pack_is_missing_outlasts_a_process_and_ends_when_it_is_had()
         faults.map(|f| f.object.unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(missing(&relay), [hq.pack("price", 2, Delta).to_string()]);
+    assert_eq!(state(&relay).all_faults()[0].since, began, "whichever process tells it");
     // It is there; now the next one is missing, for a moment so far.
     fs::write(&paths[0], good).unwrap();
     once(&relay).await;
