@@ -55,6 +55,12 @@ pub struct Signer {
     streams: Vec<(StreamName, AudienceKind)>,
     /// Those that manifests list and the settings do not name.
     left_out: BTreeMap<StreamName, AudienceKind>,
+    /// Those that the settings do not name and no store of the source listed any more when a publish looked.
+    over: BTreeMap<StreamName, AudienceKind>,
+    /// Of the streams left out, what stores of the source list; unknown before [`Signer::drop_moved`].
+    in_use: Option<BTreeSet<Instance>>,
+    /// Of the streams that are over, those that stores list which were away meanwhile: known by [`Signer::moves`].
+    back: BTreeSet<StreamName>,
     /// Stores whose last manifest cannot be put now.
     waiting: BTreeSet<StoreId>,
     life: Duration,
@@ -74,7 +80,8 @@ pub enum Moves<'a> {
     AllBut(&'a Held),
 }
 
-/// A store that is to follow another instance of a stream than its manifest lists.
+/// A store that is to follow another instance of a stream than its manifest lists, or that lists one of a stream that is
+/// over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Move {
     /// The store.
@@ -87,10 +94,18 @@ pub struct Move {
 
 /// Streams that manifests list and the settings do not name, with their audiences: they go on being listed until
 /// somebody says that they may go ([`Signer::drop_stream`]), or, store by store, until other streams on the store's list have
-/// their tables.
+/// their tables. When no store of the source lists one any more, it is over.
 fn left_out(config: &Config, heads: &BTreeMap<Instance, Head>) -> BTreeMap<StreamName, AudienceKind> {
-    let is_left = |i: &Instance, h: &Head| !h.retired && config.stream(&i.stream).is_none();
-    let mut left: Vec<_> = heads.iter().filter(|(i, h)| is_left(i, h)).collect();
+    unnamed(config, heads, |h| !h.retired)
+}
+
+/// Streams that the settings do not name, with their audiences.
+fn unnamed(
+    config: &Config,
+    heads: &BTreeMap<Instance, Head>,
+    of: impl Fn(&Head) -> bool,
+) -> BTreeMap<StreamName, AudienceKind> {
+    let mut left: Vec<_> = heads.iter().filter(|(i, h)| config.stream(&i.stream).is_none() && of(h)).collect();
     // Where the audience was another kind before, the newest tells.
     left.sort_by_key(|(_, h)| h.signed_at);
     let kind = |a: &Audience| match a {
@@ -121,6 +136,8 @@ pub struct ListedBy {
     pub stores: Vec<StoreId>,
     /// Those that vanished from it: they may come back.
     pub away: Vec<StoreId>,
+    /// What those list that the source has.
+    instances: BTreeSet<Instance>,
 }
 
 impl Signer {
@@ -168,11 +185,18 @@ impl Signer {
             }
             .into());
         };
+        let heads = ledger.heads().await?;
+        let left_out = left_out(config, &heads);
+        let mut over = unnamed(config, &heads, |_| true);
+        over.retain(|stream, _| !left_out.contains_key(stream));
         Ok(Signer {
             key,
             trust,
             streams: config.streams.iter().map(|s| (s.name.clone(), s.audience)).collect(),
-            left_out: left_out(config, &ledger.heads().await?),
+            left_out,
+            over,
+            in_use: None,
+            back: BTreeSet::new(),
             waiting: BTreeSet::new(),
             life: config.publish.manifest_life.0,
             resign_after: config.publish.resign_after.0,
@@ -197,9 +221,22 @@ impl Signer {
     pub fn left_out(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
         self.left_out.iter().map(|(name, kind)| (name, *kind))
     }
-    /// Manifests list a stream that was left out no longer.
-    pub fn drop_stream(&mut self, stream: &StreamName) {
-        self.left_out.remove(stream);
+    /// Those of them that stores of the source list.
+    pub fn left_in_use(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
+        self.left_out().filter(|(stream, _)| self.is_in_use(stream))
+    }
+    fn is_in_use(&self, left: &StreamName) -> bool {
+        let listed = |those: &BTreeSet<Instance>| those.iter().any(|i| &i.stream == left);
+        self.left_out.contains_key(left) && self.in_use.as_ref().is_none_or(listed)
+    }
+    /// The streams that are over, and that stores list which were away meanwhile: they come over as all others did.
+    pub fn back(&self) -> impl Iterator<Item = &StreamName> {
+        self.back.iter()
+    }
+    /// Manifests list a stream that the settings do not name no longer; gives whether they could.
+    pub fn drop_stream(&mut self, stream: &StreamName) -> bool {
+        let was_left = self.left_out.remove(stream).is_some();
+        self.over.remove(stream).is_some() || was_left
     }
     /// Signs nothing for stores whose last manifest cannot be put now: it may have been overtaken, and the next would hide it.
     pub fn leave(&mut self, stores: BTreeSet<StoreId>) {
@@ -209,51 +246,77 @@ impl Signer {
     pub fn leaves_some(&self) -> bool {
         !self.waiting.is_empty()
     }
+    fn over(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
+        self.over.iter().map(|(name, kind)| (name, *kind))
+    }
     fn all_streams(&self) -> impl Iterator<Item = (&StreamName, AudienceKind)> {
         self.streams.iter().map(|(name, kind)| (name, *kind)).chain(self.left_out())
     }
 
-    /// The streams left out that have a table which is published by another one now, each with who lists it still.
-    pub async fn moved(&self, ledger: &Ledger) -> Result<BTreeMap<StreamName, ListedBy>, ManifestsError> {
+    /// The streams left out that have a table which is published by another one now.
+    async fn taken_over(&self, ledger: &Ledger) -> Result<BTreeSet<StreamName>, ManifestsError> {
         if self.left_out.is_empty() {
-            return Ok(BTreeMap::new());
+            return Ok(BTreeSet::new());
         }
         let heads = ledger.heads().await?;
         let now = tables_of(&heads, |s| self.streams.iter().any(|(name, _)| name == s));
-        let is_moved = |s: &StreamName| !tables_of(&heads, |of| of == s).is_disjoint(&now);
-        let mut moved: BTreeMap<StreamName, ListedBy> =
-            self.left_out.keys().filter(|s| is_moved(s)).map(|s| (s.clone(), ListedBy::default())).collect();
-        if moved.is_empty() {
-            return Ok(moved);
+        let is_moved = |s: &&StreamName| !tables_of(&heads, |of| of == *s).is_disjoint(&now);
+        Ok(self.left_out.keys().filter(is_moved).cloned().collect())
+    }
+
+    /// Who lists these streams.
+    async fn listed(
+        &self,
+        ledger: &Ledger,
+        streams: impl IntoIterator<Item = StreamName>,
+    ) -> Result<BTreeMap<StreamName, ListedBy>, ManifestsError> {
+        let mut listed: BTreeMap<_, ListedBy> = streams.into_iter().map(|s| (s, ListedBy::default())).collect();
+        if listed.is_empty() {
+            return Ok(listed);
         }
         let mut look = |s: &SignStore<'_>| {
             if s.row.serial == 0 {
                 return Ok(Made::Unchanged);
             }
-            let Some(listed) = self.previous(s)? else { return Ok(Made::NeedsPrevious) };
-            let its = moved.iter_mut().filter(|(stream, _)| listed.streams.contains_key(*stream));
-            let is_away = s.row.vanished_at.is_some();
-            its.for_each(|(_, by)| if is_away { &mut by.away } else { &mut by.stores }.push(s.row.seen.id.clone()));
+            let Some(list) = self.previous(s)? else { return Ok(Made::NeedsPrevious) };
+            for (stream, by) in &mut listed {
+                let Some(instance) = list.instance(stream) else { continue };
+                if s.row.vanished_at.is_some() {
+                    by.away.push(s.row.seen.id.clone());
+                } else {
+                    by.stores.push(s.row.seen.id.clone());
+                    by.instances.insert(instance);
+                }
+            }
             Ok(Made::Unchanged)
         };
         ledger.look(&mut look).await?;
-        Ok(moved)
+        Ok(listed)
     }
 
-    /// Lets go of those of them that no store's manifest lists any more.
+    /// The streams left out that have a table which is published by another one now, and those that are over and that a
+    /// store lists which came back: each with who lists it still.
+    pub async fn moved(&self, ledger: &Ledger) -> Result<BTreeMap<StreamName, ListedBy>, ManifestsError> {
+        let moved = self.taken_over(ledger).await?;
+        self.listed(ledger, moved.into_iter().chain(self.back.iter().cloned())).await
+    }
+
+    /// Looks who lists the streams left out, and lets go of those that others took over and no store of the source lists any
+    /// more. Stores that are away keep them on their lists, and when they come back until the others are there for them.
     pub async fn drop_moved(&mut self, ledger: &Ledger) -> Result<(), ManifestsError> {
-        for (stream, by) in self.moved(ledger).await? {
-            if by.stores.is_empty() && by.away.is_empty() {
-                self.drop_stream(&stream);
-            }
+        let moved = self.taken_over(ledger).await?;
+        let listed = self.listed(ledger, self.left_out.keys().cloned()).await?;
+        for (stream, _) in listed.iter().filter(|(s, by)| moved.contains(*s) && by.stores.is_empty()) {
+            self.over.extend(self.left_out.remove_entry(stream));
         }
+        self.in_use = Some(listed.into_values().flat_map(|by| by.instances).collect());
         Ok(())
     }
 
-    /// The stores that are to follow another instance of a stream than their manifests list.
-    pub async fn moves(&self, ledger: &Ledger, told: &[StoreSeen]) -> Result<Vec<Move>, ManifestsError> {
+    /// The stores that are to follow another instance of a stream than their manifests list, or list what is over.
+    pub async fn moves(&mut self, ledger: &Ledger, told: &[StoreSeen]) -> Result<Vec<Move>, ManifestsError> {
         let told: BTreeMap<&StoreId, &StoreSeen> = told.iter().map(|s| (&s.id, s)).collect();
-        let (mut hashes, mut moves) = (HeadHashes::default(), Vec::new());
+        let (mut hashes, mut moves, mut back) = (HeadHashes::default(), Vec::new(), BTreeSet::new());
         let mut look = |s: &SignStore<'_>| {
             let Some(seen) = told.get(&s.row.seen.id).filter(|_| s.row.serial > 0) else { return Ok(Made::Unchanged) };
             let row = StoreRow { seen: (*seen).clone(), vanished_at: None, ..s.row.clone() };
@@ -262,16 +325,21 @@ impl Signer {
                 let same = self.lists_what_it_follows(&s, &mut hashes)?;
                 return Ok(if same { Made::Unchanged } else { Made::NeedsPrevious });
             };
-            for (name, kind) in self.all_streams() {
+            for (name, kind) in self.all_streams().chain(self.over()) {
                 let Some(from) = before.instance(name).filter(|i| s.heads.contains_key(i)) else { continue };
                 let to = followed(name, kind, seen);
-                if to.as_ref() != Some(&from) {
+                let is_over = self.over.contains_key(name);
+                if is_over {
+                    back.insert(name.clone());
+                }
+                if is_over || to.as_ref() != Some(&from) {
                     moves.push(Move { store: seen.id.clone(), from, to });
                 }
             }
             Ok(Made::Unchanged)
         };
         ledger.look(&mut look).await?;
+        self.back = back;
         Ok(moves)
     }
 
@@ -422,22 +490,38 @@ impl Signer {
         };
         let of_settings = self.streams.iter().map(|(name, kind)| (name, *kind)).filter_map(wanted);
         let mut instances: Vec<Instance> = of_settings.collect();
-        // One that the settings lost is listed by those that list it, and by new stores. No reader can hold a table by two
-        // streams: it goes over when all of them are there, or to one that was there before, for that one has others.
-        let is_listed = |name: &StreamName| before.is_some_and(|m| m.streams.contains_key(name));
-        let left = self.left_out().filter(|(name, _)| s.row.serial == 0 || is_listed(name));
+        // One that the settings lost is listed by those that list it, and by new stores while others do. No reader can hold
+        // a table by two streams: it goes over when all of them are there, or to one that was there before without them, for
+        // that one has others.
+        let entry = |name: &StreamName| before.and_then(|m| m.streams.get(name));
+        let is_new = s.row.serial == 0;
+        let is_left = |name: &StreamName| if is_new { self.is_in_use(name) } else { entry(name).is_some() };
+        let left = self.left_out().chain(self.over()).filter(|(name, _)| is_left(name));
         let left: Vec<Instance> = left.filter_map(wanted).collect();
+        // A store that comes back from before that has more than its list tells: it keeps what is over until each table
+        // that is somebody's is there. What nobody has any more went while it was away.
+        let is_over = |i: &Instance| self.over.contains_key(&i.stream);
+        let all =
+            if left.iter().any(is_over) { tables_of(s.heads, |s| !self.over.contains_key(s)) } else { BTreeSet::new() };
         let goes = |left: &Instance, instances: &[Instance]| {
-            let its = tables(left);
+            let mut its = tables(left);
+            its.retain(|t| !is_over(left) || all.contains(t));
             let theirs: Vec<_> = instances.iter().filter(|i| !tables(i).is_disjoint(&its)).collect();
             let there: BTreeSet<&TableName> = theirs.iter().flat_map(|i| tables(i)).collect();
-            its.is_subset(&there) || theirs.iter().any(|i| is_listed(&i.stream))
+            let takes = |i: &&Instance| match entry(&i.stream) {
+                Some(before) => !is_over(left) && before.digests.keys().all(|t| !its.contains(t)),
+                // As a new store's neighbours have it.
+                None => is_new && self.in_use.as_ref().is_some_and(|those| !those.contains(left)),
+            };
+            its.is_subset(&there) || theirs.iter().any(takes)
         };
+        // What is on the list beside it stays: rather one table by two streams than none.
+        let is_in_the_way =
+            |i: &Instance, left: &Instance| entry(&i.stream).is_none() && !tables(i).is_disjoint(&tables(left));
         while let Some(stays) =
-            left.iter().find(|l| !goes(l, &instances) && instances.iter().any(|i| !tables(i).is_disjoint(&tables(l))))
+            left.iter().find(|l| !goes(l, &instances) && instances.iter().any(|i| is_in_the_way(i, l)))
         {
-            let its = tables(stays);
-            instances.retain(|i| tables(i).is_disjoint(&its));
+            instances.retain(|i| !is_in_the_way(i, stays));
         }
         let stay: Vec<Instance> = left.into_iter().filter(|l| !goes(l, &instances)).collect();
         instances.extend(stay);

@@ -192,12 +192,12 @@ impl Tools<'_> {
         } else {
             Signer::open(self.config, self.ledger, self.clock, right).await?
         };
-        if let Some(Some(stream)) = &self.options.allow_shrink {
-            if self.config.stream(stream).is_none() && !signer.left_out().any(|(s, _)| s == stream) {
-                let text = format!("--allow-shrink {stream}: there is no such stream in the settings or in manifests");
-                return Err(ConfigError(text).into());
-            }
-            signer.drop_stream(stream);
+        if let Some(Some(stream)) = &self.options.allow_shrink
+            && !signer.drop_stream(stream)
+            && self.config.stream(stream).is_none()
+        {
+            let text = format!("--allow-shrink {stream}: there is no such stream in the settings or in manifests");
+            return Err(ConfigError(text).into());
         }
         let run = Run {
             config: self.config,
@@ -436,8 +436,8 @@ impl Run<'_> {
                 tell(&stream, text);
             } else if let Some(first) = by.away.first() {
                 report.notes.push(format!(
-                    "stream {stream} is kept for stores that the source has no more: {} (the first is {first}). If they \
-                     will not come back, run again with --allow-shrink {stream}",
+                    "stream {stream} is kept for stores that the source has no more: {} (the first is {first}). Should they \
+                     come back, they go over as the others did",
                     by.away.len()
                 ));
             }

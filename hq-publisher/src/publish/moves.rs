@@ -108,9 +108,11 @@ impl Run<'_> {
         let mut pairs = BTreeSet::new();
         let changing = self.changing_hands(contracts);
         let givers = changing.iter().filter(|c| c.to.name == stream.name).map(|c| (&c.from.name, c.from.audience));
-        for (left, kind) in self.signer.left_out().chain(givers) {
+        let left = self.signer.left_in_use().chain(givers).map(|(left, kind)| (left, Some(kind)));
+        // What is over is left by those alone who list it.
+        for (left, kind) in left.chain(self.signer.back().map(|over| (over, None))) {
             let both = stores.iter().filter_map(|s| {
-                let from = self.listed_before(left, s).or_else(|| manifests::followed(left, kind, s))?;
+                let from = self.listed_before(left, s).or_else(|| manifests::followed(left, kind?, s))?;
                 Some((from, manifests::followed(&stream.name, stream.audience, s)?))
             });
             let comes = |from: &Instance, to: &Instance| {
@@ -143,7 +145,7 @@ impl Run<'_> {
     /// are nobody's. Registers would lose them.
     pub(super) fn find_splits(&self, contracts: &Contracts) -> BTreeMap<StreamName, String> {
         let mut splits = BTreeMap::new();
-        for (left, _) in self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)) {
+        for (left, _) in self.signer.left_in_use().filter(|(s, _)| !self.may_shrink(s)) {
             let tables = self.tables_left(left);
             let lost = tables.iter().filter(|t| contracts.stream_of(t).is_none()).map(|t| t.as_str());
             let lost = lost.collect::<Vec<_>>().join(", ");
@@ -182,7 +184,7 @@ impl Run<'_> {
         ready: &mut Vec<Ready>,
         report: &mut PublishReport,
     ) -> Result<(), PublishError> {
-        let lost: BTreeSet<&TableName> = self.signer.left_out().flat_map(|(s, _)| self.tables_left(s)).collect();
+        let lost: BTreeSet<&TableName> = self.signer.left_in_use().flat_map(|(s, _)| self.tables_left(s)).collect();
         let changing = self.changing_hands(contracts);
         for (stream, wait) in self.who_waits(contracts, &changing, stores, report) {
             let of_it = contracts.streams.iter().filter(|s| s.name == stream).flat_map(|s| &s.contract.tables);
@@ -225,7 +227,7 @@ impl Run<'_> {
         let mut waits: BTreeMap<StreamName, Wait> = self.splits.iter().map(split).collect();
         loop {
             let before = waits.len();
-            for (left, kind) in self.signer.left_out().filter(|(s, _)| !self.may_shrink(s)) {
+            for (left, kind) in self.signer.left_in_use().filter(|(s, _)| !self.may_shrink(s)) {
                 let misses = |s: &StoreRow, t: &TableName, owner: &Stream| {
                     let held = self.listed_before(left, s).or_else(|| manifests::followed(left, kind, s));
                     let gets = manifests::followed(&owner.name, owner.audience, s);
