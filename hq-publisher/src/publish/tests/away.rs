@@ -192,6 +192,44 @@ async fn a_store_that_comes_back_keeps_what_was_split_into_a_stream_that_it_has(
     }
 }
 
+/// Some wait for the new stream: who has it goes on, and who is new gets what his neighbours have.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_some_stores_wait_for_a_renamed_stream_others_go_on() {
+    let mut w = inbox_world().await;
+    w.publish().await;
+    set(&mut w, &named(INBOX, "prices"));
+    drop_zone(&w, "prices", "east", &["price", "deal"]);
+    w.publish().await;
+    // A zone that is new.
+    drop_stores(&w, "0421,east\n0422,west\n0800,north\n");
+    drop_zone(&w, "prices", "north", &["price", "deal"]);
+    drop_file(&w, "prices.zone-east.price.csv", "sku,cents\na,7\nb,200\n");
+    let r = w.publish().await;
+    for zone in ["east", "north"] {
+        assert_eq!(outcome(&r, &format!("prices@zone-{zone}")), Outcome::Published, "{:?}", r.lines());
+    }
+    assert_eq!(listed(&w, "0800"), ["catalog@all", "prices@zone-north"]);
+    assert!(waits(&r, "price", "0422"), "{:?}", r.lines());
+    // A table that is dropped where it went over long ago.
+    drop_deal(&w);
+    drop_stores(&w, "0421,east\n0422,west\n0700,east\n0701,west\n0800,north\n");
+    let r = w.publish_as(rebuild()).await;
+    assert_eq!(outcome(&r, "prices@zone-east"), Outcome::Published, "{:?}", r.lines());
+    assert!(waits(&r, "price", "0422"), "{:?}", r.lines());
+    for (store, instance) in [("0700", "prices@zone-east"), ("0422", "price@zone-west"), ("0701", "price@zone-west")] {
+        assert_eq!(listed(&w, store), ["catalog@all", instance], "{store}");
+    }
+    // Who waits would lose it: somebody says that it may go.
+    drop_zone(&w, "prices", "west", &["price"]);
+    let r = w.publish().await;
+    assert!(outcome(&r, "prices@zone-west") == Outcome::Published && waits(&r, "price", "0422"), "{:?}", r.lines());
+    assert_eq!(listed(&w, "0422"), ["catalog@all", "price@zone-west"]);
+    assert_eq!(w.publish_as(allow_shrink("price")).await.exit_code(), 0);
+    for store in ["0422", "0701"] {
+        assert_eq!(listed(&w, store), ["catalog@all", "prices@zone-west"]);
+    }
+}
+
 /// It alone had the stream, and vanishes as the settings lose that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_closed_stores_alone_list_gives_its_tables_to_another() {
