@@ -465,19 +465,8 @@ impl Signer {
     /// (a zone that is new, or was empty, and not yet published), or is not to be gone over to, the one followed before
     /// stays. Only a publish changes which they are: settings of other programs may be older than its.
     fn instances(&self, s: &SignStore<'_>, before: Option<&Manifest>, moves: Moves<'_>) -> Vec<Instance> {
-        let tables = |i: &Instance| -> BTreeSet<&TableName> {
-            s.heads.get(i).into_iter().flat_map(|h| h.digests.keys()).collect()
-        };
-        let vanished = s.row.vanished_at.is_some();
-        if vanished || before.is_some() && matches!(moves, Moves::None) {
-            let last = before.into_iter().flat_map(Manifest::instances).map(|(i, _)| i);
-            let (known, dropped): (Vec<Instance>, Vec<_>) = last
-                .filter(|i| s.heads.contains_key(i))
-                .partition(|i| self.streams.iter().any(|(name, _)| name == &i.stream));
-            let now: BTreeSet<&TableName> = known.iter().flat_map(tables).collect();
-            // Rather one table by two streams than none: its registers keep what they have, and tell of the other.
-            let dropped = dropped.into_iter().filter(|i| !tables(i).is_subset(&now));
-            return known.iter().cloned().chain(dropped).collect();
+        if s.row.vanished_at.is_some() || before.is_some() && matches!(moves, Moves::None) {
+            return self.as_before(s, before);
         }
         let stays = |name: &StreamName| match moves {
             Moves::None => true,
@@ -488,36 +477,62 @@ impl Signer {
             let kept = || before.and_then(|m| m.instance(name)).filter(|i| s.heads.contains_key(i));
             if stays(name) { kept().or(wanted) } else { wanted.or_else(kept) }
         };
-        let of_settings = self.streams.iter().map(|(name, kind)| (name, *kind)).filter_map(wanted);
-        let mut instances: Vec<Instance> = of_settings.collect();
-        // One that the settings lost is listed by those that list it, and by new stores while others do. No reader can hold
-        // a table by two streams: it goes over when all of them are there, or to one that was there before without them, for
-        // that one has others.
-        let entry = |name: &StreamName| before.and_then(|m| m.streams.get(name));
-        let is_new = s.row.serial == 0;
-        let is_left = |name: &StreamName| if is_new { self.is_in_use(name) } else { entry(name).is_some() };
-        let left = self.left_out().chain(self.over()).filter(|(name, _)| is_left(name));
-        let left: Vec<Instance> = left.filter_map(wanted).collect();
-        // A store that comes back from before that has more than its list tells: it keeps what is over until each table
-        // that is somebody's is there. What nobody has any more went while it was away.
+        let of_settings = self.streams.iter().map(|(name, kind)| (name, *kind)).filter_map(wanted).collect();
+        // One that the settings lost is listed by those that list it, and by new stores while others do.
+        let is_listed = |name: &StreamName| match s.row.serial {
+            0 => self.is_in_use(name),
+            _ => before.is_some_and(|m| m.streams.contains_key(name)),
+        };
+        let left = self.left_out().chain(self.over()).filter(|(name, _)| is_listed(name)).filter_map(wanted).collect();
+        self.beside_left(s, before, of_settings, left)
+    }
+
+    /// What the last manifest lists, but for streams that the settings lost and others replace. Rather one table by two
+    /// streams than none: its registers keep what they have, and tell of the other.
+    fn as_before(&self, s: &SignStore<'_>, before: Option<&Manifest>) -> Vec<Instance> {
+        let last = before.into_iter().flat_map(Manifest::instances).map(|(i, _)| i);
+        let (mut known, dropped): (Vec<Instance>, Vec<_>) = last
+            .filter(|i| s.heads.contains_key(i))
+            .partition(|i| self.streams.iter().any(|(name, _)| name == &i.stream));
+        let now: BTreeSet<&TableName> = known.iter().flat_map(|i| tables_at(s, i)).collect();
+        known.extend(dropped.into_iter().filter(|i| !tables_at(s, i).is_subset(&now)));
+        known
+    }
+
+    /// Of the instances of the settings' streams and of those left out, what can be listed together. No reader can hold a
+    /// table by two streams: one left out goes over when all of its tables are there, or to one that was listed before
+    /// without them, for that one has others.
+    fn beside_left(
+        &self,
+        s: &SignStore<'_>,
+        before: Option<&Manifest>,
+        mut instances: Vec<Instance>,
+        left: Vec<Instance>,
+    ) -> Vec<Instance> {
+        let listed = |i: &Instance| before.and_then(|m| m.streams.get(&i.stream));
+        // What is over has only a store that comes back: it waits for each table that is somebody's. What nobody has any
+        // more went while it was away.
         let is_over = |i: &Instance| self.over.contains_key(&i.stream);
-        let all =
-            if left.iter().any(is_over) { tables_of(s.heads, |s| !self.over.contains_key(s)) } else { BTreeSet::new() };
+        let all = if left.iter().any(is_over) {
+            tables_of(s.heads, |stream| !self.over.contains_key(stream))
+        } else {
+            BTreeSet::new()
+        };
         let goes = |left: &Instance, instances: &[Instance]| {
-            let mut its = tables(left);
+            let mut its = tables_at(s, left);
             its.retain(|t| !is_over(left) || all.contains(t));
-            let theirs: Vec<_> = instances.iter().filter(|i| !tables(i).is_disjoint(&its)).collect();
-            let there: BTreeSet<&TableName> = theirs.iter().flat_map(|i| tables(i)).collect();
-            let takes = |i: &&Instance| match entry(&i.stream) {
+            let theirs: Vec<_> = instances.iter().filter(|i| !tables_at(s, i).is_disjoint(&its)).collect();
+            let there: BTreeSet<&TableName> = theirs.iter().flat_map(|i| tables_at(s, i)).collect();
+            let takes = |i: &&Instance| match listed(i) {
                 Some(before) => !is_over(left) && before.digests.keys().all(|t| !its.contains(t)),
-                // As a new store's neighbours have it.
-                None => is_new && self.in_use.as_ref().is_some_and(|those| !those.contains(left)),
+                // A new store has what its neighbours have.
+                None => s.row.serial == 0 && self.in_use.as_ref().is_some_and(|those| !those.contains(left)),
             };
             its.is_subset(&there) || theirs.iter().any(takes)
         };
-        // What is on the list beside it stays: rather one table by two streams than none.
+        // What was listed with it stays, as in `as_before`.
         let is_in_the_way =
-            |i: &Instance, left: &Instance| entry(&i.stream).is_none() && !tables(i).is_disjoint(&tables(left));
+            |i: &Instance, left: &Instance| listed(i).is_none() && !tables_at(s, i).is_disjoint(&tables_at(s, left));
         while let Some(stays) =
             left.iter().find(|l| !goes(l, &instances) && instances.iter().any(|i| is_in_the_way(i, l)))
         {
@@ -557,6 +572,11 @@ impl Signer {
 /// Whether an instance has a version whose rows are kept up to date.
 fn is_fresh(s: &SignStore<'_>, instance: &Instance) -> bool {
     s.heads.get(instance).is_some_and(|head| !head.retired)
+}
+
+/// The tables of an instance's head.
+fn tables_at<'s>(s: &SignStore<'s>, instance: &Instance) -> BTreeSet<&'s TableName> {
+    s.heads.get(instance).into_iter().flat_map(|head| head.digests.keys()).collect()
 }
 
 /// The instance of a stream that a store follows; none where it has no zone.

@@ -6,13 +6,14 @@
 use super::contracts::{Contracts, Stream};
 use super::feed::Feed;
 use super::report::{Outcome, PublishReport};
-use super::stage::{Ready, Refusal, Stop, refused};
+use super::stage::{Ready, Refusal};
 use super::{PublishError, Run, read_only_at};
 use crate::guard;
+use crate::ledger::Head;
 use crate::mail;
 use crate::manifests::{self, Held, Move};
 use crate::rebuild::{self, RebuildError};
-use crate::source::StoreRow;
+use crate::source::{Faults, StoreRow};
 use proto::ids::{Instance, StreamName, TableName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,40 +43,35 @@ impl Run<'_> {
         whole: bool,
         report: &PublishReport,
     ) -> Result<Vec<(Instance, Refusal)>, PublishError> {
+        if self.may_shrink(&stream.name) {
+            return Ok(Vec::new());
+        }
         let mut by_goal: BTreeMap<&Instance, BTreeMap<&Instance, Vec<&Move>>> = BTreeMap::new();
-        for m in self.moves.iter().filter(|m| m.from.stream == stream.name && !self.may_shrink(&stream.name)) {
+        for m in self.moves.iter().filter(|m| m.from.stream == stream.name) {
             if let Some(to) = &m.to {
                 by_goal.entry(to).or_default().entry(&m.from).or_default().push(m);
             }
         }
         let renamed = self.renamed(contracts, stream, stores, report);
-        for (from, to) in renamed.iter().filter(|_| !self.may_shrink(&stream.name)) {
+        for (from, to) in &renamed {
             by_goal.entry(to).or_default().entry(from).or_default();
         }
         let mut refusals = Vec::new();
         for (to, origins) in by_goal {
             let mut lines = Vec::new();
             for (from, moves) in origins {
-                match self.lost_by_going(from, to, whole, report).await {
-                    Ok(lost) if lost.is_empty() => {}
-                    Ok(lost) => {
-                        lines.push(format!("{} it in place of {from}: {}", would_follow(&moves), lost.join("; ")))
-                    }
-                    Err(e) if e.needs_full() => {
-                        lines.push(format!(
-                            "{} it in place of {from}, and rows cannot be compared: {e}",
-                            would_follow(&moves)
-                        ));
-                    }
+                let why = match self.lost_by_going(from, to, whole, report).await {
+                    Ok(lost) if lost.is_empty() => continue,
+                    Ok(lost) => format!(": {}", lost.join("; ")),
+                    Err(e) if e.needs_full() => format!(", and rows cannot be compared: {e}"),
                     Err(e) => return Err(e.into()),
-                }
+                };
+                lines.push(format!("{} it in place of {from}{why}", would_follow(&moves)));
             }
             if !lines.is_empty() {
                 let text =
                     format!("{}. If that is right, run again with --allow-shrink {}", lines.join("; "), stream.name);
-                if let Stop::Refused(refusal) = refused("SHRINK", text) {
-                    refusals.push((to.clone(), *refusal));
-                }
+                refusals.push((to.clone(), refusal("SHRINK", text)));
             }
         }
         Ok(refusals)
@@ -130,15 +126,24 @@ impl Run<'_> {
         place.ok().map(|n| self.moves[n].from.clone())
     }
 
-    /// Whether what is published of an instance has a table.
+    /// Whether what is published of an instance, be it of long ago, has a table.
     fn had(&self, instance: &Instance, table: &TableName) -> bool {
         self.heads.get(instance).is_some_and(|h| h.digests.contains_key(table))
     }
 
+    /// Whether an instance that is kept up to date has a table.
+    fn has(&self, instance: &Instance, table: &TableName) -> bool {
+        self.heads.get(instance).is_some_and(|h| !h.retired && h.digests.contains_key(table))
+    }
+
     /// The tables published of a stream, but of instances that no store wants.
     pub(super) fn tables_left(&self, stream: &StreamName) -> BTreeSet<&TableName> {
-        let heads = self.heads.iter().filter(|(i, h)| &i.stream == stream && !h.retired);
-        heads.flat_map(|(_, h)| h.digests.keys()).collect()
+        self.kept_up(stream).flat_map(|h| h.digests.keys()).collect()
+    }
+
+    /// What is published of a stream, but of instances that no store wants.
+    fn kept_up(&self, stream: &StreamName) -> impl Iterator<Item = &Head> {
+        self.heads.iter().filter(move |(i, h)| &i.stream == stream && !h.retired).map(|(_, h)| h)
     }
 
     /// By the stream that takes over tables of one that the settings lost: why it must not, while that one's other tables
@@ -164,8 +169,8 @@ impl Run<'_> {
 
     /// Whether all that is published of a stream has a table: nobody loses anything by its next version.
     fn took(&self, stream: &StreamName, table: &TableName) -> bool {
-        let mut heads = self.heads.iter().filter(|(i, h)| &i.stream == stream && !h.retired).peekable();
-        heads.peek().is_some() && heads.all(|(_, h)| h.digests.contains_key(table))
+        let mut heads = self.kept_up(stream).peekable();
+        heads.peek().is_some() && heads.all(|h| h.digests.contains_key(table))
     }
 
     /// The tables published that go over, by the settings, from one stream that they name to another.
@@ -193,12 +198,12 @@ impl Run<'_> {
         let lost: BTreeSet<&TableName> = self.signer.left_in_use().flat_map(|(s, _)| self.tables_left(s)).collect();
         let changing = self.changing_hands(contracts);
         for (stream, wait) in self.who_waits(contracts, &changing, stores, report) {
-            let of_it = contracts.streams.iter().filter(|s| s.name == stream).flat_map(|s| &s.contract.tables);
-            let of_it: Vec<&TableName> = of_it.map(|t| &t.name).filter(|t| lost.contains(t)).collect();
+            let is_its = |t: &TableName| contracts.stream_of(t).is_some_and(|s| s.name == stream);
+            let gains = |i: &Instance| lost.iter().any(|t| is_its(t) && !self.had(i, t));
             let may_be_listed =
                 |i: &Instance| self.heads.contains_key(i) || self.moves.iter().any(|m| m.to.as_ref() == Some(i));
             let takes = |i: &Instance| {
-                may_be_listed(i) && of_it.iter().any(|t| !self.had(i, t))
+                may_be_listed(i) && gains(i)
                     || changing.iter().any(|c| c.to.name == stream && !self.had(i, &c.table))
                     || changing.iter().any(|c| c.from.name == stream)
             };
@@ -211,9 +216,7 @@ impl Run<'_> {
                 if let Some(n) = ready.iter().position(|r| r.instance == instance) {
                     self.unstage(ready.remove(n), report).await?;
                 }
-                if let Stop::Refused(refusal) = refused(wait.code, wait.text.clone()) {
-                    self.keep_away(instance, *refusal, feed, report).await?;
-                }
+                self.keep_away(instance, refusal(wait.code, wait.text.clone()), feed, report).await?;
             }
         }
         Ok(())
@@ -229,19 +232,17 @@ impl Run<'_> {
         report: &PublishReport,
     ) -> BTreeMap<StreamName, Wait> {
         // One stream that waits may make others wait: what is published of it need not be listed.
-        let split =
-            |(stream, text): (&StreamName, &String)| (stream.clone(), Wait { code: "SHRINK", text: text.clone() });
-        let mut waits: BTreeMap<StreamName, Wait> = self.splits.iter().map(split).collect();
+        let shrink = |text: &String| Wait { code: "SHRINK", text: text.clone() };
+        let mut waits: BTreeMap<StreamName, Wait> =
+            self.splits.iter().map(|(stream, text)| (stream.clone(), shrink(text))).collect();
         loop {
             let before = waits.len();
             for (left, kind) in self.signer.left_in_use().filter(|(s, _)| !self.may_shrink(s)) {
                 let misses = |s: &StoreRow, t: &TableName, owner: &Stream| {
                     let held = self.listed_before(left, s).or_else(|| manifests::followed(left, kind, s));
                     let gets = manifests::followed(&owner.name, owner.audience, s);
-                    let is_fresh = |i: &Instance| self.heads.get(i).is_some_and(|h| !h.retired);
-                    let is_there = |i: &Instance| (is_fresh(i) && self.had(i, t)) || comes(i, report);
-                    let is_there = |i: &Instance| !waits.contains_key(&owner.name) && is_there(i);
-                    held.is_some_and(|i| self.had(&i, t)) && !gets.is_some_and(|i| is_there(&i))
+                    let gets = gets.filter(|i| self.has(i, t) || comes(i, report));
+                    held.is_some_and(|i| self.had(&i, t)) && (gets.is_none() || waits.contains_key(&owner.name))
                 };
                 let tables = self.tables_left(left);
                 let missed = tables.iter().find_map(|t| {
@@ -249,7 +250,7 @@ impl Run<'_> {
                     Some((*t, owner, stores.iter().find(|s| misses(s, t, owner))?))
                 });
                 let Some((table, owner, store)) = missed else { continue };
-                let asked = if self.is_asked(&owner.name) { "" } else { " (run without --stream)" };
+                let asked = self.asked(&[owner]);
                 let text = format!(
                     "it takes a table over from stream {left}, which the settings do not name any more, and {table} is not \
                      published for store {} by {}: its registers would lose that. Publish that too{asked}, or, if no store \
@@ -257,8 +258,7 @@ impl Run<'_> {
                     store.id, owner.name
                 );
                 for owner in tables.iter().filter_map(|t| contracts.stream_of(t)) {
-                    let wait = || Wait { code: "SHRINK", text: text.clone() };
-                    waits.entry(owner.name.clone()).or_insert_with(wait);
+                    waits.entry(owner.name.clone()).or_insert_with(|| shrink(&text));
                 }
             }
             for change in changing {
@@ -292,12 +292,11 @@ impl Run<'_> {
         let has_zone = follows.is_some();
         let goes = !waits(from) && follows.or(held).is_some_and(|i| comes(&i, report));
         let gets = manifests::followed(&to.name, to.audience, store).filter(|_| !waits(to));
-        let has = |i: &Instance| self.heads.get(i).is_some_and(|h| !h.retired) && self.had(i, table);
-        let arrives = gets.as_ref().is_some_and(|i| comes(i, report) && !has(i));
-        let is_there = arrives || gets.is_some_and(|i| has(&i));
-        let asked = if self.is_asked(&from.name) && self.is_asked(&to.name) { "" } else { " (run without --stream)" };
+        let has = gets.as_ref().is_some_and(|i| self.has(i, table));
+        let arrives = !has && gets.is_some_and(|i| comes(&i, report));
+        let asked = self.asked(&[from, to]);
         let (from, to) = (&from.name, &to.name);
-        if goes && !is_there && !self.may_shrink(from) {
+        if goes && !has && !arrives && !self.may_shrink(from) {
             let text = format!(
                 "table {table} goes over to stream {to}, which is not published with it for store {}: its registers would \
                  lose that. Publish both together{asked}, or, if no store is to get it any more, run again with \
@@ -320,6 +319,11 @@ impl Run<'_> {
             return Some((to, Wait { code: "REBUILD", text }));
         }
         None
+    }
+
+    /// What else it takes to publish these streams.
+    fn asked(&self, streams: &[&Stream]) -> &'static str {
+        if streams.iter().all(|s| self.is_asked(&s.name)) { "" } else { " (run without --stream)" }
     }
 
     /// What tables lose for a store that goes over.
@@ -402,6 +406,10 @@ impl Run<'_> {
         let problem = (!lost.is_empty()).then_some(("Stores lost their zone", text.as_str()));
         Ok(mail::publish_notice(self.ledger, self.clock, "zones", problem).await?)
     }
+}
+
+fn refusal(code: &'static str, text: String) -> Refusal {
+    Refusal { code, text, faults: Faults::default(), reject: Vec::new() }
 }
 
 /// Whether this run publishes a version of an instance.
