@@ -73,8 +73,12 @@ impl Answer {
     }
     /// Nothing was done.
     pub fn failed(why: impl std::fmt::Display) -> Answer {
+        Answer::failed_as("FAILED", why)
+    }
+    /// The same; programs are told why by a name that stays.
+    fn failed_as(code: &str, why: impl std::fmt::Display) -> Answer {
         let why = why.to_string();
-        Answer::new(1, &json!({ "error": why }), vec![format!("error: {why}")])
+        Answer::new(1, &json!({ "error": why, "code": code }), vec![format!("error: {why}")])
     }
 }
 
@@ -90,7 +94,7 @@ pub async fn obey(relay: &Relay, order: Order) -> Answer {
         }
         Order::Import { dir } => match relay.import(&dir).await {
             Ok(done) => imported(&done, &dir),
-            Err(e) => Answer::failed(e),
+            Err(e) => Answer::failed_as(e.code(), e),
         },
         Order::Retry { pack } => retry(relay, &pack),
     }
@@ -353,7 +357,8 @@ async fn converse(relay: &Arc<Relay>, stream: UnixStream) -> io::Result<()> {
         Ok(order) => {
             tracing::info!(?order, "order");
             let relay = Arc::clone(relay);
-            // A folder is copied in one go: on a thread of its own, so that the LAN does not wait.
+            // A folder is copied in one go: on a thread of its own, so that the LAN does not wait. An order that was taken is
+            // carried out, though whoever gave it has gone.
             let handle = tokio::runtime::Handle::current();
             let done = tokio::task::spawn_blocking(move || handle.block_on(obey(&relay, order)));
             done.await.unwrap_or_else(Answer::failed)

@@ -1,7 +1,7 @@
 //! Hand-carried objects: copied from a folder (a stick, a mail) into `import/`, from where they go the road that
 //! downloads go: trust walk, manifest, packs by hash, trial. Only names of the layout are looked for; links
-//! and `..` are refused. Answered by a receipt signed with the relay's key. Safe to repeat; if the power goes,
-//! the next start uses what was copied whole.
+//! and `..` are refused. Answered by a receipt signed with the relay's key. One at a time; it goes on to its end whether
+//! or not somebody waits for it. Safe to repeat; if the power goes, the next start uses what was copied whole.
 
 use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::{RECEIPTS, Room};
@@ -13,6 +13,7 @@ use proto::follow::{self, FollowError, Follower};
 use proto::ids::{Instance, StreamName};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
+use proto::retry::Verdict;
 use proto::shelf::{self, PartFile, ShelfError};
 use proto::trust::Refusal;
 use proto::wire::Receipt;
@@ -20,6 +21,11 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long an import waits for another to end.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why an import could not be done at all.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +38,16 @@ pub enum ImportError {
         /// Why not.
         reason: String,
     },
+    /// Another one is at work.
+    #[error(
+        "an import of {} is under way, and goes on to its end by itself: leave its stick in, and run this again when it \
+        is done (`events` of `store-relay status --json`, or the relay's page)",
+        dir.display()
+    )]
+    UnderWay {
+        /// Its folder.
+        dir: PathBuf,
+    },
     /// Our own files.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
@@ -41,6 +57,19 @@ pub enum ImportError {
     /// The receipt.
     #[error("the receipt cannot be written: {0}")]
     Receipt(#[from] serde_json::Error),
+}
+
+impl ImportError {
+    /// A name that stays when the text is bettered.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ImportError::UnderWay { .. } => "LOCKED",
+            ImportError::Shelf(e) if e.verdict() == Verdict::Halt => "HALTED",
+            ImportError::Shelf(e) if e.is_disk_full() => "DISK_FULL",
+            ImportError::Shelf(_) => "MACHINE",
+            ImportError::Folder { .. } | ImportError::Source(_) | ImportError::Receipt(_) => "FAILED",
+        }
+    }
 }
 
 /// What an import did.
@@ -63,12 +92,20 @@ pub struct Imported {
 }
 
 impl Relay {
-    /// Imports a folder.
+    /// Imports a folder. Another import is waited for, if it ends soon.
     pub async fn import(&self, dir: &Path) -> Result<Imported, ImportError> {
+        self.import_within(dir, PATIENCE).await
+    }
+
+    async fn import_within(&self, dir: &Path, patience: Duration) -> Result<Imported, ImportError> {
         let folder = |reason: String| ImportError::Folder { dir: dir.to_owned(), reason };
         if !dir.is_dir() {
             return Err(folder("it is not a folder that this service can read".into()));
         }
+        let Ok(_turn) = timeout(patience, self.import_turn.lock()).await else {
+            return Err(ImportError::UnderWay { dir: self.import_of.borrow().clone() });
+        };
+        self.import_of.send_replace(dir.to_owned());
         let _first = Importing::begin(self);
         let done = self.import_folder(dir).await;
         if let Err(e) = &done {
@@ -127,8 +164,13 @@ impl Relay {
     }
 
     /// What a crash left in `import/` goes its way; then it is emptied. The folder can be imported again for its
-    /// receipt.
+    /// receipt. What lies there of an import at work is that one's.
     pub(crate) async fn finish_import(&self) {
+        let Ok(_turn) = self.import_turn.try_lock() else { return };
+        if !self.hall.shelves.import_waits() {
+            return;
+        }
+        self.import_of.send_replace(self.hall.shelves.import_dir());
         let _first = Importing::begin(self);
         let mut work = Work::new(self, &self.hall.shelves.import_dir());
         let finish = async {

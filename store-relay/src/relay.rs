@@ -29,6 +29,7 @@ use proto::shelf::{self, LockError, LockFile, ShelfError};
 use proto::trust::TrustState;
 use proto::wire::fault;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -145,6 +146,10 @@ pub struct Relay {
     adopting: tokio::sync::Mutex<()>,
     /// Whether an import is at work.
     pub(crate) importing: watch::Sender<bool>,
+    /// Held by whoever works in `import/`: what lies there is of one folder.
+    pub(crate) import_turn: tokio::sync::Mutex<()>,
+    /// The folder that is imported now, or was last.
+    pub(crate) import_of: watch::Sender<PathBuf>,
     _lock: LockFile,
 }
 
@@ -228,6 +233,8 @@ impl Relay {
             fetching: Mutex::default(),
             adopting: tokio::sync::Mutex::default(),
             importing: watch::Sender::new(false),
+            import_turn: tokio::sync::Mutex::default(),
+            import_of: watch::Sender::default(),
             _lock: lock,
         };
         if lost {
@@ -338,9 +345,7 @@ impl Relay {
     pub async fn mirror_once(&self, pace: Pace) -> Round {
         let mut round = Round::default();
         // 1. What a crash left of an import is used, like any source.
-        if self.hall.shelves.import_waits() {
-            self.finish_import().await;
-        }
+        self.finish_import().await;
         // 2. Trust walk and manifest: the highest valid serial over all sources.
         for (reached, problems) in join_all((0..self.sources.len()).map(|n| self.refresh(n))).await {
             round.reached += reached;

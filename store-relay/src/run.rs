@@ -126,9 +126,7 @@ impl Mirror {
 
     async fn run(mut self) {
         let hall = Arc::clone(&self.relay.hall);
-        if hall.shelves.import_waits() {
-            self.relay.finish_import().await;
-        }
+        self.relay.finish_import().await;
         let mut poll = interval(hall.config.poll.0);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = interval(cli::watchdog_interval().unwrap_or(Duration::from_secs(3600)));

@@ -6,7 +6,9 @@ use crate::relay::tests::copy_tree;
 use proto::layout::PackKind::{Delta, Full};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::sync::Arc;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 
 /// A store without sources, and a stick with everything.
 fn stick() -> (Hq, Store, TempDir) {
@@ -299,4 +301,51 @@ async fn a_pack_that_sources_gave_bent_is_taken_from_a_stick() {
     assert!(done.behind.is_empty(), "{done:?}");
     assert_eq!((rooms_of(&relay, &delta), served(&relay, &hq.instance("price"))), (vec!["ok"], Some(2)));
     assert!(state(&relay).all_faults().is_empty() && state(&relay).attempts.is_empty());
+}
+
+/// Whoever broke the command off, or did not wait, and gives it again; and `once` from cron beside both.
+#[tokio::test]
+async fn imports_at_once_take_turns_and_once_leaves_them_alone() {
+    let (hq, store, stick) = stick();
+    let relay = store.open();
+    let (first, second, round) =
+        tokio::join!(relay.import(stick.path()), relay.import(stick.path()), relay.mirror_once(Pace::Once));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert!(!first.already_here && first.behind.is_empty() && first.receipt.refusals.is_empty(), "{first:?}");
+    assert!(second.already_here && second.behind.is_empty(), "{second:?}");
+    assert_eq!(opened(&second).versions[&hq.instance("price")].get(), 2);
+    assert!(round.problems.is_empty(), "{round:?}");
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    assert!(!relay.hall.shelves.import_waits() && state(&relay).all_faults().is_empty());
+}
+
+#[tokio::test]
+async fn an_import_that_does_not_end_soon_is_named_to_the_next() {
+    let (_hq, store, stick) = stick();
+    let relay = store.open();
+    let long = relay.import_turn.lock().await;
+    relay.import_of.send_replace("/media/first".into());
+    let error = relay.import_within(stick.path(), Duration::ZERO).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("/media/first") && text.contains("leave its stick in"), "{text}");
+    assert_eq!(error.code(), "LOCKED");
+    drop(long);
+    assert!(relay.import_within(stick.path(), Duration::ZERO).await.unwrap().behind.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_goes_on_to_its_receipt_though_whoever_gave_it_has_gone() {
+    let (hq, store, stick) = stick();
+    let relay = Arc::new(store.open());
+    let socket = control::listen(store.data()).unwrap();
+    let service = tokio::spawn(control::serve(Arc::clone(&relay), socket));
+    let order = serde_json::to_vec(&Order::Import { dir: stick.path().to_owned() }).unwrap();
+    let mut client = tokio::net::UnixStream::connect(store.data().join(control::SOCKET)).await.unwrap();
+    client.write_all(&[&order[..], b"\n"].concat()).await.unwrap();
+    drop(client);
+    // The last thing that an import does.
+    relay.hall.wake.notified().await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    assert!(stick.path().join("receipts/0421-0000000001.receipt.json").is_file());
+    service.abort();
 }
