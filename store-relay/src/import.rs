@@ -106,7 +106,6 @@ impl Relay {
             return Err(ImportError::UnderWay { dir: self.import_of.borrow().clone() });
         };
         self.import_of.send_replace(dir.to_owned());
-        let _first = Importing::begin(self);
         let done = self.import_folder(dir).await;
         if let Err(e) = &done {
             self.import_failed(e);
@@ -171,7 +170,6 @@ impl Relay {
             return;
         }
         self.import_of.send_replace(self.hall.shelves.import_dir());
-        let _first = Importing::begin(self);
         let mut work = Work::new(self, &self.hall.shelves.import_dir());
         let finish = async {
             self.judge_import(&mut work).await?;
@@ -181,6 +179,7 @@ impl Relay {
             work.copied = self.lacking().into_iter().filter(whole).map(|(name, _)| name).collect();
             let supply = [self.import_source()?];
             let supply = Supply { sources: &supply, only: Some(&work.copied) };
+            let _first = Importing::begin(self);
             self.bring_all_up(supply, Pace::Once).await;
             for instance in self.incomplete() {
                 self.complete(&instance, supply).await;
@@ -275,7 +274,7 @@ enum Judged {
     Refused,
 }
 
-/// While it lives, downloads step back.
+/// While it lives, downloads step back: not for as long as a slow stick is copied.
 struct Importing<'a>(&'a Relay);
 
 impl<'a> Importing<'a> {
@@ -320,7 +319,9 @@ impl Work<'_> {
         self.copy_packs(next, Wanted::Here)?;
         loop {
             let supply = Supply { sources: &source, only: Some(&self.copied) };
+            let first = Importing::begin(relay);
             let outcomes = relay.bring_all_up(supply, Pace::Once).await;
+            drop(first);
             // What was tried may have turned out bad: then another way is wanted.
             if !self.copy_packs(next, Wanted::Here)? {
                 return Ok(outcomes);
@@ -334,7 +335,9 @@ impl Work<'_> {
         let next = |there: &BTreeSet<PackName>| relay.would_complete(instance, there);
         self.copy_packs(next, Wanted::ByNew)?;
         loop {
+            let first = Importing::begin(relay);
             relay.complete(instance, Supply { sources: &source, only: Some(&self.copied) }).await;
+            drop(first);
             if !self.copy_packs(next, Wanted::ByNew)? {
                 return Ok(());
             }

@@ -144,7 +144,7 @@ pub struct Relay {
     pub(crate) fetching: Mutex<BTreeMap<PackName, Arc<tokio::sync::Mutex<()>>>>,
     /// Held by whoever puts a manifest to work.
     adopting: tokio::sync::Mutex<()>,
-    /// Whether an import is at work.
+    /// Whether an import is at work on the streams.
     pub(crate) importing: watch::Sender<bool>,
     /// Held by whoever works in `import/`: what lies there is of one folder.
     pub(crate) import_turn: tokio::sync::Mutex<()>,

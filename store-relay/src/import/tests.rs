@@ -3,12 +3,15 @@ use super::*;
 use crate::control::{self, Order};
 use crate::kit::{Hq, Make, Store, rooms_of, secret, served, state};
 use crate::relay::tests::copy_tree;
+use crate::steps::{Moment, Steps};
+use crate::trial::Runner;
 use proto::layout::PackKind::{Delta, Full};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
 
 /// A store without sources, and a stick with everything.
 fn stick() -> (Hq, Store, TempDir) {
@@ -348,4 +351,23 @@ async fn an_import_goes_on_to_its_receipt_though_whoever_gave_it_has_gone() {
     assert_eq!(served(&relay, &hq.instance("price")), Some(2));
     assert!(stick.path().join("receipts/0421-0000000001.receipt.json").is_file());
     service.abort();
+}
+
+#[tokio::test]
+async fn downloads_step_back_for_what_was_copied_not_while_it_is_copied() {
+    let (_hq, store, stick) = stick();
+    let (seen, importing) = (Arc::new(Mutex::new(Vec::new())), Arc::new(OnceLock::<watch::Receiver<bool>>::new()));
+    let (told, now) = (Arc::clone(&seen), Arc::clone(&importing));
+    let steps = Steps::observed(move |step, moment| {
+        if moment == Moment::Before {
+            told.lock().unwrap().push((step, *now.get().unwrap().borrow()));
+        }
+    });
+    let relay = store.open_with(Runner::Here, steps);
+    importing.set(relay.importing.subscribe()).unwrap();
+    assert!(relay.import(stick.path()).await.unwrap().behind.is_empty());
+    let at = |step| seen.lock().unwrap().iter().filter(|(s, _)| *s == step).map(|(_, i)| *i).collect::<Vec<_>>();
+    // The manifest is put to work between the copying of claims and that of packs.
+    assert_eq!((at("relay.manifest"), at("relay.ok")), (vec![false], vec![true, true]));
+    assert!(!*relay.importing.borrow());
 }
