@@ -48,6 +48,9 @@ pub enum ImportError {
         /// Its folder.
         dir: PathBuf,
     },
+    /// A sync failed before.
+    #[error("writing has stopped after a failed sync: look at the disk, restart the service, then import again")]
+    Halted,
     /// Our own files.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
@@ -64,6 +67,7 @@ impl ImportError {
     pub fn code(&self) -> &'static str {
         match self {
             ImportError::UnderWay { .. } => "LOCKED",
+            ImportError::Halted => "HALTED",
             ImportError::Shelf(e) if e.verdict() == Verdict::Halt => "HALTED",
             ImportError::Shelf(e) if e.is_disk_full() => "DISK_FULL",
             ImportError::Shelf(_) => "MACHINE",
@@ -105,6 +109,9 @@ impl Relay {
         let Ok(_turn) = timeout(patience, self.import_turn.lock()).await else {
             return Err(ImportError::UnderWay { dir: self.import_of.borrow().clone() });
         };
+        if self.is_halted() {
+            return Err(ImportError::Halted);
+        }
         self.import_of.send_replace(dir.to_owned());
         let done = self.import_folder(dir).await;
         if let Err(e) = &done {
@@ -113,14 +120,19 @@ impl Relay {
         done
     }
 
-    /// Trouble with our own files is told like any other's; what was copied must not keep the disk full.
+    /// Trouble with our own files is told like any other's; what was copied must not keep a disk full that is written on.
     fn import_failed(&self, e: &ImportError) {
         if let ImportError::Shelf(e) = e {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
-        if let Err(e) = self.hall.shelves.clear_import() {
+        if let Err(e) = self.empty_import() {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
+    }
+
+    /// What a stop, or a failed sync, broke off is left to the next start.
+    fn empty_import(&self) -> Result<(), ShelfError> {
+        if self.hall.stop.is_cancelled() || self.is_halted() { Ok(()) } else { self.hall.shelves.clear_import() }
     }
 
     async fn import_folder(&self, dir: &Path) -> Result<Imported, ImportError> {
@@ -142,7 +154,7 @@ impl Relay {
             work.complete(&instance).await?;
         }
         // 4. The answer.
-        self.hall.shelves.clear_import()?;
+        self.empty_import()?;
         let behind = behind(&outcomes);
         let (receipt_file, receipt) = self.write_receipt(dir, &work.refusals)?;
         self.hall.event(
@@ -166,7 +178,7 @@ impl Relay {
     /// receipt. What lies there of an import at work is that one's.
     pub(crate) async fn finish_import(&self) {
         let Ok(_turn) = self.import_turn.try_lock() else { return };
-        if !self.hall.shelves.import_waits() {
+        if self.is_halted() || !self.hall.shelves.import_waits() {
             return;
         }
         self.import_of.send_replace(self.hall.shelves.import_dir());
@@ -184,7 +196,7 @@ impl Relay {
             for instance in self.incomplete() {
                 self.complete(&instance, supply).await;
             }
-            self.hall.shelves.clear_import()?;
+            self.empty_import()?;
             Ok::<(), ImportError>(())
         };
         if let Err(e) = finish.await {
@@ -206,6 +218,8 @@ impl Relay {
         let mut follower = Follower::new(vec![source.clone()]);
         let hall = &self.hall;
         let news = follower.refresh(&hall.device, &*hall.clock, &hall.config.limits, None).await;
+        // What is wrong with our own memory; a stick is no source that could be mended.
+        self.note_problems(&news, &[]);
         let trouble = self.take_news(&news, &[source]).await;
         let mut judged = if news.changed { Judged::Newer } else { Judged::Same };
         if news.changed {
@@ -479,8 +493,8 @@ fn behind(outcomes: &BTreeMap<StreamName, Outcome>) -> BTreeMap<StreamName, Stri
     let why = |outcome: &Outcome| match outcome {
         Outcome::AtHead => None,
         Outcome::Again(_, why) | Outcome::NoWay(why) => Some(why.clone()),
-        Outcome::Halted => Some("writing has stopped after a failed sync".into()),
-        Outcome::Stopped => Some("the service is stopping".into()),
+        Outcome::Halted => Some("writing has stopped after a failed sync; the next start goes on".into()),
+        Outcome::Stopped => Some("the service is stopping; its next start goes on".into()),
     };
     outcomes.iter().filter_map(|(s, o)| Some((s.clone(), why(o)?))).collect()
 }

@@ -411,8 +411,8 @@ impl Relay {
         (refreshed.reached, problems)
     }
 
-    /// A source's faults are raised or mended.
-    fn note_problems(&self, news: &Refreshed, sources: &[Source]) {
+    /// The faults of sources, and of our own memory, are raised or mended.
+    pub(crate) fn note_problems(&self, news: &Refreshed, sources: &[Source]) {
         let hall = &self.hall;
         for source in sources {
             let problem = news.problems.iter().find(|p| !matches!(p, FollowError::Device(_)));

@@ -371,3 +371,53 @@ async fn downloads_step_back_for_what_was_copied_not_while_it_is_copied() {
     assert_eq!((at("relay.manifest"), at("relay.ok")), (vec![false], vec![true, true]));
     assert!(!*relay.importing.borrow());
 }
+
+/// A restart in the middle, and the stick is gone when it is over: by import, and by the start that goes on.
+#[tokio::test]
+async fn a_stop_leaves_what_was_copied_to_the_next_start() {
+    let (hq, store, stick) = stick();
+    for stopped in [0, 1, 2] {
+        let relay = store.open();
+        relay.hall.stop.cancel();
+        if stopped == 0 {
+            let done = relay.import(stick.path()).await.unwrap();
+            assert!(done.behind["price"].contains("next start"), "{done:?}");
+            assert_eq!(done.receipt.versions.len(), 0);
+            fs::remove_dir_all(stick.path()).unwrap();
+        } else {
+            relay.mirror_once(Pace::Once).await;
+        }
+        assert!(relay.hall.shelves.import_waits(), "{stopped}");
+    }
+    let relay = store.open();
+    relay.mirror_once(Pace::Once).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    assert!(!relay.hall.shelves.import_waits());
+}
+
+#[tokio::test]
+async fn a_relay_that_has_halted_imports_nothing_and_touches_nothing() {
+    let (hq, store, stick) = stick();
+    let relay = store.open();
+    copy_tree(stick.path(), &store.data().join("import"));
+    relay.own_trouble(Verdict::Halt, false, "a sync failed");
+    let answer = control::obey(&relay, Order::Import { dir: stick.path().to_owned() }).await;
+    assert_eq!((answer.exit, answer.report["code"].as_str()), (1, Some("HALTED")), "{answer:?}");
+    assert!(answer.lines[0].contains("restart"), "{answer:?}");
+    relay.mirror_once(Pace::Once).await;
+    assert!(relay.hall.shelves.import_waits() && !stick.path().join("receipts").exists());
+    drop(relay);
+    let relay = store.open();
+    relay.mirror_once(Pace::Once).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+}
+
+#[tokio::test]
+async fn a_sync_of_the_devices_own_file_that_fails_in_an_import_halts() {
+    let (_hq, store, stick) = stick();
+    let relay = store.open();
+    follow::lock(&relay.hall.device).fail_sync();
+    let answer = control::obey(&relay, Order::Import { dir: stick.path().to_owned() }).await;
+    assert_eq!(answer.exit, 1, "{answer:?}");
+    assert!(relay.is_halted() && relay.hall.shelves.import_waits(), "{answer:?}");
+}
