@@ -106,13 +106,14 @@ impl Relay {
         if !dir.is_dir() {
             return Err(folder("it is not a folder that this service can read".into()));
         }
+        // It would be emptied.
+        let real = |dir: &Path| std::fs::canonicalize(dir).ok();
+        if real(dir).zip(real(&self.hall.shelves.import_dir())).is_some_and(|(dir, own)| dir.starts_with(own)) {
+            return Err(folder("what lies there is taken in by `store-relay once`".into()));
+        }
         let Ok(_turn) = timeout(patience, self.import_turn.lock()).await else {
             return Err(ImportError::UnderWay { dir: self.import_of.borrow().clone() });
         };
-        if self.is_halted() {
-            return Err(ImportError::Halted);
-        }
-        self.import_of.send_replace(dir.to_owned());
         let done = self.import_folder(dir).await;
         if let Err(e) = &done {
             self.import_failed(e);
@@ -137,9 +138,15 @@ impl Relay {
 
     async fn import_folder(&self, dir: &Path) -> Result<Imported, ImportError> {
         let folder = |reason: String| ImportError::Folder { dir: dir.to_owned(), reason };
+        // 1. What was broken off goes first: its stick may be gone, and what it brought need not be copied again.
+        self.use_what_is_left().await;
+        if self.is_halted() {
+            return Err(ImportError::Halted);
+        }
+        self.empty_import()?;
+        // 2. Trust files and this store's manifest are copied, then judged like any source's.
+        self.import_of.send_replace(dir.to_owned());
         let mut work = Work::new(self, dir);
-        // 1. Trust files and this store's manifest are copied, then judged like any source's.
-        self.hall.shelves.clear_import()?;
         let store = &self.hall.config.store;
         if !work.copy_claims()? {
             return Err(folder(format!(
@@ -147,13 +154,13 @@ impl Relay {
             )));
         }
         let judged = self.judge_import(&mut work).await?;
-        // 2. The road of all packs, for those that lead on.
+        // 3. The road of all packs, for those that lead on.
         let outcomes = work.bring_up().await?;
-        // 3. A complete chain for registers that are new: no other source may have it.
+        // 4. A complete chain for registers that are new: no other source may have it.
         for instance in self.incomplete() {
             work.complete(&instance).await?;
         }
-        // 4. The answer.
+        // 5. The answer.
         self.empty_import()?;
         let behind = behind(&outcomes);
         let (receipt_file, receipt) = self.write_receipt(dir, &work.refusals)?;
@@ -177,7 +184,12 @@ impl Relay {
     /// What a crash left in `import/` goes its way; then it is emptied. The folder can be imported again for its
     /// receipt. What lies there of an import at work is that one's.
     pub(crate) async fn finish_import(&self) {
-        let Ok(_turn) = self.import_turn.try_lock() else { return };
+        if let Ok(_turn) = self.import_turn.try_lock() {
+            self.use_what_is_left().await;
+        }
+    }
+
+    async fn use_what_is_left(&self) {
         if self.is_halted() || !self.hall.shelves.import_waits() {
             return;
         }
@@ -185,10 +197,7 @@ impl Relay {
         let mut work = Work::new(self, &self.hall.shelves.import_dir());
         let finish = async {
             self.judge_import(&mut work).await?;
-            let whole = |(name, entry): &(PackName, PackEntry)| {
-                shelf::hash_file(&self.hall.shelves.pack(Room::Import, name)).is_ok_and(|h| h == entry.sha256)
-            };
-            work.copied = self.lacking().into_iter().filter(whole).map(|(name, _)| name).collect();
+            work.copied = self.whole_in_import().await;
             let supply = [self.import_source()?];
             let supply = Supply { sources: &supply, only: Some(&work.copied) };
             let _first = Importing::begin(self);
@@ -235,6 +244,16 @@ impl Relay {
         }
         work.refusals.extend(trouble);
         Ok(judged)
+    }
+
+    /// The packs of those not at hand that lie in `import/` whole. Off the threads that the LAN is served by.
+    async fn whole_in_import(&self) -> BTreeSet<PackName> {
+        let (lacking, shelves) = (self.lacking(), self.hall.shelves.clone());
+        let is_whole = move |(name, entry): &(PackName, PackEntry)| {
+            shelf::hash_file(&shelves.pack(Room::Import, name)).is_ok_and(|h| h == entry.sha256)
+        };
+        let look = move || lacking.into_iter().filter(is_whole).map(|(name, _)| name).collect();
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
 
     /// The listed packs that are not at hand.

@@ -360,7 +360,7 @@ async fn downloads_step_back_for_what_was_copied_not_while_it_is_copied() {
     let (told, now) = (Arc::clone(&seen), Arc::clone(&importing));
     let steps = Steps::observed(move |step, moment| {
         if moment == Moment::Before {
-            told.lock().unwrap().push((step, *now.get().unwrap().borrow()));
+            told.lock().unwrap().push((step, now.get().is_some_and(|now| *now.borrow())));
         }
     });
     let relay = store.open_with(Runner::Here, steps);
@@ -420,4 +420,35 @@ async fn a_sync_of_the_devices_own_file_that_fails_in_an_import_halts() {
     let answer = control::obey(&relay, Order::Import { dir: stick.path().to_owned() }).await;
     assert_eq!(answer.exit, 1, "{answer:?}");
     assert!(relay.is_halted() && relay.hall.shelves.import_waits(), "{answer:?}");
+}
+
+/// The power was cut while the first stick was read; the next one that comes is another store's.
+#[tokio::test]
+async fn what_was_broken_off_is_used_before_the_next_stick_is_read() {
+    let (hq, store, stick) = stick();
+    copy_tree(stick.path(), &store.data().join("import"));
+    let relay = store.open();
+    let other = TempDir::new().unwrap();
+    assert!(relay.import(other.path()).await.is_err());
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    // The same stick has no more to do than to be answered.
+    let done = relay.import(stick.path()).await.unwrap();
+    assert!(done.already_here, "{done:?}");
+    assert_eq!(opened(&done).serial, Some(1));
+}
+
+/// Objects that came by mail, unpacked into `import/` itself.
+#[tokio::test]
+async fn import_itself_is_no_folder_to_import() {
+    let (hq, store, stick) = stick();
+    let own = store.data().join("import");
+    copy_tree(stick.path(), &own);
+    let relay = store.open();
+    for dir in [own.clone(), own.join("packs")] {
+        let error = relay.import(&dir).await.unwrap_err().to_string();
+        assert!(error.contains("store-relay once"), "{error}");
+    }
+    assert!(relay.hall.shelves.import_waits());
+    relay.mirror_once(Pace::Once).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
 }
