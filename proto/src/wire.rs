@@ -319,7 +319,7 @@ pub struct Receipt {
     pub serial: Option<u64>,
     /// The versions served after the import.
     pub versions: Versions,
-    /// The state digests by stream and table.
+    /// The state digests of these versions, by stream and table; a stream that is not proved to be at its version has none.
     pub digests: BTreeMap<Instance, BTreeMap<TableName, StateDigest>>,
     /// When, UTC by the relay's clock.
     pub time: Timestamp,

@@ -16,7 +16,7 @@ use proto::manifest::PackEntry;
 use proto::retry::Verdict;
 use proto::shelf::{self, PartFile, ShelfError};
 use proto::trust::Refusal;
-use proto::wire::Receipt;
+use proto::wire::{Receipt, StreamReport};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -117,6 +117,8 @@ impl Relay {
         let done = self.import_folder(dir).await;
         if let Err(e) = &done {
             self.import_failed(e);
+            // Nobody may be there to be answered.
+            self.hall.event("IMPORT", &dir.display().to_string(), &format!("it failed: {e}"));
         }
         done
     }
@@ -167,7 +169,7 @@ impl Relay {
         self.hall.event(
             "IMPORT",
             &dir.display().to_string(),
-            &format!("{} new, {} refused", work.taken.len(), work.refusals.len()),
+            &format!("{} new, {} refused; receipt: {}", work.taken.len(), work.refusals.len(), receipt_file.display()),
         );
         self.hall.wake.notify_one();
         Ok(Imported {
@@ -268,12 +270,16 @@ impl Relay {
         let hall = &self.hall;
         let receipt = {
             let state = hall.state();
-            let digests = state.streams().into_iter().map(|(i, r)| (i, r.digests)).collect();
+            let versions = state.versions();
+            // The shadow may be ahead of what is served, or lost.
+            let of_served =
+                |(i, r): &(Instance, StreamReport)| r.version.is_some() && r.version.as_ref() == versions.get(i);
+            let digests = state.streams().into_iter().filter(of_served).map(|(i, r)| (i, r.digests)).collect();
             Receipt {
                 format: 1,
                 store: hall.config.store.clone(),
                 serial: state.manifest.as_ref().map(|m| m.serial),
-                versions: state.versions(),
+                versions,
                 digests,
                 time: hall.clock.now(),
                 refusals: refusals.to_vec(),
@@ -283,9 +289,12 @@ impl Relay {
         let serial = receipt.serial.unwrap_or_default();
         let name = format!("{}-{serial:010}.receipt.json", receipt.store);
         let beside = dir.join(RECEIPTS);
-        let written = shelf::create_dir(&beside).and_then(|()| {
+        // Where a stick was pulled out, its folder may be there still, or be made again: on this disk.
+        let there =
+            std::fs::symlink_metadata(dir.join(ObjectName::Manifest(receipt.store.clone()).to_string())).is_ok();
+        let written = there.then(|| shelf::create_dir(&beside)).transpose().and_then(|made| {
             // A link could lead the writing anywhere.
-            let real = std::fs::symlink_metadata(&beside).is_ok_and(|m| m.is_dir());
+            let real = made.is_some() && std::fs::symlink_metadata(&beside).is_ok_and(|m| m.is_dir());
             let write = || shelf::write_durable(&beside.join(&name), &sealed);
             if real { failpoint::step("import.receipt", write).map(|()| true) } else { Ok(false) }
         });

@@ -452,3 +452,50 @@ async fn import_itself_is_no_folder_to_import() {
     relay.mirror_once(Pace::Once).await;
     assert_eq!(served(&relay, &hq.instance("price")), Some(2));
 }
+
+/// All of it was copied; the folder that it was mounted at is gone with it, or is an empty one of the disk below.
+#[tokio::test]
+async fn a_stick_that_was_pulled_out_is_answered_in_the_data_directory() {
+    for gone in [false, true] {
+        let (_hq, store, stick) = stick();
+        let root = stick.path().to_owned();
+        let steps = Steps::observed(move |step, moment| {
+            if (step, moment) == ("relay.ok", Moment::After) && root.exists() {
+                fs::remove_dir_all(&root).unwrap();
+                if !gone {
+                    fs::create_dir(&root).unwrap();
+                }
+            }
+        });
+        let relay = store.open_with(Runner::Here, steps);
+        let done = relay.import(stick.path()).await.unwrap();
+        assert!(done.behind.is_empty() && done.receipt_file.starts_with(store.data()), "{done:?}");
+        assert_eq!(opened(&done).versions.len(), 1);
+        assert!(stick.path().exists() != gone && !stick.path().join("receipts").exists());
+    }
+}
+
+/// It is read back at headquarters against the versions that it names.
+#[tokio::test]
+async fn a_receipt_has_the_digests_of_what_is_served_and_of_nothing_else() {
+    let (hq, store, stick) = stick();
+    let relay = store.open();
+    relay.import(stick.path()).await.unwrap();
+    let (instance, delta) = (hq.instance("price"), hq.pack("price", 2, Delta));
+    relay.unserve(&delta).unwrap();
+    fs::remove_file(stick.path().join("packs").join(delta.to_string())).unwrap();
+    let receipt = opened(&relay.import(stick.path()).await.unwrap());
+    assert_eq!((receipt.versions[&instance].get(), receipt.digests.get(&instance)), (1, None));
+}
+
+#[tokio::test]
+async fn the_event_log_says_how_an_import_ended_and_where_its_receipt_is() {
+    let (_hq, store, stick) = stick();
+    let relay = store.open();
+    let done = relay.import(stick.path()).await.unwrap();
+    let last = || relay.hall.events().pop().unwrap();
+    assert!(last().code == "IMPORT" && last().text.contains(done.receipt_file.to_str().unwrap()), "{:?}", last());
+    fs::remove_dir_all(stick.path().join("stores")).unwrap();
+    relay.import(stick.path()).await.unwrap_err();
+    assert!(last().code == "IMPORT" && last().text.contains("it failed"), "{:?}", last());
+}
