@@ -6,6 +6,7 @@
 use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::{RECEIPTS, Room};
 use crate::stream::{Outcome, Supply};
+use proto::config::resolve_url;
 use proto::digest::Sha256Stream;
 use proto::failpoint;
 use proto::fetch::Source;
@@ -218,9 +219,9 @@ impl Relay {
 
     fn import_source(&self) -> Result<Source, ImportError> {
         let config = &self.hall.config;
-        let dir = std::path::absolute(self.hall.shelves.import_dir())
+        let dir = std::path::absolute(&config.data_dir)
             .map_err(|e| ImportError::Folder { dir: config.data_dir.clone(), reason: e.to_string() })?;
-        Ok(Source::parse(&format!("file://{}", dir.display()), &config.source)?)
+        Ok(Source::parse(&resolve_url(&dir, &format!("file:{}", Room::Import.dir())), &config.source)?)
     }
 
     /// Judges the trust files and the manifest in `import/`.

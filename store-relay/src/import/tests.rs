@@ -499,3 +499,15 @@ async fn the_event_log_says_how_an_import_ended_and_where_its_receipt_is() {
     relay.import(stick.path()).await.unwrap_err();
     assert!(last().code == "IMPORT" && last().text.contains("it failed"), "{:?}", last());
 }
+
+#[tokio::test]
+async fn a_data_directory_may_have_any_name() {
+    let (hq, mut store, stick) = stick();
+    let odd = store.dir.path().join("store #1, 50%25?");
+    fs::rename(store.data(), &odd).unwrap();
+    store.config.data_dir = odd;
+    let relay = store.open();
+    let done = relay.import(stick.path()).await.unwrap();
+    assert!(!done.refused && done.behind.is_empty(), "{done:?}");
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+}
