@@ -311,20 +311,25 @@ impl Relay {
                 self.unserve(&name)?;
             }
         }
-        // 2. What was to be tried and is not wanted any more; failures that nobody asks about.
+        // 2. What was to be tried and is not wanted any more; failures that nobody asks about. Beside an import or `once`:
+        // what is being proved for new registers lies there, and what was just proved, on its way to ok/.
+        let proving = self.completing.try_lock();
         let stale: Vec<PackName> = {
             let state = hall.state();
             // Another way was taken past them: whoever needs them will find them listed, not here.
             let passed = |n: &PackName| {
                 state.held_version(&n.instance).is_some_and(|h| n.version <= h)
                     && !state.drifts.contains_key(&n.instance.stream)
+                    && state.proofs.get(n) != state.ready.get(n)
             };
-            state.ready.keys().filter(|n| !listed.contains(n) || passed(n)).cloned().collect()
+            let is_stale = |n: &&PackName| proving.is_ok() && (!listed.contains(*n) || passed(n));
+            state.ready.keys().filter(is_stale).cloned().collect()
         };
         for name in stale {
             hall.shelves.drop_pack(Room::Ready, &name)?;
             hall.state().ready.remove(&name);
         }
+        drop(proving);
         let old = |a: &tries::Attempts| since(now, a.last) >= hall.config.error_grace.0;
         let forgotten: Vec<PackName> = {
             let state = hall.state();

@@ -963,6 +963,30 @@ async fn how_a_relay_stands_can_be_read_beside_a_command_at_work() {
     assert_eq!(read.report["errors"][0]["code"], "PACK_IN_ERROR");
 }
 
+/// An import, or `once`, is at work beside the loop's spare time; a stick's pack is nowhere else.
+#[tokio::test]
+async fn order_takes_nothing_away_that_is_being_proved_or_was_just_proved() {
+    let (hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let name = hq.pack("price", 1, Full);
+    let ready = relay.hall.shelves.pack(Room::Ready, &name);
+    fs::create_dir_all(ready.parent().unwrap()).unwrap();
+    fs::rename(relay.hall.shelves.pack(Room::Ok, &name), &ready).unwrap();
+    let sha256 = state(&relay).proofs[&name];
+    state(&relay).ok.remove(&name);
+    state(&relay).ready.insert(name.clone(), sha256);
+    relay.tidy().await;
+    assert_eq!(rooms_of(&relay, &name), ["ready"], "proved, on its way to ok/");
+    state(&relay).proofs.remove(&name);
+    let proving = relay.completing.lock().await;
+    relay.tidy().await;
+    assert_eq!(rooms_of(&relay, &name), ["ready"], "being proved");
+    drop(proving);
+    relay.tidy().await;
+    assert!(rooms_of(&relay, &name).is_empty(), "another way was taken");
+}
+
 #[tokio::test]
 async fn a_list_of_nothing_is_no_failure() {
     let mut hq = Hq::new();
