@@ -151,12 +151,15 @@ impl Relay {
         self.import_of.send_replace(dir.to_owned());
         let mut work = Work::new(self, dir);
         let store = &self.hall.config.store;
-        if !work.copy_claims()? {
+        let judged = if work.copy_claims()? {
+            self.judge_import(&mut work).await?
+        } else if work.refusals.is_empty() {
             return Err(folder(format!(
                 "there is no stores/{store}/manifest.json in it: was it exported for this store?"
             )));
-        }
-        let judged = self.judge_import(&mut work).await?;
+        } else {
+            Judged::Refused
+        };
         // 3. The road of all packs, for those that lead on.
         let outcomes = work.bring_up().await?;
         // 4. A complete chain for registers that are new: no other source may have it.
@@ -387,12 +390,12 @@ impl Work<'_> {
         }
     }
 
-    /// Copies trust files and the store's manifest; whether there is a manifest.
+    /// Copies trust files and the store's manifest; whether there is one that can be judged.
     fn copy_claims(&mut self) -> Result<bool, ImportError> {
         let config = &self.relay.hall.config;
         let manifest = ObjectName::Manifest(config.store.clone());
         if !self.copy(&manifest, config.limits.manifest_bytes, None)? {
-            return Ok(self.refusals.iter().any(|r| r.starts_with(&manifest.to_string())));
+            return Ok(false);
         }
         self.copy(&ObjectName::Trust, config.limits.trust_bytes, None)?;
         // Enough numbers for a walk from any start; what is not there is not asked for again.
@@ -513,6 +516,7 @@ impl Work<'_> {
 fn reason(problem: &FollowError) -> String {
     match problem {
         FollowError::Refused { object, refusal, .. } => format!("{object}: {refusal} ({})", refusal.code()),
+        FollowError::Fetch(e) if e.is_not_found() => format!("{}: it is not in the folder", e.name),
         FollowError::Fetch(e) => format!("{}: {}", e.name, e.detail),
         other => other.to_string(),
     }

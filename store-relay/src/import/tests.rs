@@ -511,3 +511,22 @@ async fn a_data_directory_may_have_any_name() {
     assert!(!done.refused && done.behind.is_empty(), "{done:?}");
     assert_eq!(served(&relay, &hq.instance("price")), Some(2));
 }
+
+/// By names of the folder, not of our own directory that it is copied to.
+#[tokio::test]
+async fn what_a_folder_lacks_or_does_not_let_us_read_is_told_once() {
+    let (_hq, store, stick) = stick();
+    let relay = store.open();
+    let trust = stick.path().join("trust.json");
+    let kept = fs::read(&trust).unwrap();
+    fs::remove_file(&trust).unwrap();
+    let done = relay.import(stick.path()).await.unwrap();
+    assert_eq!(done.receipt.refusals, ["trust.json: it is not in the folder"]);
+    fs::write(trust, kept).unwrap();
+    let manifest = stick.path().join("stores/0421/manifest.json");
+    fs::remove_file(&manifest).unwrap();
+    fs::create_dir(&manifest).unwrap();
+    let done = relay.import(stick.path()).await.unwrap();
+    assert!(done.refused, "{done:?}");
+    assert_eq!(done.receipt.refusals, ["stores/0421/manifest.json: it is not a regular file"]);
+}
