@@ -138,7 +138,14 @@ async fn all_is_well(ledger: &Ledger, clock: &dyn Clock) -> Result<(), LedgerErr
 }
 
 async fn tell_of_failure(ledger: &Ledger, clock: &dyn Clock, e: &PublishError) -> Result<(), LedgerError> {
-    let text = format!("{e}\n\nNothing was published; the next run tries again.");
+    // Past the commit point: it is out of a store's reach, and not undone.
+    let is_signed = matches!(e, PublishError::Manifests(ManifestsError::NotPut(_)))
+        || !ledger.publications(State::Signed).await?.is_empty();
+    let what = match is_signed {
+        true => "What is signed waits for that, and the next run puts it.",
+        false => "Nothing was published; the next run tries again.",
+    };
+    let text = format!("{e}\n\n{what}");
     mail::publish_notice(ledger, clock, "run", Some(("publish failed", &text))).await
 }
 

@@ -988,6 +988,10 @@ async fn a_store_whose_manifest_cannot_be_put_holds_up_nobody_else() {
         let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
         assert!(matches!(&e, PublishError::Manifests(e @ ManifestsError::NotPut(_)) if e.stores().len() == 2), "{e}");
     }
+    // It is past the commit point.
+    let mails = ledger.unsent_mails().await.unwrap();
+    let told: Vec<_> = mails.iter().filter(|m| m.body.contains("publish failed")).collect();
+    assert!(matches!(told[..], [m] if m.body.contains("the next run puts it") && !m.body.contains("Nothing was")), "{told:?}");
     free("0421");
     free("0422");
     let r = w.publish().await;
