@@ -7,7 +7,7 @@ use super::error::{ManifestsError, NAMED};
 use super::newest_trust;
 use super::recover::foreign_if_too_long;
 use crate::bucket::Buckets;
-use crate::ledger::{Ledger, LedgerError, SERIAL_REACH, ToPut};
+use crate::ledger::{DeviceRow, Ledger, LedgerError, SERIAL_REACH, ToPut};
 use crate::mail;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use proto::clock::Clock;
@@ -18,7 +18,7 @@ use proto::layout::ObjectName;
 use proto::limits::Limits;
 use proto::manifest::Manifest;
 use proto::trust::TrustState;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A store of which the bucket has another manifest of ours than the ledger's, and none that is older.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,7 +130,12 @@ async fn devices_that_differ(ledger: &Ledger, there: &[u8], store: &StoreId) -> 
         manifest.registers.iter().map(|(id, key)| (DeviceId::Register(id.clone()), key)).collect();
     theirs.extend(manifest.relay.iter().map(|key| (DeviceId::Relay(store.clone()), key)));
     let mut ours = ledger.devices_of(store).await?;
-    ours.retain(|d| d.revoked_at.is_none());
+    // What was done here after that list was signed it cannot know: the command that found it, for one.
+    let signed_at = manifest.created_at;
+    let is_later = |d: &DeviceRow| d.enrolled_at > signed_at || d.revoked_at.is_some_and(|t| t > signed_at);
+    let later: BTreeSet<DeviceId> = ours.iter().filter(|d| is_later(d)).map(|d| d.id.clone()).collect();
+    theirs.retain(|id, _| !later.contains(id));
+    ours.retain(|d| d.revoked_at.is_none() && !later.contains(&d.id));
     let enrolled = theirs.iter().filter(|(id, key)| !ours.iter().any(|d| &d.id == *id && &d.key == **key));
     let enrolled = enrolled.map(|(id, _)| format!("{id} was enrolled since"));
     let revoked = ours.iter().filter(|d| !theirs.contains_key(&d.id)).map(|d| format!("{} was revoked since", d.id));
