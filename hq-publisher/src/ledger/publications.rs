@@ -1,6 +1,7 @@
 //! Versions on their way: reserved, packed, signed, done; and the head of each instance.
 
 use super::db::{Columns, Write, parse, seconds, signed, to_json};
+use super::stores::SET_BACK;
 use super::{Ledger, LedgerError, Token};
 use proto::clock::Timestamp;
 use proto::digest::{Sha256, StateDigest};
@@ -409,6 +410,10 @@ impl Ledger {
         }
         for one in heads {
             w.adopt(one).await?;
+        }
+        // A ledger that was set back may have signed those lists before it was moved away.
+        if !heads.is_empty() {
+            w.set_fact(SET_BACK, "1").await?;
         }
         w.count_change().await?;
         w.commit().await

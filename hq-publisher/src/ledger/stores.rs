@@ -61,7 +61,7 @@ impl StoreRow {
 }
 
 /// The fact that names [`Ledger::is_set_back`].
-const SET_BACK: &str = "set back";
+pub(super) const SET_BACK: &str = "set back";
 
 /// What a manifest is made from, handed to the maker within [`Ledger::sign`].
 #[derive(Debug)]
@@ -358,7 +358,8 @@ impl Ledger {
         w.commit().await
     }
 
-    /// Whether the ledger was found to be set back, and no publish has looked at what it does not know since.
+    /// Whether the ledger was found to be set back, or was made anew from lists that may be one's that was, and no publish
+    /// has looked at what it does not know since.
     pub async fn is_set_back(&self) -> Result<bool, LedgerError> {
         Ok(self.fact(SET_BACK).await?.is_some_and(|f| f == "1"))
     }

@@ -5,6 +5,7 @@
 //! power goes before the signature, the number is burnt and nothing has happened; after it, the
 //! next run finishes.
 
+pub mod behind;
 pub mod contracts;
 mod error;
 mod feed;
@@ -155,9 +156,6 @@ fn warn_untold(told: Result<(), LedgerError>) {
     }
 }
 
-/// The fact that names [`Run::behind`].
-const BEHIND: &str = "behind";
-
 /// What a run works with.
 #[derive(Clone, Copy)]
 struct Tools<'a> {
@@ -295,7 +293,7 @@ struct Run<'a> {
     held_out: BTreeMap<Instance, Version>,
     /// Stores that are to follow other instances than before, by store and stream.
     moves: Vec<Move>,
-    /// Instances of a ledger that was set back, which may not know the highest versions: not looked at since.
+    /// Instances of which newer versions may be out than the ledger knows.
     behind: BTreeSet<Instance>,
     /// Streams that take over tables of one that the settings lost, while its other tables are nobody's: why not.
     splits: BTreeMap<StreamName, String>,
@@ -356,7 +354,7 @@ impl Run<'_> {
             let is_known = |e: &InstanceReport| e.is_well() || e.is_newest;
             self.behind.retain(|i| !report.instances.get(i).is_some_and(is_known));
             if self.behind.len() < before {
-                self.note_behind().await?;
+                behind::note(self.ledger, &self.behind).await?;
             }
         }
         self.tell_left_out(contracts, &mut report).await?;
@@ -536,15 +534,11 @@ impl Run<'_> {
     /// What the ledger knows: heads, contracts, and what devices complain of.
     async fn learn(&mut self, contracts: &Contracts) -> Result<(), PublishError> {
         self.heads = self.ledger.heads().await?;
-        let behind = self.ledger.fact(BEHIND).await?.and_then(|text| serde_json::from_str(&text).ok());
-        self.behind = behind.unwrap_or_default();
         // Any signature goes above what overtook the ledger, and no store's list tells of it any more.
-        if self.ledger.is_set_back().await? {
-            self.behind.extend(self.heads.keys().cloned());
-            self.note_behind().await?;
-            if !self.options.dry_run {
-                self.ledger.set_back_is_known().await?;
-            }
+        self.behind = behind::look(self.ledger, self.buckets, &self.heads).await?;
+        if !self.options.dry_run && self.ledger.is_set_back().await? {
+            behind::note(self.ledger, &self.behind).await?;
+            self.ledger.set_back_is_known().await?;
         }
         for s in &contracts.streams {
             let (number, is_new) = self.ledger.schema_number(&s.name, &s.contract.sha256).await?;
@@ -582,14 +576,6 @@ impl Run<'_> {
             self.note_behind().await?;
         }
         Ok(())
-    }
-
-    async fn note_behind(&self) -> Result<(), PublishError> {
-        if self.options.dry_run {
-            return Ok(());
-        }
-        let text = serde_json::to_string(&self.behind).map_err(|e| PublishError::Machine(e.to_string()))?;
-        Ok(self.ledger.set_fact(BEHIND, &text).await?)
     }
 
     /// All audiences of one stream. If one is refused, none is published.

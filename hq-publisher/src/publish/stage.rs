@@ -15,7 +15,7 @@ use crate::plan::{Facts, plan};
 use crate::rebuild::{self, RebuildError};
 use crate::scratch::{Scratch, ScratchError};
 use crate::source::Faults;
-use proto::ids::{Instance, TableName, Version, Zone};
+use proto::ids::{Instance, StreamName, TableName, Version, Zone};
 use proto::layout::{ObjectName, PackKind};
 use proto::manifest::PackEntry;
 use proto::pack::RowCounts;
@@ -25,11 +25,15 @@ use proto::schema::Contract;
 use std::path::PathBuf;
 
 /// What somebody is to do about it.
-const SET_BACK: &str =
-    "the ledger was set back, and stores have a newer version than it knows: drop all its files again";
+fn set_back(stream: &StreamName) -> String {
+    format!(
+        "the ledger was set back, and stores may have a newer version than it knows: drop all its files again. To publish \
+         the old rows, run with --full --stream {stream}"
+    )
+}
 
 /// Objects whose version is further ahead than this are somebody's mistake, not ours.
-const FAR_AHEAD: u64 = 1_000_000;
+pub(super) const FAR_AHEAD: u64 = 1_000_000;
 
 /// A version whose packs are made and proved, and lie aside.
 pub struct Ready {
@@ -224,10 +228,7 @@ impl Run<'_> {
         if old.is_empty() || !self.behind.contains(task.instance) {
             return Ok(());
         }
-        let (old, stream) = (old.join(", "), &task.stream.name);
-        let text = format!(
-            "no drop has come for {old}: {SET_BACK}. To publish the old rows, run with --full --stream {stream}"
-        );
+        let text = format!("no drop has come for {}: {}", old.join(", "), set_back(&task.stream.name));
         Err(refused("SET_BACK", text))
     }
 
@@ -245,7 +246,7 @@ impl Run<'_> {
         self.next_version(instance, head, &mut facts).await?;
         report.is_newest = !facts.ahead;
         if facts.ahead {
-            self.problem(format!("{instance}: {SET_BACK}"));
+            self.problem(format!("{instance}: {}", set_back(&instance.stream)));
         }
         Ok(())
     }

@@ -152,6 +152,16 @@ impl World {
             let _ = fs::remove_file(self.dir.path().join("state").join(gone));
         }
     }
+    fn back_up(&self) {
+        let [ledger, backup] = ["state/fleet.db", "backup.db"].map(|f| self.dir.path().join(f));
+        Connection::open(ledger).unwrap().execute("VACUUM INTO ?1", [backup.to_str().unwrap()]).unwrap();
+    }
+    fn restore(&self) {
+        for gone in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+            let _ = fs::remove_file(self.dir.path().join("state").join(gone));
+        }
+        fs::copy(self.dir.path().join("backup.db"), self.dir.path().join("state/fleet.db")).unwrap();
+    }
     fn sql(&self, sql: &str) {
         Connection::open(self.dir.path().join("hq.db")).unwrap().execute_batch(sql).unwrap();
     }
@@ -1090,6 +1100,12 @@ fn drop_file(w: &World, name: &str, text: &str) {
     w.write(&format!("inbox/{name}.ok"), "");
 }
 
+/// Both tables of the prices of zone east.
+fn drop_prices(w: &World, cents: u64) {
+    drop_file(w, "price.zone-east.price.csv", &format!("sku,cents\na,{cents}\nb,200\n"));
+    drop_file(w, "price.zone-east.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
+}
+
 async fn inbox_world() -> World {
     let w = World::with(INBOX).await;
     drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n");
@@ -1915,6 +1931,69 @@ async fn a_bucket_set_back_with_its_ledger_is_gone_above_by_what_devices_hold() 
     assert_eq!(outcome(&w.publish().await, "price@zone-east"), Outcome::Unchanged, "once");
     w.all_is_well();
     w.check("0421", "east");
+}
+
+/// Who publishes first and then moves the ledger away has lists that name the old versions; the packs tell of the newer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_moved_away_after_it_signed_old_versions_is_behind_still() {
+    let w = inbox_world().await;
+    w.publish().await;
+    w.back_up();
+    drop_prices(&w, 200);
+    w.publish().await;
+    w.restore();
+    w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert_eq!(w.publish().await.exit_code(), 3);
+    w.lose_ledger();
+    let at = || w.manifest("0421").unwrap().streams["price"].version.get();
+    for run in 0..2 {
+        let r = w.publish().await;
+        let told = r.problems.iter().any(|p| p.starts_with("price@zone-east") && p.contains("drop all its files again"));
+        assert!(told && r.problems.len() == 1 && r.exit_code() == 3 && at() == 1, "{run}: {:?}", r.lines());
+    }
+    // The old rows are published where somebody says so,
+    let old = w.twin();
+    let r = old.publish_as(PublishOptions { full: true, stream: Some("price".parse().unwrap()), ..options() }).await;
+    assert_eq!((r.exit_code(), old.publish().await.exit_code()), (0, 0), "{:?}", r.lines());
+    assert_eq!(old.manifest("0421").unwrap().streams["price"].version.get(), 3);
+    // and new ones when they have come.
+    drop_prices(&w, 200);
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), at(), w.publish().await.exit_code()), (0, 3, 0), "{:?}", r.lines());
+}
+
+/// A number that was burnt leaves a pack as one does that was out: nobody can tell them apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_above_all_lists_makes_a_full_on_a_new_machine_once() {
+    let w = World::new().await;
+    w.publish().await;
+    w.write("objects/packs/price@zone-east/0000000002.delta.pack", "of a run that was cut short");
+    w.lose_ledger();
+    for (outcomes, version) in [(Outcome::Published, 3), (Outcome::Unchanged, 3)] {
+        let r = w.publish().await;
+        assert_eq!((r.exit_code(), outcome(&r, "price@zone-east")), (0, outcomes), "{:?}", r.lines());
+        assert_eq!(outcome(&r, "price@zone-west"), Outcome::Unchanged);
+        assert_eq!(w.manifest("0421").unwrap().streams["price"].version.get(), version);
+    }
+    w.all_is_well();
+}
+
+/// What a run puts after the ledger was taken over makes no instance of which the bucket had no newer one seem behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_cut_on_a_new_machine_with_an_inbox_is_finished_by_the_next() {
+    let base = inbox_world().await;
+    base.publish().await;
+    for n in 0.. {
+        let w = base.twin();
+        w.lose_ledger();
+        // One of the stream's two tables.
+        drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,200\nb,200\n");
+        if w.publish_cut(&options(), &CutAt::new(n)).await.is_ok() {
+            break;
+        }
+        let r = w.publish().await;
+        assert_eq!(r.exit_code(), 0, "{n}: {:?}", r.lines());
+    }
 }
 
 /// A store that is missing from the list while a stream is renamed finds its tables when it is back.
