@@ -551,9 +551,10 @@ impl<'a> Desk<'a> {
         // A key revoked without a new epoch may have jumped ahead in this one. What a run that was cut short did is not
         // done again.
         let begins = o.new_epoch && last_epoch == trust.epoch;
-        // A new epoch forgets serials and time.
+        manifests::check_taken_over(self.config, &self.ledger, &self.buckets, self.clock).await?;
+        // A new epoch forgets the time.
         if !begins {
-            self.check().await?;
+            manifests::check_clock(self.config, &self.ledger, self.clock, self.clock_is_right).await?;
         }
         if named == 1 || begins {
             let epoch = trust.epoch + u64::from(begins);

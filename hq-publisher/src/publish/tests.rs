@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use super::*;
-use crate::enrol::Desk;
+use crate::cli::RevokeKey;
+use crate::enrol::{Desk, EnrolError, TrustReport};
 use crate::ledger::{Acquired, BeatRow};
 use proto::chain;
 use proto::clock::TestClock;
@@ -881,6 +882,13 @@ async fn a_new_machine_goes_on_without_packs_that_are_gone() {
     w.all_is_well();
 }
 
+/// Revokes the publisher key that is trusted first.
+async fn revoke_key(w: &World, new_epoch: bool) -> Result<TrustReport, EnrolError> {
+    let key = crate::keys::Keyring::new(w.config.state.keys()).keys(crate::keys::Role::Publisher).unwrap()[0].public();
+    let asked = RevokeKey { key: key.to_string(), new_epoch, root_key: Vec::new(), clock_is_right: false };
+    Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap().revoke_key(&asked).await
+}
+
 /// A ledger that knows serials and no versions would sign manifests that empty the stores' lists.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_signs_before_a_new_machine_knows_what_was_published() {
@@ -901,6 +909,10 @@ async fn nobody_signs_before_a_new_machine_knows_what_was_published() {
         assert!(e.contains("Run publish first"), "{e}");
         let e = desk().await.rotate(&Default::default()).await.unwrap_err().to_string();
         assert!(e.contains("Run publish first"), "{e}");
+        for new_epoch in [false, true] {
+            let e = revoke_key(&w, new_epoch).await.unwrap_err().to_string();
+            assert!(e.contains("Run publish first"), "{new_epoch}: {e}");
+        }
     }
     // A publisher that cannot read all it needs leaves nothing half taken over.
     let (pack, aside) = ("objects/packs/price@zone-east/0000000001.full.pack", "objects/aside");
