@@ -37,6 +37,8 @@ const LEDGER: &str = "LEDGER";
 const BUCKET: &str = "BUCKET";
 const KEYS: &str = "KEYS";
 const STORES: &str = "STORES";
+/// The bucket has what the ledger does not know.
+const OVERTAKEN: &str = "OVERTAKEN";
 /// This machine: its disk, its memory, its SQLite.
 const MACHINE: &str = "MACHINE";
 
@@ -64,6 +66,7 @@ fn enrol(e: &EnrolError) -> &'static str {
         EnrolError::Manifests(e) => manifests(e),
         EnrolError::Keys(_) => KEYS,
         EnrolError::Source { source: e, .. } => source(e),
+        EnrolError::SetBack(_) | EnrolError::EpochWaits(_) => OVERTAKEN,
         EnrolError::UnknownStore(_) => "UNKNOWN_STORE",
         EnrolError::NotEnrolled(_) => "NOT_ENROLLED",
         EnrolError::CaseClash { .. } => "CASE_CLASH",
@@ -104,7 +107,7 @@ fn manifests(e: &ManifestsError) -> &'static str {
         ManifestsError::NotPut(all) => all.first().map_or(BUCKET, |n| bucket(&n.error)),
         ManifestsError::ClockLeapt { .. } => "CLOCK",
         ManifestsError::Keys(_) => KEYS,
-        ManifestsError::Overtaken(_) | ManifestsError::NotTakenOver(_) => "OVERTAKEN",
+        ManifestsError::Overtaken(_) | ManifestsError::NotTakenOver(_) => OVERTAKEN,
         ManifestsError::Foreign(_) => "TRUST",
     }
 }

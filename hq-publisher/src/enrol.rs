@@ -9,12 +9,12 @@ use crate::config::{Config, SourceKind};
 use crate::keys::{self, KeyFile, Keyring, KeysError, Role};
 use crate::ledger::{DeviceRow, Ledger, LedgerError, News, Token};
 use crate::manifests::{self, ManifestsError, Moves, Signer};
-use crate::publish::{Lease, PublishError};
+use crate::publish::{Lease, PublishError, behind};
 use crate::source::{self, BadStores};
 use crate::source_db::{Database, SourceError, dialect, query::Query};
 use proto::clock::{Clock, Timestamp, after};
 use proto::failpoint;
-use proto::ids::{DeviceId, StoreId};
+use proto::ids::{DeviceId, Instance, StoreId};
 use proto::keys::{PublicKey, SecretKey};
 use proto::shelf::LockFile;
 use proto::trust::{self, EnrolCode, PublisherKey, RootKeys, Trust};
@@ -78,6 +78,17 @@ pub enum EnrolError {
         /// The ids that are.
         known: String,
     },
+    /// The bucket has what the ledger does not know, and nobody could tell by whom when the key is let go of. Told once.
+    #[error(
+        "no key was changed yet: {0}. When that is done, or if a key's thief put those, run this again: it goes on"
+    )]
+    SetBack(ManifestsError),
+    /// The key is revoked; in a new epoch registers would go back to the rows that the ledger knows.
+    #[error(
+        "the key is not trusted any more. No new epoch begins yet: the bucket has packs of {0} above the version that the \
+         ledger knows, which was set back, or they are a thief's (delete those). Run publish until it exits 0, then this again"
+    )]
+    EpochWaits(Instance),
     /// `--finish` without a rotation.
     #[error("no rotation is under way: trust file {0} names one publisher key")]
     NothingToFinish(u64),
@@ -395,6 +406,32 @@ impl<'a> Desk<'a> {
         Ok(manifests::check_clock(self.config, &self.ledger, self.clock, self.clock_is_right).await?)
     }
 
+    /// What lies in the bucket is looked at while its signers are trusted: what was signed by a key or in an epoch that was let
+    /// go of is nobody's, and nobody would be told that the ledger was set back. It stops once; who runs the command again goes
+    /// on, or a thief could hold it up for ever by lists of his own. Those of a serial out of reach hold up nothing.
+    async fn look_before_letting_go(&self) -> Result<(), EnrolError> {
+        let is_told = self.ledger.is_set_back().await?;
+        let newer = match manifests::check_newer(&self.ledger, &self.buckets).await {
+            Err(ManifestsError::Overtaken(all)) => all.into_iter().filter(|one| !one.is_out_of_reach()).collect(),
+            Err(e @ ManifestsError::NotPut(_)) => {
+                tracing::warn!("not looked at: {e}");
+                Vec::new()
+            }
+            other => return Ok(other?),
+        };
+        if newer.is_empty() {
+            return Ok(());
+        }
+        match manifests::telling(&self.ledger, self.clock, Err(ManifestsError::Overtaken(newer))).await {
+            Err(e @ ManifestsError::Overtaken(_)) if is_told => {
+                tracing::warn!("{e}");
+                Ok(())
+            }
+            Err(e @ ManifestsError::Overtaken(_)) => Err(EnrolError::SetBack(e)),
+            other => Ok(other?),
+        }
+    }
+
     /// Whether the bucket has manifests and this ledger signed none: a new machine, or one that lost it.
     async fn knows_nothing(&self) -> Result<bool, EnrolError> {
         let signed = self.ledger.stores().await?.iter().any(|s| s.serial > 0);
@@ -455,6 +492,7 @@ impl<'a> Desk<'a> {
         if options.finish && !under_way {
             return Err(EnrolError::NothingToFinish(trust.version));
         }
+        self.look_before_letting_go().await?;
         if !under_way {
             new_root = self.trust_both(trust, roots, options).await?;
         }
@@ -550,8 +588,14 @@ impl<'a> Desk<'a> {
         let now = self.clock.now();
         // A key revoked without a new epoch may have jumped ahead in this one. What a run that was cut short did is not
         // done again.
-        let begins = o.new_epoch && last_epoch == trust.epoch;
+        let is_asked = o.new_epoch && last_epoch == trust.epoch;
         manifests::check_taken_over(self.config, &self.ledger, &self.buckets, self.clock).await?;
+        if named == 1 || is_asked {
+            self.look_before_letting_go().await?;
+        }
+        // In a new epoch what registers hold counts no more: no list of it may name a version below that.
+        let waits = if is_asked { self.behind().await? } else { None };
+        let begins = is_asked && waits.is_none();
         // A new epoch forgets the time.
         if !begins {
             manifests::check_clock(self.config, &self.ledger, self.clock, self.clock_is_right).await?;
@@ -566,7 +610,15 @@ impl<'a> Desk<'a> {
             self.add_trust(&next, &roots.iter().collect::<Vec<_>>(), begins).await?;
         }
         let signed = self.sign_everything(token).await?;
-        self.finish_report(signed).await
+        let report = self.finish_report(signed).await?;
+        waits.map_or(Ok(report), |instance| Err(EnrolError::EpochWaits(instance)))
+    }
+
+    /// An instance that stores follow and of which a newer version may be out than the ledger knows.
+    async fn behind(&self) -> Result<Option<Instance>, EnrolError> {
+        let mut heads = self.ledger.heads().await?;
+        heads.retain(|_, head| !head.retired);
+        Ok(behind::look(&self.ledger, &self.buckets, &heads).await?.into_iter().next())
     }
 
     /// The last epoch in which a key was trusted that no longer is.

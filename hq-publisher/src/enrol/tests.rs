@@ -217,6 +217,32 @@ async fn a_stolen_key_that_jumped_ahead_is_overcome_by_a_new_epoch() {
     assert!(matches!(w.desk().await.revoke_key(&unknown).await, Err(EnrolError::UnknownKey { .. })));
 }
 
+/// He may put lists without end: who runs the command twice has it done.
+#[tokio::test]
+async fn a_thiefs_lists_stop_a_revocation_once() {
+    let w = World::new().await;
+    w.desk().await.init().await.unwrap();
+    let code = w.code(&w.desk().await.enroll(&id("0421")).await.unwrap().code);
+    let state = w.walk(TrustState::pinned(code.roots, code.trust_version)).unwrap();
+    let (good, thief) = (w.accept(&state, &Seen::default()).unwrap(), w.publisher(1));
+    let put = |serial| {
+        let evil = proto::manifest::Manifest { serial, ..good.manifest.get().clone() };
+        let path = w.dir.path().join("objects/stores/0421/manifest.json");
+        fs::write(path, trust::sign_manifest(&evil, &thief).unwrap()).unwrap();
+        w.accept(&state, &good.seen).unwrap().seen
+    };
+    let revoke = RevokeKey { key: thief.public().id(), new_epoch: true, root_key: Vec::new(), clock_is_right: false };
+    put(50);
+    let e = w.desk().await.revoke_key(&revoke).await.unwrap_err();
+    assert!(matches!(e, EnrolError::SetBack(_)) && e.to_string().contains("run this again"), "{e}");
+    assert_eq!(w.desk().await.show().await.unwrap().version, 1);
+    assert_eq!(w.desk().await.ledger.unsent_mails().await.unwrap().len(), 1);
+    let fooled = put(90);
+    let report = w.desk().await.revoke_key(&revoke).await.unwrap();
+    assert_eq!((report.version, report.epoch, report.manifests_signed), (2, 2, Some(1)));
+    w.accept(&w.walk(state.clone()).unwrap(), &fooled).expect("the way back");
+}
+
 /// Revoked first, and only then are stores found that the thief locked out.
 #[tokio::test]
 async fn a_new_epoch_begins_though_the_key_is_revoked_already() {
@@ -355,8 +381,9 @@ async fn a_ledger_set_back_before_a_rotation_takes_the_newer_trust_over() {
     assert_eq!(m.seen.serial, 6);
     // The same before keys are changed.
     w.restore();
-    w.desk().await.rotate(&Rotate::default()).await.unwrap_err();
-    w.desk().await.rotate(&Rotate { finish: true, ..Rotate::default() }).await.unwrap();
+    let e = w.desk().await.rotate(&Rotate::default()).await.unwrap_err();
+    assert!(matches!(e, EnrolError::SetBack(_)) && walk().version() == 3, "{e}");
+    w.desk().await.rotate(&Rotate::default()).await.unwrap();
     assert_eq!(walk().version(), 5);
     assert!(w.accept(&walk(), &m.seen).is_ok());
 

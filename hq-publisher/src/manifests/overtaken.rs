@@ -3,13 +3,13 @@
 //!
 //! Owns how that is found and told. Must never change what the ledger holds of devices or versions by it.
 
-use super::error::{ManifestsError, NAMED};
+use super::error::{ManifestsError, NAMED, NotPut, gather};
 use super::newest_trust;
 use super::recover::foreign_if_too_long;
 use crate::bucket::Buckets;
-use crate::ledger::{DeviceRow, Ledger, LedgerError, SERIAL_REACH, ToPut};
+use crate::ledger::{DeviceRow, Ledger, LedgerError, SERIAL_REACH, StoreRow, ToPut};
 use crate::mail;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 use proto::clock::Clock;
 use proto::dsse::{self, PayloadType};
 use proto::ids::{DeviceId, StoreId};
@@ -27,7 +27,7 @@ pub struct Overtaken {
     pub store: StoreId,
     /// The serial there.
     pub found: u64,
-    /// The serial that was to be put.
+    /// The newest serial that the ledger has or knows of.
     pub ours: u64,
     /// Devices that it names and the ledger does not, or the other way round; for people.
     pub devices: Vec<String>,
@@ -35,7 +35,7 @@ pub struct Overtaken {
 
 impl Overtaken {
     /// No ledger of ours came so far, and a serial is not to be had above each.
-    fn is_out_of_reach(&self) -> bool {
+    pub fn is_out_of_reach(&self) -> bool {
         self.found.saturating_sub(self.ours) > SERIAL_REACH
     }
 }
@@ -44,7 +44,7 @@ pub(super) fn told(all: &[Overtaken]) -> String {
     let (what, above) = match all {
         [one] => {
             let Overtaken { store, found, ours, .. } = one;
-            let what = format!("manifest {found} of store {store}, signed by our key, where {ours} was to be put");
+            let what = format!("manifest {found} of store {store}, signed by our key, where the ledger has {ours}");
             (what, found.to_string())
         }
         all => {
@@ -53,7 +53,7 @@ pub(super) fn told(all: &[Overtaken]) -> String {
             let more = (more > 0).then(|| format!("and {more} more"));
             let stores: Vec<String> = stores.chain(more).collect();
             let what = format!(
-                "manifests of {} stores, signed by our key, where older ones were to be put ({})",
+                "manifests of {} stores, signed by our key, where the ledger has older ones ({})",
                 all.len(),
                 stores.join(", ")
             );
@@ -157,28 +157,50 @@ pub async fn newer_in_bucket(
         newer.push(format!("trust.json is version {version} there and {} here", ours.version));
     }
     if !ledger.heads().await?.is_empty() {
-        let looks = stream::iter(buckets.list_stores().await?).map(|store| newer_manifest(ledger, buckets, store));
-        let found: Vec<Option<String>> = looks.buffered(buckets.concurrency()).try_collect().await?;
-        newer.extend(found.into_iter().flatten());
+        match check_newer(ledger, buckets).await {
+            Err(ManifestsError::Overtaken(all)) => newer.extend(all.iter().map(line)),
+            other => other?,
+        }
     }
     Ok(newer)
 }
 
-async fn newer_manifest(ledger: &Ledger, buckets: &Buckets, store: StoreId) -> Result<Option<String>, ManifestsError> {
-    // The bucket first: what is put after this look is in the ledger already.
-    let Some(there) = buckets.get(&ObjectName::Manifest(store.clone()), MOST).await? else { return Ok(None) };
-    let Ok(claim) = dsse::peek::<Claim>(&there, MOST) else { return Ok(None) };
-    let known = ledger.store(&store).await?.map_or(0, |s| s.known_serial());
-    let passed_over = ledger.passed_over(&store, claim.serial).await?;
-    if claim.store != store
-        || (claim.serial <= known && !passed_over)
-        || !signed_by_us(ledger, &there, claim.epoch).await?
-    {
-        return Ok(None);
-    }
-    let devices = devices_that_differ(ledger, &there, &store).await?;
+fn line(one: &Overtaken) -> String {
+    let Overtaken { store, found, ours, devices } = one;
     let devices = devices.iter().map(|d| format!(" ({d})")).collect::<String>();
-    Ok(Some(format!("the manifest of store {store} is {} there and {known} here{devices}", claim.serial)))
+    format!("the manifest of store {store} is {found} there and {ours} here{devices}")
+}
+
+/// Fails where the bucket holds manifests of ours that are newer than the ledger knows, also of stores that it does not know;
+/// all of them. Only looks.
+pub async fn check_newer(ledger: &Ledger, buckets: &Buckets) -> Result<(), ManifestsError> {
+    let looks = stream::iter(buckets.list_stores().await?)
+        .map(|store| async move { check_store(ledger, buckets, &store).await.map_err(|e| NotPut::of(&store, e)) });
+    let mut failed = None;
+    for look in looks.buffered(buckets.concurrency()).collect::<Vec<_>>().await {
+        if let Err(e) = look {
+            failed = Some(gather(failed, e));
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+async fn check_store(ledger: &Ledger, buckets: &Buckets, store: &StoreId) -> Result<(), ManifestsError> {
+    // The bucket first: what is put after this look is in the ledger already.
+    let Some(there) = buckets.get(&ObjectName::Manifest(store.clone()), MOST).await? else { return Ok(()) };
+    let Ok(claim) = dsse::peek::<Claim>(&there, MOST) else { return Ok(()) };
+    let row = ledger.store(store).await?;
+    let ours = row.as_ref().map_or(0, StoreRow::known_serial);
+    let is_told = row.is_some_and(|s| s.is_overtaken());
+    let last = ledger.manifest(store).await?.filter(|last| !is_told && last.serial == claim.serial);
+    let is_newer = claim.serial > ours
+        || last.is_some_and(|last| there != last.envelope.as_bytes())
+        || ledger.passed_over(store, claim.serial).await?;
+    if claim.store != *store || !is_newer || !signed_by_us(ledger, &there, claim.epoch).await? {
+        return Ok(());
+    }
+    let devices = devices_that_differ(ledger, &there, store).await?;
+    Err(ManifestsError::Overtaken(vec![Overtaken { store: store.clone(), found: claim.serial, ours, devices }]))
 }
 
 /// Bytes of a manifest in the bucket looked at, whatever the limit for readers is.

@@ -889,6 +889,66 @@ async fn revoke_key(w: &World, new_epoch: bool) -> Result<TrustReport, EnrolErro
     Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap().revoke_key(&asked).await
 }
 
+/// What a key signed is looked at while it is trusted: afterwards nobody could tell any more that the ledger was set back.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_key_is_let_go_of_before_a_ledger_that_was_set_back_is_told() {
+    let base = inbox_world().await;
+    base.publish().await;
+    let desk = async || Desk::open(&base.config, base.clock.as_ref(), false).await.unwrap();
+    let [old, new] = ["0421-01", "0421-02"].map(|id| id.parse().unwrap());
+    desk().await.enroll(&old).await.unwrap();
+    base.back_up();
+    drop_file(&base, "stores.csv", "id,zone\n0421,east\n0422,west\n0423,east\n");
+    drop_prices(&base, 300);
+    base.publish().await;
+    desk().await.enroll(&new).await.unwrap();
+    desk().await.revoke(&old).await.unwrap();
+    base.restore();
+    for new_epoch in [false, true] {
+        let w = base.twin();
+        let ledger = Ledger::open(&w.config).await.unwrap();
+        let trust = async || ledger.trust().await.unwrap().len();
+        let mut register = w.register("register.db");
+        w.follow("0421", &mut register);
+        let (objects, serial) = (w.objects(), w.manifest("0421").unwrap().serial);
+        let e = revoke_key(&w, new_epoch).await.unwrap_err();
+        let text = e.to_string();
+        for what in ["store 0421", "store 0423: 1 for 0", "0421-02 was enrolled since", "0421-01 was revoked since"] {
+            assert!(matches!(e, EnrolError::SetBack(_)) && text.contains(what), "{text}");
+        }
+        assert!(w.objects() == objects && trust().await == 1);
+        assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
+        // Again: the key goes at once, and no epoch begins in which registers would go back.
+        let waits = async || match revoke_key(&w, new_epoch).await {
+            Err(EnrolError::EpochWaits(instance)) => instance.to_string() == "price@zone-east" && new_epoch,
+            other => other.unwrap().epoch == 1 && !new_epoch,
+        };
+        let m = async || (waits().await, trust().await, w.manifest("0421").unwrap());
+        let (waits_for, files, list) = m().await;
+        assert!(waits_for && files == 2 && list.epoch == 1 && list.serial > serial, "{list:?}");
+        let r = w.publish().await;
+        let told =
+            r.problems.iter().any(|p| p.starts_with("price@zone-east") && p.contains("drop all its files again"));
+        assert!(told && r.exit_code() == 3, "{:?}", r.lines());
+        assert!(waits().await);
+        // New rows go above what is out, and then it begins.
+        drop_prices(&w, 300);
+        let r = w.publish().await;
+        assert_eq!(
+            (r.exit_code(), w.manifest("0421").unwrap().streams["price"].version.get()),
+            (0, 3),
+            "{:?}",
+            r.lines()
+        );
+        assert_eq!(revoke_key(&w, new_epoch).await.unwrap().epoch, 1 + u64::from(new_epoch));
+        for _ in 0..2 {
+            w.follow("0421", &mut register);
+            assert_eq!(rows(register.connection(), "SELECT sku || cents FROM price ORDER BY 1"), ["a300", "b200"]);
+            assert_eq!(w.publish().await.exit_code(), 0);
+        }
+    }
+}
+
 /// A ledger that knows serials and no versions would sign manifests that empty the stores' lists.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_signs_before_a_new_machine_knows_what_was_published() {
@@ -1013,7 +1073,10 @@ async fn a_store_whose_manifest_cannot_be_put_holds_up_nobody_else() {
     // It is past the commit point.
     let mails = ledger.unsent_mails().await.unwrap();
     let told: Vec<_> = mails.iter().filter(|m| m.body.contains("publish failed")).collect();
-    assert!(matches!(told[..], [m] if m.body.contains("the next run puts it") && !m.body.contains("Nothing was")), "{told:?}");
+    assert!(
+        matches!(told[..], [m] if m.body.contains("the next run puts it") && !m.body.contains("Nothing was")),
+        "{told:?}"
+    );
     free("0421");
     free("0422");
     let r = w.publish().await;
@@ -1960,7 +2023,8 @@ async fn a_ledger_moved_away_after_it_signed_old_versions_is_behind_still() {
     let at = || w.manifest("0421").unwrap().streams["price"].version.get();
     for run in 0..2 {
         let r = w.publish().await;
-        let told = r.problems.iter().any(|p| p.starts_with("price@zone-east") && p.contains("drop all its files again"));
+        let told =
+            r.problems.iter().any(|p| p.starts_with("price@zone-east") && p.contains("drop all its files again"));
         assert!(told && r.problems.len() == 1 && r.exit_code() == 3 && at() == 1, "{run}: {:?}", r.lines());
     }
     // The old rows are published where somebody says so,

@@ -8,7 +8,7 @@ use hq_publisher::bucket::Buckets;
 use hq_publisher::carry;
 use hq_publisher::cli::{RevokeKey, Rotate};
 use hq_publisher::config::Config;
-use hq_publisher::enrol::Desk;
+use hq_publisher::enrol::{Desk, EnrolError};
 use hq_publisher::ledger::Ledger;
 use hq_publisher::publish::{self, Aborted, PublishError, PublishOptions, PublishReport, Quiet, Step, Steps};
 use hq_publisher::web::{App, ticks};
@@ -89,8 +89,8 @@ pub struct Hq {
     pub publisher: ed25519_dalek::SigningKey,
     root: SecretKey,
     counter: i64,
-    /// A publisher key is in a thief's hands and trusted still.
-    pub stolen: bool,
+    /// The publisher key that is in a thief's hands, until its epoch is over.
+    pub stolen: Option<String>,
     columns: u32,
 }
 
@@ -169,7 +169,7 @@ impl Hq {
             publisher: ed25519_dalek::SigningKey::from_bytes(&publisher),
             root: SecretKey::from_seed(root),
             counter: 0,
-            stolen: false,
+            stolen: None,
             columns: 0,
         };
         for n in 0..stores {
@@ -303,15 +303,33 @@ impl Hq {
         desk.rotate(&Rotate::default()).await.map(|t| t.version).map_err(|e| e.to_string())
     }
 
-    /// `trust revoke --new-epoch` of the key in use.
-    pub async fn revoke(&mut self, dice: &mut Dice) -> Result<u64, String> {
-        self.next_key(dice);
+    /// The publisher key in use.
+    pub async fn key_in_use(&self) -> Result<String, String> {
         let desk = Desk::open(&self.config, &*self.clock, true).await.unwrap();
-        let in_use = desk.show().await.map_err(|e| e.to_string())?.publishers.pop().unwrap();
-        let asked = RevokeKey { key: in_use.public_key, new_epoch: true, root_key: Vec::new(), clock_is_right: true };
-        let report = desk.revoke_key(&asked).await.map_err(|e| e.to_string())?;
-        self.stolen = false;
-        Ok(report.version)
+        Ok(desk.show().await.map_err(|e| e.to_string())?.publishers.pop().unwrap().public_key)
+    }
+
+    /// `trust revoke --new-epoch` of the stolen key, once more where it stops to tell of the thief's lists. None where the
+    /// epoch waits for a publish.
+    pub async fn revoke(&mut self, dice: &mut Dice) -> Result<Option<u64>, String> {
+        let Some(key) = self.stolen.clone() else { return Ok(None) };
+        if key == self.key_in_use().await? {
+            self.next_key(dice);
+        }
+        let desk = Desk::open(&self.config, &*self.clock, true).await.unwrap();
+        let asked = RevokeKey { key, new_epoch: true, root_key: Vec::new(), clock_is_right: true };
+        let mut revoked = desk.revoke_key(&asked).await;
+        if matches!(revoked, Err(EnrolError::SetBack(_))) {
+            revoked = desk.revoke_key(&asked).await;
+        }
+        match revoked {
+            Ok(report) => {
+                self.stolen = None;
+                Ok(Some(report.version))
+            }
+            Err(EnrolError::EpochWaits(_)) => Ok(None),
+            Err(e) => Err(e.to_string()),
+        }
     }
 
     /// The promotions get a column more: in the source, in the query and in the contract.

@@ -1059,7 +1059,7 @@ impl Sim {
                 self.put(now, Event::Change);
             }
             Trouble::Stick(store) => self.carry(store).await?,
-            Trouble::Rotate if self.hq.stolen => {}
+            Trouble::Rotate if self.hq.stolen.is_some() => {}
             Trouble::Rotate => {
                 let rotated = self.hq.rotate(&mut self.dice).await;
                 let told = rotated.map_or_else(|e| self.anonymous(&e), |v| format!("trust {v}"));
@@ -1069,7 +1069,9 @@ impl Sim {
             Trouble::Theft(store) => {
                 let jumped = evil::jump(&self.hq, &store_id(store), &mut self.model.lock().unwrap());
                 self.say(format!("a thief signs serial {jumped:?}"));
-                self.hq.stolen |= jumped.is_some();
+                if jumped.is_some() {
+                    self.hq.stolen = Some(self.hq.key_in_use().await?);
+                }
                 let at = self.soon(1_000, 200_000);
                 self.put(at, Event::Trouble(Trouble::Revoke));
             }
@@ -1130,13 +1132,26 @@ impl Sim {
     }
 
     async fn revoke(&mut self) -> Checked {
-        if !self.hq.stolen {
+        if self.hq.stolen.is_none() {
             return Ok(());
         }
-        let version = self.hq.revoke(&mut self.dice).await?;
-        self.say(format!("the stolen key is revoked: trust {version}"));
+        let mut revoked = self.hq.revoke(&mut self.dice).await?;
+        if revoked.is_none() {
+            self.publish(None, self.calm).await?;
+            revoked = self.hq.revoke(&mut self.dice).await?;
+        }
         let now = self.now();
-        self.put(now, Event::Change);
+        match revoked {
+            Some(version) => {
+                self.say(format!("the stolen key is revoked: trust {version}"));
+                self.put(now, Event::Change);
+            }
+            None if self.calm => return Err("the stolen key's epoch does not end".to_owned()),
+            None => {
+                let at = self.soon(1_000, 200_000);
+                self.put(at, Event::Trouble(Trouble::Revoke));
+            }
+        }
         Ok(())
     }
 
