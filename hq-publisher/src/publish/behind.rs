@@ -6,8 +6,8 @@
 use super::PublishError;
 use super::stage::FAR_AHEAD;
 use crate::bucket::{BucketError, Buckets};
-use crate::ledger::{Head, Ledger};
-use proto::ids::Instance;
+use crate::ledger::{Complaint, Head, Ledger, VERSION_NOT_OURS, WITNESSES};
+use proto::ids::{DeviceId, Instance, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The fact that names those of an earlier look.
@@ -39,4 +39,28 @@ pub async fn look(
 pub(super) async fn note(ledger: &Ledger, behind: &BTreeSet<Instance>) -> Result<(), PublishError> {
     let text = serde_json::to_string(behind).map_err(|e| PublishError::Machine(e.to_string()))?;
     Ok(ledger.set_fact(BEHIND, &text).await?)
+}
+
+/// The versions above the heads that devices hold, enough of them to believe it: where the bucket was set back with the
+/// ledger, nobody else knows.
+pub(super) fn held_out(
+    complaints: &[Complaint],
+    enrolled: &[DeviceId],
+    heads: &BTreeMap<Instance, Head>,
+) -> BTreeMap<Instance, Version> {
+    let mut held: BTreeMap<&Instance, Vec<Version>> = BTreeMap::new();
+    for Complaint { device, fault } in complaints.iter().filter(|c| c.fault.code == VERSION_NOT_OURS) {
+        let version = fault.object.as_deref().and_then(|v| Version::try_from(v.parse::<u64>().ok()?).ok());
+        if let (Some(instance), Some(version)) = (&fault.instance, version)
+            && enrolled.contains(device)
+        {
+            held.entry(instance).or_default().push(version);
+        }
+    }
+    let believed = |(instance, mut versions): (&Instance, Vec<Version>)| {
+        versions.sort_unstable_by(|a, b| b.cmp(a));
+        let version = *versions.get(WITNESSES - 1)?;
+        heads.get(instance).is_some_and(|h| h.version < version).then(|| (instance.clone(), version))
+    };
+    held.into_iter().filter_map(believed).collect()
 }

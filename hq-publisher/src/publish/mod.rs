@@ -25,7 +25,7 @@ pub use steps::{Aborted, Phase, Progress, Quiet, Step, Steps};
 use crate::bucket::Buckets;
 use crate::config::Config;
 use crate::inbox::{Drop, What};
-use crate::ledger::{Complaint, Head, Ledger, LedgerError, News, Staged, State, Token, VERSION_NOT_OURS, WITNESSES};
+use crate::ledger::{Complaint, Head, Ledger, LedgerError, News, Staged, State, Token};
 use crate::mail;
 use crate::manifests::{self, Followed, ManifestsError, Move, Moves, Signer, put_unfinished, telling};
 use crate::rebuild::{self, Workshop};
@@ -550,30 +550,14 @@ impl Run<'_> {
         // What a store says that the source has no more makes no full for all others.
         let stores = self.ledger.stores().await?.into_iter().filter(|s| s.vanished_at.is_some());
         let gone: BTreeSet<StoreId> = stores.map(|s| s.seen.id).collect();
-        let enrolled = self.ledger.enrolled().await?;
-        let mut held: BTreeMap<Instance, Vec<Version>> = BTreeMap::new();
-        for Complaint { device, fault } in complaints.into_iter().filter(|c| !gone.contains(c.device.store())) {
+        let complaints: Vec<Complaint> = complaints.into_iter().filter(|c| !gone.contains(c.device.store())).collect();
+        self.held_out = behind::held_out(&complaints, &self.ledger.enrolled().await?, &self.heads);
+        self.behind.extend(self.held_out.keys().cloned());
+        for Complaint { device, fault } in complaints {
             let Some(instance) = fault.instance else { continue };
-            let version = fault.object.as_deref().filter(|_| fault.code == VERSION_NOT_OURS);
-            if let Some(version) = version.and_then(|v| Version::try_from(v.parse::<u64>().ok()?).ok())
-                && enrolled.contains(&device)
-            {
-                held.entry(instance.clone()).or_default().push(version);
-            }
             if self.reported.get(&instance).is_none_or(|(known, _)| *known < fault.since) {
                 self.reported.insert(instance, (fault.since, format!("{device} {}", fault.code)));
             }
-        }
-        for (instance, mut versions) in held {
-            versions.sort_unstable_by(|a, b| b.cmp(a));
-            let Some(version) = versions.get(WITNESSES - 1) else { continue };
-            if self.heads.get(&instance).is_some_and(|h| h.version < *version) {
-                self.held_out.insert(instance.clone(), *version);
-                self.behind.insert(instance);
-            }
-        }
-        if !self.held_out.is_empty() {
-            self.note_behind().await?;
         }
         Ok(())
     }
