@@ -215,6 +215,19 @@ pub enum FetchErrorKind {
     Halt,
 }
 
+impl FetchErrorKind {
+    /// The name of what is wrong with a whole body that is not the listed one. A cut body, a web page, a dead source or a full
+    /// disk say nothing about the object.
+    pub fn wrong_body(self) -> Option<&'static str> {
+        match self {
+            FetchErrorKind::TooLong => Some("TOO_LONG"),
+            FetchErrorKind::TooShort => Some("TOO_SHORT"),
+            FetchErrorKind::WrongHash => Some("WRONG_HASH"),
+            _ => None,
+        }
+    }
+}
+
 /// A fetch that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} from {source_url}: {detail}")]
@@ -234,7 +247,7 @@ impl FetchError {
     /// lists; another source may have the right one.
     pub fn verdict(&self) -> Verdict {
         match self.kind {
-            FetchErrorKind::WrongHash | FetchErrorKind::TooLong | FetchErrorKind::TooShort => Verdict::Quarantine,
+            kind if kind.wrong_body().is_some() => Verdict::Quarantine,
             FetchErrorKind::Halt => Verdict::Halt,
             _ => Verdict::Retry,
         }

@@ -573,14 +573,15 @@ impl Relay {
             let _ = self.hall.shelves.drop_pack(Room::Incoming, name);
             trouble(Verdict::Retry, false, &text);
         }
-        let failures: Vec<&FetchError> = errors.iter().filter(|e| tries::fetch_cause(e).is_some()).collect();
+        let failures: Vec<(&str, &FetchError)> =
+            errors.iter().filter_map(|e| Some((e.kind.wrong_body()?, e))).collect();
         let mut given_up = false;
-        for e in &failures {
-            let (code, reason) = (wrong_body(&e.kind).to_owned(), e.to_string());
+        for (code, e) in &failures {
+            let (code, reason) = ((*code).to_owned(), e.to_string());
             given_up |= self.count(name, entry.sha256, Failure { cause: Cause::Hash, code, reason });
         }
         if given_up {
-            for e in &failures {
+            for (_, e) in &failures {
                 if let Some(source) = supply.sources.iter().find(|s| s.url() == e.source_url) {
                     self.keep_evidence(name, entry, source).await;
                 }
@@ -975,14 +976,6 @@ pub(crate) fn subject(wanted: Wanted, stream: &StreamName) -> String {
 
 fn all_texts(errors: &[FetchError]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-fn wrong_body(kind: &FetchErrorKind) -> &'static str {
-    match kind {
-        FetchErrorKind::TooLong => "TOO_LONG",
-        FetchErrorKind::TooShort => "TOO_SHORT",
-        _ => "WRONG_HASH",
-    }
 }
 
 /// How a trial ended, as a metric's label.

@@ -6,7 +6,6 @@ use crate::config::TryRules;
 use crate::trial::TrialEnd;
 use proto::clock::{Timestamp, after, since};
 use proto::digest::Sha256;
-use proto::fetch::{FetchError, FetchErrorKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,24 +20,6 @@ pub enum Cause {
     Crash,
     /// A source gave a whole body of another hash or length.
     Hash,
-}
-
-/// Whether a fetch that failed is a try. A cut body, a web page, a dead source or a full disk say
-/// nothing about the pack.
-pub fn fetch_cause(error: &FetchError) -> Option<Cause> {
-    match error.kind {
-        FetchErrorKind::WrongHash | FetchErrorKind::TooLong | FetchErrorKind::TooShort => Some(Cause::Hash),
-        FetchErrorKind::NotFound
-        | FetchErrorKind::Unauthorized
-        | FetchErrorKind::Network
-        | FetchErrorKind::Status { .. }
-        | FetchErrorKind::NotWhole
-        | FetchErrorKind::NotAnObject
-        | FetchErrorKind::Slow
-        | FetchErrorKind::Disk
-        | FetchErrorKind::Local
-        | FetchErrorKind::Halt => None,
-    }
 }
 
 /// Whether the end of a trial is a try. Being stopped by us, a shadow that drifted, a busy or full
@@ -161,21 +142,6 @@ mod tests {
     }
     fn failure(cause: Cause) -> Failure {
         Failure { cause, code: "X".into(), reason: "because".into() }
-    }
-    fn fetch(kind: FetchErrorKind) -> FetchError {
-        FetchError { source_url: "http://x".into(), name: "p".into(), kind, detail: String::new() }
-    }
-
-    #[test]
-    fn only_whole_bodies_with_a_wrong_hash_or_length_are_tries() {
-        use FetchErrorKind::*;
-        for kind in [WrongHash, TooLong, TooShort] {
-            assert_eq!(fetch_cause(&fetch(kind)), Some(Cause::Hash));
-        }
-        let status = Status { code: 503, retry_after: None };
-        for kind in [NotFound, Unauthorized, Network, status, NotWhole, NotAnObject, Slow, Disk, Halt] {
-            assert_eq!(fetch_cause(&fetch(kind)), None, "{kind:?}");
-        }
     }
 
     #[test]

@@ -45,7 +45,8 @@ impl Agent {
             self.stuck(Some(&name.instance), fault::LOCAL_FILES, &name.to_string(), &text);
             return Went::Over(End::Retry);
         }
-        if errors.iter().any(|e| e.verdict() == Verdict::Quarantine) {
+        if let Some(code) = errors.iter().find_map(|e| e.kind.wrong_body()) {
+            let text = format!("{code}: {text}");
             // The source's copy is wrong, not the pack: leave it for now, take another way.
             tracing::warn!(code = fault::REFUSED, pack = %name, %text, "a pack was refused");
             let (instance, now) = (name.instance.clone(), self.clock.now());

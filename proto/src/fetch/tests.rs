@@ -767,3 +767,16 @@ async fn an_error_that_a_bucket_drips_is_told_as_far_as_it_came() {
     assert_eq!(e.kind, FetchErrorKind::Unauthorized, "{e}");
     assert!(e.detail.contains("no entry"), "{e}");
 }
+
+#[test]
+fn only_whole_bodies_with_a_wrong_hash_or_length_say_something_about_the_object() {
+    use FetchErrorKind::*;
+    assert_eq!(
+        [WrongHash, TooLong, TooShort].map(FetchErrorKind::wrong_body),
+        [Some("WRONG_HASH"), Some("TOO_LONG"), Some("TOO_SHORT")]
+    );
+    let status = Status { code: 503, retry_after: None };
+    for kind in [NotFound, Unauthorized, Network, status, NotWhole, NotAnObject, Slow, Disk, Local, Halt] {
+        assert_eq!(kind.wrong_body(), None, "{kind:?}");
+    }
+}
