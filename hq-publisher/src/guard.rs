@@ -26,16 +26,36 @@ pub struct Shrunk {
     pub gone: u64,
     /// Rows after.
     pub after: u64,
+    /// The share (%) that may go.
+    pub percent: u64,
 }
 
 impl fmt::Display for Shrunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shrunk { what, before, gone, after } = self;
+        let Shrunk { what, before, gone, after, .. } = self;
         if *after == 0 {
             return write!(f, "{what} would become empty (it has {before} rows)");
         }
-        let percent = u128::from(*gone) * 100 / u128::from(*before).max(1);
-        write!(f, "{gone} of {before} rows of {what} would go ({percent}%), {after} would stay")
+        write!(f, "{gone} of {before} rows of {what} would go ({}%), {after} would stay", self.share())
+    }
+}
+
+impl Shrunk {
+    /// The share (%) that would go, with as many decimals as show that it is more than may.
+    fn share(&self) -> String {
+        let (gone, before) = (u128::from(self.gone), u128::from(self.before).max(1));
+        let mut decimals = 0;
+        loop {
+            let unit = 10_u128.pow(decimals);
+            let share = gone * 100 * unit / before;
+            if share > u128::from(self.percent) * unit || decimals == 9 {
+                let (whole, rest) = (share / unit, share % unit);
+                let rest =
+                    if decimals > 0 { format!(".{rest:0width$}", width = decimals as usize) } else { String::new() };
+                return format!("{whole}{rest}");
+            }
+            decimals += 1;
+        }
     }
 }
 
@@ -43,7 +63,7 @@ impl fmt::Display for Shrunk {
 pub fn check(what: impl Into<String>, before: u64, gone: u64, after: u64, bounds: Bounds) -> Option<Shrunk> {
     let many = gone > bounds.rows && u128::from(gone) * 100 > u128::from(before) * u128::from(bounds.percent);
     let empty = before > 0 && after == 0;
-    (many || empty).then(|| Shrunk { what: what.into(), before, gone, after })
+    (many || empty).then(|| Shrunk { what: what.into(), before, gone, after, percent: bounds.percent })
 }
 
 /// Looks at all tables of an instance.
@@ -74,6 +94,10 @@ mod tests {
         let bounds = Bounds { percent: 20, rows: 100 };
         let text = check("table item", 1000, 300, 700, bounds).unwrap().to_string();
         assert_eq!(text, "300 of 1000 rows of table item would go (30%), 700 would stay");
+        for (before, gone, share) in [(800, 161, "20.1%"), (99_999, 20_000, "20.0002%"), (700, 142, "20.2%")] {
+            let text = check("table item", before, gone, before - gone, bounds).unwrap().to_string();
+            assert!(text.contains(&format!("would go ({share})")), "{text}");
+        }
         assert!(check("table item", 5, 5, 0, bounds).unwrap().to_string().contains("become empty"));
     }
 }
