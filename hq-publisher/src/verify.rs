@@ -44,6 +44,8 @@ pub struct InstanceCheck {
     pub packs: usize,
     /// What is wrong.
     pub problems: Vec<String>,
+    /// What is wrong and nobody needs any more.
+    pub notes: Vec<String>,
 }
 
 impl Report {
@@ -60,6 +62,7 @@ impl Report {
             let verdict = if c.problems.is_empty() { "ok" } else { "WRONG" };
             out.push(format!("{instance} {}: {verdict} ({rows}, {} packs)", c.version, c.packs));
             out.extend(c.problems.iter().map(|p| format!("  {p}")));
+            out.extend(c.notes.iter().map(|n| format!("  note: {n}")));
         }
         out.push(format!("{} manifests and {} trust files compared", self.manifests, self.trust_files));
         out.extend(self.problems.iter().map(|p| format!("  {p}")));
@@ -78,13 +81,15 @@ pub async fn run(
     let heads = ledger.heads().await?;
     for (n, (instance, head)) in heads.iter().enumerate() {
         step(n, heads.len());
-        let mut check = InstanceCheck { version: head.version, rows: None, packs: 0, problems: Vec::new() };
+        let (problems, notes) = (Vec::new(), Vec::new());
+        let mut check = InstanceCheck { version: head.version, rows: None, packs: 0, problems, notes };
         check_replica(config, instance, head, &mut check).await;
-        check_packs(buckets, instance, head, &mut check).await;
+        check_packs(config, buckets, instance, head, &mut check).await;
         // A publish that went by meanwhile is no fault: its own run checks what it makes.
         let moved = ledger.head(instance).await?.is_none_or(|now| now.version != head.version);
         if moved {
             check.problems.clear();
+            check.notes.clear();
         }
         report.instances.insert(instance.clone(), check);
     }
@@ -138,18 +143,36 @@ fn read_replica(path: &Path, instance: &Instance, head: &Head, limits: &Limits) 
     (tables.iter().map(|t: &TableCheck| t.rows).sum(), problems)
 }
 
-async fn check_packs(buckets: &Buckets, instance: &Instance, head: &Head, check: &mut InstanceCheck) {
+async fn check_packs(config: &Config, buckets: &Buckets, instance: &Instance, head: &Head, check: &mut InstanceCheck) {
+    let mut lost = Vec::new();
     for entry in &head.packs {
         let name = ObjectName::Pack(entry.name(instance));
         check.packs += 1;
         match buckets.hash(&name).await {
             Ok(Some(found)) if found == (entry.bytes, entry.sha256) => {}
-            Ok(Some((bytes, _))) => check.problems.push(format!(
-                "{name} in the bucket has {bytes} bytes and other content than was put ({} bytes): publish --full makes a way round",
-                entry.bytes
-            )),
-            Ok(None) => check.problems.push(format!("{name} is missing in the bucket: publish --full makes a way round")),
+            Ok(Some((bytes, _))) => {
+                let put = entry.bytes;
+                let text =
+                    format!("{name} in the bucket has {bytes} bytes and other content than was put ({put} bytes)");
+                lost.push((entry, text));
+            }
+            Ok(None) => lost.push((entry, format!("{name} is missing in the bucket"))),
             Err(e) => check.problems.push(e.to_string()),
+        }
+    }
+    let round = head.last_full().filter(|full| lost.iter().all(|(entry, _)| entry != full));
+    for (entry, text) in &lost {
+        // It stays listed until the full after that one, and nobody needs it.
+        if let Some(full) = round.filter(|full| entry.version <= full.version) {
+            check.notes.push(format!("{text}; {} goes round it", ObjectName::Pack(full.name(instance))));
+        } else if head.retired {
+            check
+                .notes
+                .push(format!("{text}; no store follows it: when one does again, publish --full makes a way round"));
+        } else if config.stream(&instance.stream).is_none() {
+            check.problems.push(format!("{text}: put its [[stream]] back; publish --full then makes a way round"));
+        } else {
+            check.problems.push(format!("{text}: publish --full makes a way round"));
         }
     }
 }

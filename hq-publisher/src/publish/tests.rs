@@ -600,6 +600,52 @@ async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
     w.all_is_well();
 }
 
+/// It stays listed until the full after the next: that is no fault any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_pack_is_no_fault_once_a_full_goes_round_it() {
+    let w = World::new().await;
+    let full = || PublishOptions { full: true, ..options() };
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let verify = async |config: &Config| -> (bool, Vec<String>) {
+        let buckets = Buckets::open(config, &ledger).await.unwrap();
+        let r = crate::verify::run(config, &ledger, &buckets, |_, _| ()).await.unwrap();
+        (r.is_right(), r.lines())
+    };
+    let lose = |name: &str| fs::remove_file(w.dir.path().join("objects/packs").join(name)).unwrap();
+    let says = |lines: &[String], words: &[&str]| lines.iter().any(|l| words.iter().all(|w| l.contains(w)));
+    w.publish().await;
+    w.sql(CHANGE);
+    w.publish().await;
+    assert!(verify(&w.config).await.0);
+    for (lost, round) in [
+        ("catalog@all/0000000002.delta.pack", "0000000003.full.pack"),
+        ("catalog@all/0000000003.full.pack", "0000000004.full.pack"),
+        ("catalog@all/0000000003.delta.pack", "0000000004.full.pack"),
+    ] {
+        lose(lost);
+        if lost.contains("full") || lost.contains("2.delta") {
+            let (is_right, lines) = verify(&w.config).await;
+            assert!(!is_right && says(&lines, &[lost, "is missing", "publish --full"]), "{lines:?}");
+            assert_eq!(w.publish_as(full()).await.exit_code(), 0);
+        }
+        let (is_right, lines) = verify(&w.config).await;
+        assert!(is_right && says(&lines, &["note", lost, round, "goes round it"]), "{lines:?}");
+        w.all_is_well();
+    }
+    // What no store follows no publish makes anew; of a stream that the settings lost none does.
+    w.sql("UPDATE store SET zone = 'east'");
+    w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
+    let west = w.objects().into_keys().rfind(|o| o.starts_with("packs/price@zone-west")).unwrap();
+    lose(west.strip_prefix("packs/").unwrap());
+    let (is_right, lines) = verify(&w.config).await;
+    assert!(is_right && says(&lines, &["note", "zone-west", "no store follows it"]), "{lines:?}");
+    let mut config = w.config.clone();
+    config.streams.retain(|s| s.name.as_str() != "catalog");
+    lose("catalog@all/0000000004.full.pack");
+    let (is_right, lines) = verify(&config).await;
+    assert!(!is_right && says(&lines, &["0000000004.full.pack", "put its [[stream]] back"]), "{lines:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_set_back_tells_of_all_stores_and_devices_at_once() {
     let w = World::new().await;
