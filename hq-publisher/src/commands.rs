@@ -144,19 +144,20 @@ impl Shop<'_> {
             allow_rebuild: o.allow_rebuild,
             clock_is_right: o.clock_is_right,
         };
-        let shown = Shown::new();
+        let shown = Shown::new(o.dry_run);
         let outcome = publish::run(self.config, &options, &self.clock, &shown, &Quiet).await;
         shown.clear();
         if !o.dry_run {
             self.send_mails().await;
         }
         let report = outcome?;
+        let exit = exit_by(report.exit_code());
         if self.json {
-            print_json(&report);
+            print_json(&report.for_programs());
         } else {
             report.lines().iter().for_each(print_line);
         }
-        Ok(exit_by(report.exit_code()))
+        Ok(exit)
     }
 
     /// Tries to send what is in the outbox, for `publish.mail_wait`; what is left is `serve`'s.

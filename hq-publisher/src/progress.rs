@@ -10,11 +10,12 @@ use std::io::IsTerminal;
 #[derive(Debug)]
 pub struct Shown {
     bar: Option<ProgressBar>,
+    dry_run: bool,
 }
 
 impl Shown {
-    /// A bar where stderr is a terminal.
-    pub fn new() -> Self {
+    /// A bar where stderr is a terminal. Of a dry run nothing is told as done.
+    pub fn new(dry_run: bool) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
             if let Ok(style) = ProgressStyle::with_template("{elapsed:>4} [{bar:30}] {pos}/{len} {wide_msg}") {
@@ -23,7 +24,7 @@ impl Shown {
             bar.enable_steady_tick(std::time::Duration::from_millis(200));
             bar
         });
-        Shown { bar }
+        Shown { bar, dry_run }
     }
 
     /// Takes the bar away, so that the report stands alone.
@@ -31,12 +32,6 @@ impl Shown {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-    }
-}
-
-impl Default for Shown {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -69,7 +64,7 @@ impl Progress for Shown {
             Some(bar) => bar.inc(1),
             // The refusal itself is logged where it is decided.
             None if report.outcome == Outcome::Refused => {}
-            None => tracing::info!(%instance, "{:?}", report.outcome),
+            None => tracing::info!(%instance, "{}", report.outcome.word(self.dry_run)),
         }
     }
 

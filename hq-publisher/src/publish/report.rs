@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 pub enum Outcome {
     /// A new version is out (in a dry run: would be).
     Published,
+    /// The same of a dry run, as programs are told it.
+    WouldBePublished,
     /// Nothing changed.
     #[default]
     Unchanged,
@@ -23,6 +25,20 @@ pub enum Outcome {
     HeldBack,
     /// No drop has come for it yet.
     Waiting,
+}
+
+impl Outcome {
+    /// For people.
+    pub fn word(self, dry_run: bool) -> &'static str {
+        match self {
+            Outcome::Published if !dry_run => "published",
+            Outcome::Published | Outcome::WouldBePublished => "would be published",
+            Outcome::Unchanged => "unchanged",
+            Outcome::Refused => "REFUSED",
+            Outcome::HeldBack => "held back",
+            Outcome::Waiting => "waiting",
+        }
+    }
 }
 
 /// A pack that was made.
@@ -68,7 +84,7 @@ pub struct InstanceReport {
     pub keeps_away: bool,
 }
 
-/// A drop that went to `rejected/`.
+/// A drop that went to `rejected/` (in a dry run: would go).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rejected {
     /// The file.
@@ -118,11 +134,20 @@ impl PublishReport {
         }
     }
 
+    /// As programs are told it: of a dry run nothing is called published.
+    pub fn for_programs(mut self) -> Self {
+        for entry in self.instances.values_mut().filter(|e| self.dry_run && e.outcome == Outcome::Published) {
+            entry.outcome = Outcome::WouldBePublished;
+        }
+        self
+    }
+
     /// The report for people.
     pub fn lines(&self) -> Vec<String> {
         let mut out: Vec<String> = self.instances.iter().flat_map(|(i, r)| r.lines(i, self.dry_run)).collect();
         out.extend(self.finished.iter().map(|f| format!("finished what an earlier run began: {f}")));
-        out.extend(self.rejected.iter().map(|r| format!("rejected {}: {}", r.name, r.reason)));
+        let rejected = if self.dry_run { "would be rejected:" } else { "rejected" };
+        out.extend(self.rejected.iter().map(|r| format!("{rejected} {}: {}", r.name, r.reason)));
         if !self.vanished.is_empty() {
             let names: Vec<&str> = self.vanished.iter().map(StoreId::as_str).collect();
             out.push(format!("no longer in the source, they keep their last manifest: {}", names.join(", ")));
@@ -145,14 +170,7 @@ impl InstanceReport {
 
     fn lines(&self, instance: &Instance, dry_run: bool) -> Vec<String> {
         let version = self.version.map_or(String::new(), |v| format!(" {v}"));
-        let word = match (self.outcome, dry_run) {
-            (Outcome::Published, false) => "published",
-            (Outcome::Published, true) => "would be published",
-            (Outcome::Unchanged, _) => "unchanged",
-            (Outcome::Refused, _) => "REFUSED",
-            (Outcome::HeldBack, _) => "held back",
-            (Outcome::Waiting, _) => "waiting",
-        };
+        let word = self.outcome.word(dry_run);
         let why = match (&self.plan, self.reason.is_empty()) {
             (_, false) => format!(": {}", self.reason),
             (Some(plan), true) if self.outcome == Outcome::Published => format!(" ({plan})"),
@@ -210,5 +228,14 @@ mod tests {
         let mut lagging = report(&[Published]);
         lagging.lag.mirrors.push("x".into());
         assert_eq!(lagging.exit_code(), 3);
+    }
+    #[test]
+    fn a_dry_run_is_not_told_as_done() {
+        let mut dry = PublishReport { dry_run: true, ..report(&[Outcome::Published, Outcome::Unchanged]) };
+        dry.rejected.push(Rejected { name: "x.csv".into(), reason: "no".into() });
+        assert_eq!(dry.lines(), ["s0@all would be published", "s1@all unchanged", "would be rejected: x.csv: no"]);
+        let json = |r: PublishReport| serde_json::to_value(r.for_programs()).unwrap()["instances"]["s0@all"].clone();
+        assert_eq!(json(dry)["outcome"], "would-be-published");
+        assert_eq!(json(report(&[Outcome::Published]))["outcome"], "published");
     }
 }
