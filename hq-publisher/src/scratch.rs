@@ -314,6 +314,10 @@ impl Loader<'_> {
             ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID => {
                 (None, "the key is there twice".to_owned())
             }
+            // Another column's may be met first.
+            ffi::SQLITE_CONSTRAINT_UNIQUE if self.equal(row, &self.table.key).is_some() => {
+                (None, "the key is there twice".to_owned())
+            }
             ffi::SQLITE_CONSTRAINT_UNIQUE => self.duplicate(row, &text),
             ffi::SQLITE_CONSTRAINT_CHECK => {
                 let rule = text.strip_prefix("CHECK constraint failed: ").unwrap_or(&text);
@@ -355,25 +359,29 @@ impl Loader<'_> {
         if columns.is_empty() {
             return (None, text.to_owned());
         }
-        if columns.iter().all(|c| table.key.contains(c)) && columns.len() == table.key.len() {
-            return (None, "the key is there twice".to_owned());
-        }
-        let conditions: Vec<String> =
-            columns.iter().enumerate().map(|(n, c)| format!("\"{}\" = ?{}", table.columns[*c].name, n + 1)).collect();
-        let find = format!("SELECT {} FROM {} WHERE {}", table.key_list(), table.quoted(), conditions.join(" AND "));
-        let other =
-            self.scratch.db.query_row(&find, rusqlite::params_from_iter(columns.iter().map(|c| &row[*c])), |r| {
-                let at = |k: usize| {
-                    let i = table.key.iter().position(|c| *c == k)?;
-                    r.get_ref(i).ok().map(|v| Value::from(v).into_owned())
-                };
-                Ok(key_for_people(table, at))
-            });
         let values: Vec<String> = columns.iter().map(|c| row[*c].for_people()).collect();
-        let other = other.map_or_else(|_| "another row".to_owned(), |key| format!("the row with key {key}"));
+        let other = self.equal(row, &columns);
+        let other = other.map_or_else(|| "another row".to_owned(), |key| format!("the row with key {key}"));
         let more: Vec<String> = columns[1..].iter().map(|c| table.columns[*c].name.to_string()).collect();
         let with = if more.is_empty() { String::new() } else { format!(" (with {})", more.join(", ")) };
         (Some(columns[0]), format!("is {}{with}, which must be unique, and is in {other} too", values.join(", ")))
+    }
+
+    /// The key, for people, of a row that has the same values in some columns.
+    fn equal(&self, row: &[Value<'_>], columns: &[usize]) -> Option<String> {
+        let table = self.table;
+        let conditions: Vec<String> =
+            columns.iter().enumerate().map(|(n, c)| format!("\"{}\" = ?{}", table.columns[*c].name, n + 1)).collect();
+        let find = format!("SELECT {} FROM {} WHERE {}", table.key_list(), table.quoted(), conditions.join(" AND "));
+        let values = rusqlite::params_from_iter(columns.iter().map(|c| &row[*c]));
+        let found = self.scratch.db.query_row(&find, values, |r| {
+            let at = |k: usize| {
+                let i = table.key.iter().position(|c| *c == k)?;
+                r.get_ref(i).ok().map(|v| Value::from(v).into_owned())
+            };
+            Ok(key_for_people(table, at))
+        });
+        found.ok()
     }
 
     /// A CHECK, quoted; where it speaks of one column only, that column's value is told.
@@ -531,6 +539,7 @@ mod tests {
                 "table item, key sku=\"1\": column plu is \"seven\", the contract has INTEGER",
             ),
             (item("0", "again"), "table item, key sku=\"0\": the key is there twice"),
+            (with(item("0", "again"), 2, Value::Int(7)), "table item, key sku=\"0\": the key is there twice"),
             (
                 with(item("1", "x"), 2, Value::Int(7)),
                 "table item, key sku=\"1\": column plu is 7, which must be unique, and is in the row with key sku=\"0\" too",

@@ -203,11 +203,14 @@ pub fn cases_agree(told: &[StoreRow], known: &[StoreId]) -> Result<(), BadStores
 /// wanted column among those found. `optional` ones may be missing.
 pub fn match_columns(found: &[String], wanted: &[&str], optional: &[&str]) -> Result<Vec<Option<usize>>, String> {
     let mut problems = Vec::new();
+    // The list of stores has no contract, but columns that may be missing.
+    let none =
+        if optional.is_empty() { "not in the contract".to_owned() } else { format!("none of {}", wanted.join(", ")) };
     for (i, name) in found.iter().enumerate() {
         if found[..i].contains(name) {
             problems.push(format!("column {} is there twice", shown(name)));
         } else if !wanted.contains(&name.as_str()) {
-            problems.push(format!("column {} is not in the contract", shown(name)));
+            problems.push(format!("column {} is {none}", shown(name)));
         }
     }
     let places: Vec<_> = wanted.iter().map(|w| found.iter().position(|f| f == w)).collect();
@@ -270,5 +273,6 @@ mod tests {
         assert_eq!(match_columns(&found("a"), &["a", "b"], &["b"]).unwrap(), [Some(0), None]);
         let e = match_columns(&found("a,a,c"), &["a", "b"], &[]).unwrap_err();
         assert_eq!(e, "column `a` is there twice; column `c` is not in the contract; column b is missing");
+        assert_eq!(match_columns(&found("a,c"), &["a", "b"], &["b"]).unwrap_err(), "column `c` is none of a, b");
     }
 }

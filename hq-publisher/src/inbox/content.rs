@@ -1,6 +1,6 @@
 //! What is in a drop: CSV or NDJSON rows, by column name, typed by the contract.
 
-use super::csv::Reader;
+use super::csv::{Reader, is_utf_16};
 use super::{FileError, Format};
 use crate::source::{Problem, RowFault, RowSink, StoreList, StoreRow, key_for_people, match_columns};
 use crate::source_db::convert::Raw;
@@ -8,7 +8,9 @@ use base64::Engine as _;
 use proto::schema::{Column, Table};
 use proto::value::{ColumnType, Value};
 use serde::de::{self, DeserializeSeed, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 
@@ -81,7 +83,12 @@ fn header<R: Read>(
         let reason = "the header line has no line break, so that the file may be half-written: end it with one, or put NAME.ok beside the file when it is whole";
         return Err(FileError::at(line, reason));
     }
-    let places = match_columns(&names, wanted, optional).map_err(|e| FileError::at(line, e))?;
+    let places = match_columns(&names, wanted, optional).map_err(|e| match names.as_slice() {
+        [all] if all.contains([';', '\t']) => {
+            FileError::at(line, format!("{}: fields are separated by commas", shown(all)))
+        }
+        _ => FileError::at(line, e),
+    })?;
     Ok((places, names.len()))
 }
 
@@ -132,15 +139,33 @@ fn integer(text: &str) -> Result<i64, Problem> {
     text.parse().map_err(|_| Problem::new(format!("is {}, beyond a 64-bit signed integer", shown(text))))
 }
 
+/// From here on, 2^53, a real does not hold every whole number.
+const WHOLE: f64 = 9_007_199_254_740_992.0;
+
+/// Whether a real is not the number as it is written, beyond the digits after the point, which are rounded like any
+/// real's. An exponent says that the number is no more exact than that.
+fn is_rounded(text: &str, r: f64) -> bool {
+    if r.abs() < WHOLE || text.contains(['e', 'E']) {
+        return false;
+    }
+    let digits = text.trim_start_matches(['+', '-', '0']);
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    whole != format!("{:.0}", r.abs()) || fraction.bytes().any(|b| b != b'0')
+}
+
 /// A decimal number with a point, and an exponent if need be; no comma, no inf, no nan.
 fn real<'v>(text: &str) -> Result<Value<'v>, Problem> {
     let looks = !text.is_empty()
         && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'))
         && text.bytes().any(|b| b.is_ascii_digit());
     match text.parse::<f64>() {
-        Ok(r) if looks => {
-            Value::real(r).ok_or_else(|| Problem::new(format!("is {}, too great for a real", shown(text))))
-        }
+        Ok(r) if looks => match Value::real(r) {
+            None => Err(Problem::new(format!("is {}, too great for a real", shown(text)))),
+            Some(_) if is_rounded(text, r) => {
+                Err(Problem::new(format!("is {}, which a REAL column would round", shown(text))))
+            }
+            Some(value) => Ok(value),
+        },
         _ => Err(Problem::new(format!("is {}, which is no real number (write 12.5)", shown(text)))),
     }
 }
@@ -167,10 +192,13 @@ fn read_ndjson(input: impl Read, max: u64, table: &Table, sink: &mut dyn RowSink
             return Err(FileError::at(number, format!("a line of more than limits.line_bytes = {max} bytes")));
         }
         let text = if number == 1 { line.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&line) } else { &line[..] };
+        if number == 1 && is_utf_16(text) {
+            return Err(FileError::at(1, FileError::UTF_16));
+        }
         if text.trim_ascii().is_empty() {
             continue;
         }
-        match object(text, table) {
+        match object(text.trim_ascii_end(), table) {
             Ok(row) => sink.row(&row, Some(number))?,
             Err(mut fault) => {
                 fault.line = Some(number);
@@ -199,16 +227,32 @@ fn object<'l>(line: &'l [u8], table: &Table) -> Result<Vec<Value<'l>>, RowFault>
     ObjectSeed { table, raw: &mut raw }
         .deserialize(&mut de)
         .and_then(|()| de.end())
-        .map_err(|e| fault(String::new(), None, format!("not a JSON object of the table's columns: {e}")))?;
+        .map_err(|e| fault(String::new(), None, not_an_object(&e)))?;
     let value = |i: usize| -> Result<Value<'l>, Problem> {
         let column = &table.columns[i];
         match (raw[i].clone(), column.ty) {
             (None, _) if column.not_null => Err(Problem::new("is missing and may not be NULL")),
             (None, _) => Ok(Value::Null),
             (Some(Raw::Text(t)), ColumnType::Blob) => blob(&t),
-            (Some(Raw::Int(_) | Raw::Uint(_)), ColumnType::Text) => {
+            (Some(Raw::Text(t)), ColumnType::Integer | ColumnType::Real) => {
+                let (text, ty) = (shown(&t), column.ty);
+                Err(Problem::new(format!("is the text {text}, the contract has {ty}: write it without quotes")))
+            }
+            (Some(Raw::Int(_) | Raw::Uint(_) | Raw::Real(_)), ColumnType::Text) => {
                 Err(Problem::new("is a number, the contract has TEXT: write it in quotes"))
             }
+            (Some(Raw::Int(_) | Raw::Uint(_) | Raw::Real(_)), ColumnType::Blob) => {
+                Err(Problem::new("is a number, the contract has BLOB: write base64 in quotes"))
+            }
+            (Some(Raw::Real(r)), ColumnType::Integer) if r.fract() != 0.0 => {
+                Err(Problem::new(format!("is the real {r:?}, the contract has INTEGER (cents, not units)")))
+            }
+            // JSON's reader gives such numbers rounded already.
+            (Some(raw @ Raw::Real(r)), ty) if r.abs() >= WHOLE => match written(line, column) {
+                Some(text) if ty == ColumnType::Integer => integer(text).map(Value::Int),
+                Some(text) => real(text),
+                None => raw.fit(ty),
+            },
             (Some(raw), ty) => raw.fit(ty),
         }
     };
@@ -217,6 +261,20 @@ fn object<'l>(line: &'l [u8], table: &Table) -> Result<Vec<Value<'l>>, RowFault>
             value(i).map_err(|Problem(p)| fault(key_for_people(table, |k| value(k).ok()), Some(&table.columns[i]), p))
         })
         .collect()
+}
+
+/// What the line says for a column, as it is written there.
+fn written<'l>(line: &'l [u8], column: &Column) -> Option<&'l str> {
+    let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(line).ok()?;
+    members.get(column.name.as_str()).map(|v| v.get())
+}
+
+/// The reader counts lines from the one that it was given: its place in that is told.
+fn not_an_object(e: &serde_json::Error) -> String {
+    let text = e.to_string();
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    let place = if e.column() > 0 { format!(" (byte {})", e.column()) } else { String::new() };
+    format!("not a JSON object of the table's columns: {what}{place}")
 }
 
 struct ObjectSeed<'t, 'r, 'l> {

@@ -18,6 +18,11 @@ pub struct Reader<R> {
     was_quoted: bool,
 }
 
+/// Whether bytes begin with the byte order mark of UTF-16.
+pub fn is_utf_16(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\xFF\xFE") || bytes.starts_with(b"\xFE\xFF")
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum At {
     FieldStart,
@@ -37,6 +42,8 @@ impl<R: Read> Reader<R> {
         (&mut input).take(3).read_to_end(&mut head).map_err(FileError::read)?;
         if head == b"\xEF\xBB\xBF" {
             head.clear();
+        } else if is_utf_16(&head) {
+            return Err(FileError::at(1, FileError::UTF_16));
         }
         Ok(Reader {
             input: BufReader::with_capacity(256 << 10, Cursor::new(head).chain(input)),

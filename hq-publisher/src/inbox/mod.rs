@@ -61,6 +61,8 @@ pub struct FileError {
 }
 
 impl FileError {
+    const UTF_16: &str = "the file is UTF-16: write it as UTF-8";
+
     fn at(line: u64, reason: impl Into<String>) -> Self {
         FileError { line: Some(line), reason: reason.into(), sink: None }
     }

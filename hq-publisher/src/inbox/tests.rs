@@ -65,6 +65,13 @@ fn bad_csv_rows_are_told_with_line_key_and_column() {
         ("1,x,1,nan,,", "no real number"),
         ("1,x,1,inf,,", "no real number"),
         ("1,x,1,1e999,,", "too great for a real"),
+        (
+            "1,x,1,9007199254740993,,",
+            "line 2, key sku=\"1\": column kg is \"9007199254740993\", which a REAL column would round",
+        ),
+        ("1,x,1,-9007199254740993.00,,", "would round"),
+        ("1,x,1,12345678901234567890.5,,", "would round"),
+        ("1,x,1,18446744073709551617,,", "would round"),
         ("1,x,1,,%%,", "column pic is \"%%\", which is not base64"),
         ("1,x\0y,1,,,", "column name has a NUL character"),
         ("1,x,1,,", "line 2: the line has 5 fields, the header has 6"),
@@ -74,6 +81,12 @@ fn bad_csv_rows_are_told_with_line_key_and_column() {
         r.unwrap();
         assert_eq!((t.rows.len(), t.faults.len()), (1, 1), "{line}: {:?}", t.faults);
         assert!(t.faults[0].contains(want), "{line}: {}", t.faults[0]);
+    }
+    // What a real holds, and what is no more exact than it is written.
+    for kg in ["9007199254740994", "-0018446744073709551616.00", "1e23", "0.12345678901234567890", "9007199254740991.0"]
+    {
+        let (t, _) = csv(&format!("{HEADER}1,x,1,{kg},,\n"));
+        assert_eq!((t.rows.len(), t.faults), (1, vec![]), "{kg}");
     }
     let (t, _) = read(&[HEADER.as_bytes(), b"1,\xff,1,,,\n"].concat(), Format::Csv, false);
     assert!(t.faults[0].contains("line 2, key sku=\"1\": column name is not UTF-8"), "{:?}", t.faults);
@@ -91,10 +104,15 @@ fn files_that_are_broken_or_half_written_are_refused_with_the_line() {
         (&format!("{HEADER}1,x,1,,,\n2,y,1"), "line 3: the last line has no line break"),
         (&format!("{HEADER}1,x,1,,,"), "line 2: the last line has no line break"),
         (&format!("{HEADER}1,\"x\"y,1,,,\n"), "line 2: text after a closing quote"),
+        ("sku;name;cents;kg;pic;note\n", "line 1: \"sku;name;cents;kg;pic;note\": fields are separated by commas"),
     ] {
         let (_, r) = csv(text);
         let e = r.unwrap_err();
         assert!(e.contains(want), "{text:?}: {e}");
+    }
+    for (mark, format) in [(b"\xff\xfe", Format::Csv), (b"\xfe\xff", Format::Csv), (b"\xff\xfe", Format::Ndjson)] {
+        let (_, r) = read(&[&mark[..], b"s\0k\0u\0"].concat(), format, true);
+        assert_eq!(r.unwrap_err(), "line 1: the file is UTF-16: write it as UTF-8");
     }
     let (t, r) = read(format!("{HEADER}1,x,1,,,").as_bytes(), Format::Csv, true);
     r.unwrap();
@@ -117,8 +135,25 @@ fn ndjson_is_strict_about_types_and_names() {
     for (line, want) in [
         (r#"{"sku":"1","name":"x"}"#, "key sku=\"1\": column cents is missing and may not be NULL"),
         (r#"{"sku":1,"name":"x","cents":1}"#, "column sku is a number, the contract has TEXT"),
-        (r#"{"sku":"1","name":"x","cents":"1"}"#, "column cents is the text \"1\", the contract has INTEGER"),
-        (r#"{"sku":"1","name":"x","cents":1.5}"#, "column cents is the real 1.5"),
+        (r#"{"sku":1.5,"name":"x","cents":1}"#, "column sku is a number, the contract has TEXT: write it in quotes"),
+        (
+            r#"{"sku":"1","name":"x","cents":"1"}"#,
+            "column cents is the text \"1\", the contract has INTEGER: write it without quotes",
+        ),
+        (
+            r#"{"sku":"1","name":"x","cents":1,"kg":"1.5"}"#,
+            "column kg is the text \"1.5\", the contract has REAL: write",
+        ),
+        (r#"{"sku":"1","name":"x","cents":1,"pic":7}"#, "column pic is a number, the contract has BLOB: write base64"),
+        (r#"{"sku":"1","name":"x","cents":1.5}"#, "column cents is the real 1.5, the contract has INTEGER (cents"),
+        (r#"{"sku":"1","name":"x","cents":9007199254740993.0}"#, "column cents is \"9007199254740993.0\", which is no"),
+        (r#"{"sku":"1","name":"x","cents":18446744073709551617}"#, "column cents is \"18446744073709551617\", beyond"),
+        (
+            r#"{"sku":"1","name":"x","cents":1,"kg":9007199254740993}"#,
+            "9007199254740993, which a REAL column would round",
+        ),
+        (r#"{"sku":"1","name":"x","cents":1,"kg":100000000000000000001}"#, "which a REAL column would round"),
+        (r#"{"kg":9007199254740993.0,"sku":"1","name":"x","cents":1}"#, "which a REAL column would round"),
         (r#"{"sku":"1","name":"x","cents":1,"price":2}"#, "column \"price\" is not in the contract"),
         (r#"{"sku":"1","sku":"2","name":"x","cents":1}"#, "column \"sku\" is there twice"),
         (r#"{"sku":"1","name":["x"],"cents":1}"#, "not a JSON object of the table's columns"),
@@ -129,7 +164,15 @@ fn ndjson_is_strict_about_types_and_names() {
         let (t, r) = read(line.as_bytes(), Format::Ndjson, false);
         r.unwrap();
         assert!(t.faults.len() == 1 && t.faults[0].contains(want), "{line}: {:?}", t.faults);
+        assert!(!t.faults[0].contains("query"), "there is none: {:?}", t.faults);
     }
+    let (t, _) = read(b"\n{\"sku\":\n\"1\"}\n", Format::Ndjson, false);
+    let of_line =
+        |n: u64, what: &str| format!("table item, line {n}: not a JSON object of the table's columns: {what}");
+    assert_eq!(t.faults[0], of_line(2, "EOF while parsing a value (byte 7)"), "JSON's own line is not told");
+    assert!(t.faults[1].starts_with(&of_line(3, "invalid type")), "{:?}", t.faults);
+    let exact = r#"{"sku":"1","name":"x","cents":1,"kg":18446744073709551616}"#;
+    assert_eq!(read(exact.as_bytes(), Format::Ndjson, false).0.faults, [""; 0]);
 }
 
 #[test]

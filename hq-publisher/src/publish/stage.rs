@@ -352,7 +352,7 @@ impl Run<'_> {
         report.bad_rows = faults.count;
         report.faults = faults.first.iter().map(|f| format!("{instance}: {f}")).collect();
         let of_bad_table = |d: &&Drop| matches!(&d.what, Ok(What::Table { table, .. }) if faults.first.iter().any(|f| &f.table == table));
-        let reject = drops
+        let reject: Vec<(Drop, String)> = drops
             .iter()
             .filter(of_bad_table)
             .map(|d| match &d.what {
@@ -360,7 +360,9 @@ impl Run<'_> {
                 _ => (d.clone(), String::new()),
             })
             .collect();
-        let text = format!("{} bad rows; nothing of stream {} is published", faults.count, instance.stream);
+        let files: Vec<&str> = reject.iter().map(|(d, _)| d.file.name.as_str()).collect();
+        let files = if files.is_empty() { String::new() } else { format!(" in {}", files.join(", ")) };
+        let text = format!("{} bad rows{files}; nothing of stream {} is published", faults.count, instance.stream);
         Err(Stop::Refused(Box::new(Refusal { code: "BAD_ROWS", text, faults, reject })))
     }
 

@@ -1277,6 +1277,8 @@ async fn drops_are_published_moved_and_refused() {
         ]
     );
     let reason = fs::read_to_string(w.dir.path().join("inbox/rejected/catalog.all.item.csv.reason.txt")).unwrap();
+    let told = &r.instances[&"catalog@all".parse().unwrap()].reason;
+    assert_eq!(told, "2 bad rows in catalog.all.item.csv; nothing of stream catalog is published");
     assert!(
         reason.contains("line 3, key sku=\"b\": column plu is \"one\"")
             && reason.contains("line 4")

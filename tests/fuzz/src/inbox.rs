@@ -100,10 +100,18 @@ fn csv_value(column: usize, field: &[u8]) -> Option<OwnedValue> {
         }
         ColumnType::Real => {
             let r: f64 = text.parse().ok().filter(|_| !text.to_ascii_lowercase().contains(['n', 'i']))?;
-            r.is_finite().then_some(Value::Real(r + 0.0))
+            (r.is_finite() && !is_rounded(text, r)).then_some(Value::Real(r + 0.0))
         }
         ColumnType::Blob => blob(text),
     }
+}
+
+/// Whether a number without an exponent is another one as a real, digits after the point of those below 2^53 apart.
+fn is_rounded(text: &str, r: f64) -> bool {
+    let exact = format!("{:.0}", r.abs());
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let is_same = whole.trim_start_matches(['+', '-', '0']) == exact && fraction.trim_end_matches('0').is_empty();
+    r.abs() >= 2f64.powi(53) && !text.to_ascii_lowercase().contains('e') && !is_same
 }
 
 fn blob(text: &str) -> Option<OwnedValue> {
@@ -131,7 +139,7 @@ pub fn ndjson(data: &[u8]) {
 }
 
 /// An object's members in order, doubles kept.
-struct Members(Vec<(String, serde_json::Value)>);
+struct Members(Vec<(String, Box<serde_json::value::RawValue>)>);
 
 impl<'de> serde::Deserialize<'de> for Members {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -155,26 +163,27 @@ impl<'de> serde::Deserialize<'de> for Members {
 
 fn json_row(line: &[u8]) -> Option<Vec<OwnedValue>> {
     let Members(members) = serde_json::from_slice(line).ok()?;
+    let read = |(name, text): (String, Box<serde_json::value::RawValue>)| {
+        Some((name, serde_json::from_str::<serde_json::Value>(text.get()).ok()?, text))
+    };
+    let members: Vec<_> = members.into_iter().map(read).collect::<Option<_>>()?;
     let names: Vec<&str> = members.iter().map(|m| m.0.as_str()).collect();
     let known = |n: &&str| TABLE.column(n).is_some();
     if !names.iter().all(known) || (1..names.len()).any(|i| names[..i].contains(&names[i])) {
         return None;
     }
     // A value that is no scalar spoils the line, whatever its column.
-    if members.iter().any(|(_, v)| v.is_array() || v.is_object()) {
+    if members.iter().any(|(_, v, _)| v.is_array() || v.is_object()) {
         return None;
     }
-    let value = |column: &proto::schema::Column| {
-        let given = members.iter().find(|m| m.0 == column.name.as_str()).map(|m| &m.1);
-        match given {
-            None => (!column.not_null).then_some(Value::Null),
-            Some(v) => json_value(v, column.ty),
-        }
+    let value = |column: &proto::schema::Column| match members.iter().find(|m| m.0 == column.name.as_str()) {
+        None => (!column.not_null).then_some(Value::Null),
+        Some((_, v, text)) => json_value(v, text.get(), column.ty),
     };
     TABLE.columns.iter().map(value).collect()
 }
 
-fn json_value(json: &serde_json::Value, ty: ColumnType) -> Option<OwnedValue> {
+fn json_value(json: &serde_json::Value, text: &str, ty: ColumnType) -> Option<OwnedValue> {
     use serde_json::Value as Json;
     let whole = match json {
         Json::Bool(b) => Some(i128::from(*b)),
@@ -190,9 +199,12 @@ fn json_value(json: &serde_json::Value, ty: ColumnType) -> Option<OwnedValue> {
         (_, ColumnType::Real) if whole.is_some() => {
             whole.filter(|n| (*n as f64) as i128 == *n).map(|n| Value::Real(n as f64))
         }
-        (Json::Number(n), ColumnType::Real) => n.as_f64().filter(|r| r.is_finite()).map(|r| Value::Real(r + 0.0)),
+        (Json::Number(n), ColumnType::Real) => {
+            n.as_f64().filter(|r| r.is_finite() && !is_rounded(text, *r)).map(|r| Value::Real(r + 0.0))
+        }
+        // One with a point or an exponent counts while it is surely whole.
         (Json::Number(n), ColumnType::Integer) => {
-            let r = n.as_f64().filter(|r| r.fract() == 0.0 && (-(2f64.powi(63))..2f64.powi(63)).contains(r))?;
+            let r = n.as_f64().filter(|r| r.fract() == 0.0 && r.abs() < 2f64.powi(53))?;
             Some(Value::Int(r as i64))
         }
         _ => None,
