@@ -118,6 +118,12 @@ pub fn parse_name(name: &str) -> Option<Result<What, String>> {
     Some(what())
 }
 
+/// The name of the other drop that a table may have: what it says, written the other way.
+pub fn other_way(name: &str) -> Option<String> {
+    let ndjson = name.strip_suffix(".csv").map(|stem| format!("{stem}.ndjson"));
+    ndjson.or_else(|| name.strip_suffix(".ndjson").map(|stem| format!("{stem}.csv")))
+}
+
 /// A file in the inbox as one look saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
@@ -143,8 +149,19 @@ pub struct Drop {
 impl Drop {
     /// Whether the file that was opened and read is, still, what the look saw.
     pub fn is(&self, file: &std::fs::File) -> bool {
-        file.metadata().is_ok_and(|m| (m.len(), shelf::modified_ns(&m)) == self.file.stamp)
+        file.metadata().is_ok_and(|m| stamp(&m) == self.file.stamp)
     }
+
+    /// Whether there is another file for the same table.
+    fn has_rival(&self) -> bool {
+        let is_table = matches!(self.what, Ok(What::Table { .. }));
+        let other = other_way(&self.file.name).filter(|_| is_table);
+        other.is_some_and(|name| self.file.path.with_file_name(name).symlink_metadata().is_ok_and(|m| m.is_file()))
+    }
+}
+
+fn stamp(meta: &std::fs::Metadata) -> (u64, i128) {
+    (meta.len(), shelf::modified_ns(meta))
 }
 
 /// Decides when files are whole: marked by `NAME.ok`, or unchanged for the rest period. Looks are
@@ -292,9 +309,10 @@ impl Inbox {
     }
 
     /// Moves a drop that was published to `done/`. One that changed since it was read stays: it
-    /// says something else now.
+    /// says something else now. So does one whose table got another drop meanwhile: the next run must
+    /// find both, and refuse.
     pub fn done(&self, drop: &Drop) -> Result<bool, ShelfError> {
-        self.move_to("done", drop)
+        if drop.has_rival() { Ok(false) } else { self.move_to("done", drop) }
     }
 
     /// Moves a drop that cannot be published to `rejected/`, the reason beside it.

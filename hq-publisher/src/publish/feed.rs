@@ -14,7 +14,7 @@ use proto::ids::{Audience, Instance, TableName};
 use proto::replica::Replica;
 use proto::schema::{Contract, Table};
 use proto::shelf;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a run reads from.
 pub enum Feed {
@@ -37,9 +37,10 @@ pub struct Drops {
     pub stores_wait: bool,
     /// Drops that cannot be: with the reason, and the instance where the name gives one.
     pub rejected: Vec<(Drop, String)>,
-    /// What keeps drops waiting, for people.
-    pub problems: Vec<String>,
-    /// What lies there under a drop's name and is no file, for people, by its name: not taken while it is there.
+    /// Of which a table has two drops, whole or not, for people: which is the newer one only their sender knows, and
+    /// none is taken while both are there.
+    pub doubles: BTreeMap<Instance, String>,
+    /// What lies there, may be taken for a drop and is none, for people, by its name: not taken while it is there.
     pub strays: BTreeMap<String, String>,
 }
 
@@ -128,6 +129,11 @@ impl Feed {
         faults: &mut Faults,
     ) -> Result<(), ReadError> {
         let Task { stream, instance, zone, .. } = *task;
+        if let Feed::Inbox(drops) = self
+            && let Some(text) = drops.doubles.get(instance)
+        {
+            return Err(ReadError::Source("TWO_DROPS", text.clone()));
+        }
         for table in &stream.contract.tables {
             match self {
                 Feed::Database(db) => {
@@ -213,7 +219,7 @@ impl Drops {
             stores: None,
             stores_wait: false,
             rejected: Vec::new(),
-            problems: Vec::new(),
+            doubles: BTreeMap::new(),
             strays: BTreeMap::new(),
         };
         for (name, what) in look.strays {
@@ -221,9 +227,10 @@ impl Drops {
             let text = format!("{name} in the inbox is {what}, which is left alone: put the file itself there");
             out.strays.insert(name, text);
         }
-        for name in look.waiting {
+        let waiting: BTreeSet<String> = look.waiting.into_iter().collect();
+        for name in &waiting {
             tracing::info!(%name, "still growing; left for the next run");
-            out.stores_wait |= inbox::parse_name(&name) == Some(Ok(What::Stores));
+            out.stores_wait |= inbox::parse_name(name) == Some(Ok(What::Stores));
         }
         for drop in look.ready {
             match drop.what.clone() {
@@ -232,21 +239,21 @@ impl Drops {
                 Ok(What::Table { instance, .. }) if options.stream.as_ref().is_some_and(|s| s != &instance.stream) => {}
                 Ok(What::Table { instance, table, .. }) => match wrong_place(config, &instance) {
                     Some(reason) => out.rejected.push((drop, reason)),
-                    None => out.take(instance, table, drop),
+                    None => out.take(instance, table, drop, &waiting),
                 },
             }
         }
         out
     }
 
-    fn take(&mut self, instance: Instance, table: TableName, drop: Drop) {
-        let tables = self.tables.entry(instance).or_default();
-        if let Some(other) = tables.get(&table) {
-            let problem = format!("{} and {} are for one table: take one away", other.file.name, drop.file.name);
-            self.problems.push(problem);
-            return;
+    fn take(&mut self, instance: Instance, table: TableName, drop: Drop, waiting: &BTreeSet<String>) {
+        let tables = self.tables.entry(instance.clone()).or_default();
+        let growing = inbox::other_way(&drop.file.name).filter(|name| waiting.contains(name));
+        if let Some(other) = growing.or_else(|| tables.get(&table).map(|d| d.file.name.clone())) {
+            let text = format!("{other} and {} are for one table: take one away", drop.file.name);
+            self.doubles.entry(instance).or_insert(text);
         }
-        tables.insert(table, drop);
+        tables.entry(table).or_insert(drop);
     }
 
     /// Rejects drops whose table or audience is not there: known only with contracts and stores. Those of an audience
@@ -343,6 +350,21 @@ mod tests {
             let Err(ReadError::Source(code, reason)) = read else { panic!("{half:?}: {read:?}") };
             assert_eq!(code, "DROP_CHANGED", "{half:?}");
             assert!(reason.contains("left for the next run"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_drop_that_still_grows_is_one_of_two_already() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        fs::write(dir.path().join("inbox/price.zone-east.price.csv"), "sku,cents\n").unwrap();
+        let file = Inbox::new(&dir.path().join("inbox")).look().unwrap().remove(0);
+        let ready = vec![Drop { what: inbox::parse_name(&file.name).unwrap(), file }];
+        for (waiting, doubles) in [("price.zone-east.price.ndjson", 1), ("price.zone-west.price.ndjson", 0)] {
+            let waiting = vec![waiting.to_owned()];
+            let look = inbox::Look { ready: ready.clone(), waiting, ..inbox::Look::default() };
+            let drops = Drops::sort(Inbox::new(dir.path()), look, &config, &PublishOptions::default());
+            assert_eq!(drops.doubles.len(), doubles, "{drops:?}");
         }
     }
 

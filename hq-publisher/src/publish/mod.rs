@@ -831,7 +831,7 @@ impl Run<'_> {
         for (drop, reason) in &drops.rejected {
             report.rejected.push(Rejected { name: drop.file.name.clone(), reason: reason.clone() });
         }
-        for problem in drops.problems.iter().chain(drops.strays.values()) {
+        for problem in drops.strays.values() {
             self.problem(problem.clone());
         }
         if self.options.dry_run {

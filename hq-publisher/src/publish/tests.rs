@@ -1358,6 +1358,63 @@ async fn what_has_a_drops_name_and_is_no_file_is_told_and_left_alone() {
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 4, "one each that it is over");
 }
 
+/// Which of them is the newer one only their sender knows: the other would be published by the next run.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_drops_for_one_table_are_refused_until_one_is_taken_away() {
+    let w = inbox_world().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let names = ["price.zone-east.deal.ndjson", "price.zone-east.price.csv", "price.zone-east.price.ndjson"];
+    drop_file(&w, names[0], "{\"id\":2,\"sku\":\"a\"}\n");
+    drop_file(&w, names[1], "sku,cents\na,101\nb,200\n");
+    drop_file(&w, names[2], "{\"sku\":\"a\",\"cents\":99}\n{\"sku\":\"b\",\"cents\":99}\n");
+    for (plu, dry_run) in [(11, false), (12, true), (12, false)] {
+        drop_file(&w, "catalog.all.item.csv", &format!("sku,name,plu\na,Tea,{plu}\nb,Milk,2\n"));
+        let r = w.publish_as(PublishOptions { dry_run, ..options() }).await;
+        let east = &r.instances[&"price@zone-east".parse().unwrap()];
+        assert_eq!((r.exit_code(), east.code), (3, Some("TWO_DROPS")), "{:?}", r.lines());
+        assert_eq!(east.reason, format!("{} and {} are for one table: take one away", names[1], names[2]));
+        assert_eq!(outcome(&r, "catalog@all"), Outcome::Published, "others go on");
+        assert!(names.iter().all(|n| w.exists(&format!("inbox/{n}")) && w.exists(&format!("inbox/{n}.ok"))));
+        assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1, "it is mailed once");
+    }
+    fs::remove_file(w.dir.path().join("inbox").join(names[2])).unwrap();
+    assert_eq!(w.publish().await.exit_code(), 0);
+    let mut register = w.register("r.db");
+    w.follow("0421", &mut register);
+    assert_eq!(rows(register.connection(), "SELECT sku || cents FROM price ORDER BY 1"), ["a101", "b200"]);
+    assert_eq!(rows(register.connection(), "SELECT id || sku FROM deal"), ["2a"]);
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2, "and that it is over");
+}
+
+/// Drops a file when all is staged.
+struct DropLate<'w>(&'w World, &'static str, &'static str);
+impl Steps for DropLate<'_> {
+    fn before(&self, step: &Step) -> Result<(), Aborted> {
+        if *step == Step::Sign {
+            drop_file(self.0, self.1, self.2);
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_other_drop_comes_while_one_is_published_is_asked_about_by_the_next_run() {
+    let w = inbox_world().await;
+    w.publish().await;
+    drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,101\nb,200\n");
+    let late = "{\"sku\":\"a\",\"cents\":99}\n{\"sku\":\"b\",\"cents\":99}\n";
+    let r = w.publish_cut(&options(), &DropLate(&w, "price.zone-east.price.ndjson", late)).await.unwrap();
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-east")), (0, Outcome::Published), "{:?}", r.lines());
+    assert!(w.exists("inbox/price.zone-east.price.csv"), "the next run finds both");
+    let r = w.publish().await;
+    assert_eq!(r.instances[&"price@zone-east".parse().unwrap()].code, Some("TWO_DROPS"), "{:?}", r.lines());
+    fs::remove_file(w.dir.path().join("inbox/price.zone-east.price.ndjson")).unwrap();
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-east")), (0, Outcome::Unchanged), "{:?}", r.lines());
+    assert!(!w.exists("inbox/price.zone-east.price.csv"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn drops_for_who_is_not_known_yet_wait_with_the_list() {
     let w = inbox_world().await;
