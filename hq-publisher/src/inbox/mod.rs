@@ -16,8 +16,8 @@ use notify::{EventKind, Watcher as _};
 use proto::clock::Clock;
 use proto::failpoint;
 use proto::ids::{Instance, TableName};
-use proto::shelf::{self, Action, ShelfError};
-use std::collections::BTreeMap;
+use proto::shelf::{self, Action, Entry, ShelfError};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -106,9 +106,9 @@ pub fn parse_name(name: &str) -> Option<Result<What, String>> {
     }
     let parts: Vec<&str> = stem.split('.').collect();
     let &[stream, audience, table] = parts.as_slice() else {
-        return Some(
-            Err("a drop is named STREAM.AUDIENCE.TABLE.csv or .ndjson, e.g. price.zone-east.price.csv".into()),
-        );
+        let reason = "a drop is named STREAM.AUDIENCE.TABLE.csv or .ndjson, e.g. price.zone-east.price.csv; the list of \
+                      stores is stores.csv";
+        return Some(Err(reason.into()));
     };
     let told = |e: proto::ids::BadName| e.to_string();
     let what = || {
@@ -118,10 +118,42 @@ pub fn parse_name(name: &str) -> Option<Result<What, String>> {
     Some(what())
 }
 
+/// Whether a name means the list of stores, however it is written.
+pub fn is_list(name: &str) -> bool {
+    name.eq_ignore_ascii_case("stores.csv")
+}
+
 /// The name of the other drop that a table may have: what it says, written the other way.
 pub fn other_way(name: &str) -> Option<String> {
     let ndjson = name.strip_suffix(".csv").map(|stem| format!("{stem}.ndjson"));
     ndjson.or_else(|| name.strip_suffix(".ndjson").map(|stem| format!("{stem}.csv")))
+}
+
+/// Why what lies there is not taken, though its sender may think so.
+fn stray(name: &str, kind: std::fs::FileType, there: &BTreeMap<String, std::fs::FileType>) -> Option<&'static str> {
+    let what = match (kind.is_symlink(), kind.is_dir()) {
+        (true, _) => Some("is a symbolic link, which is left alone: put the file itself there"),
+        (_, true) => Some("is a directory, which is left alone: put the file itself there"),
+        _ if kind.is_file() => None,
+        _ => Some("is no regular file, which is left alone: put the file itself there"),
+    };
+    if what.is_some() {
+        return what.filter(|_| parse_name(name.strip_suffix(".ok").unwrap_or(name)).is_some());
+    }
+    let ends_in_capitals = |end: &str| {
+        let at = name.len().checked_sub(end.len()).and_then(|at| name.get(at..));
+        at.is_some_and(|found| found != end && found.eq_ignore_ascii_case(end))
+    };
+    let is_capital_marker = || ends_in_capitals(".ok") && name.get(..name.len() - 3).and_then(parse_name).is_some();
+    if name.starts_with('.') {
+        None
+    } else if ends_in_capitals(".csv") || ends_in_capitals(".ndjson") || is_capital_marker() {
+        Some("is left alone: write its ending in small letters")
+    } else if parse_name(name).is_none() && there.get(&format!("{name}.ok")).is_some_and(|k| k.is_file()) {
+        Some("is left alone, though NAME.ok lies beside it: the name of a drop ends in .csv or .ndjson")
+    } else {
+        None
+    }
 }
 
 /// A file in the inbox as one look saw it.
@@ -181,7 +213,7 @@ pub struct Look {
     pub waiting: Vec<String>,
     /// When the first of those could be, if nothing changes.
     pub next: Option<Duration>,
-    /// What has a drop's name and is no file: the name, and what it is.
+    /// What may be taken for a drop and is none: the name, and why it is not taken.
     pub strays: Vec<(String, &'static str)>,
 }
 
@@ -193,7 +225,8 @@ impl Watch {
 
     /// Takes a look made at monotonic time `now`.
     pub fn observe(&mut self, files: Vec<Seen>, now: Duration) -> Look {
-        self.since.retain(|name, _| files.iter().any(|f| &f.name == name));
+        let there: BTreeSet<&str> = files.iter().map(|f| f.name.as_str()).collect();
+        self.since.retain(|name, _| there.contains(name.as_str()));
         let mut look = Look::default();
         for file in files {
             let Some(what) = parse_name(&file.name) else { continue };
@@ -232,40 +265,34 @@ impl Inbox {
 
     /// One look.
     pub fn look(&self) -> Result<Vec<Seen>, ShelfError> {
-        let entries = shelf::list(&self.dir)?;
-        let files = || entries.iter().filter(|e| !e.is_dir);
-        Ok(files()
+        let mut files = shelf::list(&self.dir)?;
+        files.retain(|e| !e.is_dir);
+        let markers: BTreeMap<&str, i128> =
+            files.iter().filter_map(|m| Some((m.name.strip_suffix(".ok")?, m.modified_ns))).collect();
+        let is_marked = |e: &Entry| markers.get(e.name.as_str()).is_some_and(|at| *at >= e.modified_ns);
+        Ok(files
+            .iter()
             .map(|e| Seen {
                 name: e.name.clone(),
                 path: e.path.clone(),
                 stamp: (e.bytes, e.modified_ns),
-                marked: files()
-                    .any(|m| m.name.strip_suffix(".ok") == Some(e.name.as_str()) && m.modified_ns >= e.modified_ns),
+                marked: is_marked(e),
             })
             .collect())
     }
 
-    /// What has a drop's name and is no file: it is never followed, opened or moved, for it may lead anywhere.
+    /// What may be taken for a drop and is none: it is never followed, opened or moved, for it may lead anywhere.
     fn strays(&self) -> Result<Vec<(String, &'static str)>, ShelfError> {
         let failed = |source| ShelfError { action: Action::Read, path: self.dir.clone(), source };
-        let mut strays = Vec::new();
+        let mut there = BTreeMap::new();
         for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
             // Files may go while we look.
-            let Ok(kind) = entry.file_type() else { continue };
-            if kind.is_file() || parse_name(&name).is_none() {
-                continue;
+            if let Ok(kind) = entry.file_type() {
+                there.insert(entry.file_name().to_string_lossy().into_owned(), kind);
             }
-            let what = match (kind.is_symlink(), kind.is_dir()) {
-                (true, _) => "a symbolic link",
-                (_, true) => "a directory",
-                _ => "no regular file",
-            };
-            strays.push((name, what));
         }
-        strays.sort_unstable();
-        Ok(strays)
+        Ok(there.iter().filter_map(|(name, kind)| Some((name.clone(), stray(name, *kind, &there)?))).collect())
     }
 
     /// Looks until every drop is whole, but no longer than a few rest periods: a file that still
@@ -326,19 +353,18 @@ impl Inbox {
     }
 
     fn move_to(&self, room: &str, drop: &Drop) -> Result<bool, ShelfError> {
-        let now = self.look()?.into_iter().find(|f| f.name == drop.file.name);
-        if now.is_none_or(|f| f.stamp != drop.file.stamp) {
-            return Ok(false);
-        }
-        self.place(room, drop)
+        let now = drop.file.path.symlink_metadata();
+        if now.is_ok_and(|m| m.is_file() && stamp(&m) == drop.file.stamp) { self.place(room, drop) } else { Ok(false) }
     }
 
     fn place(&self, room: &str, drop: &Drop) -> Result<bool, ShelfError> {
         let dir = self.dir.join(room);
         shelf::create_dir(&dir)?;
         let (from, to) = (&drop.file.path, dir.join(&drop.file.name));
-        // First the marker: alone it would vouch for the next file of that name.
-        failpoint::step("inbox.mark", || shelf::remove(&self.dir.join(format!("{}.ok", drop.file.name))))?;
+        // First the marker: alone it would vouch for the next file of that name. What is no file is none.
+        let marker = self.dir.join(format!("{}.ok", drop.file.name));
+        let is_file = marker.symlink_metadata().is_ok_and(|m| m.is_file());
+        failpoint::step("inbox.mark", || if is_file { shelf::remove(&marker) } else { Ok(()) })?;
         failpoint::step("inbox.move", || shelf::promote(from, &to))?;
         let is_other = shelf::open_regular(&to).is_ok_and(|file| !drop.is(&file));
         if is_other && !from.exists() {

@@ -248,6 +248,27 @@ fn an_older_marker_vouches_for_nothing() {
 }
 
 #[test]
+fn what_may_be_taken_for_a_drop_and_is_none_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let quiet =
+        ["README", "a.all.a.csv", "a.all.a.csv.ok", ".b.all.b.CSV", "c.all.c.csv.part", "d.all.d.json", "CSV", "é"];
+    let named = ["e.all.e.CSV", "f.all.f.ndJson", "g.all.g.csv.OK", "h.all.h.jsonl", "stores.Csv"];
+    for name in quiet.iter().chain(&named).chain(&["e.all.e.CSV.ok", "h.all.h.jsonl.ok"]) {
+        std::fs::write(dir.path().join(name), "x").unwrap();
+    }
+    std::fs::create_dir(dir.path().join("i.all.i.csv.ok")).unwrap();
+    let strays = Inbox::new(dir.path()).strays().unwrap();
+    let found: Vec<&str> = strays.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        found,
+        ["e.all.e.CSV", "f.all.f.ndJson", "g.all.g.csv.OK", "h.all.h.jsonl", "i.all.i.csv.ok", "stores.Csv"]
+    );
+    for (n, why) in [(0, "small letters"), (2, "small letters"), (3, "NAME.ok lies beside it"), (4, "is a directory")] {
+        assert!(strays[n].1.contains(why), "{:?}", strays[n]);
+    }
+}
+
+#[test]
 fn moved_drops_leave_no_marker_and_changed_ones_stay() {
     let dir = tempfile::tempdir().unwrap();
     let inbox = Inbox::new(dir.path());
@@ -263,6 +284,10 @@ fn moved_drops_leave_no_marker_and_changed_ones_stay() {
     assert!(inbox.done(&d).unwrap());
     assert!(dir.path().join("done/a.all.a.csv").exists());
     assert!(inbox.look().unwrap().is_empty());
+    // What is no file was no marker.
+    put("a.all.a.csv", "x");
+    std::fs::create_dir(dir.path().join("a.all.a.csv.ok")).unwrap();
+    assert!(inbox.done(&drop_of("a.all.a.csv")).unwrap());
     put("b.all.b.csv", "x");
     let d = drop_of("b.all.b.csv");
     put("b.all.b.csv", "other");

@@ -222,19 +222,22 @@ impl Drops {
             doubles: BTreeMap::new(),
             strays: BTreeMap::new(),
         };
-        for (name, what) in look.strays {
-            out.stores_wait |= inbox::parse_name(&name) == Some(Ok(What::Stores));
-            let text = format!("{name} in the inbox is {what}, which is left alone: put the file itself there");
+        for (name, why) in look.strays {
+            out.stores_wait |= inbox::is_list(&name);
+            let text = format!("{name} in the inbox {why}");
             out.strays.insert(name, text);
         }
         let waiting: BTreeSet<String> = look.waiting.into_iter().collect();
         for name in &waiting {
             tracing::info!(%name, "still growing; left for the next run");
-            out.stores_wait |= inbox::parse_name(name) == Some(Ok(What::Stores));
+            out.stores_wait |= inbox::is_list(name);
         }
         for drop in look.ready {
             match drop.what.clone() {
-                Err(reason) => out.rejected.push((drop, reason)),
+                Err(reason) => {
+                    out.stores_wait |= inbox::is_list(&drop.file.name);
+                    out.rejected.push((drop, reason));
+                }
                 Ok(What::Stores) => out.stores = Some(drop),
                 Ok(What::Table { instance, .. }) if options.stream.as_ref().is_some_and(|s| s != &instance.stream) => {}
                 Ok(What::Table { instance, table, .. }) => match wrong_place(config, &instance) {

@@ -838,7 +838,7 @@ impl Run<'_> {
             return Ok(());
         }
         let stray = |(name, text): (&String, &String)| {
-            (format!("inbox {name}"), (format!("{name} in the inbox is no file"), text.clone()))
+            (format!("inbox {name}"), (format!("{name} in the inbox is left alone"), text.clone()))
         };
         let strays = drops.strays.iter().map(stray).collect();
         mail::publish_notices(self.ledger, self.clock, "inbox ", &strays).await?;

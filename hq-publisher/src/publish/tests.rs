@@ -1430,10 +1430,25 @@ async fn drops_for_who_is_not_known_yet_wait_with_the_list() {
         assert!(north.iter().all(|n| w.exists(n) && w.exists(&format!("{n}.ok"))), "{:?}", r.lines());
         assert!(r.notes.iter().any(|n| n.contains("no store has the audience zone-north, and stores.csv waits")));
     }
+    // One that is not named so, but meant.
+    fs::remove_file(w.dir.path().join("inbox/stores.csv")).unwrap();
+    for name in ["Stores.csv", "stores.CSV"] {
+        drop_file(&w, name, "id,zone\n0421,east\n0422,west\n0423,north\n");
+        let r = w.publish().await;
+        assert!(r.exit_code() == 3 && north.iter().all(|n| w.exists(n)), "{name}: {:?}", r.lines());
+    }
+    fs::remove_file(w.dir.path().join("inbox/stores.CSV")).unwrap();
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let subjects = async || -> Vec<String> {
+        let mails = ledger.unsent_mails().await.unwrap();
+        mails.into_iter().map(|m| m.subject).filter(|s| s.contains("list of stores")).collect()
+    };
+    assert_eq!(subjects().await.len(), 1, "one, however often it is refused: {:?}", subjects().await);
     drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n0423,north");
     let r = w.publish().await;
     assert_eq!((r.exit_code(), outcome(&r, "price@zone-north")), (0, Outcome::Published), "{:?}", r.lines());
     assert!(!w.exists(north[0]) && !w.exists("inbox/stores.csv"));
+    assert_eq!(subjects().await.len(), 2, "and that it is over: {:?}", subjects().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
