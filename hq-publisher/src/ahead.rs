@@ -30,7 +30,7 @@ impl Reading {
 
     fn tell(&self, said: Said) -> Result<(), SinkError> {
         // Its own error says why; this one is not shown.
-        self.say.send(said).map_err(|_| SinkError("the scratch database takes no more".into()))
+        self.say.send(said).map_err(|_| SinkError::Failed("the scratch database takes no more".into()))
     }
 }
 
@@ -62,16 +62,17 @@ pub fn load<E: Send>(
             done
         };
         let thread = Builder::new().name("source".into()).spawn_scoped(scope, work);
-        let thread = thread.map_err(|e| SinkError(format!("no thread to read the source: {e}")))?;
+        let thread = thread.map_err(|e| SinkError::Failed(format!("no thread to read the source: {e}")))?;
         for said in heard {
             match said {
                 Said::Fault(fault) => loader.fault(fault)?,
                 Said::Rows(rows) => rows.iter().try_for_each(|row| {
-                    let row = from_canonical(row, columns).ok_or_else(|| SinkError("a row was mangled".into()))?;
+                    let row =
+                        from_canonical(row, columns).ok_or_else(|| SinkError::Failed("a row was mangled".into()))?;
                     loader.row(&row, None)
                 })?,
             }
         }
-        thread.join().map_err(|_| SinkError("reading the source ended in a panic".into()))
+        thread.join().map_err(|_| SinkError::Failed("reading the source ended in a panic".into()))
     })
 }

@@ -413,7 +413,7 @@ impl RowSink for Loader<'_> {
             Ok(()) => {
                 self.rows += 1;
                 if self.rows > self.limits.rows {
-                    return Err(SinkError(format!(
+                    return Err(SinkError::TooMany(format!(
                         "table {}: more than limits.rows = {}",
                         self.table.name, self.limits.rows
                     )));
@@ -429,7 +429,7 @@ impl RowSink for Loader<'_> {
                 self.tell(row, line, None, format!("the contract cannot judge the row: {e}"));
                 Ok(())
             }
-            Err(e) => Err(SinkError(self.scratch.failed(e).to_string())),
+            Err(e) => Err(SinkError::Failed(self.scratch.failed(e).to_string())),
         }
     }
 

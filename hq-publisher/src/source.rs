@@ -102,10 +102,16 @@ pub trait RowSink {
     fn fault(&mut self, fault: RowFault) -> Result<(), SinkError>;
 }
 
-/// The sink cannot go on: the disk or the scratch database, never a row.
+/// The sink cannot go on, whatever rows come.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct SinkError(pub String);
+pub enum SinkError {
+    /// The disk or the scratch database.
+    #[error("{0}")]
+    Failed(String),
+    /// More rows came than readers take.
+    #[error("{0}")]
+    TooMany(String),
+}
 
 /// A row's key for people: `sku="123"`, `store="0421" sku="7"`. `get` gives a column's value.
 pub fn key_for_people<'v>(table: &Table, get: impl Fn(usize) -> Option<Value<'v>>) -> String {

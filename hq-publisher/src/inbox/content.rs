@@ -1,7 +1,7 @@
 //! What is in a drop: CSV or NDJSON rows, by column name, typed by the contract.
 
 use super::csv::{Reader, is_utf_16};
-use super::{FileError, Format};
+use super::{Blame, FileError, Format};
 use crate::source::{Problem, RowFault, RowSink, StoreList, StoreRow, key_for_people, match_columns};
 use crate::source_db::convert::Raw;
 use base64::Engine as _;
@@ -364,5 +364,5 @@ pub fn read_stores(input: impl Read, complete: bool, max: u64) -> Result<Vec<Sto
         }
         ends_whole(&csv, complete, line)?;
     }
-    list.finish().map_err(|e| FileError { line: None, reason: e.to_string(), sink: None })
+    list.finish().map_err(|e| FileError { line: None, reason: e.to_string(), blame: Blame::File })
 }

@@ -49,32 +49,42 @@ pub enum What {
     },
 }
 
-/// A drop that is not what it should be, with the line.
+/// A drop that could not be read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileError {
     /// The line, counted from 1.
     pub line: Option<u64>,
     /// What is wrong.
     pub reason: String,
-    /// Not the file's fault: where its rows go failed.
-    pub sink: Option<SinkError>,
+    /// With what.
+    pub blame: Blame,
+}
+
+/// What is to blame for a drop that was not read to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blame {
+    /// The file says something wrong.
+    File,
+    /// The disk it lies on: what it says is not known.
+    Disk,
+    /// Where its rows go.
+    Sink(SinkError),
 }
 
 impl FileError {
     const UTF_16: &str = "the file is UTF-16: write it as UTF-8";
 
     fn at(line: u64, reason: impl Into<String>) -> Self {
-        FileError { line: Some(line), reason: reason.into(), sink: None }
+        FileError { line: Some(line), reason: reason.into(), blame: Blame::File }
     }
     fn read(e: std::io::Error) -> Self {
-        let e = SinkError(format!("reading a drop: {e}"));
-        FileError::from(e)
+        FileError { line: None, reason: format!("it cannot be read: {e}"), blame: Blame::Disk }
     }
 }
 
 impl From<SinkError> for FileError {
     fn from(e: SinkError) -> Self {
-        FileError { line: None, reason: e.to_string(), sink: Some(e) }
+        FileError { line: None, reason: e.to_string(), blame: Blame::Sink(e) }
     }
 }
 

@@ -175,6 +175,24 @@ fn ndjson_is_strict_about_types_and_names() {
     assert_eq!(read(exact.as_bytes(), Format::Ndjson, false).0.faults, [""; 0]);
 }
 
+/// Whose fault it is decides whether the file goes to `rejected/`.
+#[test]
+fn a_disk_that_fails_is_not_the_files_fault() {
+    struct Fails;
+    impl std::io::Read for Fails {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("stale"))
+        }
+    }
+    use std::io::Read as _;
+    for (text, format) in [("", Format::Csv), (HEADER, Format::Csv), ("{", Format::Ndjson)] {
+        let mut taken = Taken::default();
+        let e = read_table(text.as_bytes().chain(Fails), format, true, 1000, &table(), &mut taken).unwrap_err();
+        assert_eq!((e.blame, e.reason.as_str()), (Blame::Disk, "it cannot be read: stale"), "{text}");
+    }
+    assert_eq!(read_stores(b"id\n".chain(Fails), true, 1000).unwrap_err().blame, Blame::Disk);
+}
+
 #[test]
 fn stores_are_read_from_csv() {
     let stores = read_stores(&b"region,id,zone\nNorth,2,\n,1,east\n"[..], false, 1000).unwrap();

@@ -5,9 +5,9 @@ use super::stage::Task;
 use super::{PublishError, PublishOptions};
 use crate::ahead;
 use crate::config::{AudienceKind, Config, SourceKind};
-use crate::inbox::{self, Drop, FileError, Inbox, What};
+use crate::inbox::{self, Blame, Drop, FileError, Inbox, What};
 use crate::scratch::{Scratch, ScratchError};
-use crate::source::{Faults, RowFault, StoreRow};
+use crate::source::{Faults, RowFault, SinkError, StoreRow};
 use crate::source_db::{Database, Names, SourceError};
 use proto::clock::Clock;
 use proto::ids::{Audience, Instance, TableName};
@@ -57,7 +57,10 @@ pub enum ReadError {
 
 impl From<ScratchError> for ReadError {
     fn from(e: ScratchError) -> Self {
-        ReadError::Scratch(e)
+        match e {
+            ScratchError::Sink(SinkError::TooMany(text)) => ReadError::Source("LIMITS", text),
+            other => ReadError::Scratch(other),
+        }
     }
 }
 
@@ -152,7 +155,7 @@ impl Feed {
                         })
                     });
                     read.map_err(ScratchError::from)?.map_err(|e| match e {
-                        SourceError::Sink(e) => ReadError::Scratch(e.into()),
+                        SourceError::Sink(e) => ScratchError::from(e).into(),
                         SourceError::Columns { .. } => ReadError::Source("COLUMNS", e.to_string()),
                         other => ReadError::Source("SOURCE", other.to_string()),
                     })?;
@@ -182,12 +185,13 @@ fn read_drop(
     let mut loader = scratch.loader(table, &config.limits, faults)?;
     let read = inbox::read_table(&file, format, drop.file.marked, config.limits.line_bytes, table, &mut loader);
     match read {
-        Err(FileError { sink: Some(sink), .. }) => Err(ReadError::Scratch(sink.into())),
+        Err(FileError { blame: Blame::Sink(sink), .. }) => Err(ScratchError::from(sink).into()),
         // Before what was found in it: half of one text and half of another is nobody's fault.
         _ if !drop.is(&file) => {
             let reason = format!("{} changed while it was read; it is left for the next run", drop.file.name);
             Err(ReadError::Source("DROP_CHANGED", reason))
         }
+        Err(e) if e.blame == Blame::Disk => Err(ReadError::Source("DROP", format!("{}: {e}", drop.file.name))),
         Err(e) => Err(ReadError::Drop(Box::new(drop.clone()), e)),
         Ok(()) => Ok(()),
     }
@@ -354,6 +358,24 @@ mod tests {
             assert_eq!(code, "DROP_CHANGED", "{half:?}");
             assert!(reason.contains("left for the next run"), "{reason}");
         }
+    }
+
+    #[test]
+    fn a_drop_that_cannot_be_read_is_not_a_wrong_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let contract = Contract::parse(DDL, &Limits::default()).unwrap();
+        // Its first page is never there: reading it fails, whoever does.
+        let path = std::path::PathBuf::from("/proc/self/mem");
+        let meta = fs::metadata(&path).unwrap();
+        let stamp = (meta.len(), shelf::modified_ns(&meta));
+        let name = "price.zone-east.price.csv".to_owned();
+        let what = inbox::parse_name(&name).unwrap();
+        let drop = Drop { what, file: inbox::Seen { name, path, stamp, marked: true } };
+        let scratch = Scratch::create(&dir.path().join("scratch.db"), &contract).unwrap();
+        let read = read_drop(&config, &drop, &contract.tables[0], &scratch, &mut Faults::telling(9));
+        let Err(ReadError::Source("DROP", reason)) = read else { panic!("{read:?}") };
+        assert!(reason.starts_with("price.zone-east.price.csv: it cannot be read: "), "{reason}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::steps::Step;
 use super::{PublishError, Run};
 use crate::config::AudienceKind;
 use crate::guard;
-use crate::inbox::{self, Drop};
+use crate::inbox::{self, Blame, Drop};
 use crate::mail;
 use crate::source::{self, StoreRow};
 use crate::source_db::SourceError;
@@ -31,7 +31,7 @@ impl Run<'_> {
                 told.iter().try_for_each(|t| source::cases_agree(t, &ids)).map_err(SourceError::from)?;
                 told
             }
-            Feed::Inbox(drops) => self.dropped_stores(drops, &ids),
+            Feed::Inbox(drops) => self.dropped_stores(drops, &ids).await?,
         };
         let Some(mut told) = told else {
             report.stores = known.len();
@@ -58,17 +58,36 @@ impl Run<'_> {
         Ok(told)
     }
 
-    fn dropped_stores(&self, drops: &mut Drops, known: &[StoreId]) -> Option<Vec<StoreRow>> {
-        let drop = drops.stores.clone()?;
-        match read(&drop, known, self.config.limits.line_bytes) {
-            Ok(Some(stores)) => return Some(stores),
-            Ok(None) => {
+    async fn dropped_stores(
+        &self,
+        drops: &mut Drops,
+        known: &[StoreId],
+    ) -> Result<Option<Vec<StoreRow>>, PublishError> {
+        let Some(drop) = drops.stores.clone() else { return Ok(None) };
+        let text = match read(&drop, known, self.config.limits.line_bytes) {
+            Ok(stores) => return Ok(Some(stores)),
+            Err(NotRead::Changed) => {
                 self.problem(format!("{} changed while it was read; it is left for the next run", drop.file.name));
+                None
             }
-            Err(reason) => drops.rejected.push((drop, reason)),
-        }
+            Err(NotRead::Waits(reason)) => {
+                let text = format!("{} is left for the next run: {reason}", drop.file.name);
+                self.problem(text.clone());
+                Some(text)
+            }
+            Err(NotRead::Wrong(reason)) => {
+                let text = format!("{} was rejected: {reason}", drop.file.name);
+                drops.rejected.push((drop, reason));
+                Some(text)
+            }
+        };
         (drops.stores, drops.stores_wait) = (None, true);
-        None
+        if let Some(text) = text.filter(|_| !self.options.dry_run) {
+            let text = format!("{text}\n\nWho was in the list before it is published to.");
+            let problem = Some(("The list of stores cannot be taken", text.as_str()));
+            mail::publish_notice(self.ledger, self.clock, "stores", problem).await?;
+        }
+        Ok(None)
     }
 
     fn tell_stores_without_zone(contracts: &Contracts, stores: &[StoreRow], report: &mut PublishReport) {
@@ -85,16 +104,30 @@ impl Run<'_> {
     }
 }
 
-/// The stores in a drop; `None` when it changed meanwhile.
-fn read(drop: &Drop, known: &[StoreId], line_bytes: u64) -> Result<Option<Vec<StoreRow>>, String> {
-    let file = shelf::open_regular(&drop.file.path).map_err(|e| e.to_string())?;
-    let stores = inbox::read_stores(&file, drop.file.marked, line_bytes).map_err(|e| e.to_string());
+/// Why a list is not taken.
+#[derive(Debug, PartialEq)]
+enum NotRead {
+    /// It changed meanwhile.
+    Changed,
+    /// Its disk, or its rights: what it says is not known.
+    Waits(String),
+    /// It says something wrong.
+    Wrong(String),
+}
+
+/// The stores in a drop.
+fn read(drop: &Drop, known: &[StoreId], line_bytes: u64) -> Result<Vec<StoreRow>, NotRead> {
+    let file = shelf::open_regular(&drop.file.path).map_err(|e| NotRead::Waits(e.to_string()))?;
+    let stores = inbox::read_stores(&file, drop.file.marked, line_bytes);
     if !drop.is(&file) {
-        return Ok(None);
+        return Err(NotRead::Changed);
     }
-    let stores = stores?;
-    source::cases_agree(&stores, known).map_err(|e| e.to_string())?;
-    Ok(Some(stores))
+    let stores = stores.map_err(|e| match e.blame {
+        Blame::File => NotRead::Wrong(e.to_string()),
+        _ => NotRead::Waits(e.to_string()),
+    })?;
+    source::cases_agree(&stores, known).map_err(|e| NotRead::Wrong(e.to_string()))?;
+    Ok(stores)
 }
 
 #[cfg(test)]
@@ -110,10 +143,24 @@ mod tests {
         std::fs::write(&path, "id,zone\n1,east\n").unwrap();
         let file = Inbox::new(dir.path()).look().unwrap().remove(0);
         let drop = Drop { file, what: Ok(What::Stores) };
-        assert_eq!(read(&drop, &[], 1000).unwrap().unwrap().len(), 1);
+        assert_eq!(read(&drop, &[], 1000).unwrap().len(), 1);
         for half in ["id,zone\n1,east\n2,west\n", "id,zone\n1,ea"] {
             std::fs::write(&path, half).unwrap();
-            assert_eq!(read(&drop, &[], 1000), Ok(None));
+            assert_eq!(read(&drop, &[], 1000), Err(NotRead::Changed));
         }
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_opened_is_not_a_wrong_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stores.csv");
+        std::fs::write(&path, "id\n1\n").unwrap();
+        let file = Inbox::new(dir.path()).look().unwrap().remove(0);
+        let drop = Drop { file, what: Ok(What::Stores) };
+        // Root may open anything but what is no file.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let e = read(&drop, &[], 1000).unwrap_err();
+        assert!(matches!(&e, NotRead::Waits(why) if why.contains("cannot open")), "{e:?}");
     }
 }

@@ -402,6 +402,18 @@ async fn bad_rows_stop_their_stream_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_rows_than_readers_take_stop_their_stream_only() {
+    let w = World::with(&format!("{CONFIG}\n[limits]\nrows = 450\n")).await;
+    w.publish().await;
+    w.sql("INSERT INTO item SELECT 'more' || plu, name, plu + 1000 FROM item LIMIT 51; UPDATE price SET cents = 7");
+    let r = w.publish().await;
+    let item = &r.instances[&"catalog@all".parse().unwrap()];
+    assert_eq!((r.exit_code(), item.code), (3, Some("LIMITS")), "{:?}", r.lines());
+    assert_eq!(item.reason, "table item: more than limits.rows = 450");
+    assert_eq!(outcome(&r, "price@zone-east"), Outcome::Published);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_table_or_column_is_named_and_others_go_on() {
     let w = World::new().await;
     w.sql("ALTER TABLE deal RENAME TO deals");

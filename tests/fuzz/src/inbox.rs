@@ -4,7 +4,7 @@
 
 use crate::Drip;
 use base64::Engine as _;
-use hq_publisher::inbox::{FileError, Format, read_stores, read_table};
+use hq_publisher::inbox::{Blame, FileError, Format, read_stores, read_table};
 use hq_publisher::source::{RowFault, RowSink, SinkError, StoreRow};
 use proto::limits::Limits;
 use proto::schema::{Contract, Table};
@@ -54,7 +54,7 @@ fn table(file: &[u8], format: Format, complete: bool) -> Option<Taken> {
             Some(taken)
         }
         Err(e) => {
-            assert!(e.sink.is_none() && e.line.is_some_and(|l| l <= 1 + file.len() as u64), "{e:?}");
+            assert!(e.blame == Blame::File && e.line.is_some_and(|l| l <= 1 + file.len() as u64), "{e:?}");
             None
         }
     }
