@@ -139,7 +139,7 @@ async fn all_is_well(ledger: &Ledger, clock: &dyn Clock) -> Result<(), LedgerErr
 }
 
 async fn tell_of_failure(ledger: &Ledger, clock: &dyn Clock, e: &PublishError) -> Result<(), LedgerError> {
-    // Past the commit point: it is out of a store's reach, and not undone.
+    // Past the commit point it is not undone.
     let is_signed = matches!(e, PublishError::Manifests(ManifestsError::NotPut(_)))
         || !ledger.publications(State::Signed).await?.is_empty();
     let what = match is_signed {
@@ -535,8 +535,9 @@ impl Run<'_> {
     async fn learn(&mut self, contracts: &Contracts) -> Result<(), PublishError> {
         self.heads = self.ledger.heads().await?;
         // Any signature goes above what overtook the ledger, and no store's list tells of it any more.
+        let is_set_back = self.ledger.is_set_back().await?;
         self.behind = behind::look(self.ledger, self.buckets, &self.heads).await?;
-        if !self.options.dry_run && self.ledger.is_set_back().await? {
+        if is_set_back && !self.options.dry_run {
             behind::note(self.ledger, &self.behind).await?;
             self.ledger.set_back_is_known().await?;
         }
