@@ -86,7 +86,7 @@ struct Heard {
     age: Duration,
     /// Monotonic time since when it is heard again; none while it was never away.
     back: Option<Duration>,
-    /// Monotonic time since when it holds a list older than its store's, and came no nearer.
+    /// Monotonic time since when it holds an older list than it could have, and came no nearer.
     stuck: Option<Duration>,
     seq: u64,
     /// The list that it holds, by its heartbeat; 0: none.
@@ -202,18 +202,23 @@ impl Intake {
         of_store.insert(id, heard);
     }
 
-    /// Notes who holds an older list than the one of its store with this serial. A register's time counts while its
-    /// relay is heard and has the list.
+    /// Notes who holds an older list than it could have: a relay, than its store's with this serial; a register, than its
+    /// relay, whose silence its time waits for.
     pub fn expect(&self, serials: &BTreeMap<StoreId, Serials>) {
         let now = self.clock.monotonic();
         for (store, devices) in &mut self.state().heard.0 {
-            let wanted = serials.get(store).map(|s| s.wake);
-            let behind = |h: &Heard| wanted.is_some_and(|w| h.serial < w);
-            let at_hand = |relay: &Heard| !behind(relay) && relay.silent_for(now) < self.store_silent;
-            let has_it = devices.get(&DeviceId::Relay(store.clone())).is_some_and(at_hand);
+            // One that is signed and not in the bucket yet says nothing of who had the one before: with a publish every few
+            // minutes it would end what counts for a quarter of an hour.
+            let Some(wanted) = serials.get(store).map(|s| s.wake).filter(|w| *w > 0) else { continue };
+            let relay = devices.get(&DeviceId::Relay(store.clone()));
+            let at_hand = relay.filter(|r| r.silent_for(now) < self.store_silent).map(|r| r.serial.min(wanted));
             for (id, h) in devices {
-                let since = h.stuck.filter(|_| has_it || matches!(id, DeviceId::Relay(_))).unwrap_or(now);
-                h.stuck = behind(h).then_some(since);
+                let (could_have, counts) = match id {
+                    DeviceId::Relay(_) => (wanted, true),
+                    DeviceId::Register(_) => (at_hand.unwrap_or(wanted), at_hand.is_some()),
+                };
+                let since = h.stuck.filter(|_| counts).unwrap_or(now);
+                h.stuck = (h.serial < could_have).then_some(since);
             }
         }
     }
@@ -681,14 +686,64 @@ mod tests {
         assert_eq!(stuck(4), None);
         // A register has time from when its relay has the list.
         let register = || i.views(&["1-1".parse().unwrap()])[0].stuck_for.map(|d| d.as_secs());
-        take(&i, vec![beat("1-1", 1, &key(2), 0, &[])]).await;
-        assert_eq!((stuck(5), register()), (Some(0), Some(0)));
+        take(&i, vec![resealed(beat("1-1", 1, &key(2), 0, &[]), &key(2), |b| b.serial = Some(4))]).await;
+        assert_eq!((stuck(5), register()), (Some(0), None));
         w.clock.advance(s(9));
-        assert_eq!((stuck(5), register()), (Some(9), Some(0)));
+        assert_eq!((stuck(5), register()), (Some(9), None));
         take(&i, vec![with(5, Some(5))]).await;
         assert_eq!((stuck(5), register()), (None, Some(0)));
         w.clock.advance(s(9));
         assert_eq!((stuck(5), register()), (None, Some(9)));
+        // Of a relay that is silent nobody gets anything; from its return on it counts anew.
+        w.clock.advance(s(300));
+        assert_eq!((stuck(5), register()), (None, Some(0)));
+        w.clock.advance(s(9));
+        take(&i, vec![with(6, Some(5))]).await;
+        assert_eq!((stuck(5), register()), (None, Some(9)));
+    }
+
+    /// A publish every 300 s, looked at between sign and put, and before any relay has it: a frozen source, a register that
+    /// refuses its list, and beside them a store that is always late and gets each list.
+    #[tokio::test]
+    async fn publishes_in_quick_succession_hide_nobody_who_gets_nothing() {
+        let w = World::new().await;
+        for (n, id) in [(3, "2"), (4, "2-1"), (5, "3"), (6, "3-1")] {
+            w.ledger.enrol(&id.parse().unwrap(), &key(n).public(), w.clock.now()).await.unwrap();
+        }
+        let i = w.intake().await;
+        let holds = |n: u8, id: &str, seq: u64, serial: u64| {
+            resealed(beat(id, seq, &key(n), 0, &[]), &key(n), |b| b.serial = Some(serial))
+        };
+        let (mut seq, ids) = (0, w.ledger.enrolled().await.unwrap());
+        for publish in 1..=5 {
+            let (new, stores) = (10 + publish, ["1", "2", "3"].map(|id| id.parse::<StoreId>().unwrap()));
+            let serials = |wake| stores.iter().map(|s| (s.clone(), Serials { wake, signed: new })).collect();
+            for (second, serial_2, serial_3) in [(0, new - 1, new - 2), (60, new, new - 2), (200, new, new - 1)] {
+                i.expect(&serials(if second == 0 { 0 } else { new }));
+                w.clock.advance(s(if second == 0 { 60 } else { 120 }));
+                seq += 1;
+                let of_2 = [holds(3, "2", seq, serial_2), holds(4, "2-1", seq, 9)];
+                let of_3 = [holds(5, "3", seq, serial_3), holds(6, "3-1", seq, serial_3)];
+                let of_1 = [holds(1, "1", seq, 10), holds(2, "1-1", seq, 10)];
+                take(&i, of_1.into_iter().chain(of_2).chain(of_3).collect()).await;
+                i.expect(&serials(new));
+            }
+        }
+        // The next one is just put.
+        let serials = ["1", "2", "3"].map(|id| (id.parse().unwrap(), Serials { wake: 16, signed: 16 })).into();
+        i.expect(&serials);
+        let (published, alerts) = (Published::new(), AlertsConfig::default());
+        let assessment = fleet::assess(&Fleet {
+            devices: &i.views(&ids),
+            complaints: &[],
+            published: &published,
+            serials: &serials,
+            expiring: &[],
+            own_disk: None,
+            alerts: &alerts,
+            now: w.clock.now(),
+        });
+        assert_eq!(assessment.findings.into_keys().collect::<Vec<_>>(), ["register-stuck/2-1", "store-stuck/1"]);
     }
 
     #[tokio::test]
