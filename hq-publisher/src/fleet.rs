@@ -431,10 +431,17 @@ fn told_fault(id: &DeviceId, f: &Fault) -> Option<Told> {
     }
 }
 
-/// A device's own words: one line, not a page.
+/// A fault in a device's own words, each of them a line and not a page. PostgreSQL keeps no NUL, and nothing that is
+/// written together with one.
+pub fn in_lines(f: &Fault) -> Fault {
+    let object = f.object.as_deref().map(|o| one_line(o, 200));
+    Fault { code: one_line(&f.code, 40), object, text: one_line(&f.text, 1000), ..f.clone() }
+}
+
 fn fault_line(id: &DeviceId, f: &Fault) -> String {
-    let object = f.object.as_deref().map(|o| format!(" ({})", one_line(o, 200))).unwrap_or_default();
-    format!("{id}, since {}: {}{object}", f.since, one_line(&f.text, 1000))
+    let f = in_lines(f);
+    let object = f.object.map(|o| format!(" ({o})")).unwrap_or_default();
+    format!("{id}, since {}: {}{object}", f.since, f.text)
 }
 
 fn expiring(fleet: &Fleet<'_>, a: &mut Assessment) {

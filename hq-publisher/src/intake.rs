@@ -4,7 +4,7 @@
 //! never believe an unsigned word but the age of a beat that a relay passes on. The ledger is written
 //! before the answer is given: if the power goes, an answered beat is there.
 
-use crate::fleet::{DeviceView, Published};
+use crate::fleet::{DeviceView, Published, in_lines};
 use crate::ledger::{BeatOutcome, BeatRow, Complaint, DeviceRow, Ledger, LedgerError, Serials};
 use proto::clock::{Clock, Timestamp, before, since};
 use proto::dsse;
@@ -116,7 +116,7 @@ fn is_told_once(f: &Fault) -> bool {
 /// A device's clock may run ahead or behind: how long ago a fault began counts, from when the device was heard.
 fn complaints(beat: &Heartbeat, heard: Timestamp) -> Vec<Fault> {
     let of = beat.errors.iter().filter(|f| is_told_once(f)).take(COMPLAINTS);
-    of.map(|f| Fault { since: before(heard, since(beat.sent_at, f.since)), ..f.clone() }).collect()
+    of.map(|f| Fault { since: before(heard, since(beat.sent_at, f.since)), ..in_lines(f) }).collect()
 }
 
 impl Heard {
@@ -275,7 +275,7 @@ impl Intake {
     }
 
     /// Records beats and notes what they say. Those that come while others are written are written together, in their
-    /// order: a sync for all of them.
+    /// order: a sync for all of them. Where one cannot be kept, whoever sent it is told so, and nobody else.
     async fn record(
         &self,
         rows: Vec<BeatRow>,
@@ -291,18 +291,29 @@ impl Intake {
         }
         let mut together = std::mem::take(&mut *self.waiting());
         let all: Vec<BeatRow> = together.iter_mut().flat_map(|w| std::mem::take(&mut w.rows)).collect();
-        let written = failpoint::around("intake.record", self.ledger.record_beats(&all)).await;
-        let mut rest = written.as_deref().ok();
+        let write = async |rows: &[BeatRow]| failpoint::around("intake.record", self.ledger.record_beats(rows)).await;
+        let written = write(&all).await;
+        let (mut from, is_one) = (0, together.len() == 1);
         for Waiting { said, at, tell, .. } in together {
-            let outcomes = rest.map(|r| r.split_at(said.len()));
-            rest = outcomes.map(|(_, rest)| rest);
-            let outcomes = outcomes.map(|(now, _)| now.to_vec());
+            let its = from..from + said.len();
+            from = its.end;
+            let outcomes = match &written {
+                Ok(outcomes) => Some(outcomes[its].to_vec()),
+                Err(e) if e.is_of_values() && !is_one => {
+                    let of = all[its.start].device.store();
+                    let alone = write(&all[its]).await;
+                    alone.inspect_err(|e| tracing::warn!(store = %of, "heartbeats that cannot be kept: {e}")).ok()
+                }
+                Err(_) => None,
+            };
             self.note(said.into_iter().zip(outcomes.iter().flatten()), at);
             let _ = tell.send(outcomes);
         }
         // Its own are among them.
-        let own = told.try_recv().ok().flatten();
-        written.and_then(|_| own.ok_or_else(not_written))
+        match told.try_recv().ok().flatten() {
+            Some(outcomes) => Ok(outcomes),
+            None => Err(written.err().unwrap_or_else(not_written)),
+        }
     }
 
     /// Takes in what recorded beats say.
@@ -507,7 +518,7 @@ mod tests {
     use proto::keys::SecretKey;
 
     struct World {
-        _dir: tempfile::TempDir,
+        dir: tempfile::TempDir,
         ledger: Ledger,
         clock: Arc<TestClock>,
     }
@@ -531,7 +542,7 @@ mod tests {
             for (n, id) in [(1, "1"), (2, "1-1")] {
                 ledger.enrol(&id.parse().unwrap(), &key(n).public(), clock.now()).await.unwrap();
             }
-            World { _dir: dir, ledger, clock }
+            World { dir, ledger, clock }
         }
         async fn intake(&self) -> Intake {
             Intake::open(self.ledger.clone(), self.clock.clone(), Limits::default(), s(300)).await.unwrap()
@@ -635,6 +646,62 @@ mod tests {
         assert_eq!(kept, [60, 60]);
         let heard = |id: &str| i.state().heard.get(&id.parse().unwrap()).unwrap().seq;
         assert_eq!((heard("1"), heard("1-1")), (60, 60), "in the order in which they were written");
+    }
+
+    #[tokio::test]
+    async fn a_post_that_cannot_be_kept_keeps_nobody_elses_out() {
+        let w = World::new().await;
+        w.ledger.enrol(&"2".parse().unwrap(), &key(3).public(), w.clock.now()).await.unwrap();
+        let db = rusqlite::Connection::open(w.dir.path().join("f.db")).unwrap();
+        let no = "CREATE TRIGGER no BEFORE INSERT ON beat WHEN NEW.device = '1-1' BEGIN SELECT RAISE(ABORT, 'no'); END";
+        db.execute_batch(no).unwrap();
+        let i = Arc::new(w.intake().await);
+        let writing = i.writing.lock().await;
+        let mut posts = Vec::new();
+        for (n, id) in [(1, "1"), (2, "1-1"), (3, "2")] {
+            let (i, beats) = (i.clone(), vec![beat(id, 1, &key(n), 0, &[])]);
+            posts.push(tokio::spawn(async move { i.take(Beats { beats }).await.is_ok() }));
+        }
+        while i.waiting().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+        drop(writing);
+        let mut kept = Vec::new();
+        for post in posts {
+            kept.push(post.await.unwrap());
+        }
+        assert_eq!(kept, [true, false, true]);
+        let heard = |id: &str| i.state().heard.get(&id.parse().unwrap()).is_some();
+        assert_eq!(["1", "1-1", "2"].map(heard), [true, false, true]);
+        let rows = w.ledger.beats(None).await.unwrap();
+        assert_eq!(rows.iter().map(|b| b.device.as_str()).collect::<Vec<_>>(), ["1", "2"]);
+    }
+
+    #[tokio::test]
+    async fn a_complaint_is_kept_without_characters_that_a_ledger_may_refuse() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        let hostile = |text: &str| format!("{text}\u{0}\n{}", "x".repeat(2000));
+        let says = |b: &mut Heartbeat| {
+            b.errors = [fault::DRIFT, fault::PACK_IN_ERROR, fault::PACK_MISSING]
+                .map(|code| {
+                    let (code, object, text) = (code.to_owned(), Some(hostile("object")), hostile("text"));
+                    Fault { code, instance: None, object, text, since: w.clock.now() }
+                })
+                .into();
+            (b.run, b.program, b.debts) = (Some(hostile("run")), hostile("program"), vec![hostile("debt")]);
+        };
+        let mut hostile_beat = resealed(beat("1-1", 1, &key(2), 0, &[]), &key(2), says);
+        hostile_beat.envelope.signatures[0].keyid = hostile("key");
+        assert!(take(&i, vec![hostile_beat]).await.is_empty());
+        let kept = w.ledger.complaints().await.unwrap();
+        assert_eq!(kept.len(), 3);
+        for Complaint { fault: f, .. } in kept {
+            let texts = [&f.code, &f.text, f.object.as_ref().unwrap()];
+            assert!(texts.iter().all(|t| !t.contains(char::is_control) && t.chars().count() <= 1000), "{f:?}");
+        }
+        let envelopes = w.ledger.beats(None).await.unwrap();
+        assert!(envelopes.iter().all(|b| !b.envelope.contains(char::is_control)));
     }
 
     #[tokio::test]

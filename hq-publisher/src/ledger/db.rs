@@ -99,6 +99,21 @@ impl From<sqlx::Error> for LedgerError {
     }
 }
 
+impl LedgerError {
+    /// Whether what was to be written is to blame, and not the database, its disk or the way to it: something else may be
+    /// written all the same.
+    pub fn is_of_values(&self) -> bool {
+        let LedgerError::Database(e) = self else { return matches!(self, LedgerError::Damaged { .. }) };
+        let code = e.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default();
+        // PostgreSQL's have five characters: classes of data, of constraints, of limits.
+        let of_postgres = code.len() == 5 && ["22", "23", "54"].iter().any(|class| code.starts_with(class));
+        of_postgres || code.len() < 5 && code.parse().is_ok_and(|n: i32| OF_VALUES.contains(&(n & 0xff)))
+    }
+}
+
+/// SQLITE_TOOBIG, SQLITE_CONSTRAINT, SQLITE_MISMATCH.
+const OF_VALUES: [i32; 3] = [18, 19, 20];
+
 /// A number that changes when a manifest was put, or a device enrolled or revoked: cheap to ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Change(pub i64);

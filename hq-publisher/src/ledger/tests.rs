@@ -366,6 +366,36 @@ async fn a_head_found_in_the_bucket_is_taken_over_once() {
     .await;
 }
 
+/// PostgreSQL takes no NUL in a text; what of a device's words is written has none.
+#[tokio::test]
+async fn a_fault_in_lines_is_kept_and_a_refused_value_is_told_from_a_database_that_ails() {
+    on_each_database(async |l| {
+        let id: DeviceId = "1-01".parse().unwrap();
+        l.see_stores(&[store("1")], t(0)).await.unwrap();
+        let (code, text) = (fault::DRIFT.to_owned(), "a row\0differs".to_owned());
+        let raw = Fault { code, instance: None, object: Some("store\0db".into()), text, since: t(1) };
+        let beat = |seq, fault: &Fault| BeatRow {
+            device: id.clone(),
+            seq,
+            envelope: "{}".into(),
+            received_at: t(1),
+            last_seen_at: t(1),
+            serial: None,
+            complaints: vec![fault.clone()],
+            versions: Vec::new(),
+        };
+        if l.kind() == Kind::Postgres {
+            let e = l.record_beats(&[beat(1, &raw)]).await.unwrap_err();
+            assert!(e.is_of_values(), "{e}");
+        }
+        l.record_beats(&[beat(1, &crate::fleet::in_lines(&raw))]).await.unwrap();
+        assert_eq!(l.complaints().await.unwrap()[0].fault.text, "a row differs");
+        let missing = sqlx::query("SELECT nothing").execute(l.pool()).await.unwrap_err();
+        assert!(!LedgerError::from(missing).is_of_values() && !LedgerError::Halted.is_of_values());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn devices_and_beats() {
     on_each_database(async |l| {
