@@ -331,7 +331,7 @@ pub struct PublishConfig {
     pub lease: HumanDuration,
     /// How long a second publisher waits for it. 30 s.
     pub lease_wait: HumanDuration,
-    /// How far the clock may be past the ledger before nothing is signed. 1 day.
+    /// How far the clock may be past the ledger before nothing is signed: how long headquarters may be off. 1 day.
     pub clock_leap: HumanDuration,
     /// How long `publish` tries to send its mails before it leaves them to `serve`. 10 s.
     pub mail_wait: HumanDuration,

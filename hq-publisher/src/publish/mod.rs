@@ -90,11 +90,22 @@ pub async fn run(
         return Err(ConfigError(format!("--stream {s}: there is no such stream in the settings")).into());
     }
     let ledger = Ledger::open(config).await?;
-    let buckets = Buckets::open(config, &ledger).await?;
-    // 2. One publisher at a time. A dry run is none.
-    let lease = if options.dry_run { None } else { Some(take_lease(config, &ledger, clock).await?) };
-    let tools = Tools { config, options, clock: clock.as_ref(), ledger: &ledger, buckets: &buckets, progress, steps };
-    let result = match tools.publish(lease.as_ref().map(Lease::token), &contracts).await {
+    let mut lease = None;
+    let work = async {
+        if !options.dry_run {
+            // Days without a bucket are no leap of the clock.
+            manifests::check_clock(config, &ledger, clock.as_ref(), options.clock_is_right).await?;
+        }
+        let buckets = Buckets::open(config, &ledger).await?;
+        // 2. One publisher at a time. A dry run is none.
+        if !options.dry_run {
+            lease = Some(take_lease(config, &ledger, clock).await?);
+        }
+        let (clock, ledger, buckets) = (clock.as_ref(), &ledger, &buckets);
+        let tools = Tools { config, options, clock, ledger, buckets, progress, steps };
+        tools.publish(lease.as_ref().map(Lease::token), &contracts).await
+    };
+    let result = match work.await {
         Err(PublishError::Manifests(e)) => telling(&ledger, clock.as_ref(), Err(e)).await.map_err(Into::into),
         other => other,
     };
@@ -125,7 +136,8 @@ async fn take_lease(config: &Config, ledger: &Ledger, clock: &Arc<dyn Clock>) ->
 async fn tell_of_run(ledger: &Ledger, clock: &dyn Clock, result: &Result<PublishReport, PublishError>) {
     let told = match result {
         Ok(_) => all_is_well(ledger, clock).await,
-        Err(PublishError::Config(_) | PublishError::Aborted(_)) => return,
+        // The first is mailed where it lasts too long.
+        Err(PublishError::LeaseHeld { .. } | PublishError::Config(_) | PublishError::Aborted(_)) => return,
         // Mailed where the manifests are put.
         Err(PublishError::Manifests(ManifestsError::Overtaken(_))) => return,
         Err(e) => tell_of_failure(ledger, clock, e).await,

@@ -1617,6 +1617,38 @@ async fn a_source_that_is_gone_is_mailed_once_and_its_return_too() {
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
 }
 
+/// Three days, looked at every 12 hours as the timer does every five minutes; then headquarters is off for as long.
+#[tokio::test(flavor = "multi_thread")]
+async fn days_without_a_bucket_are_no_leap_of_the_clock_and_days_off_are_told() {
+    let w = World::new().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let away = |from: &str, to: &str| fs::rename(w.dir.path().join(from), w.dir.path().join(to)).unwrap();
+    away("objects", "gone");
+    w.write("objects", "no directory");
+    for _ in 0..6 {
+        w.clock.advance(Duration::from_secs(12 * 3600));
+        let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+        assert!(e.exit_code() == 1 && !e.to_string().contains("clock"), "{e}");
+    }
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
+    fs::remove_file(w.dir.path().join("objects")).unwrap();
+    away("gone", "objects");
+    w.sql(CHANGE);
+    assert_eq!(outcome(&w.publish().await, "catalog@all"), Outcome::Published);
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
+
+    w.clock.advance(Duration::from_secs(3 * 86_400));
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert!(e.exit_code() == 1 && e.to_string().contains("--clock-is-right"), "{e}");
+    let mails = ledger.unsent_mails().await.unwrap();
+    assert!(mails.len() == 3 && mails[2].body.contains("--clock-is-right"), "{mails:?}");
+    w.publish_as(PublishOptions { clock_is_right: true, ..options() }).await;
+    w.publish().await;
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 4);
+    w.all_is_well();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_zone_that_was_empty_is_followed_once_its_rows_were_compared() {
     let w = World::new().await;

@@ -22,7 +22,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderVal
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
-use proto::clock::Clock;
+use proto::clock::{Clock, Timestamp};
 use proto::config::ConfigError;
 use proto::http::{Gate, Peer};
 use proto::ids::StoreId;
@@ -68,6 +68,8 @@ pub struct App {
     pub(crate) post: Post,
     /// Monotonic time at which the fleet was last judged.
     pub(crate) judged: Mutex<Option<Duration>>,
+    /// The wall clock and the monotonic one when the ledger's time was last noted.
+    pub(crate) noted: Mutex<Option<(Timestamp, Duration)>>,
     /// The own disk was nearly full at the last look, where another process judges.
     pub(crate) disk_was_low: AtomicBool,
     pub(crate) gate: Arc<Gate>,
@@ -81,6 +83,9 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// How often it is looked whether a mail should say that mails arrive.
 const SELF_TEST_TICK: Duration = Duration::from_secs(60);
+
+/// How often the ledger's time is noted.
+const TIME_TICK: Duration = Duration::from_secs(60);
 
 /// How often the outbox is looked into.
 const MAIL_TICK: Duration = Duration::from_secs(2);
@@ -107,6 +112,7 @@ impl App {
             intake,
             post,
             judged: Mutex::default(),
+            noted: Mutex::default(),
             disk_was_low: AtomicBool::default(),
             stopping,
         };
@@ -195,6 +201,7 @@ fn start_loops(app: &Arc<App>, loops: &mut JoinSet<()>) {
     let serve = &app.config.serve;
     loops.spawn(follow_puts(Arc::clone(app)));
     loops.spawn(every(Arc::clone(app), serve.alert_tick.0, "alerts", async |a: &App| ticks::alerts(a).await));
+    loops.spawn(every(Arc::clone(app), TIME_TICK, "time", async |a: &App| ticks::time(a).await));
     loops.spawn(every(Arc::clone(app), MAIL_TICK, "mail", async |a: &App| ticks::mails(a).await));
     loops.spawn(every(Arc::clone(app), SELF_TEST_TICK, "self-test", async |a: &App| ticks::self_test(a).await));
     if app.post.hooks().has_ping() {

@@ -217,6 +217,29 @@ async fn faults_are_mailed_and_shown() {
     assert!(w.subjects().await.is_empty());
 }
 
+/// Every hour for days, while nothing else looks at the clock: no bucket is there.
+#[tokio::test]
+async fn the_time_is_noted_without_a_bucket_and_not_by_a_clock_that_leapt() {
+    let w = World::new().await;
+    let noted = async || w.app.ledger.latest_time().await.unwrap();
+    for _ in 0..72 {
+        ticks::time(&w.app).await.unwrap();
+        assert_eq!(noted().await, Some(w.clock.now()));
+        w.clock.advance(Duration::from_secs(3600));
+    }
+    ticks::time(&w.app).await.unwrap();
+    let right = w.clock.now();
+    for hours in [5, 72] {
+        w.clock.set(proto::clock::after(right, Duration::from_secs(hours * 3600)));
+        assert!(ticks::time(&w.app).await.unwrap_err().contains("--clock-is-right"));
+        assert_eq!(noted().await, Some(right), "{hours} hours");
+    }
+    w.clock.set(right);
+    w.clock.advance(Duration::from_secs(600));
+    ticks::time(&w.app).await.unwrap();
+    assert_eq!(noted().await, Some(w.clock.now()));
+}
+
 #[tokio::test]
 async fn odd_requests() {
     let w = World::new().await;

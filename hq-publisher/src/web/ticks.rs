@@ -8,7 +8,7 @@ use crate::ledger::{Change, Kind, LedgerError};
 use crate::mail;
 use crate::manifests::{self, Followed, ManifestsError, Signer};
 use crate::publish::host;
-use proto::clock::after;
+use proto::clock::{Timestamp, after, since};
 use proto::disk::DataDisk;
 use proto::failpoint;
 use std::sync::PoisonError;
@@ -118,6 +118,43 @@ pub async fn ping(app: &App) -> Result<(), String> {
     app.post.hooks().ping().await
 }
 
+/// Notes the time in the ledger, whatever becomes of buckets: days without them are no leap of the clock. One that leapt
+/// while this runs is left to whoever signs next.
+pub async fn time(app: &App) -> Result<(), String> {
+    let (now, at) = (app.clock.now(), app.clock.monotonic());
+    let latest = app.ledger.latest_time().await.map_err(|e| e.to_string())?;
+    let noted = *app.noted.lock().unwrap_or_else(PoisonError::into_inner);
+    if !runs_on(noted, (now, at), latest, app.config.publish.clock_leap.0) {
+        return Err(format!(
+            "the clock says {now}: it leapt, or nothing ran here for long. The ledger's time is not noted until a command \
+             finds it right (publish --clock-is-right, if it is)"
+        ));
+    }
+    app.ledger.touch(now).await.map_err(|e| e.to_string())?;
+    *app.noted.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, at));
+    Ok(())
+}
+
+/// What a time server may correct between two looks: more is a leap.
+const CORRECTED: Duration = Duration::from_secs(300);
+
+/// Whether the wall clock goes on from where it was noted, as the monotonic one did; or from the ledger's time, which
+/// others judge and note, too.
+fn runs_on(
+    noted: Option<(Timestamp, Duration)>,
+    (now, at): (Timestamp, Duration),
+    latest: Option<Timestamp>,
+    leap: Duration,
+) -> bool {
+    let is_near = |t: Timestamp| since(now, t).max(since(t, now)) <= CORRECTED;
+    match (noted, latest) {
+        (_, Some(latest)) if is_near(latest) => true,
+        (Some((then, at_then)), _) => is_near(after(then, at.saturating_sub(at_then))),
+        (None, Some(latest)) => now > latest && since(now, latest) <= leap,
+        (None, None) => true,
+    }
+}
+
 /// Signs manifests that are due anew, puts what is not in the bucket or is no more, repairs mirrors.
 pub async fn manifests(app: &App) -> Result<(), String> {
     let kept = keep_manifests(app).await;
@@ -156,6 +193,27 @@ mod tests {
     use super::*;
     use crate::config::AlertsConfig;
     use proto::wire::Disk;
+
+    #[test]
+    fn a_clock_runs_on_with_the_monotonic_one_or_the_ledgers_time() {
+        let t = |hours: i64| Timestamp::from_second(hours * 3600).unwrap();
+        let h = |hours: u64| Duration::from_secs(hours * 3600);
+        for (name, noted, now, latest, expected) in [
+            ("a new ledger", None, (t(0), h(0)), None, true),
+            ("a start within a day", None, (t(30), h(0)), Some(t(7)), true),
+            ("a start after a weekend", None, (t(70), h(0)), Some(t(7)), false),
+            ("somebody vouched for it", None, (t(70), h(1)), Some(t(70)), true),
+            ("a start with a clock that is behind", None, (t(5), h(0)), Some(t(7)), false),
+            ("days without a ledger", Some((t(0), h(0))), (t(70), h(70)), Some(t(0)), true),
+            ("a leap of hours", Some((t(0), h(0))), (t(5), h(1)), Some(t(0)), false),
+            ("a leap of days", Some((t(0), h(0))), (t(71), h(1)), Some(t(0)), false),
+            ("it was found right", Some((t(0), h(0))), (t(71), h(1)), Some(t(71)), true),
+            ("a leap back", Some((t(9), h(0))), (t(1), h(1)), Some(t(9)), false),
+            ("and back again", Some((t(9), h(0))), (t(14), h(5)), Some(t(9)), true),
+        ] {
+            assert_eq!(runs_on(noted, now, latest, h(24)), expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_disk_that_runs_full_is_told_once() {
