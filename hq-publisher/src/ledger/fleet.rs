@@ -11,6 +11,7 @@ use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An enrolled device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +95,9 @@ const BEATS_A_STATEMENT: usize = 64;
 /// How far above the ledger's serial, or version, a heartbeat's may be believed: beyond it, it is no loss of the
 /// ledger but a broken or taken-over device.
 pub const SERIAL_REACH: u64 = 1_000_000;
+
+/// The fact that holds for how many seconds `serve` has watched since a publish went through.
+const WATCHED: &str = "watched";
 
 /// The fact that holds the latest time this ledger was used at.
 pub(super) const TIME: &str = "time";
@@ -366,6 +370,23 @@ impl Ledger {
             .execute(&mut **w)
             .await?;
         w.commit().await
+    }
+
+    /// A publish went through.
+    pub async fn went_through(&self) -> Result<(), LedgerError> {
+        self.set_fact(WATCHED, "0").await
+    }
+
+    /// `serve` watched for so long; how long it has in all since a publish went through, over its restarts; none before the
+    /// first one.
+    pub async fn watched(&self, by: Duration) -> Result<Option<Duration>, LedgerError> {
+        let mut w = self.write().await?;
+        let row = sqlx::query("SELECT value FROM fact WHERE name = $1").bind(WATCHED).fetch_optional(&mut **w).await?;
+        let Some(row) = row else { return Ok(None) };
+        let all = parse::<u64>(&row.text(0)?, "time")?.saturating_add(by.as_secs());
+        w.set_fact(WATCHED, &all.to_string()).await?;
+        w.commit().await?;
+        Ok(Some(Duration::from_secs(all)))
     }
 
     /// The latest time that this ledger was used at; none in a new one.

@@ -138,6 +138,19 @@ async fn a_turn_is_one_process_until_it_falls_silent() {
 }
 
 #[tokio::test]
+async fn what_serve_watched_counts_from_the_last_publish_on() {
+    on_each_database(async |l| {
+        let watched = async |s: u64| l.watched(Duration::from_secs(s)).await.unwrap().map(|d| d.as_secs());
+        assert_eq!(watched(9).await, None, "none went through yet");
+        l.went_through().await.unwrap();
+        assert_eq!([watched(60).await, watched(0).await, watched(5).await], [Some(60), Some(60), Some(65)]);
+        l.went_through().await.unwrap();
+        assert_eq!(watched(1).await, Some(1));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
     on_each_database(async |l| {
         let token = lease(&l, t(0)).await;

@@ -83,12 +83,17 @@ pub async fn run(
     steps: &dyn Steps,
 ) -> Result<PublishReport, PublishError> {
     // 1. Mistakes in settings and contracts, before anything is touched.
-    let contracts = contracts::load(config)?;
-    if let Some(s) = &options.stream
-        && config.stream(s).is_none()
-    {
-        return Err(ConfigError(format!("--stream {s}: there is no such stream in the settings")).into());
-    }
+    let contracts = match understand(config, options) {
+        Ok(contracts) => contracts,
+        Err(e) if options.dry_run => return Err(e.into()),
+        Err(e) => {
+            let e = e.into();
+            // A timer reads no exit codes.
+            let told = async { tell_of_failure(&Ledger::open(config).await?, clock.as_ref(), &e).await };
+            warn_untold(told.await);
+            return Err(e);
+        }
+    };
     let ledger = Ledger::open(config).await?;
     let mut lease = None;
     let work = async {
@@ -120,6 +125,16 @@ pub async fn run(
     result
 }
 
+fn understand(config: &Config, options: &PublishOptions) -> Result<Contracts, ConfigError> {
+    let contracts = contracts::load(config)?;
+    match &options.stream {
+        Some(s) if config.stream(s).is_none() => {
+            Err(ConfigError(format!("--stream {s}: there is no such stream in the settings")))
+        }
+        _ => Ok(contracts),
+    }
+}
+
 /// The lease; somebody else's is mailed when it is held for so long that he hangs.
 async fn take_lease(config: &Config, ledger: &Ledger, clock: &Arc<dyn Clock>) -> Result<Lease, PublishError> {
     let taken = Lease::acquire(config, ledger, clock).await;
@@ -131,13 +146,13 @@ async fn take_lease(config: &Config, ledger: &Ledger, clock: &Arc<dyn Clock>) ->
     taken
 }
 
-/// A run that ended as a whole (source, bucket or this machine) is mailed once, and once when one
+/// A run that ended as a whole (settings, source, bucket or this machine) is mailed once, and once when one
 /// went through again. What a refusal of one stream says is mailed where it is refused.
 async fn tell_of_run(ledger: &Ledger, clock: &dyn Clock, result: &Result<PublishReport, PublishError>) {
     let told = match result {
         Ok(_) => all_is_well(ledger, clock).await,
-        // The first is mailed where it lasts too long.
-        Err(PublishError::LeaseHeld { .. } | PublishError::Config(_) | PublishError::Aborted(_)) => return,
+        // The former is mailed where it lasts too long.
+        Err(PublishError::LeaseHeld { .. } | PublishError::Aborted(_)) => return,
         // Mailed where the manifests are put.
         Err(PublishError::Manifests(ManifestsError::Overtaken(_))) => return,
         Err(e) => tell_of_failure(ledger, clock, e).await,
@@ -146,7 +161,10 @@ async fn tell_of_run(ledger: &Ledger, clock: &dyn Clock, result: &Result<Publish
 }
 
 async fn all_is_well(ledger: &Ledger, clock: &dyn Clock) -> Result<(), LedgerError> {
-    mail::publish_notice(ledger, clock, "run", None).await?;
+    ledger.went_through().await?;
+    for over in ["run", NOT_RUN] {
+        mail::publish_notice(ledger, clock, over, None).await?;
+    }
     mail::publish_caught_up(ledger, clock).await
 }
 
@@ -167,6 +185,9 @@ fn warn_untold(told: Result<(), LedgerError>) {
         tracing::warn!(error = %e, "no mail could be written");
     }
 }
+
+/// The notice that no run goes through any more; `serve` opens it.
+pub const NOT_RUN: &str = "not-run";
 
 /// What a run works with.
 #[derive(Clone, Copy)]

@@ -1179,6 +1179,13 @@ async fn two_publishers_take_turns_and_the_dead_do_not_block() {
         assert_eq!(ledger.unsent_mails().await.unwrap().len(), mails);
     }
     ledger.release(hangs).await.unwrap();
+    // What `serve` says of publishes ends with one.
+    let told = ("No publish goes through", "x");
+    mail::publish_notice(&ledger, w.clock.as_ref(), NOT_RUN, Some(told)).await.unwrap();
+    assert!(ledger.watched(Duration::from_secs(9)).await.unwrap() >= Some(Duration::from_secs(9)));
+    w.publish().await;
+    assert!(ledger.open_episodes("").await.unwrap().is_empty());
+    assert_eq!(ledger.watched(Duration::ZERO).await.unwrap(), Some(Duration::ZERO));
     // Two at once on one machine: both end well, nothing is published twice.
     w.sql(CHANGE);
     let (a, b) = tokio::join!(w.publish(), w.publish());
@@ -1615,6 +1622,40 @@ async fn a_source_that_is_gone_is_mailed_once_and_its_return_too() {
     away("gone.db", "hq.db");
     assert_eq!(w.publish().await.exit_code(), 0);
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mistake_in_settings_or_contracts_is_mailed_once_and_its_end_too() {
+    let mut w = World::new().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let conflict = PRICE.replace("cents INTEGER NOT NULL", "cents INTEGER NOT NULL ON CONFLICT REPLACE");
+    let dry_run = PublishOptions { dry_run: true, ..options() };
+    let stream = PublishOptions { stream: Some("prize".parse().unwrap()), ..options() };
+    let nobody = PublishOptions { allow_shrink: Some(Some("prize".parse().unwrap())), ..options() };
+    let mut mails = 0;
+    for (contract, settings, option, told) in [
+        (&conflict[..], CONFIG, options(), "ON CONFLICT"),
+        (PRICE, &CONFIG.replace("name = \"deal\"", "name = \"deals\"")[..], options(), "table deals has a query"),
+        (PRICE, CONFIG, stream, "--stream prize"),
+        (PRICE, CONFIG, nobody, "--allow-shrink prize"),
+    ] {
+        w.write("price.sql", contract);
+        set(&mut w, settings);
+        for (n, option) in [&dry_run, &option, &option].into_iter().enumerate() {
+            let fails = w.publish_cut(option, &Quiet).await.err().map(|e| e.exit_code());
+            assert!(fails == Some(2) || n == 0, "{told}: {fails:?}");
+            let written = ledger.unsent_mails().await.unwrap();
+            assert_eq!(written.len(), mails + n.min(1), "{told}");
+            assert!(n == 0 || written[mails].subject.ends_with("publish failed"), "{written:?}");
+            assert!(n == 0 || written[mails].body.contains(told), "{written:?}");
+        }
+        w.write("price.sql", PRICE);
+        set(&mut w, CONFIG);
+        w.publish().await;
+        mails += 2;
+        assert_eq!(ledger.unsent_mails().await.unwrap().len(), mails, "{told}");
+    }
 }
 
 /// Three days, looked at every 12 hours as the timer does every five minutes; then headquarters is off for as long.

@@ -70,6 +70,8 @@ pub struct App {
     pub(crate) judged: Mutex<Option<Duration>>,
     /// The wall clock and the monotonic one when the ledger's time was last noted.
     pub(crate) noted: Mutex<Option<(Timestamp, Duration)>>,
+    /// Monotonic time up to which it is counted how long no publish went through.
+    pub(crate) watched: Mutex<Duration>,
     /// The own disk was nearly full at the last look, where another process judges.
     pub(crate) disk_was_low: AtomicBool,
     pub(crate) gate: Arc<Gate>,
@@ -87,6 +89,9 @@ const SELF_TEST_TICK: Duration = Duration::from_secs(60);
 /// How often the ledger's time is noted.
 const TIME_TICK: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether somebody publishes.
+const PUBLISHES_TICK: Duration = Duration::from_secs(60);
+
 /// How often the outbox is looked into.
 const MAIL_TICK: Duration = Duration::from_secs(2);
 
@@ -99,7 +104,7 @@ impl App {
     ) -> Result<Arc<App>, ServeError> {
         let post = Post::new(config)?;
         let ledger = Ledger::open(config).await?;
-        let silent = config.alerts.store_silent.0;
+        let (silent, watched) = (config.alerts.store_silent.0, Mutex::new(clock.monotonic()));
         let intake = Intake::open(ledger.clone(), Arc::clone(&clock), config.limits.clone(), silent).await?;
         let app = App {
             config: config.clone(),
@@ -113,6 +118,7 @@ impl App {
             post,
             judged: Mutex::default(),
             noted: Mutex::default(),
+            watched,
             disk_was_low: AtomicBool::default(),
             stopping,
         };
@@ -202,6 +208,7 @@ fn start_loops(app: &Arc<App>, loops: &mut JoinSet<()>) {
     loops.spawn(follow_puts(Arc::clone(app)));
     loops.spawn(every(Arc::clone(app), serve.alert_tick.0, "alerts", async |a: &App| ticks::alerts(a).await));
     loops.spawn(every(Arc::clone(app), TIME_TICK, "time", async |a: &App| ticks::time(a).await));
+    loops.spawn(every(Arc::clone(app), PUBLISHES_TICK, "publishes", async |a: &App| ticks::publishes(a).await));
     loops.spawn(every(Arc::clone(app), MAIL_TICK, "mail", async |a: &App| ticks::mails(a).await));
     loops.spawn(every(Arc::clone(app), SELF_TEST_TICK, "self-test", async |a: &App| ticks::self_test(a).await));
     if app.post.hooks().has_ping() {

@@ -241,6 +241,35 @@ async fn the_time_is_noted_without_a_bucket_and_not_by_a_clock_that_leapt() {
 }
 
 #[tokio::test]
+async fn who_publishes_no_more_is_told_of_once_and_not_for_what_nobody_watched() {
+    let mut w = World::new().await;
+    let hours = async |w: &World, n: u64| {
+        for _ in 0..n {
+            w.clock.advance(Duration::from_secs(3600));
+            ticks::publishes(&w.app).await.unwrap();
+        }
+    };
+    hours(&w, 100).await;
+    assert!(w.subjects().await.is_empty(), "nobody has published yet");
+    w.app.ledger.went_through().await.unwrap();
+    hours(&w, 35).await;
+    w.app.ledger.went_through().await.unwrap();
+    hours(&w, 20).await;
+    // Off for a weekend: what was watched before counts on.
+    w.clock.advance(Duration::from_secs(60 * 3600));
+    let (stop, stopping) = watch::channel(false);
+    w.app = App::open(&w.app.config, w.clock.clone(), stopping).await.unwrap();
+    w.stop = stop;
+    ticks::publishes(&w.app).await.unwrap();
+    hours(&w, 15).await;
+    assert!(w.subjects().await.is_empty());
+    hours(&w, 30).await;
+    assert_eq!(w.subjects().await, ["[Tillcast] No publish goes through"]);
+    let mails = w.app.ledger.unsent_mails().await.unwrap();
+    assert!(mails[0].body.contains("for 36 h") && mails[0].body.contains("alerts.no_publish"), "{mails:?}");
+}
+
+#[tokio::test]
 async fn odd_requests() {
     let w = World::new().await;
     assert_eq!(w.get("/healthz").await.0, StatusCode::OK);

@@ -3,11 +3,11 @@
 use super::App;
 use crate::alert::{self, Notice};
 use crate::bucket::Buckets;
-use crate::fleet::{self, Fleet};
+use crate::fleet::{self, Fleet, long};
 use crate::ledger::{Change, Kind, LedgerError};
 use crate::mail;
 use crate::manifests::{self, Followed, ManifestsError, Signer};
-use crate::publish::host;
+use crate::publish::{NOT_RUN, host};
 use proto::clock::{Timestamp, after, since};
 use proto::disk::DataDisk;
 use proto::failpoint;
@@ -153,6 +153,36 @@ fn runs_on(
         (None, Some(latest)) => now > latest && since(now, latest) <= leap,
         (None, None) => true,
     }
+}
+
+/// Counts for how long no publish went through, and mails when that is too long: its timer is off, or it dies each time.
+/// What was not watched does not count: headquarters was off then, and its timer too. A publish ends it.
+pub async fn publishes(app: &App) -> Result<(), String> {
+    watch_publishes(app).await.map_err(|e| e.to_string())
+}
+
+async fn watch_publishes(app: &App) -> Result<(), LedgerError> {
+    let limit = app.config.alerts.no_publish;
+    if limit.0.is_zero() {
+        return Ok(());
+    }
+    let at = app.clock.monotonic();
+    let before = *app.watched.lock().unwrap_or_else(PoisonError::into_inner);
+    // The judge alone: two would count twice.
+    if is_judge(app).await?
+        && let Some(passed) = app.ledger.watched(at.saturating_sub(before)).await?
+        && passed >= limit.0
+    {
+        let text = format!(
+            "No publish has gone through for {} that `serve` has watched (alerts.no_publish = \"{limit}\"). Is its timer on \
+             (systemctl list-timers hq-publish.timer), or the batch that runs it? Run it once by hand, to see what it says.",
+            long(passed)
+        );
+        mail::publish_notice(&app.ledger, app.clock.as_ref(), NOT_RUN, Some(("No publish goes through", &text)))
+            .await?;
+    }
+    *app.watched.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    Ok(())
 }
 
 /// Signs manifests that are due anew, puts what is not in the bucket or is no more, repairs mirrors.
