@@ -31,10 +31,19 @@ pub struct DeviceView<'a> {
     /// How long it has held an older list than it could have (its store's; a register: its relay's) without coming nearer;
     /// none: it has not.
     pub stuck_for: Option<Duration>,
+    /// How long a stream has not come to what its list says, nor nearer; none: all do.
+    pub late_for: Option<Duration>,
     /// Whether two machines report as this device.
     pub is_double: bool,
     /// What it last reported.
     pub beat: Option<Arc<Heartbeat>>,
+}
+
+impl DeviceView<'_> {
+    /// How long it has been heard and got nothing of something that is published.
+    fn gets_nothing_for(&self) -> Option<Duration> {
+        self.stuck_for.max(self.late_for)
+    }
 }
 
 /// What [`assess`] looks at.
@@ -217,7 +226,7 @@ fn register_silence(fleet: &Fleet<'_>, d: &DeviceView, store_is_silent: bool, a:
 fn stuck_stores(fleet: &Fleet<'_>, silent: &BTreeSet<StoreId>, a: &mut Assessment) -> BTreeSet<StoreId> {
     let mut stuck = BTreeSet::new();
     for d in fleet.devices {
-        let (DeviceId::Relay(store), Some(stuck_for)) = (d.id, d.stuck_for) else { continue };
+        let (DeviceId::Relay(store), Some(stuck_for)) = (d.id, d.gets_nothing_for()) else { continue };
         let key = format!("store-stuck/{store}");
         if silent.contains(store) || stuck_for < fleet.alerts.stuck.0 {
             a.undecided.insert(key);
@@ -230,7 +239,7 @@ fn stuck_stores(fleet: &Fleet<'_>, silent: &BTreeSet<StoreId>, a: &mut Assessmen
 }
 
 fn stuck_register(fleet: &Fleet<'_>, d: &DeviceView, store_has_reason: bool, a: &mut Assessment) {
-    let Some(stuck_for) = d.stuck_for else { return };
+    let Some(stuck_for) = d.gets_nothing_for() else { return };
     let key = format!("register-stuck/{}", d.id);
     let is_silent = d.silent_for.is_none_or(|s| s >= fleet.alerts.register_silent.0);
     if store_has_reason || is_silent || stuck_for < fleet.alerts.stuck.0 {
@@ -281,14 +290,28 @@ fn double(id: &DeviceId) -> (String, String) {
 const DOUBLE: &str = "its key is on two machines that are both switched on: a copied disk, or a stolen one; \
     `hq-publisher revoke` it, then enroll it anew";
 
+/// Lines of what a device waits for, in a mail.
+const WAITS: usize = 5;
+
+/// Whether a fault is mailed itself, and says why a stream does not come.
+pub fn is_mailed_as_such(code: &str) -> bool {
+    [fault::PACK_IN_ERROR, fault::PACK_MISSING, fault::DISK_FULL, fault::HALTED].contains(&code)
+}
+
 /// What is known of the reason: how long, and what the device itself says of its sources.
 fn stuck_lines(d: &DeviceView, stuck_for: Duration) -> Vec<String> {
     let beat = d.beat.as_deref();
     let held = beat.and_then(|b| b.serial).map_or_else(|| "no list".to_owned(), |n| format!("list {n}"));
-    let first = format!("{} is heard, but holds {held}, which is not the newest, for {}", d.id, long(stuck_for));
+    let first = if d.stuck_for.is_some() {
+        format!("{} is heard, but holds {held}, which is not the newest, for {}", d.id, long(stuck_for))
+    } else {
+        format!("{} is heard and has {held}, but does not come to what it lists for {}", d.id, long(stuck_for))
+    };
+    let first = std::iter::once(first);
+    let waits = beat.into_iter().flat_map(|b| &b.debts).take(WAITS).map(|w| format!("{}: {}", d.id, one_line(w, 1000)));
     let reasons =
         beat.into_iter().flat_map(|b| &b.errors).filter(|f| matches!(f.code.as_str(), fault::REFUSED | fault::SOURCE));
-    std::iter::once(first).chain(reasons.map(|f| fault_line(d.id, f))).collect()
+    first.chain(waits).chain(reasons.map(|f| fault_line(d.id, f))).collect()
 }
 
 /// A list that a device accepted and headquarters never signed: a publisher's key is in wrong hands.
@@ -477,6 +500,7 @@ mod tests {
             silent_for: silent.map(|m| Duration::from_secs(m * MIN)),
             watched_for: Duration::from_secs(watched * MIN),
             stuck_for: None,
+            late_for: None,
             is_double: false,
             beat: Some(Arc::new(Heartbeat::plain(id.parse().unwrap(), 1))),
         }
@@ -572,6 +596,12 @@ mod tests {
                 &[stuck("1", 0, 1), stuck("1-1", 0, 15)],
                 &["register-stuck/1-1"],
                 &["store-stuck/1"],
+            ),
+            (
+                "in one stream of its list",
+                &[DeviceView { late_for: Some(Duration::from_secs(15 * MIN)), ..device("1", Some(0), 99) }],
+                &["store-stuck/1"],
+                &[],
             ),
             ("a register alone", &[device("1", Some(0), 99), stuck("1-1", 0, 15)], &["register-stuck/1-1"], &[]),
             ("a silent store", &[stuck("1", 9, 15)], &["store-silent/1"], &["store-stuck/1"]),

@@ -4,7 +4,7 @@
 //! never believe an unsigned word but the age of a beat that a relay passes on. The ledger is written
 //! before the answer is given: if the power goes, an answered beat is there.
 
-use crate::fleet::{DeviceView, Published, in_lines};
+use crate::fleet::{self, DeviceView, Published, in_lines};
 use crate::ledger::{BeatOutcome, BeatRow, Complaint, DeviceRow, Ledger, LedgerError, Serials};
 use proto::clock::{Clock, Timestamp, before, since};
 use proto::dsse;
@@ -12,7 +12,7 @@ use proto::failpoint;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::limits::Limits;
 use proto::runs::{DOUBLE_TOLD, Runs};
-use proto::wire::{self, Beat, BeatAnswer, Beats, Fault, Heartbeat, fault};
+use proto::wire::{self, Beat, BeatAnswer, Beats, Fault, Heartbeat, StreamReport, StreamState, fault};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,6 +88,9 @@ struct Heard {
     back: Option<Duration>,
     /// Monotonic time since when it holds an older list than it could have, and came no nearer.
     stuck: Option<Duration>,
+    /// The streams that do not come to what its list says, though it could: since when, by monotonic time, without a newer
+    /// version.
+    late: BTreeMap<Instance, Duration>,
     seq: u64,
     /// The list that it holds, by its heartbeat; 0: none.
     serial: u64,
@@ -117,6 +120,26 @@ fn is_told_once(f: &Fault) -> bool {
 fn complaints(beat: &Heartbeat, heard: Timestamp) -> Vec<Fault> {
     let of = beat.errors.iter().filter(|f| is_told_once(f)).take(COMPLAINTS);
     of.map(|f| Fault { since: before(heard, since(beat.sent_at, f.since)), ..in_lines(f) }).collect()
+}
+
+/// The streams of a beat that are not at what its list says, since when: `at`, or since the last beat where none of it came
+/// meanwhile. A POS application may hold up what is held, and what is mailed as such is told already.
+fn late(beat: &Heartbeat, last: Option<&Heard>, at: Duration) -> BTreeMap<Instance, Duration> {
+    let is_told = |i: &Instance| {
+        let of = |f: &Fault| f.instance.as_ref().is_none_or(|of| of == i);
+        beat.errors.iter().any(|f| fleet::is_mailed_as_such(&f.code) && of(f))
+    };
+    let is_late = |i: &Instance, r: &StreamReport| match r.state {
+        StreamState::Behind => !is_told(i),
+        StreamState::Waiting => r.version.is_none() && !is_told(i),
+        StreamState::Ok | StreamState::Error | StreamState::Drift => false,
+    };
+    let since = |(i, r): (&Instance, &StreamReport)| {
+        let came = last.is_none_or(|l| l.beat.streams.get(i).is_none_or(|before| before.version < r.version));
+        let before = last.and_then(|l| l.late.get(i)).filter(|_| !came);
+        (i.clone(), before.copied().unwrap_or(at))
+    };
+    beat.streams.iter().filter(|(i, r)| is_late(i, r)).map(since).collect()
 }
 
 impl Heard {
@@ -187,6 +210,7 @@ impl Intake {
         let back = if returns { Some(at) } else { last.as_ref().and_then(|h| h.back) };
         let serial = beat.serial.unwrap_or(0);
         let stuck = last.as_ref().filter(|h| h.serial >= serial).and_then(|h| h.stuck);
+        let late = late(&beat, last.as_ref(), at);
         let (runs, double) = last.map(|h| (h.runs, h.double)).unwrap_or_default();
         // A relay says of each register how long ago it heard it, between that register's beats.
         for (register, ago) in &beat.registers {
@@ -197,13 +221,14 @@ impl Intake {
                 }
             }
         }
-        let mut heard = Heard { at, age, back, stuck, seq, serial, beat: beat.clone(), runs, is_calm: false, double };
+        let is_calm = false;
+        let mut heard = Heard { at, age, back, stuck, late, seq, serial, beat: beat.clone(), runs, is_calm, double };
         heard.note_run(&beat, at);
         of_store.insert(id, heard);
     }
 
     /// Notes who holds an older list than it could have: a relay, than its store's with this serial; a register, than its
-    /// relay, whose silence its time waits for.
+    /// relay, whose silence its time waits for. Nor is a register late in what its relay is late in.
     pub fn expect(&self, serials: &BTreeMap<StoreId, Serials>) {
         let now = self.clock.monotonic();
         for (store, devices) in &mut self.state().heard.0 {
@@ -212,6 +237,7 @@ impl Intake {
             let Some(wanted) = serials.get(store).map(|s| s.wake).filter(|w| *w > 0) else { continue };
             let relay = devices.get(&DeviceId::Relay(store.clone()));
             let at_hand = relay.filter(|r| r.silent_for(now) < self.store_silent).map(|r| r.serial.min(wanted));
+            let lacks: BTreeSet<Instance> = relay.into_iter().flat_map(|r| r.late.keys().cloned()).collect();
             for (id, h) in devices {
                 let (could_have, counts) = match id {
                     DeviceId::Relay(_) => (wanted, true),
@@ -219,6 +245,9 @@ impl Intake {
                 };
                 let since = h.stuck.filter(|_| counts).unwrap_or(now);
                 h.stuck = (h.serial < could_have).then_some(since);
+                let is_register = matches!(id, DeviceId::Register(_));
+                let waits = |i: &Instance| !counts || is_register && lacks.contains(i);
+                h.late.iter_mut().filter(|(i, _)| waits(i)).for_each(|(_, since)| *since = now);
             }
         }
     }
@@ -255,7 +284,9 @@ impl Intake {
         let outcomes = if rows.is_empty() { Vec::new() } else { self.record(rows, taken, at).await? };
         for ((device, seq), outcome) in numbers.into_iter().zip(&outcomes) {
             if let BeatOutcome::Older(last) = outcome {
-                let why = format!("number {seq} is older than {last}: a copy, or a device set back to an old state");
+                let what =
+                    if seq == *last { "was another heartbeat's".into() } else { format!("is older than {last}") };
+                let why = format!("number {seq} {what}: a copy, or a device set back to an old state");
                 refused.insert(device.to_string(), why);
                 go_on_above.insert(device.to_string(), *last);
             }
@@ -377,7 +408,7 @@ impl Intake {
         register_silent: Duration,
     ) -> Vec<DeviceView<'a>> {
         let complain: BTreeSet<&DeviceId> = complaints.iter().map(|c| &c.device).collect();
-        let says_something = |h: &Heard| !h.is_calm || h.stuck.is_some();
+        let says_something = |h: &Heard| !h.is_calm || h.stuck.is_some() || !h.late.is_empty();
         let is_news = |id: &DeviceId, heard: Option<&Heard>, now: Duration| {
             let limit = if matches!(id, DeviceId::Relay(_)) { self.store_silent } else { register_silent };
             let is_loud = |h: &Heard| says_something(h) || h.double.is_some() || h.silent_for(now) >= limit;
@@ -415,6 +446,7 @@ impl Intake {
                     silent_for: heard.map(|h| h.silent_for(now)),
                     watched_for: now.saturating_sub(watched_from),
                     stuck_for: heard.and_then(|h| h.stuck).map(|since| now.saturating_sub(since)),
+                    late_for: heard.and_then(|h| h.late.values().min()).map(|since| now.saturating_sub(*since)),
                     is_double: heard.and_then(|h| h.double).is_some_and(|at| now.saturating_sub(at) < DOUBLE_TOLD),
                     beat: heard.filter(|h| with_beat(h)).map(|h| Arc::clone(&h.beat)),
                 })
@@ -495,6 +527,7 @@ pub async fn glance<'a>(
             silent_for: row.as_ref().map(|r| since(now, r.last_seen_at)),
             watched_for: Duration::MAX,
             stuck_for: None,
+            late_for: None,
             is_double: false,
             beat: row.and_then(|r| dsse::peek(r.envelope.as_bytes(), limits.heartbeat_bytes).ok()).map(Arc::new),
             id,
@@ -578,6 +611,8 @@ mod tests {
         assert!(take(&i, vec![beat("1", 1, &key(1), 0, &[])]).await.is_empty());
         assert!(take(&i, vec![beat("1", 5, &key(1), 0, &[])]).await.is_empty());
         assert!(take(&i, vec![beat("1", 4, &key(1), 0, &[])]).await["1"].contains("older than 5"));
+        let other = resealed(beat("1", 5, &key(1), 0, &[]), &key(1), |b| b.serial = Some(9));
+        assert!(take(&i, vec![other]).await["1"].contains("number 5 was another heartbeat's"));
         w.ledger.revoke(&"1".parse().unwrap(), w.clock.now()).await.unwrap();
         assert!(take(&i, vec![beat("1", 6, &key(1), 0, &[])]).await["1"].contains("revoked"));
     }
@@ -767,6 +802,54 @@ mod tests {
         w.clock.advance(s(9));
         take(&i, vec![with(6, Some(5))]).await;
         assert_eq!((stuck(5), register()), (None, Some(9)));
+    }
+
+    /// Its list comes, and a pack that it lists does not: a source that answers 500, a web page, nothing.
+    #[tokio::test]
+    async fn who_has_its_list_and_comes_no_further_in_a_stream_is_late() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        let report = |(stream, version, state): &(&str, u64, StreamState)| {
+            let version = Version::try_from(*version).ok();
+            (stream.parse().unwrap(), StreamReport { version, schema: None, digests: BTreeMap::new(), state: *state })
+        };
+        let says = |id: &str, seq, streams: &[(&str, u64, StreamState)], code: Option<&str>| {
+            let by = key(if id == "1" { 1 } else { 2 });
+            resealed(beat(id, seq, &by, 0, &[]), &by, |b| {
+                b.streams = streams.iter().map(report).collect();
+                let (since, object) = (b.sent_at, None);
+                let of = |code: &str| Fault { code: code.into(), instance: None, object, text: String::new(), since };
+                b.errors = code.map(of).into_iter().collect();
+            })
+        };
+        let late = |id: &str| {
+            i.expect(&BTreeMap::from([("1".parse().unwrap(), Serials { wake: 0, signed: 3 })]));
+            i.expect(&BTreeMap::from([("1".parse().unwrap(), Serials { wake: 3, signed: 3 })]));
+            i.views(&[id.parse().unwrap()])[0].late_for.map(|d| d.as_secs())
+        };
+        use StreamState::{Behind, Error, Ok, Waiting};
+        let (a, b) = ("a@all", "b@all");
+        take(&i, vec![says("1", 1, &[(a, 4, Behind), (b, 7, Behind)], None)]).await;
+        assert_eq!(late("1"), Some(0));
+        w.clock.advance(s(9));
+        // One goes on, the other does not: by each publish of the first nobody would hear of the second.
+        take(&i, vec![says("1", 2, &[(a, 4, Behind), (b, 8, Behind)], None)]).await;
+        assert_eq!(late("1"), Some(9));
+        let of_register = says("1-1", 1, &[(a, 4, Behind), (b, 8, Ok)], None);
+        take(&i, vec![of_register]).await;
+        w.clock.advance(s(9));
+        assert_eq!((late("1"), late("1-1")), (Some(18), Some(0)), "a register has it from its relay");
+        take(&i, vec![says("1", 3, &[(a, 5, Ok), (b, 8, Ok)], None)]).await;
+        w.clock.advance(s(9));
+        assert_eq!((late("1"), late("1-1")), (None, Some(9)));
+        for (seq, streams, code) in
+            [(4, [(a, 5, Waiting), (b, 8, Error)], None), (5, [(a, 5, Behind), (b, 8, Behind)], Some(fault::DISK_FULL))]
+        {
+            take(&i, vec![says("1", seq, &streams, code)]).await;
+            assert_eq!(late("1"), None, "held up by the POS application, or mailed as such: {streams:?}");
+        }
+        take(&i, vec![says("1", 6, &[(a, 0, Waiting)], None)]).await;
+        assert_eq!(late("1"), Some(0), "a new one that gets nothing");
     }
 
     /// A publish every 300 s, looked at between sign and put, and before any relay has it: a frozen source, a register that

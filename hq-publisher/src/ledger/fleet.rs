@@ -63,7 +63,7 @@ pub enum BeatOutcome {
     Recorded,
     /// The last one again.
     Known,
-    /// Older than the last one, whose number this is.
+    /// Older than the last one, whose number this is; or another one with its number.
     Older(u64),
 }
 
@@ -219,9 +219,10 @@ impl Ledger {
                     }
                     BeatOutcome::Recorded
                 } else {
-                    let query = sqlx::query("SELECT seq FROM beat WHERE device = $1").bind(b.device.as_str());
-                    let last = query.fetch_one(&mut **w).await?.unsigned(0)?;
-                    if last == b.seq { BeatOutcome::Known } else { BeatOutcome::Older(last) }
+                    let query = sqlx::query("SELECT seq, envelope FROM beat WHERE device = $1").bind(b.device.as_str());
+                    let last = query.fetch_one(&mut **w).await?;
+                    let (seq, envelope) = (last.unsigned(0)?, last.text(1)?);
+                    if seq == b.seq && envelope == b.envelope { BeatOutcome::Known } else { BeatOutcome::Older(seq) }
                 });
             }
             rest = later;
