@@ -6,10 +6,10 @@
 
 use crate::alert::Notice;
 use crate::config::{AlertsConfig, Config};
-use crate::ledger::{Ledger, LedgerError, Mail};
+use crate::ledger::{Claimed, Ledger, LedgerError, Mail};
 use crate::mail::{self, SendError, Smtp, Transport};
 use proto::cli::with_causes;
-use proto::clock::{Clock, before};
+use proto::clock::{Clock, after, before};
 use proto::config::{ConfigError, Secret};
 use proto::failpoint;
 use reqwest::{Client, RequestBuilder};
@@ -57,7 +57,7 @@ impl Hooks {
     }
 
     /// Tells the webhook what a mail says: `{"text":…,"id":…,"subject":…,"body":…,"created_at":…}`; chats show `text`.
-    pub async fn tell(&self, mail: &Mail) -> Result<(), String> {
+    pub async fn tell(&self, mail: &Mail) -> Result<(), SendError> {
         let Some(Line { client, url }) = &self.webhook else { return Ok(()) };
         let body = serde_json::json!({
             "text": format!("{}\n\n{}", mail.subject, mail.body),
@@ -66,25 +66,34 @@ impl Hooks {
             "body": mail.body,
             "created_at": mail.created_at,
         });
-        answered(client.post(url.reveal()).json(&body)).await
+        let told = answered(client.post(url.reveal()).json(&body)).await;
+        told.map_err(|e| SendError { text: shown(e), down: true, ..SendError::default() })
     }
 
     /// A sign of life.
     pub async fn ping(&self) -> Result<(), String> {
         let Some(Line { client, url }) = &self.ping else { return Ok(()) };
-        answered(client.get(url.reveal())).await
+        answered(client.get(url.reveal())).await.map_err(shown)
     }
 }
 
-async fn answered(request: RequestBuilder) -> Result<(), String> {
-    let answer = request.send().await.and_then(reqwest::Response::error_for_status);
-    answer.map(drop).map_err(|e| mail::one_line(&with_causes(&e.without_url()), ERROR))
+async fn answered(request: RequestBuilder) -> Result<(), reqwest::Error> {
+    request.send().await.and_then(reqwest::Response::error_for_status).map(drop)
+}
+
+/// Without the address, which is a key.
+fn shown(e: reqwest::Error) -> String {
+    mail::one_line(&with_causes(&e.without_url()), ERROR)
 }
 
 /// Where there is no mail server, the webhook gets all.
 impl Transport for Hooks {
-    async fn send(&self, mail: &Mail) -> Result<(), SendError> {
-        self.tell(mail).await.map_err(|text| SendError { of_this_mail: false, text })
+    fn recipients(&self) -> Vec<String> {
+        vec!["alerts.webhook".to_owned()]
+    }
+
+    async fn send(&self, mail: &Mail, _: &[String]) -> Result<(), SendError> {
+        self.tell(mail).await
     }
 }
 
@@ -130,14 +139,24 @@ impl Post {
         if self.hooks.webhook.is_none() {
             return Ok(down);
         }
-        for mail in ledger.untold_mails(before(clock.now(), self.webhook_after)).await? {
-            match self.hooks.tell(&mail).await {
-                Ok(()) => failpoint::around("mail.hooked", ledger.mail_told(&mail.id, clock.now())).await?,
-                Err(e) => {
-                    let down = down.as_deref().unwrap_or("mails wait");
-                    return Ok(Some(format!("{down}; nor does the webhook (alerts.webhook) take them: {e}")));
-                }
+        let mut most = 0;
+        for Claimed { mail, refused, .. } in
+            ledger.untold_mails(before(clock.now(), self.webhook_after), clock.now()).await?
+        {
+            let Err(e) = self.hooks.tell(&mail).await else {
+                failpoint::around("mail.hooked", ledger.mail_told(&mail.id, clock.now())).await?;
+                most = 0;
+                continue;
+            };
+            let (refused, own_fault) = (refused + u32::from(!e.later.is_empty()), !e.down && e.later.is_empty());
+            let next = after(clock.now(), mail::wait(mail.attempts + 1));
+            ledger.mail_untold(&mail.id, own_fault, refused, next).await?;
+            if e.down || (!own_fault && mail::holds_up(refused, most)) {
+                let down = down.as_deref().unwrap_or("mails wait");
+                return Ok(Some(format!("{down}; nor does the webhook (alerts.webhook) take them: {e}")));
             }
+            most = most.max(if own_fault { 0 } else { refused });
+            tracing::warn!(id = %mail.id, "the webhook (alerts.webhook) refused a mail, it is tried again later: {e}");
         }
         Ok(down)
     }

@@ -1,24 +1,28 @@
 //! Mails: written into the ledger's outbox, sent from there.
 //!
 //! Owns what a mail looks like and how it is handed to the SMTP server. Must never lose one: it leaves
-//! the outbox when the server took it. If the power goes between, it is sent again under the same
-//! Message-ID. Text from outside (names, reasons) is cleaned before it gets near a header.
+//! the outbox when the server took it for all (but who is refused for good, or for a day). If the power
+//! goes between, it is sent again under the same Message-ID. Text from outside (names, reasons) is cleaned
+//! before it gets near a header.
 
 use crate::alert::{self, Notice};
 use crate::config::MailConfig;
-use crate::ledger::{Episode, Ledger, LedgerError, Mail};
-use lettre::address::Envelope;
+use crate::ledger::{Claimed, Episode, Failed, Ledger, LedgerError, Mail, Taken};
+use lettre::address::{Address, Envelope};
 use lettre::message::{Mailbox, header::ContentType};
 use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use proto::cli::with_causes;
-use proto::clock::{Clock, Timestamp, after};
+use proto::clock::{Clock, Timestamp, after, since};
 use proto::config::ConfigError;
 use proto::failpoint;
 use proto::ids::{Instance, StoreId};
 use proto::retry::{Backoff, random_unit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// Characters of an error that are kept.
+const ERROR: usize = 500;
 
 /// Characters of a subject.
 const SUBJECT: usize = 140;
@@ -35,23 +39,43 @@ const TRY: Duration = Duration::from_secs(120);
 /// Between tries of one mail.
 const BETWEEN: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(900));
 
-/// Tries at which a "not now" is borne; after them it holds up only the recipient whom it is said of.
-const PATIENT: u32 = 5;
+/// How often a "not now" to a mail holds up those behind it; after that the next one is tried too.
+const PATIENT: u32 = 3;
 
-/// Why a mail was not taken.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
-pub struct SendError {
-    /// Whether this mail, not the server, is to blame: others may go on.
-    pub of_this_mail: bool,
-    /// What the server or the network said.
-    pub text: String,
+/// Whether those behind a mail that is not taken now, for the so-many-th time, are held up. `most`: times of one before it
+/// that holds up nobody any more; where the receiver takes none, each round goes one mail further.
+pub fn holds_up(refused: u32, most: u32) -> bool {
+    refused <= if most > PATIENT { 1 } else { PATIENT }
 }
 
-/// Hands one mail on.
+/// How long a "not now" of some recipients is borne when others have the mail.
+const PATIENCE: Duration = Duration::from_secs(86_400);
+
+/// The wait after so many tries.
+pub fn wait(tries: u32) -> Duration {
+    BETWEEN.delay(tries.saturating_sub(1), 0.5 + random_unit() / 2.0)
+}
+
+/// Why a mail was not taken by all. Where it is neither `later` nor `down`, it was refused for good.
+#[derive(Debug, Clone, Default, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct SendError {
+    /// What the server or the network said.
+    pub text: String,
+    /// Who took it nevertheless.
+    pub taken: Vec<String>,
+    /// Who said "not now".
+    pub later: Vec<String>,
+    /// Whether the server cannot be used: no other mail need be tried.
+    pub down: bool,
+}
+
+/// Hands mails on.
 pub trait Transport: Send + Sync {
-    /// Done when the server took it.
-    fn send(&self, mail: &Mail) -> impl Future<Output = Result<(), SendError>> + Send;
+    /// Who is to get each mail.
+    fn recipients(&self) -> Vec<String>;
+    /// Hands one to these of them; done when all took it.
+    fn send(&self, mail: &Mail, to: &[String]) -> impl Future<Output = Result<(), SendError>> + Send;
 }
 
 /// Without control characters (they would begin a new header, or a line that looks like ours), and cut.
@@ -67,19 +91,24 @@ pub fn one_line(text: &str, chars: usize) -> String {
     out
 }
 
+/// At most so many bytes of a text, and a line that says so.
+pub fn cut(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        let end = (0..=bytes).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str("\n… (cut)\n");
+    }
+    text
+}
+
 /// A mail of a notice, with a Message-ID that stays.
 pub fn compose(notice: &Notice, now: Timestamp) -> Mail {
     let random = (random_unit().to_bits(), random_unit().to_bits());
-    let mut body: String = notice.body.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
-    if body.len() > BODY {
-        let end = (0..=BODY).rev().find(|i| body.is_char_boundary(*i)).unwrap_or(0);
-        body.truncate(end);
-        body.push_str("\n… (cut)\n");
-    }
+    let body: String = notice.body.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
     Mail {
         id: format!("{:016x}{:016x}@tillcast", random.0, random.1),
         subject: one_line(&format!("[Tillcast] {}", notice.subject), SUBJECT),
-        body,
+        body: cut(body, BODY),
         created_at: now,
         attempts: 0,
         last_error: None,
@@ -216,51 +245,108 @@ pub async fn publish_caught_up(ledger: &Ledger, clock: &dyn Clock) -> Result<(),
     Ok(())
 }
 
-/// What [`send_one`] did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sent {
-    /// Nothing was due.
-    Nothing,
-    /// One was taken.
-    One,
-    /// This one was not taken; others may be.
-    Refused(String),
-    /// The server cannot be used now.
-    Down(String),
+/// One way through the outbox, oldest mail first.
+struct Round {
+    /// Who is to get each mail.
+    all: Vec<String>,
+    /// Of them, who is asked no more: what waits for them must not be overtaken.
+    resting: BTreeSet<String>,
+    /// Why, and until when.
+    why: String,
+    next: Timestamp,
+    /// The mail that was tried last.
+    above: i64,
+    /// How often one was refused that nobody has, at most, since somebody took one.
+    refused: u32,
 }
 
-/// Sends the next mail that is due.
-pub async fn send_one(ledger: &Ledger, transport: &impl Transport, clock: &dyn Clock) -> Result<Sent, LedgerError> {
-    let claim = failpoint::around("mail.claim", ledger.claim_mail(clock.now(), CLAIM));
-    let Some(mail) = claim.await? else { return Ok(Sent::Nothing) };
-    let error = match failpoint::around("mail.send", transport.send(&mail)).await {
-        Ok(()) => {
-            failpoint::around("mail.sent", ledger.mail_sent(&mail.id, clock.now())).await?;
-            return Ok(Sent::One);
+impl Round {
+    /// Whether somebody is to be asked to take it, or nobody lacks it (the settings are others now).
+    fn wants(&self, taken: &Taken) -> bool {
+        let mut lacking = self.all.iter().filter(|r| !taken.contains_key(*r)).peekable();
+        lacking.peek().is_none() || lacking.any(|r| !self.resting.contains(r))
+    }
+
+    /// Tries the next mail; false when there is none.
+    async fn step(
+        &mut self,
+        ledger: &Ledger,
+        transport: &impl Transport,
+        clock: &dyn Clock,
+    ) -> Result<bool, LedgerError> {
+        let claim = ledger.claim_mail(clock.now(), CLAIM, self.above, |taken| self.wants(taken));
+        let Some(Claimed { n, mail, mut taken, mut refused }) = failpoint::around("mail.claim", claim).await? else {
+            return Ok(false);
+        };
+        self.above = n;
+        let lacking = self.all.iter().filter(|r| !taken.contains_key(*r)).cloned();
+        let (left, to): (Vec<_>, Vec<_>) = lacking.partition(|r| self.resting.contains(r));
+        let sent = match to.is_empty() {
+            true => Ok(()),
+            false => failpoint::around("mail.send", transport.send(&mail, &to)).await,
+        };
+        let now = clock.now();
+        let took = sent.as_ref().map_or_else(|e| &e.taken, |()| &to);
+        if !took.is_empty() {
+            self.refused = 0;
         }
-        Err(e) => e,
-    };
-    let wait = BETWEEN.delay(mail.attempts.saturating_sub(1), 0.5 + random_unit() / 2.0);
-    let text = one_line(&error.text, 500);
-    let failed = ledger.mail_failed(&mail.id, &text, error.of_this_mail, after(clock.now(), wait));
-    failpoint::around("mail.failed", failed).await?;
-    Ok(if error.of_this_mail { Sent::Refused(error.text) } else { Sent::Down(error.text) })
+        taken.extend(took.iter().map(|r| (r.clone(), now)));
+        let error = sent.err();
+        if left.is_empty() && error.as_ref().is_none_or(|e| is_borne(e, &taken, now)) {
+            if let Some(e) = error {
+                tracing::warn!(id = %mail.id, "some recipients do not get a mail: {e}");
+            }
+            failpoint::around("mail.sent", ledger.mail_sent(&mail.id, now)).await?;
+            return Ok(true);
+        }
+        let (text, own_fault, holds, next) = match error {
+            // Those that are left are asked again after what they did not take before.
+            None => (self.why.clone(), false, false, self.next),
+            Some(e) if e.down || !e.later.is_empty() => {
+                refused += u32::from(!e.down);
+                // A mail that somebody has tells nothing of the server.
+                let most = if taken.is_empty() { self.refused.max(refused) } else { refused };
+                let next = after(now, wait(if e.down { mail.attempts } else { most }));
+                let holds = e.down || holds_up(refused, self.refused);
+                self.refused = if taken.is_empty() { most } else { self.refused };
+                if holds {
+                    self.resting.extend(if e.down { self.all.clone() } else { e.later });
+                    (self.why, self.next) = (e.text.clone(), next);
+                }
+                (e.text, false, holds, next)
+            }
+            Some(e) if left.is_empty() => {
+                tracing::warn!("a mail was refused, it is tried again later: {e}");
+                (e.text, true, false, after(now, wait(mail.attempts)))
+            }
+            Some(e) => (e.text, false, false, self.next),
+        };
+        let failed = Failed { error: &one_line(&text, ERROR), own_fault, holds, refused, next, taken: &taken };
+        failpoint::around("mail.failed", ledger.mail_failed(&mail.id, failed)).await?;
+        Ok(true)
+    }
 }
 
-/// Sends what is due, until nothing is or the server cannot be used; what kept it from going on.
+/// Whether a mail is done though not all took it: others have it, and who lacks it refused it for good, or all too long.
+fn is_borne(e: &SendError, taken: &Taken, now: Timestamp) -> bool {
+    let too_long = taken.values().min().is_some_and(|first| since(now, *first) >= PATIENCE);
+    !e.down && !taken.is_empty() && (e.later.is_empty() || too_long)
+}
+
+/// Sends what is due, oldest first; what keeps those from going that nobody has.
+///
+/// A server that is down, and a mail that is not taken now, hold up what is behind them, all until the same time; but a
+/// new mail has the oldest tried at once. Recipients are apart: who says "not now" to one mail is asked for none behind it
+/// until it is taken, or was refused a few times; the others go on.
 pub async fn drain(
     ledger: &Ledger,
     transport: &impl Transport,
     clock: &dyn Clock,
 ) -> Result<Option<String>, LedgerError> {
-    loop {
-        match send_one(ledger, transport, clock).await? {
-            Sent::Nothing => return Ok(None),
-            Sent::One => {}
-            Sent::Refused(why) => tracing::warn!("a mail was refused, it is tried again later: {why}"),
-            Sent::Down(why) => return Ok(Some(why)),
-        }
-    }
+    let (all, next) = (transport.recipients(), clock.now());
+    let mut round = Round { all, resting: BTreeSet::new(), why: String::new(), next, above: 0, refused: 0 };
+    while round.step(ledger, transport, clock).await? {}
+    ledger.mails_held().await
 }
 
 /// The SMTP server of the settings.
@@ -319,40 +405,45 @@ impl Smtp {
 
     /// One transaction for all; a server that refuses it (lettre gives up at the first recipient that is refused) is
     /// asked for each recipient alone, so that a dead address silences nobody else.
-    async fn deliver(&self, message: &Message, attempts: u32) -> Result<(), SendError> {
-        let bytes = message.formatted();
-        let (from, all) = (message.envelope().from(), message.envelope().to());
-        let Err(refused) = self.transport.send_raw(message.envelope(), &bytes).await else { return Ok(()) };
-        let of_a_recipient = is_of_mail(&refused) || (attempts > PATIENT && refused.is_transient());
-        if all.len() < 2 || !of_a_recipient {
-            return Err(send_error(&refused));
+    async fn deliver(&self, mail: &Mail, to: &[String]) -> Result<(), SendError> {
+        let message = self.message(mail).map_err(|text| SendError { text, ..SendError::default() })?;
+        let (from, bytes) = (message.envelope().from(), message.formatted());
+        let to: Vec<Address> =
+            self.to.iter().map(|m| m.email.clone()).filter(|a| to.contains(&a.to_string())).collect();
+        let Err(refused) = self.ask(from, &to, &bytes).await else { return Ok(()) };
+        if to.len() < 2 || refused.down {
+            return Err(refused);
         }
-        let (mut taken, mut later, mut error) = (false, false, send_error(&refused));
-        for to in all {
-            let alone = Envelope::new(from.cloned(), vec![to.clone()])
-                .map_err(|e| SendError { of_this_mail: true, text: e.to_string() })?;
-            match self.transport.send_raw(&alone, &bytes).await {
-                Ok(_) => taken = true,
+        let mut all = SendError::default();
+        for one in to {
+            match self.ask(from, std::slice::from_ref(&one), &bytes).await {
+                Ok(()) => all.taken.push(one.to_string()),
                 Err(e) => {
-                    error = send_error(&e);
-                    later |= !is_of_mail(&e);
-                    tracing::warn!(%to, error = %error, "a recipient of mails was refused");
+                    tracing::warn!(to = %one, error = %e, "a recipient of mails was refused");
+                    all.later.extend(e.later);
+                    (all.text, all.down) = (e.text, e.down);
                 }
             }
+            if all.down {
+                break;
+            }
         }
-        // Who could not be asked now is asked again for a while; the others may get it twice then, under one id.
-        if taken && !(later && attempts <= PATIENT) { Ok(()) } else { Err(error) }
+        if all.text.is_empty() { Ok(()) } else { Err(all) }
+    }
+
+    async fn ask(&self, from: Option<&Address>, to: &[Address], bytes: &[u8]) -> Result<(), SendError> {
+        let bad = |text: String| SendError { text, ..SendError::default() };
+        let envelope = Envelope::new(from.cloned(), to.to_vec()).map_err(|e| bad(e.to_string()))?;
+        let Err(e) = self.transport.send_raw(&envelope, bytes).await else { return Ok(()) };
+        let down = e.status().is_none_or(|s| LOGIN.contains(&u16::from(s)));
+        let later = if e.is_transient() { to.iter().map(ToString::to_string).collect() } else { Vec::new() };
+        Err(SendError { later, down, ..bad(with_causes(&e)) })
     }
 }
 
-/// A 5xx to this sender, recipient or text; while logging in it is the server's.
-fn is_of_mail(e: &lettre::transport::smtp::Error) -> bool {
-    e.is_permanent() && e.status().is_some_and(|s| u16::from(s) != 535 && u16::from(s) != 530)
-}
-
-fn send_error(e: &lettre::transport::smtp::Error) -> SendError {
-    SendError { of_this_mail: is_of_mail(e), text: with_causes(e) }
-}
+/// What servers answer to a login that they do not take: all mails wait for it. Any other answer is about a mail's sender,
+/// recipient or text.
+const LOGIN: [u16; 6] = [432, 454, 530, 534, 535, 538];
 
 /// TLS with certificates of one's own, in the way that the URL asks for.
 fn own_tls(url: &str, config: &MailConfig) -> Result<Option<Tls>, ConfigError> {
@@ -373,20 +464,20 @@ fn own_tls(url: &str, config: &MailConfig) -> Result<Option<Tls>, ConfigError> {
 }
 
 impl Transport for Smtp {
-    async fn send(&self, mail: &Mail) -> Result<(), SendError> {
-        let this = |text: String| SendError { of_this_mail: true, text };
-        let server = |text: String| SendError { of_this_mail: false, text };
-        let (smtp, mail) = (self.clone(), mail.clone());
+    fn recipients(&self) -> Vec<String> {
+        self.to.iter().map(|m| m.email.to_string()).collect()
+    }
+
+    async fn send(&self, mail: &Mail, to: &[String]) -> Result<(), SendError> {
+        let (smtp, mail, to) = (self.clone(), mail.clone(), to.to_vec());
         // A task of its own: what a mail library does with odd text must not take the service down.
-        let work = tokio::spawn(async move {
-            let message = smtp.message(&mail).map_err(this)?;
-            smtp.deliver(&message, mail.attempts).await
-        });
-        match tokio::time::timeout(TRY, work).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(panic)) => Err(this(format!("the mail could not be built: {panic}"))),
-            Err(_) => Err(server(format!("no answer within {} s", TRY.as_secs()))),
-        }
+        let work = tokio::spawn(async move { smtp.deliver(&mail, &to).await });
+        let (text, down) = match tokio::time::timeout(TRY, work).await {
+            Ok(Ok(outcome)) => return outcome,
+            Ok(Err(panic)) => (format!("the mail could not be built: {panic}"), false),
+            Err(_) => (format!("no answer within {} s", TRY.as_secs()), true),
+        };
+        Err(SendError { text, down, ..SendError::default() })
     }
 }
 
@@ -398,30 +489,88 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
-    /// Takes mails, or fails as told.
-    #[derive(Default)]
+    #[derive(Clone, Copy, PartialEq)]
+    enum Says {
+        Yes,
+        NotNow,
+        Never,
+        Down,
+    }
+    use Says::{Down, Never, NotNow, Yes};
+
+    type Answer = Box<dyn Fn(&Mail, &str) -> Says + Send>;
+
+    /// Answers for each recipient as told; keeps what was asked of whom, and what was taken.
     struct Fake {
-        taken: Mutex<Vec<Mail>>,
-        fail: Mutex<Option<SendError>>,
+        to: Vec<&'static str>,
+        answer: Mutex<Answer>,
+        asked: Mutex<Vec<(Mail, String, Says)>>,
     }
     impl Transport for Fake {
-        async fn send(&self, mail: &Mail) -> Result<(), SendError> {
-            if let Some(e) = self.fail.lock().unwrap().clone() {
-                return Err(e);
+        fn recipients(&self) -> Vec<String> {
+            self.to.iter().map(|r| (*r).to_owned()).collect()
+        }
+        async fn send(&self, mail: &Mail, to: &[String]) -> Result<(), SendError> {
+            let mut error = SendError::default();
+            for one in to {
+                let says = self.answer.lock().unwrap()(mail, one);
+                self.asked.lock().unwrap().push((mail.clone(), one.clone(), says));
+                match says {
+                    Yes => error.taken.push(one.clone()),
+                    NotNow => error.later.push(one.clone()),
+                    Never => {}
+                    Down => error.down = true,
+                }
+                if says != Yes {
+                    error.text = "no".into();
+                }
+                if says == Down {
+                    break;
+                }
             }
-            self.taken.lock().unwrap().push(mail.clone());
-            Ok(())
+            if error.text.is_empty() { Ok(()) } else { Err(error) }
         }
     }
     impl Fake {
-        fn fail(&self, of_this_mail: bool) {
-            *self.fail.lock().unwrap() = Some(SendError { of_this_mail, text: "no".into() });
+        fn to(to: &[&'static str]) -> Fake {
+            Fake { to: to.to_vec(), answer: Mutex::new(Box::new(|_, _| Yes)), asked: Mutex::default() }
         }
-        fn work(&self) {
-            *self.fail.lock().unwrap() = None;
+        fn now(&self, answer: impl Fn(&Mail, &str) -> Says + Send + 'static) {
+            *self.answer.lock().unwrap() = Box::new(answer);
+        }
+        fn tries(&self) -> usize {
+            self.asked.lock().unwrap().len()
+        }
+        fn taken_mails(&self, by: &str) -> Vec<Mail> {
+            let asked = self.asked.lock().unwrap();
+            asked.iter().filter(|(_, who, says)| who == by && *says == Yes).map(|(mail, ..)| mail.clone()).collect()
+        }
+        /// What this one took: the reason of each mail, with a mark where it is over.
+        fn taken(&self, by: &str) -> String {
+            self.taken_mails(by).iter().map(|m| reason(&m.subject)).collect::<Vec<_>>().join(" ")
         }
         fn subjects(&self) -> Vec<String> {
-            self.taken.lock().unwrap().iter().map(|m| m.subject.clone()).collect()
+            self.taken_mails("it").into_iter().map(|m| m.subject).collect()
+        }
+    }
+
+    fn reason(subject: &str) -> String {
+        let mark = if subject.contains("Recovered") { "-" } else { "" };
+        format!("{mark}{}", subject.split(['(', ')']).nth(1).unwrap())
+    }
+
+    /// Drains for so long, every 2 s or 300 times.
+    async fn drain_for(time: Duration, l: &Ledger, transport: &impl Transport, clock: &TestClock) {
+        let step = (time / 300).max(Duration::from_secs(2));
+        for _ in 0..time.as_secs() / step.as_secs() {
+            drain(l, transport, clock).await.unwrap();
+            clock.advance(step);
+        }
+    }
+
+    async fn write(l: &Ledger, clock: &TestClock, reasons: &[&str]) {
+        for reason in reasons {
+            publish_refused(l, clock, &price(), reason, "x").await.unwrap();
         }
     }
 
@@ -431,12 +580,13 @@ mod tests {
     fn price() -> Instance {
         "price@zone-east".parse().unwrap()
     }
+    const MINUTE: Duration = Duration::from_secs(60);
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[tokio::test]
     async fn one_mail_for_a_refusal_one_for_its_end() {
         let dir = tempfile::tempdir().unwrap();
-        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::default());
+        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::to(&["it"]));
         for _ in 0..3 {
             publish_refused(&l, &clock, &price(), "BAD_ROWS", "row 7: name is too long").await.unwrap();
             clock.advance(HOUR);
@@ -467,42 +617,151 @@ mod tests {
     #[tokio::test]
     async fn a_dead_server_loses_nothing_and_a_bad_mail_holds_nobody_up() {
         let dir = tempfile::tempdir().unwrap();
-        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::default());
-        for reason in ["A", "B"] {
-            publish_refused(&l, &clock, &price(), reason, "x").await.unwrap();
-        }
-        fake.fail(false);
-        for _ in 0..20 {
-            assert!(drain(&l, &fake, &clock).await.unwrap().is_some(), "stops at the first");
+        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::to(&["it"]));
+        write(&l, &clock, &["A", "B"]).await;
+        fake.now(|_, _| Down);
+        for n in 1..=20 {
+            assert!(drain(&l, &fake, &clock).await.unwrap().is_some());
+            assert_eq!(fake.tries(), n, "stops at the first");
             clock.advance(HOUR);
         }
         // Restarted, the server back: each once, under the Message-ID that it had.
         let before: Vec<String> = l.unsent_mails().await.unwrap().into_iter().map(|m| m.id).collect();
         let l = ledger(&dir).await;
-        fake.work();
+        fake.now(|_, _| Yes);
         drain(&l, &fake, &clock).await.unwrap();
-        let after: Vec<String> = fake.taken.lock().unwrap().iter().map(|m| m.id.clone()).collect();
+        let after: Vec<String> = fake.taken_mails("it").into_iter().map(|m| m.id).collect();
         assert_eq!(after, before);
         assert_eq!(drain(&l, &fake, &clock).await.unwrap(), None);
-        assert_eq!(fake.subjects().len(), 2);
 
         // Down again for one; what comes meanwhile does not overtake it.
         for reason in ["D", "E"] {
-            publish_refused(&l, &clock, &price(), reason, "x").await.unwrap();
-            fake.fail(false);
+            write(&l, &clock, &[reason]).await;
+            fake.now(|_, _| Down);
             drain(&l, &fake, &clock).await.unwrap();
         }
-        fake.work();
-        publish_refused(&l, &clock, &price(), "F", "x").await.unwrap();
+        fake.now(|_, _| Yes);
+        write(&l, &clock, &["F"]).await;
         drain(&l, &fake, &clock).await.unwrap();
-        let last: Vec<String> =
-            fake.subjects().split_off(2).iter().map(|s| s.replace(')', "").split_off(s.len() - 2)).collect();
-        assert_eq!(last, ["D", "E", "F"]);
+        assert_eq!(fake.taken("it"), "A B D E F");
 
-        publish_refused(&l, &clock, &price(), "C", "x").await.unwrap();
-        fake.fail(true);
+        write(&l, &clock, &["C", "G"]).await;
+        fake.now(|mail, _| if mail.subject.contains("(C)") { Never } else { Yes });
         assert_eq!(drain(&l, &fake, &clock).await.unwrap(), None, "put off, the others go on");
+        assert_eq!(fake.taken("it"), "A B D E F G");
         assert_eq!(l.unsent_mails().await.unwrap()[0].last_error.as_deref(), Some("no"));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_down_is_asked_ever_more_rarely_for_all_mails_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::to(&["it"]));
+        fake.now(|_, _| Down);
+        write(&l, &clock, &["A", "B", "C"]).await;
+        drain_for(10 * MINUTE, &l, &fake, &clock).await;
+        assert!((5..=7).contains(&fake.tries()), "{}", fake.tries());
+        assert!(drain(&l, &fake, &clock).await.unwrap().is_some(), "it is said why all the while");
+        // A new one has the oldest tried once.
+        let before = fake.tries();
+        write(&l, &clock, &["D"]).await;
+        drain_for(MINUTE, &l, &fake, &clock).await;
+        assert_eq!(fake.tries(), before + 1);
+        fake.now(|_, _| Yes);
+        drain_for(15 * MINUTE, &l, &fake, &clock).await;
+        assert_eq!(fake.taken("it"), "A B C D");
+    }
+
+    #[tokio::test]
+    async fn a_mail_that_is_never_taken_now_is_passed_after_a_few_tries() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::to(&["it", "b"]));
+        let bad = |mail: &Mail, _: &str| if mail.subject.contains("(BAD") { NotNow } else { Yes };
+        fake.now(bad);
+        write(&l, &clock, &["BAD", "BADDER", "C"]).await;
+        publish_recovered(&l, &clock, &price()).await.unwrap();
+        drain_for(MINUTE, &l, &fake, &clock).await;
+        assert_eq!(fake.taken("it"), "", "the order is kept as long as it may be a hiccup");
+        drain_for(20 * MINUTE, &l, &fake, &clock).await;
+        assert_eq!((fake.taken("it"), fake.taken("b")), ("C -C".into(), "C -C".into()));
+        // New ones go past at once, and do not have the bad ones tried.
+        let before = fake.tries();
+        write(&l, &clock, &["D"]).await;
+        drain(&l, &fake, &clock).await.unwrap();
+        assert!(fake.taken("it").ends_with("-C D") && fake.tries() <= before + 2 * 5, "{}", fake.taken("it"));
+        // They are tried on, and taken at last.
+        fake.now(|_, _| Yes);
+        drain_for(15 * MINUTE, &l, &fake, &clock).await;
+        assert_eq!((fake.taken("it").split(' ').count(), l.unsent_mails().await.unwrap().len()), (7, 0));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_nothing_now_gets_all_in_their_order_when_it_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::to(&["it"]));
+        fake.now(|_, _| NotNow);
+        write(&l, &clock, &["A", "B", "C"]).await;
+        publish_recovered(&l, &clock, &price()).await.unwrap();
+        drain_for(6 * HOUR, &l, &fake, &clock).await;
+        assert!(fake.tries() < 350, "{}", fake.tries());
+        fake.now(|_, _| Yes);
+        drain_for(15 * MINUTE, &l, &fake, &clock).await;
+        assert_eq!(fake.taken("it"), "A B C -A -B -C");
+    }
+
+    #[tokio::test]
+    async fn a_recipient_that_says_not_now_gets_all_in_their_order_and_holds_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock, fake) =
+            (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::to(&["dead", "b", "it"]));
+        let refused = |b: Says| {
+            move |_: &Mail, who: &str| match who {
+                "b" => b,
+                "dead" => Never,
+                _ => Yes,
+            }
+        };
+        // An outage first: its tries do not count against who is asked later.
+        fake.now(|_, _| Down);
+        write(&l, &clock, &["A"]).await;
+        drain_for(48 * HOUR, &l, &fake, &clock).await;
+        fake.now(refused(NotNow));
+        publish_recovered(&l, &clock, &price()).await.unwrap();
+        let before = fake.tries();
+        drain_for(MINUTE / 6, &l, &fake, &clock).await;
+        assert_eq!(fake.taken("it"), "A -A");
+        assert!(fake.tries() <= before + 6, "not every 2 s");
+        for n in 0..30 {
+            write(&l, &clock, &[&format!("N{n}")]).await;
+            drain_for(2 * MINUTE, &l, &fake, &clock).await;
+            assert!(fake.taken("it").ends_with(&format!(" N{n}")));
+        }
+        assert_eq!(drain(&l, &fake, &clock).await.unwrap(), None, "somebody has each");
+        // An hour later it takes them.
+        fake.now(refused(Yes));
+        drain_for(15 * MINUTE, &l, &fake, &clock).await;
+        assert_eq!(fake.taken("b"), fake.taken("it"));
+        assert_eq!((fake.taken("it").split(' ').count(), l.unsent_mails().await.unwrap().len()), (32, 0));
+
+        // But not for ever, after it is had by somebody.
+        fake.now(refused(NotNow));
+        write(&l, &clock, &["Z"]).await;
+        drain_for(23 * HOUR, &l, &fake, &clock).await;
+        assert_eq!(l.unsent_mails().await.unwrap().len(), 1);
+        drain_for(2 * HOUR, &l, &fake, &clock).await;
+        assert_eq!(l.unsent_mails().await.unwrap().len(), 0);
+        assert!(fake.taken("it").ends_with("N29 Z") && fake.taken("b").ends_with("N29"));
+    }
+
+    #[tokio::test]
+    async fn one_mail_that_a_recipient_never_takes_now_keeps_no_later_one_from_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::to(&["it", "b"]));
+        fake.now(|mail, who| if who == "b" && mail.subject.contains("(BAD)") { NotNow } else { Yes });
+        write(&l, &clock, &["BAD", "C", "D"]).await;
+        drain_for(MINUTE, &l, &fake, &clock).await;
+        assert_eq!((fake.taken("it"), fake.taken("b")), ("BAD C D".into(), "".into()));
+        drain_for(20 * MINUTE, &l, &fake, &clock).await;
+        assert_eq!((fake.taken("it"), fake.taken("b")), ("BAD C D".into(), "C D".into()));
     }
 
     #[test]
@@ -532,34 +791,48 @@ mod tests {
         assert!(head.contains(&format!("Message-ID: <{}>", mail.id)), "{head}");
     }
 
-    /// A mail server that answers `reply` to recipients whose address begins with `dead`; whom it took each mail for.
-    async fn server(reply: &'static str) -> (String, Arc<Mutex<Vec<Vec<String>>>>) {
+    /// A mail server that answers `reply` to recipients whose address begins with `dead` and to mails of odd text; whom it
+    /// took each mail for.
+    #[derive(Clone)]
+    struct Server {
+        url: String,
+        reply: Arc<Mutex<&'static str>>,
+        taken: Arc<Mutex<Vec<Vec<String>>>>,
+    }
+
+    async fn server(reply: &'static str) -> Server {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("smtp://{}", listener.local_addr().unwrap());
-        let taken = Arc::new(Mutex::new(Vec::new()));
-        let mails = taken.clone();
+        let server = Server { url, reply: Arc::new(Mutex::new(reply)), taken: Arc::default() };
+        let of = server.clone();
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(session(stream, reply, mails.clone()));
+                tokio::spawn(session(stream, of.clone()));
             }
         });
-        (url, taken)
+        server
     }
 
-    async fn session(stream: tokio::net::TcpStream, reply: &str, mails: Arc<Mutex<Vec<Vec<String>>>>) {
+    async fn session(stream: tokio::net::TcpStream, server: Server) {
         let (read, mut write) = stream.into_split();
         let mut lines = BufReader::new(read).lines();
-        let (mut to, mut in_data) = (Vec::new(), false);
+        let (mut to, mut in_data, mut odd) = (Vec::new(), false, false);
         write.write_all(b"220 test\r\n").await.unwrap();
         while let Ok(Some(line)) = lines.next_line().await {
+            let reply = *server.reply.lock().unwrap();
             let answer = match line.split([':', ' ']).next().unwrap_or_default() {
                 "." if in_data => {
                     in_data = false;
-                    mails.lock().unwrap().push(std::mem::take(&mut to));
-                    "250 taken"
+                    if !odd {
+                        server.taken.lock().unwrap().push(std::mem::take(&mut to));
+                    }
+                    if odd { reply } else { "250 taken" }
                 }
-                _ if in_data => continue,
+                _ if in_data => {
+                    odd |= line == "odd";
+                    continue;
+                }
                 "MAIL" => {
                     to.clear();
                     "250 ok"
@@ -582,9 +855,9 @@ mod tests {
         }
     }
 
-    fn smtp(url: &str, to: &[&str]) -> Smtp {
+    fn smtp(server: &Server, to: &[&str]) -> Smtp {
         let config = MailConfig {
-            smtp: proto::config::Secret::new(url),
+            smtp: proto::config::Secret::new(&server.url),
             from: "a@example.com".into(),
             to: to.iter().map(|t| (*t).to_owned()).collect(),
             ca_file: None,
@@ -593,28 +866,48 @@ mod tests {
         Smtp::new(&config).unwrap()
     }
 
+    async fn send(server: &Server, to: &[&str], body: &str) -> Result<(), SendError> {
+        let notice = Notice { episodes: Vec::new(), subject: "s".into(), body: body.into() };
+        let smtp = smtp(server, to);
+        smtp.send(&compose(&notice, Timestamp::UNIX_EPOCH), &smtp.recipients()).await
+    }
+
     #[tokio::test]
     async fn a_dead_recipient_silences_nobody_else() {
-        let mail = |attempts| {
-            let notice = Notice { episodes: Vec::new(), subject: "s".into(), body: "b".into() };
-            Mail { attempts, ..compose(&notice, Timestamp::UNIX_EPOCH) }
-        };
         let all = ["it@example.com", "dead@example.com", "b@example.com"];
         let alone = [["it@example.com"], ["b@example.com"]];
-        let (url, taken) = server("550 no such user").await;
-        smtp(&url, &all).send(&mail(1)).await.unwrap();
-        assert_eq!(*taken.lock().unwrap(), alone);
-        let nobody = smtp(&url, &["dead@example.com", "dead2@example.com"]).send(&mail(1)).await.unwrap_err();
-        assert!(nobody.of_this_mail && nobody.text.contains("no such user"), "{nobody:?}");
-        smtp(&url, &["it@example.com", "b@example.com"]).send(&mail(1)).await.unwrap();
-        assert_eq!(taken.lock().unwrap()[2..], [["it@example.com", "b@example.com"]], "one for all, if all are taken");
+        // A full mailbox may have room again soon.
+        for (reply, later) in [("550 no such user", &[][..]), ("452 mailbox full", &["dead@example.com"])] {
+            let server = server(reply).await;
+            let e = send(&server, &all, "b").await.unwrap_err();
+            assert!(e.taken == alone.concat() && e.later == later && !e.down, "{e:?}");
+            assert_eq!(*server.taken.lock().unwrap(), alone);
+            let nobody = send(&server, &["dead@example.com", "dead2@example.com"], "b").await.unwrap_err();
+            assert!(nobody.taken.is_empty() && nobody.text.contains(&reply[4..]), "{nobody:?}");
+            send(&server, &["it@example.com", "b@example.com"], "b").await.unwrap();
+            let last = server.taken.lock().unwrap().split_off(2);
+            assert_eq!(last, [["it@example.com", "b@example.com"]], "one for all, if all are taken");
+            let odd = send(&server, &all[..1], "odd").await.unwrap_err();
+            assert_eq!((odd.later.len(), odd.down), (later.len(), false), "{odd:?}");
+        }
+        // Who is not let in can send nothing.
+        let e = send(&server("454 no login now").await, &all, "b").await.unwrap_err();
+        assert!(e.down && e.taken.is_empty(), "{e:?}");
+    }
 
-        // A full mailbox may have room again soon; but not for ever.
-        let (url, taken) = server("452 mailbox full").await;
-        let full = smtp(&url, &all).send(&mail(PATIENT)).await.unwrap_err();
-        assert!(!full.of_this_mail && taken.lock().unwrap().is_empty(), "{full:?}");
-        smtp(&url, &all).send(&mail(PATIENT + 1)).await.unwrap();
-        assert_eq!(*taken.lock().unwrap(), alone);
+    #[tokio::test]
+    async fn a_greylisted_recipient_gets_its_mails_when_it_is_let_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"));
+        let server = server("450 greylisted").await;
+        let smtp = smtp(&server, &["it@example.com", "dead@example.com"]);
+        write(&l, &clock, &["A", "B"]).await;
+        drain_for(MINUTE / 6, &l, &smtp, &clock).await;
+        assert_eq!(*server.taken.lock().unwrap(), [["it@example.com"], ["it@example.com"]]);
+        *server.reply.lock().unwrap() = "250 ok";
+        drain_for(MINUTE, &l, &smtp, &clock).await;
+        assert_eq!(server.taken.lock().unwrap().len(), 4);
+        assert_eq!(l.unsent_mails().await.unwrap().len(), 0);
     }
 
     #[test]

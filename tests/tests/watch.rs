@@ -159,7 +159,7 @@ fn what_the_mail_server_does_not_take_the_webhook_is_told_once() {
     // The server comes back: the mail arrives too, and the webhook hears nothing twice.
     let times = hook.asked().len();
     smtp.restart();
-    until(PATIENCE, "the mail arrives", || smtp.mails().iter().any(|m| m.subject == subject));
+    until(PATIENCE * 2, "the mail arrives", || smtp.mails().iter().any(|m| m.subject == subject));
     assert!(smtp.mails()[0].message_id.contains(body["id"].as_str().unwrap()), "by the same id");
     hq.term();
     assert_eq!(hook.asked().len(), times);

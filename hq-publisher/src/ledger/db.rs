@@ -186,13 +186,14 @@ pub(super) const CHANNEL: &str = "tillcast_change";
 /// Any number, the same in every process: who writes takes turns on PostgreSQL too.
 const WRITE_LOCK: i64 = 0x7469_6c6c;
 
-pub(super) const MIGRATIONS: [&str; 6] = [
+pub(super) const MIGRATIONS: [&str; 7] = [
     include_str!("0001.sql"),
     include_str!("0002.sql"),
     include_str!("0003.sql"),
     include_str!("0004.sql"),
     include_str!("0005.sql"),
     include_str!("0006.sql"),
+    include_str!("0007.sql"),
 ];
 
 impl Ledger {

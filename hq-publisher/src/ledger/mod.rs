@@ -17,7 +17,7 @@ pub use fleet::{
     BeatOutcome, BeatRow, Complaint, DeviceRow, LIST_NOT_OURS, ReceiptRow, SERIAL_REACH, VERSION_NOT_OURS, WITNESSES,
 };
 pub use lease::{Acquired, Token};
-pub use outbox::{Episode, Mail};
+pub use outbox::{Claimed, Episode, Failed, Mail, Taken};
 pub use publications::{
     Adopted, FoundList, Head, News, Publication, PublishedPack, Reserve, Staged, State, TakenOver, listed,
 };

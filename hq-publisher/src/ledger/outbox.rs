@@ -1,11 +1,12 @@
 //! Episodes (something is wrong, since when) and the mails that tell of them.
 
-use super::db::{Columns, Write, seconds};
+use super::db::{Columns, Write, seconds, to_json};
 use super::{Ledger, LedgerError};
 use proto::clock::{Timestamp, after};
 use proto::failpoint;
 use sqlx::AssertSqlSafe;
 use sqlx::any::AnyRow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Something that is or was wrong. One mail when it opens, one when it closes.
@@ -38,6 +39,39 @@ pub struct Mail {
     pub last_error: Option<String>,
 }
 
+/// Who took a mail, and when, while others are still to get it.
+pub type Taken = BTreeMap<String, Timestamp>;
+
+/// A mail that is to be sent now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// Its place in the order.
+    pub n: i64,
+    /// The mail.
+    pub mail: Mail,
+    /// Who has it already.
+    pub taken: Taken,
+    /// Times that a server that was there said “not now” to it.
+    pub refused: u32,
+}
+
+/// What a try that failed leaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Failed<'a> {
+    /// Why.
+    pub error: &'a str,
+    /// This mail is to blame, not the server: others go past it from now on.
+    pub own_fault: bool,
+    /// No mail is due before this one.
+    pub holds: bool,
+    /// See [`Claimed::refused`].
+    pub refused: u32,
+    /// When this one is due.
+    pub next: Timestamp,
+    /// Who has it.
+    pub taken: &'a Taken,
+}
+
 const MAIL: &str = "SELECT id, subject, body, created_s, attempts, last_error FROM mail";
 
 fn mail(row: &AnyRow) -> Result<Mail, LedgerError> {
@@ -46,9 +80,13 @@ fn mail(row: &AnyRow) -> Result<Mail, LedgerError> {
         subject: row.text(1)?,
         body: row.text(2)?,
         created_at: row.time(3)?,
-        attempts: u32::try_from(row.number(4)?).unwrap_or(u32::MAX),
+        attempts: count(row, 4)?,
         last_error: row.text_or_null(5)?,
     })
+}
+
+fn count(row: &AnyRow, i: usize) -> Result<u32, LedgerError> {
+    Ok(u32::try_from(row.number(i)?).unwrap_or(u32::MAX))
 }
 
 impl Ledger {
@@ -120,32 +158,47 @@ impl Ledger {
         Ok(open)
     }
 
-    /// Takes a mail, for `lease`; nobody else gets it meanwhile. When one is due, the oldest goes first,
-    /// also one that waits for the server to come back: mails keep their order. A time more than a day
-    /// away is of a clock that ran ahead.
-    pub async fn claim_mail(&self, now: Timestamp, lease: Duration) -> Result<Option<Mail>, LedgerError> {
-        let (now_s, far) = (seconds(now), seconds(after(now, Duration::from_secs(86_400))));
+    /// Takes the oldest mail after place `above` that is wanted (by who has it already), for `lease`; nobody else gets it
+    /// meanwhile. From the beginning (0) only when any is due: then the oldest goes first, also one that waits for the
+    /// server to come back, so that mails keep their order. One that is to blame itself waits for its own time.
+    pub async fn claim_mail(
+        &self,
+        now: Timestamp,
+        lease: Duration,
+        above: i64,
+        wanted: impl Fn(&Taken) -> bool + Send,
+    ) -> Result<Option<Claimed>, LedgerError> {
         let free = "sent_s IS NULL AND (claimed_s <= $1 OR claimed_s > $2)";
         let due = "(next_s <= $1 OR next_s > $2)";
         let mut w = self.write().await?;
         let sql = format!(
-            "{MAIL} WHERE {free} AND ({due} OR own_fault = 0) AND EXISTS (SELECT 1 FROM mail WHERE {free} AND {due}) \
-             ORDER BY n LIMIT 1"
+            "SELECT n, taken, refused FROM mail WHERE {free} AND ({due} OR own_fault = 0) AND n > $3 \
+             AND ($3 > 0 OR EXISTS (SELECT 1 FROM mail WHERE {free} AND {due})) ORDER BY n"
         );
-        let row = sqlx::query(AssertSqlSafe(sql)).bind(now_s).bind(far).fetch_optional(&mut **w).await?;
-        let Some(mut mail) = row.as_ref().map(mail).transpose()? else { return Ok(None) };
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(seconds(now)).bind(far(now)).bind(above);
+        let mut found = None;
+        for row in query.fetch_all(&mut **w).await? {
+            let taken: Taken = row.json(1, "mail's recipients")?;
+            if wanted(&taken) {
+                found = Some((row.number(0)?, taken, count(&row, 2)?));
+                break;
+            }
+        }
+        let Some((n, taken, refused)) = found else { return Ok(None) };
+        let query = sqlx::query(AssertSqlSafe(format!("{MAIL} WHERE n = $1"))).bind(n);
+        let mut mail = mail(&query.fetch_one(&mut **w).await?)?;
         mail.attempts += 1;
-        sqlx::query("UPDATE mail SET claimed_s = $1, attempts = $2 WHERE id = $3")
+        sqlx::query("UPDATE mail SET claimed_s = $1, attempts = $2 WHERE n = $3")
             .bind(seconds(after(now, lease)))
             .bind(i64::from(mail.attempts))
-            .bind(&mail.id)
+            .bind(n)
             .execute(&mut **w)
             .await?;
         w.commit().await?;
-        Ok(Some(mail))
+        Ok(Some(Claimed { n, mail, taken, refused }))
     }
 
-    /// A mail was taken by the server.
+    /// A mail was taken by the server. Older ones that it refused again and again are to blame themselves.
     pub async fn mail_sent(&self, id: &str, now: Timestamp) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         sqlx::query("UPDATE mail SET sent_s = $1, last_error = NULL WHERE id = $2")
@@ -153,30 +206,53 @@ impl Ledger {
             .bind(id)
             .execute(&mut **w)
             .await?;
+        sqlx::query(
+            "UPDATE mail SET own_fault = 1 WHERE sent_s IS NULL AND claimed_s <= $1 AND refused > 1 \
+             AND n < (SELECT n FROM mail WHERE id = $2)",
+        )
+        .bind(seconds(now))
+        .bind(id)
+        .execute(&mut **w)
+        .await?;
         // What was sent long ago is of no more use.
         sqlx::query("DELETE FROM mail WHERE sent_s < $1").bind(seconds(now) - KEEP_S).execute(&mut **w).await?;
         w.commit().await
     }
 
-    /// A try failed; the next not before `next`. `own_fault`: this mail is to blame, not the server.
-    pub async fn mail_failed(
-        &self,
-        id: &str,
-        error: &str,
-        own_fault: bool,
-        next: Timestamp,
-    ) -> Result<(), LedgerError> {
+    /// A try failed.
+    pub async fn mail_failed(&self, id: &str, failed: Failed<'_>) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         sqlx::query(
-            "UPDATE mail SET last_error = $1, next_s = $2, own_fault = $3, claimed_s = 0 WHERE id = $4 AND sent_s IS NULL",
+            "UPDATE mail SET last_error = $1, next_s = $2, taken = $3, refused = $4, claimed_s = 0, \
+             own_fault = CASE WHEN $5 = 1 THEN 1 ELSE own_fault END WHERE id = $6 AND sent_s IS NULL",
         )
-        .bind(error)
-        .bind(seconds(next))
-        .bind(i64::from(own_fault))
+        .bind(failed.error)
+        .bind(seconds(failed.next))
+        .bind(to_json(failed.taken, "mail's recipients")?)
+        .bind(i64::from(failed.refused))
+        .bind(i64::from(failed.own_fault))
         .bind(id)
         .execute(&mut **w)
         .await?;
+        if failed.holds {
+            sqlx::query("UPDATE mail SET next_s = $1 WHERE sent_s IS NULL AND (next_s < $1 OR next_s > $2)")
+                .bind(seconds(failed.next))
+                .bind(far(failed.next))
+                .execute(&mut **w)
+                .await?;
+        }
         w.commit().await
+    }
+
+    /// What keeps the oldest mail that was tried, that nobody has and that is not to blame itself.
+    pub async fn mails_held(&self) -> Result<Option<String>, LedgerError> {
+        let row = sqlx::query(
+            "SELECT last_error FROM mail WHERE sent_s IS NULL AND own_fault = 0 AND taken = '{}' \
+             AND last_error IS NOT NULL ORDER BY n LIMIT 1",
+        )
+        .fetch_optional(self.pool())
+        .await?;
+        row.map(|row| row.text(0)).transpose()
     }
 
     /// Nobody is to be told (no `[mail]` in the settings): what waits is put aside.
@@ -191,18 +267,57 @@ impl Ledger {
         w.commit().await
     }
 
-    /// Mails that have waited since before `written`, and that the second way was not told of; oldest first.
-    pub async fn untold_mails(&self, written: Timestamp) -> Result<Vec<Mail>, LedgerError> {
-        let sql = format!("{MAIL} WHERE sent_s IS NULL AND told_s IS NULL AND created_s <= $1 ORDER BY n");
-        let query = sqlx::query(AssertSqlSafe(sql)).bind(seconds(written));
-        query.fetch_all(self.pool()).await?.iter().map(mail).collect()
+    /// Mails that have waited since before `written`, and that the second way is to be told of now; oldest first, none
+    /// before an older one. `attempts` and `refused` are the second way's.
+    pub async fn untold_mails(&self, written: Timestamp, now: Timestamp) -> Result<Vec<Claimed>, LedgerError> {
+        let waits = "sent_s IS NULL AND told_s IS NULL";
+        let rests = "told_next_s > $2 AND told_next_s <= $3";
+        let sql = format!(
+            "SELECT id, subject, body, created_s, told_tries, last_error, n, told_refused FROM mail \
+             WHERE {waits} AND created_s <= $1 AND NOT ({rests}) AND NOT EXISTS \
+             (SELECT 1 FROM mail AS older WHERE {waits} AND {rests} AND told_fault = 0 AND older.n < mail.n) ORDER BY n"
+        );
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(seconds(written)).bind(seconds(now)).bind(far(now));
+        let claimed = |row: &AnyRow| {
+            Ok(Claimed { n: row.number(6)?, mail: mail(row)?, taken: Taken::new(), refused: count(row, 7)? })
+        };
+        query.fetch_all(self.pool()).await?.iter().map(claimed).collect()
     }
 
-    /// The second way took what a mail says.
+    /// The second way took what a mail says. Older ones that it refused again and again are to blame themselves.
     pub async fn mail_told(&self, id: &str, now: Timestamp) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         let query = sqlx::query("UPDATE mail SET told_s = $1 WHERE id = $2").bind(seconds(now)).bind(id);
         query.execute(&mut **w).await?;
+        sqlx::query(
+            "UPDATE mail SET told_fault = 1 WHERE sent_s IS NULL AND told_s IS NULL AND told_refused > 1 \
+             AND n < (SELECT n FROM mail WHERE id = $1)",
+        )
+        .bind(id)
+        .execute(&mut **w)
+        .await?;
+        w.commit().await
+    }
+
+    /// The second way did not take it: see [`Failed`].
+    pub async fn mail_untold(
+        &self,
+        id: &str,
+        own_fault: bool,
+        refused: u32,
+        next: Timestamp,
+    ) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        sqlx::query(
+            "UPDATE mail SET told_tries = told_tries + 1, told_refused = $1, told_next_s = $2, \
+             told_fault = CASE WHEN $3 = 1 THEN 1 ELSE told_fault END WHERE id = $4",
+        )
+        .bind(i64::from(refused))
+        .bind(seconds(next))
+        .bind(i64::from(own_fault))
+        .bind(id)
+        .execute(&mut **w)
+        .await?;
         w.commit().await
     }
 
@@ -228,6 +343,11 @@ impl Ledger {
 
 /// Mails sent and episodes closed are kept for 90 days.
 const KEEP_S: i64 = 90 * 86_400;
+
+/// A time beyond this is of a clock that ran ahead: it is not waited for.
+fn far(now: Timestamp) -> i64 {
+    seconds(now) + 86_400
+}
 
 impl Write {
     async fn tell(mut self, anything: bool, mail: &Mail, now: Timestamp) -> Result<bool, LedgerError> {

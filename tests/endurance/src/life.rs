@@ -375,7 +375,10 @@ impl Life {
         until(patience, "every episode is over", || {
             count("SELECT count(*) FROM episode WHERE closed_s IS NULL AND key NOT LIKE 'crash-loop/%'") == 0
         });
-        until(patience, "every mail is out", || count("SELECT count(*) FROM mail WHERE sent_s IS NULL") == 0);
+        // After an outage they wait for up to 15 minutes.
+        until(Duration::from_secs(960), "every mail is out", || {
+            count("SELECT count(*) FROM mail WHERE sent_s IS NULL") == 0
+        });
     }
 }
 
