@@ -21,6 +21,12 @@ const TRY: Duration = Duration::from_secs(15);
 /// Characters of an error that are shown.
 const ERROR: usize = 300;
 
+/// Bytes of a mail's text that the webhook is told, twice: with all else it stays below 28 KB, which chats take.
+const TOLD: usize = 6 << 10;
+
+/// Refusals that are about the address, the key or the moment; any other 4xx is about what was sent.
+const NOT_OF_THE_MAIL: [u16; 8] = [401, 403, 404, 405, 407, 408, 410, 429];
+
 /// The lines of the settings.
 #[derive(Debug, Clone)]
 pub struct Hooks {
@@ -59,15 +65,19 @@ impl Hooks {
     /// Tells the webhook what a mail says: `{"text":…,"id":…,"subject":…,"body":…,"created_at":…}`; chats show `text`.
     pub async fn tell(&self, mail: &Mail) -> Result<(), SendError> {
         let Some(Line { client, url }) = &self.webhook else { return Ok(()) };
-        let body = serde_json::json!({
-            "text": format!("{}\n\n{}", mail.subject, mail.body),
+        let body = mail::cut(mail.body.clone(), TOLD);
+        let told = serde_json::json!({
+            "text": format!("{}\n\n{body}", mail.subject),
             "id": mail.id,
             "subject": mail.subject,
-            "body": mail.body,
+            "body": body,
             "created_at": mail.created_at,
         });
-        let told = answered(client.post(url.reveal()).json(&body)).await;
-        told.map_err(|e| SendError { text: shown(e), down: true, ..SendError::default() })
+        let Err(e) = answered(client.post(url.reveal()).json(&told)).await else { return Ok(()) };
+        let status = e.status().map(|s| s.as_u16());
+        let later = if status.is_some_and(|s| s >= 500) { self.recipients() } else { Vec::new() };
+        let down = status.is_none_or(|s| NOT_OF_THE_MAIL.contains(&s));
+        Err(SendError { text: shown(e), later, down, ..SendError::default() })
     }
 
     /// A sign of life.
@@ -175,5 +185,139 @@ impl Post {
         );
         let notice = Notice { episodes: Vec::new(), subject: SELF_TEST.to_owned(), body };
         ledger.mail_now_and_then(&mail::compose(&notice, now), now, before(now, self.self_test)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::MailConfig;
+    use proto::clock::{TestClock, Timestamp};
+    use proto::config::HumanDuration;
+    use std::sync::atomic::{AtomicU16, Ordering};
+    use tillcast_tests::liar::{Asked, Liar, Say};
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn smtp(url: &str) -> Smtp {
+        let config = MailConfig {
+            smtp: Secret::new(url),
+            from: "a@example.com".into(),
+            to: vec!["it@example.com".into()],
+            ca_file: None,
+            timeout: HumanDuration(SECOND),
+        };
+        Smtp::new(&config).unwrap()
+    }
+
+    fn post(smtp: Option<Smtp>, webhook: Option<&Liar>) -> Post {
+        let webhook = webhook.map(|w| Secret::new(w.url()));
+        let hooks = Hooks::new(&AlertsConfig { webhook, ..AlertsConfig::default() }).unwrap();
+        Post { smtp, hooks, webhook_after: SECOND, self_test: HOUR }
+    }
+
+    /// A ledger with a mail of each of these subjects.
+    async fn outbox(dir: &tempfile::TempDir, clock: &TestClock, subjects: &[&str]) -> Ledger {
+        let ledger = Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
+        for subject in subjects {
+            add(&ledger, clock, subject).await;
+        }
+        ledger
+    }
+    async fn add(ledger: &Ledger, clock: &TestClock, subject: &str) {
+        let notice = Notice { episodes: Vec::new(), subject: subject.into(), body: "b".into() };
+        ledger.open_episode(subject, "x", &mail::compose(&notice, clock.now()), clock.now()).await.unwrap();
+    }
+
+    fn says(asked: &Asked, word: &str) -> bool {
+        String::from_utf8_lossy(&asked.body).contains(word)
+    }
+    /// What it was told, in order; by the subject's last word.
+    fn told(hook: &Liar) -> Vec<String> {
+        let subject = |a: &Asked| serde_json::from_slice::<serde_json::Value>(&a.body).unwrap()["subject"].clone();
+        hook.asked().iter().map(|a| subject(a).as_str().unwrap().rsplit(' ').next().unwrap().to_owned()).collect()
+    }
+
+    /// Delivers every 2 s for so long.
+    async fn deliver_for(time: Duration, post: &Post, ledger: &Ledger, clock: &TestClock) {
+        for _ in 0..time.as_secs() / 2 {
+            clock.advance(2 * SECOND);
+            post.deliver(ledger, clock).await.unwrap();
+        }
+    }
+
+    /// 413 is about the mail; 502 may be, if it comes again and again; 404 and 429 are not.
+    #[tokio::test]
+    async fn what_the_webhook_will_not_take_holds_up_no_other_mail() {
+        for (dead, status) in
+            [(None, 413), (None, 502), (Some("smtp://127.0.0.1:1"), 413), (Some("smtp://127.0.0.1:1"), 502)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let clock = TestClock::at("2026-01-01T00:00:00Z");
+            let ledger = outbox(&dir, &clock, &["bad", "second", "third"]).await;
+            let hook = Liar::start(move |a| match says(a, "bad") {
+                true => Say::Whole(status, String::new(), Vec::new()),
+                false => Say::ok("ok"),
+            });
+            let post = post(dead.map(smtp), Some(&hook));
+            deliver_for(2 * SECOND, &post, &ledger, &clock).await;
+            match status {
+                413 => assert_eq!(told(&hook), ["bad", "second", "third"], "{dead:?}"),
+                _ => assert_eq!(told(&hook), ["bad"], "{dead:?}: the order is kept for a while"),
+            }
+            deliver_for(HOUR / 6, &post, &ledger, &clock).await;
+            let all = told(&hook);
+            let times = |subject: &str| all.iter().filter(|s| *s == subject).count();
+            assert_eq!((times("second"), times("third")), (1, 1), "{dead:?} {status}: {all:?}");
+            assert!((3..=8).contains(&times("bad")), "{dead:?} {status}: {all:?}");
+            let waits: Vec<String> = ledger.unsent_mails().await.unwrap().into_iter().map(|m| m.subject).collect();
+            match dead {
+                Some(_) => assert_eq!(waits.len(), 3, "the mail server has none"),
+                None => assert_eq!(waits, ["[Tillcast] bad"]),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_takes_nothing_keeps_the_order_and_is_not_asked_without_end() {
+        for dead in [None, Some("smtp://127.0.0.1:1")] {
+            let dir = tempfile::tempdir().unwrap();
+            let clock = TestClock::at("2026-01-01T00:00:00Z");
+            let ledger = outbox(&dir, &clock, &["first", "second"]).await;
+            static STATUS: AtomicU16 = AtomicU16::new(0);
+            let hook = Liar::start(|_| Say::Whole(STATUS.load(Ordering::Relaxed), String::new(), Vec::new()));
+            let post = post(dead.map(smtp), Some(&hook));
+            for status in [404, 429, 503] {
+                STATUS.store(status, Ordering::Relaxed);
+                let before = told(&hook).len();
+                deliver_for(HOUR, &post, &ledger, &clock).await;
+                let asked = told(&hook).split_off(before);
+                assert!(asked.len() <= 20, "{dead:?} {status}: {}", asked.len());
+                assert!(
+                    asked[0] == "first" && post.deliver(&ledger, &clock).await.unwrap().is_some(),
+                    "{dead:?} {status}"
+                );
+            }
+            STATUS.store(200, Ordering::Relaxed);
+            let before = told(&hook).len();
+            deliver_for(HOUR / 3, &post, &ledger, &clock).await;
+            assert_eq!(told(&hook).split_off(before), ["first", "second"], "{dead:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_webhook_is_told_no_more_than_chats_take() {
+        let hook = Liar::start(|a| match a.body.len() < 28_000 {
+            true => Say::ok("ok"),
+            false => Say::Whole(413, String::new(), Vec::new()),
+        });
+        for body in ["\"\n".repeat(100_000), "ü€".repeat(50_000), "short".into()] {
+            let notice = Notice { episodes: Vec::new(), subject: "\"".repeat(1000), body };
+            post(None, Some(&hook)).hooks.tell(&mail::compose(&notice, Timestamp::UNIX_EPOCH)).await.unwrap();
+        }
+        let texts: Vec<bool> = hook.asked().iter().map(|a| says(a, "(cut)")).collect();
+        assert_eq!(texts, [true, true, false]);
     }
 }
