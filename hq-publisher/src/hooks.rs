@@ -136,8 +136,8 @@ impl Post {
     }
 
     /// Sends what is in the outbox: to the mail server, and to the webhook what that has not taken for long; where there
-    /// is no server, the webhook gets all, and where there is neither, what waits is put aside. What keeps it from going
-    /// on.
+    /// is no server, the webhook gets all, and where there is neither, what has waited for an hour is put aside. What
+    /// keeps it from going on.
     pub async fn deliver(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Option<String>, LedgerError> {
         let Some(smtp) = &self.smtp else {
             return match self.hooks.webhook {
@@ -319,5 +319,27 @@ mod tests {
         }
         let texts: Vec<bool> = hook.asked().iter().map(|a| says(a, "(cut)")).collect();
         assert_eq!(texts, [true, true, false]);
+    }
+
+    /// A service that began before `[mail]` was in the settings must not throw away what a publish that knows of it wrote.
+    #[tokio::test]
+    async fn what_nobody_is_to_be_told_of_is_put_aside_after_an_hour() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = TestClock::at("2026-01-01T00:00:00Z");
+        let ledger = outbox(&dir, &clock, &["old"]).await;
+        let waits = async || ledger.unsent_mails().await.unwrap().len();
+        clock.advance(HOUR / 2);
+        add(&ledger, &clock, "new").await;
+        for left in [2, 1, 0] {
+            post(None, None).deliver(&ledger, &clock).await.unwrap();
+            assert_eq!(waits().await, left);
+            clock.advance(HOUR / 2);
+        }
+        add(&ledger, &clock, "newest").await;
+        post(None, None).deliver(&ledger, &clock).await.unwrap();
+        // Restarted with the new settings, it finds it.
+        let hook = Liar::start(|_| Say::ok("ok"));
+        post(None, Some(&hook)).deliver(&ledger, &clock).await.unwrap();
+        assert_eq!((told(&hook), waits().await), (vec!["newest".to_owned()], 0));
     }
 }

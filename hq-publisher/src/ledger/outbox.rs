@@ -255,13 +255,17 @@ impl Ledger {
         row.map(|row| row.text(0)).transpose()
     }
 
-    /// Nobody is to be told (no `[mail]` in the settings): what waits is put aside.
+    /// Nobody is to be told (no `[mail]` in the settings that this program began with): what has waited for an hour is put
+    /// aside. Sooner it may be of a program that began with newer settings; a restart finds it.
     pub async fn discard_mails(&self, now: Timestamp) -> Result<(), LedgerError> {
         let mut w = self.write().await?;
         sqlx::query(
-            "UPDATE mail SET sent_s = $1, last_error = 'not sent: no [mail] in the settings' WHERE sent_s IS NULL",
+            "UPDATE mail SET sent_s = $1, last_error = 'not sent: no [mail] in the settings' \
+             WHERE sent_s IS NULL AND (created_s <= $2 OR created_s > $3)",
         )
         .bind(seconds(now))
+        .bind(seconds(now) - DISCARD_S)
+        .bind(far(now))
         .execute(&mut **w)
         .await?;
         w.commit().await
@@ -343,6 +347,9 @@ impl Ledger {
 
 /// Mails sent and episodes closed are kept for 90 days.
 const KEEP_S: i64 = 90 * 86_400;
+
+/// Mails that nobody is to be told of are kept for an hour.
+const DISCARD_S: i64 = 3600;
 
 /// A time beyond this is of a clock that ran ahead: it is not waited for.
 fn far(now: Timestamp) -> i64 {
