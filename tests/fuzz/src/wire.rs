@@ -66,6 +66,7 @@ fn judged(beat: Heartbeat) {
         silent_for: Some(seconds),
         watched_for: seconds,
         stuck_for: None,
+        late_for: None,
         is_double: false,
         beat: Some(Arc::new(beat)),
     };
