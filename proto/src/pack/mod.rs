@@ -42,7 +42,7 @@ pub struct Header {
     pub created_at: Timestamp,
     /// What it was made from, for people: no secrets.
     pub source: String,
-    /// The tables with columns and types, in order of name.
+    /// The tables with columns and types; by our writer in order of name.
     pub tables: Vec<TableHead>,
 }
 
@@ -63,7 +63,7 @@ pub struct SchemaPart {
     /// Hash of `ddl`.
     pub sha256: Sha256,
     /// In a delta: the additive statements since the base's number. Readers make them again from
-    /// the two contracts and refuse a delta whose statements differ.
+    /// the two contracts and refuse a delta whose statements mean something else.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub migrate: Vec<String>,
 }
@@ -126,7 +126,6 @@ impl std::fmt::Display for Op {
 
 /// The line that begins a section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Section {
     /// The table.
     pub table: TableName,
@@ -171,7 +170,6 @@ impl RowCounts {
 
 /// The last line: without it a pack is truncated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Trailer {
     /// Rows of the pack by operation.
     pub rows: RowCounts,

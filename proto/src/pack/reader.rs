@@ -1,6 +1,6 @@
 //! Reads a pack from anything, in bounded memory.
 
-use super::{FORMAT, Header, Op, RowCounts, Section, Trailer, table_heads};
+use super::{FORMAT, Header, Op, RowCounts, Section, TableHead, Trailer, table_heads};
 use crate::digest::Sha256Stream;
 use crate::ids::Instance;
 use crate::layout::PackKind;
@@ -285,7 +285,10 @@ fn read_header(
         return Err(PackError::OtherPack(format!("it holds a {}, not a {}", name(found), name(wanted))));
     }
     let contract = Contract::parse(&header.schema.ddl, limits)?;
-    if contract.sha256 != header.schema.sha256 || table_heads(&contract) != header.tables {
+    let of_ddl = table_heads(&contract);
+    let mut told: Vec<&TableHead> = header.tables.iter().collect();
+    told.sort_by_key(|t| &t.table);
+    if contract.sha256 != header.schema.sha256 || !told.into_iter().eq(&of_ddl) {
         return Err(bad(1, "the tables are not those of the DDL"));
     }
     if header.kind == PackKind::Full && !header.schema.migrate.is_empty() {

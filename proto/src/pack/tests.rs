@@ -88,6 +88,32 @@ fn a_pack_is_read_as_written() {
 }
 
 #[test]
+fn tables_in_any_order_and_fields_of_later_builds_are_read_over() {
+    let ddl = "CREATE TABLE b (id INTEGER PRIMARY KEY, n TEXT) STRICT; CREATE TABLE a (id INTEGER PRIMARY KEY) STRICT;";
+    let contract = Contract::parse(ddl, &Limits::default()).unwrap();
+    let mut header = header(PackKind::Delta, 2, Some(1));
+    header.schema = SchemaPart { number: 1, ddl: ddl.into(), sha256: contract.sha256, migrate: vec![] };
+    let read = |tables: Vec<TableHead>, lines: &str| {
+        let head = serde_json::to_string(&Header { tables, ..header.clone() }).unwrap();
+        let (bytes, entry) = by_hand(&format!("{head}\n{lines}\n"));
+        read_all(&bytes, &entry, &Limits::default())
+    };
+    let plain = r#"{"rows":{"delete":0,"update":0,"insert":0},"digests":{}}"#;
+    let [a, b] = table_heads(&contract).try_into().unwrap();
+    read(vec![a.clone(), b.clone()], plain).unwrap();
+    read(vec![b.clone(), a.clone()], plain).unwrap();
+    let mut turned = b.clone();
+    turned.columns.reverse();
+    for tables in [vec![b.clone()], vec![a.clone(), b.clone(), b.clone()], vec![a.clone(), turned]] {
+        assert!(read(tables, plain).unwrap_err().to_string().contains("not those of the DDL"));
+    }
+    let later = r#"{"table":"b","op":"insert","columns":["id","n"],"sorted":true}
+[1,"x"]
+{"rows":{"delete":0,"update":0,"insert":1,"merge":0},"digests":{},"later":[{}]}"#;
+    assert_eq!(read(vec![a, b], later).unwrap(), RowCounts { insert: 1, ..RowCounts::default() });
+}
+
+#[test]
 fn a_pack_cut_anywhere_is_refused() {
     let (bytes, entry) = delta(3);
     for cut in 0..bytes.len() {

@@ -445,7 +445,7 @@ impl Replica {
         }
         let old = Contract::parse(&held.ddl, &self.limits).map_err(|e: SchemaError| refuse(e.to_string()))?;
         let statements = contract.additive_since(&old).map_err(|e: NotAdditive| refuse(e.to_string()))?;
-        if statements != new.migrate {
+        if !schema::is_same_migration(&statements, &new.migrate) {
             return Err(refuse("its migration statements do not follow from the two contracts".into()));
         }
         self.make_way(job, &self.all_held()?, (contract, Some(&old)), pack)?;

@@ -314,6 +314,22 @@ impl Table {
     }
 }
 
+/// Whether two lists of migration statements mean the same, however they are spelt: the columns that a table gets stand in
+/// one order, all else in any.
+pub(crate) fn is_same_migration(a: &[String], b: &[String]) -> bool {
+    let meant = |list: &[String]| {
+        let mut meant: Vec<Vec<String>> = list.iter().map(|s| sql::meaning(s)).collect();
+        let of_table = |s: &Vec<String>| match s.first().map(String::as_str) {
+            Some("alter") => s.iter().take(3).cloned().collect(),
+            _ => s.clone(),
+        };
+        // A stable sort: columns of one table stay as they stand.
+        meant.sort_by_cached_key(of_table);
+        meant
+    };
+    a.len() == b.len() && meant(a) == meant(b)
+}
+
 /// Finds a table or index name that two streams both make: they share one file at the store.
 pub fn names_clash(contracts: &[(&StreamName, &Contract)]) -> Option<String> {
     let mut seen = std::collections::HashMap::new();
@@ -689,6 +705,28 @@ mod tests {
         ] {
             let e = parse(&change).unwrap().additive_since(&old).unwrap_err().to_string();
             assert!(e.contains(why), "{change}: {e}");
+        }
+    }
+
+    #[test]
+    fn a_migration_is_the_same_in_any_order_but_of_columns() {
+        let of = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let ours = of(&[
+            "ALTER TABLE \"a\" ADD COLUMN x TEXT",
+            "ALTER TABLE \"a\" ADD COLUMN y TEXT",
+            "CREATE INDEX a_x ON a (x)",
+            "ALTER TABLE \"b\" ADD COLUMN z TEXT",
+        ]);
+        let theirs = [
+            "create index a_x on a(x);",
+            "alter table b add z TEXT",
+            "alter table a add x TEXT;",
+            "alter table a add y TEXT;",
+        ];
+        assert!(is_same_migration(&ours, &of(&theirs)));
+        let turned = [theirs[0], theirs[1], theirs[3], theirs[2]];
+        for other in [&turned[..], &theirs[..3], &[theirs[0], theirs[0], theirs[2], theirs[3]]] {
+            assert!(!is_same_migration(&ours, &of(other)), "{other:?}");
         }
     }
 

@@ -84,6 +84,51 @@ pub fn trimmed(sql: &str) -> &str {
     tokens(sql).last().map_or(sql, |last| &sql[..last.start + last.text.len()])
 }
 
+/// What a statement says, however it is spelt: its tokens without the `;` at the end and the words that change nothing (COLUMN
+/// after ADD, IF NOT EXISTS), words in lower case, plain names without quotes, numbers by their value. Of any text.
+pub fn meaning(statement: &str) -> Vec<String> {
+    let written = tokens(statement);
+    let mut out: Vec<String> = written.iter().map(|t| plain(t.text)).collect();
+    while out.last().is_some_and(|t| t == ";") {
+        out.pop();
+    }
+    let is_alter = out.first().is_some_and(|t| t == "alter");
+    if is_alter && out.len() > 5 && written[4].text.eq_ignore_ascii_case("column") {
+        out.remove(4);
+    }
+    if let Some(at) = out.windows(3).take(4).position(|w| w == ["if", "not", "exists"]) {
+        out.drain(at..at + 3);
+    }
+    out
+}
+
+fn plain(token: &str) -> String {
+    let quotes = [('"', '"'), ('`', '`'), ('[', ']')];
+    let quoted = quotes.into_iter().find_map(|(open, close)| token.strip_prefix(open)?.strip_suffix(close));
+    let is_plain = |n: &str| !n.is_empty() && n.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
+    match quoted {
+        Some(name) if is_plain(name) => name.to_ascii_lowercase(),
+        Some(_) => token.to_owned(),
+        None if token.starts_with('\'') => token.to_owned(),
+        None => number(token).unwrap_or_else(|| token.to_ascii_lowercase()),
+    }
+}
+
+/// A number as its value is spelt here; none where a token is none.
+fn number(token: &str) -> Option<String> {
+    if !token.strip_prefix('.').unwrap_or(token).starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let digits = token.replace('_', "").to_ascii_lowercase();
+    match digits.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok().map(|n| n.to_string()),
+        // A real is no integer, whatever its value.
+        None => {
+            digits.parse().map(|n: u64| n.to_string()).or_else(|_| digits.parse().map(|x: f64| format!("{x:e}"))).ok()
+        }
+    }
+}
+
 /// Whether two statements differ in layout and comments only.
 pub fn same(a: &str, b: &str) -> bool {
     tokens(a).iter().map(|t| t.text).eq(tokens(b).iter().map(|t| t.text))
@@ -190,6 +235,37 @@ mod tests {
         assert_eq!(definitions(a), definitions(b));
         assert_eq!(definitions(a).0.len(), 3);
         assert_eq!(definitions(a).1, "STRICT");
+    }
+
+    #[test]
+    fn a_statement_means_the_same_however_it_is_spelt() {
+        let alter = "ALTER TABLE \"price\" ADD COLUMN vat REAL NOT NULL DEFAULT - 1.5e-3 CHECK ( vat < 30 )";
+        for same in [
+            "ALTER TABLE price ADD COLUMN vat REAL NOT NULL DEFAULT -1.5e-3 CHECK(vat<30)",
+            "alter table [Price] add vat real not null default -15E-4 check (`vat` < 0x1E);",
+            "ALTER TABLE price -- a word\n ADD /* and more */ \"vat\" REAL NOT NULL DEFAULT -.0_015 CHECK (vat < 030) ; ;",
+        ] {
+            assert_eq!(meaning(same), meaning(alter), "{same}");
+        }
+        for other in [
+            "ALTER TABLE prices ADD COLUMN vat REAL NOT NULL DEFAULT -1.5e-3 CHECK (vat < 30)",
+            "ALTER TABLE price ADD COLUMN vat REAL NOT NULL DEFAULT 1.5e-3 CHECK (vat < 30)",
+            "ALTER TABLE price ADD COLUMN vat REAL NOT NULL DEFAULT -1.5e-3 CHECK (vat < 30.0)",
+            "ALTER TABLE price ADD COLUMN vat REAL NOT NULL DEFAULT -1.5e-3 CHECK (vat < 30); DROP TABLE price",
+            "ALTER TABLE price RENAME COLUMN vat TO x",
+        ] {
+            assert_ne!(meaning(other), meaning(alter), "{other}");
+        }
+        let made = meaning("CREATE UNIQUE INDEX i ON t (a)");
+        assert_eq!(meaning("create unique index if not exists \"i\" on t(a);"), made);
+        assert_ne!(meaning("CREATE INDEX i ON t (a)"), made);
+        // A text is itself, and a column may have a word's name.
+        assert_ne!(meaning("ALTER TABLE t ADD a TEXT DEFAULT 'X'"), meaning("ALTER TABLE t ADD a TEXT DEFAULT 'x'"));
+        assert_eq!(meaning("ALTER TABLE t ADD \"column\" TEXT"), meaning("ALTER TABLE t ADD COLUMN [column] TEXT"));
+        // Whatever somebody wrote.
+        for odd in ["", ";", "\"é", "[", "'", "x'", "0x", "1e", "ALTER TABLE t ADD COLUMN", "/*", "\u{feff}é\""] {
+            meaning(odd);
+        }
     }
 
     #[test]

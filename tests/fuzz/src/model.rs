@@ -116,7 +116,6 @@ impl Shape {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Section {
     table: String,
     op: String,
