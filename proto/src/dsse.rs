@@ -3,7 +3,7 @@
 
 use crate::keys::{PublicKey, SecretKey};
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde::{Deserialize, Serialize};
 
 /// What an envelope carries. A signature for one type never passes for another.
@@ -69,7 +69,7 @@ pub struct Envelope {
     /// The payload's media type.
     #[serde(rename = "payloadType")]
     pub payload_type: String,
-    /// The payload, standard base64.
+    /// The payload, base64.
     pub payload: String,
     /// The signatures.
     pub signatures: Vec<Signature>,
@@ -78,10 +78,16 @@ pub struct Envelope {
 /// One signature of an envelope.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
-    /// Which key claims to have signed; a hint only.
+    /// Which key claims to have signed; a hint only, and it may be left out.
+    #[serde(default)]
     pub keyid: String,
-    /// The signature, standard base64.
+    /// The signature, base64.
     pub sig: String,
+}
+
+/// Base64 as the specification has it: by either alphabet of RFC 4648, padded.
+fn decode(text: &str) -> Result<Vec<u8>, base64::DecodeError> {
+    STANDARD.decode(text).or_else(|e| URL_SAFE.decode(text).map_err(|_| e))
 }
 
 /// The bytes that a signature covers.
@@ -123,10 +129,10 @@ pub fn open<'k>(
         let found = envelope.payload_type.chars().take(80).collect();
         return Err(DsseError::OtherType { found, wanted: payload_type.as_str() });
     }
-    let payload = STANDARD.decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
+    let payload = decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
     let message = pre_authentication_encoding(payload_type.as_str(), &payload);
     let signatures: Vec<Vec<u8>> =
-        envelope.signatures.iter().take(MAX_SIGNATURES).filter_map(|s| STANDARD.decode(&s.sig).ok()).collect();
+        envelope.signatures.iter().take(MAX_SIGNATURES).filter_map(|s| decode(&s.sig).ok()).collect();
     let mut counted: Vec<&[u8; 32]> = Vec::new();
     for key in keys {
         if !counted.contains(&key.as_bytes()) && signatures.iter().any(|s| key.verifies(&message, s)) {
@@ -158,7 +164,7 @@ pub fn peek_payload(bytes: &[u8], max: u64) -> Result<Vec<u8>, DsseError> {
         return Err(DsseError::TooLong { limit: max });
     }
     let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
-    STANDARD.decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+    decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
 }
 
 #[cfg(test)]
@@ -194,6 +200,40 @@ mod tests {
             open(&bytes, PayloadType::Trust, &twice, 2, 1 << 20),
             Err(DsseError::NotSigned { good: 1, threshold: 2, .. })
         ));
+    }
+
+    #[test]
+    fn a_key_id_may_be_left_out_and_either_alphabet_is_read() {
+        // Bytes whose base64 has both characters that the alphabets differ in.
+        let payload = b"\xfb\xef\xbe\xff\xff\xff~";
+        let e: serde_json::Value = serde_json::from_slice(&seal(PayloadType::Trust, payload, &[&key(1)])).unwrap();
+        let url_safe =
+            |v: &serde_json::Value| serde_json::json!(v.as_str().unwrap().replace('+', "-").replace('/', "_"));
+        let public = [key(1).public()];
+        let read = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut e = e.clone();
+            change(&mut e);
+            let bytes = serde_json::to_vec(&e).unwrap();
+            let opened = open(&bytes, PayloadType::Trust, &public, 1, 1 << 20);
+            assert!(opened.is_err() || peek_payload(&bytes, 1 << 20) == opened);
+            opened.map(|p| assert_eq!(p, payload))
+        };
+        assert_ne!(url_safe(&e["payload"]), e["payload"]);
+        read(&|e| drop(e["signatures"][0].as_object_mut().unwrap().remove("keyid"))).unwrap();
+        read(&|e| e["payload"] = url_safe(&e["payload"])).unwrap();
+        read(&|e| e["signatures"][0]["sig"] = url_safe(&e["signatures"][0]["sig"])).unwrap();
+        for other in ["both", "bare", "blank"] {
+            let e = read(&|e| {
+                let text = e["payload"].as_str().unwrap();
+                e["payload"] = match other {
+                    "both" => text.replace('+', "-").into(),
+                    "bare" => text.trim_end_matches('=').into(),
+                    _ => format!("{text}\n").into(),
+                };
+            });
+            assert!(matches!(e, Err(DsseError::NotAnEnvelope(_))), "{other}: {e:?}");
+        }
+        assert!(matches!(read(&|e| e["signatures"][0]["keyid"] = 7.into()), Err(DsseError::NotAnEnvelope(_))));
     }
 
     #[test]
