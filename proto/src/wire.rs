@@ -241,6 +241,27 @@ pub struct Beats {
     pub beats: Vec<Beat>,
 }
 
+impl Beats {
+    /// Reads a post's body: heartbeats with what is known of their way, or envelopes alone, one or an array of them.
+    pub fn from_body(body: &[u8]) -> Result<Beats, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct Claim {
+            #[serde(rename = "payloadType")]
+            payload_type: Option<serde::de::IgnoredAny>,
+        }
+        let alone = |envelopes: Vec<dsse::Envelope>| Beats {
+            beats: envelopes.into_iter().map(|envelope| Beat { envelope, seen_s: 0 }).collect(),
+        };
+        if body.trim_ascii_start().starts_with(b"[") {
+            return serde_json::from_slice(body).map(alone);
+        }
+        match serde_json::from_slice::<Claim>(body)?.payload_type {
+            Some(_) => serde_json::from_slice(body).map(|envelope| alone(vec![envelope])),
+            None => serde_json::from_slice(body),
+        }
+    }
+}
+
 /// One heartbeat on its way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {
@@ -380,6 +401,26 @@ pub struct Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_post_is_heartbeats_or_envelopes_alone() {
+        let key = SecretKey::from_seed([7; 32]);
+        let sealed = Heartbeat::plain("0421-03".parse().unwrap(), 1).seal(&key).unwrap();
+        let envelope: dsse::Envelope = serde_json::from_slice(&sealed).unwrap();
+        let beat = |seen_s| Beat { envelope: envelope.clone(), seen_s };
+        let text = String::from_utf8(sealed.clone()).unwrap();
+        for (body, beats) in [
+            (format!(r#"{{"beats":[{{"envelope":{text},"seen_s":7}}]}}"#), vec![beat(7)]),
+            (text.clone(), vec![beat(0)]),
+            (format!(" [{text},{text}]"), vec![beat(0), beat(0)]),
+            ("[]".to_owned(), Vec::new()),
+        ] {
+            assert_eq!(Beats::from_body(body.as_bytes()).unwrap(), Beats { beats }, "{body}");
+        }
+        for body in ["", "{}", "7", "[7]", r#"{"payloadType":"x"}"#, r#"{"beats":7}"#] {
+            Beats::from_body(body.as_bytes()).unwrap_err();
+        }
+    }
 
     #[test]
     fn a_heartbeat_fits_however_much_there_is_to_tell() {

@@ -293,7 +293,7 @@ fn serial_of(etag: &str) -> Option<u64> {
 
 /// `POST /v1/heartbeats`
 async fn heartbeats(State(app): State<Arc<App>>, peer: Option<Extension<Peer>>, body: Bytes) -> Response {
-    let beats: Beats = match serde_json::from_slice(&body) {
+    let beats = match Beats::from_body(&body) {
         Ok(beats) => beats,
         Err(e) => return refuse(StatusCode::BAD_REQUEST, &format!("not heartbeats: {e}")),
     };

@@ -279,6 +279,9 @@ async fn odd_requests() {
     assert_eq!(w.get("/nothing").await.0, StatusCode::NOT_FOUND);
     let post = async |body: Vec<u8>| w.ask(Request::post("/v1/heartbeats").body(body.into()).unwrap()).await.0;
     assert_eq!(post(b"x".to_vec()).await, StatusCode::BAD_REQUEST);
+    let alone = heartbeat("1", 1).seal(&key(1)).unwrap();
+    assert_eq!(post(alone.clone()).await, StatusCode::OK, "an envelope alone is read, if nobody knows it");
+    assert_eq!(post([b"[", &alone[..], b"]"].concat()).await, StatusCode::OK);
     assert_eq!(post(vec![b' '; 5 << 20]).await, StatusCode::PAYLOAD_TOO_LARGE);
     // Nothing to keep before `init`.
     ticks::manifests(&w.app).await.unwrap();

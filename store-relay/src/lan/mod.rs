@@ -144,7 +144,7 @@ async fn heartbeats(hall: Arc<Hall>, request: Request<Inbound>, from: IpAddr) ->
         Ok(body) => body,
         Err(e) => return plain(e.status(), format!("{e}\n")),
     };
-    let beats: Beats = match serde_json::from_slice(&body) {
+    let beats = match Beats::from_body(&body) {
         Ok(beats) => beats,
         Err(e) => return plain(StatusCode::BAD_REQUEST, format!("not heartbeats: {e}\n")),
     };

@@ -266,6 +266,11 @@ async fn heartbeats_are_verified_kept_and_answered() {
     assert_eq!(scene.post(&serde_json::to_vec(&old).unwrap()).await.0, 200);
     assert_eq!(ago(&scene), 400 * 86_400);
     assert_eq!(scene.get("/", "").await.status, 200);
+    // Envelopes alone are taken, too.
+    let next: Beats = serde_json::from_slice(&beat("0421-03", 33, 8)).unwrap();
+    let alone = serde_json::to_vec(&next.beats[0].envelope).unwrap();
+    let (status, answer) = scene.post(&alone).await;
+    assert_eq!((status, answer.passed_on.len(), answer.refused.len()), (200, 1, 0));
     let many: Beats = serde_json::from_slice(&beat("0421-03", 33, 7)).unwrap();
     let many = serde_json::to_vec(&Beats { beats: vec![many.beats[0].clone(); 17] }).unwrap();
     let head = format!(
