@@ -113,6 +113,21 @@ pub enum Refusal {
         /// The time it was judged at.
         now: Timestamp,
     },
+    /// Signed by a publisher's key that has ended: no forgery.
+    #[error(
+        "the key {key} that signed the manifest expired at {expired} (it is {now}{})",
+        by_floor(.now, .clock)
+    )]
+    KeyExpired {
+        /// The key's id.
+        key: String,
+        /// Its end.
+        expired: Timestamp,
+        /// The time it was judged at.
+        now: Timestamp,
+        /// The system's clock, where that is earlier.
+        clock: Timestamp,
+    },
     /// A walk of more steps than the limit.
     #[error("trust is {steps} versions ahead, over limits.trust_steps = {limit}")]
     TooManySteps {
@@ -124,6 +139,10 @@ pub enum Refusal {
     /// An enrolment code that cannot be used.
     #[error("enrolment code: {0}")]
     Code(String),
+}
+
+fn by_floor(now: &Timestamp, clock: &Timestamp) -> &'static str {
+    if now > clock { ", by the latest time that was signed" } else { "" }
 }
 
 impl Refusal {
@@ -142,6 +161,7 @@ impl Refusal {
             Refusal::OlderSerial { .. } => "OLDER_SERIAL",
             Refusal::SameSerialOtherBytes(_) => "SAME_SERIAL_OTHER_BYTES",
             Refusal::Expired { .. } => "EXPIRED",
+            Refusal::KeyExpired { .. } => "KEY_EXPIRED",
             Refusal::TooManySteps { .. } => "TOO_MANY_TRUST_STEPS",
             Refusal::Code(_) => "BAD_CODE",
         }
@@ -208,6 +228,13 @@ impl Trust {
     /// The key that may sign at this time, of those in the file.
     pub fn publisher_keys(&self, now: Timestamp) -> impl Iterator<Item = &PublicKey> {
         self.publishers.iter().filter(move |p| now < p.expires_at).map(|p| &p.key)
+    }
+
+    /// The key of the file that signed a manifest after its end, if one did.
+    fn ended_signer(&self, envelope: &[u8], now: Timestamp, limits: &Limits) -> Option<&PublisherKey> {
+        let signed =
+            |p: &PublisherKey| dsse::open(envelope, PayloadType::Manifest, [&p.key], 1, limits.manifest_bytes).is_ok();
+        self.publishers.iter().find(|p| p.expires_at <= now && signed(p))
     }
 }
 
@@ -331,7 +358,11 @@ pub fn accept_manifest(
     let now = seen.time(trust.epoch, clock);
     let seen = seen.in_epoch(trust.epoch);
     // 1. Signed by a publisher key of today.
-    let payload = dsse::open(envelope, PayloadType::Manifest, trust.publisher_keys(now), 1, limits.manifest_bytes)?;
+    let opened = dsse::open(envelope, PayloadType::Manifest, trust.publisher_keys(now), 1, limits.manifest_bytes);
+    let payload = opened.map_err(|e| match trust.ended_signer(envelope, now, limits) {
+        Some(p) => Refusal::KeyExpired { key: p.key.id(), expired: p.expires_at, now, clock },
+        None => e.into(),
+    })?;
     let manifest = Manifest::from_payload(&payload, limits)?;
     // 2. For this store, in this epoch.
     if &manifest.store != store {
@@ -511,7 +542,23 @@ mod tests {
             accept(&manifest(5), 10, &seen, after(t0(), 31 * DAY)).unwrap().again,
             "what was accepted may be finished"
         );
-        assert_eq!(code(accept(&manifest(5), 10, &none, after(t0(), 400 * DAY))), "BAD_SIGNATURE", "the key expired");
+    }
+
+    #[test]
+    fn a_key_that_has_ended_is_told_from_a_forgery() {
+        let none = Seen::default();
+        let late = after(t0(), 400 * DAY);
+        let e = accept(&manifest(5), 10, &none, late).unwrap_err();
+        assert_eq!(e.code(), "KEY_EXPIRED");
+        let told = e.to_string();
+        let id = key(10).public().id();
+        assert!(told.contains(&format!("the key {id} that signed the manifest expired at 2027-01-01")), "{told}");
+        assert!(told.ends_with("(it is 2027-02-05T00:00:00Z)"), "{told}");
+        // A clock that is right, after a manifest that was not.
+        let jumped = Seen { epoch: 1, floor: Some(late), ..Seen::default() };
+        let told = accept(&manifest(5), 10, &jumped, t0()).unwrap_err().to_string();
+        assert!(told.ends_with("(it is 2027-02-05T00:00:00Z, by the latest time that was signed)"), "{told}");
+        assert_eq!(code(accept(&manifest(5), 11, &none, late)), "BAD_SIGNATURE");
     }
 
     #[test]

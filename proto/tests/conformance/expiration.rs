@@ -16,7 +16,7 @@ async fn a_trust_file_whose_publishers_have_ended_is_walked_and_their_lists_are_
         repo.put_trust(|t| t.publishers[0].expires_at = end);
         repo.put_list(|_| ());
         let kept = (repo.trust.version, Some(repo.list.serial - 1));
-        assert_eq!(client.refresh(&repo).await, list_refused("BAD_SIGNATURE"), "{end}");
+        assert_eq!(client.refresh(&repo).await, list_refused("KEY_EXPIRED"), "{end}");
         assert_eq!(client.kept(), kept, "{end}");
         repo.put_trust(|t| t.publishers = vec![publisher(11)]);
         client.takes("a longer life", &repo).await;
@@ -68,7 +68,7 @@ async fn a_device_whose_publisher_has_ended_walks_on_to_the_next() {
     client.clock.advance(18 * DAY);
     repo.now = after(t0(), 18 * DAY);
     repo.put_list(|_| ());
-    assert_eq!(client.refresh(&repo).await, list_refused("BAD_SIGNATURE"), "its key has ended");
+    assert_eq!(client.refresh(&repo).await, list_refused("KEY_EXPIRED"), "its key has ended");
     assert_eq!(client.kept(), (2, Some(2)));
     repo.rotate(12);
     client.takes("by a new key", &repo).await;

@@ -290,8 +290,8 @@ async fn a_clock_that_is_wrong_locks_nobody_out() {
         ("2026-01-30T23:59:59Z", Outcome::News),
         ("2026-01-31T00:00:00Z", list_refused("EXPIRED")),
         // By then the key has ended, too.
-        ("2027-01-01T00:00:00Z", list_refused("BAD_SIGNATURE")),
-        ("2076-01-01T00:00:00Z", list_refused("BAD_SIGNATURE")),
+        ("2027-01-01T00:00:00Z", list_refused("KEY_EXPIRED")),
+        ("2076-01-01T00:00:00Z", list_refused("KEY_EXPIRED")),
     ] {
         repo.put_list(|_| ());
         client.clock.set(clock.parse().unwrap());
@@ -318,7 +318,7 @@ async fn time_is_never_earlier_than_what_was_signed_last() {
     client.refuses("it has ended by then", &mut repo, list_refused("EXPIRED"), (1, Some(2))).await;
     repo.put_trust(|t| t.publishers[0].expires_at = end);
     repo.put_list(|_| ());
-    assert_eq!(client.refresh(&repo).await, list_refused("BAD_SIGNATURE"), "and so has its key");
+    assert_eq!(client.refresh(&repo).await, list_refused("KEY_EXPIRED"), "and so has its key");
     repo.rotate(12);
     client.takes("by a new key", &repo).await;
 }

@@ -134,7 +134,7 @@ fn judged(payload: &[u8], read: &Manifest, limits: &Limits) {
     if read.created_at < TRUSTING.trust().unwrap().publishers[0].expires_at {
         assert!(again.is_ok_and(|a| a.again && a.seen == accepted.seen));
     } else {
-        assert_eq!(again.unwrap_err().code(), "BAD_SIGNATURE");
+        assert_eq!(again.unwrap_err().code(), "KEY_EXPIRED");
     }
     assert!(accept(&KEYS[1], &"0815".parse().unwrap(), &Seen::default()).is_err());
     if let Some(serial) = read.serial.checked_add(1) {
