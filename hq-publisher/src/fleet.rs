@@ -418,6 +418,10 @@ fn told_fault(id: &DeviceId, f: &Fault) -> Option<Told> {
         fault::PACK_MISSING => {
             Some((format!("pack-missing/{of}"), format!("A pack of {of} is missing from the bucket"), line))
         }
+        // Its list is the newest, so that it does not count as stuck.
+        fault::STREAM_REFUSED => {
+            Some((format!("stream-refused/{of}"), format!("What is listed of {of} is refused"), line))
+        }
         fault::DISK_FULL => Some((format!("disk-full/{id}"), format!("The disk of {id} is full"), line)),
         fault::HALTED => Some((format!("halted/{id}"), format!("{id} stopped: its disk or database is unsound"), line)),
         fault::POWER_UNSTABLE => {
@@ -656,6 +660,11 @@ mod tests {
         let with = |change: &dyn Fn(&mut Heartbeat)| judge(&[saying(change)]).0;
         assert_eq!(with(&|b| b.errors = vec![fault("PACK_IN_ERROR", Some("price@all"))]), ["pack-in-error/price@all"]);
         assert_eq!(with(&|b| b.errors = vec![fault("PACK_MISSING", Some("price@all"))]), ["pack-missing/price@all"]);
+        assert_eq!(
+            with(&|b| b.errors = vec![fault("STREAM_REFUSED", Some("price@all"))]),
+            ["stream-refused/price@all"]
+        );
+        assert_eq!(with(&|b| b.errors = vec![fault("STREAM_REFUSED", None)]), ["stream-refused/1-1"]);
         assert_eq!(with(&|b| b.errors = vec![fault("DISK_FULL", None)]), ["disk-full/1-1"]);
         assert_eq!(with(&|b| b.errors = vec![fault("HALTED", None)]), ["halted/1-1"]);
         assert_eq!(with(&|b| b.errors = vec![fault("POWER_UNSTABLE", None)]), ["power-unstable/1-1"]);

@@ -166,6 +166,9 @@ fn database(config: &Config, manifest: Option<&Manifest>) -> Check {
     if list.is_empty() {
         list.push("empty".into());
     }
+    let unread =
+        manifest.iter().flat_map(|m| &m.unread).map(|(s, why)| format!("{s}: what is listed is refused: {why}"));
+    let behind: Vec<_> = behind.into_iter().chain(unread).collect();
     let mark = if behind.is_empty() { Mark::Pass } else { Mark::Warn };
     list.extend(behind);
     check("database", mark, list.join(", "))

@@ -181,10 +181,10 @@ impl Memory {
     /// Forgets packs and streams that the manifest does not list any more: nothing else would end what is told of them.
     pub fn prune(&self, manifest: &Manifest) {
         let is_pack_gone = |o: &str| o.parse().is_ok_and(|p: PackName| !manifest.lists(&p));
-        let is_stream_gone = |i: &Instance| !manifest.streams.contains_key(&i.stream);
+        let is_stream_gone = |i: &Instance| !manifest.lists_stream(&i.stream);
         let mut notes = self.notes();
         let drifts = notes.drift.len();
-        notes.drift.retain(|s, _| manifest.streams.contains_key(s));
+        notes.drift.retain(|s, _| manifest.lists_stream(s));
         if notes.drift.len() != drifts {
             self.save_drift(&notes);
         }

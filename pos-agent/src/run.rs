@@ -7,6 +7,7 @@ use crate::pace::{self, End};
 use crate::report;
 use crate::upstream::Heard;
 use proto::cli::{self, Exit};
+use proto::follow;
 use proto::http::{Gate, HttpLimits};
 use proto::retry::{Backoff, random_unit};
 use std::sync::Arc;
@@ -221,7 +222,8 @@ pub async fn once_beside(agent: &Agent) -> Exit {
     let shown = agent.shown().clone();
     // A relay that does not know this register yet is no failure of the cycle.
     let failed = |f: &proto::wire::Fault| f.object.as_deref() != Some(report::HEARTBEAT);
-    let stuck = !shown.waits.is_empty() || agent.memory.look(|f| f.open().iter().any(failed));
+    let unread = follow::lock(&agent.device).manifest().is_some_and(|m| !m.unread.is_empty());
+    let stuck = unread || !shown.waits.is_empty() || agent.memory.look(|f| f.open().iter().any(failed));
     match end {
         End::Done if !stuck => Exit::Done,
         End::Halted => Exit::Failed,

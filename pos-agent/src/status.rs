@@ -12,7 +12,7 @@ use proto::ids::{DeviceId, Instance};
 use proto::manifest::Manifest;
 use proto::replica::Replica;
 use proto::shelf;
-use proto::wire::{Disk, Fault, Network, Status, StreamReport, StreamState, fault};
+use proto::wire::{Disk, Fault, Network, Status, StreamReport, StreamState, fault, unread_debts, unread_faults};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
@@ -52,7 +52,7 @@ pub fn status(f: Facts<'_>) -> Status {
     let mut debts: Vec<String> = f.waits.iter().map(|(i, why)| format!("{i}: {why}")).collect();
     for (stream, h) in f.held {
         let instance = Instance { stream: stream.clone(), audience: h.audience.clone() };
-        let listed = f.manifest.is_none_or(|m| m.streams.contains_key(stream));
+        let listed = f.manifest.is_none_or(|m| m.lists_stream(stream));
         if !listed {
             debts
                 .push(format!("{instance}: the manifest lists it no more; its rows are kept at version {}", h.version));
@@ -74,6 +74,11 @@ pub fn status(f: Facts<'_>) -> Status {
             streams.insert(instance, report);
         }
     }
+    let mut errors = f.faults;
+    if let Some(m) = f.manifest {
+        debts.extend(unread_debts(m));
+        errors.extend(unread_faults(m, f.held));
+    }
     if let Some(m) = f.manifest
         && m.expires_at <= f.now
     {
@@ -85,7 +90,7 @@ pub fn status(f: Facts<'_>) -> Status {
         serial: f.manifest.map(|m| m.serial),
         network: f.network,
         debts,
-        errors: f.faults,
+        errors,
         disk: f.disk,
         clock_skew_s: f.clock_skew_s,
         hq_seen_s: f.hq_seen_s,
@@ -99,6 +104,9 @@ fn state(f: &Facts<'_>, instance: &Instance) -> StreamState {
         return StreamState::Drift;
     }
     let Some(manifest) = f.manifest else { return StreamState::Waiting };
+    if manifest.unread.contains_key(&instance.stream) {
+        return StreamState::Error;
+    }
     let Some(entry) = manifest.streams.get(&instance.stream) else { return StreamState::Ok };
     let held = f.held.get(&instance.stream);
     let there =

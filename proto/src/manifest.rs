@@ -1,5 +1,8 @@
 //! The manifest: what HQ claims to one store. It is signed, small and whole; it names every pack
 //! with its length and hash, so that whatever carries the packs need not be trusted.
+//!
+//! A reader that cannot take one stream's entry keeps what it holds of that stream and goes on with the others; who signs
+//! is refused by the same entry.
 
 use crate::clock::Timestamp;
 use crate::digest::{Sha256, StateDigest};
@@ -8,6 +11,7 @@ use crate::keys::PublicKey;
 use crate::layout::{PackKind, PackName};
 use crate::limits::Limits;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The manifest format that this build reads and writes.
@@ -36,6 +40,9 @@ pub struct Manifest {
     /// The public keys of the store's registers.
     #[serde(default)]
     pub registers: BTreeMap<RegisterId, PublicKey>,
+    /// The streams whose entries this reader cannot take, and why; what it holds of them stays. Of what is signed no part.
+    #[serde(skip)]
+    pub unread: BTreeMap<StreamName, String>,
 }
 
 /// One stream in a manifest.
@@ -100,14 +107,20 @@ pub enum ManifestError {
     ForeignRegister(RegisterId, StoreId),
 }
 
-/// The tables that each stream of a manifest has at its head.
-pub type Listed = BTreeMap<StreamName, BTreeSet<TableName>>;
+/// The tables that each stream of a manifest has at its head; none: its entry cannot be read here, and any table may be its.
+pub type Listed = BTreeMap<StreamName, Option<BTreeSet<TableName>>>;
 
 impl Manifest {
     /// The tables of its streams.
     pub fn tables(&self) -> Listed {
-        let tables = |e: &StreamEntry| e.digests.keys().cloned().collect();
-        self.streams.iter().map(|(stream, e)| (stream.clone(), tables(e))).collect()
+        let tables = |e: &StreamEntry| Some(e.digests.keys().cloned().collect());
+        let read = self.streams.iter().map(|(stream, e)| (stream.clone(), tables(e)));
+        read.chain(self.unread.keys().map(|stream| (stream.clone(), None))).collect()
+    }
+
+    /// Whether a stream is listed, be it that its entry cannot be read here.
+    pub fn lists_stream(&self, stream: &StreamName) -> bool {
+        self.streams.contains_key(stream) || self.unread.contains_key(stream)
     }
 
     /// The instance of a stream that the store follows.
@@ -121,10 +134,11 @@ impl Manifest {
         self.streams.iter().map(|(stream, e)| (Instance { stream: stream.clone(), audience: e.audience.clone() }, e))
     }
 
-    /// Whether it names a pack.
+    /// Whether it names a pack; of a stream whose entry cannot be read here any may be.
     pub fn lists(&self, pack: &PackName) -> bool {
         let entry = self.streams.get(&pack.instance.stream).filter(|e| e.audience == pack.instance.audience);
-        entry.is_some_and(|e| e.pack(pack.version, pack.kind).is_some())
+        self.unread.contains_key(&pack.instance.stream)
+            || entry.is_some_and(|e| e.pack(pack.version, pack.kind).is_some())
     }
 
     /// The key that headquarters knows a device of the store by.
@@ -150,11 +164,34 @@ impl Manifest {
         ))
     }
 
-    /// Reads and checks a payload that a signature has been verified on.
+    /// Reads and checks a payload that a signature has been verified on, as headquarters does: each entry must be good.
     pub fn from_payload(payload: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {
+        let mut manifest = Manifest::for_reader(payload, limits)?;
+        match manifest.unread.pop_first() {
+            Some((stream, reason)) => Err(ManifestError::Stream { stream, reason }),
+            None => Ok(manifest),
+        }
+    }
+
+    /// The same as relays and registers do: entries that are not good here are left unread, and refuse no other.
+    pub fn for_reader(payload: &[u8], limits: &Limits) -> Result<Manifest, ManifestError> {
         #[derive(Deserialize)]
         struct Format {
             format: u32,
+        }
+        #[derive(Deserialize)]
+        struct Whole<'p> {
+            store: StoreId,
+            serial: u64,
+            epoch: u64,
+            created_at: Timestamp,
+            expires_at: Timestamp,
+            #[serde(borrow)]
+            streams: BTreeMap<StreamName, &'p RawValue>,
+            #[serde(default)]
+            relay: Option<PublicKey>,
+            #[serde(default)]
+            registers: BTreeMap<RegisterId, PublicKey>,
         }
         let not = |e: serde_json::Error| ManifestError::NotAManifest(e.to_string());
         // The format is read first: a newer manifest may have another shape altogether.
@@ -162,14 +199,19 @@ impl Manifest {
         if format != FORMAT {
             return Err(ManifestError::UnknownFormat(format));
         }
-        let manifest: Manifest = serde_json::from_slice(payload).map_err(not)?;
-        for (stream, entry) in &manifest.streams {
-            entry.check(limits).map_err(|reason| ManifestError::Stream { stream: stream.clone(), reason })?;
+        let Whole { store, serial, epoch, created_at, expires_at, streams: entries, relay, registers } =
+            serde_json::from_slice(payload).map_err(not)?;
+        if let Some(r) = registers.keys().find(|r| r.store() != &store) {
+            return Err(ManifestError::ForeignRegister(r.clone(), store));
         }
-        if let Some(r) = manifest.registers.keys().find(|r| r.store() != &manifest.store) {
-            return Err(ManifestError::ForeignRegister(r.clone(), manifest.store.clone()));
+        let (mut streams, mut unread) = (BTreeMap::new(), BTreeMap::new());
+        for (stream, entry) in entries {
+            match StreamEntry::read(entry, limits) {
+                Ok(entry) => drop(streams.insert(stream, entry)),
+                Err(reason) => drop(unread.insert(stream, reason)),
+            }
         }
-        Ok(manifest)
+        Ok(Manifest { format, store, serial, epoch, created_at, expires_at, streams, relay, registers, unread })
     }
 
     /// The bytes to sign.
@@ -182,6 +224,11 @@ impl StreamEntry {
     /// The entry of a pack.
     pub fn pack(&self, version: Version, kind: PackKind) -> Option<&PackEntry> {
         self.packs.iter().find(|p| p.version == version && p.kind == kind)
+    }
+
+    fn read(entry: &RawValue, limits: &Limits) -> Result<StreamEntry, String> {
+        let entry: StreamEntry = serde_json::from_str(entry.get()).map_err(|e| e.to_string())?;
+        entry.check(limits).map(|()| entry)
     }
 
     fn check(&self, limits: &Limits) -> Result<(), String> {
@@ -214,5 +261,84 @@ impl StreamEntry {
             return Err(format!("no chain of the listed packs leads to version {}", self.version));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn entry() -> Value {
+        let packs = json!([{"version": 1, "kind": "full", "bytes": 9, "unpacked": 9, "sha256": "ab".repeat(32)}]);
+        json!({"audience": "all", "version": 1, "schema": 1, "digests": {"t": "0".repeat(32)}, "packs": packs})
+    }
+    fn list(change: impl FnOnce(&mut Value)) -> Vec<u8> {
+        let mut list = json!({
+            "format": 1, "store": "0421", "serial": 1, "epoch": 1, "created_at": "2026-01-01T00:00:00Z",
+            "expires_at": "2026-01-31T00:00:00Z", "streams": {"catalog": entry(), "price": entry()},
+        });
+        change(&mut list);
+        serde_json::to_vec(&list).unwrap()
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_taken_is_left_unread_and_signed_by_nobody() {
+        let limits = Limits { pack_bytes: 65_536, ..Limits::default() };
+        for (what, change, why) in [
+            ("bytes", json!({"packs": [{"bytes": 151_154}]}), "has 151154 bytes, over limits.pack_bytes = 65536"),
+            ("unpacked", json!({"packs": [{"unpacked": 1u64 << 40}]}), "over limits.unpacked_bytes"),
+            ("kind", json!({"packs": [{"kind": "patch"}]}), "unknown variant `patch`"),
+            ("audience", json!({"audience": "region-north"}), "audience"),
+            ("a version of later", json!({"version": {"major": 1}}), "invalid type: map"),
+            ("no packs", json!({"packs": []}), "no chain of the listed packs leads to version 1"),
+        ] {
+            let bytes = list(|m| {
+                let catalog = &mut m["streams"]["catalog"];
+                for (field, value) in change.as_object().unwrap() {
+                    match value.as_array().and_then(|packs| packs.first()) {
+                        Some(pack) => {
+                            pack.as_object().unwrap().iter().for_each(|(k, v)| catalog[field][0][k] = v.clone());
+                        }
+                        None => catalog[field] = value.clone(),
+                    }
+                }
+            });
+            let read = Manifest::for_reader(&bytes, &limits).unwrap();
+            assert_eq!(read.streams.keys().map(|s| s.as_str()).collect::<Vec<_>>(), ["price"], "{what}");
+            let told = &read.unread["catalog"];
+            assert!(told.contains(why), "{what}: {told}");
+            let catalog = "catalog".parse().unwrap();
+            assert!(
+                read.lists_stream(&catalog) && read.tables()[&catalog].is_none() && read.instance(&catalog).is_none()
+            );
+            let e = Manifest::from_payload(&bytes, &limits).unwrap_err();
+            assert!(matches!(&e, ManifestError::Stream { stream, .. } if *stream == catalog), "{what}: {e}");
+            assert!(!String::from_utf8(read.to_payload().unwrap()).unwrap().contains("unread"));
+        }
+        let nothing = Manifest::for_reader(&list(|m| m["streams"]["catalog"] = Value::Null), &limits).unwrap();
+        assert!(nothing.unread["catalog"].contains("null"));
+    }
+
+    #[test]
+    fn what_is_about_the_whole_refuses_the_whole() {
+        type Change = fn(&mut Value);
+        let changes: [(&str, Change); 7] = [
+            ("format 2", |m| m["format"] = json!(2)),
+            ("not a manifest", |m| m["store"] = json!("a store")),
+            ("not a manifest", |m| m["serial"] = json!(-1)),
+            ("not a manifest", |m| m["expires_at"] = json!("soon")),
+            ("not a manifest", |m| m["relay"] = json!("a key")),
+            ("is not of store 0421", |m| m["registers"] = json!({"0815-01": key()})),
+            ("not a manifest", |m| m["streams"]["../price"] = entry()),
+        ];
+        for (why, change) in changes {
+            let e = Manifest::for_reader(&list(change), &Limits::default()).unwrap_err().to_string();
+            assert!(e.contains(why), "{why}: {e}");
+        }
+    }
+
+    fn key() -> String {
+        crate::keys::SecretKey::from_seed([1; 32]).public().to_string()
     }
 }

@@ -202,7 +202,7 @@ impl Verified<Manifest> {
         if seen.payload != Some(Sha256::of(&payload)) {
             return Err(Refusal::SameSerialOtherBytes(seen.serial));
         }
-        Ok(Verified { value: Manifest::from_payload(&payload, limits)?, envelope })
+        Ok(Verified { value: Manifest::for_reader(&payload, limits)?, envelope })
     }
 }
 
@@ -363,7 +363,7 @@ pub fn accept_manifest(
         Some(p) => Refusal::KeyExpired { key: p.key.id(), expired: p.expires_at, now, clock },
         None => e.into(),
     })?;
-    let manifest = Manifest::from_payload(&payload, limits)?;
+    let manifest = Manifest::for_reader(&payload, limits)?;
     // 2. For this store, in this epoch.
     if &manifest.store != store {
         return Err(Refusal::OtherStore { found: manifest.store, wanted: store.clone() });
@@ -490,6 +490,7 @@ mod tests {
             streams: BTreeMap::new(),
             relay: None,
             registers: BTreeMap::new(),
+            unread: BTreeMap::new(),
         }
     }
     fn state(t: Trust, signers: &[u8]) -> Result<TrustState, Refusal> {

@@ -4,9 +4,11 @@
 use crate::clock::Timestamp;
 use crate::digest::StateDigest;
 use crate::dsse::{self, PayloadType};
-use crate::ids::{DeviceId, Instance, RegisterId, StoreId, TableName, Version};
+use crate::ids::{DeviceId, Instance, RegisterId, StoreId, StreamName, TableName, Version};
 use crate::keys::{PublicKey, SecretKey};
 use crate::limits::Limits;
+use crate::manifest::Manifest;
+use crate::replica::Held;
 use crate::trust::Refusal;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -22,7 +24,7 @@ pub enum StreamState {
     Ok,
     /// On its way to a newer version.
     Behind,
-    /// A pack was refused; the version before is kept.
+    /// A pack, or what the manifest lists, was refused; the version before is kept.
     Error,
     /// The rows are not those of the version; a full will heal it.
     Drift,
@@ -72,6 +74,8 @@ pub mod fault {
     pub const DISK_FULL: &str = "DISK_FULL";
     /// Something signed was refused.
     pub const REFUSED: &str = "REFUSED";
+    /// What a manifest lists of one stream was refused.
+    pub const STREAM_REFUSED: &str = "STREAM_REFUSED";
     /// A source could not be read.
     pub const SOURCE: &str = "SOURCE";
     /// A disk or database that cannot be relied on.
@@ -86,6 +90,27 @@ pub mod fault {
     pub const CRASH_LOOP: &str = "CRASH_LOOP";
     /// Two machines report as one device.
     pub const IDENTITY_CLONE: &str = "IDENTITY_CLONE";
+}
+
+/// What is told of the streams whose entries in the manifest this device cannot take. Their names are in `object`.
+pub fn unread_faults(manifest: &Manifest, held: &BTreeMap<StreamName, Held>) -> Vec<Fault> {
+    let fault = |(stream, why): (&StreamName, &String)| Fault {
+        code: fault::STREAM_REFUSED.into(),
+        instance: held.get(stream).map(|h| Instance { stream: stream.clone(), audience: h.audience.clone() }),
+        object: Some(stream.to_string()),
+        text: brief(&format!("BAD_MANIFEST: stream {stream}: {why}")).to_owned(),
+        since: manifest.created_at,
+    };
+    manifest.unread.iter().map(fault).collect()
+}
+
+/// The same as gaps that wait to be closed.
+pub fn unread_debts(manifest: &Manifest) -> impl Iterator<Item = String> {
+    let serial = manifest.serial;
+    let debt = move |(stream, why): (&StreamName, &String)| {
+        format!("{stream}: what manifest {serial} lists cannot be taken here, what is held stays: {}", brief(why))
+    };
+    manifest.unread.iter().map(debt)
 }
 
 /// The network as a device sees it.
@@ -297,7 +322,8 @@ pub fn nameless(n: usize) -> String {
 }
 
 /// What a heartbeat that is too long tells before other faults.
-const FIRST: [&str; 5] = [fault::HALTED, fault::DISK_FULL, fault::DRIFT, fault::PACK_IN_ERROR, fault::PACK_MISSING];
+const FIRST: [&str; 6] =
+    [fault::HALTED, fault::DISK_FULL, fault::DRIFT, fault::PACK_IN_ERROR, fault::PACK_MISSING, fault::STREAM_REFUSED];
 
 /// How far back a fault of this code stands where there is no room for all.
 pub fn rank(code: &str) -> usize {

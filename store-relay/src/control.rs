@@ -143,9 +143,8 @@ pub fn status_of_files(config: &Config, clock: &dyn Clock) -> Result<Answer, Rel
         ok: Shelves::look_at_ok(dir)?.into_iter().map(|name| (name, None)).collect(),
         ..State::default()
     };
-    let instances: Vec<_> = state.instances().map(|(instance, _)| instance).collect();
-    state.held =
-        shadow::Contents::of(&dir.join(shadow::FILE), &config.limits, &instances).map_err(ShadowError::from)?.held;
+    let contents = shadow::Contents::of(&dir.join(shadow::FILE), &config.limits, |_| false);
+    state.held = contents.map_err(ShadowError::from)?.held;
     let report = Status {
         id: device.id().clone(),
         streams: state.streams(),

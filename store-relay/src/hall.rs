@@ -24,7 +24,9 @@ use proto::manifest::{Manifest, StreamEntry};
 use proto::replica::Held;
 use proto::retry::{Budget, Verdict};
 use proto::runs::Runs;
-use proto::wire::{Fault, Heartbeat, Network, Status, StreamReport, StreamState, Versions, brief, fault};
+use proto::wire::{
+    Fault, Heartbeat, Network, Status, StreamReport, StreamState, Versions, brief, fault, unread_debts, unread_faults,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -153,12 +155,31 @@ impl State {
         self.held.get(&instance.stream)?.version_of(instance, epoch)
     }
 
+    /// Whether what the manifest lists of a stream cannot be read here.
+    pub fn is_unread(&self, stream: &StreamName) -> bool {
+        self.manifest.as_ref().is_some_and(|m| m.unread.contains_key(stream))
+    }
+
+    /// What the shadow holds of such streams.
+    fn unread(&self) -> impl Iterator<Item = (Instance, &Held)> {
+        let streams = self.manifest.iter().flat_map(|m| m.unread.keys());
+        streams.filter_map(|stream| {
+            let held = self.held.get(stream)?;
+            Some((Instance { stream: stream.clone(), audience: held.audience.clone() }, held))
+        })
+    }
+
     /// What is in `ok/` of the manifest's streams: the newest pack of each.
     pub fn versions(&self) -> Versions {
         let newest = |instance: &Instance, head: Version| {
             self.ok.keys().filter(|p| &p.instance == instance && p.version <= head).map(|p| p.version).max()
         };
-        self.instances().filter_map(|(i, e)| newest(&i, e.version).map(|v| (i, v))).collect()
+        let listed = self.instances().map(|(i, e)| (i, Some(e.version)));
+        let kept = self.unread().map(|(i, _)| {
+            let held = self.held_version(&i);
+            (i, held)
+        });
+        listed.chain(kept).filter_map(|(i, head)| newest(&i, head?).map(|v| (i, v))).collect()
     }
 
     fn with_standing<T>(&self, mut f: impl FnMut(&Standing<'_>) -> T) -> Vec<T> {
@@ -179,12 +200,14 @@ impl State {
 
     /// Gaps that wait to be closed.
     pub fn debts(&self) -> Vec<String> {
-        self.with_standing(|s| s.debts()).into_iter().flatten().collect()
+        let unread = self.manifest.iter().flat_map(|m| unread_debts(m));
+        self.with_standing(|s| s.debts()).into_iter().flatten().chain(unread).collect()
     }
 
     /// What went wrong and has not been mended.
     pub fn all_faults(&self) -> Vec<Fault> {
         let mut faults: Vec<Fault> = self.faults.values().cloned().collect();
+        faults.extend(self.manifest.iter().flat_map(|m| unread_faults(m, &self.held)));
         for packs in self.with_standing(|s| s.in_the_way().map(|(n, a)| pack_fault(n, a)).collect::<Vec<_>>()) {
             faults.extend(packs);
         }
@@ -243,7 +266,13 @@ impl State {
 
     /// The streams as reported.
     pub fn streams(&self) -> BTreeMap<Instance, StreamReport> {
-        self.with_standing(|s| {
+        let report = |version: Option<Version>, held: Option<&Held>, state| StreamReport {
+            version,
+            schema: held.map(|h| h.schema),
+            digests: held.map(|h| h.digests.clone()).unwrap_or_default(),
+            state,
+        };
+        let listed = self.with_standing(|s| {
             let held = s.held.and_then(|_| self.held.get(&s.instance.stream));
             let state = if self.drifts.contains_key(&s.instance.stream) {
                 StreamState::Drift
@@ -256,24 +285,24 @@ impl State {
             } else {
                 StreamState::Behind
             };
-            let report = StreamReport {
-                version: s.held,
-                schema: held.map(|h| h.schema),
-                digests: held.map(|h| h.digests.clone()).unwrap_or_default(),
-                state,
-            };
-            (s.instance.clone(), report)
-        })
-        .into_iter()
-        .collect()
+            (s.instance.clone(), report(s.held, held, state))
+        });
+        let kept = self.unread().map(|(instance, held)| {
+            let drifted = self.drifts.contains_key(&instance.stream);
+            let version = self.held_version(&instance);
+            let state = if drifted { StreamState::Drift } else { StreamState::Error };
+            (instance, report(version, version.map(|_| held), state))
+        });
+        listed.into_iter().chain(kept).collect()
     }
 
     /// Whether every stream of the manifest is served.
     pub fn is_ready(&self) -> Result<(), String> {
         let Some(manifest) = &self.manifest else { return Err("no manifest was accepted yet".into()) };
         let served = self.versions();
-        let missing: Vec<String> =
-            manifest.instances().map(|(i, _)| i).filter(|i| !served.contains_key(i)).map(|i| i.to_string()).collect();
+        let listed = manifest.instances().map(|(i, _)| i).filter(|i| !served.contains_key(i)).map(|i| i.to_string());
+        let unread = manifest.unread.keys().filter(|s| served.keys().all(|i| &i.stream != *s)).map(ToString::to_string);
+        let missing: Vec<String> = listed.chain(unread).collect();
         if missing.is_empty() { Ok(()) } else { Err(format!("nothing served yet of {}", missing.join(", "))) }
     }
 }

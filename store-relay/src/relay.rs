@@ -301,8 +301,12 @@ impl Relay {
 
     /// Reads what the shadow holds and has proved into the hall.
     pub(crate) fn read_shadow(&self) -> Result<(), ShadowError> {
-        let instances: Vec<Instance> = self.hall.state().instances().map(|(i, _)| i).collect();
-        let contents = self.shadow.read(&instances)?;
+        let manifest = self.hall.state().manifest.clone();
+        let is_listed = |i: &Instance| {
+            let of = |m: &Arc<Manifest>| m.unread.contains_key(&i.stream) || m.instance(&i.stream).as_ref() == Some(i);
+            manifest.as_ref().is_some_and(of)
+        };
+        let contents = self.shadow.read(is_listed)?;
         let mut state = self.hall.state();
         state.held = contents.held;
         state.proofs = contents.proofs;
@@ -385,9 +389,10 @@ impl Relay {
         outcomes
     }
 
-    /// The streams that the manifest lists.
+    /// The streams that the manifest lists, those among them whose entries cannot be read here.
     pub fn streams(&self) -> Vec<StreamName> {
-        self.hall.state().manifest.as_ref().map(|m| m.streams.keys().cloned().collect()).unwrap_or_default()
+        let manifest = self.hall.state().manifest.clone();
+        manifest.iter().flat_map(|m| m.streams.keys().chain(m.unread.keys())).cloned().collect()
     }
 
     /// Step 2 for one source. How many answered (0 or 1), and what was wrong.
@@ -504,17 +509,23 @@ impl Relay {
     /// Makes a new manifest the one that the relay works by.
     async fn follow_manifest(&self, manifest: Manifest) -> Result<(), AdoptError> {
         let hall = &self.hall;
-        let wanted: Vec<StreamName> = manifest.streams.keys().cloned().collect();
+        let before = hall.state().manifest.clone();
+        let is_new = |stream: &StreamName, why| before.as_ref().is_none_or(|m| m.unread.get(stream) != Some(why));
+        for (stream, why) in manifest.unread.iter().filter(|(s, why)| is_new(s, why)) {
+            tracing::error!(code = fault::STREAM_REFUSED, %stream, %why, "what the manifest lists of it cannot be taken");
+            hall.event(fault::STREAM_REFUSED, stream.as_str(), why);
+        }
         let gone = {
             let mut state = hall.state();
-            state.manifest = Some(Arc::new(manifest));
             state.waits.clear();
-            state.held.keys().any(|s| !wanted.contains(s))
+            let gone = state.held.keys().any(|s| !manifest.lists_stream(s));
+            state.manifest = Some(Arc::new(manifest));
+            gone
         };
         self.awaiting().clear();
         if gone {
             // Before another stream takes over the names of its tables.
-            for stream in self.shadow.forget(&wanted, |_| true).await.map_err(ShadowError::from)? {
+            for stream in self.shadow.forget(&self.streams(), |_| true).await.map_err(ShadowError::from)? {
                 hall.event("STREAM_GONE", stream.as_str(), "the manifest lists it no more");
             }
         }

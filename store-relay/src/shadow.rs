@@ -63,19 +63,11 @@ pub struct Contents {
 
 impl Contents {
     /// Of a shadow's file. Blocks on the disk, briefly.
-    pub fn of<'i>(
-        path: &Path,
-        limits: &Limits,
-        instances: impl IntoIterator<Item = &'i Instance>,
-    ) -> Result<Contents, SqliteError> {
+    pub fn of(path: &Path, limits: &Limits, is_wanted: impl Fn(&Instance) -> bool) -> Result<Contents, SqliteError> {
         let replica = Replica::open_read_only(path, limits)?;
-        let mut contents = Contents { held: replica.all_held()?, ..Contents::default() };
-        for instance in instances {
-            for (version, kind, sha256) in replica.proofs(instance)? {
-                contents.proofs.insert(PackName { instance: instance.clone(), version, kind }, sha256);
-            }
-        }
-        Ok(contents)
+        let proofs = replica.all_proofs()?.into_iter().filter(|(instance, ..)| is_wanted(instance));
+        let proofs = proofs.map(|(instance, version, kind, sha256)| (PackName { instance, version, kind }, sha256));
+        Ok(Contents { held: replica.all_held()?, proofs: proofs.collect() })
     }
 }
 
@@ -132,8 +124,8 @@ impl Shadow {
     }
 
     /// What it holds now. Blocks on the disk, briefly.
-    pub fn read<'i>(&self, instances: impl IntoIterator<Item = &'i Instance>) -> Result<Contents, SqliteError> {
-        Contents::of(&self.path, &self.limits, instances)
+    pub fn read(&self, is_wanted: impl Fn(&Instance) -> bool) -> Result<Contents, SqliteError> {
+        Contents::of(&self.path, &self.limits, is_wanted)
     }
 
     /// Tries packs; the only way into the shadow. One trial at a time.

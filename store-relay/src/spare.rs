@@ -290,15 +290,21 @@ impl Relay {
         }
     }
 
+    /// The packs that the manifest lists; of a stream whose entry cannot be read, those that are known here.
     pub(crate) fn listed(&self) -> BTreeSet<PackName> {
         let state = self.hall.state();
-        state.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| p.name(&i))).collect()
+        let listed = state.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| p.name(&i)));
+        let known = state.ok.keys().chain(state.ready.keys()).chain(state.attempts.keys()).chain(state.proofs.keys());
+        let is_unread = |n: &&PackName| state.is_unread(&n.instance.stream);
+        listed.chain(known.filter(is_unread).cloned()).collect()
     }
 
     async fn try_tidy(&self) -> Result<(), RelayError> {
         let hall = &self.hall;
         let now = hall.clock.now();
-        let Some(manifest) = hall.state().manifest.clone() else { return Ok(()) };
+        if hall.state().manifest.is_none() {
+            return Ok(());
+        }
         let listed = self.listed();
         // 1. Packs in ok/ that have not been listed for the time of grace.
         let unlisted: Vec<ObjectName> =
@@ -340,11 +346,10 @@ impl Relay {
         }
         // 3. Proofs of packs that are neither listed nor there.
         let there: BTreeSet<PackName> = hall.state().ok.keys().cloned().collect();
-        let streams: Vec<_> = manifest.streams.keys().cloned().collect();
         let proofs_to_go = hall.state().proofs.keys().any(|n| !listed.contains(n) && !there.contains(n));
         if proofs_to_go {
             let keep = |n: &PackName| listed.contains(n) || there.contains(n);
-            self.shadow.forget(&streams, keep).await.map_err(crate::shadow::ShadowError::from)?;
+            self.shadow.forget(&self.streams(), keep).await.map_err(crate::shadow::ShadowError::from)?;
             self.read_shadow()?;
         }
         // 4. WALs brought home and cut.

@@ -194,6 +194,9 @@ impl Relay {
         let rules = &self.hall.config.tries;
         let state = self.hall.state();
         let Some(manifest) = state.manifest.clone() else { return Plan::NoWay("no manifest yet".into()) };
+        if let Some(why) = manifest.unread.get(stream) {
+            return Plan::NoWay(format!("what the manifest lists of it cannot be taken here: {why}"));
+        }
         let (Some(entry), Some(instance)) = (manifest.streams.get(stream), manifest.instance(stream)) else {
             return Plan::There;
         };

@@ -386,14 +386,8 @@ fn a_manifest_whose_list_is_hostile_is_refused_as_a_whole_and_the_last_one_stays
     let expected = site.expected("0421");
     let price = |m: &mut Value| m["streams"]["price"].take();
     type Change = fn(&mut Value);
-    let changes: [(&str, Change); 6] = [
-        ("an honest gzip bomb", |m| m["streams"]["price"]["packs"][0]["unpacked"] = (1u64 << 34).into()),
-        ("a pack beyond the version", |m| m["streams"]["price"]["packs"][0]["version"] = 99.into()),
-        ("no way to the version", |m| m["streams"]["price"]["version"] = 99.into()),
-        ("a negative length", |m| m["streams"]["price"]["packs"][0]["bytes"] = (-1).into()),
-        ("a path in the audience", |m| m["streams"]["price"]["audience"] = "../../etc".into()),
-        ("an unknown format", |m| m["format"] = 2.into()),
-    ];
+    let changes: [(&str, Change); 2] =
+        [("an unknown format", |m| m["format"] = 2.into()), ("a negative serial", |m| m["serial"] = (-1).into())];
     let hostile_stream = |m: &mut Value| {
         let entry = price(m);
         m["streams"].as_object_mut().unwrap().remove("price");
@@ -419,4 +413,38 @@ fn a_manifest_whose_list_is_hostile_is_refused_as_a_whole_and_the_last_one_stays
     site.register("0421-01").run(&["once"]).ok();
     assert_eq!(site.relay("0421").digests(), site.expected("0421"));
     site.assert_promised("0421-01");
+}
+
+#[test]
+fn a_hostile_entry_of_a_list_stops_its_own_stream_alone() {
+    let v = Victims::new();
+    let site = &v.site;
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 6] = [
+        ("an honest gzip bomb", |p| p["packs"][0]["unpacked"] = (1u64 << 34).into()),
+        ("a pack beyond the version", |p| p["packs"][0]["version"] = 99.into()),
+        ("no way to the version", |p| p["version"] = 99.into()),
+        ("a negative length", |p| p["packs"][0]["bytes"] = (-1).into()),
+        ("a path in the audience", |p| p["audience"] = "../../etc".into()),
+        ("no entry at all", |p| *p = Value::Null),
+    ];
+    for (what, change) in changes {
+        let good = site.manifest("0421")["streams"]["price"].clone();
+        let expected = site.expected("0421");
+        site.resign("0421", |m| change(&mut m["streams"]["price"]));
+        for node in [site.relay("0421"), site.register("0421-01")] {
+            node.run(&["once"]).code(3);
+            let status = node.status();
+            assert_eq!(status["errors"][0]["code"], "STREAM_REFUSED", "{what}: {status:#}");
+            assert_eq!(status["streams"]["price@zone-east"]["state"], "error", "{what}: {status:#}");
+            assert_eq!(status["serial"], site.manifest("0421")["serial"], "{what}");
+        }
+        assert_eq!(site.relay("0421").digests(), expected, "{what}");
+        assert_eq!(digest::of_database(&site.store_db("0421-01")), expected, "{what}");
+        site.resign("0421", |m| m["streams"]["price"] = good);
+        for node in [site.relay("0421"), site.register("0421-01")] {
+            node.run(&["once"]).ok();
+            assert_eq!(node.status()["errors"], json!([]), "{what}");
+        }
+    }
 }

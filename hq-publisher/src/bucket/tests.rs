@@ -326,6 +326,7 @@ fn envelope(serial: u64, key: &proto::keys::SecretKey) -> String {
         streams: BTreeMap::new(),
         relay: None,
         registers: BTreeMap::new(),
+        unread: BTreeMap::new(),
     };
     String::from_utf8(proto::trust::sign_manifest(&manifest, key).unwrap()).unwrap()
 }

@@ -565,6 +565,7 @@ impl Signer {
             streams,
             relay,
             registers,
+            unread: BTreeMap::new(),
         })
     }
 }
@@ -638,6 +639,7 @@ fn check_as_readers_do(instance: &Instance, entry: StreamEntry, limits: &Limits)
         streams: BTreeMap::from([(instance.stream.clone(), entry)]),
         relay: None,
         registers: BTreeMap::new(),
+        unread: BTreeMap::new(),
     };
     let payload = manifest.to_payload().map_err(|e| e.to_string())?;
     Manifest::from_payload(&payload, limits).map(|_| ()).map_err(|e| format!("readers would refuse it: {e}"))

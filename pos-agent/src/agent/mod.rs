@@ -416,6 +416,9 @@ impl Agent {
             return None;
         }
         let manifest = lock(&self.device).manifest().cloned()?;
+        for (stream, why) in manifest.unread.iter().filter(|_| refreshed.changed) {
+            tracing::error!(code = fault::STREAM_REFUSED, %stream, %why, "what the manifest lists of it cannot be taken");
+        }
         self.memory.prune(&manifest);
         let is_listed = |i: &Instance| manifest.instance(&i.stream).as_ref() == Some(i);
         self.shown().waits.retain(|i, _| is_listed(i));

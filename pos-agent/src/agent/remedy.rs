@@ -301,7 +301,7 @@ impl Agent {
     pub(crate) async fn latch_found(&self, found: &verify::Report) {
         // What the manifest lists no more nobody can heal.
         let manifest = lock(&self.device).manifest().cloned();
-        let is_listed = |i: &Instance| manifest.as_ref().is_none_or(|m| m.streams.contains_key(&i.stream));
+        let is_listed = |i: &Instance| manifest.as_ref().is_none_or(|m| m.lists_stream(&i.stream));
         let mut all_latched = true;
         for (instance, stream) in found.streams.iter().filter(|(i, s)| !s.ok && is_listed(i)) {
             // What was applied meanwhile may have healed it; the rows that are there now say.

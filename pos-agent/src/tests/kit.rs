@@ -185,6 +185,7 @@ impl Hq {
             streams: self.streams.clone(),
             relay: None,
             registers: BTreeMap::from([(REGISTER.parse().unwrap(), key(3).public())]),
+            unread: BTreeMap::new(),
         };
         let bytes = sign_manifest(&manifest, &key(2)).unwrap();
         self.put(&ObjectName::Manifest(STORE.parse().unwrap()), &bytes);

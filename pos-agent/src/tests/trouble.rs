@@ -18,7 +18,7 @@ use proto::device::Device;
 use proto::follow::lock;
 use proto::layout::PackKind;
 use proto::limits::Limits;
-use proto::wire::fault;
+use proto::wire::{StreamState, fault};
 use rusqlite::Connection;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -462,6 +462,55 @@ async fn faults_of_what_is_listed_no_more_end() {
     assert!(codes(&agent).is_empty() && agent.memory.drifts().is_empty(), "{:?}", codes(&agent));
     agent.verify().await.unwrap();
     assert_eq!(codes(&agent), [""; 0], "nor is it told anew");
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_taken_stops_its_own_stream_alone() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    // Known of the stream before: that a pack of it is bad, and that its rows drifted.
+    let bad = format!("{PRICE}/0000000052.delta.pack").parse().unwrap();
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.delta(PRICE, 52, &rows(100, 52));
+    agent.memory.avoid(&bad, "bad", r.clock.now());
+    r.tamper("UPDATE price SET cents = 5 WHERE sku = 1");
+    agent.verify().await.unwrap();
+    hq.streams.get_mut(&instance(PRICE).stream).unwrap().packs[1].unpacked = 1 << 50;
+    hq.delta("promo@all", 8, &rows(10, 2));
+    hq.sign();
+    assert_eq!(run::once(&agent).await, Exit::Partly);
+    let is_kept = |agent: &Agent| {
+        let shown = report::stand(agent, agent.memory.look(|f| f.open()));
+        let told: Vec<_> = shown.errors.iter().map(|f| (f.code.as_str(), f.instance.clone())).collect();
+        assert_eq!(told, [(fault::DRIFT, Some(instance(PRICE))), (fault::STREAM_REFUSED, Some(instance(PRICE)))]);
+        assert!(shown.errors[1].text.contains("BAD_MANIFEST: stream price: pack 51 delta would unpack"), "{shown:?}");
+        let debts = shown.debts.join("\n");
+        assert!(debts.starts_with("price: what manifest 2 lists cannot be taken here"), "{debts}");
+        assert_eq!((version(agent, PRICE), version(agent, "promo@all")), (Some(50), Some(8)));
+        assert!(agent.memory.avoided().contains(&bad) && agent.memory.drifts().len() == 1);
+    };
+    is_kept(&agent);
+    assert_eq!((r.rows("price").len(), r.rows("promo")), (100, rows(10, 2)));
+    // The same after a restart, from what is kept.
+    drop(agent);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    is_kept(&agent);
+    // Without the drift the stream itself says that something is wrong.
+    agent.memory.healed(&instance(PRICE).stream);
+    agent.memory.faults(|f| f.mend(fault::DRIFT, |_| true));
+    let state = |agent: &Agent| report::stand(agent, Vec::new()).streams[&instance(PRICE)].state;
+    assert_eq!(state(&agent), StreamState::Error);
+    // A list that can be taken: it goes on.
+    hq.streams.get_mut(&instance(PRICE).stream).unwrap().packs.truncate(1);
+    hq.full(PRICE, 53, &rows(100, 53));
+    hq.sign();
+    poll_and_cycle(&agent).await;
+    assert_eq!((state(&agent), r.rows("price")), (StreamState::Ok, rows(100, 53)));
+    assert_eq!(run::once(&agent).await, Exit::Done);
+    assert!(agent.memory.avoided().is_empty() && debts(&agent).is_empty(), "{}", debts(&agent));
 }
 
 #[tokio::test]

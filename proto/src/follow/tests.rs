@@ -73,6 +73,7 @@ impl Bench {
             streams: BTreeMap::new(),
             relay: None,
             registers: BTreeMap::new(),
+            unread: BTreeMap::new(),
         };
         self.put(&ObjectName::Manifest(m.store.clone()), &sign_manifest(&m, &key(publisher)).unwrap());
     }

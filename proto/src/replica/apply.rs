@@ -373,9 +373,11 @@ impl Replica {
             let Some(h) = held.get(holder) else { return Ok(()) };
             let Some(listed) = job.listed else { return Ok(()) };
             let own = &job.instance.stream;
-            let lists = |s: &StreamName| listed.get(s).is_some_and(|tables| tables.contains(table));
-            let is_to_go = !(lists(holder) && lists(own));
-            let gives_way = !listed.contains_key(holder) || h.epoch < job.epoch;
+            let lists = |s: &StreamName| listed.get(s).is_some_and(|tables| may_have(tables, table));
+            // Of one whose entry cannot be read nobody knows: it keeps what it holds, and that is not this pack's fault.
+            let is_unread = listed.get(holder).is_some_and(Option::is_none);
+            let is_to_go = is_unread || !(lists(holder) && lists(own));
+            let gives_way = !listed.contains_key(holder) || h.epoch < job.epoch && !is_unread;
             if gives_way || !lists(holder) && waits_for(listed, held, holder, own) {
                 tracing::info!(%holder, to = %job.instance, %table, "its tables go over");
                 return self.sql("forgetting a stream", |db| let_go(db, job, holder, h, contract)).map_err(Into::into);
@@ -420,7 +422,7 @@ impl Replica {
         }
         // What stayed to be read, and nobody is to have any more.
         self.sql("dropping what nobody lists", |db| {
-            for table in stayed(db)?.iter().filter(|t| !listed.values().any(|tables| tables.contains(*t))) {
+            for table in stayed(db)?.iter().filter(|t| !listed.values().any(|tables| may_have(tables, t))) {
                 drop_table(db, table)?;
             }
             Ok(())
@@ -843,10 +845,15 @@ pub(super) fn write_proof(
 
 /// Whether a table that its stream lets go is to stay until another stream makes it anew.
 fn stays(job: &Job<'_>, table: &TableName, coming: &Contract) -> bool {
-    let elsewhere = |(stream, tables): (&StreamName, &BTreeSet<TableName>)| {
-        *stream != job.instance.stream && tables.contains(table)
+    let elsewhere = |(stream, tables): (&StreamName, &Option<BTreeSet<TableName>>)| {
+        *stream != job.instance.stream && may_have(tables, table)
     };
     coming.table(table).is_none() && job.listed.is_some_and(|l| l.iter().any(elsewhere))
+}
+
+/// Whether a table is, or may be, one of a listed stream.
+fn may_have(tables: &Option<BTreeSet<TableName>>, table: &TableName) -> bool {
+    tables.as_ref().is_none_or(|t| t.contains(table))
 }
 
 /// Forgets a stream. Its tables are dropped, but those that another stream is yet to make: they stay to be read, noted as

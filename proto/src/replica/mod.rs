@@ -108,9 +108,9 @@ pub fn is_in_the_way(listed: &Listed, stream: &StreamName, held: &BTreeMap<Strea
 
 /// The listed streams that hold a table which this one gets and they are to lose.
 fn in_the_way<'h>(listed: &Listed, stream: &StreamName, held: &'h BTreeMap<StreamName, Held>) -> Vec<&'h StreamName> {
-    let Some(gets) = listed.get(stream) else { return Vec::new() };
+    let Some(Some(gets)) = listed.get(stream) else { return Vec::new() };
     let loses = |other: &StreamName, h: &Held| {
-        let Some(keeps) = listed.get(other) else { return false };
+        let Some(Some(keeps)) = listed.get(other) else { return false };
         h.digests.keys().any(|t| gets.contains(t) && !keeps.contains(t))
     };
     held.iter().filter(|(other, h)| *other != stream && loses(other, h)).map(|(other, _)| other).collect()

@@ -28,7 +28,7 @@ fn put_graph(repo: &mut Repo, packs: &[Pack], version: u64) {
     let audience = "zone-east".parse().unwrap();
     let version = Version::try_from(version).unwrap();
     let stream = StreamEntry { audience, version, schema: 1, digests: BTreeMap::new(), packs };
-    repo.list.streams = [("price".parse().unwrap(), stream)].into();
+    repo.list.streams.insert("price".parse().unwrap(), stream);
     repo.put_list(|_| ());
 }
 
@@ -102,8 +102,10 @@ async fn packs_are_fetched_in_the_order_of_the_cheapest_way() {
 }
 
 #[tokio::test]
-async fn a_graph_that_is_none_is_refused_with_its_list() {
+async fn a_graph_that_is_none_is_left_unread_and_stops_no_other_stream() {
     let mut repo = Repo::new();
+    let other = repo.add_pack("promo@all", None, 1, b"rows");
+    repo.put_list(|_| ());
     let client = Client::of(&repo);
     client.takes("first", &repo).await;
     let graphs: &[(&str, &[Pack], u64)] = &[
@@ -120,12 +122,14 @@ async fn a_graph_that_is_none_is_refused_with_its_list() {
         ("more than a pack may have", &[(FULL, 1, u64::MAX)], 1),
     ];
     for (case, packs, version) in graphs {
-        let kept = client.kept();
         put_graph(&mut repo, packs, *version);
-        let outcome = list_refused("BAD_MANIFEST");
-        assert_eq!(client.refresh(&repo).await, outcome, "{case}");
-        repo.list.streams.clear();
-        client.refuses_no_more(case, &mut repo, kept).await;
+        client.takes(case, &repo).await;
+        assert_eq!(client.unread(), ["price"], "{case}");
+        assert_eq!(client.download(&repo, &other).await.unwrap(), b"rows", "{case}");
+        repo.list.streams.remove("price");
+        repo.put_list(|_| ());
+        client.takes(case, &repo).await;
+        assert_eq!(client.unread(), [""; 0], "{case}");
     }
 }
 

@@ -151,7 +151,7 @@ fn signature_of_the_list(repo: &Repo) -> String {
 
 /// Names come from lists, and become paths of requests and files.
 #[tokio::test]
-async fn names_that_play_tricks_are_refused_with_their_list() {
+async fn names_that_play_tricks_are_refused_with_their_list_or_stream() {
     let mut repo = Repo::new();
     repo.add_pack("price@zone-east", None, 1, b"rows");
     repo.put_list(|_| ());
@@ -176,10 +176,18 @@ async fn names_that_play_tricks_are_refused_with_their_list() {
             repo.server.asked();
             repo.forge_list(&repo.sealed(PayloadType::Manifest, &serde_json::to_vec(&list).unwrap(), &[11]));
             let kept = client.kept();
-            assert_eq!(client.refresh(&repo).await, list_refused("BAD_MANIFEST"), "{name:?} {n}");
+            // Of an audience or a table it is the stream's matter alone.
+            let (outcome, unread, kept): (_, &[&str], _) = match n {
+                1 | 2 => (Outcome::News, &["price"], (1, kept.1.map(|serial| serial + 1))),
+                _ => (list_refused("BAD_MANIFEST"), &[], kept),
+            };
+            assert_eq!(client.refresh(&repo).await, outcome, "{name:?} {n}");
             assert_eq!(repo.server.asked(), ["stores/0421/manifest.json", "trust.json"], "{name:?} {n}");
             assert_eq!((client.kept(), files()), (kept, before), "{name:?} {n}");
+            assert_eq!(client.unread(), unread, "{name:?} {n}");
+            repo.restore();
+            repo.put_list(|m| m.serial += 1);
+            client.takes("good names", &repo).await;
         }
     }
-    client.recovers("good names", &mut repo).await;
 }

@@ -206,6 +206,7 @@ impl Repo {
             streams: BTreeMap::new(),
             relay: None,
             registers: BTreeMap::new(),
+            unread: BTreeMap::new(),
         };
         let (server, bucket) = (Arc::default(), BTreeMap::new());
         let mut repo = Repo { server, trust, list, root_signers: vec![1], signer: 11, now: t0(), bucket };

@@ -240,6 +240,7 @@ impl Hq {
             streams: self.lines.iter().filter(|(_, l)| l.version > 0).map(|(s, l)| (s.clone(), entry(l, s))).collect(),
             relay: Some(secret(21).public()),
             registers: self.registers.clone(),
+            unread: BTreeMap::new(),
         }
     }
 

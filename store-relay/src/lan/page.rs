@@ -101,7 +101,7 @@ fn streams(hall: &Hall, status: &Status) -> Markup {
                         StreamState::Ok => span.good { "up to date" },
                         StreamState::Behind => "on its way",
                         StreamState::Waiting => "not here yet",
-                        StreamState::Error => span.bad { "a delivery is damaged" },
+                        StreamState::Error => span.bad { "a delivery is damaged or refused" },
                         StreamState::Drift => span.bad { "being repaired" },
                     } }
                 }

@@ -533,6 +533,65 @@ async fn a_stream_that_is_listed_no_more_leaves_room_for_others() {
 }
 
 #[tokio::test]
+async fn an_entry_that_cannot_be_taken_stops_its_own_stream_alone() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let (price, promo) = (hq.instance("price"), hq.instance("promo"));
+    let full = hq.pack("price", 1, Full);
+    // Larger than this store takes.
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.publish("promo", &[(8, Some("y"))], Make::Delta);
+    hq.lines.get_mut("price").unwrap().entries[1].bytes = 1 << 40;
+    hq.sign();
+    let answer = crate::control::obey(&relay, crate::control::Order::Once).await;
+    assert_eq!(answer.exit, 3, "{answer:?}");
+    let is_kept = |relay: &Relay| {
+        assert_eq!((served(relay, &price), served(relay, &promo)), (Some(1), Some(2)));
+        assert_eq!(rooms_of(relay, &full), ["ok"]);
+        assert!(relay.hall.objects.get(&format!("/packs/{full}")).is_some());
+        let state = state(relay);
+        assert!(state.proofs.contains_key(&full) && state.held.len() == 2 && state.is_ready().is_ok());
+        assert_eq!((state.streams()[&price].state, state.streams()[&price].version), (StreamState::Error, Some(v(1))));
+        let faults = state.all_faults();
+        assert_eq!((faults.len(), faults[0].code.as_str()), (1, fault::STREAM_REFUSED), "{faults:?}");
+        assert_eq!(faults[0].instance.as_ref(), Some(&price));
+        assert!(faults[0].text.contains("pack 2 delta has 1099511627776 bytes, over limits.pack_bytes"), "{faults:?}");
+        assert!(
+            state.debts()[0].starts_with("price: what manifest 2 lists cannot be taken here"),
+            "{:?}",
+            state.debts()
+        );
+    };
+    is_kept(&relay);
+    // Not with time, nor for want of room, nor over a restart.
+    store.clock.advance(HOUR * 24 * 400);
+    relay.tidy().await;
+    relay.make_room();
+    is_kept(&relay);
+    drop(relay);
+    let relay = store.open();
+    relay.tidy().await;
+    is_kept(&relay);
+    assert_eq!(relay.trial(&promo, 1, crate::trial::Aim::Advance, &[]).listed[&price.stream], None);
+    // One that has nothing of it yet says so.
+    let new = Store::enrolled(&[hq.url()]);
+    let relay_of_new = new.open();
+    once(&relay_of_new).await;
+    assert_eq!(served(&relay_of_new, &promo), Some(2));
+    assert_eq!(state(&relay_of_new).is_ready().unwrap_err(), "nothing served yet of price");
+    assert_eq!(fault_codes(&relay_of_new), [fault::STREAM_REFUSED]);
+    // Listed so that it can be taken, it goes on.
+    hq.lines.get_mut("price").unwrap().entries.pop();
+    hq.publish("price", &[(1, Some("d"))], Make::Full);
+    hq.created_at = store.clock.now();
+    hq.sign();
+    let round = once(&relay).await;
+    assert!(round.streams.values().all(|o| *o == Outcome::AtHead), "{round:?}");
+    assert_eq!((served(&relay, &price), fault_codes(&relay)), (Some(3), Vec::new()));
+}
+
+#[tokio::test]
 async fn other_bytes_under_a_served_name_replace_it_in_a_new_epoch() {
     let (mut hq, store) = two_streams();
     hq.publish("price", &[(1, Some("stolen"))], Make::Delta);

@@ -108,11 +108,19 @@ static TRUSTING: LazyLock<TrustState> = LazyLock::new(|| {
 pub fn manifest(data: &[u8]) {
     let limits = Limits { pack_bytes: 1 << 30, ..Limits::default() };
     let payload = with_keys(data);
-    let Ok(read) = Manifest::from_payload(&payload, &limits) else { return };
+    let taken = Manifest::for_reader(&payload, &limits);
+    if let Ok(taken) = &taken {
+        assert!(taken.unread.keys().all(|s| taken.lists_stream(s) && !taken.streams.contains_key(s)));
+        assert_eq!(taken.tables().len(), taken.streams.len() + taken.unread.len());
+        taken.streams.values().for_each(|s| leads_to_its_version(s, &limits));
+    }
+    // Headquarters takes what readers take whole.
+    let read = Manifest::from_payload(&payload, &limits);
+    assert_eq!(read.as_ref().ok(), taken.as_ref().ok().filter(|m| m.unread.is_empty()));
+    let Ok(read) = read else { return };
     let written = read.to_payload().unwrap();
     assert_eq!(Manifest::from_payload(&written, &limits).as_ref(), Ok(&read));
     assert!(read.registers.keys().all(|r| r.store() == &read.store));
-    read.streams.values().for_each(|s| leads_to_its_version(s, &limits));
     judged(&payload, &read, &limits);
 }
 
