@@ -94,6 +94,9 @@ pub enum ManifestError {
     /// A format from the future.
     #[error("the manifest has format {0}; this build reads format {FORMAT}: update this program")]
     UnknownFormat(u32),
+    /// An epoch before the first.
+    #[error("epoch 0: epochs begin at 1")]
+    NoEpoch,
     /// A rule of one stream is broken.
     #[error("stream {stream}: {reason}")]
     Stream {
@@ -201,6 +204,9 @@ impl Manifest {
         }
         let Whole { store, serial, epoch, created_at, expires_at, streams: entries, relay, registers } =
             serde_json::from_slice(payload).map_err(not)?;
+        if epoch == 0 {
+            return Err(ManifestError::NoEpoch);
+        }
         if let Some(r) = registers.keys().find(|r| r.store() != &store) {
             return Err(ManifestError::ForeignRegister(r.clone(), store));
         }
@@ -323,10 +329,11 @@ mod tests {
     #[test]
     fn what_is_about_the_whole_refuses_the_whole() {
         type Change = fn(&mut Value);
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 8] = [
             ("format 2", |m| m["format"] = json!(2)),
             ("not a manifest", |m| m["store"] = json!("a store")),
             ("not a manifest", |m| m["serial"] = json!(-1)),
+            ("epochs begin at 1", |m| m["epoch"] = json!(0)),
             ("not a manifest", |m| m["expires_at"] = json!("soon")),
             ("not a manifest", |m| m["relay"] = json!("a key")),
             ("is not of store 0421", |m| m["registers"] = json!({"0815-01": key()})),

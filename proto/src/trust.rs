@@ -215,6 +215,12 @@ impl Trust {
                 trust.format
             )));
         }
+        if trust.version == 0 || trust.epoch == 0 {
+            return Err(Refusal::Trust(format!(
+                "version {}, epoch {}: versions and epochs begin at 1",
+                trust.version, trust.epoch
+            )));
+        }
         trust.root.check().map_err(Refusal::Trust)?;
         Ok(trust)
     }
@@ -543,6 +549,7 @@ mod tests {
             accept(&manifest(5), 10, &seen, after(t0(), 31 * DAY)).unwrap().again,
             "what was accepted may be finished"
         );
+        assert_eq!(code(accept(&Manifest { epoch: 0, ..manifest(5) }, 10, &none, t0())), "BAD_MANIFEST");
     }
 
     #[test]
@@ -560,6 +567,14 @@ mod tests {
         let told = accept(&manifest(5), 10, &jumped, t0()).unwrap_err().to_string();
         assert!(told.ends_with("(it is 2027-02-05T00:00:00Z, by the latest time that was signed)"), "{told}");
         assert_eq!(code(accept(&manifest(5), 11, &none, late)), "BAD_SIGNATURE");
+    }
+
+    #[test]
+    fn versions_and_epochs_begin_at_one() {
+        for (version, epoch) in [(0, 1), (1, 0), (0, 0)] {
+            let e = state(trust(version, epoch, roots(&[1], 1), &[10]), &[1]).unwrap_err();
+            assert!(e.code() == "BAD_TRUST" && e.to_string().contains("begin at 1"), "{e}");
+        }
     }
 
     #[test]

@@ -239,11 +239,19 @@ async fn an_epoch_never_falls_and_a_list_is_of_the_epoch_of_today() {
         let kept = client.kept();
         client.refuses("trust", &mut repo, trust_refused(3, "BAD_TRUST"), kept).await;
     }
-    for epoch in [0, 2, 4, u64::MAX] {
+    for (epoch, code) in [(0, "BAD_MANIFEST"), (2, "OTHER_EPOCH"), (4, "OTHER_EPOCH"), (u64::MAX, "OTHER_EPOCH")] {
         repo.forge_list(&repo.list_by(&[11], |m| m.epoch = epoch));
         let kept = client.kept();
-        client.refuses("list", &mut repo, list_refused("OTHER_EPOCH"), kept).await;
+        client.refuses("list", &mut repo, list_refused(code), kept).await;
     }
+    // The first is 1: 0 is of what nobody signed.
+    let mut repo = Repo::new();
+    repo.trust.version = 0;
+    repo.put_trust(|t| t.epoch = 0);
+    repo.put_list(|m| m.epoch = 0);
+    let client = Client::of(&repo);
+    assert_eq!(client.refresh(&repo).await, trust_refused(1, "BAD_TRUST"));
+    assert_eq!(client.kept(), (0, None));
 }
 
 #[tokio::test]
