@@ -268,7 +268,7 @@ pub struct AlertsConfig {
     pub register_silent: HumanDuration,
     /// A store or register that is heard and gets nothing of what is published. 15 min.
     pub stuck: HumanDuration,
-    /// No publish that went through, for so long as `serve` has watched. 36 h; 0s: never.
+    /// No publish that went through, for so long as `serve` has watched. 4 days; 0s: never.
     pub no_publish: HumanDuration,
     /// A disk of which less than this share is free, of a device or of headquarters itself. 15 (%); 0: never.
     pub disk_low_percent: u64,
@@ -294,7 +294,7 @@ impl Default for AlertsConfig {
             store_silent: s(300),
             register_silent: s(1800),
             stuck: s(900),
-            no_publish: s(36 * HOUR),
+            no_publish: s(4 * 24 * HOUR),
             disk_low_percent: 15,
             webhook: None,
             webhook_after: s(900),

@@ -39,10 +39,15 @@ pub struct DeviceView<'a> {
     pub beat: Option<Arc<Heartbeat>>,
 }
 
+/// A pack may be on its way over a thin line for longer than a list.
+const LATE: u32 = 4;
+
 impl DeviceView<'_> {
-    /// How long it has been heard and got nothing of something that is published.
-    fn gets_nothing_for(&self) -> Option<Duration> {
-        self.stuck_for.max(self.late_for)
+    /// How long it has been heard and got nothing of something that is published, and whether that is too long.
+    fn gets_nothing(&self, alerts: &AlertsConfig) -> Option<(Duration, bool)> {
+        let limits = [(self.stuck_for, alerts.stuck.0), (self.late_for, alerts.stuck.0.saturating_mul(LATE))];
+        let waits = limits.into_iter().filter_map(|(since, limit)| Some((since?, since? >= limit)));
+        waits.max_by_key(|(since, is_long)| (*is_long, *since))
     }
 }
 
@@ -226,9 +231,11 @@ fn register_silence(fleet: &Fleet<'_>, d: &DeviceView, store_is_silent: bool, a:
 fn stuck_stores(fleet: &Fleet<'_>, silent: &BTreeSet<StoreId>, a: &mut Assessment) -> BTreeSet<StoreId> {
     let mut stuck = BTreeSet::new();
     for d in fleet.devices {
-        let (DeviceId::Relay(store), Some(stuck_for)) = (d.id, d.gets_nothing_for()) else { continue };
+        let (DeviceId::Relay(store), Some((stuck_for, is_long))) = (d.id, d.gets_nothing(fleet.alerts)) else {
+            continue;
+        };
         let key = format!("store-stuck/{store}");
-        if silent.contains(store) || stuck_for < fleet.alerts.stuck.0 {
+        if silent.contains(store) || !is_long {
             a.undecided.insert(key);
         } else {
             stuck.insert(store.clone());
@@ -239,10 +246,10 @@ fn stuck_stores(fleet: &Fleet<'_>, silent: &BTreeSet<StoreId>, a: &mut Assessmen
 }
 
 fn stuck_register(fleet: &Fleet<'_>, d: &DeviceView, store_has_reason: bool, a: &mut Assessment) {
-    let Some(stuck_for) = d.gets_nothing_for() else { return };
+    let Some((stuck_for, is_long)) = d.gets_nothing(fleet.alerts) else { return };
     let key = format!("register-stuck/{}", d.id);
     let is_silent = d.silent_for.is_none_or(|s| s >= fleet.alerts.register_silent.0);
-    if store_has_reason || is_silent || stuck_for < fleet.alerts.stuck.0 {
+    if store_has_reason || is_silent || !is_long {
         a.undecided.insert(key);
     } else {
         a.add(key, format!("Register {} does not get what is published", d.id), stuck_lines(d, stuck_for));
@@ -603,9 +610,15 @@ mod tests {
             ),
             (
                 "in one stream of its list",
-                &[DeviceView { late_for: Some(Duration::from_secs(15 * MIN)), ..device("1", Some(0), 99) }],
+                &[DeviceView { late_for: Some(Duration::from_secs(60 * MIN)), ..device("1", Some(0), 99) }],
                 &["store-stuck/1"],
                 &[],
+            ),
+            (
+                "whose pack may be on its way",
+                &[DeviceView { late_for: Some(Duration::from_secs(59 * MIN)), ..device("1", Some(0), 99) }],
+                &[],
+                &["store-stuck/1"],
             ),
             ("a register alone", &[device("1", Some(0), 99), stuck("1-1", 0, 15)], &["register-stuck/1-1"], &[]),
             ("a silent store", &[stuck("1", 9, 15)], &["store-silent/1"], &["store-stuck/1"]),

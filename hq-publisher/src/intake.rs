@@ -228,7 +228,7 @@ impl Intake {
     }
 
     /// Notes who holds an older list than it could have: a relay, than its store's with this serial; a register, than its
-    /// relay, whose silence its time waits for. Nor is a register late in what its relay is late in.
+    /// relay, whose silence its time waits for. Nor is a register late in what its relay has not got itself, whyever.
     pub fn expect(&self, serials: &BTreeMap<StoreId, Serials>) {
         let now = self.clock.monotonic();
         for (store, devices) in &mut self.state().heard.0 {
@@ -237,7 +237,9 @@ impl Intake {
             let Some(wanted) = serials.get(store).map(|s| s.wake).filter(|w| *w > 0) else { continue };
             let relay = devices.get(&DeviceId::Relay(store.clone()));
             let at_hand = relay.filter(|r| r.silent_for(now) < self.store_silent).map(|r| r.serial.min(wanted));
-            let lacks: BTreeSet<Instance> = relay.into_iter().flat_map(|r| r.late.keys().cloned()).collect();
+            let of_relay = relay.into_iter().flat_map(|r| &r.beat.streams);
+            let lacks: BTreeSet<Instance> =
+                of_relay.filter(|(_, r)| r.state != StreamState::Ok).map(|(i, _)| i.clone()).collect();
             for (id, h) in devices {
                 let (could_have, counts) = match id {
                     DeviceId::Relay(_) => (wanted, true),
@@ -494,6 +496,11 @@ async fn published(ledger: &Ledger, views: &[DeviceView<'_>], known: Published) 
         for instance in ledger.instances().await? {
             published.entry(instance).or_default();
         }
+    }
+    // What was above the newest may be published by now.
+    for of in published.values_mut() {
+        let newest = of.iter().rev().find(|(_, digests)| digests.is_some()).map(|(v, _)| *v);
+        of.retain(|v, digests| digests.is_some() || newest.is_some_and(|newest| *v < newest));
     }
     for beat in beats() {
         for (instance, report) in &beat.streams {
@@ -842,13 +849,16 @@ mod tests {
         take(&i, vec![says("1", 3, &[(a, 5, Ok), (b, 8, Ok)], None)]).await;
         w.clock.advance(s(9));
         assert_eq!((late("1"), late("1-1")), (None, Some(9)));
+        // A pack in error at the relay is told as that: by none of its registers.
+        take(&i, vec![says("1", 4, &[(a, 5, Error), (b, 8, Ok)], None)]).await;
+        assert_eq!((late("1"), late("1-1")), (None, Some(0)));
         for (seq, streams, code) in
-            [(4, [(a, 5, Waiting), (b, 8, Error)], None), (5, [(a, 5, Behind), (b, 8, Behind)], Some(fault::DISK_FULL))]
+            [(5, [(a, 5, Waiting), (b, 8, Error)], None), (6, [(a, 5, Behind), (b, 8, Behind)], Some(fault::DISK_FULL))]
         {
             take(&i, vec![says("1", seq, &streams, code)]).await;
             assert_eq!(late("1"), None, "held up by the POS application, or mailed as such: {streams:?}");
         }
-        take(&i, vec![says("1", 6, &[(a, 0, Waiting)], None)]).await;
+        take(&i, vec![says("1", 7, &[(a, 0, Waiting)], None)]).await;
         assert_eq!(late("1"), Some(0), "a new one that gets nothing");
     }
 

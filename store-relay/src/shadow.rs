@@ -65,7 +65,7 @@ impl Contents {
     /// Of a shadow's file. Blocks on the disk, briefly.
     pub fn of(path: &Path, limits: &Limits, is_wanted: impl Fn(&Instance) -> bool) -> Result<Contents, SqliteError> {
         let replica = Replica::open_read_only(path, limits)?;
-        let proofs = replica.all_proofs()?.into_iter().filter(|(instance, ..)| is_wanted(instance));
+        let proofs = replica.proofs_of(is_wanted)?.into_iter();
         let proofs = proofs.map(|(instance, version, kind, sha256)| (PackName { instance, version, kind }, sha256));
         Ok(Contents { held: replica.all_held()?, proofs: proofs.collect() })
     }

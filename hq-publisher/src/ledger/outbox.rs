@@ -2,6 +2,7 @@
 
 use super::db::{Columns, Write, seconds, to_json};
 use super::{Ledger, LedgerError};
+use futures_util::TryStreamExt;
 use proto::clock::{Timestamp, after};
 use proto::failpoint;
 use sqlx::AssertSqlSafe;
@@ -177,13 +178,16 @@ impl Ledger {
         );
         let query = sqlx::query(AssertSqlSafe(sql)).bind(seconds(now)).bind(far(now)).bind(above);
         let mut found = None;
-        for row in query.fetch_all(&mut **w).await? {
+        // Row by row: thousands may wait.
+        let mut rows = query.fetch(&mut **w);
+        while let Some(row) = rows.try_next().await? {
             let taken: Taken = row.json(1, "mail's recipients")?;
             if wanted(&taken) {
                 found = Some((row.number(0)?, taken, count(&row, 2)?));
                 break;
             }
         }
+        drop(rows);
         let Some((n, taken, refused)) = found else { return Ok(None) };
         let query = sqlx::query(AssertSqlSafe(format!("{MAIL} WHERE n = $1"))).bind(n);
         let mut mail = mail(&query.fetch_one(&mut **w).await?)?;

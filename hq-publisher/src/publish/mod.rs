@@ -83,7 +83,11 @@ pub async fn run(
     steps: &dyn Steps,
 ) -> Result<PublishReport, PublishError> {
     // 1. Mistakes in settings and contracts, before anything is touched.
-    let contracts = match understand(config, options) {
+    if let Some(s) = options.stream.as_ref().filter(|s| config.stream(s).is_none()) {
+        // Nobody's timer: whoever types it reads it.
+        return Err(ConfigError(format!("--stream {s}: there is no such stream in the settings")).into());
+    }
+    let contracts = match contracts::load(config) {
         Ok(contracts) => contracts,
         Err(e) if options.dry_run => return Err(e.into()),
         Err(e) => {
@@ -123,16 +127,6 @@ pub async fn run(
         lease.release().await;
     }
     result
-}
-
-fn understand(config: &Config, options: &PublishOptions) -> Result<Contracts, ConfigError> {
-    let contracts = contracts::load(config)?;
-    match &options.stream {
-        Some(s) if config.stream(s).is_none() => {
-            Err(ConfigError(format!("--stream {s}: there is no such stream in the settings")))
-        }
-        _ => Ok(contracts),
-    }
 }
 
 /// The lease; somebody else's is mailed when it is held for so long that he hangs.
@@ -185,6 +179,9 @@ fn warn_untold(told: Result<(), LedgerError>) {
         tracing::warn!(error = %e, "no mail could be written");
     }
 }
+
+/// Files in the inbox that are no drops and are mailed one by one; an exporter may write thousands.
+const STRAYS: usize = 20;
 
 /// The notice that no run goes through any more; `serve` opens it.
 pub const NOT_RUN: &str = "not-run";
@@ -874,7 +871,11 @@ impl Run<'_> {
         let stray = |(name, text): (&String, &String)| {
             (format!("inbox {name}"), (format!("{name} in the inbox is left alone"), text.clone()))
         };
-        let strays = drops.strays.iter().map(stray).collect();
+        let mut strays: BTreeMap<String, (String, String)> = drops.strays.iter().take(STRAYS).map(stray).collect();
+        if let Some(more @ 1..) = drops.strays.len().checked_sub(STRAYS) {
+            let subject = format!("{more} more files in the inbox are left alone");
+            strays.insert("inbox …".into(), (subject, "`publish` names them all.".into()));
+        }
         mail::publish_notices(self.ledger, self.clock, "inbox ", &strays).await?;
         let published = |i: &Instance| report.instances.get(i).is_some_and(|r| r.outcome == Outcome::Published);
         let rejected: Vec<&str> = drops.rejected.iter().map(|(d, _)| d.file.name.as_str()).collect();

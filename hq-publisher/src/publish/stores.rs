@@ -37,6 +37,9 @@ impl Run<'_> {
             report.stores = known.len();
             return Ok(known);
         };
+        if !self.options.dry_run {
+            mail::publish_notice(self.ledger, self.clock, "stores-unread", None).await?;
+        }
         let gone = known.iter().filter(|k| !told.iter().any(|t| t.id == k.id)).count() as u64;
         let shrunk = guard::check("the list of stores", known.len() as u64, gone, told.len() as u64, self.bounds());
         if let Some(shrunk) = shrunk.filter(|_| self.options.allow_shrink != Some(None)) {
@@ -85,7 +88,7 @@ impl Run<'_> {
         if let Some(text) = text.filter(|_| !self.options.dry_run) {
             let text = format!("{text}\n\nWho was in the list before it is published to.");
             let problem = Some(("The list of stores cannot be taken", text.as_str()));
-            mail::publish_notice(self.ledger, self.clock, "stores", problem).await?;
+            mail::publish_notice(self.ledger, self.clock, "stores-unread", problem).await?;
         }
         Ok(None)
     }

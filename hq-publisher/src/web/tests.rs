@@ -253,7 +253,7 @@ async fn who_publishes_no_more_is_told_of_once_and_not_for_what_nobody_watched()
     hours(&w, 100).await;
     assert!(w.subjects().await.is_empty(), "nobody has published yet");
     w.app.ledger.went_through().await.unwrap();
-    hours(&w, 35).await;
+    hours(&w, 95).await;
     w.app.ledger.went_through().await.unwrap();
     hours(&w, 20).await;
     // Off for a weekend: what was watched before counts on.
@@ -264,10 +264,10 @@ async fn who_publishes_no_more_is_told_of_once_and_not_for_what_nobody_watched()
     ticks::publishes(&w.app).await.unwrap();
     hours(&w, 15).await;
     assert!(w.subjects().await.is_empty());
-    hours(&w, 30).await;
+    hours(&w, 90).await;
     assert_eq!(w.subjects().await, ["[Tillcast] No publish goes through"]);
     let mails = w.app.ledger.unsent_mails().await.unwrap();
-    assert!(mails[0].body.contains("for 36 h") && mails[0].body.contains("alerts.no_publish"), "{mails:?}");
+    assert!(mails[0].body.contains("for 4 days") && mails[0].body.contains("alerts.no_publish"), "{mails:?}");
 }
 
 #[tokio::test]

@@ -6,7 +6,6 @@ use crate::pace::End;
 use crate::register_db::{STORE_DB, log_path};
 use proto::failpoint;
 use proto::follow::lock;
-use proto::ids::StreamName;
 use proto::layout::PackName;
 use proto::manifest::PackEntry;
 use proto::shelf;
@@ -75,15 +74,14 @@ impl Agent {
         }
     }
 
-    /// Whether the database holds every stream that is listed.
+    /// Whether the database holds every stream that is listed, but for those whose entries cannot be taken: they are told of
+    /// as such.
     pub(super) fn is_complete(&self) -> bool {
         let Some(manifest) = lock(&self.device).manifest().cloned() else { return false };
         let shown = self.shown();
-        let is_held = |s: &StreamName| shown.held.contains_key(s);
-        manifest.unread.keys().all(is_held)
-            && manifest.instances().all(|(i, e)| {
-                shown.held.get(&i.stream).and_then(|h| h.version_of(&i, manifest.epoch)).is_some_and(|v| v >= e.version)
-            })
+        manifest.instances().all(|(i, e)| {
+            shown.held.get(&i.stream).and_then(|h| h.version_of(&i, manifest.epoch)).is_some_and(|v| v >= e.version)
+        })
     }
 
     /// A bad pack that was left behind, or is listed no more, is a fault no more; one that kills

@@ -67,17 +67,18 @@ impl Held {
     /// Where this is the listed version by its number only: what has other rows than the signed list says, for people.
     /// Somebody else published that number, or a hand altered what is noted here.
     pub fn differs_from(&self, instance: &Instance, epoch: u64, entry: &StreamEntry) -> Option<String> {
-        if self.version_of(instance, epoch) != Some(entry.version) || self.digests == entry.digests {
+        if self.version_of(instance, epoch) != Some(entry.version) {
             return None;
         }
-        let tables: BTreeSet<&TableName> = self.digests.keys().chain(entry.digests.keys()).collect();
-        let line = |table: &TableName| {
-            let [held, listed] = [&self.digests, &entry.digests].map(|d| d.get(table));
-            let said = |d: Option<&StateDigest>| d.map_or_else(|| "no such table".to_owned(), ToString::to_string);
-            (held != listed).then(|| format!("table {table}: {} here, {} listed", said(held), said(listed)))
+        // A list that does not tell of a table contradicts nothing.
+        let line = |(table, listed): (&TableName, &StateDigest)| {
+            let held = self.digests.get(table).filter(|held| *held != listed)?;
+            Some(format!("table {table}: {held} here, {listed} listed"))
         };
-        let lines: Vec<String> = tables.into_iter().filter_map(line).collect();
-        Some(format!("version {} is held with other rows than the list says ({})", self.version, lines.join("; ")))
+        let lines: Vec<String> = entry.digests.iter().filter_map(line).collect();
+        let text =
+            || format!("version {} is held with other rows than the list says ({})", self.version, lines.join("; "));
+        (!lines.is_empty()).then(text)
     }
 }
 
@@ -265,15 +266,32 @@ impl Replica {
 
     /// All packs that were proved here, of whatever instance.
     pub fn all_proofs(&self) -> Result<Vec<(Instance, Version, PackKind, Sha256)>, SqliteError> {
+        self.picked_proofs(|instance| instance.map(Some))
+    }
+
+    /// Those of the instances that are wanted: what cannot be read of others is in nobody's way.
+    pub fn proofs_of(
+        &self,
+        is_wanted: impl Fn(&Instance) -> bool,
+    ) -> Result<Vec<(Instance, Version, PackKind, Sha256)>, SqliteError> {
+        self.picked_proofs(|instance| Ok(instance.ok().filter(&is_wanted)))
+    }
+
+    fn picked_proofs(
+        &self,
+        pick: impl Fn(rusqlite::Result<Instance>) -> rusqlite::Result<Option<Instance>>,
+    ) -> Result<Vec<(Instance, Version, PackKind, Sha256)>, SqliteError> {
         self.sql("reading tillcast_pack", |db| {
             let mut list = db.prepare("SELECT stream, audience, version, kind, sha256 FROM tillcast_pack")?;
+            let instance =
+                |r: &Row<'_>| Ok(Instance { stream: parsed(r, 0)?, audience: parsed(r, 1)? }) as rusqlite::Result<_>;
             let proof = |r: &Row<'_>| {
-                let instance = Instance { stream: parsed(r, 0)?, audience: parsed(r, 1)? };
+                let Some(instance) = pick(instance(r))? else { return Ok(None) };
                 let version = Version::try_from(r.get::<_, i64>(2)?).map_err(|e| conversion(2, e))?;
                 let kind = if r.get_ref(3)?.as_str()? == "full" { PackKind::Full } else { PackKind::Delta };
-                Ok((instance, version, kind, parsed(r, 4)?))
+                Ok(Some((instance, version, kind, parsed(r, 4)?)))
             };
-            list.query_map([], proof)?.collect()
+            list.query_map([], proof)?.filter_map(Result::transpose).collect()
         })
     }
 
