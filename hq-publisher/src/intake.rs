@@ -129,9 +129,9 @@ fn late(beat: &Heartbeat, last: Option<&Heard>, at: Duration) -> BTreeMap<Instan
         let of = |f: &Fault| f.instance.as_ref().is_none_or(|of| of == i);
         beat.errors.iter().any(|f| fleet::is_mailed_as_such(&f.code) && of(f))
     };
-    let is_late = |i: &Instance, r: &StreamReport| match r.state {
-        StreamState::Behind => !is_told(i),
-        StreamState::Waiting => r.version.is_none() && !is_told(i),
+    let waits = |r: &StreamReport| match r.state {
+        StreamState::Behind => true,
+        StreamState::Waiting => r.version.is_none(),
         StreamState::Ok | StreamState::Error | StreamState::Drift => false,
     };
     let since = |(i, r): (&Instance, &StreamReport)| {
@@ -139,7 +139,7 @@ fn late(beat: &Heartbeat, last: Option<&Heard>, at: Duration) -> BTreeMap<Instan
         let before = last.and_then(|l| l.late.get(i)).filter(|_| !came);
         (i.clone(), before.copied().unwrap_or(at))
     };
-    beat.streams.iter().filter(|(i, r)| is_late(i, r)).map(since).collect()
+    beat.streams.iter().filter(|(i, r)| waits(r) && !is_told(i)).map(since).collect()
 }
 
 impl Heard {

@@ -249,22 +249,7 @@ impl Replica {
         self.end(forgotten)
     }
 
-    /// The packs of an instance that were proved here: applied, with their digests right.
-    pub fn proofs(&self, instance: &Instance) -> Result<Vec<(Version, PackKind, Sha256)>, SqliteError> {
-        self.sql("reading tillcast_pack", |db| {
-            db.prepare_cached(
-                "SELECT version, kind, sha256 FROM tillcast_pack WHERE stream = ?1 AND audience = ?2 ORDER BY version",
-            )?
-            .query_map([instance.stream.to_string(), instance.audience.to_string()], |r| {
-                let version = Version::try_from(r.get::<_, i64>(0)?).map_err(|e| conversion(0, e))?;
-                let kind = if r.get_ref(1)?.as_str()? == "full" { PackKind::Full } else { PackKind::Delta };
-                Ok((version, kind, parsed(r, 2)?))
-            })?
-            .collect()
-        })
-    }
-
-    /// All packs that were proved here, of whatever instance.
+    /// All packs that were proved here (applied, with their digests right), of whatever instance.
     pub fn all_proofs(&self) -> Result<Vec<(Instance, Version, PackKind, Sha256)>, SqliteError> {
         self.picked_proofs(|instance| instance.map(Some))
     }

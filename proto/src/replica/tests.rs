@@ -171,6 +171,17 @@ fn assert_right(replica: &Replica, state: &State, extra: bool) {
     assert_eq!(checks[0].found, Some(digest(state, extra)));
 }
 
+fn proofs(replica: &Replica, of: &Instance) -> Vec<(Version, PackKind, Sha256)> {
+    let mut proofs: Vec<_> = replica
+        .proofs_of(|i| i == of)
+        .unwrap()
+        .into_iter()
+        .map(|(_, version, kind, sha256)| (version, kind, sha256))
+        .collect();
+    proofs.sort_by_key(|(version, ..)| *version);
+    proofs
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     /// Any states, by any cut of the way into fulls and deltas, end in the same rows and digest.
@@ -222,11 +233,11 @@ fn a_version_and_its_proof_come_with_the_rows() {
     let held = r.held(&"catalog".parse().unwrap()).unwrap().unwrap();
     assert_eq!((held.version, held.epoch, held.schema), (v(4), 1, 1));
     assert_eq!(
-        r.proofs(&instance("all")).unwrap(),
+        proofs(&r, &instance("all")),
         [(v(1), PackKind::Full, full.1.sha256), (v(4), PackKind::Delta, delta.1.sha256)]
     );
     r.forget_proofs(|_, version, _| version > v(1)).unwrap();
-    assert_eq!(r.proofs(&instance("all")).unwrap().len(), 1);
+    assert_eq!(proofs(&r, &instance("all")).len(), 1);
     assert_right(&r, &two, false);
 }
 
@@ -694,7 +705,7 @@ fn an_open_validation_can_be_taken_back() {
     r.apply_uncommitted(&job).unwrap();
     r.commit().unwrap();
     assert_eq!(rows(&r), 1);
-    assert!(r.proofs(&i).unwrap().is_empty());
+    assert!(proofs(&r, &i).is_empty());
 }
 
 #[test]
