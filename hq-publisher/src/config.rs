@@ -286,6 +286,8 @@ pub struct AlertsConfig {
     pub self_test: HumanDuration,
     /// A manifest that nobody signed anew and that expires within this. 7 days.
     pub manifest_expires: HumanDuration,
+    /// A publisher key that may sign for no longer than this, here and in `doctor`. 30 days; 0s: never.
+    pub key_expires: HumanDuration,
 }
 
 impl Default for AlertsConfig {
@@ -302,6 +304,7 @@ impl Default for AlertsConfig {
             ping_every: s(60),
             self_test: s(7 * DAY),
             manifest_expires: s(7 * DAY),
+            key_expires: s(30 * DAY),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::config::{Config, SourceKind};
 use crate::keys::{KeyFile, Keyring, Role};
 use crate::ledger::{Kind, Ledger};
 use crate::mail::Smtp;
-use crate::manifests::{newer_in_bucket, newest_trust};
+use crate::manifests::{ends_soon, newer_in_bucket, newest_trust};
 use crate::publish::contracts::{self, Contracts};
 use crate::source_db::Database;
 use proto::clock::{Clock, since};
@@ -226,7 +226,7 @@ async fn trust(config: &Config, ledger: &Ledger, files: &[KeyFile], clock: &dyn 
             format!("no publisher key of trust file {} is here", trust.version),
             "copy its file to the keys directory, or `trust rotate`",
         ),
-        Some(p) if since(p.expires_at, clock.now()) < Duration::from_secs(30 * 86_400) => {
+        Some(p) if ends_soon(config, p, clock.now()) => {
             c.warn(
                 "trust",
                 format!("publisher key {} may sign until {}", p.key.id(), p.expires_at),

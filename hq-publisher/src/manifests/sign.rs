@@ -5,7 +5,8 @@
 use super::{ManifestsError, newest_trust};
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
-use crate::ledger::{Head, Ledger, Made, NewManifest, News, SignStore, StoreRow, StoreSeen, Token, Which};
+use crate::ledger::{Head, Ledger, LedgerError, Made, NewManifest, News, SignStore, StoreRow, StoreSeen, Token, Which};
+use crate::mail;
 use proto::clock::{Clock, Timestamp, after, since};
 use proto::digest::{Sha256, Sha256Stream};
 use proto::dsse;
@@ -13,7 +14,7 @@ use proto::ids::{Audience, DeviceId, Instance, StoreId, StreamName, TableName};
 use proto::keys::{PublicKey, SecretKey};
 use proto::limits::Limits;
 use proto::manifest::{self, Manifest, StreamEntry};
-use proto::trust::{Trust, sign_manifest};
+use proto::trust::{PublisherKey, Trust, sign_manifest};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -44,6 +45,11 @@ async fn judge_clock(
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a publisher key is to be replaced now.
+pub fn ends_soon(config: &Config, key: &PublisherKey, now: Timestamp) -> bool {
+    since(key.expires_at, now) < config.alerts.key_expires.0
 }
 
 /// What signs: the publisher's key and the trust it stands in.
@@ -211,6 +217,20 @@ impl Signer {
     /// The trust file that it stands in.
     pub fn trust(&self) -> &Trust {
         &self.trust
+    }
+    /// Mails that the key's end is near; and when another one signs.
+    pub async fn mail_end(&self, config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Result<(), LedgerError> {
+        let own = self.trust.publishers.iter().find(|p| p.key == self.key.public());
+        let text = own.filter(|p| ends_soon(config, p, clock.now())).map(|p| {
+            format!(
+                "Key {} may sign until {}; then nothing is published, and stores refuse what it signed. Run \
+                 `hq-publisher trust rotate --root-key FILE`.",
+                p.key.id(),
+                p.expires_at
+            )
+        });
+        let problem = text.as_deref().map(|text| ("The publisher key ends", text));
+        mail::publish_notice(ledger, clock, "key-expires", problem).await
     }
     /// The key that signs.
     pub fn key_id(&self) -> String {

@@ -181,7 +181,9 @@ impl Tools<'_> {
         let mut signer = if self.options.dry_run {
             Signer::for_dry_run(self.config, self.ledger, self.clock, right).await?
         } else {
-            Signer::open(self.config, self.ledger, self.clock, right).await?
+            let signer = Signer::open(self.config, self.ledger, self.clock, right).await?;
+            signer.mail_end(self.config, self.ledger, self.clock).await?;
+            signer
         };
         if let Some(Some(stream)) = &self.options.allow_shrink
             && !signer.drop_stream(stream)

@@ -1197,6 +1197,23 @@ async fn two_publishers_take_turns_and_the_dead_do_not_block() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_the_publishers_key_is_told_in_time_and_until_another_one_signs() {
+    let w = World::new().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let told = async || ledger.open_episodes("").await.unwrap().into_iter().map(|e| e.text).collect::<Vec<_>>();
+    let right = PublishOptions { clock_is_right: true, ..options() };
+    for (days, expected) in [(699, 0), (2, 1), (1, 1)] {
+        w.clock.advance(Duration::from_secs(days * 86_400));
+        w.publish_as(right.clone()).await;
+        assert_eq!(told().await, vec!["The publisher key ends"; expected], "after {days} days more");
+    }
+    Desk::open(&w.config, w.clock.as_ref(), true).await.unwrap().rotate(&Default::default()).await.unwrap();
+    w.publish().await;
+    assert_eq!(told().await, Vec::<String>::new());
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn fulls_come_when_they_are_due_and_old_packs_go() {
     let w = World::with(&CONFIG.replace("lease_wait", "deltas = 2\nkeep = \"1s\"\ndelete_after = \"1s\"\nlease_wait"))
         .await;

@@ -202,6 +202,7 @@ async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
     let followed = manifests::follow_trust(&app.config, &app.ledger, &buckets, app.clock.as_ref()).await?;
     manifests::check_taken_over(&app.config, &app.ledger, &buckets, app.clock.as_ref()).await?;
     let signer = Signer::open(&app.config, &app.ledger, app.clock.as_ref(), false).await?;
+    signer.mail_end(&app.config, &app.ledger, app.clock.as_ref()).await?;
     let signed = failpoint::around("serve.sign", signer.sign_due(&app.ledger, app.clock.as_ref())).await?;
     if !signed.is_empty() {
         tracing::info!("signed {} manifests anew", signed.len());
