@@ -189,6 +189,65 @@ async fn a_run_reads_one_snapshot_and_survives_a_broken_query() {
     }
 }
 
+/// A snapshot older than a TRUNCATE sees the table empty: of a left join that would be prices that never were.
+#[tokio::test]
+async fn a_table_truncated_under_the_snapshot_is_refused_until_the_next_run() {
+    let server = Postgres::start();
+    server.sql(
+        "src",
+        "CREATE TABLE b (id INT PRIMARY KEY, v TEXT); INSERT INTO b VALUES (1, 'base'), (2, 'base');
+         CREATE TABLE o (id INT PRIMARY KEY, v TEXT); INSERT INTO o VALUES (1, 'old');
+         CREATE TABLE p (id INT, v TEXT) PARTITION BY LIST (id); CREATE TABLE p2 PARTITION OF p FOR VALUES IN (2);
+         INSERT INTO p VALUES (2, 'old');
+         CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader",
+    );
+    let url = server.url("src").replace("hq@", "reader@");
+    let t = table(&[("v", "TEXT")]);
+    let sql =
+        "SELECT id, coalesce(o.v, p.v, b.v) AS v FROM b LEFT JOIN o USING (id) LEFT JOIN p USING (id) ORDER BY id";
+    for (change, told) in [
+        ("TRUNCATE o; INSERT INTO o VALUES (1, 'old')", Some("table t: o:")),
+        ("TRUNCATE p2; INSERT INTO p VALUES (2, 'old')", Some("table t: p2:")),
+        ("ALTER TABLE o ALTER id TYPE BIGINT", Some("table t: o:")),
+        (
+            "CREATE TABLE n (LIKE o); INSERT INTO n SELECT * FROM o; DROP TABLE o; ALTER TABLE n RENAME TO o; GRANT SELECT ON o TO reader",
+            Some("table t: o:"),
+        ),
+        ("DELETE FROM o; INSERT INTO o VALUES (1, 'old'); CREATE INDEX i ON o (v); REINDEX TABLE b", None),
+    ] {
+        let mut db = open(&url).await;
+        server.sql("src", change);
+        let got = read(&mut db, Dialect::Postgres, &t, sql).await;
+        match told {
+            Some(told) => {
+                let e = got.unwrap_err();
+                assert!(e.contains(told) && e.contains("the next run can"), "{change}: {e}");
+            }
+            None => assert_eq!(got.unwrap(), ["1 | \"old\"", "2 | \"old\""], "{change}"),
+        }
+        let other = read(&mut db, Dialect::Postgres, &t, "SELECT id, v FROM b WHERE id = 1").await;
+        assert_eq!(other.unwrap(), ["1 | \"base\""], "another table after {change}");
+        db.close().await;
+        let mut db = open(&url).await;
+        let next = read(&mut db, Dialect::Postgres, &t, sql).await;
+        assert_eq!(next.unwrap(), ["1 | \"old\"", "2 | \"old\""], "the next run after {change}");
+        db.close().await;
+    }
+    // MariaDB refuses by itself.
+    let server = MariaDb::start();
+    server.sql("src", "CREATE TABLE o (id INT PRIMARY KEY, v VARCHAR(9)); INSERT INTO o VALUES (1, 'old')");
+    for change in [
+        "TRUNCATE o; INSERT INTO o VALUES (1, 'old')",
+        "CREATE TABLE n LIKE o; INSERT INTO n SELECT * FROM o; RENAME TABLE o TO gone, n TO o",
+    ] {
+        let mut db = open(&server.url("src")).await;
+        server.sql("src", change);
+        let e = read(&mut db, Dialect::MySql, &t, "SELECT id, v FROM o").await.unwrap_err();
+        assert!(e.contains("Table definition has changed"), "{change}: {e}");
+        db.close().await;
+    }
+}
+
 /// A server that hangs holds up one stream for `row_timeout`; it is asked nothing more.
 #[tokio::test]
 async fn a_source_that_hangs_is_given_up() {

@@ -59,6 +59,17 @@ pub enum SourceError {
         /// The table, or `stores.query`.
         what: String,
     },
+    /// PostgreSQL: the snapshot does not see the rows of a table as they were when it began.
+    #[error(
+        "{what}: {tables}: truncated, rewritten or made anew after this run's snapshot began, which cannot tell its rows \
+         any more; the next run can. Such a table is better emptied by DELETE than by TRUNCATE"
+    )]
+    Unseen {
+        /// The table, or `stores.query`.
+        what: String,
+        /// The source's tables.
+        tables: String,
+    },
     /// The query's columns are not the contract's.
     #[error("{what}: the query's columns are not the contract's: {text}")]
     Columns {
@@ -107,6 +118,15 @@ pub struct Database {
     /// It did not answer in time: whatever is asked now waits behind that.
     is_dead: bool,
 }
+
+/// Of the tables that PostgreSQL's transaction has read (it holds their locks): those whose rows lie in another file
+/// than the snapshot's catalogue says, or that this does not know. TRUNCATE, a rewrite and DROP with CREATE count for
+/// older snapshots at once, which see the table empty. Indexes made anew are no matter.
+const UNSEEN: &str = "SELECT string_agg(DISTINCT l.relation::regclass::text, ', ')
+    FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
+    WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
+    AND pg_index_has_property(l.relation, 'clusterable') IS NULL
+    AND (c.oid IS NULL OR c.relfilenode <> 0 AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode)";
 
 async fn in_time<T>(limit: Duration, what: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, SourceError> {
     match tokio::time::timeout(limit, what).await {
@@ -251,7 +271,19 @@ impl Database {
             }};
         }
         match &mut self.link {
-            Link::Postgres(conn) => stream!(conn),
+            Link::Postgres(conn) => {
+                stream!(&mut *conn);
+                let asked = tokio::time::timeout(limit, sqlx::query_scalar(UNSEEN).fetch_one(conn)).await;
+                let tables: Option<String> = asked
+                    .map_err(|_| {
+                        self.is_dead = true;
+                        SourceError::Late { what: what.to_owned(), limit: limit.as_secs() }
+                    })?
+                    .map_err(|e| failed(e.to_string()))?;
+                if let Some(tables) = tables {
+                    return Err(SourceError::Unseen { what: what.to_owned(), tables });
+                }
+            }
             Link::MySql(conn) => stream!(conn),
             Link::Sqlite(db) => {
                 let failed = |e: rusqlite::Error| failed(e.to_string());
