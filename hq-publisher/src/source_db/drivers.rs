@@ -3,7 +3,8 @@
 
 use super::convert::Raw;
 use crate::source::Problem;
-use jiff::civil::{Date, Time};
+use jiff::SignedDuration;
+use jiff::civil::{Date, DateTime, Time};
 use rusqlite::types::ValueRef;
 use sqlx::mysql::MySqlRow;
 use sqlx::postgres::types::Oid;
@@ -68,7 +69,7 @@ impl Fields for PgRow {
             "UUID" => Ok(Raw::Text(uuid(be(b)?).into())),
             "DATE" => pg_date(i32::from_be_bytes(be(b)?)),
             "TIME" => pg_time(i64::from_be_bytes(be(b)?)),
-            "TIMESTAMP" | "TIMESTAMPTZ" => pg_timestamp(i64::from_be_bytes(be(b)?)),
+            "TIMESTAMP" | "TIMESTAMPTZ" => pg_timestamp(i64::from_be_bytes(be(b)?)).map(utc),
             _ if matches!(ty.kind(), PgTypeKind::Enum(_)) => Raw::text(b),
             other => Err(unsupported(other)),
         }
@@ -122,24 +123,29 @@ fn pg_numeric<'r>(b: &[u8]) -> Result<Raw<'r>, Problem> {
 }
 
 const INFINITE: &str = "is infinite, which is no time";
-/// µs from 1970 to 2000, where PostgreSQL counts from.
-const PG_EPOCH_US: i64 = 946_684_800_000_000;
+/// Where PostgreSQL counts from.
+const PG_EPOCH: Date = jiff::civil::date(2000, 1, 1);
 
-fn pg_timestamp<'r>(us: i64) -> Result<Raw<'r>, Problem> {
+/// A time that is in UTC. Not by way of [`jiff::Timestamp`], which ends a day before 9999-12-31, the usual "for ever".
+fn utc<'r>(at: DateTime) -> Raw<'r> {
+    Raw::Text(format!("{at}Z").into())
+}
+
+fn pg_timestamp(us: i64) -> Result<DateTime, Problem> {
     if us == i64::MAX || us == i64::MIN {
         return Err(Problem::new(INFINITE));
     }
-    us.checked_add(PG_EPOCH_US)
-        .and_then(|us| jiff::Timestamp::from_microsecond(us).ok())
-        .map(|t| Raw::Text(t.to_string().into()))
-        .ok_or_else(|| Problem::new("is a time beyond the years -9999 to 9999"))
+    PG_EPOCH
+        .to_datetime(Time::midnight())
+        .checked_add(SignedDuration::from_micros(us))
+        .map_err(|_| Problem::new("is a time beyond the years -9999 to 9999"))
 }
 
 fn pg_date<'r>(days: i32) -> Result<Raw<'r>, Problem> {
     if days == i32::MAX || days == i32::MIN {
         return Err(Problem::new(INFINITE));
     }
-    jiff::civil::date(2000, 1, 1)
+    PG_EPOCH
         .checked_add(jiff::Span::new().try_days(days).map_err(unreadable)?)
         .map(|d| Raw::Text(d.to_string().into()))
         .map_err(|_| Problem::new("is a date beyond the years -9999 to 9999"))
@@ -150,7 +156,7 @@ fn pg_time<'r>(us: i64) -> Result<Raw<'r>, Problem> {
         return Ok(Raw::Text("24:00:00".into()));
     }
     Time::midnight()
-        .checked_add(jiff::SignedDuration::from_micros(us))
+        .checked_add(SignedDuration::from_micros(us))
         .map(|t| Raw::Text(t.to_string().into()))
         .map_err(unreadable)
 }
@@ -186,7 +192,8 @@ impl Fields for MySqlRow {
                 }
             }
             "DATE" => Ok(Raw::Text(my_date(b)?.to_string().into())),
-            "DATETIME" | "TIMESTAMP" => my_datetime(b),
+            // The session's zone is UTC, so that TIMESTAMP is; a DATETIME is taken as UTC.
+            "DATETIME" | "TIMESTAMP" => my_datetime(b).map(utc),
             "TIME" => my_time(b),
             "NULL" => Ok(Raw::Null),
             other => Err(unsupported(other)),
@@ -227,11 +234,8 @@ fn my_clock(b: &[u8]) -> Result<Time, Problem> {
     Time::new(h as i8, m as i8, s as i8, ns).map_err(unreadable)
 }
 
-/// The session's zone is UTC, so that TIMESTAMP is; a DATETIME is taken as UTC.
-fn my_datetime<'r>(b: &[u8]) -> Result<Raw<'r>, Problem> {
-    let at = my_date(b)?.to_datetime(my_clock(b.get(5..).unwrap_or(&[]))?);
-    let utc = at.to_zoned(jiff::tz::TimeZone::UTC).map_err(unreadable)?;
-    Ok(Raw::Text(utc.timestamp().to_string().into()))
+fn my_datetime(b: &[u8]) -> Result<DateTime, Problem> {
+    Ok(my_date(b)?.to_datetime(my_clock(b.get(5..).unwrap_or(&[]))?))
 }
 
 /// Length, sign, days (4 bytes), h, m, s, µs (4 bytes): a span, not a time of day.
@@ -284,15 +288,19 @@ mod tests {
             Ok(Raw::Text(t)) => t.into_owned(),
             other => format!("{other:?}"),
         };
-        assert_eq!(text(pg_timestamp(0)), "2000-01-01T00:00:00Z");
-        assert_eq!(text(pg_timestamp(1_500_000)), "2000-01-01T00:00:01.5Z");
-        assert!(text(pg_timestamp(i64::MAX)).contains("infinite"));
+        assert_eq!(text(pg_timestamp(0).map(utc)), "2000-01-01T00:00:00Z");
+        assert_eq!(text(pg_timestamp(1_500_000).map(utc)), "2000-01-01T00:00:01.5Z");
+        assert!(text(pg_timestamp(i64::MAX).map(utc)).contains("infinite"));
         assert_eq!(text(pg_date(-1)), "1999-12-31");
         assert_eq!(text(pg_time(3_661_000_001)), "01:01:01.000001");
-        assert_eq!(text(my_datetime(&[4, 0xEA, 0x07, 2, 28])), "2026-02-28T00:00:00Z");
-        assert_eq!(text(my_datetime(&[7, 0xEA, 0x07, 2, 28, 23, 59, 1])), "2026-02-28T23:59:01Z");
-        assert!(text(my_datetime(&[0])).contains("0000-00-00"));
-        assert!(text(my_datetime(&[4, 0xEA, 0x07, 2, 0])).contains("no date"));
+        assert_eq!(text(my_datetime(&[4, 0xEA, 0x07, 2, 28]).map(utc)), "2026-02-28T00:00:00Z");
+        assert_eq!(text(my_datetime(&[7, 0xEA, 0x07, 2, 28, 23, 59, 1]).map(utc)), "2026-02-28T23:59:01Z");
+        assert!(text(my_datetime(&[0]).map(utc)).contains("0000-00-00"));
+        assert!(text(my_datetime(&[4, 0xEA, 0x07, 2, 0]).map(utc)).contains("no date"));
+        let for_ever = [7, 0x0F, 0x27, 12, 31, 23, 59, 59];
+        assert_eq!(text(my_datetime(&for_ever).map(utc)), "9999-12-31T23:59:59Z");
+        assert_eq!(text(pg_timestamp(252_455_615_999_999_999).map(utc)), "9999-12-31T23:59:59.999999Z");
+        assert!(text(pg_timestamp(252_455_616_000_000_000).map(utc)).contains("beyond the years"));
         assert_eq!(text(my_time(&[8, 1, 1, 0, 0, 0, 2, 3, 4])), "-26:03:04");
         assert_eq!(text(my_time(&[0])), "00:00:00");
     }
