@@ -1,8 +1,9 @@
 //! `hq.toml`: every setting of this program, typed and checked before anything is touched.
 //!
 //! Owns names, defaults and the rules between settings. Reads nothing but the file and the
-//! environment (through [`proto::config`]); opens no database and no bucket.
+//! environment (through [`proto::config`]), and the machine's time zones; opens no database and no bucket.
 
+use crate::source_db::times::SourceZone;
 use proto::config::{ConfigError, HumanBytes, HumanDuration, Loaded, Secret};
 use proto::fetch::S3Options;
 use proto::http::HttpLimits;
@@ -64,6 +65,10 @@ pub struct SourceConfig {
     /// The longest wait for one row of a query. 10 min.
     #[serde(default = "ten_minutes")]
     pub row_timeout: HumanDuration,
+    /// Of a PostgreSQL or MySQL database: the zone of its queries' clocks, by which its times without a zone are
+    /// understood; an IANA name. UTC.
+    #[serde(default)]
+    pub time_zone: SourceZone,
     /// How long a drop's size must rest before it is taken, where no `NAME.ok` says so. 2 s.
     #[serde(default = "two_seconds")]
     pub rest: HumanDuration,
@@ -111,6 +116,13 @@ impl SourceConfig {
             )))
         }
     }
+}
+
+/// Whether a database's URL would set a session's time zone, by whatever name drivers have for it.
+fn sets_time_zone(url: &str) -> bool {
+    let names_it = |text: &str| text.replace(['-', '_'], "").to_ascii_lowercase().contains("timezone");
+    let Ok(url) = url::Url::parse(url) else { return false };
+    url.query_pairs().any(|(name, value)| names_it(&name) || name == "options" && names_it(&value))
 }
 
 /// `[objects]`
@@ -443,6 +455,13 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         let bad = |text: String| Err(ConfigError(text));
         let source = self.source.kind()?;
+        if let SourceKind::Postgres(url) | SourceKind::MySql(url) = &source
+            && sets_time_zone(url)
+        {
+            return bad(
+                "source.url: a time zone has no place in it; write time_zone = \"Asia/Shanghai\" in [source]".into()
+            );
+        }
         if self.objects.urls.is_empty() {
             return bad("objects.urls: name at least one bucket, e.g. \"file:///srv/tillcast/objects\"".into());
         }
@@ -605,6 +624,14 @@ mod tests {
     fn mistakes_are_named() {
         for (text, told) in [
             (LEAST.replace("sqlite:a.db", "oracle://x"), "source.url"),
+            (
+                LEAST.replace("sqlite:a.db\"", "mysql://h/d\"\ntime_zone = \"Asia/Peking\""),
+                "`Asia/Peking` is no time zone",
+            ),
+            (LEAST.replace("sqlite:a.db", "mysql://h/d?timezone=%2B08:00"), "write time_zone = "),
+            (LEAST.replace("sqlite:a.db", "postgres://h/d?sslmode=disable&TimeZone=PRC"), "write time_zone = "),
+            (LEAST.replace("sqlite:a.db", "postgres://h/d?options=-c%20TimeZone%3DPRC"), "write time_zone = "),
+            (LEAST.replace("sqlite:a.db", "postgres://h/d?options[timezone]=PRC"), "write time_zone = "),
             (LEAST.replace("[\"file:o\"]", "[]"), "objects.urls"),
             (LEAST.replace("file:o", "ftp://o"), "ftp://o"),
             (LEAST.replace("query = \"SELECT id\"", ""), "stores.query"),

@@ -30,13 +30,14 @@ impl RowSink for Taken {
 }
 
 async fn open(url: &str) -> Database {
-    open_with(url, 60).await
+    open_with(url, 60, "UTC").await
 }
 
-async fn open_with(url: &str, row_timeout: u64) -> Database {
+async fn open_with(url: &str, row_timeout: u64, time_zone: &str) -> Database {
     let s = |n| HumanDuration(Duration::from_secs(n));
     let row_timeout = s(row_timeout);
-    let config = SourceConfig { url: Secret::new(url), connect_timeout: s(10), row_timeout, rest: s(2) };
+    let time_zone = time_zone.to_owned().try_into().unwrap();
+    let config = SourceConfig { url: Secret::new(url), connect_timeout: s(10), row_timeout, time_zone, rest: s(2) };
     Database::open(&config).await.unwrap()
 }
 
@@ -155,6 +156,72 @@ async fn mariadb_values_come_exactly_or_not_at_all() {
     db.close().await;
 }
 
+/// Queries have the clock of `source.time_zone`; times without a zone are that clock's, those with one stay.
+#[tokio::test]
+async fn times_without_a_zone_are_those_of_the_sources_time_zone() {
+    let (postgres, maria) = (Postgres::start(), MariaDb::start());
+    postgres.sql("src", "ALTER DATABASE src SET TimeZone = 'America/New_York'");
+    for (zone, cases) in [
+        (
+            "Asia/Shanghai",
+            &[
+                ("current_setting('TimeZone')", "TEXT", "Asia/Shanghai"),
+                ("(localtimestamp - (now() AT TIME ZONE 'UTC'))::text", "TEXT", "\"08:00:00\""),
+                ("'2026-02-28 13:00:00'::timestamp", "TEXT", "2026-02-28T05:00:00Z"),
+                ("'2026-02-28 13:00:00+00'::timestamptz", "TEXT", "2026-02-28T13:00:00Z"),
+                ("'9999-12-31 23:59:59'::timestamp", "TEXT", "9999-12-31T23:59:59Z"),
+                ("'2026-02-28'::date", "TEXT", "\"2026-02-28\""),
+            ][..],
+        ),
+        (
+            // As PostgreSQL itself understands the hour that is left out and the one that comes twice.
+            "Europe/Berlin",
+            &[
+                ("'2026-03-29 02:30'::timestamp", "TEXT", "2026-03-29T01:30:00Z"),
+                ("('2026-03-29 02:30'::timestamp)::timestamptz", "TEXT", "2026-03-29T01:30:00Z"),
+                ("'2026-10-25 02:30'::timestamp", "TEXT", "2026-10-25T01:30:00Z"),
+                ("('2026-10-25 02:30'::timestamp)::timestamptz", "TEXT", "2026-10-25T01:30:00Z"),
+            ],
+        ),
+    ] {
+        let mut db = open_with(&postgres.url("src"), 60, zone).await;
+        assert!(read(&mut db, Dialect::Postgres, &table(&[("v", "TEXT")]), "SELECT id, v FROM missing").await.is_err());
+        each(&mut db, Dialect::Postgres, cases).await;
+        db.close().await;
+    }
+    maria.sql(
+        "src",
+        "SET time_zone = '+00:00'; CREATE TABLE v (id INT, a TIMESTAMP(2) NULL, b TIMESTAMP NULL, c TIMESTAMP NULL, d DATETIME);
+        INSERT INTO v VALUES (1, '2026-02-28 12:00:00.25', '2026-10-25 00:30:00', '2026-10-25 01:30:00', '2026-10-25 02:30:00')",
+    );
+    for (zone, offset, d) in
+        [("Asia/Shanghai", "8", "2026-10-24T18:30:00Z"), ("Asia/Kolkata", "5", "2026-10-24T21:00:00Z")]
+    {
+        let mut db = open_with(&maria.url("src"), 60, zone).await;
+        for (column, want) in [
+            ("a", "2026-02-28T12:00:00.25Z"),
+            ("b", "2026-10-25T00:30:00Z"),
+            ("c", "2026-10-25T01:30:00Z"),
+            ("d", d),
+            ("CAST('9999-12-31 23:59:59' AS DATETIME)", "9999-12-31T23:59:59Z"),
+            ("TIMESTAMPDIFF(HOUR, UTC_TIMESTAMP(), NOW())", offset),
+        ] {
+            let sql = format!("SELECT id, {column} AS v FROM v");
+            let got = read(&mut db, Dialect::MySql, &table(&[("v", "TEXT")]), &sql).await.unwrap();
+            assert_eq!(got, [format!("1 | \"{want}\"")], "{column} in {zone}");
+        }
+        db.close().await;
+    }
+    let mut db = open_with(&maria.url("src"), 60, "Europe/Berlin").await;
+    for (column, want) in [("b", "2026-10-25T00:30:00Z"), ("c", "2026-10-25T01:30:00Z"), ("d", "2026-10-25T01:30:00Z")]
+    {
+        let sql = format!("SELECT id, {column} AS v FROM v");
+        let got = read(&mut db, Dialect::MySql, &table(&[("v", "TEXT")]), &sql).await.unwrap();
+        assert_eq!(got, [format!("1 | \"{want}\"")], "{column} in Berlin");
+    }
+    db.close().await;
+}
+
 #[tokio::test]
 async fn a_run_reads_one_snapshot_and_survives_a_broken_query() {
     let (postgres, maria) = (Postgres::start(), MariaDb::start());
@@ -267,7 +334,7 @@ async fn a_source_that_hangs_is_given_up() {
         (maria.url("src"), Dialect::MySql, "SELECT id, v FROM a WHERE SLEEP(600) = 0"),
     ] {
         let all = async {
-            let mut db = open_with(&url, 1).await;
+            let mut db = open_with(&url, 1, "UTC").await;
             let t = table(&[("v", "TEXT")]);
             let e = read(&mut db, dialect, &t, hangs).await.unwrap_err();
             assert!(e.contains("table t: no answer within source.row_timeout = 1 s"), "{e}");

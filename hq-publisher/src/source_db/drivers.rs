@@ -2,9 +2,11 @@
 //! driver's conversion can round or guess.
 
 use super::convert::Raw;
+use super::times::{self, SourceZone};
 use crate::source::Problem;
 use jiff::SignedDuration;
 use jiff::civil::{Date, DateTime, Time};
+use jiff::tz::Offset;
 use rusqlite::types::ValueRef;
 use sqlx::mysql::MySqlRow;
 use sqlx::postgres::types::Oid;
@@ -12,10 +14,23 @@ use sqlx::postgres::{PgRow, PgTypeKind, PgValueFormat};
 use sqlx::{Decode, MySql, Row, Type, TypeInfo, ValueRef as _};
 use std::borrow::Cow;
 
+/// By what a row's times are understood.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// By this those without a zone.
+    pub zone: SourceZone,
+    /// By this MySQL's TIMESTAMPs, which come in the session's zone and do not say so.
+    pub offset: Offset,
+}
+
 /// The values of a row by their place in the query.
 pub trait Fields {
     /// The value at a place.
-    fn raw(&self, place: usize) -> Result<Raw<'_>, Problem>;
+    fn raw(&self, place: usize, session: &Session) -> Result<Raw<'_>, Problem>;
+}
+
+fn owned<'r>(text: String) -> Raw<'r> {
+    Raw::Text(text.into())
 }
 
 fn unreadable(e: impl std::fmt::Display) -> Problem {
@@ -31,7 +46,7 @@ fn broken() -> Problem {
 }
 
 impl Fields for rusqlite::Row<'_> {
-    fn raw(&self, place: usize) -> Result<Raw<'_>, Problem> {
+    fn raw(&self, place: usize, _: &Session) -> Result<Raw<'_>, Problem> {
         // What is stored counts, not what the column was declared as.
         match self.get_ref(place).map_err(unreadable)? {
             ValueRef::Null => Ok(Raw::Null),
@@ -44,7 +59,7 @@ impl Fields for rusqlite::Row<'_> {
 }
 
 impl Fields for PgRow {
-    fn raw(&self, place: usize) -> Result<Raw<'_>, Problem> {
+    fn raw(&self, place: usize, session: &Session) -> Result<Raw<'_>, Problem> {
         let v = self.try_get_raw(place).map_err(unreadable)?;
         if v.is_null() {
             return Ok(Raw::Null);
@@ -66,10 +81,11 @@ impl Fields for PgRow {
             "TEXT" | "VARCHAR" | "CHAR" | "NAME" | "UNKNOWN" | "JSON" | "\"CHAR\"" | "citext" => Raw::text(b),
             "JSONB" => Raw::text(b.strip_prefix(&[1]).ok_or_else(broken)?),
             "BYTEA" => Ok(Raw::Bytes(b)),
-            "UUID" => Ok(Raw::Text(uuid(be(b)?).into())),
+            "UUID" => Ok(owned(uuid(be(b)?))),
             "DATE" => pg_date(i32::from_be_bytes(be(b)?)),
             "TIME" => pg_time(i64::from_be_bytes(be(b)?)),
-            "TIMESTAMP" | "TIMESTAMPTZ" => pg_timestamp(i64::from_be_bytes(be(b)?)).map(utc),
+            "TIMESTAMP" => Ok(owned(session.zone.utc(pg_timestamp(i64::from_be_bytes(be(b)?))?))),
+            "TIMESTAMPTZ" => Ok(owned(times::utc(pg_timestamp(i64::from_be_bytes(be(b)?))?))),
             _ if matches!(ty.kind(), PgTypeKind::Enum(_)) => Raw::text(b),
             other => Err(unsupported(other)),
         }
@@ -126,11 +142,6 @@ const INFINITE: &str = "is infinite, which is no time";
 /// Where PostgreSQL counts from.
 const PG_EPOCH: Date = jiff::civil::date(2000, 1, 1);
 
-/// A time that is in UTC. Not by way of [`jiff::Timestamp`], which ends a day before 9999-12-31, the usual "for ever".
-fn utc<'r>(at: DateTime) -> Raw<'r> {
-    Raw::Text(format!("{at}Z").into())
-}
-
 fn pg_timestamp(us: i64) -> Result<DateTime, Problem> {
     if us == i64::MAX || us == i64::MIN {
         return Err(Problem::new(INFINITE));
@@ -162,7 +173,7 @@ fn pg_time<'r>(us: i64) -> Result<Raw<'r>, Problem> {
 }
 
 impl Fields for MySqlRow {
-    fn raw(&self, place: usize) -> Result<Raw<'_>, Problem> {
+    fn raw(&self, place: usize, session: &Session) -> Result<Raw<'_>, Problem> {
         let v = self.try_get_raw(place).map_err(unreadable)?;
         let ty = v.type_info().into_owned();
         // Not `is_null`: that takes the date 0000-00-00 for NULL.
@@ -192,8 +203,11 @@ impl Fields for MySqlRow {
                 }
             }
             "DATE" => Ok(Raw::Text(my_date(b)?.to_string().into())),
-            // The session's zone is UTC, so that TIMESTAMP is; a DATETIME is taken as UTC.
-            "DATETIME" | "TIMESTAMP" => my_datetime(b).map(utc),
+            "DATETIME" => Ok(owned(session.zone.utc(my_datetime(b)?))),
+            "TIMESTAMP" => {
+                let ahead = SignedDuration::from_secs(session.offset.seconds().into());
+                my_datetime(b)?.checked_sub(ahead).map(|at| owned(times::utc(at))).map_err(unreadable)
+            }
             "TIME" => my_time(b),
             "NULL" => Ok(Raw::Null),
             other => Err(unsupported(other)),
@@ -288,6 +302,7 @@ mod tests {
             Ok(Raw::Text(t)) => t.into_owned(),
             other => format!("{other:?}"),
         };
+        let utc = |at| owned(times::utc(at));
         assert_eq!(text(pg_timestamp(0).map(utc)), "2000-01-01T00:00:00Z");
         assert_eq!(text(pg_timestamp(1_500_000).map(utc)), "2000-01-01T00:00:01.5Z");
         assert!(text(pg_timestamp(i64::MAX).map(utc)).contains("infinite"));

@@ -9,13 +9,15 @@
 pub mod convert;
 pub mod drivers;
 pub mod query;
+pub mod times;
 
 use crate::config::{AudienceKind, SourceConfig, SourceKind};
 use crate::source::{
     BadStores, Problem, RowFault, RowSink, SinkError, StoreList, StoreRow, key_for_people, match_columns,
 };
-use drivers::Fields;
+use drivers::{Fields, Session};
 use futures_util::{FutureExt, TryStreamExt};
+use jiff::tz::Offset;
 use proto::ids::{StoreId, Zone};
 use proto::schema::Table;
 use proto::value::{ColumnType, Value};
@@ -114,6 +116,7 @@ enum Link {
 /// One snapshot of the source database, on one connection, until it is dropped.
 pub struct Database {
     link: Link,
+    session: Session,
     row_timeout: Duration,
     /// It did not answer in time: whatever is asked now waits behind that.
     is_dead: bool,
@@ -149,6 +152,7 @@ impl Database {
     pub async fn open(config: &SourceConfig) -> Result<Database, SourceError> {
         let bad = |e: sqlx::Error| SourceError::Url(e.to_string());
         let limit = config.connect_timeout.0;
+        let mut session = Session { zone: config.time_zone.clone(), offset: Offset::UTC };
         let link = match config.kind().map_err(|e| SourceError::Url(e.0))? {
             SourceKind::Inbox(_) => return Err(SourceError::Url("an inbox is no database".into())),
             SourceKind::Sqlite(path) => {
@@ -161,8 +165,11 @@ impl Database {
                     PgConnectOptions::from_str(&url).map_err(bad)?.disable_statement_logging().connect(),
                 )
                 .await?;
-                let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1; SAVEPOINT tillcast";
-                in_time(limit, conn.execute(sqlx::raw_sql(begin))).await?;
+                let begin = format!(
+                    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL TimeZone = '{}'; SELECT 1; SAVEPOINT tillcast",
+                    session.zone.name()
+                );
+                in_time(limit, conn.execute(sqlx::raw_sql(AssertSqlSafe(begin)))).await?;
                 Link::Postgres(conn)
             }
             SourceKind::MySql(url) => {
@@ -173,16 +180,24 @@ impl Database {
                     .no_engine_substitution(false)
                     .disable_statement_logging();
                 let mut conn = in_time(limit, options.connect()).await?;
+                // Few servers know zones by name (`mysql_tzinfo_to_sql`), and of an hour that a named zone shows twice
+                // TIMESTAMPs do not say which: the offset of now, by the server's clock.
+                let now = sqlx::query_scalar("SELECT CAST(UNIX_TIMESTAMP() AS SIGNED)").fetch_one(&mut conn);
+                let now = jiff::Timestamp::from_second(in_time(limit, now).await?);
+                let now = now.map_err(|e| SourceError::Connect(format!("its clock: {e}")))?;
+                session.offset = session.zone.offset(now);
+                let zone = format!("SET SESSION time_zone = '{}'", times::offset_text(session.offset));
                 for begin in [
+                    &zone,
                     "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
                     "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
                 ] {
-                    in_time(limit, conn.execute(sqlx::raw_sql(begin))).await?;
+                    in_time(limit, conn.execute(sqlx::raw_sql(AssertSqlSafe(begin)))).await?;
                 }
                 Link::MySql(conn)
             }
         };
-        Ok(Database { link, row_timeout: config.row_timeout.0, is_dead: false })
+        Ok(Database { link, session, row_timeout: config.row_timeout.0, is_dead: false })
     }
 
     /// Ends the snapshot.
@@ -339,7 +354,8 @@ impl Database {
             .flatten()
             .collect();
         let types: Vec<ColumnType> = table.columns.iter().map(|c| c.ty).collect();
-        self.each(&what, query, names, &mut |row| take_row(table, &places, &types, row, sink)).await
+        let session = self.session.clone();
+        self.each(&what, query, names, &mut |row| take_row(table, &places, &types, row, &session, sink)).await
     }
 
     /// Checks that a query runs and has the contract's columns, without reading rows.
@@ -358,8 +374,10 @@ impl Database {
         let places = match_columns(&found, &["id", "zone", "region"], &["zone", "region"])
             .map_err(|text| SourceError::Columns { what: what.into(), text })?;
         let mut list = StoreList::default();
+        let session = self.session.clone();
         self.each(what, query, Names::default(), &mut |row| {
-            let texts: Result<Vec<Option<String>>, Problem> = places.iter().map(|p| text_at(row, *p)).collect();
+            let texts: Result<Vec<Option<String>>, Problem> =
+                places.iter().map(|p| text_at(row, *p, &session)).collect();
             match texts.as_deref() {
                 Ok([id, zone, region]) => list.push(id.as_deref(), zone.as_deref(), region.as_deref()),
                 Ok(_) => {}
@@ -372,9 +390,9 @@ impl Database {
     }
 }
 
-fn text_at(row: &dyn Fields, place: Option<usize>) -> Result<Option<String>, Problem> {
+fn text_at(row: &dyn Fields, place: Option<usize>, session: &Session) -> Result<Option<String>, Problem> {
     let Some(place) = place else { return Ok(None) };
-    match row.raw(place)?.fit(ColumnType::Text)? {
+    match row.raw(place, session)?.fit(ColumnType::Text)? {
         Value::Text(t) => Ok(Some(t.into_owned())),
         _ => Ok(None),
     }
@@ -385,14 +403,16 @@ fn take_row(
     places: &[usize],
     types: &[ColumnType],
     row: &dyn Fields,
+    session: &Session,
     sink: &mut dyn RowSink,
 ) -> Result<(), SinkError> {
+    let value = |i: usize| row.raw(places[i], session).and_then(|raw| raw.fit(types[i]));
     let mut values = Vec::with_capacity(places.len());
-    for (i, (place, ty)) in places.iter().zip(types).enumerate() {
-        match row.raw(*place).and_then(|raw| raw.fit(*ty)) {
+    for i in 0..places.len() {
+        match value(i) {
             Ok(v) => values.push(v),
             Err(Problem(problem)) => {
-                let key = key_for_people(table, |k| row.raw(places[k]).and_then(|raw| raw.fit(types[k])).ok());
+                let key = key_for_people(table, |k| value(k).ok());
                 let column = Some(table.columns[i].name.clone());
                 return sink.fault(RowFault { table: table.name.clone(), line: None, key, column, problem });
             }
