@@ -156,6 +156,34 @@ async fn mariadb_values_come_exactly_or_not_at_all() {
     db.close().await;
 }
 
+/// `000421` of a ZEROFILL column comes as 421, which as a text is another key.
+#[tokio::test]
+async fn a_number_with_zeros_before_it_is_no_text_without_them() {
+    let server = MariaDb::start();
+    server.sql("src", "CREATE TABLE a (id INT, z INT(6) ZEROFILL); INSERT INTO a VALUES (1, 421)");
+    let mut db = open(&server.url("src")).await;
+    let (text, number) = (table(&[("z", "TEXT")]), table(&[("z", "INTEGER")]));
+    let query = parse_query("SELECT id, z FROM a", Dialect::MySql, AudienceKind::All).unwrap();
+    for e in [
+        read(&mut db, Dialect::MySql, &text, "SELECT id, z FROM a").await.unwrap_err(),
+        db.probe(&text, &query).await.unwrap_err().to_string(),
+        db.stores(&parse_query("SELECT z AS id FROM a", Dialect::MySql, AudienceKind::All).unwrap())
+            .await
+            .unwrap_err()
+            .to_string(),
+    ] {
+        assert!(e.contains("is ZEROFILL") && e.contains("AS CHAR)"), "{e}");
+    }
+    for (t, sql, want) in [
+        (&text, "SELECT id, CAST(z AS CHAR) AS z FROM a", "1 | \"000421\""),
+        (&text, "SELECT id, z + 0 AS z FROM a", "1 | \"421\""),
+        (&number, "SELECT id, z FROM a", "1 | 421"),
+    ] {
+        assert_eq!(read(&mut db, Dialect::MySql, t, sql).await.unwrap(), [want], "{sql}");
+    }
+    db.close().await;
+}
+
 /// Queries have the clock of `source.time_zone`; times without a zone are that clock's, those with one stay.
 #[tokio::test]
 async fn times_without_a_zone_are_those_of_the_sources_time_zone() {

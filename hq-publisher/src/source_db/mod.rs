@@ -131,6 +131,36 @@ const UNSEEN: &str = "SELECT string_agg(DISTINCT l.relation::regclass::text, ', 
     AND pg_index_has_property(l.relation, 'clusterable') IS NULL
     AND (c.oid IS NULL OR c.relfilenode <> 0 AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode)";
 
+/// What a query gives.
+struct Found {
+    /// The names of its columns.
+    names: Vec<String>,
+    /// Which of them MySQL shows with zeros before the number, and gives without.
+    zerofill: Vec<bool>,
+}
+
+fn zerofill(column: &str) -> String {
+    format!(
+        "column {column} is ZEROFILL, and comes as a number: write CAST({column} AS CHAR) AS {column} for a text with its \
+         zeros, {column} + 0 AS {column} for one without"
+    )
+}
+
+impl Found {
+    fn of(names: Vec<String>) -> Self {
+        Found { zerofill: vec![false; names.len()], names }
+    }
+
+    /// The places of the wanted columns, `texts` of which go into texts: there a number without its zeros would be
+    /// another one's key.
+    fn places(&self, wanted: &[&str], optional: &[&str], texts: &[bool]) -> Result<Vec<Option<usize>>, String> {
+        let places = match_columns(&self.names, wanted, optional)?;
+        let is_cut = |i: &usize| texts[*i] && places[*i].is_some_and(|p| self.zerofill[p]);
+        let told: Vec<String> = (0..wanted.len()).filter(is_cut).map(|i| zerofill(wanted[i])).collect();
+        if told.is_empty() { Ok(places) } else { Err(told.join("; ")) }
+    }
+}
+
 async fn in_time<T>(limit: Duration, what: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, SourceError> {
     match tokio::time::timeout(limit, what).await {
         Ok(done) => done.map_err(|e| SourceError::Connect(e.to_string())),
@@ -216,8 +246,8 @@ impl Database {
         let _ = tokio::time::timeout(self.row_timeout, end).await;
     }
 
-    /// The names of a query's columns, without running it.
-    async fn columns(&mut self, what: &str, query: &Query) -> Result<Vec<String>, SourceError> {
+    /// A query's columns, without running it.
+    async fn columns(&mut self, what: &str, query: &Query) -> Result<Found, SourceError> {
         if self.is_dead {
             return Err(SourceError::Dead { what: what.to_owned() });
         }
@@ -228,24 +258,30 @@ impl Database {
         })
     }
 
-    async fn prepare(&mut self, what: &str, query: &Query) -> Result<Vec<String>, SourceError> {
+    async fn prepare(&mut self, what: &str, query: &Query) -> Result<Found, SourceError> {
         let failed = |e: sqlx::Error| SourceError::Query { what: what.to_owned(), text: e.to_string() };
         let sql = AssertSqlSafe(query.sql.clone()).into_sql_str();
         macro_rules! names {
             ($statement:expr) => {
-                $statement.map_err(failed)?.columns().iter().map(|c| c.name().to_owned()).collect()
+                $statement.columns().iter().map(|c| c.name().to_owned()).collect()
             };
         }
         Ok(match &mut self.link {
             Link::Sqlite(db) => {
                 let failed = |e: rusqlite::Error| SourceError::Query { what: what.to_owned(), text: e.to_string() };
                 let statement = db.prepare(&query.sql).map_err(failed)?;
-                statement.column_names().into_iter().map(str::to_owned).collect()
+                Found::of(statement.column_names().into_iter().map(str::to_owned).collect())
             }
-            Link::MySql(conn) => names!(conn.prepare(sql).await),
+            Link::MySql(conn) => {
+                let statement = conn.prepare(sql).await.map_err(failed)?;
+                // The driver shows a column's flags in no other way.
+                let is_zerofill = |c: &sqlx::mysql::MySqlColumn| format!("{:?}", c.type_info()).contains("ZEROFILL");
+                Found { names: names!(statement), zerofill: statement.columns().iter().map(is_zerofill).collect() }
+            }
             Link::Postgres(conn) => {
                 let text = <String as sqlx::Type<sqlx::Postgres>>::type_info();
-                names!(conn.prepare_with(sql, &vec![text; query.params.len()]).await)
+                let statement = conn.prepare_with(sql, &vec![text; query.params.len()]).await.map_err(failed)?;
+                Found::of(names!(statement))
             }
         })
     }
@@ -347,12 +383,7 @@ impl Database {
     ) -> Result<(), SourceError> {
         let what = format!("table {}", table.name);
         let found = self.columns(&what, query).await?;
-        let wanted: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
-        let places: Vec<usize> = match_columns(&found, &wanted, &[])
-            .map_err(|text| SourceError::Columns { what: what.clone(), text })?
-            .into_iter()
-            .flatten()
-            .collect();
+        let places = places(&what, table, &found)?;
         let types: Vec<ColumnType> = table.columns.iter().map(|c| c.ty).collect();
         let session = self.session.clone();
         self.each(&what, query, names, &mut |row| take_row(table, &places, &types, row, &session, sink)).await
@@ -363,15 +394,15 @@ impl Database {
         let what = format!("table {}", table.name);
         let found = self.columns(&what, query).await;
         let found = self.mend(found).await?;
-        let wanted: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
-        match_columns(&found, &wanted, &[]).map(|_| ()).map_err(|text| SourceError::Columns { what, text })
+        places(&what, table, &found).map(|_| ())
     }
 
     /// Reads the list of stores: column `id`, and `zone` and `region` where there are any.
     pub async fn stores(&mut self, query: &Query) -> Result<Vec<StoreRow>, SourceError> {
         let what = "stores.query";
         let found = self.columns(what, query).await?;
-        let places = match_columns(&found, &["id", "zone", "region"], &["zone", "region"])
+        let places = found
+            .places(&["id", "zone", "region"], &["zone", "region"], &[true; 3])
             .map_err(|text| SourceError::Columns { what: what.into(), text })?;
         let mut list = StoreList::default();
         let session = self.session.clone();
@@ -387,6 +418,16 @@ impl Database {
         })
         .await?;
         Ok(list.finish()?)
+    }
+}
+
+/// The place of each of the contract's columns in what a query gives.
+fn places(what: &str, table: &Table, found: &Found) -> Result<Vec<usize>, SourceError> {
+    let wanted: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
+    let texts: Vec<bool> = table.columns.iter().map(|c| c.ty == ColumnType::Text).collect();
+    match found.places(&wanted, &[], &texts) {
+        Ok(places) => Ok(places.into_iter().flatten().collect()),
+        Err(text) => Err(SourceError::Columns { what: what.to_owned(), text }),
     }
 }
 
