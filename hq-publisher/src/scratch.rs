@@ -8,7 +8,7 @@ use crate::source::{Faults, RowFault, RowSink, SinkError, key_for_people};
 use proto::ids::TableName;
 use proto::limits::Limits;
 use proto::replica::sqlite::is_refused_value;
-use proto::schema::{Contract, Table, sql};
+use proto::schema::{Column, Contract, Table, quoted_list, sql};
 use proto::shelf;
 use proto::value::Value;
 use rusqlite::types::ValueRef;
@@ -98,28 +98,50 @@ impl Scratch {
         Ok(Loader { scratch: self, table, insert, limits: limits.clone(), faults, rows: 0 })
     }
 
-    /// Copies a table's rows from a replica: a table that no drop came for keeps its content.
-    /// Columns that the replica does not have yet get their defaults.
-    pub fn copy(&self, table: &Table, from: &Connection, had: &Table) -> Result<u64, ScratchError> {
-        let columns = had.column_list();
-        let places: Vec<String> = (1..=had.columns.len()).map(|n| format!("?{n}")).collect();
-        let run = || {
-            let mut read = from.prepare(&format!("SELECT {columns} FROM {}", had.quoted()))?;
-            let mut insert = self.db.prepare(&format!(
-                "INSERT INTO {} ({columns}) VALUES ({})",
-                table.quoted(),
-                places.join(", ")
-            ))?;
+    /// Copies a table's rows from a replica: a table that no drop came for keeps its content. Columns that the replica
+    /// does not have yet get their defaults, those that the contract only drops are left out. Gives why the contract does
+    /// not take the rows, if it does not.
+    pub fn copy(&self, table: &Table, from: &Connection, had: &Table) -> Result<Option<String>, ScratchError> {
+        let is_new = |c: &&Column| had.column(c.name.as_str()).is_none();
+        // SQLite would number the rows by itself.
+        if let Some(c) = table.key.iter().map(|k| &table.columns[*k]).find(is_new) {
+            return Ok(Some(format!("column {} of the key is new", c.name)));
+        }
+        // It may be one column that was renamed: only their owner knows.
+        let gone = had.columns.iter().find(|c| table.column(c.name.as_str()).is_none());
+        if let (Some(gone), Some(new)) = (gone, table.columns.iter().find(is_new)) {
+            return Ok(Some(format!("column {} is gone and {} is new", gone.name, new.name)));
+        }
+        let columns: Vec<&Column> = table.columns.iter().filter(|c| !is_new(c)).collect();
+        let list = quoted_list(columns.iter().map(|c| &c.name));
+        let places: Vec<String> = (1..=columns.len()).map(|n| format!("?{n}")).collect();
+        let run = || -> rusqlite::Result<Option<String>> {
+            let mut read = from.prepare(&format!("SELECT {list} FROM {}", had.quoted()))?;
+            let mut insert =
+                self.db.prepare(&format!("INSERT INTO {} ({list}) VALUES ({})", table.quoted(), places.join(", ")))?;
             let mut rows = read.query([])?;
-            let mut count = 0;
             while let Some(row) = rows.next()? {
-                for i in 0..had.columns.len() {
-                    insert.raw_bind_parameter(i + 1, Value::from(row.get_ref(i)?))?;
+                let told = |problem: String| {
+                    let value = |k: usize| {
+                        let at = columns.iter().position(|c| c.name == table.columns[k].name)?;
+                        row.get_ref(at).ok().map(Value::from)
+                    };
+                    Ok(Some(format!("key {}: {problem}", key_for_people(table, value))))
+                };
+                for (i, column) in columns.iter().enumerate() {
+                    let value = Value::from(row.get_ref(i)?);
+                    if let Some(problem) = misfit(&value, column) {
+                        return told(format!("column {} {problem}", column.name));
+                    }
+                    insert.raw_bind_parameter(i + 1, value)?;
                 }
-                insert.raw_execute()?;
-                count += 1;
+                match insert.raw_execute() {
+                    Ok(_) => {}
+                    Err(e) if is_refused_row(&e) => return told(e.to_string()),
+                    Err(e) => return Err(e),
+                }
             }
-            Ok(count)
+            Ok(None)
         };
         run().map_err(|e| self.failed(e))
     }
@@ -247,6 +269,19 @@ fn has_functions(create: &str) -> bool {
     tokens.iter().filter(|t| t.text == "(").count() > 1 || tokens.iter().any(|t| t.text.starts_with("->"))
 }
 
+/// What a value that its column cannot have is, for people.
+fn misfit(value: &Value<'_>, column: &Column) -> Option<String> {
+    if *value == Value::Null && column.not_null {
+        return Some("is NULL, the contract says NOT NULL".to_owned());
+    }
+    (!value.fits(column.ty)).then(|| format!("is {}, the contract has {}", value.for_people(), column.ty))
+}
+
+/// Whether a row was refused: by a constraint, or by a function that does not take a value of it.
+fn is_refused_row(e: &rusqlite::Error) -> bool {
+    e.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) || is_refused_value(e)
+}
+
 /// Inserts rows as they come; refused ones are explained and counted.
 pub struct Loader<'s> {
     scratch: &'s Scratch,
@@ -330,11 +365,8 @@ impl Loader<'_> {
     /// A column whose value alone breaks the contract.
     fn column_problem(&self, row: &[Value<'_>]) -> Option<(Option<usize>, String)> {
         for (i, (v, c)) in row.iter().zip(&self.table.columns).enumerate() {
-            if *v == Value::Null && c.not_null {
-                return Some((Some(i), "is NULL, the contract says NOT NULL".to_owned()));
-            }
-            if !v.fits(c.ty) {
-                return Some((Some(i), format!("is {}, the contract has {}", v.for_people(), c.ty)));
+            if let Some(problem) = misfit(v, c) {
+                return Some((Some(i), problem));
             }
             let (length, unit) = match v {
                 Value::Text(t) => (t.chars().count() as u64, "characters"),

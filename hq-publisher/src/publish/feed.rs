@@ -201,7 +201,17 @@ fn read_drop(
 fn keep(table: &Table, kept: Option<&Kept<'_>>, scratch: &Scratch) -> Result<(), ReadError> {
     match kept {
         Some(k) => match k.contract.table(&table.name) {
-            Some(had) => Ok(scratch.copy(table, k.replica.connection(), had).map(|_| ())?),
+            Some(had) => match scratch.copy(table, k.replica.connection(), had)? {
+                Some(why) => Err(ReadError::Source(
+                    "MISSING_TABLE",
+                    format!(
+                        "no drop has come for table {}, and its published rows do not fit the contract ({why}): drop that \
+                         table too",
+                        table.name
+                    ),
+                )),
+                None => Ok(()),
+            },
             None => Ok(()),
         },
         None => Err(ReadError::Source(

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 mod away;
+mod contracts;
 
 const CATALOG: &str = "CREATE TABLE item (sku TEXT PRIMARY KEY, name TEXT NOT NULL CHECK (length(name) <= 20), plu INTEGER UNIQUE) STRICT;";
 const PRICE: &str = "CREATE TABLE price (sku TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT;\nCREATE TABLE deal (id INTEGER PRIMARY KEY, sku TEXT NOT NULL) STRICT;";

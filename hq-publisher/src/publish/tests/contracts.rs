@@ -1,0 +1,53 @@
+//! Contracts that change under rows that are out: one stream's trouble is no other's.
+
+use super::*;
+
+fn rebuild() -> PublishOptions {
+    PublishOptions { allow_rebuild: true, ..options() }
+}
+fn told<'r>(r: &'r PublishReport, instance: &str) -> &'r InstanceReport {
+    &r.instances[&instance.parse::<Instance>().unwrap()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn published_rows_that_a_new_contract_does_not_take_stop_their_stream_until_they_are_dropped() {
+    let w = inbox_world().await;
+    w.publish().await;
+    for (n, (old, new, table, why)) in [
+        ("sku TEXT NOT NULL)", "item TEXT NOT NULL)", "deal", "column sku is gone and item is new"),
+        ("id INTEGER PRIMARY KEY, ", "id INTEGER, n INTEGER PRIMARY KEY, ", "deal", "column n of the key is new"),
+        ("cents INTEGER NOT NULL", "cents INTEGER NOT NULL CHECK (cents < 200)", "price", "key sku=\"b\": CHECK"),
+        ("cents INTEGER NOT NULL", "cents INTEGER NOT NULL CHECK (json_valid(cents, 0))", "price", "key sku=\"a\": "),
+        ("cents INTEGER NOT NULL", "cents INTEGER NOT NULL, vat INTEGER NOT NULL", "price", "NOT NULL constraint"),
+        ("cents INTEGER NOT NULL", "cents TEXT NOT NULL", "price", "column cents is 100, the contract has TEXT"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        w.write("price.sql", &PRICE.replace(old, new));
+        for (allow_rebuild, plu) in [(false, n * 2 + 10), (true, n * 2 + 11)] {
+            drop_file(&w, "catalog.all.item.csv", &format!("sku,name,plu\na,Tea,{plu}\nb,Milk,2\n"));
+            let r = w.publish_as(PublishOptions { allow_rebuild, ..options() }).await;
+            let east = told(&r, "price@zone-east");
+            assert_eq!((r.exit_code(), east.code), (3, Some("MISSING_TABLE")), "{new}: {:?}", r.lines());
+            let begins =
+                format!("no drop has come for table {table}, and its published rows do not fit the contract (");
+            assert!(east.reason.starts_with(&begins) && east.reason.contains(why), "{new}: {}", east.reason);
+            assert_eq!(outcome(&r, "catalog@all"), Outcome::Published);
+            assert!(!w.exists("inbox/catalog.all.item.csv"), "others are moved");
+        }
+    }
+    // What the contract only drops is left out of the rows that are kept; the other table comes with its own.
+    w.write("price.sql", &PRICE.replace(", sku TEXT NOT NULL", "").replace("cents INTEGER", "vat INTEGER"));
+    for zone in ["east", "west"] {
+        drop_file(&w, &format!("price.zone-{zone}.price.csv"), "sku,vat\na,7\nb,19\n");
+    }
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), told(&r, "price@zone-east").code), (3, Some("REBUILD")), "{:?}", r.lines());
+    let r = w.publish_as(rebuild()).await;
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-west")), (0, Outcome::Published), "{:?}", r.lines());
+    let mut register = w.register("r.db");
+    w.follow("0421", &mut register);
+    assert_eq!(rows(register.connection(), "SELECT sku || vat FROM price ORDER BY 1"), ["a7", "b19"]);
+    assert_eq!(rows(register.connection(), "SELECT id || '' FROM deal"), ["1"]);
+}
