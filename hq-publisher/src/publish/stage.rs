@@ -19,7 +19,7 @@ use proto::ids::{Instance, StreamName, TableName, Version, Zone};
 use proto::layout::{ObjectName, PackKind};
 use proto::manifest::PackEntry;
 use proto::pack::RowCounts;
-use proto::replica::Replica;
+use proto::replica::{Replica, TableCheck};
 use proto::retry::Verdict;
 use proto::schema::Contract;
 use std::path::PathBuf;
@@ -84,6 +84,29 @@ pub(super) struct Published {
     pub(super) replica: Replica,
     contract: Contract,
     ddl_is_same: bool,
+}
+
+impl Published {
+    /// Brings the published rows to a new contract, in a transaction that the caller rolls back. Gives the statements, or
+    /// why only a full can.
+    fn migrate(&mut self, stream: &StreamName, new: &Contract) -> Result<Result<Vec<String>, String>, CompareError> {
+        let statements = match new.additive_since(&self.contract) {
+            Ok(statements) => statements,
+            Err(e) => return Ok(Err(e.to_string())),
+        };
+        match self.replica.preview_migration(&statements) {
+            Ok(()) => Ok(Ok(statements)),
+            // Readers have the same rows, unless those here drifted.
+            Err(e) if e.is_refused() => {
+                let checks = self.replica.verify(stream).map_err(|e| damaged(e.verdict(), &e))?;
+                if !checks.iter().all(TableCheck::is_right) {
+                    return Err(CompareError::Damaged(e.to_string()));
+                }
+                Ok(Err(format!("the rows that are out do not take {e}")))
+            }
+            Err(e) => Err(damaged(e.verdict(), &e)),
+        }
+    }
 }
 
 /// How the new rows compare.
@@ -381,18 +404,18 @@ impl Run<'_> {
             return Ok(compared);
         };
         if !p.ddl_is_same {
-            match contract.additive_since(&p.contract) {
+            match p.migrate(&instance.stream, contract)? {
                 Ok(statements) => compared.migrate = statements,
-                Err(e) if self.options.allow_rebuild => {
-                    compared.rebuild = Some(e.reason.clone());
+                Err(why) if self.options.allow_rebuild => {
+                    compared.rebuild = Some(why);
                     compared.diff = counted(scratch, contract, Some(p))?;
                     return Ok(compared);
                 }
-                Err(e) => return Err(CompareError::Stop(refused("REBUILD", e.to_string()))),
+                Err(why) => {
+                    let text = format!("{why}; such a change needs a new full: publish with --allow-rebuild");
+                    return Err(CompareError::Stop(refused("REBUILD", text)));
+                }
             }
-        }
-        if !compared.migrate.is_empty() {
-            p.replica.preview_migration(&compared.migrate).map_err(|e| damaged(e.verdict(), &e))?;
         }
         let result = contract.tables.iter().try_for_each(|table| {
             compare(Some(p.replica.connection()), scratch.connection(), table, &mut compared.spool, &mut compared.diff)

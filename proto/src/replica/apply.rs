@@ -229,10 +229,13 @@ impl Replica {
     }
 
     /// Begins a transaction and migrates a stream within it, to compare rows under the new
-    /// contract; the caller rolls back.
+    /// contract; the caller rolls back. An error names the statement.
     pub fn preview_migration(&mut self, statements: &[String]) -> Result<(), SqliteError> {
         self.begin()?;
-        let result = self.sql("migrating", |db| schema::run_guarded(db, statements, true));
+        let run = |s: &String| {
+            schema::run_guarded(&self.db, std::slice::from_ref(s), true).map_err(|e| SqliteError::new(s.as_str(), e))
+        };
+        let result = statements.iter().try_for_each(run);
         if result.is_err() {
             self.rollback();
         }
@@ -484,11 +487,7 @@ impl Replica {
 
     fn guarded(&self, what: &str, statements: &[String], pack: &str) -> Result<(), ApplyError> {
         self.sql(what, |db| schema::run_guarded(db, statements, true)).map_err(|e| {
-            let refused = matches!(
-                e.inner().sqlite_error_code(),
-                Some(rusqlite::ErrorCode::ConstraintViolation | rusqlite::ErrorCode::AuthorizationForStatementDenied)
-            );
-            if refused || super::sqlite::is_misfit(e.inner()) {
+            if e.is_refused() {
                 return ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() };
             }
             e.into()

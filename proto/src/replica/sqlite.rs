@@ -35,6 +35,12 @@ impl SqliteError {
     pub fn is_unreadable(&self) -> bool {
         is_bad_value(&self.source) || is_misfit(&self.source)
     }
+    /// Whether a statement of a contract was refused: by the authorizer, by the rows that are here, or by what is here
+    /// already or is not.
+    pub fn is_refused(&self) -> bool {
+        let refused = [ErrorCode::ConstraintViolation, ErrorCode::AuthorizationForStatementDenied];
+        self.source.sqlite_error_code().is_some_and(|code| refused.contains(&code)) || is_misfit(&self.source)
+    }
     /// Whether another program holds the file.
     pub fn is_busy(&self) -> bool {
         matches!(self.source.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))

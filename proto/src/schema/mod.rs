@@ -38,7 +38,7 @@ pub enum SchemaError {
 
 /// A change that cannot travel inside a delta.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("table {table}: {reason}; such a change needs a new full: publish with --allow-rebuild")]
+#[error("table {table}: {reason}")]
 pub struct NotAdditive {
     /// The table.
     pub table: TableName,

@@ -51,3 +51,57 @@ async fn published_rows_that_a_new_contract_does_not_take_stop_their_stream_unti
     assert_eq!(rows(register.connection(), "SELECT sku || vat FROM price ORDER BY 1"), ["a7", "b19"]);
     assert_eq!(rows(register.connection(), "SELECT id || '' FROM deal"), ["1"]);
 }
+
+/// What is additive by its words need not be by the rows that are out: readers would refuse the delta.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_addition_that_the_published_rows_do_not_take_needs_a_full_and_stops_no_other_stream() {
+    let w = World::new().await;
+    w.publish().await;
+    let mut register = w.register("register.db");
+    w.follow("0421", &mut register);
+    let vat = "cents INTEGER NOT NULL, vat INTEGER NOT NULL DEFAULT 0 CHECK (vat > 0))";
+    w.write("price.sql", &PRICE.replace("cents INTEGER NOT NULL)", vat));
+    w.write("hq.toml", &CONFIG.replace("SELECT sku, cents FROM price", "SELECT sku, cents, 7 AS vat FROM price"));
+    let w = World::open(w.dir, w.clock);
+    w.sql("UPDATE item SET name = 'Item 1' WHERE sku = 'sku2'");
+    let r = w.publish_as(PublishOptions { full: true, ..options() }).await;
+    let east = told(&r, "price@zone-east");
+    assert_eq!((r.exit_code(), east.code), (3, Some("REBUILD")), "{:?}", r.lines());
+    for part in ["ADD COLUMN vat", "CHECK constraint failed", "publish with --allow-rebuild"] {
+        assert!(east.reason.contains(part), "{}", east.reason);
+    }
+    assert_eq!(outcome(&r, "catalog@all"), Outcome::Published);
+    let r = w.publish_as(rebuild()).await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert_eq!(told(&r, "price@zone-east").packs.iter().map(|p| p.kind).collect::<Vec<_>>(), [PackKind::Full]);
+    w.follow("0421", &mut register);
+    assert_eq!(rows(register.connection(), "SELECT DISTINCT vat || '' FROM price"), ["7"]);
+    // The source is clean again, and is to stay so; what is out has two.
+    w.write("catalog.sql", &format!("{CATALOG}\nCREATE UNIQUE INDEX item_name ON item (name);"));
+    w.sql("UPDATE item SET name = 'Item 2' WHERE sku = 'sku2'; UPDATE price SET cents = 5 WHERE sku = 'sku2'");
+    let r = w.publish().await;
+    let item = told(&r, "catalog@all");
+    assert_eq!((r.exit_code(), item.code), (3, Some("REBUILD")), "{:?}", r.lines());
+    assert!(item.reason.contains("UNIQUE constraint failed: item.name"), "{}", item.reason);
+    assert_eq!(outcome(&r, "price@zone-east"), Outcome::Published);
+    let r = w.publish_as(rebuild()).await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    w.follow("0421", &mut register);
+    w.check_rows(&register, "east");
+    w.all_is_well();
+}
+
+/// Whose fault it is, the contract's or the replica's, its digests tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_addition_that_only_a_drifted_replica_refuses_travels_in_a_delta() {
+    let w = World::new().await;
+    w.publish().await;
+    let replica = Connection::open(w.dir.path().join("state/replicas/catalog@all.db")).unwrap();
+    replica.execute_batch("UPDATE item SET name = 'Item 1' WHERE sku = 'sku2'").unwrap();
+    drop(replica);
+    w.write("catalog.sql", &format!("{CATALOG}\nCREATE UNIQUE INDEX item_name ON item (name);"));
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert_eq!(told(&r, "catalog@all").packs[0].kind, PackKind::Delta);
+    w.all_is_well();
+}
