@@ -35,6 +35,9 @@ pub enum ScratchError {
     Sink(#[from] SinkError),
 }
 
+/// Tables with rows that refer to none, by those that they refer to.
+pub type Missed = BTreeMap<TableName, BTreeSet<TableName>>;
+
 /// New rows under their contract, until it is dropped.
 #[derive(Debug)]
 pub struct Scratch {
@@ -146,20 +149,30 @@ impl Scratch {
         run().map_err(|e| self.failed(e))
     }
 
-    /// Finds rows whose foreign keys lead nowhere; to be asked when all tables are loaded.
-    pub fn check_references(&self, contract: &Contract, faults: &mut Faults) -> Result<(), ScratchError> {
+    /// Finds rows whose foreign keys lead nowhere; to be asked when all tables are loaded. Gives the tables that have such
+    /// rows, each with those that the rows miss.
+    pub fn check_references(&self, contract: &Contract, faults: &mut Faults) -> Result<Missed, ScratchError> {
+        let mut missed = Missed::new();
         for table in contract.tables.iter().filter(|t| t.has_foreign_keys) {
-            self.broken_references(contract, table, faults).map_err(|e| self.failed(e))?;
+            let parents = self.broken_references(contract, table, faults).map_err(|e| self.failed(e))?;
+            if !parents.is_empty() {
+                missed.insert(table.name.clone(), parents);
+            }
         }
-        Ok(())
+        Ok(missed)
     }
 
-    /// One fault a row, whatever number of its references lead nowhere.
-    fn broken_references(&self, contract: &Contract, table: &Table, faults: &mut Faults) -> rusqlite::Result<()> {
+    /// One fault a row, whatever number of its references lead nowhere; the tables that they lead to.
+    fn broken_references(
+        &self,
+        contract: &Contract,
+        table: &Table,
+        faults: &mut Faults,
+    ) -> rusqlite::Result<BTreeSet<TableName>> {
         let mut check = self.db.prepare(&format!("PRAGMA foreign_key_check({})", table.quoted()))?;
         let broken: BTreeSet<i64> = check.query_map([], |r| r.get(3))?.collect::<Result<_, _>>()?;
         if broken.is_empty() {
-            return Ok(());
+            return Ok(BTreeSet::new());
         }
         // The check names no row of a table WITHOUT ROWID, nor any value: both are asked for.
         let references = self.references(contract, table, &broken)?;
@@ -190,7 +203,7 @@ impl Scratch {
             let problem = format!("rows refer to rows of table {} that are not there", parents.join(", "));
             faults.push(RowFault { table: table.name.clone(), line: None, key: String::new(), column: None, problem });
         }
-        Ok(())
+        Ok(references.into_iter().map(|r| r.parent).collect())
     }
 
     /// Some foreign keys of a table, named by the numbers that SQLite gives them, as the contract has them.

@@ -13,7 +13,7 @@ use crate::inbox::{Drop, What};
 use crate::ledger::Head;
 use crate::plan::{Facts, plan};
 use crate::rebuild::{self, RebuildError};
-use crate::scratch::{Scratch, ScratchError};
+use crate::scratch::{Missed, Scratch, ScratchError};
 use crate::source::Faults;
 use proto::ids::{Instance, StreamName, TableName, Version, Zone};
 use proto::layout::{ObjectName, PackKind};
@@ -22,6 +22,7 @@ use proto::pack::RowCounts;
 use proto::replica::{Replica, TableCheck};
 use proto::retry::Verdict;
 use proto::schema::Contract;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// What somebody is to do about it.
@@ -117,6 +118,38 @@ pub(super) struct Compared {
     pub(super) migrate: Vec<String>,
     /// Why only a full can.
     rebuild: Option<String>,
+}
+
+/// Rows that cannot be published: the drops with them are rejected. One whose rows only refer to rows of a table that no
+/// drop, or a `wrong` one, came for stays: that may be on its way, and this one would be lost when it comes.
+fn bad_rows(
+    instance: &Instance,
+    faults: Faults,
+    wrong: &BTreeSet<TableName>,
+    missed: &Missed,
+    drops: &[Drop],
+) -> Refusal {
+    let of_tables = drops.iter().filter_map(|d| match &d.what {
+        Ok(What::Table { table, .. }) => Some((table, d)),
+        _ => None,
+    });
+    let drops: BTreeMap<&TableName, &Drop> = of_tables.collect();
+    let is_to_come = |t: &TableName| wrong.contains(t) || !drops.contains_key(t);
+    let (mut reject, mut text) = (Vec::new(), String::new());
+    for (&table, &drop) in drops.iter().filter(|(t, _)| faults.first.iter().any(|f| f.table == ***t)) {
+        match missed.get(table).filter(|parents| !wrong.contains(table) && parents.iter().all(is_to_come)) {
+            Some(parents) => {
+                let parents: Vec<&str> = parents.iter().map(TableName::as_str).collect();
+                let (name, parents) = (&drop.file.name, parents.join(", "));
+                text.push_str(&format!("; {name} stays until a right drop of table {parents} comes"));
+            }
+            None => reject.push((drop.clone(), faults_text(instance, &faults, table))),
+        }
+    }
+    let files: Vec<&str> = reject.iter().map(|(d, _)| d.file.name.as_str()).collect();
+    let files = if files.is_empty() { String::new() } else { format!(" in {}", files.join(", ")) };
+    let text = format!("{} bad rows{files}; nothing of stream {} is published{text}", faults.count, instance.stream);
+    Refusal { code: "BAD_ROWS", text, faults, reject }
 }
 
 /// What to do for an instance.
@@ -365,28 +398,17 @@ impl Run<'_> {
                 return Err(Stop::Refused(Box::new(Refusal { code: "DROP", text, faults, reject })));
             }
         }
-        tokio::task::block_in_place(|| {
-            scratch.check_references(contract, &mut faults)?;
-            scratch.finish()
+        let wrong: BTreeSet<TableName> = faults.first.iter().map(|f| f.table.clone()).collect();
+        let missed = tokio::task::block_in_place(|| {
+            let missed = scratch.check_references(contract, &mut faults)?;
+            scratch.finish().map(|()| missed)
         })?;
         if faults.is_empty() {
             return Ok(scratch);
         }
         report.bad_rows = faults.count;
         report.faults = faults.first.iter().map(|f| format!("{instance}: {f}")).collect();
-        let of_bad_table = |d: &&Drop| matches!(&d.what, Ok(What::Table { table, .. }) if faults.first.iter().any(|f| &f.table == table));
-        let reject: Vec<(Drop, String)> = drops
-            .iter()
-            .filter(of_bad_table)
-            .map(|d| match &d.what {
-                Ok(What::Table { table, .. }) => (d.clone(), faults_text(instance, &faults, table)),
-                _ => (d.clone(), String::new()),
-            })
-            .collect();
-        let files: Vec<&str> = reject.iter().map(|(d, _)| d.file.name.as_str()).collect();
-        let files = if files.is_empty() { String::new() } else { format!(" in {}", files.join(", ")) };
-        let text = format!("{} bad rows{files}; nothing of stream {} is published", faults.count, instance.stream);
-        Err(Stop::Refused(Box::new(Refusal { code: "BAD_ROWS", text, faults, reject })))
+        Err(Stop::Refused(Box::new(bad_rows(instance, faults, &wrong, &missed, drops))))
     }
 
     /// Compares the new rows with the published ones.

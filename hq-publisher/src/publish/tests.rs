@@ -1362,6 +1362,55 @@ async fn drops_are_published_moved_and_refused() {
     assert_eq!((outcome(&r, "price@zone-east"), names("inbox").len()), (Outcome::Published, 2));
 }
 
+/// Each drop is whole by itself: which comes first is chance.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_that_refers_to_rows_of_one_that_is_to_come_waits_for_it() {
+    let w = inbox_world().await;
+    let lines = "CREATE TABLE line (id INTEGER PRIMARY KEY, sku TEXT NOT NULL REFERENCES item (sku)) STRICT;";
+    w.write("catalog.sql", &format!("{CATALOG}\n{lines}"));
+    drop_file(&w, "catalog.all.line.csv", "id,sku\n1,a\n");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let catalog = |r: &PublishReport| r.instances[&"catalog@all".parse().unwrap()].clone();
+    let waits = |r: &PublishReport| {
+        let told = catalog(r);
+        assert_eq!((r.exit_code(), told.code), (3, Some("BAD_ROWS")), "{:?}", r.lines());
+        let stays = "catalog.all.line.csv stays until a right drop of table item comes";
+        assert!(told.reason.contains(stays) && told.faults[0].contains("sku=\"c\""), "{:?}", r.lines());
+        assert!(w.exists("inbox/catalog.all.line.csv") && w.exists("inbox/catalog.all.line.csv.ok"));
+    };
+    drop_file(&w, "catalog.all.line.csv", "id,sku\n1,a\n2,c\n");
+    for cents in [101, 102] {
+        drop_prices(&w, cents);
+        let r = w.publish().await;
+        waits(&r);
+        assert_eq!((r.rejected.len(), outcome(&r, "price@zone-east")), (0, Outcome::Published), "others go on");
+        assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1, "it is mailed once");
+    }
+    // One whose own rows are bad is not waited for with it.
+    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,2\nc,A name that is much too long,3\n");
+    let r = w.publish().await;
+    waits(&r);
+    assert!(w.exists("inbox/rejected/catalog.all.item.csv"));
+    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,2\nc,Cake,3\n");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), catalog(&r).outcome), (0, Outcome::Published), "{:?}", r.lines());
+    assert!(!w.exists("inbox/catalog.all.line.csv") && w.exists("inbox/done/catalog.all.line.csv"));
+    let mut register = w.register("r.db");
+    w.follow("0421", &mut register);
+    assert_eq!(rows(register.connection(), "SELECT id || sku FROM line ORDER BY 1"), ["1a", "2c"]);
+    // Where the other is there, nothing is to come.
+    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,2\nc,Cake,4\n");
+    drop_file(&w, "catalog.all.line.csv", "id,sku\n1,a\n2,d\n");
+    let r = w.publish().await;
+    assert_eq!((r.rejected.len(), r.rejected[0].name.as_str()), (1, "catalog.all.line.csv"), "{:?}", r.lines());
+    // Nor where the row has a fault of its own.
+    drop_file(&w, "catalog.all.line.csv", "id,sku\n1,d\n2,\nx,a\n");
+    fs::remove_file(w.dir.path().join("inbox/catalog.all.item.csv")).unwrap();
+    let r = w.publish().await;
+    assert_eq!((r.rejected.len(), catalog(&r).bad_rows), (1, 3), "{:?}", r.lines());
+}
+
 /// It would be waited for without end: it is told by each run, mailed once, and never followed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_a_drops_name_and_is_no_file_is_told_and_left_alone() {
