@@ -27,9 +27,20 @@ impl Run<'_> {
         let known: Vec<StoreRow> = all.into_iter().filter(|s| s.vanished_at.is_none()).map(|s| s.seen).collect();
         let told = match feed {
             Feed::Database(_) => {
-                let told = feed.stores(contracts).await?;
-                told.iter().try_for_each(|t| source::cases_agree(t, &ids)).map_err(SourceError::from)?;
-                told
+                let told = feed.stores(contracts).await.and_then(|told| {
+                    told.iter().try_for_each(|t| source::cases_agree(t, &ids))?;
+                    Ok(told)
+                });
+                match told {
+                    // One store's mistake keeps no price from the others.
+                    Err(SourceError::Stores(e)) if !known.is_empty() => {
+                        let text = format!("the list of stores in the source is not taken: {}", e.0);
+                        self.problem(text.clone());
+                        self.mail_unread(&text).await?;
+                        None
+                    }
+                    told => told?,
+                }
             }
             Feed::Inbox(drops) => self.dropped_stores(drops, &ids).await?,
         };
@@ -85,12 +96,20 @@ impl Run<'_> {
             }
         };
         (drops.stores, drops.stores_wait) = (None, true);
-        if let Some(text) = text.filter(|_| !self.options.dry_run) {
-            let text = format!("{text}\n\nWho was in the list before it is published to.");
-            let problem = Some(("The list of stores cannot be taken", text.as_str()));
-            mail::publish_notice(self.ledger, self.clock, "stores-unread", problem).await?;
+        if let Some(text) = text {
+            self.mail_unread(&text).await?;
         }
         Ok(None)
+    }
+
+    /// Mails that the list of stores is not taken.
+    async fn mail_unread(&self, text: &str) -> Result<(), PublishError> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let text = format!("{text}\n\nWho was in the list before is published to.");
+        let problem = Some(("The list of stores cannot be taken", text.as_str()));
+        Ok(mail::publish_notice(self.ledger, self.clock, "stores-unread", problem).await?)
     }
 
     fn tell_stores_without_zone(contracts: &Contracts, stores: &[StoreRow], report: &mut PublishReport) {

@@ -483,11 +483,40 @@ async fn a_store_that_comes_back_in_another_case_is_refused() {
     w.sql("INSERT INTO store VALUES ('ab', 'east', NULL)");
     w.publish().await;
     w.sql("UPDATE store SET id = 'AB' WHERE id = 'ab'");
-    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
-    assert!(matches!(e, PublishError::Source(crate::source_db::SourceError::Stores(_))), "{e}");
-    assert!(e.to_string().contains("store AB differs only in case from ab"), "{e}");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.stores), (3, 3), "{:?}", r.lines());
+    assert!(r.problems[0].contains("store AB differs only in case from ab"), "{:?}", r.problems);
     w.sql("UPDATE store SET id = 'ab' WHERE id = 'AB'");
     assert_eq!(w.publish().await.exit_code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_store_of_a_database_leaves_the_known_list_and_stops_no_price() {
+    let w = World::new().await;
+    w.sql("INSERT INTO store VALUES ('0999', 'West', NULL)");
+    // Nobody is known yet.
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert!(matches!(e, PublishError::Source(crate::source_db::SourceError::Stores(_))), "{e}");
+    w.sql("DELETE FROM store WHERE id = '0999'");
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails = async || ledger.unsent_mails().await.unwrap().len();
+    let before = mails().await;
+    w.sql("INSERT INTO store VALUES ('0999', 'West', NULL), ('0423', 'east', NULL)");
+    for (cents, dry_run) in [(7, false), (8, true), (8, false)] {
+        w.sql(&format!("UPDATE price SET cents = {cents} WHERE sku = 'sku3'"));
+        let r = w.publish_as(PublishOptions { dry_run, ..options() }).await;
+        assert_eq!((r.exit_code(), r.stores), (3, 2), "{:?}", r.lines());
+        assert_eq!(outcome(&r, "price@zone-east"), Outcome::Published, "{:?}", r.lines());
+        assert!(r.problems[0].contains("store 0999"), "{:?}", r.problems);
+        assert!(r.vanished.is_empty() && w.manifest("0423").is_none());
+        assert_eq!(mails().await, before + 1, "it is mailed once");
+    }
+    w.all_is_well();
+    w.sql("UPDATE store SET zone = 'west' WHERE id = '0999'");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.stores, mails().await), (0, 4, before + 2), "{:?}", r.lines());
+    w.check("0999", "west");
 }
 
 #[tokio::test(flavor = "multi_thread")]

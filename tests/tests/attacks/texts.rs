@@ -95,7 +95,7 @@ fn pages_escape_what_devices_and_the_source_say() {
     // Store ids and zones that are markup never come so far.
     for bad in ["('<b>', 'east', '')", "('0999', '<b>', '')"] {
         site.sql(&format!("INSERT INTO store VALUES {bad}"));
-        site.hq.run(&["publish"]).code(1);
+        site.hq.run(&["publish"]).code(3);
         site.sql("DELETE FROM store WHERE id = '<b>' OR zone = '<b>'");
     }
     // The register itself is well.
