@@ -64,7 +64,7 @@ fn stream(config: &Config, s: &StreamConfig, dialect: Option<Dialect>) -> Result
     let path = s.schema.display();
     let bytes = shelf::read_bounded(&s.schema, config.limits.ddl_bytes as u64).map_err(|e| bad(e.to_string()))?;
     let ddl = String::from_utf8(bytes).map_err(|_| bad(format!("{path} is not UTF-8")))?;
-    let contract = Contract::parse(&ddl, &config.limits).map_err(|e| bad(format!("{path}: {e}")))?;
+    let contract = Contract::parse_strict(&ddl, &config.limits).map_err(|e| bad(format!("{path}: {e}")))?;
     let mut queries = BTreeMap::new();
     for t in &s.tables {
         if contract.table(&t.name).is_none() {

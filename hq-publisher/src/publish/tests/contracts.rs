@@ -105,3 +105,14 @@ async fn an_addition_that_only_a_drifted_replica_refuses_travels_in_a_delta() {
     assert_eq!(told(&r, "catalog@all").packs[0].kind, PackKind::Delta);
     w.all_is_well();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_in_double_quotes_is_found_before_anything_is_touched() {
+    let w = World::new().await;
+    w.publish().await;
+    w.write("catalog.sql", &CATALOG.replace("UNIQUE)", "UNIQUE, kind TEXT CHECK (kind IN (\"a\", \"b\")))"));
+    w.write("hq.toml", &CONFIG.replace("SELECT sku, name, plu", "SELECT sku, name, plu, 'a' AS kind"));
+    let w = World::open(w.dir, w.clock);
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert!(matches!(e, PublishError::Config(_)) && e.to_string().contains("no such column: \"a\""), "{e}");
+}
