@@ -253,6 +253,13 @@ fn object<'l>(line: &'l [u8], table: &Table) -> Result<Vec<Value<'l>>, RowFault>
                 Some(text) => real(text),
                 None => raw.fit(ty),
             },
+            // The same of smaller ones, where more digits are written than a real holds.
+            (Some(raw @ Raw::Real(_)), ColumnType::Integer) => match written(line, column) {
+                Some(text) => whole(text)
+                    .map(Value::Int)
+                    .ok_or_else(|| Problem::new(format!("is {text}, the contract has INTEGER (cents, not units)"))),
+                None => raw.fit(ColumnType::Integer),
+            },
             (Some(raw), ty) => raw.fit(ty),
         }
     };
@@ -261,6 +268,20 @@ fn object<'l>(line: &'l [u8], table: &Table) -> Result<Vec<Value<'l>>, RowFault>
             value(i).map_err(|Problem(p)| fault(key_for_people(table, |k| value(k).ok()), Some(&table.columns[i]), p))
         })
         .collect()
+}
+
+/// The whole number that a JSON number with a point or an exponent is, if it is one.
+fn whole(text: &str) -> Option<i64> {
+    let (decimal, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (whole, fraction) = decimal.split_once('.').unwrap_or((decimal, ""));
+    let digits = format!("{whole}{fraction}");
+    let significant = digits.trim_end_matches('0');
+    if significant.trim_start_matches(['-', '0']).is_empty() {
+        return Some(0);
+    }
+    let zeros = i64::try_from(digits.len() - significant.len()).ok()? - i64::try_from(fraction.len()).ok()?;
+    let power = exponent.parse::<i64>().ok()?.checked_add(zeros)?;
+    significant.parse::<i64>().ok()?.checked_mul(10_i64.checked_pow(power.try_into().ok()?)?)
 }
 
 /// What the line says for a column, as it is written there.

@@ -146,6 +146,12 @@ fn ndjson_is_strict_about_types_and_names() {
         ),
         (r#"{"sku":"1","name":"x","cents":1,"pic":7}"#, "column pic is a number, the contract has BLOB: write base64"),
         (r#"{"sku":"1","name":"x","cents":1.5}"#, "column cents is the real 1.5, the contract has INTEGER (cents"),
+        (
+            r#"{"sku":"1","name":"x","cents":12.99999999999999999}"#,
+            "column cents is 12.99999999999999999, the contract has INTEGER (cents",
+        ),
+        (r#"{"sku":"1","name":"x","cents":4503599627370497.25}"#, "column cents is 4503599627370497.25, the contract"),
+        (r#"{"sku":"1","name":"x","cents":1299999999999999999999e-20}"#, "column cents is 1299999999999999999999e-20,"),
         (r#"{"sku":"1","name":"x","cents":9007199254740993.0}"#, "column cents is \"9007199254740993.0\", which is no"),
         (r#"{"sku":"1","name":"x","cents":18446744073709551617}"#, "column cents is \"18446744073709551617\", beyond"),
         (
@@ -165,6 +171,12 @@ fn ndjson_is_strict_about_types_and_names() {
         r.unwrap();
         assert!(t.faults.len() == 1 && t.faults[0].contains(want), "{line}: {:?}", t.faults);
         assert!(!t.faults[0].contains("query"), "there is none: {:?}", t.faults);
+    }
+    // Whole numbers, however they are written.
+    for cents in ["-12.0", "-1.2E+1", "-1200e-2", "-12.00000000000000000000", "-0.0012e4"] {
+        let (t, _) =
+            read(format!("{{\"sku\":\"1\",\"name\":\"x\",\"cents\":{cents}}}").as_bytes(), Format::Ndjson, false);
+        assert_eq!((t.rows, t.faults), (vec!["1: \"1\" \"x\" -12 NULL NULL NULL".to_owned()], vec![]), "{cents}");
     }
     let (t, _) = read(b"\n{\"sku\":\n\"1\"}\n", Format::Ndjson, false);
     let of_line =

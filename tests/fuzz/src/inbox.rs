@@ -204,9 +204,26 @@ fn json_value(json: &serde_json::Value, text: &str, ty: ColumnType) -> Option<Ow
         }
         // One with a point or an exponent counts while it is surely whole.
         (Json::Number(n), ColumnType::Integer) => {
-            let r = n.as_f64().filter(|r| r.fract() == 0.0 && r.abs() < 2f64.powi(53))?;
+            let r =
+                n.as_f64().filter(|r| r.fract() == 0.0 && r.abs() < 2f64.powi(53) && is_exactly(text, *r as i64))?;
             Some(Value::Int(r as i64))
         }
         _ => None,
     }
+}
+
+/// Whether a number is written so that it is this whole one, digit by digit.
+fn is_exactly(text: &str, n: i64) -> bool {
+    let text = text.trim_start_matches('-');
+    let (decimal, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (whole, fraction) = decimal.split_once('.').unwrap_or((decimal, ""));
+    let digits = format!("{whole}{fraction}");
+    if digits.bytes().all(|b| b == b'0') {
+        return n == 0;
+    }
+    let point = exponent.parse::<i64>().ok().and_then(|e| e.checked_add(whole.len() as i64));
+    let Some(point) = point.and_then(|p| usize::try_from(p).ok()) else { return false };
+    let before: String = digits.chars().chain(std::iter::repeat('0')).take(point).collect();
+    let after = digits.get(point..).unwrap_or("");
+    before.trim_start_matches('0') == n.unsigned_abs().to_string() && after.bytes().all(|b| b == b'0')
 }
