@@ -369,7 +369,7 @@ impl Loader<'_> {
             ffi::SQLITE_CONSTRAINT_UNIQUE => self.duplicate(row, &text),
             ffi::SQLITE_CONSTRAINT_CHECK => {
                 let rule = text.strip_prefix("CHECK constraint failed: ").unwrap_or(&text);
-                self.broken_check(row, rule)
+                self.too_long_for(row, rule).unwrap_or_else(|| self.broken_check(row, rule))
             }
             _ => (None, text),
         }
@@ -377,22 +377,24 @@ impl Loader<'_> {
 
     /// A column whose value alone breaks the contract.
     fn column_problem(&self, row: &[Value<'_>]) -> Option<(Option<usize>, String)> {
-        for (i, (v, c)) in row.iter().zip(&self.table.columns).enumerate() {
-            if let Some(problem) = misfit(v, c) {
-                return Some((Some(i), problem));
-            }
+        let mut columns = row.iter().zip(&self.table.columns).enumerate();
+        columns.find_map(|(i, (v, c))| Some((Some(i), misfit(v, c)?)))
+    }
+
+    /// A value that is longer than a broken CHECK lets it be.
+    fn too_long_for(&self, row: &[Value<'_>], rule: &str) -> Option<(Option<usize>, String)> {
+        // Of one that has a name, that is all that SQLite tells.
+        let is_name = sql::tokens(rule).len() == 1;
+        row.iter().zip(&self.table.columns).enumerate().find_map(|(i, (v, c))| {
             let (length, unit) = match v {
                 Value::Text(t) => (t.chars().count() as u64, "characters"),
                 Value::Blob(b) => (b.len() as u64, "bytes"),
-                _ => continue,
+                _ => return None,
             };
-            if let Some(limit) = c.max_length
-                && length > limit
-            {
-                return Some((Some(i), format!("has {length} {unit}, the limit is {limit}: {}", v.for_people())));
-            }
-        }
-        None
+            let limit = if is_name { c.max_length } else { sql::length_limit(rule, c.name.as_str()) };
+            let limit = limit.filter(|limit| length > *limit)?;
+            Some((Some(i), format!("has {length} {unit}, the limit is {limit}: {}", v.for_people())))
+        })
     }
 
     /// A UNIQUE that another row was first to: both keys are named.
@@ -600,6 +602,34 @@ mod tests {
             assert_eq!((good, count), (2, 1), "{told:?}");
             assert_eq!(told, [want]);
         }
+    }
+
+    #[test]
+    fn a_length_is_blamed_only_by_the_check_that_limits_it() {
+        let ddl = "CREATE TABLE t (
+            a TEXT PRIMARY KEY, plu INTEGER UNIQUE, kind TEXT, name TEXT CHECK (name <> 'of long ago'), note TEXT,
+            CHECK (kind = 'long' OR length(name) <= 5), CONSTRAINT short CHECK (length(note) <= 3)) STRICT;";
+        let row = |key: &str, plu, kind: &str, name: &str, note: &str| {
+            ("t", vec![text(key), Value::Int(plu), text(kind), text(name), text(note)])
+        };
+        let rows = [
+            row("1", 7, "long", "Long enough", "x"),
+            row("2", 7, "long", "Long enough", "x"),
+            row("3", 8, "long", "of long ago", "x"),
+            row("4", 9, "", "Too long", "x"),
+            row("5", 10, "", "Fits", "long"),
+        ];
+        let (good, told, _) = load_under(ddl, &rows, &Limits::default());
+        assert_eq!(good, 1);
+        assert_eq!(
+            told,
+            [
+                "table t, key a=\"2\": column plu is 7, which must be unique, and is in the row with key a=\"1\" too",
+                "table t, key a=\"3\": column name is \"of long ago\", which breaks CHECK (name <> 'of long ago')",
+                "table t, key a=\"4\": column name has 8 characters, the limit is 5: \"Too long\"",
+                "table t, key a=\"5\": column note has 4 characters, the limit is 3: \"long\"",
+            ]
+        );
     }
 
     #[test]
