@@ -154,6 +154,8 @@ fn stray(name: &str, kind: std::fs::FileType, there: &BTreeMap<String, std::fs::
         let at = name.len().checked_sub(end.len()).and_then(|at| name.get(at..));
         at.is_some_and(|found| found != end && found.eq_ignore_ascii_case(end))
     };
+    let lacks_its_ending =
+        |stem: &str| !there.contains_key(stem) && matches!(parse_name(&format!("{stem}.csv")), Some(Ok(_)));
     let is_capital_marker = || ends_in_capitals(".ok") && name.get(..name.len() - 3).and_then(parse_name).is_some();
     if name.starts_with('.') {
         None
@@ -161,6 +163,8 @@ fn stray(name: &str, kind: std::fs::FileType, there: &BTreeMap<String, std::fs::
         Some("is left alone: write its ending in small letters")
     } else if parse_name(name).is_none() && there.get(&format!("{name}.ok")).is_some_and(|k| k.is_file()) {
         Some("is left alone, though NAME.ok lies beside it: the name of a drop ends in .csv or .ndjson")
+    } else if name.strip_suffix(".ok").is_some_and(lacks_its_ending) {
+        Some("vouches for no drop: a marker is named by the drop's whole name, .csv or .ndjson included, and .ok")
     } else {
         None
     }

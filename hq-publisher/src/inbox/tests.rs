@@ -280,9 +280,21 @@ fn an_older_marker_vouches_for_nothing() {
 #[test]
 fn what_may_be_taken_for_a_drop_and_is_none_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let quiet =
-        ["README", "a.all.a.csv", "a.all.a.csv.ok", ".b.all.b.CSV", "c.all.c.csv.part", "d.all.d.json", "CSV", "é"];
-    let named = ["e.all.e.CSV", "f.all.f.ndJson", "g.all.g.csv.OK", "h.all.h.jsonl", "stores.Csv"];
+    let quiet = [
+        "README",
+        "a.all.a.csv",
+        "a.all.a.csv.ok",
+        ".b.all.b.CSV",
+        "c.all.c.csv.part",
+        "d.all.d.json",
+        "CSV",
+        "é",
+        "k.all.k.ndjson.ok",
+        "NOTES.ok",
+        ".l.all.l.ok",
+    ];
+    let named =
+        ["e.all.e.CSV", "f.all.f.ndJson", "g.all.g.csv.OK", "h.all.h.jsonl", "j.all.j.ok", "stores.Csv", "stores.ok"];
     for name in quiet.iter().chain(&named).chain(&["e.all.e.CSV.ok", "h.all.h.jsonl.ok"]) {
         std::fs::write(dir.path().join(name), "x").unwrap();
     }
@@ -291,9 +303,25 @@ fn what_may_be_taken_for_a_drop_and_is_none_is_named() {
     let found: Vec<&str> = strays.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(
         found,
-        ["e.all.e.CSV", "f.all.f.ndJson", "g.all.g.csv.OK", "h.all.h.jsonl", "i.all.i.csv.ok", "stores.Csv"]
+        [
+            "e.all.e.CSV",
+            "f.all.f.ndJson",
+            "g.all.g.csv.OK",
+            "h.all.h.jsonl",
+            "i.all.i.csv.ok",
+            "j.all.j.ok",
+            "stores.Csv",
+            "stores.ok"
+        ]
     );
-    for (n, why) in [(0, "small letters"), (2, "small letters"), (3, "NAME.ok lies beside it"), (4, "is a directory")] {
+    for (n, why) in [
+        (0, "small letters"),
+        (2, "small letters"),
+        (3, "NAME.ok lies beside it"),
+        (4, "is a directory"),
+        (5, "whole name, .csv or .ndjson included"),
+        (7, "whole name"),
+    ] {
         assert!(strays[n].1.contains(why), "{:?}", strays[n]);
     }
 }
