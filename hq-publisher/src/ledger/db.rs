@@ -245,6 +245,11 @@ impl Ledger {
         &self.pool
     }
 
+    /// Closes its connections, and waits for that: a SQLite file has no `-wal` then, if nobody else has it open.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
     /// Begins a transaction that writes; at most one is open.
     pub(super) async fn write(&self) -> Result<Write, LedgerError> {
         let turn = match self.kind {

@@ -128,6 +128,7 @@ pub async fn run(
     {
         lease.release().await;
     }
+    ledger.close().await;
     result
 }
 
