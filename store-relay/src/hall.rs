@@ -8,7 +8,7 @@ use crate::lan::objects::Objects;
 use crate::metrics::Metrics;
 use crate::shelves::Shelves;
 use crate::spool::{Event, Spool, SpoolError};
-use crate::tries::Attempts;
+use crate::tries::{self, Attempts};
 use bytes::Bytes;
 use proto::clock::{Clock, Timestamp};
 use proto::device::Device;
@@ -352,6 +352,8 @@ impl Listing {
 pub struct Hall {
     /// Settings.
     pub config: Config,
+    /// By whom packs are judged here.
+    pub judge: String,
     /// Who this is.
     pub id: DeviceId,
     /// Time.
@@ -425,6 +427,7 @@ impl Hall {
             state: Mutex::default(),
             versions: watch::Sender::new(Arc::new(Listing::new(Versions::new()))),
             disk: config.disk(),
+            judge: tries::judge(&config.limits),
             config,
         }
     }

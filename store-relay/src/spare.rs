@@ -65,7 +65,7 @@ impl Relay {
                 let name = p.name(i);
                 state.proofs.get(&name) == Some(&p.sha256)
                     && !state.ok.contains_key(&name)
-                    && tries::usable(state.attempts.get(&name), &p.sha256, now, rules)
+                    && tries::usable(state.attempts.get(&name), &p.sha256, now, rules, &self.hall.judge)
             };
             let packs = state.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| (i.clone(), p)));
             packs.filter(|(i, p)| is_lost(i, p)).map(|(i, p)| (i, p.clone())).collect()
@@ -225,7 +225,7 @@ impl Relay {
         supply: Supply<'_>,
         without: &BTreeSet<PackName>,
     ) -> Option<(u64, Vec<PackEntry>, crate::trial::Digests)> {
-        let (now, rules) = (self.hall.clock.now(), &self.hall.config.tries);
+        let now = self.hall.clock.now();
         let state = self.hall.state();
         let manifest = state.manifest.clone()?;
         let entry = manifest.streams.get(&instance.stream).filter(|e| e.audience == instance.audience)?;
@@ -233,7 +233,7 @@ impl Relay {
         let digests = state.held.get(&instance.stream)?.digests.clone();
         let usable = |p: &PackEntry| {
             let name = p.name(instance);
-            !without.contains(&name) && supply.is_usable(&name, p, state.attempts.get(&name), now, rules)
+            !without.contains(&name) && supply.is_usable(&name, p, state.attempts.get(&name), now, &self.hall)
         };
         let priced = self.priced(instance, entry, &state);
         let way = chain::cheapest(&priced, None, version, usable)?;

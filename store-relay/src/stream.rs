@@ -2,8 +2,7 @@
 //! other streams, so that none can stop another. Decides by `proto::chain` and `tries`; every move is
 //! `shelves`'.
 
-use crate::config::TryRules;
-use crate::hall::State;
+use crate::hall::{Hall, State};
 use crate::relay::{Pace, Relay, Wanted};
 use crate::shelves::Room;
 use crate::spool::SpoolError;
@@ -60,11 +59,11 @@ impl Supply<'_> {
         pack: &PackEntry,
         attempts: Option<&Attempts>,
         now: Timestamp,
-        rules: &TryRules,
+        hall: &Hall,
     ) -> bool {
         let there = pack.bytes == 0 || self.only.is_none_or(|o| o.contains(name));
         let of_a_source = self.only.is_some() && attempts.is_some_and(|a| a.cause == Cause::Hash);
-        there && (of_a_source || tries::usable(attempts, &pack.sha256, now, rules))
+        there && (of_a_source || tries::usable(attempts, &pack.sha256, now, &hall.config.tries, &hall.judge))
     }
 }
 
@@ -191,7 +190,6 @@ impl Relay {
     /// Step 1: pure but for looking at the hall and the clock.
     fn plan(&self, stream: &StreamName, supply: Supply<'_>) -> Plan {
         let (now, monotonic) = (self.hall.clock.now(), self.hall.clock.monotonic());
-        let rules = &self.hall.config.tries;
         let state = self.hall.state();
         let Some(manifest) = state.manifest.clone() else { return Plan::NoWay("no manifest yet".into()) };
         if let Some(why) = manifest.unread.get(stream) {
@@ -209,7 +207,7 @@ impl Relay {
         let priced = self.priced(&instance, entry, &state);
         let usable = |p: &PackEntry| {
             let name = p.name(&instance);
-            supply.is_usable(&name, p, state.attempts.get(&name), now, rules)
+            supply.is_usable(&name, p, state.attempts.get(&name), now, &self.hall)
         };
         let from = held.filter(|_| !drifted);
         // Round what no source has (a stick may), if another way leads on; it is asked for again where none does.
@@ -826,7 +824,8 @@ impl Relay {
         let before = hall.state().attempts.get(name).cloned();
         let was_in_error = before.as_ref().is_some_and(|b| b.in_error && b.sha256 == sha256);
         tracing::warn!(pack = %name, code = failure.code, "{}", failure.reason);
-        let attempts = tries::count(before.as_ref(), sha256, failure, hall.clock.now(), &hall.config.tries);
+        let attempts =
+            tries::count(before.as_ref(), sha256, failure, hall.clock.now(), &hall.config.tries, &hall.judge);
         if let Err(e) = hall.spool.put_attempts(name, &attempts) {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }

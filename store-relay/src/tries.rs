@@ -6,6 +6,7 @@ use crate::config::TryRules;
 use crate::trial::TrialEnd;
 use proto::clock::{Timestamp, after, since};
 use proto::digest::Sha256;
+use proto::limits::Limits;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -58,6 +59,9 @@ pub struct Attempts {
     pub last: Timestamp,
     /// Whether it was given up and lies in `error/`.
     pub in_error: bool,
+    /// Which [`judge`] counted the last one; of records of older builds nobody knows.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub judge: String,
     /// Whether headquarters has heard that.
     #[serde(default)]
     pub told: bool,
@@ -77,6 +81,13 @@ pub struct Failure {
     pub reason: String,
 }
 
+/// Who judges packs here: this build, under these bounds. What one refused another may take.
+pub fn judge(limits: &Limits) -> String {
+    // Plain fields: writing them as JSON cannot fail.
+    let bounds = Sha256::of(&serde_json::to_vec(limits).unwrap_or_default()).to_string();
+    format!("{} {}", env!("CARGO_PKG_VERSION"), &bounds[..16])
+}
+
 /// The record after one more failure of the file with this hash.
 pub fn count(
     before: Option<&Attempts>,
@@ -84,6 +95,7 @@ pub fn count(
     failure: Failure,
     now: Timestamp,
     rules: &TryRules,
+    judge: &str,
 ) -> Attempts {
     let before = before.filter(|b| b.sha256 == sha256);
     let tries = before.map_or(0, |b| b.tries).saturating_add(1);
@@ -96,6 +108,7 @@ pub fn count(
         since: before.map_or(now, |b| b.since),
         last: now,
         in_error: tries >= rules.limit,
+        judge: judge.to_owned(),
         told: before.is_some_and(|b| b.told),
         etags: before.map(|b| b.etags.clone()).unwrap_or_default(),
     }
@@ -106,8 +119,8 @@ pub fn pause(attempts: &Attempts, rules: &TryRules) -> Duration {
     if attempts.tries <= 1 { rules.first_pause.0 } else { rules.later_pause.0 }
 }
 
-/// When a pack in `error/` is tried again by itself; never, when its content is to blame (but for a format that is
-/// not known yet).
+/// When a pack in `error/` is tried again by the same judge; never, when its content is to blame (but for a format that
+/// is not known yet).
 pub fn due_again(attempts: &Attempts, rules: &TryRules) -> Option<Timestamp> {
     let wait = match attempts.cause {
         // A format that a later build of this program may know.
@@ -122,10 +135,11 @@ pub fn due_again(attempts: &Attempts, rules: &TryRules) -> Option<Timestamp> {
     Some(after(attempts.last, wait))
 }
 
-/// Whether a pack with this hash may be used now.
-pub fn usable(attempts: Option<&Attempts>, sha256: &Sha256, now: Timestamp, rules: &TryRules) -> bool {
+/// Whether a pack with this hash may be used now. What another judge gave up is tried again at once: it may have been too
+/// much for its bounds, or of later than its build.
+pub fn usable(attempts: Option<&Attempts>, sha256: &Sha256, now: Timestamp, rules: &TryRules, judge: &str) -> bool {
     match attempts {
-        Some(a) if a.in_error && &a.sha256 == sha256 => due_again(a, rules).is_some_and(|due| {
+        Some(a) if a.in_error && &a.sha256 == sha256 && a.judge == judge => due_again(a, rules).is_some_and(|due| {
             // A clock that was set back must not postpone for ever.
             due <= now || since(a.last, now) > Duration::from_secs(60)
         }),
@@ -142,6 +156,19 @@ mod tests {
     }
     fn failure(cause: Cause) -> Failure {
         Failure { cause, code: "X".into(), reason: "because".into() }
+    }
+    const JUDGE: &str = "1.0.0 abc";
+    fn count(
+        before: Option<&Attempts>,
+        sha256: Sha256,
+        failure: Failure,
+        now: Timestamp,
+        rules: &TryRules,
+    ) -> Attempts {
+        super::count(before, sha256, failure, now, rules, JUDGE)
+    }
+    fn usable(attempts: Option<&Attempts>, sha256: &Sha256, now: Timestamp, rules: &TryRules) -> bool {
+        super::usable(attempts, sha256, now, rules, JUDGE)
     }
 
     #[test]
@@ -177,6 +204,24 @@ mod tests {
         // Other bytes under the same name (a new epoch) start anew.
         assert!(usable(Some(&three), &Sha256::of(b"b"), t(7), &rules));
         assert_eq!(count(Some(&three), Sha256::of(b"b"), failure(Cause::Hash), t(8), &rules).tries, 1);
+    }
+
+    #[test]
+    fn another_judge_tries_again_what_one_gave_up() {
+        let (rules, sha) = (TryRules { limit: 1, ..TryRules::default() }, Sha256::of(b"a"));
+        let given_up = count(None, sha, failure(Cause::Content), t(0), &rules);
+        assert!(!usable(Some(&given_up), &sha, t(1), &rules));
+        assert!(super::usable(Some(&given_up), &sha, t(1), &rules, "1.0.1 abc"));
+        // Once: it fails there as well.
+        let again = super::count(Some(&given_up), sha, failure(Cause::Content), t(2), &rules, "1.0.1 abc");
+        assert_eq!((again.tries, again.in_error, again.since), (2, true, t(0)));
+        assert!(!super::usable(Some(&again), &sha, t(3), &rules, "1.0.1 abc"));
+        // A record of a build that did not say by whom.
+        let mut old = serde_json::to_value(&given_up).unwrap();
+        old.as_object_mut().unwrap().remove("judge");
+        assert!(usable(Some(&serde_json::from_value(old).unwrap()), &sha, t(1), &rules));
+        let wider = Limits { columns: 1000, ..Limits::default() };
+        assert!(judge(&wider) != judge(&Limits::default()) && judge(&wider).starts_with(env!("CARGO_PKG_VERSION")));
     }
 
     #[test]

@@ -111,6 +111,37 @@ async fn three_tries_make_an_error_and_other_streams_go_on() {
 }
 
 #[tokio::test]
+async fn what_other_limits_or_another_build_refused_is_tried_again() {
+    let (hq, mut store) = two_streams();
+    store.config.limits.columns = 1;
+    let relay = store.open();
+    for _ in 0..4 {
+        once(&relay).await;
+    }
+    let full = hq.pack("price", 1, Full);
+    assert_eq!((rooms_of(&relay, &full), state(&relay).attempts[&full].tries), (vec!["error"], 3));
+    assert!(state(&relay).attempts[&full].reason.contains("limits.columns = 1"));
+    drop(relay);
+    // The record of an older build: once more, for this one may take it.
+    let spool = rusqlite::Connection::open(store.data().join("relay.db")).unwrap();
+    spool.execute("UPDATE attempt SET record = json_remove(record, '$.judge')", []).unwrap();
+    drop(spool);
+    let relay = store.open();
+    for _ in 0..2 {
+        once(&relay).await;
+    }
+    assert_eq!((rooms_of(&relay, &full), state(&relay).attempts[&full].tries), (vec!["error"], 4));
+    assert_eq!(fault_codes(&relay), ["PACK_IN_ERROR", "PACK_IN_ERROR"]);
+    drop(relay);
+    store.config.limits.columns = 2;
+    let relay = store.open();
+    let round = once(&relay).await;
+    assert!(round.streams.values().all(|o| *o == Outcome::AtHead), "{round:?}");
+    assert_eq!((rooms_of(&relay, &full), served(&relay, &hq.instance("price"))), (vec!["ok"], Some(1)));
+    assert!(fault_codes(&relay).is_empty() && state(&relay).attempts.is_empty());
+}
+
+#[tokio::test]
 async fn the_way_goes_round_a_bad_pack_and_the_debt_closes() {
     let (mut hq, store) = two_streams();
     let relay = store.open();
