@@ -20,9 +20,9 @@ use rustix::process::{Resource, Rlimit, Signal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -129,7 +129,7 @@ pub enum TrialEnd {
         /// A signal, an exit code, the time limit.
         how: String,
     },
-    /// We told it to stop.
+    /// It was told to stop: by us, or by who stops us.
     Stopped,
 }
 
@@ -457,6 +457,15 @@ fn run_child(program: &Path, trial: &Trial, running: &Running) -> TrialEnd {
     if status.success() {
         return serde_json::from_str(&answer).unwrap_or_else(|e| TrialEnd::Died { how: format!("no answer: {e}") });
     }
+    of_death(status)
+}
+
+/// An order to stop is given to all processes of a service, or of a terminal, and may reach the child before us.
+fn of_death(status: ExitStatus) -> TrialEnd {
+    let orders = [Signal::TERM, Signal::INT, Signal::HUP];
+    if orders.iter().any(|order| status.signal() == Some(order.as_raw())) {
+        return TrialEnd::Stopped;
+    }
     TrialEnd::Died { how: status.to_string() }
 }
 
@@ -503,6 +512,11 @@ mod tests {
         assert!(died(with_script("exec sleep 60", short, &stop).await).contains("trial.time"));
         let end = with_script("read job; echo '{\"end\":\"done\"}'", long, &stop).await;
         assert_eq!(end, TrialEnd::Done);
+        // Stopped by others: the relay's turn may be yet to come, or never come.
+        assert_eq!(with_script("kill -TERM $$", long, &stop).await, TrialEnd::Stopped);
+        for (signal, is_order) in [(1, true), (2, true), (6, false), (9, false), (11, false), (15, true)] {
+            assert_eq!(of_death(ExitStatus::from_raw(signal)) == TrialEnd::Stopped, is_order, "{signal}");
+        }
         stop.cancel();
         assert_eq!(with_script("exec sleep 60", long, &stop).await, TrialEnd::Stopped);
     }
