@@ -15,7 +15,7 @@ use proto::ids::{Instance, Version};
 use proto::layout::ObjectName;
 use proto::limits::Limits;
 use proto::manifest::Manifest;
-use proto::replica::{Replica, TableCheck};
+use proto::replica::{Replica, TableCheck, VerifyError};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -119,10 +119,7 @@ async fn check_replica(config: &Config, instance: &Instance, head: &Head, check:
 fn read_replica(path: &Path, instance: &Instance, head: &Head, limits: &Limits) -> (u64, Vec<String>) {
     let look = || {
         let replica = Replica::open_read_only(path, limits)?;
-        Ok::<_, proto::replica::sqlite::SqliteError>((
-            replica.held(&instance.stream)?,
-            replica.verify(&instance.stream)?,
-        ))
+        Ok::<_, VerifyError>((replica.held(&instance.stream)?, replica.verify(&instance.stream)?))
     };
     let (held, tables) = match look() {
         Ok(found) => found,

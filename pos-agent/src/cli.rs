@@ -261,7 +261,11 @@ pub(crate) async fn verify_rows(config: &Config, clock: &dyn Clock, json: bool) 
     } else {
         cli::print_line(found.text())
     }
-    Ok(if found.drift { Exit::Failed } else { Exit::Done })
+    Ok(match found.drift {
+        true => Exit::Failed,
+        false if found.unread().next().is_some() => Exit::Partly,
+        false => Exit::Done,
+    })
 }
 
 /// Without a running agent: reads the files, and latches what was found for the next cycle.

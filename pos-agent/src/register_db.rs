@@ -11,7 +11,7 @@ use proto::ids::{Instance, StreamName};
 use proto::limits::Limits;
 use proto::manifest::{Manifest, PackEntry};
 use proto::replica::sqlite::{self, Checkpoint, SqliteError};
-use proto::replica::{Applied, ApplyError, Held, Job, PackFile, Replica, TableCheck};
+use proto::replica::{Applied, ApplyError, Held, Job, PackFile, Replica, TableCheck, VerifyError};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
 use std::collections::BTreeMap;
@@ -46,6 +46,9 @@ pub enum DbError {
     /// The file could not be moved aside.
     #[error(transparent)]
     Shelf(#[from] ShelfError),
+    /// Rows whose contract is refused here were not checked; the text says why.
+    #[error("{0}")]
+    NotChecked(String),
     /// The work was cut off (a panic, the end of the process).
     #[error("work on the database was cut off: {0}")]
     Cut(String),
@@ -57,7 +60,7 @@ impl DbError {
         match self {
             DbError::Sqlite(e) => e.verdict(),
             DbError::Shelf(e) => e.verdict(),
-            DbError::Cut(_) => Verdict::Retry,
+            DbError::NotChecked(_) | DbError::Cut(_) => Verdict::Retry,
         }
     }
     /// Whether what is in the file cannot be understood.
@@ -69,7 +72,16 @@ impl DbError {
         match self {
             DbError::Sqlite(e) => e.is_disk_full(),
             DbError::Shelf(e) => e.is_disk_full(),
-            DbError::Cut(_) => false,
+            DbError::NotChecked(_) | DbError::Cut(_) => false,
+        }
+    }
+}
+
+impl From<VerifyError> for DbError {
+    fn from(e: VerifyError) -> DbError {
+        match e {
+            VerifyError::Sqlite(e) => e.into(),
+            VerifyError::Contract { .. } => DbError::NotChecked(e.to_string()),
         }
     }
 }

@@ -151,6 +151,7 @@ async fn checks(agent: Arc<Agent>) {
         failures = if checked.is_err() { failures + 1 } else { 0 };
         match checked {
             Ok(found) if found.drift => tracing::error!("the rows were checked: {}", found.text()),
+            Ok(found) if found.unread().next().is_some() => tracing::warn!("the rows were checked: {}", found.text()),
             Ok(_) => tracing::debug!("the rows were checked"),
             Err(e) => tracing::warn!(error = %e, "the rows could not be checked"),
         }

@@ -6,8 +6,8 @@ use proto::device::Device;
 use proto::digest::StateDigest;
 use proto::ids::{Instance, TableName, Version};
 use proto::limits::Limits;
-use proto::replica::Replica;
 use proto::replica::sqlite::SqliteError;
+use proto::replica::{Replica, TableCheck, VerifyError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -34,6 +34,9 @@ pub struct StreamFound {
     pub applied_at: Timestamp,
     /// Whether every table has the version's rows.
     pub ok: bool,
+    /// Why they were not read: that is no drift.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unread: Option<String>,
     /// Its tables.
     pub tables: BTreeMap<TableName, TableFound>,
 }
@@ -52,15 +55,24 @@ pub struct TableFound {
 impl Report {
     /// The streams that drifted, with the reason for the latch.
     pub fn drifted(&self) -> BTreeMap<Instance, String> {
-        let wrong = self.streams.iter().filter(|(_, s)| !s.ok);
+        let wrong = self.streams.iter().filter(|(_, s)| s.has_drifted());
         wrong.map(|(i, s)| (i.clone(), s.reason())).collect()
+    }
+
+    /// Why streams were not read.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        self.streams.values().filter_map(|s| s.unread.as_deref())
     }
 
     /// The report for people.
     pub fn text(&self) -> String {
         let line = |(i, s): (&Instance, &StreamFound)| {
             let rows: u64 = s.tables.values().map(|t| t.rows).sum();
-            let verdict = if s.ok { "ok".to_owned() } else { format!("DRIFT: {}", s.reason()) };
+            let verdict = match &s.unread {
+                Some(why) => format!("NOT CHECKED: {why}"),
+                None if s.ok => "ok".to_owned(),
+                None => format!("DRIFT: {}", s.reason()),
+            };
             format!("{i:<24} version {:<10} {rows:>9} rows  {verdict}", s.version)
         };
         if self.gone {
@@ -74,6 +86,11 @@ impl Report {
 }
 
 impl StreamFound {
+    /// Whether its rows were read, and are others than the version's.
+    pub fn has_drifted(&self) -> bool {
+        !self.ok && self.unread.is_none()
+    }
+
     /// Which tables differ, for people.
     pub fn reason(&self) -> String {
         let wrong = self.tables.iter().filter(|(_, t)| t.found != Some(t.digest));
@@ -105,14 +122,16 @@ pub fn check(database: &Path, limits: &Limits) -> Result<Report, SqliteError> {
     for stream in replica.all_held()?.into_keys() {
         // Looked at before the rows: whatever is applied meanwhile, the state at the end is another one.
         let Some(held) = replica.held(&stream)? else { continue };
-        let mut tables = BTreeMap::new();
-        let mut ok = true;
-        for t in replica.verify(&stream)? {
-            ok &= t.is_right();
-            tables.insert(t.table, TableFound { rows: t.rows, digest: t.stored, found: t.found });
-        }
-        report.drift |= !ok;
-        let found = StreamFound { version: held.version, applied_at: held.applied_at, ok, tables };
+        let (checks, unread) = match replica.verify(&stream) {
+            Ok(checks) => (checks, None),
+            Err(e @ VerifyError::Contract { .. }) => (Vec::new(), Some(e.to_string())),
+            Err(VerifyError::Sqlite(e)) => return Err(e),
+        };
+        let ok = unread.is_none() && checks.iter().all(|t| t.is_right());
+        let table = |t: TableCheck| (t.table, TableFound { rows: t.rows, digest: t.stored, found: t.found });
+        let tables = checks.into_iter().map(table).collect();
+        let found = StreamFound { version: held.version, applied_at: held.applied_at, ok, unread, tables };
+        report.drift |= found.has_drifted();
         report.streams.insert(Instance { stream, audience: held.audience }, found);
     }
     Ok(report)

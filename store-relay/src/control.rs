@@ -169,7 +169,16 @@ async fn verify(relay: &Relay) -> Answer {
         Err(e) => return Answer::failed(e),
     };
     let (mut lines, mut streams, mut wrong) = (Vec::new(), BTreeMap::new(), false);
-    for (stream, tables) in &checks {
+    let mut unread = BTreeMap::new();
+    for (stream, found) in &checks {
+        let tables = match found {
+            Ok(tables) => tables,
+            Err(e) => {
+                lines.push(e.to_string());
+                unread.insert(stream.clone(), e.to_string());
+                continue;
+            }
+        };
         let drift = trial::drift_text(stream, tables);
         for t in tables {
             lines.push(format!(
@@ -204,8 +213,17 @@ async fn verify(relay: &Relay) -> Answer {
     if wrong {
         relay.hall.wake.notify_one();
     }
-    let report = json!({ "streams": streams, "lost": lost, "rotten": rotten, "right": !wrong });
-    Answer::new(u8::from(wrong), &report, lines)
+    let report = json!({
+        "streams": streams, "unread": unread, "lost": lost, "rotten": rotten, "right": !wrong && unread.is_empty(),
+    });
+    let exit = if wrong {
+        1
+    } else if !unread.is_empty() {
+        3
+    } else {
+        0
+    };
+    Answer::new(exit, &report, lines)
 }
 
 fn check_json(t: &TableCheck) -> Value {

@@ -10,7 +10,7 @@ use proto::ids::{Instance, StreamName};
 use proto::layout::PackName;
 use proto::limits::Limits;
 use proto::replica::sqlite::{self, Checkpoint, SqliteError};
-use proto::replica::{Held, Replica, TableCheck};
+use proto::replica::{Held, Replica, TableCheck, VerifyError};
 use proto::retry::Verdict;
 use proto::shelf::ShelfError;
 use std::collections::BTreeMap;
@@ -181,14 +181,19 @@ impl Shadow {
         }
     }
 
-    /// Recomputes the digests of all tables from their rows. Blocks for a scan.
-    pub fn verify(&self) -> Result<BTreeMap<StreamName, Vec<TableCheck>>, SqliteError> {
+    /// Recomputes the digests of all tables from their rows; of a stream whose contract is refused it says so. Blocks for a
+    /// scan.
+    pub fn verify(&self) -> Result<BTreeMap<StreamName, Result<Vec<TableCheck>, VerifyError>>, SqliteError> {
         let replica = Replica::open_read_only(&self.path, &self.limits)?;
-        replica.all_held()?.into_keys().map(|s| Ok((s.clone(), replica.verify(&s)?))).collect()
+        let check = |stream| match replica.verify(&stream) {
+            Err(VerifyError::Sqlite(e)) => Err(e),
+            found => Ok((stream, found)),
+        };
+        replica.all_held()?.into_keys().map(check).collect()
     }
 
     /// The same for one stream.
-    pub fn verify_stream(&self, stream: &StreamName) -> Result<Vec<TableCheck>, SqliteError> {
+    pub fn verify_stream(&self, stream: &StreamName) -> Result<Vec<TableCheck>, VerifyError> {
         Replica::open_read_only(&self.path, &self.limits)?.verify(stream)
     }
 }

@@ -14,6 +14,7 @@ use proto::fetch::FetchError;
 use proto::ids::{Instance, StreamName};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
+use proto::replica::VerifyError;
 use proto::replica::sqlite::Checkpoint;
 use proto::retry::Verdict;
 use proto::wire::{StreamState, fault};
@@ -180,11 +181,15 @@ impl Relay {
                         self.latch_drift(&stream, &text);
                     }
                 }
-                Ok(Err(e)) if e.verdict() == Verdict::Rebuild => {
+                Ok(Err(VerifyError::Sqlite(e))) if e.verdict() == Verdict::Rebuild => {
                     self.begin_shadow_anew(&e.to_string()).await;
                     return;
                 }
-                Ok(Err(e)) => self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
+                Ok(Err(VerifyError::Sqlite(e))) => self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
+                Ok(Err(e @ VerifyError::Contract { .. })) => {
+                    tracing::warn!("{e}");
+                    hall.event("NOT_CHECKED", stream.as_str(), &e.to_string());
+                }
                 Err(e) => tracing::warn!(%stream, error = %e, "its rows were not read"),
             }
             if let Err(e) = hall.spool.keep_moment(CHECKED, stream.as_str(), hall.clock.now()) {

@@ -13,7 +13,7 @@ use proto::layout::PackName;
 use proto::limits::Limits;
 use proto::manifest::{Listed, PackEntry};
 use proto::replica::sqlite::SqliteError;
-use proto::replica::{ApplyError, Job, PackFile, Replica, TableCheck};
+use proto::replica::{ApplyError, Job, PackFile, Replica, TableCheck, VerifyError};
 use proto::retry::Verdict;
 use proto::shelf;
 use rustix::process::{Resource, Rlimit, Signal};
@@ -261,7 +261,9 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError) -> TrialEnd 
                     return TrialEnd::Drifted { text: drift };
                 }
             }
-            Err(e) => return TrialEnd::of_sqlite(&e),
+            Err(VerifyError::Sqlite(e)) => return TrialEnd::of_sqlite(&e),
+            // The rows cannot be asked: the pack stays the suspect, until it is judged by other limits or another build.
+            Err(VerifyError::Contract { .. }) => {}
         }
     }
     // 3. The pack.

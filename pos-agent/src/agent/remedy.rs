@@ -196,11 +196,13 @@ impl Agent {
         self.avoid(instance, failure.pack().unwrap_or(&first.to_string()), &why)
     }
 
-    /// Whether the rows of a stream are those of its version; unknown when they cannot be read now.
+    /// Whether the rows of a stream are those of its version, as far as can be told; unknown when they cannot be read now.
     pub(super) async fn rows_are_right(&self, stream: &StreamName) -> Option<bool> {
         match self.db.verify(stream).await {
             Ok(checks) => Some(checks.iter().all(proto::replica::TableCheck::is_right)),
             Err(e) if e.verdict() == Verdict::Rebuild => Some(false),
+            // A full of the contract would be refused, too: nothing says that the rows need one.
+            Err(DbError::NotChecked(_)) => Some(true),
             Err(e) => {
                 tracing::warn!(%stream, error = %e, "the rows could not be checked");
                 None
@@ -303,7 +305,7 @@ impl Agent {
         let manifest = lock(&self.device).manifest().cloned();
         let is_listed = |i: &Instance| manifest.as_ref().is_none_or(|m| m.lists_stream(&i.stream));
         let mut all_latched = true;
-        for (instance, stream) in found.streams.iter().filter(|(i, s)| !s.ok && is_listed(i)) {
+        for (instance, stream) in found.streams.iter().filter(|(i, s)| s.has_drifted() && is_listed(i)) {
             // What was applied meanwhile may have healed it; the rows that are there now say.
             if !self.is_still(instance, stream).await && self.rows_are_right(&instance.stream).await == Some(true) {
                 tracing::info!(%instance, "the rows had drifted, and were healed before their check was over");

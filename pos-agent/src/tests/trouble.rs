@@ -81,6 +81,34 @@ async fn rows_of_our_own_that_cannot_be_read_are_healed() {
 }
 
 #[tokio::test]
+async fn a_contract_over_lowered_limits_is_no_drift() {
+    let mut hq = usual();
+    let mut r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    let columns = std::mem::replace(&mut r.config.limits.columns, 1);
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    let agent = r.open();
+    let found = agent.verify().await.unwrap();
+    assert!(!found.drift && found.unread().count() == 2 && found.drifted().is_empty(), "{found:?}");
+    assert!(found.text().contains("NOT CHECKED") && found.text().contains("limits.columns = 1"), "{}", found.text());
+    for _ in 0..3 {
+        poll_and_cycle(&agent).await;
+    }
+    // The pack cannot be taken under these limits, and that is all.
+    assert_eq!((codes(&agent), r.rows("price")), (vec![fault::PACK_IN_ERROR.to_owned()], rows(100, 50)));
+    assert!(agent.memory.drifts().is_empty());
+    drop(agent);
+    r.config.limits.columns = columns;
+    r.clock.advance(3600 * S);
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!((codes(&agent), r.rows("price")), (vec![], rows(100, 51)));
+    let found = agent.verify().await.unwrap();
+    assert!(!found.drift && found.unread().next().is_none(), "{found:?}");
+}
+
+#[tokio::test]
 async fn one_row_of_our_own_that_cannot_be_read_costs_no_other_stream_its_rows() {
     for tampering in [
         "UPDATE tillcast_stream SET applied_at = 'yesterday' WHERE stream = 'promo'",

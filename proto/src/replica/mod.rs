@@ -19,7 +19,7 @@ use crate::layout::PackKind;
 use crate::limits::Limits;
 use crate::manifest::{Listed, StreamEntry};
 use crate::retry::Verdict;
-use crate::schema::{Contract, Table};
+use crate::schema::{Contract, SchemaError, Table};
 use crate::value::Value;
 use rusqlite::{Connection, OptionalExtension, Row, Statement};
 use sqlite::{Checkpoint, SqliteError};
@@ -100,6 +100,25 @@ impl TableCheck {
     pub fn is_right(&self) -> bool {
         self.found == Some(self.stored)
     }
+}
+
+/// Why a stream's rows were not checked.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The contract that they came under, which was taken then, is refused by this build or its limits: that says nothing
+    /// of the rows.
+    #[error(
+        "stream {stream}: its rows cannot be checked here, for its contract is refused ({why}): raise [limits], or update this program"
+    )]
+    Contract {
+        /// The stream.
+        stream: StreamName,
+        /// Why it is refused.
+        why: SchemaError,
+    },
+    /// SQLite.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
 }
 
 /// Whether another listed stream holds a table that this one gets, and is to lose it by a pack of its own, which comes first.
@@ -309,7 +328,7 @@ impl Replica {
 
     /// Recomputes the digests of a stream's tables from their rows. A table that is gone, altered or
     /// damaged is wrong, not an error.
-    pub fn verify(&self, stream: &StreamName) -> Result<Vec<TableCheck>, SqliteError> {
+    pub fn verify(&self, stream: &StreamName) -> Result<Vec<TableCheck>, VerifyError> {
         // One read transaction, so that a writer's commit does not fall between two tables.
         self.sql("BEGIN", |db| db.execute_batch("BEGIN"))?;
         let checks = self.verify_in_transaction(stream);
@@ -317,9 +336,16 @@ impl Replica {
         checks
     }
 
-    fn verify_in_transaction(&self, stream: &StreamName) -> Result<Vec<TableCheck>, SqliteError> {
+    fn verify_in_transaction(&self, stream: &StreamName) -> Result<Vec<TableCheck>, VerifyError> {
         let Some(held) = self.held(stream)? else { return Ok(Vec::new()) };
-        let contract = Contract::parse(&held.ddl, &self.limits).ok();
+        let contract = match Contract::parse(&held.ddl, &self.limits) {
+            Ok(contract) => Some(contract),
+            Err(why) if self.is_as_it_came(stream, &held.ddl)? => {
+                return Err(VerifyError::Contract { stream: stream.clone(), why });
+            }
+            // Altered by hand or by rot: nothing under it is proved.
+            Err(_) => None,
+        };
         let check = |(table, stored): (&TableName, &StateDigest)| {
             let definition = contract.as_ref().and_then(|c| c.table(table));
             // A scan does not see an index that leads astray: the next update would miss its row, and a reader too.
@@ -349,6 +375,14 @@ impl Replica {
             rows: 0,
         }));
         Ok(checks)
+    }
+
+    /// Whether a contract's text is the one that came with the version.
+    fn is_as_it_came(&self, stream: &StreamName, ddl: &str) -> Result<bool, SqliteError> {
+        let sql = "SELECT schema_sha256 FROM tillcast_stream WHERE stream = ?1";
+        let noted: String =
+            self.sql("reading tillcast_stream", |db| db.query_row(sql, [stream.as_str()], |r| r.get(0)))?;
+        Ok(noted == Sha256::of(ddl.as_bytes()).to_string())
     }
 
     /// Drops the streams that are not wanted any more, with their tables.

@@ -286,6 +286,31 @@ fn drift_is_found_by_verify_and_healed_by_a_full() {
 }
 
 #[test]
+fn a_contract_that_is_refused_now_says_nothing_of_the_rows() {
+    let (shop, stream) = (Shop::new(), "catalog".parse().unwrap());
+    let one = simple(&[("a", 1.0)]);
+    apply(&mut shop.replica("r.db"), "all", &[&shop.full("all", 1, &one)]).unwrap();
+    let path = shop.dir.path().join("r.db");
+    let refused = |r: &Replica| match r.verify(&stream).unwrap_err() {
+        VerifyError::Contract { why, .. } => why.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let tight = Replica::open(&path, &Limits { columns: 2, ..Limits::default() }).unwrap();
+    assert!(refused(&tight).contains("limits.columns = 2"));
+    drop(tight);
+    // A later build's: this one does not know the function.
+    let r = shop.replica("r.db");
+    assert_right(&r, &one, false);
+    let newer = "CREATE TABLE item (sku TEXT PRIMARY KEY CHECK (is_sku(sku))) STRICT;";
+    let alter = "UPDATE tillcast_stream SET ddl = ?1, schema_sha256 = ?2";
+    r.connection().execute(alter, [newer, &Sha256::of(newer.as_bytes()).to_string()]).unwrap();
+    assert!(refused(&r).contains("is_sku"));
+    // A text that is not the one that came is the rows' affair.
+    r.connection().execute("UPDATE tillcast_stream SET ddl = ddl || 'x'", []).unwrap();
+    assert!(!r.verify(&stream).unwrap()[0].is_right());
+}
+
+#[test]
 fn readers_never_see_an_older_version() {
     let shop = Shop::new();
     let mut r = shop.replica("r.db");

@@ -395,6 +395,31 @@ async fn drift_that_verify_finds_is_latched_over_a_restart_and_healed() {
 
 /// No delta met it, and nobody asked.
 #[tokio::test]
+async fn a_contract_over_lowered_limits_is_no_drift() {
+    let (hq, mut store) = two_streams();
+    once(&store.open()).await;
+    let verify = async |relay: &Relay| crate::control::obey(relay, crate::control::Order::Verify).await;
+    let columns = std::mem::replace(&mut store.config.limits.columns, 1);
+    let relay = store.open();
+    store.clock.advance(HOUR);
+    relay.check_rows().await;
+    let events: Vec<String> = relay.hall.spool.events(10).unwrap().into_iter().map(|e| e.code).collect();
+    assert_eq!(events, ["NOT_CHECKED", "NOT_CHECKED"]);
+    let answer = verify(&relay).await;
+    assert_eq!((answer.exit, answer.lines.len()), (3, 2), "{answer:?}");
+    assert!(answer.lines[0].contains("stream price: its rows cannot be checked here"), "{answer:?}");
+    assert!(answer.lines[0].contains("limits.columns = 1"), "{answer:?}");
+    assert!(state(&relay).drifts.is_empty() && relay.hall.spool.drifts().unwrap().is_empty());
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty(), "what is held is served");
+    drop(relay);
+    store.config.limits.columns = columns;
+    let relay = store.open();
+    assert_eq!(verify(&relay).await.exit, 0);
+    assert_eq!(served(&relay, &hq.instance("price")), Some(1));
+}
+
+#[tokio::test]
 async fn a_bit_that_flipped_in_a_row_is_found_within_a_day() {
     let (hq, store) = two_streams();
     let minute = HOUR / 60;
