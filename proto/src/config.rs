@@ -49,7 +49,7 @@ pub fn load<T: DeserializeOwned>(
             path.to_owned(),
             read(path)?.ok_or_else(|| ConfigError(format!("{}: no such file", path.display())))?,
         )),
-        None => search(default_name)?,
+        None => search([Path::new(""), Path::new(SYSTEM_DIR)], default_name)?,
     };
     let text = found.as_ref().map_or("", |(_, text)| text);
     let name = found.as_ref().map(|(path, _)| path.display().to_string());
@@ -77,13 +77,21 @@ pub fn load<T: DeserializeOwned>(
     Ok(Loaded { value, dir, file })
 }
 
-fn search(name: &str) -> Result<Option<(PathBuf, String)>, ConfigError> {
-    for path in [PathBuf::from(name), Path::new(SYSTEM_DIR).join(name)] {
-        if let Some(text) = read(&path)? {
-            return Ok(Some((path, text)));
-        }
+fn search([here, system]: [&Path; 2], name: &str) -> Result<Option<(PathBuf, String)>, ConfigError> {
+    let (here, system) = (here.join(name), system.join(name));
+    // A command that is run as a service's user is often given in a directory which that one may not enter.
+    if !is_out_of_sight(&here)
+        && let Some(text) = read(&here)?
+    {
+        return Ok(Some((here, text)));
     }
-    Ok(None)
+    Ok(read(&system)?.map(|text| (system, text)))
+}
+
+/// Whether nobody can say if a file is there. One that is there, and may not be read, is in sight.
+fn is_out_of_sight(path: &Path) -> bool {
+    use io::ErrorKind::{NotADirectory, PermissionDenied};
+    std::fs::symlink_metadata(path).is_err_and(|e| matches!(e.kind(), NotADirectory | PermissionDenied))
 }
 
 fn read(path: &Path) -> Result<Option<String>, ConfigError> {
@@ -168,6 +176,7 @@ mod tests {
     #![allow(clippy::disallowed_methods)]
     use super::*;
     use serde::Deserialize;
+    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
     #[derive(Debug, Deserialize)]
@@ -360,6 +369,31 @@ mod tests {
         let l = load::<Settings>(None, "no-such-name.toml", env).unwrap();
         assert_eq!((l.value.store.as_str(), l.file), ("7", None));
         assert!(l.dir.is_absolute());
+    }
+
+    #[test]
+    fn a_directory_that_may_not_be_entered_has_no_settings_and_a_file_that_may_not_be_read_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let [here, system] = ["here", "system"].map(|d| dir.path().join(d));
+        std::fs::create_dir(&system).unwrap();
+        std::fs::write(system.join("relay.toml"), SAMPLE).unwrap();
+        let found = || search([&here, &system], "relay.toml").map(|f| f.map(|(path, _)| path));
+        // None there, and no directory at all.
+        assert_eq!(found(), Ok(Some(system.join("relay.toml"))));
+        std::fs::write(&here, "").unwrap();
+        assert_eq!(found(), Ok(Some(system.join("relay.toml"))));
+        std::fs::remove_file(&here).unwrap();
+        std::fs::create_dir(&here).unwrap();
+        let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        std::fs::write(here.join("relay.toml"), SAMPLE).unwrap();
+        mode(&here.join("relay.toml"), 0o000);
+        if std::fs::read(here.join("relay.toml")).is_ok() {
+            return; // Root may read and enter all.
+        }
+        assert!(found().unwrap_err().to_string().contains("Permission denied"));
+        mode(&here, 0o000);
+        assert_eq!(found(), Ok(Some(system.join("relay.toml"))));
+        mode(&here, 0o700);
     }
 
     #[test]
