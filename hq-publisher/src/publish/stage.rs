@@ -183,19 +183,21 @@ impl Run<'_> {
             self.is_newest(instance, head, report).await?;
             return Ok(None);
         }
-        // 1. What is published, and the new rows under their contract.
-        let mut published = self.published(instance, head, contract, false).await?;
-        self.progress.phase(instance, Phase::Reading);
-        let scratch = self.read(task, feed, published.as_ref(), &drops, report).await?;
         for attempt in 0.. {
+            // 1. What is published, and the new rows under their contract. With an inbox both are read again where the
+            // former was damaged: what no drop came for is kept from it.
+            let mut published = self.published(instance, head, contract, attempt > 0).await?;
+            self.progress.phase(instance, Phase::Reading);
+            let read = self.read(task, feed, published.as_ref(), &drops, report).await;
             // 2. What changed, and whether that may be.
-            self.progress.phase(instance, Phase::Comparing);
-            let compared = tokio::task::block_in_place(|| self.compare(task, &scratch, published.as_mut()));
-            let mut compared = match compared {
+            let compared = read.and_then(|scratch| {
+                self.progress.phase(instance, Phase::Comparing);
+                let compared = tokio::task::block_in_place(|| self.compare(task, &scratch, published.as_mut()))?;
+                Ok((scratch, compared))
+            });
+            let (scratch, mut compared) = match compared {
                 Err(CompareError::Damaged(why)) if attempt == 0 => {
                     tracing::warn!(%instance, why, "the published replica is made anew");
-                    drop(published.take());
-                    published = self.published(instance, head, contract, true).await?;
                     continue;
                 }
                 other => other.map_err(Stop::from)?,
@@ -232,7 +234,6 @@ impl Run<'_> {
                 Err(MakeError::Drift(why)) if attempt == 0 => {
                     tracing::warn!(%instance, why, "the published replica drifted; it is made anew");
                     self.give_up(instance, next).await?;
-                    published = self.published(instance, head, contract, true).await?;
                     continue;
                 }
                 Err(MakeError::Drift(why)) => {
@@ -380,7 +381,7 @@ impl Run<'_> {
         published: Option<&Published>,
         drops: &[Drop],
         report: &mut InstanceReport,
-    ) -> Result<Scratch, Stop> {
+    ) -> Result<Scratch, CompareError> {
         let (instance, contract) = (task.instance, &task.stream.contract);
         let path = self.scratch_dir.join(format!("{instance}.db"));
         let scratch = tokio::task::block_in_place(|| Scratch::create(&path, contract))?;
@@ -391,11 +392,12 @@ impl Run<'_> {
         match feed.read(self.config, task, kept, &scratch, &mut faults).await {
             Ok(()) => {}
             Err(ReadError::Scratch(e)) => return Err(e.into()),
-            Err(ReadError::Source(code, text)) => return Err(refused(code, text)),
+            Err(ReadError::Damaged(why)) => return Err(CompareError::Damaged(why)),
+            Err(ReadError::Source(code, text)) => return Err(refused(code, text).into()),
             Err(ReadError::Drop(drop, e)) => {
                 let text = format!("{}: {e}", drop.file.name);
                 let reject = vec![(*drop, e.to_string())];
-                return Err(Stop::Refused(Box::new(Refusal { code: "DROP", text, faults, reject })));
+                return Err(Stop::Refused(Box::new(Refusal { code: "DROP", text, faults, reject })).into());
             }
         }
         let wrong: BTreeSet<TableName> = faults.first.iter().map(|f| f.table.clone()).collect();
@@ -408,7 +410,7 @@ impl Run<'_> {
         }
         report.bad_rows = faults.count;
         report.faults = faults.first.iter().map(|f| format!("{instance}: {f}")).collect();
-        Err(Stop::Refused(Box::new(bad_rows(instance, faults, &wrong, &missed, drops))))
+        Err(Stop::Refused(Box::new(bad_rows(instance, faults, &wrong, &missed, drops))).into())
     }
 
     /// Compares the new rows with the published ones.
@@ -572,6 +574,11 @@ impl From<CompareError> for Stop {
             CompareError::Damaged(why) => refused("REPLICA", format!("the published replica is damaged: {why}")),
             CompareError::Stop(stop) => stop,
         }
+    }
+}
+impl From<Stop> for CompareError {
+    fn from(stop: Stop) -> Self {
+        CompareError::Stop(stop)
     }
 }
 impl From<ScratchError> for CompareError {

@@ -17,7 +17,7 @@ use proto::manifest::{Manifest, StreamEntry};
 use proto::replica::{Job, PackFile, TableCheck};
 use rusqlite::Connection;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -1303,6 +1303,43 @@ async fn inbox_world() -> World {
         drop_file(&w, &format!("price.zone-{zone}.deal.ndjson"), "{\"id\":1,\"sku\":\"a\"}\n");
     }
     w
+}
+
+/// With an inbox the replica is what a table's rows are kept from, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_no_drop_came_for_are_never_kept_from_a_damaged_replica() {
+    for damage in ["UPDATE price SET cents = 1", "a page"] {
+        let w = inbox_world().await;
+        w.publish().await;
+        let file = w.dir.path().join("state/replicas/price@zone-east.db");
+        if damage == "a page" {
+            let db = Connection::open(&file).unwrap();
+            let root: i64 =
+                db.query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'price'", [], |r| r.get(0)).unwrap();
+            let size: i64 = db.query_row("PRAGMA page_size", [], |r| r.get(0)).unwrap();
+            drop(db);
+            let file = fs::OpenOptions::new().write(true).open(&file).unwrap();
+            file.write_all_at(&[0xEE; 64], ((root - 1) * size).unsigned_abs()).unwrap();
+        } else {
+            let db = Connection::open(&file).unwrap();
+            db.execute_batch(damage).unwrap();
+        }
+        drop_file(&w, "price.zone-east.deal.ndjson", "{\"id\":2,\"sku\":\"b\"}\n");
+        let r = w.publish().await;
+        assert_eq!(
+            (r.exit_code(), outcome(&r, "price@zone-east")),
+            (0, Outcome::Published),
+            "{damage}: {:?}",
+            r.lines()
+        );
+        w.all_is_well();
+        let cents: Vec<i64> = {
+            let db = Connection::open(&file).unwrap();
+            let mut all = db.prepare("SELECT cents FROM price ORDER BY sku").unwrap();
+            all.query_map([], |r| r.get(0)).unwrap().map(Result::unwrap).collect()
+        };
+        assert_eq!(cents, [100, 200], "{damage}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
