@@ -198,6 +198,14 @@ impl Bucket {
         &self.url
     }
 
+    /// What the ledger knows it by: the same URL at another endpoint is another bucket.
+    fn key(&self) -> String {
+        match &self.kind {
+            Kind::S3(s) if !s.endpoint().is_empty() => format!("{} at {}", self.url, s.endpoint()),
+            _ => self.url.to_string(),
+        }
+    }
+
     fn name<T>(&self, action: &'static str, name: &str, outcome: Inner<T>) -> Result<T, BucketError> {
         outcome.map_err(|e| match e {
             Trouble::OtherBytesThere => {
@@ -296,7 +304,11 @@ impl Bucket {
 
     /// Keeps what a probe found for the next runs.
     pub async fn remember(&self, ledger: &Ledger, found: Conditions) -> Result<(), BucketError> {
-        Ok(ledger.set_fact(&condition_fact(&self.url), found.word()).await?)
+        Ok(ledger.set_fact(&self.condition_fact(), found.word()).await?)
+    }
+
+    fn condition_fact(&self) -> String {
+        format!("conditions {}", self.key())
     }
 
     /// The bucket's clock, where it has one of its own: the `Date` of an answer.
@@ -350,10 +362,11 @@ impl Buckets {
         let mut all = Vec::new();
         for url in &config.objects.urls {
             let mut bucket = Bucket::open(url, &config.objects)?;
+            let fact = bucket.condition_fact();
             if let Kind::S3(s3) = &mut bucket.kind
                 && config.objects.s3.conditions.is_none()
             {
-                let known = ledger.fact(&condition_fact(url)).await?;
+                let known = ledger.fact(&fact).await?;
                 let probed = match known.as_deref().and_then(Conditions::from_word) {
                     Some(known) => Ok(known),
                     None => {
@@ -382,14 +395,23 @@ impl Buckets {
             .next()
             .ok_or_else(|| BucketError::BadUrl { url: String::new(), reason: "name at least one bucket".into() })?;
         let mirrors = all.map(|bucket| Arc::new(Mirror { bucket, state: Mutex::default() })).collect();
-        Ok(Buckets {
+        let buckets = Buckets {
             first,
             mirrors,
             ledger: ledger.clone(),
             limits: config.limits.clone(),
             concurrency: config.objects.concurrency,
             room: config.state.dir.join("mirror"),
-        })
+        };
+        buckets.leave_others_behind().await?;
+        Ok(buckets)
+    }
+
+    /// What is put now does not go to a mirror that the settings name no more, or as the first: when they name it again,
+    /// it lacks that.
+    async fn leave_others_behind(&self) -> Result<(), BucketError> {
+        let keys: Vec<String> = self.mirrors.iter().map(|m| m.bucket.key()).collect();
+        Ok(self.ledger.mirrors_behind_but(&keys).await?)
     }
 
     /// Puts under way at once, as set.
@@ -491,7 +513,8 @@ impl Buckets {
         for mirror in &self.mirrors {
             let mut state = mirror.state.lock().await;
             if state.mark.is_none() {
-                let (mark, was_even) = self.mark_behind(mirror).await?;
+                let (mark, even) = self.mark_behind(mirror).await?;
+                let was_even = even && self.is_as_left(&mirror.bucket).await;
                 *state = MirrorState { mark: Some(mark), was_even, failed: None };
             }
         }
@@ -499,7 +522,30 @@ impl Buckets {
     }
 
     async fn mark_behind(&self, mirror: &Mirror) -> Result<(i64, bool), BucketError> {
-        Ok(failpoint::around("mirror.behind", self.ledger.mirror_behind(mirror.bucket.url())).await?)
+        Ok(failpoint::around("mirror.behind", self.ledger.mirror_behind(&mirror.bucket.key())).await?)
+    }
+
+    /// Whether a mirror that was even has, by two looks, what was put last: it may have been emptied or set back, or
+    /// its disk not be mounted.
+    async fn is_as_left(&self, mirror: &Bucket) -> bool {
+        let look = async {
+            // As the ledger has it: where the first bucket's is bent, the mirror keeps its own.
+            if let Some(trust) = self.ledger.trust().await?.into_iter().rfind(|row| row.put)
+                && mirror.get(&ObjectName::Trust, self.limits.trust_bytes).await?.is_none_or(|t| t != trust.envelope)
+            {
+                return Ok(false);
+            }
+            let newest = self.ledger.heads().await?.into_iter().max_by_key(|(_, head)| head.signed_at);
+            let Some((instance, pack)) = newest.and_then(|(i, head)| Some((i, head.packs.last()?.clone()))) else {
+                return Ok(true);
+            };
+            let theirs = mirror.list(&format!("packs/{instance}/")).await?;
+            Ok::<_, BucketError>(theirs.get(&ObjectName::Pack(pack.name(&instance))) == Some(&pack.bytes))
+        };
+        look.await.unwrap_or_else(|e| {
+            tracing::warn!(mirror = mirror.url(), "{e}");
+            false
+        })
     }
 
     /// Tries a put or a deletion, and whether it was done; the first failure ends the tries of this run.
@@ -526,6 +572,8 @@ impl Buckets {
     /// Run it after the last put.
     pub async fn repair_mirrors(&self) -> Result<Lag, BucketError> {
         let mut lag = Lag::default();
+        // Another process, begun with other settings, may have called one even meanwhile.
+        self.leave_others_behind().await?;
         if self.mirrors.is_empty() {
             return Ok(lag);
         }
@@ -541,7 +589,7 @@ impl Buckets {
             };
             match (outcome, state.mark) {
                 (Ok(()), Some(mark)) => {
-                    failpoint::around("mirror.even", self.ledger.mirror_even(mirror.bucket.url(), mark)).await?
+                    failpoint::around("mirror.even", self.ledger.mirror_even(&mirror.bucket.key(), mark)).await?
                 }
                 (Ok(()), None) => {}
                 (Err(e), _) => {
@@ -552,6 +600,58 @@ impl Buckets {
             *state = MirrorState::default();
         }
         Ok(lag)
+    }
+
+    /// Copies to each mirror what it lacks, be it even by its mark; tells of those that it cannot bring up.
+    pub async fn copy_to_mirrors(&self) -> Result<Lag, BucketError> {
+        self.mark_mirrors().await?;
+        for mirror in &self.mirrors {
+            mirror.state.lock().await.was_even = false;
+        }
+        self.repair_mirrors().await
+    }
+
+    /// A line for each mirror that is even by its mark, and lacks something of the first bucket or has it otherwise. Of one
+    /// that is behind who puts tells.
+    pub async fn compare_mirrors(&self) -> Result<Vec<String>, BucketError> {
+        let mut told = Vec::new();
+        for mirror in self.mirrors.iter().map(|m| &m.bucket) {
+            let mark = self.ledger.mirror_is_even(&mirror.key()).await?;
+            if mark.is_none() {
+                continue;
+            }
+            let line = match self.differing(mirror).await {
+                Ok(differing) => differing.first().map(|name| {
+                    format!(
+                        "mirror {}: of {} it lacks {} objects or has others, {name} for one: verify --mend copies them",
+                        mirror.url(),
+                        self.first.url(),
+                        differing.len()
+                    )
+                }),
+                Err(e) => Some(e.to_string()),
+            };
+            // What was put meanwhile is no fault.
+            if self.ledger.mirror_is_even(&mirror.key()).await? == mark {
+                told.extend(line);
+            }
+        }
+        Ok(told)
+    }
+
+    /// The objects of the first bucket that a mirror lacks or has otherwise: packs and trust files by name and length, others
+    /// by their bytes.
+    async fn differing(&self, mirror: &Bucket) -> Result<Vec<ObjectName>, BucketError> {
+        let (ours, theirs) = (self.first.list("").await?, mirror.list("").await?);
+        let (theirs, max) = (&theirs, self.limits.manifest_bytes);
+        let looks = stream::iter(ours).map(|(name, bytes)| async move {
+            let is_same = match name.is_immutable() {
+                true => theirs.get(&name) == Some(&bytes),
+                false => self.first.get(&name, max).await? == mirror.get(&name, max).await?,
+            };
+            Ok::<_, BucketError>((!is_same).then_some(name))
+        });
+        looks.buffered(self.concurrency).try_filter_map(|name| future::ready(Ok(name))).try_collect().await
     }
 
     /// Copies to a mirror what it lacks: packs and trust files by name and length, then the trust that manifests need,
@@ -621,8 +721,4 @@ impl Buckets {
         }
         shelf::remove(copy)
     }
-}
-
-fn condition_fact(url: &str) -> String {
-    format!("conditions {url}")
 }

@@ -29,7 +29,7 @@ pub struct Report {
     pub manifests: usize,
     /// Trust files compared.
     pub trust_files: usize,
-    /// What is wrong with manifests and trust files.
+    /// What is wrong with manifests, trust files and mirrors.
     pub problems: Vec<String>,
 }
 
@@ -96,6 +96,10 @@ pub async fn run(
     step(heads.len(), heads.len());
     check_manifests(config, ledger, buckets, &mut report).await?;
     check_trust(config, ledger, buckets, &mut report).await?;
+    match buckets.compare_mirrors().await {
+        Ok(told) => report.problems.extend(told),
+        Err(e) => report.problems.push(e.to_string()),
+    }
     Ok(report)
 }
 
@@ -174,10 +178,10 @@ async fn check_packs(config: &Config, buckets: &Buckets, instance: &Instance, he
     }
 }
 
-/// Puts manifests and trust files that are wrong or missing in the bucket there once more; how many. Only under the
-/// publisher's lease. Never over newer ones of ours: a ledger set back must not undo what was signed since; where newer trust
-/// files cannot be followed, what a key signed that they may name counts as newer. Those are told by an error, after all
-/// others were put. (A pack is not kept here: a full goes round it.)
+/// Puts manifests and trust files that are wrong or missing in the bucket there once more, how many; and copies to mirrors
+/// what they lack. Only under the publisher's lease. Never over newer ones of ours: a ledger set back must not undo what was
+/// signed since; where newer trust files cannot be followed, what a key signed that they may name counts as newer. Those are
+/// told by an error, after all others were put. (A pack is not kept here: a full goes round it.)
 pub async fn put_back(
     config: &Config,
     ledger: &Ledger,
@@ -242,6 +246,9 @@ pub async fn put_back(
         }
         put_one(name, last.envelope).await?;
         put += 1;
+    }
+    for lag in buckets.copy_to_mirrors().await?.mirrors {
+        tracing::warn!("{lag}");
     }
     match overtaken {
         Some(e) => Ok(manifests::telling(ledger, clock, Err(e)).await?),

@@ -110,6 +110,11 @@ impl S3 {
         })
     }
 
+    /// The endpoint, as set; empty where it is AWS's.
+    pub(super) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     pub(super) fn set_conditions(&mut self, found: Conditions) {
         self.conditions = found == Conditions::Honoured;
     }

@@ -232,6 +232,18 @@ async fn the_same_contract_whatever_a_server_does_with_conditions() {
     }
 }
 
+/// What was found out of one says nothing of the other.
+#[tokio::test]
+async fn the_same_url_at_another_endpoint_is_another_bucket() {
+    let ((one, _fake), (other, _other)) = (on_fake(Conditions::Honoured).await, on_fake(Conditions::Ignored).await);
+    assert_eq!(one.url(), other.url());
+    assert_ne!(one.key(), other.key());
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = buckets(dir.path(), &["a"]).await.ledger;
+    one.remember(&ledger, Conditions::Honoured).await.unwrap();
+    assert_eq!(ledger.fact(&other.condition_fact()).await.unwrap(), None);
+}
+
 /// What is remembered is what the server does, not how it was that day.
 #[tokio::test]
 async fn a_probe_tells_a_refusal_from_an_ailment() {

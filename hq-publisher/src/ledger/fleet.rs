@@ -342,7 +342,7 @@ impl Ledger {
         w.commit().await
     }
 
-    /// A mirror is about to be put to: marks it as behind. The mark to give to
+    /// A mirror (by its URL and endpoint) is about to be put to: marks it as behind. The mark to give to
     /// [`Ledger::mirror_even`], and whether it was even before.
     pub async fn mirror_behind(&self, url: &str) -> Result<(i64, bool), LedgerError> {
         let mut w = self.write().await?;
@@ -371,6 +371,24 @@ impl Ledger {
             .execute(&mut **w)
             .await?;
         w.commit().await
+    }
+
+    /// The mark of a mirror that is even; none of one that is behind or not known.
+    pub async fn mirror_is_even(&self, url: &str) -> Result<Option<i64>, LedgerError> {
+        let query = sqlx::query("SELECT mark FROM mirror WHERE url = $1 AND even <> 0").bind(url);
+        query.fetch_optional(self.pool()).await?.map(|r| r.number(0)).transpose()
+    }
+
+    /// Marks all mirrors but these as behind: nothing is put to them.
+    pub async fn mirrors_behind_but(&self, these: &[String]) -> Result<(), LedgerError> {
+        let even = sqlx::query("SELECT url FROM mirror WHERE even <> 0").fetch_all(self.pool()).await?;
+        for url in even.iter().map(|r| r.text(0)) {
+            let url = url?;
+            if !these.contains(&url) {
+                self.mirror_behind(&url).await?;
+            }
+        }
+        Ok(())
     }
 
     /// A publish went through.

@@ -184,16 +184,25 @@ impl World {
     async fn publish(&self) -> PublishReport {
         self.publish_as(PublishOptions::default()).await
     }
+    /// Other buckets are named in the settings; the first of them decides.
+    fn name_buckets(&mut self, dirs: &[&str]) {
+        let urls: Vec<_> = dirs.iter().map(|d| format!("\"file:{d}\"")).collect();
+        set(self, &CONFIG.replace("\"file:objects\"", &urls.join(", ")));
+    }
     fn objects(&self) -> BTreeMap<String, Sha256> {
+        self.objects_in("objects")
+    }
+    fn objects_in(&self, bucket: &str) -> BTreeMap<String, Sha256> {
         let mut out = BTreeMap::new();
-        let mut rooms = vec![self.dir.path().join("objects")];
+        let bucket = self.dir.path().join(bucket);
+        let mut rooms = vec![bucket.clone()];
         while let Some(room) = rooms.pop() {
             for e in fs::read_dir(&room).into_iter().flatten() {
                 let path = e.unwrap().path();
                 if path.is_dir() {
                     rooms.push(path);
                 } else {
-                    let name = path.strip_prefix(self.dir.path().join("objects")).unwrap().display().to_string();
+                    let name = path.strip_prefix(&bucket).unwrap().display().to_string();
                     out.insert(name, Sha256::of(&fs::read(&path).unwrap()));
                 }
             }
@@ -2515,6 +2524,66 @@ async fn a_mirror_that_lags_is_mailed_once_and_its_return_too() {
     fs::remove_file(&mirror).unwrap();
     assert_eq!(w.publish().await.exit_code(), 0);
     assert_eq!(ledger.unsent_mails().await.unwrap().len(), 2);
+}
+
+/// Even by its mark is not even: it was not named for a while, was emptied, or set back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_missed_something_is_brought_up_whatever_its_mark_says() {
+    let mut w = World::new().await;
+    let both = ["objects", "mirror"];
+    w.name_buckets(&both);
+    w.publish().await;
+    assert_eq!(w.objects_in("mirror"), w.objects());
+    // Not named while a pack and keys came.
+    w.name_buckets(&["objects"]);
+    w.sql(CHANGE);
+    w.publish().await;
+    let rotate = crate::cli::Rotate {
+        root: false,
+        publisher_only: false,
+        root_key: Vec::new(),
+        keep_old: false,
+        finish: false,
+        clock_is_right: false,
+    };
+    Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap().rotate(&rotate).await.unwrap();
+    w.name_buckets(&both);
+    assert_ne!(w.objects_in("mirror"), w.objects());
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert_eq!(w.objects_in("mirror"), w.objects());
+    // First for a while.
+    w.name_buckets(&["mirror"]);
+    w.sql("UPDATE item SET name = 'x' WHERE sku = 'sku5'");
+    w.publish().await;
+    w.name_buckets(&["mirror", "objects"]);
+    w.publish().await;
+    assert_eq!(w.objects_in("mirror"), w.objects());
+    w.name_buckets(&both);
+    w.publish().await;
+    // Emptied; and as it was before the last publish.
+    let (mirror, backup) = (w.dir.path().join("mirror"), w.dir.path().join("backup"));
+    copy(&mirror, &backup);
+    fs::remove_dir_all(&mirror).unwrap();
+    w.publish().await;
+    assert_eq!(w.objects_in("mirror"), w.objects());
+    w.sql("UPDATE item SET name = 'y' WHERE sku = 'sku5'");
+    w.clock.advance(Duration::from_secs(60));
+    w.publish().await;
+    fs::remove_dir_all(&mirror).unwrap();
+    fs::rename(&backup, &mirror).unwrap();
+    w.publish().await;
+    assert_eq!(w.objects_in("mirror"), w.objects());
+    // One object alone is found by `verify`.
+    fs::remove_file(mirror.join("packs/catalog@all/0000000001.full.pack")).unwrap();
+    fs::write(mirror.join("stores/0421/manifest.json"), "{}").unwrap();
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let buckets = Buckets::open(&w.config, &ledger).await.unwrap();
+    let problems = crate::verify::run(&w.config, &ledger, &buckets, |_, _| {}).await.unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].contains("lacks 2 objects or has others, stores/0421"), "{problems:?}");
+    crate::verify::put_back(&w.config, &ledger, &buckets, w.clock.as_ref()).await.unwrap();
+    assert_eq!(w.objects_in("mirror"), w.objects());
+    let report = crate::verify::run(&w.config, &ledger, &buckets, |_, _| {}).await.unwrap();
+    assert!(report.is_right(), "{:?}", report.lines());
 }
 
 #[tokio::test(flavor = "multi_thread")]
