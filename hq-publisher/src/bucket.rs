@@ -414,6 +414,16 @@ impl Buckets {
         Ok(self.ledger.mirrors_behind_but(&keys).await?)
     }
 
+    /// The URL of the first bucket.
+    pub fn first_url(&self) -> &str {
+        self.first.url()
+    }
+
+    /// What the ledger knows the first bucket by.
+    pub fn first_key(&self) -> String {
+        self.first.key()
+    }
+
     /// Puts under way at once, as set.
     pub fn concurrency(&self) -> usize {
         self.concurrency
@@ -479,6 +489,11 @@ impl Buckets {
             .into_iter()
             .filter_map(|(n, b)| if let ObjectName::Pack(p) = n { Some((p, b)) } else { None })
             .collect())
+    }
+
+    /// All objects of the first bucket, with their lengths.
+    pub async fn list(&self) -> Result<BTreeMap<ObjectName, u64>, BucketError> {
+        self.first.list("").await
     }
 
     /// The stores that have a manifest.

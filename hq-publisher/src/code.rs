@@ -104,6 +104,7 @@ fn manifests(e: &ManifestsError) -> &'static str {
     match e {
         ManifestsError::Ledger(e) => ledger(e),
         ManifestsError::Bucket(e) => bucket(e),
+        ManifestsError::Lacking { .. } => BUCKET,
         ManifestsError::NotPut(all) => all.first().map_or(BUCKET, |n| bucket(&n.error)),
         ManifestsError::ClockLeapt { .. } => "CLOCK",
         ManifestsError::Keys(_) => KEYS,

@@ -6,7 +6,7 @@ use crate::config::{Config, SourceKind};
 use crate::keys::{KeyFile, Keyring, Role};
 use crate::ledger::{Kind, Ledger};
 use crate::mail::Smtp;
-use crate::manifests::{ends_soon, newer_in_bucket, newest_trust};
+use crate::manifests::{self, Doubt, ManifestsError, ends_soon, newer_in_bucket, newest_trust};
 use crate::publish::contracts::{self, Contracts};
 use crate::source_db::Database;
 use proto::clock::{Clock, since};
@@ -344,11 +344,16 @@ const LISTED: usize = 20;
 /// A ledger from a backup forgot what was signed since.
 async fn ledger_against_bucket(config: &Config, ledger: &Ledger, c: &mut Checks) {
     let name = "ledger against bucket";
-    let newer = async {
+    let look = async {
         let buckets = Buckets::open(config, ledger).await?;
+        let lacks = manifests::doubt(ledger, &buckets, &config.limits).await?.filter(|d| !d.lacks.is_empty());
+        if let Some(Doubt { lacks, .. }) = lacks {
+            return Err(ManifestsError::Lacking { bucket: buckets.first_url().to_owned(), lacks });
+        }
         newer_in_bucket(ledger, &buckets, &config.limits).await
     };
-    match newer.await {
+    match look.await {
+        Err(e @ ManifestsError::Lacking { .. }) => c.fail(name, e, "publish puts nothing there before that is settled"),
         Ok(newer) if newer.is_empty() => c.pass(name, "nothing there is newer"),
         Ok(newer) => {
             let told: Vec<&str> = newer.iter().take(LISTED).map(String::as_str).collect();

@@ -197,7 +197,13 @@ impl<'a> Desk<'a> {
         Ok(newest.ok_or(KeysError::NoTrust)?)
     }
 
+    /// Signs what is put to a bucket that has what lists name.
     async fn signer(&self) -> Result<Signer, EnrolError> {
+        manifests::check_place(&self.ledger, &self.buckets, &self.config.limits, false).await?;
+        self.signer_anywhere().await
+    }
+
+    async fn signer_anywhere(&self) -> Result<Signer, EnrolError> {
         manifests::follow_trust(self.config, &self.ledger, &self.buckets, self.clock).await?;
         manifests::check_taken_over(self.config, &self.ledger, &self.buckets, self.clock).await?;
         Ok(Signer::open(self.config, &self.ledger, self.clock, self.clock_is_right).await?)
@@ -387,6 +393,10 @@ impl<'a> Desk<'a> {
     /// Nobody publishes while keys change: what they sign would be by the old one. Keys are changed from the newest file on.
     async fn lease(&self) -> Result<(LockFile, Token), EnrolError> {
         manifests::follow_trust(self.config, &self.ledger, &self.buckets, self.clock).await?;
+        // Whoever emptied the bucket keeps no key trusted by it; what is put there makes it no known one.
+        if let Err(e) = manifests::check_place(&self.ledger, &self.buckets, &self.config.limits, false).await {
+            tracing::warn!("{e}");
+        }
         let taken = Lease::take(self.config, &self.ledger, self.clock).await;
         taken.map_err(|e| EnrolError::Busy(Box::new(e)))
     }
@@ -526,7 +536,7 @@ impl<'a> Desk<'a> {
     /// Puts trust, signs every manifest that is not by today's key and epoch, puts them; how many.
     async fn sign_everything(&self, token: Token) -> Result<usize, EnrolError> {
         manifests::put_trust(&self.ledger, &self.buckets).await?;
-        let mut signer = self.signer().await?;
+        let mut signer = self.signer_anywhere().await?;
         let mut all = 0;
         loop {
             // As above; what else keeps one from being put keeps no other from being signed.

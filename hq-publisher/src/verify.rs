@@ -188,6 +188,10 @@ pub async fn put_back(
     buckets: &Buckets,
     clock: &dyn Clock,
 ) -> Result<usize, PublishError> {
+    // What is put to a place that lacks packs makes it no known one.
+    if let Err(e) = manifests::check_place(ledger, buckets, &config.limits, false).await {
+        tracing::warn!("{e}");
+    }
     let unfollowed = match manifests::follow_trust(config, ledger, buckets, clock).await {
         Ok(Followed::Newest) => None,
         Ok(Followed::Not(why)) => Some(ManifestsError::Foreign(format!(

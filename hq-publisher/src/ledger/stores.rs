@@ -461,6 +461,13 @@ impl Ledger {
         w.commit().await
     }
 
+    /// The trust files are not all in the bucket any more.
+    pub async fn put_trust_again(&self) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        sqlx::query("UPDATE trust SET put = 0").execute(&mut **w).await?;
+        w.commit().await
+    }
+
     /// A trust file is in the bucket.
     pub async fn trust_put(&self, version: u64) -> Result<(), LedgerError> {
         let mut w = self.write().await?;

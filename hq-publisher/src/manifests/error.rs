@@ -1,6 +1,7 @@
 //! Why manifests could not be made or put, and what becomes of several such errors.
 
 use super::overtaken::{Overtaken, told};
+use super::place;
 use crate::bucket::BucketError;
 use crate::keys::KeysError;
 use crate::ledger::LedgerError;
@@ -46,6 +47,14 @@ pub enum ManifestsError {
          lost or set back): nothing is signed before it knows them. Run publish first, then this again"
     )]
     NotTakenOver(Instance),
+    /// The first bucket is another one than before, or was emptied.
+    #[error("{}", place::told(.bucket, .lacks))]
+    Lacking {
+        /// Its URL.
+        bucket: String,
+        /// The instances of which it lacks packs.
+        lacks: Vec<Instance>,
+    },
     /// Trust files found in the bucket.
     #[error("the trust files in the bucket cannot be taken over: {0}")]
     Foreign(String),

@@ -177,6 +177,8 @@ impl Tools<'_> {
             let adopted = rebuild::adopt(shop, self.config, self.ledger, token, self.clock);
             failpoint::around(Step::Adopt.failpoint(), adopted).await?;
             self.steps.after(&Step::Adopt)?;
+            let all_anew = self.options.full && self.options.stream.is_none();
+            manifests::check_place(self.ledger, self.buckets, limits, all_anew).await?;
         }
         let right = self.options.clock_is_right;
         let mut signer = if self.options.dry_run {
@@ -299,6 +301,7 @@ impl Run<'_> {
         // 6. The commit point, and what follows from it.
         if !self.options.dry_run {
             self.sign(ready, &mut report).await?;
+            manifests::know_place(self.ledger, self.buckets).await?;
             let before = self.behind.len();
             let is_known = |e: &InstanceReport| e.is_well() || e.is_newest;
             self.behind.retain(|i| !report.instances.get(i).is_some_and(is_known));

@@ -146,6 +146,9 @@ impl World {
         let original = Connection::open(self.dir.path().join("state/fleet.db")).unwrap();
         original.execute("VACUUM INTO ?1", [ledger.to_str().unwrap()]).unwrap();
         fs::set_permissions(&ledger, fs::Permissions::from_mode(0o600)).unwrap();
+        let [from, to] = [self.dir.path(), dir.path()].map(|d| d.to_str().unwrap());
+        let bucket = "UPDATE fact SET value = replace(value, ?1, ?2) WHERE name = 'bucket'";
+        Connection::open(&ledger).unwrap().execute(bucket, [from, to]).unwrap();
         Self::open(dir, self.clock.clone())
     }
     /// A new machine: keys and bucket are there.
@@ -2506,6 +2509,78 @@ async fn a_drop_is_waited_for_where_a_zone_was_empty() {
     drop_file(&w, "price.zone-west.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
     assert_eq!(outcome(&w.publish().await, "price@zone-west"), Outcome::Unchanged);
     assert_eq!(w.manifest("0422").unwrap().streams["price"].audience.to_string(), "zone-west");
+}
+
+/// What lists name is never half there: nothing is put to an empty place before somebody says that it is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_lacks_what_lists_name_gets_nothing_until_somebody_says_so() {
+    let mut w = World::new().await;
+    w.publish().await;
+    let (objects, aside) = (w.dir.path().join("objects"), w.dir.path().join("aside"));
+    let lacks = |e: PublishError| {
+        let text = e.to_string();
+        assert!(text.contains("catalog@all") && text.contains("publish --full") && e.exit_code() == 1, "{text}");
+    };
+    // Its disk is not mounted: neither the bucket as it was nor the empty place gets anything, by whatever command.
+    fs::rename(&objects, &aside).unwrap();
+    w.sql(CHANGE);
+    for _ in 0..2 {
+        lacks(w.publish_cut(&options(), &Quiet).await.unwrap_err());
+    }
+    let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    let e = desk.enroll(&"0421-01".parse().unwrap()).await.unwrap_err();
+    assert!(e.to_string().contains("is its disk mounted"), "{e}");
+    assert!(w.objects().is_empty(), "{:?}", w.objects());
+    let mails = desk.ledger.unsent_mails().await.unwrap();
+    assert!(mails.len() == 1 && mails[0].body.contains("is its disk mounted"), "{mails:?}");
+    let _ = fs::remove_dir_all(&objects);
+    fs::rename(&aside, &objects).unwrap();
+    assert_eq!(w.publish().await.exit_code(), 0);
+    w.all_is_well();
+    // A half that somebody put there is one still.
+    copy(&objects, &aside);
+    fs::remove_dir_all(&objects).unwrap();
+    lacks(w.publish_cut(&options(), &Quiet).await.unwrap_err());
+    let buckets = Buckets::open(&w.config, &desk.ledger).await.unwrap();
+    crate::verify::put_back(&w.config, &desk.ledger, &buckets, w.clock.as_ref()).await.unwrap();
+    lacks(w.publish_cut(&options(), &Quiet).await.unwrap_err());
+    let only = PublishOptions { full: true, stream: Some("price".parse().unwrap()), ..options() };
+    lacks(w.publish_cut(&only, &Quiet).await.unwrap_err());
+    // Lost for good.
+    let full = PublishOptions { full: true, ..options() };
+    assert_eq!(w.publish_as(full).await.exit_code(), 0);
+    w.all_is_well();
+    assert!(w.exists("objects/trust/0000000001.json") && w.exists("objects/trust.json"));
+    assert_eq!(w.publish().await.exit_code(), 0);
+    // A new place: as a mirror first; or a copy.
+    let before = w.objects();
+    w.name_buckets(&["new"]);
+    lacks(w.publish_cut(&options(), &Quiet).await.unwrap_err());
+    w.name_buckets(&["objects", "new"]);
+    w.publish().await;
+    w.name_buckets(&["new"]);
+    assert_eq!((w.publish().await.exit_code(), w.objects_in("new")), (0, before.clone()));
+    copy(&w.dir.path().join("new"), &w.dir.path().join("newer"));
+    for gone in ["newer/trust/0000000001.json", "newer/stores/0421/manifest.json"] {
+        fs::remove_file(w.dir.path().join(gone)).unwrap();
+    }
+    w.name_buckets(&["newer"]);
+    assert_eq!((w.publish().await.exit_code(), w.objects_in("newer")), (0, before.clone()));
+    // The pointer alone went.
+    fs::remove_file(w.dir.path().join("newer/trust.json")).unwrap();
+    assert_eq!((w.publish().await.exit_code(), w.objects_in("newer")), (0, before));
+}
+
+/// A ledger of before it was remembered takes the bucket that it finds for the one that it knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_ledger_takes_its_bucket_as_known() {
+    let mut w = World::new().await;
+    w.publish().await;
+    let ledger = Connection::open(w.dir.path().join("state/fleet.db")).unwrap();
+    assert_eq!(ledger.execute("DELETE FROM fact WHERE name = 'bucket'", []).unwrap(), 1);
+    assert_eq!(w.publish().await.exit_code(), 0);
+    w.name_buckets(&["new"]);
+    w.publish_cut(&options(), &Quiet).await.unwrap_err();
 }
 
 #[tokio::test(flavor = "multi_thread")]

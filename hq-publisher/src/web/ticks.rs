@@ -200,6 +200,7 @@ pub async fn manifests(app: &App) -> Result<(), String> {
 async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
     let buckets = Buckets::open(&app.config, &app.ledger).await?;
     let followed = manifests::follow_trust(&app.config, &app.ledger, &buckets, app.clock.as_ref()).await?;
+    manifests::check_place(&app.ledger, &buckets, &app.config.limits, false).await?;
     manifests::check_taken_over(&app.config, &app.ledger, &buckets, app.clock.as_ref()).await?;
     let signer = Signer::open(&app.config, &app.ledger, app.clock.as_ref(), false).await?;
     signer.mail_end(&app.config, &app.ledger, app.clock.as_ref()).await?;

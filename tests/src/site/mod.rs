@@ -329,7 +329,9 @@ impl Site {
             let tables =
                 db.query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'lease'", [], |r| r.get::<_, i64>(0));
             if tables.unwrap() == 1 {
-                db.execute("UPDATE lease SET holder = replace(holder, ?1, ?2)", [from, to]).unwrap();
+                db.execute("UPDATE lease SET holder = replace(holder, ?1, ?2)", [&from, &to]).unwrap();
+                let bucket = "UPDATE fact SET value = replace(value, ?1, ?2) WHERE name = 'bucket'";
+                db.execute(bucket, [&from, &to]).unwrap();
             }
         }
         let nodes = || [&self.hq].into_iter().chain(self.relays.values()).chain(self.registers.values());

@@ -115,7 +115,7 @@ const TABLE: &str = r#"
 # trust.json
 truncate | relay 3 REFUSED NOT_AN_ENVELOPE | `verify --mend` | relay REFUSED NOT_AN_ENVELOPE | `verify --mend`
 empty | relay 3 REFUSED NOT_AN_ENVELOPE | `verify --mend` | relay REFUSED NOT_AN_ENVELOPE | `verify --mend`
-delete | relay 1 SOURCE | `verify --mend` | relay SOURCE | `verify --mend`
+delete | relay 1 SOURCE | `publish` | relay SOURCE | `publish`
 flip payload | quiet | itself | quiet | itself
 flip signature | quiet | itself | quiet | itself
 swap | relay 3 REFUSED NOT_AN_ENVELOPE | `verify --mend` | relay REFUSED NOT_AN_ENVELOPE | `verify --mend`
