@@ -1,5 +1,7 @@
 //! What to publish, and why. Pure: the facts come in, a plan with its reasons goes out.
 
+use proto::layout::{PackKind, PackName};
+use proto::wire::{Fault, fault};
 use serde::Serialize;
 use std::fmt;
 
@@ -108,7 +110,18 @@ pub fn plan(facts: &Facts) -> Plan {
     }
 }
 
+/// Whether a full may be a way round what a device reports. Where it refuses a full for what it is itself (an older build,
+/// lower `[limits]`, too little memory), it refuses the next one as well.
+pub fn full_may_help(f: &Fault) -> bool {
+    let of_its_own = ["BAD_SCHEMA", "UNKNOWN_FORMAT", "TOO_MUCH", "CRASH"];
+    let refused = f.object.as_deref().and_then(|o| o.parse::<PackName>().ok());
+    f.code != fault::PACK_IN_ERROR
+        || refused.is_none_or(|pack| pack.kind == PackKind::Delta)
+        || !f.text.split(':').next().is_some_and(|reason| of_its_own.contains(&reason))
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -125,6 +138,31 @@ mod tests {
     }
     fn what(facts: Facts) -> String {
         plan(&facts).to_string()
+    }
+
+    #[test]
+    fn no_full_is_made_for_who_refuses_each() {
+        let reported = |code: &str, pack: &str, text: &str| Fault {
+            code: code.into(),
+            instance: Some("price@zone-east".parse().unwrap()),
+            object: Some(format!("price@zone-east/{pack}.pack")),
+            text: text.into(),
+            since: proto::clock::Timestamp::UNIX_EPOCH,
+        };
+        for (pack, text, helps) in [
+            ("0000000002.delta", "DIGEST: table price has digest", true),
+            ("0000000002.full", "WRONG_HASH: x", true),
+            ("0000000002.delta", "UNKNOWN_FORMAT: x", true),
+            ("0000000002.delta", "BAD_SCHEMA: x", true),
+            ("0000000002.full", "UNKNOWN_FORMAT: x", false),
+            ("0000000002.full", "TOO_MUCH: line 9: over limits.rows = 8", false),
+            ("0000000002.full", "BAD_SCHEMA: x", false),
+            ("0000000002.full", "CRASH: x", false),
+            ("0000000002.full", "this agent died 5 times while applying it", true),
+        ] {
+            assert_eq!(full_may_help(&reported(fault::PACK_IN_ERROR, pack, text)), helps, "{pack} {text}");
+        }
+        assert!(full_may_help(&reported(fault::PACK_MISSING, "0000000002.full", "BAD_SCHEMA: x")));
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::config::Config;
 use crate::ledger::{Complaint, Head, Ledger, LedgerError, Token};
 use crate::mail;
 use crate::manifests::{self, Move, Signer, telling};
+use crate::plan::full_may_help;
 use crate::rebuild::{self, Workshop};
 use crate::source::StoreRow;
 use contracts::{Contracts, Stream, audiences};
@@ -389,7 +390,7 @@ impl Run<'_> {
         let complaints: Vec<Complaint> = complaints.into_iter().filter(|c| !gone.contains(c.device.store())).collect();
         self.held_out = behind::held_out(&complaints, &self.ledger.enrolled().await?, &self.heads);
         self.behind.extend(self.held_out.keys().cloned());
-        for Complaint { device, fault } in complaints {
+        for Complaint { device, fault } in complaints.into_iter().filter(|c| full_may_help(&c.fault)) {
             let Some(instance) = fault.instance else { continue };
             if self.reported.get(&instance).is_none_or(|(known, _)| *known < fault.since) {
                 self.reported.insert(instance, (fault.since, format!("{device} {}", fault.code)));

@@ -1758,6 +1758,42 @@ async fn a_reported_fault_makes_the_next_publish_a_full_once() {
     );
 }
 
+/// A relay of an older build, or with lower limits, refuses whatever is made: that costs no other store a full each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_refuses_fulls_too_makes_no_more_of_them() {
+    use proto::wire::{Fault, fault};
+    let w = World::new().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mut made = Vec::new();
+    // What it refuses before each publish: what it could reach of the one before.
+    for (seq, refused) in [None, Some("0000000002.delta"), Some("0000000003.full"), None].into_iter().enumerate() {
+        w.clock.advance(Duration::from_secs(10));
+        let fault = |pack| Fault {
+            code: fault::PACK_IN_ERROR.into(),
+            instance: Some("catalog@all".parse().unwrap()),
+            object: Some(format!("catalog@all/{pack}.pack")),
+            text: "BAD_SCHEMA: contract: column item.weight: no such type".into(),
+            since: w.clock.now(),
+        };
+        let beat = BeatRow {
+            device: "0421".parse().unwrap(),
+            seq: seq as u64,
+            envelope: String::new(),
+            received_at: w.clock.now(),
+            last_seen_at: w.clock.now(),
+            serial: None,
+            complaints: refused.map(fault).into_iter().collect(),
+            versions: Vec::new(),
+        };
+        ledger.record_beats(&[beat]).await.unwrap();
+        w.clock.advance(Duration::from_secs(10));
+        w.sql(&format!("UPDATE item SET name = 'v{seq}' WHERE sku = 'sku1'"));
+        made.push(w.publish().await.instances[&"catalog@all".parse().unwrap()].packs.len());
+    }
+    assert_eq!(made, [1, 2, 1, 1], "a full may be a way round the delta, and no other is round that full");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_is_gone_is_mailed_once_and_its_return_too() {
     let w = World::new().await;
