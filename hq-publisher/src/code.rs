@@ -108,7 +108,7 @@ fn manifests(e: &ManifestsError) -> &'static str {
         ManifestsError::NotPut(all) => all.first().map_or(BUCKET, |n| bucket(&n.error)),
         ManifestsError::ClockLeapt { .. } => "CLOCK",
         ManifestsError::Keys(_) => KEYS,
-        ManifestsError::Overtaken(_) | ManifestsError::NotTakenOver(_) => OVERTAKEN,
+        ManifestsError::Overtaken(_) | ManifestsError::NotTakenOver(_) | ManifestsError::Unread { .. } => OVERTAKEN,
         ManifestsError::Foreign(_) => "TRUST",
     }
 }

@@ -281,5 +281,5 @@ async fn contract_in(shop: Workshop<'_>, instance: &Instance, pack: &PackEntry) 
 
 fn contract_of(path: &Path, instance: &Instance, entry: &PackEntry, limits: &Limits) -> Result<SchemaPart, PackError> {
     let file = shelf::open_regular(path).map_err(|e| PackError::Io(std::io::Error::other(e)))?;
-    Ok(PackReader::new(file, instance, entry, limits)?.header().schema.clone())
+    Ok(PackReader::new(file, instance, entry, &limits.for_published())?.header().schema.clone())
 }

@@ -263,7 +263,7 @@ pub async fn put_back(
 
 fn read_manifest(there: &[u8], config: &Config) -> Option<Manifest> {
     let payload = dsse::peek_payload(there, config.limits.manifest_bytes).ok()?;
-    Manifest::from_payload(&payload, &config.limits).ok()
+    Manifest::for_reader(&payload, &config.limits).ok()
 }
 
 async fn compare(buckets: &Buckets, name: &ObjectName, wanted: &str, max: u64) -> Result<Option<String>, BucketError> {

@@ -7,7 +7,7 @@ use crate::keys::KeysError;
 use crate::ledger::LedgerError;
 use proto::clock::Timestamp;
 use proto::config::HumanDuration;
-use proto::ids::{Instance, StoreId};
+use proto::ids::{Instance, StoreId, StreamName};
 use std::collections::BTreeSet;
 
 /// Manifests could not be made or put.
@@ -47,6 +47,19 @@ pub enum ManifestsError {
          lost or set back): nothing is signed before it knows them. Run publish first, then this again"
     )]
     NotTakenOver(Instance),
+    /// A list of ours names a stream in a way that this build does not know.
+    #[error(
+        "the manifest of store {store} in the bucket lists stream {stream} in a way that this build cannot read ({reason}), and \
+         this ledger does not know it: nothing is signed that would leave it out. Update this program"
+    )]
+    Unread {
+        /// Whose list.
+        store: StoreId,
+        /// What it lists.
+        stream: StreamName,
+        /// What is not known.
+        reason: String,
+    },
     /// The first bucket is another one than before, or was emptied.
     #[error("{}", place::told(.bucket, .lacks))]
     Lacking {

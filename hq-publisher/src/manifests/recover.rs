@@ -119,8 +119,8 @@ async fn find(
         let opened = dsse::open(&envelope, PayloadType::Manifest, &signers, 1, limits.manifest_bytes);
         let manifest = opened
             .map_err(|e| e.to_string())
-            .and_then(|p| Manifest::from_payload(&p, limits).map_err(|e| e.to_string()));
-        let manifest = match manifest {
+            .and_then(|p| Manifest::for_reader(&p, &limits.for_published()).map_err(|e| e.to_string()));
+        let mut manifest = match manifest {
             Ok(m) if m.store == store && m.epoch == trust.epoch => m,
             Ok(m) => {
                 tracing::warn!("{name} in the bucket is of store {}, epoch {}: left alone", m.store, m.epoch);
@@ -131,6 +131,10 @@ async fn find(
                 continue;
             }
         };
+        // The next list of the store would be without it.
+        if let Some((stream, reason)) = manifest.unread.pop_first() {
+            return Err(ManifestsError::Unread { store, stream, reason });
+        }
         for (instance, entry) in manifest.instances() {
             if found.heads.get(&instance).is_none_or(|f| f.entry.version < entry.version) {
                 let head = FoundHead { entry: entry.clone(), epoch: manifest.epoch, signed_at: manifest.created_at };

@@ -639,7 +639,8 @@ impl HeadHashes {
         }
         let entry = entry(instance, head);
         let json = serde_json::to_vec(&entry).map_err(|e| e.to_string())?;
-        check_as_readers_do(instance, entry, limits)?;
+        // A size that readers may refuse is refused when the pack is made.
+        check_as_readers_do(instance, entry, &limits.for_published())?;
         let hash = Sha256::of(&json);
         self.0.insert(instance.clone(), hash);
         Ok(hash)

@@ -12,8 +12,9 @@ use crate::rebuild;
 use crate::scratch::Scratch;
 use proto::digest::StateDigest;
 use proto::failpoint;
-use proto::ids::{TableName, Version};
+use proto::ids::{Instance, TableName, Version};
 use proto::layout::{PackKind, PackName};
+use proto::limits::Limits;
 use proto::manifest::PackEntry;
 use proto::pack::{FORMAT, Header, PackWriter, RowCounts, SchemaPart, Written, table_heads};
 use proto::replica::{ApplyError, Job, PackFile, Replica};
@@ -35,6 +36,20 @@ impl<E: Into<Stop>> From<E> for MakeError {
     fn from(e: E) -> Self {
         MakeError::Stop(e.into())
     }
+}
+
+/// What is said of a pack that is over the limits.
+pub(super) fn too_large(instance: &Instance, pack: &PackEntry, limits: &Limits) -> Option<String> {
+    let (name, PackEntry { bytes, unpacked, .. }) = (pack.name(instance), pack);
+    let is_within = *bytes <= limits.pack_bytes && limits.unpacks_within(*bytes, *unpacked);
+    let text = || {
+        format!(
+            "{name} has {bytes} bytes and {unpacked} unpacked: readers refuse that (limits.pack_bytes = {}, \
+             limits.unpacked_bytes = {}, limits.ratio = {}; raise them at every tier)",
+            limits.pack_bytes, limits.unpacked_bytes, limits.ratio
+        )
+    };
+    (!is_within).then(text)
 }
 
 /// The state digest of each table.
@@ -160,17 +175,12 @@ impl Making<'_, '_> {
         run.steps.after(&step)?;
         report.packs.push(PackReport { kind, bytes: written.bytes, rows: written.rows.total() });
         let Written { bytes, unpacked, sha256, .. } = written;
-        let limits = &run.config.limits;
-        if bytes > limits.pack_bytes || !limits.unpacks_within(bytes, unpacked) {
-            let text = format!(
-                "{name} has {bytes} bytes and {unpacked} unpacked: readers refuse that (limits.pack_bytes = {}, \
-                 limits.unpacked_bytes = {}, limits.ratio = {}; raise them at every tier)",
-                limits.pack_bytes, limits.unpacked_bytes, limits.ratio
-            );
+        let entry = PackEntry { version: self.version, kind, base, bytes, unpacked, sha256 };
+        if let Some(text) = too_large(self.task.instance, &entry, &run.config.limits) {
             shelf::remove(&path)?;
             return Err(refused("PACK_LIMITS", text));
         }
-        Ok((PackEntry { version: self.version, kind, base, bytes, unpacked, sha256 }, path, digests))
+        Ok((entry, path, digests))
     }
 
     fn all_rows(&self, scratch: &Scratch, w: &mut PackWriter<BufWriter<File>>) -> Result<Digests, PublishError> {

@@ -2,7 +2,7 @@
 
 use super::contracts::Stream;
 use super::feed::{Feed, Kept, ReadError, faults_text};
-use super::make::{Digests, MakeError, Making};
+use super::make::{Digests, MakeError, Making, too_large};
 use super::report::{InstanceReport, Outcome};
 use super::steps::{Phase, Step};
 use super::{PublishError, Run};
@@ -226,6 +226,17 @@ impl Run<'_> {
                 report.outcome = Outcome::HeldBack;
                 report.reason = "another instance of the stream is refused".into();
                 return Ok(None);
+            }
+            // What is listed stays as it is: who has these limits too would not take the next list of the stream.
+            let mut listed = head.into_iter().flat_map(|h| &h.packs);
+            if !self.options.full
+                && let Some(text) = listed.find_map(|p| too_large(instance, p, &self.config.limits))
+            {
+                let way = "Or publish --full twice: then it is listed no more";
+                return Err(refused(
+                    "PACK_LIMITS",
+                    format!("what is published is over limits that were lowered: {text}. {way}"),
+                ));
             }
             // 4. The packs, aside; applied to the published replica: the code that registers run.
             let making = Making { run: self, task, head, version: next, plan: &plan, source: feed.name(self.config) };

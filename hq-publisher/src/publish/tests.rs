@@ -2723,3 +2723,58 @@ async fn more_replicas_than_may_stay_open_are_applied_after_the_signature() {
         }
     }
 }
+
+/// What is published is signed as it is, whatever limits headquarters has by now; by a new machine, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_below_what_is_published_stop_its_stream_alone_and_undo_nothing() {
+    let mut w = World::new().await;
+    w.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1001 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)
+         INSERT INTO item SELECT 'sku' || i, hex(randomblob(10)), NULL FROM n",
+    );
+    w.publish().await;
+    set(&mut w, &format!("{CONFIG}\n[limits]\npack_bytes = 65536\n"));
+    assert_eq!(w.publish().await.exit_code(), 0, "nothing changed");
+    w.sql("UPDATE item SET name = 'x' WHERE sku = 'sku5'; UPDATE price SET cents = cents + 1 WHERE zone = 'east'");
+    let told = |r: &PublishReport| {
+        let catalog = &r.instances[&"catalog@all".parse().unwrap()];
+        assert_eq!((r.exit_code(), catalog.code), (3, Some("PACK_LIMITS")), "{:?}", r.lines());
+    };
+    let versions = || {
+        let list = w.manifest("0421").unwrap();
+        let devices = (list.relay.is_some(), list.registers.len());
+        (list.instances().map(|(i, e)| (i.to_string(), e.version.get())).collect::<Vec<_>>(), devices)
+    };
+    told(&w.publish().await);
+    let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    for id in ["0421", "0421-01"] {
+        desk.enroll(&id.parse().unwrap()).await.unwrap();
+    }
+    let before = versions();
+    assert_eq!(before, (vec![("catalog@all".into(), 1), ("price@zone-east".into(), 2)], (true, 1)));
+    w.lose_ledger();
+    told(&w.publish().await);
+    assert_eq!(versions(), before);
+}
+
+/// A newer headquarters published it: an older one on a new machine must not sign lists without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_machine_signs_nothing_where_it_cannot_read_a_stream() {
+    use crate::keys::{Keyring, Role};
+    let w = World::new().await;
+    w.publish().await;
+    let path = w.dir.path().join("objects/stores/0421/manifest.json");
+    let payload = dsse::peek_payload(&fs::read(&path).unwrap(), 1 << 20).unwrap();
+    let mut list: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+    list["streams"]["catalog"]["packs"][0]["kind"] = "patch".into();
+    let keys = Keyring::new(w.config.state.keys()).keys(Role::Publisher).unwrap();
+    let list = serde_json::to_vec(&list).unwrap();
+    fs::write(&path, dsse::seal(dsse::PayloadType::Manifest, &list, &[&keys[0].key])).unwrap();
+    w.lose_ledger();
+    let before = w.objects();
+    for _ in 0..2 {
+        let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+        assert!(e.to_string().contains("lists stream catalog in a way that this build cannot read"), "{e}");
+        assert_eq!(w.objects(), before);
+    }
+}
