@@ -132,7 +132,7 @@ fn late(beat: &Heartbeat, last: Option<&Heard>, at: Duration) -> BTreeMap<Instan
     let waits = |r: &StreamReport| match r.state {
         StreamState::Behind => true,
         StreamState::Waiting => r.version.is_none(),
-        StreamState::Ok | StreamState::Error | StreamState::Drift => false,
+        StreamState::Ok | StreamState::Error | StreamState::Drift | StreamState::Unknown => false,
     };
     let since = |(i, r): (&Instance, &StreamReport)| {
         let came = last.is_none_or(|l| l.beat.streams.get(i).is_none_or(|before| before.version < r.version));

@@ -160,6 +160,7 @@ pub fn network(n: Network) -> &'static str {
         Network::InStore => "in-store",
         Network::OnlineRelayDown => "online-relay-down",
         Network::Offline => "offline",
+        Network::Unknown => "unknown",
     }
 }
 
@@ -171,6 +172,7 @@ pub fn text(s: &Status) -> String {
         Network::InStore => "the relay answers, headquarters has not been seen",
         Network::OnlineRelayDown => "the relay is silent; reading from CDN or bucket",
         Network::Offline => "nothing answers; selling goes on with what is here",
+        Network::Unknown => "a state that this program does not know",
     };
     let _ = writeln!(out, "{}  {}: {explained}", s.id, network(s.network));
     let serial = s.serial.map_or("none received yet".into(), |n| n.to_string());

@@ -10,11 +10,52 @@ use crate::limits::Limits;
 use crate::manifest::Manifest;
 use crate::replica::Held;
 use crate::trust::Refusal;
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
 
 /// The versions that a relay serves, `{"price@zone-east":57,…}`: the body of `/v1/versions`.
 pub type Versions = BTreeMap<Instance, Version>;
+
+/// The same as a reader takes it: without instances of a kind that only later builds know.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub struct KnownVersions(#[serde(deserialize_with = "known")] pub Versions);
+
+/// A map without the entries whose keys only later builds know: one of them says nothing of the others.
+fn known<'de, D, K, V>(from: D) -> Result<BTreeMap<K, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    K: FromStr + Ord,
+    V: Deserialize<'de>,
+{
+    struct Known<K, V>(PhantomData<(K, V)>);
+    impl<'de, K: FromStr + Ord, V: Deserialize<'de>> Visitor<'de> for Known<K, V> {
+        type Value = BTreeMap<K, V>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut known = BTreeMap::new();
+            while let Some(key) = map.next_key::<String>()? {
+                match key.parse() {
+                    Ok(key) => drop(known.insert(key, map.next_value()?)),
+                    Err(_) => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(known)
+        }
+    }
+    from.deserialize_map(Known(PhantomData))
+}
+
+/// An instance; none where only later builds know it.
+fn known_instance<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Instance>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.and_then(|text| text.parse().ok()))
+}
 
 /// How a stream stands on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +71,9 @@ pub enum StreamState {
     Drift,
     /// A sale is open, or nothing was received yet.
     Waiting,
+    /// A word of a later build: nothing is decided by it.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One stream in a heartbeat and in `status --json`.
@@ -50,8 +94,8 @@ pub struct StreamReport {
 pub struct Fault {
     /// A stable name: `PACK_IN_ERROR`, `DRIFT`, `DISK_FULL`, `REFUSED`, …
     pub code: String,
-    /// The stream@audience that it concerns.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The stream@audience that it concerns; none also for one that only later builds know.
+    #[serde(default, deserialize_with = "known_instance", skip_serializing_if = "Option::is_none")]
     pub instance: Option<Instance>,
     /// The pack, file or source that it concerns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,6 +169,9 @@ pub enum Network {
     OnlineRelayDown,
     /// Nothing answers.
     Offline,
+    /// A word of a later build: nothing is decided by it.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Room on the disk that holds the device's data, bytes.
@@ -154,7 +201,8 @@ pub struct Heartbeat {
     pub program: String,
     /// The serial of the manifest held.
     pub serial: Option<u64>,
-    /// The streams held.
+    /// The streams held, but for those that only later builds know.
+    #[serde(deserialize_with = "known")]
     pub streams: BTreeMap<Instance, StreamReport>,
     /// The network as seen.
     pub network: Network,
@@ -365,8 +413,10 @@ pub struct Receipt {
     /// The serial of the manifest held after the import.
     pub serial: Option<u64>,
     /// The versions served after the import.
+    #[serde(deserialize_with = "known")]
     pub versions: Versions,
     /// The state digests of these versions, by stream and table; a stream that is not proved to be at its version has none.
+    #[serde(deserialize_with = "known")]
     pub digests: BTreeMap<Instance, BTreeMap<TableName, StateDigest>>,
     /// When, UTC by the relay's clock.
     pub time: Timestamp,
@@ -445,6 +495,50 @@ mod tests {
         }
         for body in ["", "{}", "7", "[7]", r#"{"payloadType":"x"}"#, r#"{"beats":7}"#] {
             Beats::from_body(body.as_bytes()).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn words_of_later_builds_are_read_over() {
+        let (key, limits) = (SecretKey::from_seed([7; 32]), Limits::default());
+        let device: DeviceId = "0421-03".parse().unwrap();
+        let stream =
+            |state: &str| serde_json::json!({"version": 7, "schema": 1, "digests": {}, "state": state, "new": 1});
+        let fault = |instance: &str| {
+            serde_json::json!({
+                "code": "PACK_IN_ERROR", "instance": instance, "text": "x", "since": "2026-01-01T00:00:00Z", "new": [],
+            })
+        };
+        let beat = |streams: serde_json::Value| {
+            let mut beat = serde_json::to_value(Heartbeat::plain(device.clone(), 1)).unwrap();
+            beat["streams"] = streams;
+            beat["network"] = "by-satellite".into();
+            beat["errors"] = serde_json::json!([fault("price@all"), fault("staff@region-north")]);
+            dsse::seal(PayloadType::Heartbeat, &serde_json::to_vec(&beat).unwrap(), &[&key])
+        };
+        let streams = serde_json::json!({
+            "catalog@all": stream("ok"), "price@all": stream("paused"), "staff@region-north": {"any": ["thing"]},
+        });
+        let read = Heartbeat::open(&beat(streams), &device, &key.public(), &limits).unwrap();
+        let states: Vec<_> = read.streams.iter().map(|(i, r)| (i.to_string(), r.state)).collect();
+        assert_eq!(states, [("catalog@all".into(), StreamState::Ok), ("price@all".into(), StreamState::Unknown)]);
+        assert_eq!(read.network, Network::Unknown);
+        let of: Vec<_> = read.errors.iter().map(|f| f.instance.as_ref().map(Instance::to_string)).collect();
+        assert_eq!(of, [Some("price@all".into()), None], "what is wrong is told all the same");
+        // Known words are no less strict.
+        for bad in [
+            serde_json::json!({"price@all": {}}),
+            serde_json::json!([]),
+            serde_json::json!({"price@all": stream("ok"), "x": 7}),
+        ] {
+            let is_read = Heartbeat::open(&beat(bad.clone()), &device, &key.public(), &limits).is_ok();
+            assert_eq!(is_read, bad.get("x").is_some(), "{bad}");
+        }
+        let versions = r#"{"price@zone-east":57,"staff@region-north":{"major":1},"catalog@all":3}"#;
+        let KnownVersions(versions) = serde_json::from_str(versions).unwrap();
+        assert_eq!(serde_json::to_string(&versions).unwrap(), r#"{"catalog@all":3,"price@zone-east":57}"#);
+        for bad in [r#"{"price@all":0}"#, r#"{"price@all":"57"}"#, "[]", "7"] {
+            serde_json::from_str::<KnownVersions>(bad).unwrap_err();
         }
     }
 

@@ -116,6 +116,7 @@ fn status(status: &Status, events: &[Event]) -> Answer {
             StreamState::Error => "error",
             StreamState::Drift => "drift",
             StreamState::Waiting => "waiting",
+            StreamState::Unknown => "unknown",
         };
         lines.push(format!("  {instance}: {version} ({state})"));
     }

@@ -80,6 +80,7 @@ fn summary(hall: &Hall, status: &Status) -> Markup {
                 Network::Online => "Headquarters is connected.",
                 Network::InStore | Network::OnlineRelayDown => "Headquarters cannot be reached; data still arrives by the other way.",
                 Network::Offline => "There is no connection out of the store. The registers go on selling.",
+                Network::Unknown => "",
             }
             @if let Some(s) = status.hq_seen_s { " Last contact " (ago(s)) "." }
         }
@@ -103,6 +104,7 @@ fn streams(hall: &Hall, status: &Status) -> Markup {
                         StreamState::Waiting => "not here yet",
                         StreamState::Error => span.bad { "a delivery is damaged or refused" },
                         StreamState::Drift => span.bad { "being repaired" },
+                        StreamState::Unknown => "",
                     } }
                 }
             }
