@@ -17,7 +17,7 @@ use proto::layout::PackName;
 use proto::limits::Limits;
 use proto::manifest::PackEntry;
 use proto::retry::random_unit;
-use proto::wire::{Fault, Network, Versions, fault};
+use proto::wire::{Fault, KnownVersions, Network, Versions, fault};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -241,8 +241,8 @@ impl Upstream {
                 }
                 Heard::Static
             }
-            Ok(Polled::Body { bytes, etag }) => match page::<Versions>(&bytes, etag.as_ref()) {
-                Ok(versions) => {
+            Ok(Polled::Body { bytes, etag }) => match page::<KnownVersions>(&bytes, etag.as_ref()) {
+                Ok(KnownVersions(versions)) => {
                     self.relay_answered();
                     self.take_versions(versions, etag)
                 }

@@ -323,7 +323,7 @@ pub fn version(agent: &Agent, i: &str) -> Option<u64> {
 pub struct Desk {
     pub root: PathBuf,
     /// `/v1/versions`; none: 404, a static server.
-    pub versions: watch::Sender<Option<BTreeMap<Instance, Version>>>,
+    pub versions: watch::Sender<Option<BTreeMap<String, u64>>>,
     pub errors: Mutex<Vec<Fault>>,
     pub silent: std::sync::atomic::AtomicBool,
     /// What some paths are answered with.
@@ -372,7 +372,7 @@ impl Relay {
         Relay { url, desk, task }
     }
     pub fn lists(&self, versions: &[(&str, u64)]) {
-        let versions = versions.iter().map(|(i, n)| (instance(i), v(*n))).collect();
+        let versions = versions.iter().map(|(i, n)| ((*i).to_owned(), *n)).collect();
         self.desk.versions.send_replace(Some(versions));
     }
     /// Answers a path with a status; none: as before.

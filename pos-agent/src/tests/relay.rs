@@ -55,6 +55,16 @@ async fn the_target_is_the_lesser_of_relay_and_manifest_and_an_advance_stays() {
 }
 
 #[tokio::test]
+async fn a_stream_of_a_later_build_in_a_relays_list_stops_no_other() {
+    let (_hq, relay, r) = store().await;
+    relay.lists(&[("price@zone-east", 51), ("staff@region-north", 3)]);
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, "price@zone-east"), agent.upstream.silence()), (Some(51), None));
+    assert!(agent.upstream.takes_heartbeats());
+}
+
+#[tokio::test]
 async fn a_relay_that_lists_nothing_yet_is_waited_for() {
     let (_hq, relay, r) = store().await;
     relay.lists(&[]);
