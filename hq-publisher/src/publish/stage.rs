@@ -19,7 +19,7 @@ use proto::ids::{Instance, StreamName, TableName, Version, Zone};
 use proto::layout::{ObjectName, PackKind};
 use proto::manifest::PackEntry;
 use proto::pack::RowCounts;
-use proto::replica::{Replica, TableCheck};
+use proto::replica::{Replica, TableCheck, VerifyError};
 use proto::retry::Verdict;
 use proto::schema::Contract;
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,7 +99,10 @@ impl Published {
             Ok(()) => Ok(Ok(statements)),
             // Readers have the same rows, unless those here drifted.
             Err(e) if e.is_refused() => {
-                let checks = self.replica.verify(stream).map_err(|e| damaged(e.verdict(), &e))?;
+                let checks = self.replica.verify(stream).map_err(|e| match e {
+                    VerifyError::Sqlite(e) => damaged(e.verdict(), &e),
+                    VerifyError::Contract { .. } => refused("REPLICA", e.to_string()).into(),
+                })?;
                 if !checks.iter().all(TableCheck::is_right) {
                     return Err(CompareError::Damaged(e.to_string()));
                 }
