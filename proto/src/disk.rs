@@ -64,6 +64,12 @@ impl DataDisk {
         }
     }
 
+    /// The same, and what is to stay free for others besides.
+    pub fn fits_with_spare(&self, bytes: u64) -> Result<(), String> {
+        let Ok(space) = shelf::free_space(&self.dir) else { return Ok(()) };
+        space.takes(bytes, bytes).map_err(|why| format!("{}: {why}", self.dir.display()))
+    }
+
     fn ballast(&self) -> PathBuf {
         self.dir.join(BALLAST)
     }
@@ -111,8 +117,11 @@ mod tests {
         assert!(disk(1 << 20).restore() && path.exists(), "it comes back");
         assert!(disk(0).restore() && !path.exists(), "none is wanted");
         assert!(disk(0).fits(1 << 10).is_ok() && disk(0).fits(1 << 60).unwrap_err().contains("free in"));
+        assert!(disk(0).fits_with_spare(1 << 10).is_ok());
+        assert!(disk(0).fits_with_spare(1 << 60).unwrap_err().contains("are needed"));
         let none = DataDisk::new(Path::new("/none"), None);
         assert!(!none.restore() && none.fits(1 << 60).is_ok(), "a disk that is not there");
+        assert!(none.fits_with_spare(1 << 60).is_ok());
     }
 
     #[test]

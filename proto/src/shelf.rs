@@ -580,6 +580,21 @@ pub struct Space {
     pub total: u64,
 }
 
+impl Space {
+    /// What is to stay free beside so many bytes: other programs write on this disk, too. Little asks for little, so that
+    /// a nearly full disk still takes a small change.
+    pub fn spare(&self, bytes: u64) -> u64 {
+        (self.total / 50).min(64 << 20).min(bytes)
+    }
+
+    /// Whether so many bytes have room, and what is to stay free beside `of` bytes.
+    pub fn takes(&self, bytes: u64, of: u64) -> Result<(), String> {
+        let needed = bytes.saturating_add(self.spare(of));
+        let missing = || format!("{} bytes are free, {needed} are needed", self.free);
+        if self.free < needed { Err(missing()) } else { Ok(()) }
+    }
+}
+
 /// The room on the disk that holds `path`.
 pub fn free_space(path: &Path) -> Result<Space, ShelfError> {
     let s = rustix::fs::statvfs(path).at(Action::Open, path)?;
@@ -852,6 +867,18 @@ mod tests {
     fn a_disk_has_room() {
         let s = free_space(Path::new("/")).unwrap();
         assert!(s.total > 0 && s.free <= s.total);
+    }
+
+    #[test]
+    fn of_a_disk_some_stays_free_for_others_and_little_asks_for_little() {
+        let disk = |free: u64, total: u64| Space { free: free << 20, total: total << 20 };
+        assert_eq!(disk(1, 100).spare(u64::MAX), 2 << 20);
+        assert_eq!(disk(1, 1 << 20).spare(u64::MAX), 64 << 20);
+        assert_eq!(disk(1, 100).spare(300), 300);
+        assert_eq!(disk(12, 100).takes(10 << 20, u64::MAX), Ok(()));
+        let refused = disk(12, 100).takes((10 << 20) + 1, u64::MAX).unwrap_err();
+        assert_eq!(refused, "12582912 bytes are free, 12582913 are needed");
+        assert_eq!(disk(12, 100).takes((12 << 20) - 300, 300), Ok(()));
     }
 
     #[test]

@@ -549,10 +549,18 @@ impl Agent {
     ) -> Went<Vec<(PathBuf, PackEntry)>> {
         let parts: Vec<PathBuf> = packs.iter().map(|p| self.part(&p.name(instance))).collect();
         let there = parts.iter().filter_map(|p| std::fs::metadata(p).ok()).map(|m| m.len()).sum();
-        // Packs are fetched and applied: their files, and their rows once more in the log. What they take in the database
-        // itself comes out of the log's room or fails cleanly.
-        let wanted = packs.iter().fold(0u64, |n, p| n.saturating_add(p.bytes).saturating_add(p.unpacked));
-        if let Err(why) = self.disk.fits(wanted.saturating_sub(there)) {
+        // Their files, and their rows in the log; of a full once more in the database, before the log goes. A row takes up to
+        // half as much again there as in the pack; tables that a full replaces leave their room to it. What is really needed
+        // is looked at before the commit.
+        let is_held = self.shown().held.contains_key(&instance.stream);
+        let copies = |kind| match kind {
+            PackKind::Full if is_held => 2,
+            PackKind::Full => 3,
+            PackKind::Delta => 1,
+        };
+        let room = |p: &&PackEntry| p.unpacked.saturating_mul(copies(p.kind)).saturating_add(p.bytes);
+        let wanted = packs.iter().map(room).fold(0, u64::saturating_add);
+        if let Err(why) = self.disk.fits_with_spare(wanted.saturating_sub(there)) {
             self.no_room(&why).await;
             return Went::Over(End::DiskFull);
         }

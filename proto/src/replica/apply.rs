@@ -13,6 +13,7 @@ use crate::manifest::{Listed, PackEntry};
 use crate::pack::{Op, PackError, PackReader, RowCounts, Section, Trailer};
 use crate::retry::Verdict;
 use crate::schema::{self, Contract, NotAdditive, SchemaError, Table};
+use crate::shelf;
 use crate::value::{self, Value};
 use rusqlite::{Connection, OptionalExtension, Statement};
 use std::collections::{BTreeMap, BTreeSet};
@@ -254,7 +255,29 @@ impl Replica {
         if let Some(e) = self.broken_reference(job, packs, &touched)? {
             return Err(e);
         }
+        // All of it lies in the log before the last look.
+        self.sql("writing the log", Connection::cache_flush)?;
+        self.leaves_room(packs.iter().map(|p| p.entry.unpacked).fold(0, u64::saturating_add))?;
         Ok(rows)
+    }
+
+    /// Ends where the disk would be full: the log stays until what it adds to the database is brought home, so that both
+    /// would take all room for good, and whatever else writes on that disk would fail.
+    fn leaves_room(&self, unpacked: u64) -> Result<(), SqliteError> {
+        let (Ok(space), Ok(file)) = (shelf::free_space(&self.path), std::fs::metadata(&self.path)) else {
+            return Ok(());
+        };
+        self.sql("looking at the disk", |db| {
+            let length = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+            let length: i64 = db.prepare_cached(length)?.query_row([], |r| r.get(0))?;
+            let home = u64::try_from(length).unwrap_or(0).saturating_sub(file.len());
+            let full = |why| {
+                let code = libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_FULL);
+                let why = format!("{why} to bring the log home and to leave some for others");
+                rusqlite::Error::SqliteFailure(code, Some(why))
+            };
+            space.takes(home, unpacked).map_err(full)
+        })
     }
 
     /// Looks through the tables whose references these packs can have broken.
@@ -293,8 +316,7 @@ impl Replica {
         let pack_name = name(job, pack);
         let refuse = |source| ApplyError::Pack { pack: pack_name.clone(), source };
         // 1. Is it the pack that its name says, and does it start from what is here?
-        let file =
-            crate::shelf::open_regular(pack.path).map_err(|e| refuse(PackError::Io(std::io::Error::other(e))))?;
+        let file = shelf::open_regular(pack.path).map_err(|e| refuse(PackError::Io(std::io::Error::other(e))))?;
         let reader = PackReader::new(file, job.instance, pack.entry, &self.limits).map_err(refuse)?;
         let held = self.held(&job.instance.stream)?;
         let header = reader.header().clone();
@@ -316,8 +338,9 @@ impl Replica {
         };
         // 3. The rows, counted into the digests.
         // 4. The proof: every table has the digest that HQ's had, and the file is the listed one.
-        let (db, hasher) = (&self.db, RowHasher::default());
-        let mut work = Work { db, pack: &pack_name, contract: &contract, digests, hasher, touched };
+        let (unpacked, hasher) = (pack.entry.unpacked, RowHasher::default());
+        let mut work =
+            Work { replica: self, unpacked, pack: &pack_name, contract: &contract, digests, hasher, touched };
         let trailer = std::thread::scope(|scope| {
             let heard = ahead::read_ahead(scope, reader).map_err(refuse)?;
             let trailer = work.rows(&heard)?;
@@ -577,7 +600,9 @@ fn name(job: &Job<'_>, pack: &PackFile<'_>) -> String {
 
 /// The state of one pack being applied.
 struct Work<'a> {
-    db: &'a Connection,
+    replica: &'a Replica,
+    /// Bytes of the pack as text.
+    unpacked: u64,
     pack: &'a str,
     contract: &'a Contract,
     digests: Digests,
@@ -594,7 +619,7 @@ impl Work<'_> {
 
     fn rows(&mut self, heard: &Receiver<Said>) -> Result<Trailer, ApplyError> {
         let mut writer: Option<SectionWriter<'_>> = None;
-        let (pack, db, contract) = (self.pack, self.db, self.contract);
+        let (pack, db, contract) = (self.pack, &self.replica.db, self.contract);
         loop {
             match self.hear(heard)? {
                 Block::Section(section) => {
@@ -617,6 +642,7 @@ impl Work<'_> {
                     for (line, row, hash) in rows.iter() {
                         w.write(row, hash, &mut self.hasher).map_err(|e| e.at(pack, line, w.table, w.op))?;
                     }
+                    self.replica.leaves_room(self.unpacked)?;
                 }
                 Block::End(trailer) => {
                     if let Some(done) = writer.take() {
