@@ -201,7 +201,7 @@ impl RegisterDb {
 
     /// Lets a damaged file go that was moved aside: room for the one that takes its place.
     pub fn forget_damaged(&self) -> Result<(), ShelfError> {
-        shelf::remove(&damaged(&self.path))
+        forget_damaged(&self.path)
     }
 
     /// Moves the damaged file aside and begins an empty one. A POS application that has the old file
@@ -296,15 +296,30 @@ pub fn log_path(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }
 
-/// Moves a damaged database out of the way; its log and index are of no use without it.
+/// Moves a damaged database out of the way, and what is committed in its log alone with it, under the name at which SQLite
+/// looks for it. One that was moved there before goes.
 pub(crate) fn move_aside(database: &Path) -> Result<(), ShelfError> {
-    failpoint::step("agent.aside", || shelf::promote(database, &damaged(database)))?;
+    let (log, aside) = (log_path(database), damaged(database));
+    // Else the log of the one before would be read over this one. A log without its database is that of this one: the
+    // power went before the database was moved.
+    if aside.symlink_metadata().is_ok() {
+        forget_damaged(database)?;
+    }
+    let has_pages = || std::fs::metadata(&log).is_ok_and(|m| m.len() > 0);
+    failpoint::step("agent.aside-wal", || if has_pages() { shelf::promote(&log, &log_path(&aside)) } else { Ok(()) })?;
+    failpoint::step("agent.aside", || shelf::promote(database, &aside))?;
     remove_log(database)
+}
+
+fn forget_damaged(database: &Path) -> Result<(), ShelfError> {
+    let aside = damaged(database);
+    shelf::remove(&log_path(&aside))?;
+    shelf::remove(&aside)
 }
 
 /// The log and its index, of a database that is gone.
 fn remove_log(database: &Path) -> Result<(), ShelfError> {
-    failpoint::step("agent.aside-wal", || shelf::remove(&log_path(database)))?;
+    shelf::remove(&log_path(database))?;
     shelf::remove(&beside(database, "-shm"))
 }
 

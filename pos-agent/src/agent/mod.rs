@@ -14,7 +14,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
-use crate::register_db::{AllHeld, DbError, Healed, RegisterDb, Remedy, STORE_DB, at, move_aside};
+use crate::register_db::{AllHeld, DbError, Healed, RegisterDb, Remedy, STORE_DB, at, damaged, move_aside};
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
@@ -212,11 +212,12 @@ impl Files {
         let (memory, word) = Memory::load(device.clone())?;
         let (db, mut damage) = match RegisterDb::open(&config.store_db(), &config.limits) {
             Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
-                // Whose own tables cannot be made has some, under a header that says that it has none.
-                let is_lost = e.is_unreadable() || sqlite::is_damaged(&config.store_db());
-                let damage = is_lost.then(|| e.to_string());
-                if damage.is_some() {
-                    move_aside(&config.store_db())?;
+                let path = config.store_db();
+                let damage = sqlite::is_damaged(&path).then(|| e.to_string());
+                if let Some(why) = &damage {
+                    let aside = damaged(&path);
+                    tracing::error!(code = fault::DRIFT, path = %path.display(), aside = %aside.display(), %why, "the database is damaged: it is moved aside, and a new one begun");
+                    move_aside(&path)?;
                 }
                 (RegisterDb::open(&config.store_db(), &config.limits)?, damage)
             }

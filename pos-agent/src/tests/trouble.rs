@@ -6,7 +6,7 @@ use crate::agent::{Agent, Step};
 use crate::cli;
 use crate::memory;
 use crate::pace::{End, From};
-use crate::register_db::{RegisterDb, damaged, log_path};
+use crate::register_db::{RegisterDb, damaged, log_path, move_aside};
 use crate::report;
 use crate::run;
 use crate::tries::Tries;
@@ -20,6 +20,8 @@ use proto::layout::PackKind;
 use proto::limits::Limits;
 use proto::wire::{StreamState, fault};
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -164,7 +166,7 @@ async fn a_note_that_cannot_be_read_keeps_no_register_from_starting() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_disowned_is_begun_anew() {
+async fn a_database_that_cannot_be_disowned_is_begun_anew_if_it_is_damaged() {
     // Bytes of the page with our rows; a table of ours that is gone, of a file that is sound.
     for tampering in ["page", "DROP TABLE tillcast_stream"] {
         let hq = usual();
@@ -185,11 +187,68 @@ async fn a_database_that_cannot_be_disowned_is_begun_anew() {
             r.tamper(tampering);
         }
         let agent = r.open();
-        assert!(damaged(&path).exists() && codes(&agent).contains(&fault::DRIFT.to_owned()), "{tampering}");
+        let is_damaged = tampering == "page";
+        assert_eq!(damaged(&path).exists(), is_damaged, "{tampering}");
+        assert_eq!(codes(&agent).contains(&fault::DRIFT.to_owned()), is_damaged, "{tampering}");
         assert_eq!(agent.device.lock().unwrap().fact(proto::device::FOREIGN).unwrap(), Some(false), "{tampering}");
         assert_eq!(poll_and_cycle(&agent).await, End::Done, "{tampering}");
         assert_eq!((r.rows("price"), codes(&agent)), (rows(100, 50), vec![]), "{tampering}");
     }
+}
+
+/// A row of the POS application's in a table of its own, committed in the log alone.
+fn basket(path: &Path, more: &str) {
+    let pos = Connection::open(path).unwrap();
+    pos.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+    pos.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE basket (n INTEGER)").unwrap();
+    pos.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    pos.execute_batch(&format!("INSERT INTO basket VALUES (42); {more}")).unwrap();
+}
+
+fn in_basket(path: &Path) -> i64 {
+    Connection::open(path).unwrap().query_row("SELECT n FROM basket", [], |r| r.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn a_sound_file_with_tables_of_the_pos_application_is_never_moved_aside() {
+    let hq = usual();
+    // Before the first install, at whatever number; as after a `.dump`; with a table of ours dropped.
+    for (before, after) in [(1, ""), (0, ""), (2, "PRAGMA user_version = 0"), (1, "DROP TABLE tillcast_table")] {
+        let r = Register::enrolled(&hq, &hq.url(), &[]);
+        let path = r.config.store_db();
+        basket(&path, &format!("PRAGMA user_version = {before}"));
+        assert_eq!(poll_and_cycle(&r.open()).await, End::Done, "{before}");
+        r.tamper(after);
+        let agent = r.open();
+        poll_and_cycle(&agent).await;
+        assert_eq!(poll_and_cycle(&agent).await, End::Done, "{after}");
+        assert_eq!((r.rows("price"), codes(&agent)), (rows(100, 50), vec![]), "{before}, {after}");
+        assert!(in_basket(&path) == 42 && !damaged(&path).exists(), "{before}, {after}");
+        let is_told = agent.memory.look(|f| f.to_tell()).iter().any(|f| f.text.contains("tillcast_table was gone"));
+        assert_eq!(is_told, after.starts_with("DROP"), "{before}, {after}");
+    }
+}
+
+#[test]
+fn a_damaged_database_takes_its_log_along_when_it_is_moved_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.db");
+    let log = log_path(&damaged(&path));
+    basket(&path, "");
+    move_aside(&path).unwrap();
+    assert!(!path.exists() && !log_path(&path).exists() && log.exists());
+    assert_eq!(in_basket(&damaged(&path)), 42);
+    // The next one is not read with the log of the one before.
+    std::fs::write(&log, "old").unwrap();
+    std::fs::write(&path, "rotten").unwrap();
+    move_aside(&path).unwrap();
+    assert!(!log.exists() && std::fs::read(damaged(&path)).unwrap() == b"rotten");
+    // The power went between log and database.
+    std::fs::remove_file(damaged(&path)).unwrap();
+    basket(&path, "");
+    std::fs::rename(log_path(&path), &log).unwrap();
+    move_aside(&path).unwrap();
+    assert_eq!(in_basket(&damaged(&path)), 42);
 }
 
 #[tokio::test]

@@ -26,18 +26,23 @@ use sqlite::{Checkpoint, SqliteError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The replica's own tables. `PRAGMA user_version` counts changes of their shape.
+/// The replica's own tables; they are what makes a file one.
+const OURS: [&str; 3] = ["tillcast_stream", "tillcast_table", "tillcast_pack"];
+
+/// Makes those that are not there.
 const TABLES: &str = "
-    CREATE TABLE tillcast_stream (
+    CREATE TABLE IF NOT EXISTS tillcast_stream (
         stream TEXT PRIMARY KEY, audience TEXT NOT NULL, version INTEGER NOT NULL, epoch INTEGER NOT NULL,
         schema INTEGER NOT NULL, schema_sha256 TEXT NOT NULL, ddl TEXT NOT NULL,
         digest TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT;
-    CREATE TABLE tillcast_table (name TEXT PRIMARY KEY, stream TEXT NOT NULL, digest TEXT NOT NULL) STRICT;
-    CREATE TABLE tillcast_pack (
+    CREATE TABLE IF NOT EXISTS tillcast_table (name TEXT PRIMARY KEY, stream TEXT NOT NULL, digest TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS tillcast_pack (
         stream TEXT NOT NULL, audience TEXT NOT NULL, version INTEGER NOT NULL, kind TEXT NOT NULL,
         sha256 TEXT NOT NULL, applied_at TEXT NOT NULL,
-        PRIMARY KEY (stream, audience, version, kind)) STRICT, WITHOUT ROWID;
-    PRAGMA user_version = 1;";
+        PRIMARY KEY (stream, audience, version, kind)) STRICT, WITHOUT ROWID;";
+
+/// The shape of our tables that this build knows.
+const SHAPE: i64 = 1;
 
 /// One stream as a replica holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,21 +170,23 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Opens a replica for writing; makes an empty one where there is none.
+    /// Opens a replica for writing; makes an empty one where there is none, also beside somebody else's tables.
     pub fn open(path: &Path, limits: &Limits) -> Result<Replica, SqliteError> {
         let db = sqlite::open_private(path)?;
         let replica = Replica { db, path: path.to_owned(), limits: limits.clone() };
-        let version: i64 = replica.sql("reading user_version", version_of_shape)?;
-        match version {
-            0 => {
-                failpoint::inside("empty");
-                replica
-                    .sql("making the replica", |db| db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} COMMIT;")))?;
-                failpoint::inside("made");
-                replica.checkpoint(Checkpoint::Truncate)?;
-            }
-            _ => sqlite::refuse_newer(&replica.db, path, 1)?,
+        if replica.sql("reading sqlite_schema", missing)?.len() == OURS.len() {
+            failpoint::inside("empty");
+            replica.sql("making the replica", |db| {
+                let is_empty = "SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)";
+                // Builds up to 0.1 know their file by it; in somebody else's it is not ours to set.
+                let number = if db.query_row(is_empty, [], |r| r.get(0))? { "PRAGMA user_version = 1;" } else { "" };
+                db.execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} {number} COMMIT;"))
+            })?;
+            failpoint::inside("made");
+            replica.checkpoint(Checkpoint::Truncate)?;
         }
+        let found = replica.sql("reading the shape of our tables", shape)?;
+        sqlite::refuse_shape(path, found, SHAPE)?;
         Ok(replica)
     }
 
@@ -216,7 +223,11 @@ impl Replica {
             );
             let mut streams = match list {
                 // Another process is about to make it.
-                Err(e) if sqlite::is_misfit(&e) && db.is_readonly(rusqlite::MAIN_DB)? && version_of_shape(db)? == 0 => {
+                Err(e)
+                    if sqlite::is_misfit(&e)
+                        && db.is_readonly(rusqlite::MAIN_DB)?
+                        && missing(db)?.len() == OURS.len() =>
+                {
                     return Ok(held);
                 }
                 list => list?,
@@ -232,10 +243,19 @@ impl Replica {
     }
 
     /// Forgets the streams whose rows of ours cannot be read, and says what was wrong with them; of one whose name is what
-    /// cannot be read there is none. Their own tables stay to be read, until a full takes their place.
+    /// cannot be read, and of all where a table of ours is gone, there is none. Their own tables stay to be read, until a
+    /// full takes their place.
     pub fn forget_unreadable(&mut self) -> Result<Vec<(Option<StreamName>, String)>, SqliteError> {
         self.begin()?;
         let forgotten = self.sql("forgetting what cannot be read", |db| {
+            let gone = missing(db)?;
+            if !gone.is_empty() {
+                db.execute_batch(TABLES)?;
+            }
+            if gone.contains(&"tillcast_table") {
+                // No digest is left to prove them by.
+                db.execute("DELETE FROM tillcast_stream", [])?;
+            }
             for table in ["tillcast_stream", "tillcast_table"] {
                 let found: String = db.query_row(&format!("PRAGMA integrity_check({table})"), [], |r| r.get(0))?;
                 if found != "ok" {
@@ -263,7 +283,8 @@ impl Replica {
                 db.execute(&format!("DELETE FROM tillcast_table WHERE stream = {name}"), [row])?;
                 db.execute("DELETE FROM tillcast_stream WHERE rowid = ?1", [row])?;
             }
-            Ok(lost.into_iter().map(|(_, stream, why)| (stream, why)).collect())
+            let gone = gone.into_iter().map(|table| (None, format!("table {table} was gone")));
+            Ok(gone.chain(lost.into_iter().map(|(_, stream, why)| (stream, why))).collect())
         });
         self.end(forgotten)
     }
@@ -439,9 +460,27 @@ impl Replica {
     }
 }
 
-/// The change of shape that our tables are at; 0: there are none yet.
-fn version_of_shape(db: &Connection) -> rusqlite::Result<i64> {
-    db.pragma_query_value(None, "user_version", |r| r.get(0))
+/// Which of our tables are not there.
+fn missing(db: &Connection) -> rusqlite::Result<Vec<&'static str>> {
+    let mut is_there =
+        db.prepare("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE)")?;
+    let mut missing = Vec::new();
+    for table in OURS {
+        if !is_there.query_row([table], |r| r.get::<_, bool>(0))? {
+            missing.push(table);
+        }
+    }
+    Ok(missing)
+}
+
+/// The shape that our tables are at. A build that changes it notes so in a table of its own: `user_version` is the POS
+/// application's as well.
+fn shape(db: &Connection) -> rusqlite::Result<i64> {
+    let is_noted = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'tillcast_shape')";
+    if db.query_row(is_noted, [], |r| r.get(0))? {
+        return db.query_row("SELECT coalesce(max(shape), 1) FROM tillcast_shape", [], |r| r.get(0));
+    }
+    Ok(1)
 }
 
 /// A stream's tables.

@@ -187,17 +187,20 @@ pub fn open_private(path: &Path) -> Result<Connection, SqliteError> {
     Ok(db)
 }
 
-/// Refuses a file that a later build wrote: this one knows its shape up to `known` (`PRAGMA user_version`).
+/// Refuses a file of ours alone that a later build wrote: this one knows its shape up to `known` (`PRAGMA user_version`).
 pub fn refuse_newer(db: &Connection, path: &Path, known: i64) -> Result<(), SqliteError> {
     let error = |e| SqliteError::new(path.display().to_string(), e);
-    let found: i64 = db.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(error)?;
+    refuse_shape(path, db.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(error)?, known)
+}
+
+/// Refuses a shape that only a later build knows.
+pub(super) fn refuse_shape(path: &Path, found: i64, known: i64) -> Result<(), SqliteError> {
     if found <= known {
         return Ok(());
     }
-    Err(error(rusqlite::Error::SqliteFailure(
-        libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_SCHEMA),
-        Some(format!("the file has shape {found}, this build knows {known}: update this program")),
-    )))
+    let code = libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_SCHEMA);
+    let why = format!("the file has shape {found}, this build knows {known}: update this program");
+    Err(SqliteError::new(path.display().to_string(), rusqlite::Error::SqliteFailure(code, Some(why))))
 }
 
 /// Opens a file of another process for reading.

@@ -864,3 +864,63 @@ fn a_delta_makes_an_index_again_that_somebody_dropped() {
     assert_eq!(r.connection().query_row(there, [], |r| r.get::<_, i64>(0)).unwrap(), 1);
     assert_right(&r, &two, false);
 }
+
+/// Somebody else's connection, whose last commit stays in the log when it closes.
+fn of_the_pos(path: &Path) -> Connection {
+    let db = Connection::open(path).unwrap();
+    db.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+    db.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    db
+}
+
+fn number(db: &Connection, sql: &str) -> i64 {
+    db.query_row(sql, [], |r| r.get(0)).unwrap()
+}
+
+#[test]
+fn a_replica_is_known_by_its_tables_and_user_version_is_left_to_others() {
+    let shop = Shop::new();
+    let (one, two) = (simple(&[("a", 1.0)]), simple(&[("a", 2.0)]));
+    let packs = [shop.full("all", 1, &one), shop.delta(2, 1, &one, &two)];
+    for before in [0, 1, 7] {
+        let path = shop.dir.path().join(format!("{before}.db"));
+        let mine = "CREATE TABLE basket (n INTEGER); INSERT INTO basket VALUES (42);";
+        of_the_pos(&path).execute_batch(&format!("{mine} PRAGMA user_version = {before}")).unwrap();
+        apply(&mut shop.replica(&format!("{before}.db")), "all", &[&packs[0]]).unwrap();
+        assert_eq!(number(&of_the_pos(&path), "PRAGMA user_version"), before);
+        for after in [0, 9] {
+            of_the_pos(&path).execute_batch(&format!("PRAGMA user_version = {after}")).unwrap();
+            assert_eq!(shop.replica(&format!("{before}.db")).all_held().unwrap().len(), 1, "{before}, {after}");
+        }
+        let mut r = shop.replica(&format!("{before}.db"));
+        apply(&mut r, "all", &[&packs[1]]).unwrap();
+        assert_right(&r, &two, false);
+        assert_eq!(number(r.connection(), "SELECT n FROM basket"), 42);
+    }
+    let r = shop.replica("ours.db");
+    assert_eq!(number(r.connection(), "PRAGMA user_version"), 1, "as builds before this one know it");
+    r.connection().execute_batch("CREATE TABLE tillcast_shape (shape INTEGER)").unwrap();
+    shop.replica("ours.db");
+    r.connection().execute_batch("INSERT INTO tillcast_shape VALUES (2)").unwrap();
+    let e = Replica::open(r.path(), &Limits::default()).unwrap_err();
+    assert!(e.is_newer() && e.to_string().contains("shape 2"), "{e}");
+}
+
+#[test]
+fn a_table_of_ours_that_is_gone_is_made_again_and_all_streams_are_forgotten() {
+    let shop = Shop::new();
+    let one = simple(&[("a", 1.0)]);
+    let full = shop.full("all", 1, &one);
+    for table in OURS {
+        let mut r = shop.replica(&format!("{table}.db"));
+        apply(&mut r, "all", &[&full]).unwrap();
+        r.connection().execute_batch(&format!("DROP TABLE {table}")).unwrap();
+        let mut r = shop.replica(&format!("{table}.db"));
+        assert_eq!(r.forget_unreadable().unwrap(), [(None, format!("table {table} was gone"))]);
+        assert_eq!(r.forget_unreadable().unwrap(), []);
+        assert_eq!(r.all_held().unwrap().is_empty(), table != "tillcast_pack", "{table}");
+        assert_eq!(rows(&r), 1, "to sell by");
+        apply(&mut r, "all", &[&full]).unwrap();
+        assert_right(&r, &one, false);
+    }
+}

@@ -585,7 +585,9 @@ impl Target {
             Kind::Database => {
                 let db = Connection::open(file).unwrap();
                 if db.execute("INSERT INTO migration (number) VALUES (9999)", []).is_err() {
-                    db.pragma_update(None, "user_version", 99).unwrap();
+                    let shape = "CREATE TABLE tillcast_shape (shape INTEGER); INSERT INTO tillcast_shape VALUES (99)";
+                    let is_replica = db.prepare("SELECT 1 FROM tillcast_stream").is_ok();
+                    db.execute_batch(if is_replica { shape } else { "PRAGMA user_version = 99" }).unwrap();
                 }
                 drop(db);
                 settle(file);
