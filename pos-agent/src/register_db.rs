@@ -52,6 +52,9 @@ pub enum DbError {
     /// The work was cut off (a panic, the end of the process).
     #[error("work on the database was cut off: {0}")]
     Cut(String),
+    /// Nothing may be written by a connection whose files lie there no more.
+    #[error("{} was replaced or deleted below the agent", .0.display())]
+    Swapped(PathBuf),
 }
 
 impl DbError {
@@ -60,7 +63,7 @@ impl DbError {
         match self {
             DbError::Sqlite(e) => e.verdict(),
             DbError::Shelf(e) => e.verdict(),
-            DbError::NotChecked(_) | DbError::Cut(_) => Verdict::Retry,
+            DbError::NotChecked(_) | DbError::Cut(_) | DbError::Swapped(_) => Verdict::Retry,
         }
     }
     /// Whether what is in the file cannot be understood.
@@ -72,7 +75,7 @@ impl DbError {
         match self {
             DbError::Sqlite(e) => e.is_disk_full(),
             DbError::Shelf(e) => e.is_disk_full(),
-            DbError::NotChecked(_) | DbError::Cut(_) => false,
+            DbError::NotChecked(_) | DbError::Cut(_) | DbError::Swapped(_) => false,
         }
     }
 }
@@ -102,8 +105,10 @@ pub struct RegisterDb {
 #[derive(Debug, Default)]
 struct Open {
     replica: Option<Replica>,
-    /// Device and inode: a file that was swapped below us must not be written any more.
-    file: Option<(u64, u64)>,
+    /// Device and inode of the file, its log and the log's index: what was swapped below us must not be written any more.
+    files: [Option<(u64, u64)>; 3],
+    /// Log or index were deleted or replaced, and what the file holds was not compared with its rows since.
+    lost_log: bool,
 }
 
 impl Open {
@@ -117,16 +122,31 @@ impl Open {
                     remove_log(path)?;
                 }
                 let replica = failpoint::step("agent.open", || Replica::open(path, limits))?;
-                self.file = identity(path);
+                self.files = files(path).map(|f| std::fs::metadata(f).ok().map(identity));
                 replica
             }
         };
         Ok(self.replica.insert(replica))
     }
+
+    /// Which of the open files lies there no more. Of one that cannot be looked at now nobody knows.
+    fn swapped(&self, path: &Path) -> Option<PathBuf> {
+        self.replica.as_ref()?;
+        let is_another = |(file, known): &(PathBuf, Option<(u64, u64)>)| match std::fs::metadata(file) {
+            Ok(m) => *known != Some(identity(m)),
+            Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+        };
+        files(path).into_iter().zip(self.files).find(is_another).map(|(file, _)| file)
+    }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+/// The file, its log and the log's index.
+fn files(database: &Path) -> [PathBuf; 3] {
+    [database.to_owned(), log_path(database), beside(database, "-shm")]
+}
+
+fn identity(m: std::fs::Metadata) -> (u64, u64) {
+    (m.dev(), m.ino())
 }
 
 /// Whether the file is certainly not there. Of one that cannot be looked at now the log holds what was committed last.
@@ -159,7 +179,15 @@ impl RegisterDb {
         E: From<DbError> + Send + 'static,
     {
         let db = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(db.lock().replica(&db.path, &db.limits)?)).await;
+        let work = move || {
+            let mut open = db.lock();
+            // Readers that came later see nothing of an old log, and what it brought home would change below them.
+            if let Some(file) = open.swapped(&db.path) {
+                return Err(DbError::Swapped(file).into());
+            }
+            work(open.replica(&db.path, &db.limits)?)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
         #[cfg(test)]
         self.synced()?;
         done.unwrap_or_else(|e| Err(DbError::Cut(e.to_string()).into()))
@@ -169,14 +197,26 @@ impl RegisterDb {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The versions held, from the file itself. A file that was removed or replaced by hand is
-    /// opened anew: what lies there now is the truth.
+    /// Whether the file, its log or the log's index lie there no more.
+    pub fn is_swapped(&self) -> bool {
+        self.lock().swapped(&self.path).is_some()
+    }
+
+    /// Whether the log was lost since this was asked last.
+    pub fn lost_log(&self) -> bool {
+        std::mem::take(&mut self.lock().lost_log)
+    }
+
+    /// The versions held, from the file itself. A file that was removed or replaced by hand is opened anew, and so it is when
+    /// its log was: what lies there now is the truth. What was in the old log alone is not brought home, since readers
+    /// that came later do not see that log: it comes again by packs.
     pub async fn all_held(&self) -> Result<AllHeld, DbError> {
         let db = self.clone();
         let read = move || {
             let mut open = db.lock();
-            if open.file != identity(&db.path) {
-                tracing::warn!(path = %db.path.display(), "the database was replaced by hand: opening what is there now");
+            if let Some(file) = open.swapped(&db.path) {
+                tracing::error!(file = %file.display(), "it was deleted or replaced while the agent runs: opening what is there now. Stop the agent before, and leave store.db-wal and store.db-shm to it");
+                open.lost_log |= file != db.path;
                 open.replica = None;
             }
             Ok(open.replica(&db.path, &db.limits)?.all_held()?)
@@ -188,6 +228,10 @@ impl RegisterDb {
     /// table of ours that is gone. Of a sound file only those streams are forgotten whose rows of ours cannot be read;
     /// what was wrong with them.
     pub fn heal(&self) -> Result<Healed, DbError> {
+        // A second connection would read the new log by the old index, which the first has in use.
+        if self.is_swapped() {
+            return Ok(Healed::Sound);
+        }
         if sqlite::is_damaged(&self.path) {
             return Ok(Healed::Lost);
         }

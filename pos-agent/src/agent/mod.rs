@@ -381,11 +381,18 @@ impl Agent {
 
     /// Step 1.
     async fn look(&self) -> Option<AllHeld> {
-        match self.db.all_held().await {
+        // Any other connection of this process would keep the index of a log that is gone in use, also for the next one.
+        let verifying = if self.db.is_swapped() { Some(self.verifying.lock().await) } else { None };
+        let held = self.db.all_held().await;
+        drop(verifying);
+        match held {
             Ok(held) => {
                 self.shown().held = held.clone();
                 self.looked.store(true, Ordering::Relaxed);
                 self.goes_on(None);
+                if self.db.lost_log() {
+                    self.look_through(&held).await;
+                }
                 let doubt = self.doubt().take();
                 if let Some(why) = doubt {
                     self.rebuild(&why);

@@ -4,7 +4,7 @@
 use super::{Agent, Goal, Went};
 use crate::memory::STUCK;
 use crate::pace::End;
-use crate::register_db::{ApplyFailure, DbError, Healed, Remedy, STORE_DB};
+use crate::register_db::{AllHeld, ApplyFailure, DbError, Healed, Remedy, STORE_DB};
 use crate::report;
 use crate::verify::{self, StreamFound};
 use proto::device::DeviceError;
@@ -206,6 +206,16 @@ impl Agent {
             Err(e) => {
                 tracing::warn!(%stream, error = %e, "the rows could not be checked");
                 None
+            }
+        }
+    }
+
+    /// The log was lost: whether what was brought home of it is whole, the rows say.
+    pub(super) async fn look_through(&self, held: &AllHeld) {
+        for (stream, h) in held {
+            if self.rows_are_right(stream).await == Some(false) {
+                let instance = Instance { stream: stream.clone(), audience: h.audience.clone() };
+                self.drifted(&instance, "store.db-wal or store.db-shm was deleted or replaced while the agent ran");
             }
         }
     }

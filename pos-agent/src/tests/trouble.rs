@@ -21,7 +21,9 @@ use proto::limits::Limits;
 use proto::wire::{StreamState, fault};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -431,6 +433,62 @@ async fn a_database_that_cannot_be_opened_for_minutes_is_told_of() {
     std::fs::rename(&aside, &path).unwrap();
     assert_eq!(cycle(&agent).await, End::Done);
     assert_eq!(codes(&agent), [""; 0]);
+}
+
+/// Deletes a database's files with these ends.
+fn delete(path: &Path, ends: &[&str]) {
+    ends.iter().for_each(|end| std::fs::remove_file(format!("{}{end}", path.display())).unwrap());
+}
+
+#[tokio::test]
+async fn a_log_that_is_deleted_below_a_running_agent_hides_no_news_from_the_pos_application() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    cycle(&agent).await;
+    delete(agent.db.path(), &["-wal", "-shm"]);
+    // Its locks are its own, as no second connection's of this process are.
+    let mut pos =
+        Command::new("sqlite3").arg(agent.db.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut ask, mut answers) = (pos.stdin.take().unwrap(), BufReader::new(pos.stdout.take().unwrap()).lines());
+    let mut cents = || {
+        ask.write_all(b"SELECT cents FROM price WHERE sku = 5;\n").unwrap();
+        answers.next().unwrap().unwrap()
+    };
+    assert_eq!(cents(), "50");
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, PRICE), cents()), (Some(51), "51".to_owned()));
+    pos.kill().unwrap();
+    pos.wait().unwrap();
+    assert_eq!((r.rows("price"), codes(&agent)), (rows(100, 51), vec![]));
+}
+
+#[tokio::test]
+async fn with_a_log_that_was_deleted_nothing_is_written_and_rows_that_it_tore_are_healed() {
+    for ends in [&["-wal", "-shm"][..], &["-wal"], &["-shm"]] {
+        let mut hq = usual();
+        let r = Register::enrolled(&hq, &hq.url(), &[]);
+        poll_and_cycle(&r.open()).await;
+        hq.delta(PRICE, 51, &rows(100, 51));
+        hq.sign();
+        let path = r.config.store_db();
+        let agent = with_mishap(&r, move || delete(&path, ends));
+        assert_eq!(poll_and_cycle(&agent).await, End::Retry, "{ends:?}");
+        assert!(codes(&agent).is_empty() && agent.memory.avoided().is_empty(), "{ends:?}: {:?}", codes(&agent));
+        assert_eq!(cycle(&agent).await, End::Done, "{ends:?}");
+        assert!(!agent.db.is_swapped() && r.rows("price") == rows(100, 51), "{ends:?}");
+        // As a page that came home under a reader of before.
+        cycle(&agent).await;
+        r.tamper("UPDATE promo SET cents = 9 WHERE sku = 3");
+        agent.db.truncate_log().await.unwrap();
+        delete(agent.db.path(), ends);
+        cycle(&agent).await;
+        assert_eq!((r.rows("promo"), codes(&agent)), (rows(10, 1), vec![]), "{ends:?}");
+        assert!(agent.memory.look(|f| f.to_tell()).iter().any(|f| f.code == fault::DRIFT), "{ends:?}: and told");
+    }
 }
 
 #[tokio::test]
