@@ -352,7 +352,7 @@ impl Replica {
         if header.kind == PackKind::Full {
             let indexes: Vec<String> =
                 contract.tables.iter().flat_map(|t| t.indexes.iter().map(|(_, sql)| sql.clone())).collect();
-            self.guarded("making the indexes", &indexes, &pack_name)?;
+            self.guarded("making the indexes (they are sorted in its directory)", &indexes, &pack_name)?;
         }
         // 5. The version, in the same transaction.
         self.sql("writing the version", |db| {

@@ -178,6 +178,7 @@ pub fn open_private(path: &Path) -> Result<Connection, SqliteError> {
         )));
     }
     settings(&db).map_err(error)?;
+    sort_beside(&db, path);
     // SQLite ignores a failed sync of the directory that names the WAL, and a rollback journal's end is no more durable
     // than that: commits would be lost, or the whole file (rule D3).
     shelf::sync_name(path).map_err(|e| {
@@ -213,6 +214,16 @@ pub fn open_read_only(path: &Path) -> Result<Connection, SqliteError> {
     db.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0")
         .map_err(error)?;
     Ok(db)
+}
+
+/// Lets the whole process's temporary files, in which SQLite sorts what an index is made of, lie beside the database: there
+/// room is looked after, while /var/tmp may be a small one in memory.
+fn sort_beside(db: &Connection, path: &Path) {
+    // SQLite knows names as text, and the working directory as `.`.
+    let Some(dir) = path.parent().and_then(Path::to_str).filter(|d| !d.is_empty()) else { return };
+    if let Err(e) = db.pragma_update(None, "temp_store_directory", dir) {
+        tracing::warn!(%dir, error = %e, "temporary files of SQLite's lie where the system has them");
+    }
 }
 
 fn settings(db: &Connection) -> rusqlite::Result<()> {
