@@ -153,11 +153,14 @@ pub(crate) fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool)
 }
 
 async fn serve(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Exit> {
-    let shutdown = cli::shutdown_signal();
+    let mut shutdown = Box::pin(cli::shutdown_signal());
     let address = config.local_listen;
     let listener = proto::http::listen(address, &config.http)
         .with_context(|| format!("local_listen = \"{address}\" cannot be used: is another agent running?"))?;
-    let agent = open_patiently(config, clock).await?;
+    let agent = tokio::select! {
+        opened = open_patiently(config, clock) => opened?,
+        () = &mut shutdown => return Ok(Exit::Done),
+    };
     tracing::info!(register = %agent.config.register, data = %agent.config.data_dir.display(), api = %address, "running");
     let agent = Arc::new(agent);
     follow::lock(&agent.device).note_start(agent.clock.now(), &clock::boot_id());
@@ -166,13 +169,30 @@ async fn serve(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// A command that looks in for a moment must not keep the service from starting.
-async fn open_patiently(config: Config, clock: Arc<dyn Clock>) -> Result<Agent, OpenError> {
-    let mut tries = 20;
+/// A command that looks in for a moment must not keep the service from starting, and a program that holds the database only
+/// until it ends.
+pub(crate) async fn open_patiently(config: Config, clock: Arc<dyn Clock>) -> Result<Agent, OpenError> {
+    let (mut tries, mut is_told) = (20, false);
     loop {
         match Agent::open(config.clone(), clock.clone(), None) {
             Err(OpenError::Lock(_)) if tries > 0 => tries -= 1,
-            other => return other,
+            Err(e) if e.is_busy() => {
+                if !is_told {
+                    tracing::error!("waiting: {e}");
+                    cli::notify_status(&format!("waiting: {e}"));
+                    // It lives, however long that takes.
+                    cli::notify_ready();
+                    is_told = true;
+                }
+                cli::notify_watchdog();
+            }
+            opened => {
+                if is_told && opened.is_ok() {
+                    tracing::info!("the database is free again");
+                    cli::notify_status("");
+                }
+                return opened;
+            }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -1,5 +1,6 @@
 //! `doctor`: tries what the agent needs, line by line, with a remedy. Writes nothing.
 
+use crate::agent::HELD;
 use crate::config::Config;
 use crate::memory::Memory;
 use proto::clock::Clock;
@@ -145,6 +146,7 @@ fn database(config: &Config, manifest: Option<&Manifest>) -> Check {
     }
     let held = match Replica::open_read_only(&path, &config.limits).and_then(|r| r.all_held()) {
         Ok(held) => held,
+        Err(e) if e.is_busy() => return check("database", Mark::Fail, format!("{e}: {HELD}")),
         Err(e) => {
             return check(
                 "database",

@@ -70,6 +70,10 @@ impl DbError {
     pub fn is_unreadable(&self) -> bool {
         matches!(self, DbError::Sqlite(e) if e.is_unreadable())
     }
+    /// Whether another program holds the file.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, DbError::Sqlite(e) if e.is_busy())
+    }
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         match self {

@@ -72,9 +72,7 @@ pub enum OpenError {
     #[error(transparent)]
     Shelf(#[from] shelf::ShelfError),
     /// The register's database.
-    #[error(
-        "{0}; if it is damaged: stop the POS application, move store.db, store.db-wal and store.db-shm away, start again"
-    )]
+    #[error("{0}; {remedy}", remedy = remedy(.0))]
     Database(#[from] DbError),
     /// The settings name a source that cannot work.
     #[error(transparent)]
@@ -84,7 +82,25 @@ pub enum OpenError {
     Metrics(#[from] prometheus::Error),
 }
 
+/// What to do about a database that cannot be opened.
+fn remedy(e: &DbError) -> &'static str {
+    if e.is_busy() {
+        HELD
+    } else {
+        "if it is damaged: stop the POS application, move store.db, store.db-wal and store.db-shm away, start again"
+    }
+}
+
+/// A sound database that another program keeps from us is not to be moved away.
+pub const HELD: &str =
+    "a program holds it, with locking_mode = EXCLUSIVE or in a transaction that does not end: end it";
+
 impl OpenError {
+    /// Whether another program holds the database.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, OpenError::Database(e) if e.is_busy())
+    }
+
     /// Whether the disk is full.
     pub fn is_disk_full(&self) -> bool {
         match self {

@@ -1,6 +1,8 @@
 //! What `doctor` says of a register.
 
 use super::kit::{Hq, Register, poll_and_cycle, rows};
+use crate::agent::Agent;
+use crate::cli;
 use crate::doctor::{Check, Mark, examine};
 use proto::clock::Clock;
 use proto::device::Device;
@@ -61,6 +63,33 @@ async fn doctor_tells_of_versions_faults_and_who_can_read_the_database() {
     assert_eq!(of(&checks(&r).await, "database").text, "price@all 1");
     agent.db.disown().unwrap();
     assert_eq!(of(&checks(&r).await, "database").text, "price@all 1, price@all 1 is listed");
+}
+
+#[tokio::test]
+async fn a_database_that_a_program_holds_is_waited_for_and_not_called_damaged() {
+    let mut hq = Hq::new();
+    hq.full("price@all", 1, &rows(3, 1));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    let pos = rusqlite::Connection::open(r.config.store_db()).unwrap();
+    pos.execute_batch("PRAGMA locking_mode = EXCLUSIVE; CREATE TABLE basket (n INTEGER)").unwrap();
+    let found = checks(&r).await;
+    let database = of(&found, "database");
+    assert!(database.mark == Mark::Fail && database.text.contains("end it"), "{database:?}");
+    assert!(!database.text.contains("move"), "{database:?}");
+    let e = Agent::open(r.config.clone(), r.clock.clone(), None).map(drop).unwrap_err();
+    assert!(e.is_busy() && e.to_string().contains("end it") && !e.to_string().contains("move"), "{e}");
+    // `run` waits for its end.
+    let (opened, ()) =
+        tokio::join!(cli::open_patiently(r.config.clone(), r.clock.clone()), async { pos.close().unwrap() });
+    assert!(opened.is_ok());
+    drop(opened);
+    // A reader of before, in another mode than ours, keeps us out as well.
+    let pos = rusqlite::Connection::open(r.config.store_db()).unwrap();
+    pos.execute_batch("PRAGMA journal_mode = DELETE; BEGIN; SELECT * FROM price").unwrap();
+    let e = Agent::open(r.config.clone(), r.clock.clone(), None).map(drop).unwrap_err();
+    assert!(e.is_busy(), "{e}");
 }
 
 #[tokio::test]
