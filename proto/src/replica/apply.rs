@@ -197,15 +197,13 @@ impl Replica {
             transactions: 0,
         };
         for group in groups(job, held.as_ref()) {
-            self.begin()?;
-            failpoint::inside("begun");
-            let result = self.apply_group(job, group).and_then(|rows| {
-                failpoint::inside("uncommitted");
-                self.commit()?;
-                Ok(rows)
-            });
-            self.rollback();
-            let rows = result?;
+            let rows = match self.apply_committed(job, group) {
+                // What others have put on our tables may have refused the row.
+                Err(ApplyError::Row { .. }) if self.drop_strange_indexes(&job.instance.stream)? => {
+                    self.apply_committed(job, group)?
+                }
+                done => done?,
+            };
             failpoint::inside("committed");
             applied.rows.delete += rows.delete;
             applied.rows.update += rows.update;
@@ -215,6 +213,46 @@ impl Replica {
             self.checkpoint(Checkpoint::Passive)?;
         }
         Ok(applied)
+    }
+
+    fn apply_committed(&mut self, job: &Job<'_>, group: &[PackFile<'_>]) -> Result<RowCounts, ApplyError> {
+        self.begin()?;
+        failpoint::inside("begun");
+        let result = self.apply_group(job, group).and_then(|rows| {
+            failpoint::inside("uncommitted");
+            self.commit()?;
+            Ok(rows)
+        });
+        self.rollback();
+        result
+    }
+
+    /// Drops the indexes on a stream's tables that its contract does not have: one that is unique, or of an expression, may
+    /// refuse rows that are right. Whether there were any.
+    fn drop_strange_indexes(&self, stream: &StreamName) -> Result<bool, SqliteError> {
+        let Some(held) = self.held(stream)? else { return Ok(false) };
+        let Ok(contract) = Contract::parse(&held.ddl, &self.limits) else { return Ok(false) };
+        self.sql("dropping indexes that no contract has", |db| {
+            // What belongs to a PRIMARY KEY or UNIQUE has no text.
+            let on = "SELECT name FROM sqlite_schema
+                      WHERE type = 'index' AND sql IS NOT NULL AND tbl_name = ?1 COLLATE NOCASE";
+            let mut on = db.prepare(on)?;
+            let mut any = false;
+            for table in &contract.tables {
+                let found: Vec<String> =
+                    on.query_map([table.name.as_str()], |r| r.get(0))?.collect::<Result<_, _>>()?;
+                let is_ours = |index: &String| table.indexes.iter().any(|(name, _)| folded(name) == folded(index));
+                for index in found.iter().filter(|i| !is_ours(i)) {
+                    tracing::warn!(
+                        database = %self.path.display(), %index, table = %table.name, %stream,
+                        "an index that is not the contract's goes: a row was refused. Keep indexes of your own off these tables"
+                    );
+                    drop_named(db, "INDEX", index)?;
+                    any = true;
+                }
+            }
+            Ok(any)
+        })
     }
 
     /// Applies packs in a transaction that stays open: HQ's validation, held until the manifests
@@ -442,9 +480,7 @@ impl Replica {
                 );
             }
             // Whose it is gives the name up, too: a full of its own makes its table anew.
-            self.sql("dropping an index", |db| {
-                db.execute_batch(&format!("DROP INDEX IF EXISTS \"{}\"", index.replace('"', "\"\"")))
-            })?;
+            self.sql("dropping an index", |db| drop_named(db, "INDEX", index))?;
         }
         // What stayed to be read, and nobody is to have any more.
         self.sql("dropping what nobody lists", |db| {
@@ -953,9 +989,21 @@ fn is_strange(db: &Connection, coming: &Table) -> bool {
     look().unwrap_or(false)
 }
 
-/// Drops a table, if it is there, and its row in ours.
+/// Drops what has a name, of whatever kind SQLite calls it.
+fn drop_named(db: &Connection, kind: &str, name: &str) -> rusqlite::Result<()> {
+    db.execute_batch(&format!("DROP {kind} IF EXISTS \"{}\"", name.replace('"', "\"\"")))
+}
+
+/// Drops a table, or what else has its name and keeps it from being made, if it is there, and its row in ours.
 fn drop_table(db: &Connection, table: &TableName) -> rusqlite::Result<()> {
-    db.execute_batch(&format!("DROP TABLE IF EXISTS \"{table}\""))?;
+    let kind = "SELECT type FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE AND type IN ('table', 'view', 'index')";
+    let kind: Option<String> = db.query_row(kind, [table.as_str()], |r| r.get(0)).optional()?;
+    if let Some(kind) = kind {
+        if kind != "table" {
+            tracing::warn!(%table, %kind, "it has the name of a contract's table: the table takes its place");
+        }
+        drop_named(db, &kind, table.as_str())?;
+    }
     db.execute("DELETE FROM tillcast_table WHERE name = ?1", [table.as_str()])?;
     Ok(())
 }

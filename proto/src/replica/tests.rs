@@ -924,3 +924,67 @@ fn a_table_of_ours_that_is_gone_is_made_again_and_all_streams_are_forgotten() {
         assert_right(&r, &one, false);
     }
 }
+
+#[test]
+fn a_view_or_an_index_by_a_contracts_name_gives_way_to_its_table() {
+    let shop = Shop::new();
+    let one = simple(&[("a", 1.0)]);
+    let full = shop.full("all", 1, &one);
+    for (n, before) in [
+        "CREATE TABLE mine (sku); CREATE VIEW item AS SELECT * FROM mine",
+        "CREATE VIEW Item AS SELECT * FROM gone",
+        "CREATE TABLE mine (sku); CREATE INDEX item ON mine (sku)",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut r = shop.replica(&format!("{n}.db"));
+        r.connection().execute_batch(before).unwrap();
+        let log = logged(|| assert_eq!(apply(&mut r, "all", &[&full]).unwrap().version, v(1), "{before}"));
+        assert!(log.contains("WARN") && log.contains("table=item"), "{before}: {log}");
+        assert_right(&r, &one, false);
+    }
+    // In the place of a table that was held.
+    let mut r = shop.replica("held.db");
+    apply(&mut r, "all", &[&full]).unwrap();
+    r.connection().execute_batch("DROP TABLE item; CREATE VIEW item AS SELECT 1 AS sku").unwrap();
+    assert!(!r.verify(&"catalog".parse().unwrap()).unwrap()[0].is_right());
+    apply(&mut r, "all", &[&full]).unwrap();
+    assert_right(&r, &one, false);
+}
+
+#[test]
+fn an_index_that_is_not_the_contracts_goes_when_it_refuses_a_row() {
+    let shop = Shop::new();
+    let states = [&[("a", 1.0), ("b", 2.0)][..], &[("a", 1.0), ("b", 1.0)], &[("a", 3.0), ("b", 1.0)]].map(simple);
+    let packs = [
+        shop.full("all", 1, &states[0]),
+        shop.delta(2, 1, &states[0], &states[1]),
+        shop.delta(3, 2, &states[1], &states[2]),
+    ];
+    for strange in [
+        "CREATE UNIQUE INDEX mine ON item (price)",
+        "CREATE INDEX mine ON item (json_extract(name, '$')) WHERE price = 1.0 AND sku = 'b'",
+    ] {
+        let mut r = shop.replica("r.db");
+        apply(&mut r, "all", &[&packs[0]]).unwrap();
+        r.connection().execute_batch(strange).unwrap();
+        let indexes = "SELECT group_concat(name) FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL";
+        let indexes = |r: &Replica| r.connection().query_row(indexes, [], |r| r.get::<_, String>(0)).unwrap();
+        let log = logged(|| assert_eq!(apply(&mut r, "all", &[&packs[1]]).unwrap().version, v(2), "{strange}"));
+        assert!(log.contains("WARN") && log.contains("index=mine"), "{strange}: {log}");
+        assert_eq!(indexes(&r), "item_name", "{strange}");
+        assert_right(&r, &states[1], false);
+        // One that is in nobody's way stays.
+        r.connection().execute_batch("CREATE INDEX quick ON item (price)").unwrap();
+        apply(&mut r, "all", &[&packs[2]]).unwrap();
+        assert_eq!(indexes(&r), "item_name,quick");
+    }
+    // A row that is wrong whatever there is refuses its pack.
+    let mut r = shop.replica("wrong.db");
+    apply(&mut r, "all", &[&packs[0]]).unwrap();
+    r.connection()
+        .execute_batch("CREATE INDEX mine ON item (price); UPDATE item SET sku = 'c' WHERE sku = 'b'")
+        .unwrap();
+    assert_eq!(apply(&mut r, "all", &[&packs[1]]).unwrap_err().code(), "ROW");
+}
