@@ -1344,7 +1344,6 @@ async fn rows_that_no_drop_came_for_are_never_kept_from_a_damaged_replica() {
             "{damage}: {:?}",
             r.lines()
         );
-        w.all_is_well();
         let cents: Vec<i64> = {
             let db = Connection::open(&file).unwrap();
             let mut all = db.prepare("SELECT cents FROM price ORDER BY sku").unwrap();
