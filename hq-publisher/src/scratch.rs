@@ -7,7 +7,7 @@
 use crate::source::{Faults, RowFault, RowSink, SinkError, key_for_people};
 use proto::ids::TableName;
 use proto::limits::Limits;
-use proto::replica::sqlite::is_refused_value;
+use proto::replica::sqlite::{self, is_refused_value};
 use proto::schema::{Column, Contract, Table, quoted_list, sql};
 use proto::shelf;
 use proto::value::Value;
@@ -64,6 +64,7 @@ impl Scratch {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let failed = |source| ScratchError::Sqlite { path: path.display().to_string(), source };
         let scratch = Scratch { db: Connection::open_with_flags(path, flags).map_err(failed)?, path: path.to_owned() };
+        sqlite::sort_beside(&scratch.db, path);
         // The journal in memory holds nothing here: every page is new in the one transaction.
         scratch
             .db

@@ -218,7 +218,7 @@ pub fn open_read_only(path: &Path) -> Result<Connection, SqliteError> {
 
 /// Lets the whole process's temporary files, in which SQLite sorts what an index is made of, lie beside the database: there
 /// room is looked after, while /var/tmp may be a small one in memory.
-fn sort_beside(db: &Connection, path: &Path) {
+pub fn sort_beside(db: &Connection, path: &Path) {
     // SQLite knows names as text, and the working directory as `.`.
     let Some(dir) = path.parent().and_then(Path::to_str).filter(|d| !d.is_empty()) else { return };
     if let Err(e) = db.pragma_update(None, "temp_store_directory", dir) {
