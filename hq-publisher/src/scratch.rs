@@ -33,9 +33,6 @@ pub enum ScratchError {
     /// Where the rows went.
     #[error("{0}")]
     Sink(#[from] SinkError),
-    /// A replica that rows are kept from.
-    #[error("the published replica: {0}")]
-    Kept(#[source] rusqlite::Error),
 }
 
 /// Tables with rows that refer to none, by those that they refer to.
@@ -122,33 +119,35 @@ impl Scratch {
         let columns: Vec<&Column> = table.columns.iter().filter(|c| !is_new(c)).collect();
         let list = quoted_list(columns.iter().map(|c| &c.name));
         let places: Vec<String> = (1..=columns.len()).map(|n| format!("?{n}")).collect();
-        let failed = |e| self.failed(e);
-        let mut read = from.prepare(&format!("SELECT {list} FROM {}", had.quoted())).map_err(ScratchError::Kept)?;
-        let insert = format!("INSERT INTO {} ({list}) VALUES ({})", table.quoted(), places.join(", "));
-        let mut insert = self.db.prepare(&insert).map_err(failed)?;
-        let mut rows = read.query([]).map_err(ScratchError::Kept)?;
-        while let Some(row) = rows.next().map_err(ScratchError::Kept)? {
-            let told = |problem: String| {
-                let value = |k: usize| {
-                    let at = columns.iter().position(|c| c.name == table.columns[k].name)?;
-                    row.get_ref(at).ok().map(Value::from)
+        let run = || -> rusqlite::Result<Option<String>> {
+            let mut read = from.prepare(&format!("SELECT {list} FROM {}", had.quoted()))?;
+            let mut insert =
+                self.db.prepare(&format!("INSERT INTO {} ({list}) VALUES ({})", table.quoted(), places.join(", ")))?;
+            let mut rows = read.query([])?;
+            while let Some(row) = rows.next()? {
+                let told = |problem: String| {
+                    let value = |k: usize| {
+                        let at = columns.iter().position(|c| c.name == table.columns[k].name)?;
+                        row.get_ref(at).ok().map(Value::from)
+                    };
+                    Ok(Some(format!("key {}: {problem}", key_for_people(table, value))))
                 };
-                Ok(Some(format!("key {}: {problem}", key_for_people(table, value))))
-            };
-            for (i, column) in columns.iter().enumerate() {
-                let value = Value::from(row.get_ref(i).map_err(ScratchError::Kept)?);
-                if let Some(problem) = misfit(&value, column) {
-                    return told(format!("column {} {problem}", column.name));
+                for (i, column) in columns.iter().enumerate() {
+                    let value = Value::from(row.get_ref(i)?);
+                    if let Some(problem) = misfit(&value, column) {
+                        return told(format!("column {} {problem}", column.name));
+                    }
+                    insert.raw_bind_parameter(i + 1, value)?;
                 }
-                insert.raw_bind_parameter(i + 1, value).map_err(failed)?;
+                match insert.raw_execute() {
+                    Ok(_) => {}
+                    Err(e) if is_refused_row(&e) => return told(e.to_string()),
+                    Err(e) => return Err(e),
+                }
             }
-            match insert.raw_execute() {
-                Ok(_) => {}
-                Err(e) if is_refused_row(&e) => return told(e.to_string()),
-                Err(e) => return Err(failed(e)),
-            }
-        }
-        Ok(None)
+            Ok(None)
+        };
+        run().map_err(|e| self.failed(e))
     }
 
     /// Finds rows whose foreign keys lead nowhere; to be asked when all tables are loaded. Gives the tables that have such

@@ -245,9 +245,12 @@ impl Ledger {
         &self.pool
     }
 
-    /// Closes its connections, and waits for that: a SQLite file has no `-wal` then, if nobody else has it open.
+    /// Closes its connections, and waits for that: a SQLite file has no `-wal` then, if nobody else has it open. Not after
+    /// a failed sync, which the last one to close would try again.
     pub async fn close(&self) {
-        self.pool.close().await;
+        if !*self.halted.borrow() {
+            self.pool.close().await;
+        }
     }
 
     /// Begins a transaction that writes; at most one is open.

@@ -12,8 +12,6 @@ use crate::source_db::{Database, Names, SourceError};
 use proto::clock::Clock;
 use proto::ids::{Audience, Instance, TableName};
 use proto::replica::Replica;
-use proto::replica::sqlite::verdict;
-use proto::retry::Verdict;
 use proto::schema::{Contract, Table};
 use proto::shelf;
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,8 +51,6 @@ pub enum ReadError {
     Source(&'static str, String),
     /// A drop that cannot be read.
     Drop(Box<Drop>, FileError),
-    /// The published replica, that rows are kept from.
-    Damaged(String),
     /// This machine.
     Scratch(ScratchError),
 }
@@ -63,7 +59,6 @@ impl From<ScratchError> for ReadError {
     fn from(e: ScratchError) -> Self {
         match e {
             ScratchError::Sink(SinkError::TooMany(text)) => ReadError::Source("LIMITS", text),
-            ScratchError::Kept(e) if verdict(&e) == Verdict::Rebuild => ReadError::Damaged(e.to_string()),
             other => ReadError::Scratch(other),
         }
     }
@@ -207,10 +202,6 @@ fn keep(table: &Table, kept: Option<&Kept<'_>>, scratch: &Scratch) -> Result<(),
     match kept {
         Some(k) => match k.contract.table(&table.name) {
             Some(had) => match scratch.copy(table, k.replica.connection(), had)? {
-                // They were published under this very contract.
-                Some(why) if had.create == table.create => {
-                    Err(ReadError::Damaged(format!("table {}, {why}", table.name)))
-                }
                 Some(why) => Err(ReadError::Source(
                     "MISSING_TABLE",
                     format!(

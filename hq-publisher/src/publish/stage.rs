@@ -19,7 +19,7 @@ use proto::ids::{Instance, StreamName, TableName, Version, Zone};
 use proto::layout::{ObjectName, PackKind};
 use proto::manifest::PackEntry;
 use proto::pack::RowCounts;
-use proto::replica::{Replica, TableCheck, VerifyError};
+use proto::replica::{Replica, VerifyError};
 use proto::retry::Verdict;
 use proto::schema::Contract;
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,16 +99,24 @@ impl Published {
             Ok(()) => Ok(Ok(statements)),
             // Readers have the same rows, unless those here drifted.
             Err(e) if e.is_refused() => {
-                let checks = self.replica.verify(stream).map_err(|e| match e {
-                    VerifyError::Sqlite(e) => damaged(e.verdict(), &e),
-                    VerifyError::Contract { .. } => refused("REPLICA", e.to_string()).into(),
-                })?;
-                if !checks.iter().all(TableCheck::is_right) {
-                    return Err(CompareError::Damaged(e.to_string()));
-                }
+                self.prove(stream)?;
                 Ok(Err(format!("the rows that are out do not take {e}")))
             }
             Err(e) => Err(damaged(e.verdict(), &e)),
+        }
+    }
+
+    /// Recomputes its digests.
+    fn prove(&self, stream: &StreamName) -> Result<(), CompareError> {
+        let checks = self.replica.verify(stream).map_err(|e| match e {
+            VerifyError::Sqlite(e) => damaged(e.verdict(), &e),
+            VerifyError::Contract { .. } => refused("REPLICA", e.to_string()).into(),
+        })?;
+        match checks.iter().find(|c| !c.is_right()) {
+            Some(wrong) => {
+                Err(CompareError::Damaged(format!("the rows of table {} are not those published", wrong.table)))
+            }
+            None => Ok(()),
         }
     }
 }
@@ -402,11 +410,17 @@ impl Run<'_> {
         let mut faults = Faults::telling(self.config.publish.errors_listed);
         // Nothing is kept of what no store wanted for a while: it is as old as that.
         let is_old = self.heads.get(instance).is_some_and(|h| h.retired);
-        let kept = published.filter(|_| !is_old).map(|p| Kept { replica: &p.replica, contract: &p.contract });
+        let published = published.filter(|_| !is_old);
+        // What no drop came for goes out again as it is there.
+        if let (Feed::Inbox(_), Some(p)) = (&*feed, published)
+            && drops.len() < contract.tables.len()
+        {
+            tokio::task::block_in_place(|| p.prove(&instance.stream))?;
+        }
+        let kept = published.map(|p| Kept { replica: &p.replica, contract: &p.contract });
         match feed.read(self.config, task, kept, &scratch, &mut faults).await {
             Ok(()) => {}
             Err(ReadError::Scratch(e)) => return Err(e.into()),
-            Err(ReadError::Damaged(why)) => return Err(CompareError::Damaged(why)),
             Err(ReadError::Source(code, text)) => return Err(refused(code, text).into()),
             Err(ReadError::Drop(drop, e)) => {
                 let text = format!("{}: {e}", drop.file.name);

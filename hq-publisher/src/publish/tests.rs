@@ -1320,7 +1320,9 @@ async fn inbox_world() -> World {
 /// With an inbox the replica is what a table's rows are kept from, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_no_drop_came_for_are_never_kept_from_a_damaged_replica() {
-    for damage in ["UPDATE price SET cents = 1", "a page"] {
+    for (damage, full) in
+        [("UPDATE price SET cents = 1", false), ("UPDATE price SET cents = 1", true), ("a page", false)]
+    {
         let w = inbox_world().await;
         w.publish().await;
         let file = w.dir.path().join("state/replicas/price@zone-east.db");
@@ -1337,7 +1339,7 @@ async fn rows_that_no_drop_came_for_are_never_kept_from_a_damaged_replica() {
             db.execute_batch(damage).unwrap();
         }
         drop_file(&w, "price.zone-east.deal.ndjson", "{\"id\":2,\"sku\":\"b\"}\n");
-        let r = w.publish().await;
+        let r = w.publish_as(PublishOptions { full, ..options() }).await;
         assert_eq!(
             (r.exit_code(), outcome(&r, "price@zone-east")),
             (0, Outcome::Published),

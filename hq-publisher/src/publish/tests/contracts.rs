@@ -52,6 +52,19 @@ async fn published_rows_that_a_new_contract_does_not_take_stop_their_stream_unti
     assert_eq!(rows(register.connection(), "SELECT id || '' FROM deal"), ["1"]);
 }
 
+/// An index is no part of its table's own statement.
+#[tokio::test(flavor = "multi_thread")]
+async fn published_rows_that_a_new_index_does_not_take_are_to_be_dropped() {
+    let w = inbox_world().await;
+    drop_file(&w, "price.zone-east.price.csv", "sku,cents\na,100\nb,100\n");
+    w.publish().await;
+    w.write("price.sql", &format!("{PRICE}\nCREATE UNIQUE INDEX once ON price (cents);"));
+    let r = w.publish_as(rebuild()).await;
+    let east = told(&r, "price@zone-east");
+    assert_eq!((r.exit_code(), east.code), (3, Some("MISSING_TABLE")), "{:?}", r.lines());
+    assert!(east.reason.contains("table price") && east.reason.contains("UNIQUE"), "{}", east.reason);
+}
+
 /// What is additive by its words need not be by the rows that are out: readers would refuse the delta.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_addition_that_the_published_rows_do_not_take_needs_a_full_and_stops_no_other_stream() {
