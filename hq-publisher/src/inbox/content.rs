@@ -198,7 +198,7 @@ fn read_ndjson(input: impl Read, max: u64, table: &Table, sink: &mut dyn RowSink
         if text.trim_ascii().is_empty() {
             continue;
         }
-        match object(text.trim_ascii_end(), table) {
+        match object(text.strip_suffix(b"\n").unwrap_or(text), table) {
             Ok(row) => sink.row(&row, Some(number))?,
             Err(mut fault) => {
                 fault.line = Some(number);
