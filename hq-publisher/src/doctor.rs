@@ -6,7 +6,7 @@ use crate::config::{Config, SourceKind};
 use crate::keys::{KeyFile, Keyring, Role};
 use crate::ledger::{Kind, Ledger};
 use crate::mail::Smtp;
-use crate::manifests::{self, Doubt, ManifestsError, ends_soon, newer_in_bucket, newest_trust};
+use crate::manifests::{self, ManifestsError, ends_soon, newer_in_bucket, newest_trust};
 use crate::publish::contracts::{self, Contracts};
 use crate::source_db::Database;
 use proto::clock::{Clock, since};
@@ -346,9 +346,9 @@ async fn ledger_against_bucket(config: &Config, ledger: &Ledger, c: &mut Checks)
     let name = "ledger against bucket";
     let look = async {
         let buckets = Buckets::open(config, ledger).await?;
-        let lacks = manifests::doubt(ledger, &buckets, &config.limits).await?.filter(|d| !d.lacks.is_empty());
-        if let Some(Doubt { lacks, .. }) = lacks {
-            return Err(ManifestsError::Lacking { bucket: buckets.first_url().to_owned(), lacks });
+        let doubt = manifests::doubt(ledger, &buckets, &config.limits).await?;
+        if let Some(lacking) = doubt.and_then(|d| d.refusal(&buckets)) {
+            return Err(lacking);
         }
         newer_in_bucket(ledger, &buckets, &config.limits).await
     };

@@ -22,6 +22,8 @@ pub struct Facts {
     pub ahead: bool,
     /// `--full`.
     pub asked: bool,
+    /// The bucket lacks what lists name: it was lost, and could not be made anew at once.
+    pub lacked: bool,
     /// A device reported an error or drift that no full answers yet.
     pub reported: Option<String>,
     /// Deltas since the last full.
@@ -82,7 +84,7 @@ pub fn plan(facts: &Facts) -> Plan {
     if facts.ahead {
         return Plan::new(false, true, "versions are out that the ledger does not know");
     }
-    if !changed && !facts.asked {
+    if !changed && !facts.asked && !facts.lacked {
         return Plan::new(false, false, "nothing changed");
     }
     let what = match (facts.changed_rows, facts.new_contract) {
@@ -93,6 +95,8 @@ pub fn plan(facts: &Facts) -> Plan {
     };
     let full = if facts.asked {
         Some("--full".to_owned())
+    } else if facts.lacked {
+        Some("the bucket lacks what is published".to_owned())
     } else if let Some(who) = &facts.reported {
         Some(format!("reported: {who}"))
     } else if facts.full_bytes == 0 {
@@ -183,6 +187,8 @@ mod tests {
         assert!(what(Facts { reported: Some("0421: DRIFT".into()), ..usual() }).contains("reported: 0421: DRIFT"));
         assert!(plan(&Facts { reported: Some("x".into()), changed_rows: 0, ..usual() }).is_nothing());
         assert!(plan(&Facts { deltas: 99, changed_rows: 0, ..usual() }).is_nothing());
+        let lacked = Facts { lacked: true, changed_rows: 0, ..usual() };
+        assert_eq!(what(lacked), "delta and full: nothing changed; the bucket lacks what is published");
         assert!(what(Facts { ahead: true, ..usual() }).starts_with("full: versions are out"));
     }
 }

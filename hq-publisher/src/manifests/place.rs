@@ -2,7 +2,8 @@
 //! mounted must not get lists that name what it lacks.
 //!
 //! Owns what the ledger remembers of it. The memory is let go of before anything is put to a place that is in doubt, and
-//! comes back when a run ends: if the power goes between, the next run doubts again.
+//! comes back when a run ends: if the power goes between, the next run doubts again. What a place that somebody called right
+//! lacks then is remembered beside it, until it is there.
 
 use super::ManifestsError;
 use crate::bucket::Buckets;
@@ -11,9 +12,13 @@ use proto::chain;
 use proto::ids::Instance;
 use proto::layout::ObjectName;
 use proto::limits::Limits;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The fact that holds the first bucket that was put to; empty while that is in doubt.
 const BUCKET: &str = "bucket";
+
+/// The fact that names the instances of which a known first bucket lacks what lists name.
+const LACKS: &str = "bucket lacks";
 
 /// A first bucket that is in doubt.
 #[derive(Debug)]
@@ -22,6 +27,14 @@ pub struct Doubt {
     pub lacks: Vec<Instance>,
     /// Some trust file is missing.
     is_bare: bool,
+}
+
+impl Doubt {
+    /// Why nothing is put there; none where it lacks no packs.
+    pub fn refusal(self, buckets: &Buckets) -> Option<ManifestsError> {
+        let Doubt { lacks, .. } = self;
+        (!lacks.is_empty()).then(|| ManifestsError::Lacking { bucket: buckets.first_url().to_owned(), lacks })
+    }
 }
 
 /// Looks whether the first bucket is another one than before, or lost its `trust.json`; and what it lacks then.
@@ -35,6 +48,13 @@ pub async fn doubt(ledger: &Ledger, buckets: &Buckets, limits: &Limits) -> Resul
         return Ok(None);
     }
     let there = buckets.list().await?;
+    let lacks = lacking(ledger, &there).await?;
+    let mut files = trust.iter().map(|row| ObjectName::TrustVersion(row.version)).chain([ObjectName::Trust]);
+    Ok(Some(Doubt { lacks, is_bare: files.any(|name| !there.contains_key(&name)) }))
+}
+
+/// The instances to whose heads no packs lead that are there.
+async fn lacking(ledger: &Ledger, there: &BTreeMap<ObjectName, u64>) -> Result<Vec<Instance>, LedgerError> {
     let mut heads = ledger.heads().await?;
     // The others no store follows.
     heads.retain(|_, head| !head.retired);
@@ -42,10 +62,7 @@ pub async fn doubt(ledger: &Ledger, buckets: &Buckets, limits: &Limits) -> Resul
         let is_there = |p: &proto::manifest::PackEntry| there.get(&ObjectName::Pack(p.name(i))) == Some(&p.bytes);
         chain::cheapest(packs, None, version, is_there).is_some()
     };
-    let lacks =
-        heads.iter().filter(|(i, head)| !has_way(i, &head.packs, head.version)).map(|(i, _)| i.clone()).collect();
-    let mut files = trust.iter().map(|row| ObjectName::TrustVersion(row.version)).chain([ObjectName::Trust]);
-    Ok(Some(Doubt { lacks, is_bare: files.any(|name| !there.contains_key(&name)) }))
+    Ok(heads.iter().filter(|(i, head)| !has_way(i, &head.packs, head.version)).map(|(i, _)| i.clone()).collect())
 }
 
 /// Before anything is put: fails where the first bucket is in doubt and lacks what lists name, unless all of it `is_made_anew`
@@ -56,35 +73,65 @@ pub async fn check_place(
     limits: &Limits,
     is_made_anew: bool,
 ) -> Result<(), ManifestsError> {
-    let Some(Doubt { lacks, is_bare }) = doubt(ledger, buckets, limits).await? else { return Ok(()) };
-    if !lacks.is_empty() {
+    let Some(doubt) = doubt(ledger, buckets, limits).await? else { return Ok(()) };
+    let (is_bare, refusal) = (doubt.is_bare, doubt.refusal(buckets));
+    let is_whole = refusal.is_none();
+    if let Some(refusal) = refusal {
         ledger.set_fact(BUCKET, "").await?;
         if !is_made_anew {
-            return Err(ManifestsError::Lacking { bucket: buckets.first_url().to_owned(), lacks });
+            return Err(refusal);
         }
     }
     if is_bare {
         tracing::warn!(bucket = buckets.first_url(), "its trust files are put again");
         ledger.put_trust_again().await?;
     }
-    if lacks.is_empty() { Ok(know_place(ledger, buckets).await?) } else { Ok(()) }
+    if is_whole { Ok(know(ledger, buckets, &[]).await?) } else { Ok(()) }
 }
 
-/// All that lists name was put to the first bucket, or somebody said that it is right.
-pub async fn know_place(ledger: &Ledger, buckets: &Buckets) -> Result<(), LedgerError> {
-    let key = buckets.first_key();
-    if ledger.fact(BUCKET).await?.as_ref() == Some(&key) { Ok(()) } else { ledger.set_fact(BUCKET, &key).await }
+/// At the end of a publish: the first bucket is known from then on, for all that lists name was put there, or somebody said
+/// that it is right. Gives the instances of which it lacks that still: their streams were refused, or are not in the settings.
+pub async fn know_place(ledger: &Ledger, buckets: &Buckets) -> Result<Vec<Instance>, ManifestsError> {
+    let is_in_doubt = ledger.fact(BUCKET).await?.is_some_and(|known| known.is_empty());
+    let lacks = match is_in_doubt || !lacked(ledger).await?.is_empty() {
+        true => lacking(ledger, &buckets.list().await?).await?,
+        false => Vec::new(),
+    };
+    know(ledger, buckets, &lacks).await?;
+    Ok(lacks)
+}
+
+/// The instances of which a known first bucket lacked what lists name, when a publish ended: only a full makes that whole.
+pub async fn lacked(ledger: &Ledger) -> Result<BTreeSet<Instance>, LedgerError> {
+    let names = ledger.fact(LACKS).await?.unwrap_or_default();
+    Ok(names.split_whitespace().filter_map(|name| name.parse().ok()).collect())
+}
+
+async fn know(ledger: &Ledger, buckets: &Buckets, lacks: &[Instance]) -> Result<(), LedgerError> {
+    let lacks = lacks.iter().map(Instance::to_string).collect::<Vec<_>>().join(" ");
+    // What it lacks first: a place that is known is not looked at again.
+    for (name, value) in [(LACKS, lacks), (BUCKET, buckets.first_key())] {
+        if ledger.fact(name).await?.unwrap_or_default() != value {
+            ledger.set_fact(name, &value).await?;
+        }
+    }
+    Ok(())
 }
 
 /// What is said of the instances that a bucket lacks, and what to do.
 pub(super) fn told(bucket: &str, lacks: &[Instance]) -> String {
+    format!(
+        "{bucket} is another bucket than before, or was emptied: it lacks packs that stores' lists name, of {}. Nothing is \
+         put there: is its disk mounted, and are objects.urls and [objects.s3] right? Name a new place as a mirror first, \
+         behind the old one, publish, and then make it the first. What is lost for good is made anew by `publish --full`",
+        named(lacks)
+    )
+}
+
+/// The first of them, and how many more.
+pub fn named(lacks: &[Instance]) -> String {
     let named: Vec<String> = lacks.iter().take(super::error::NAMED).map(Instance::to_string).collect();
     let more = lacks.len().saturating_sub(named.len());
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!(
-        "{bucket} is another bucket than before, or was emptied: it lacks packs that stores' lists name, of {}{more}. Nothing is \
-         put there: is its disk mounted, and are objects.urls and [objects.s3] right? Name a new place as a mirror first, \
-         behind the old one, publish, and then make it the first. What is lost for good is made anew by `publish --full`",
-        named.join(", ")
-    )
+    format!("{}{more}", named.join(", "))
 }

@@ -213,6 +213,7 @@ impl Tools<'_> {
             held_out: BTreeMap::new(),
             moves: Vec::new(),
             behind: BTreeSet::new(),
+            lacked: BTreeSet::new(),
             splits: BTreeMap::new(),
             scratch_dir: scratch,
             packs_dir: packs,
@@ -247,6 +248,8 @@ struct Run<'a> {
     moves: Vec<Move>,
     /// Instances of which newer versions may be out than the ledger knows.
     behind: BTreeSet<Instance>,
+    /// Instances of which the bucket lacks what lists name.
+    lacked: BTreeSet<Instance>,
     /// Streams that take over tables of one that the settings lost, while its other tables are nobody's: why not.
     splits: BTreeMap<StreamName, String>,
     scratch_dir: PathBuf,
@@ -302,7 +305,14 @@ impl Run<'_> {
         // 6. The commit point, and what follows from it.
         if !self.options.dry_run {
             self.sign(ready, &mut report).await?;
-            manifests::know_place(self.ledger, self.buckets).await?;
+            let lacks = manifests::know_place(self.ledger, self.buckets).await?;
+            if !lacks.is_empty() {
+                let (bucket, named) = (self.buckets.first_url(), manifests::named(&lacks));
+                self.problem(format!(
+                    "{bucket} lacks packs that stores' lists name, of {named}: the next publish that does not refuse them makes \
+                     a full; until then devices that are new get nothing of them"
+                ));
+            }
             let before = self.behind.len();
             let is_known = |e: &InstanceReport| e.is_well() || e.is_newest;
             self.behind.retain(|i| !report.instances.get(i).is_some_and(is_known));
@@ -377,6 +387,7 @@ impl Run<'_> {
             behind::note(self.ledger, &self.behind).await?;
             self.ledger.set_back_is_known().await?;
         }
+        self.lacked = manifests::lacked(self.ledger).await?;
         for s in &contracts.streams {
             let (number, is_new) = self.ledger.schema_number(&s.name, &s.contract.sha256).await?;
             if !is_new {

@@ -294,7 +294,8 @@ impl Run<'_> {
             report.reason = "no drop has come for it yet".into();
         }
         // A retired one wants drops: stores would follow rows of long ago.
-        report.rested = head.is_none_or(|h| same && !h.retired && !self.options.full && h.epoch == self.epoch);
+        let is_wanted = self.options.full || self.lacked.contains(task.instance);
+        report.rested = head.is_none_or(|h| same && !h.retired && !is_wanted && h.epoch == self.epoch);
         report.rested
     }
 
@@ -518,6 +519,7 @@ impl Run<'_> {
             new_epoch: head.is_some_and(|h| h.epoch != self.epoch),
             ahead: false,
             asked: self.options.full,
+            lacked: self.lacked.contains(task.instance),
             reported,
             deltas: head.map_or(0, |h| h.deltas_since_full().count() as u64),
             delta_bytes: head.map_or(0, |h| h.deltas_since_full().map(|p| p.bytes).sum()),

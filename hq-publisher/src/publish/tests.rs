@@ -2608,6 +2608,39 @@ async fn a_bucket_that_lacks_what_lists_name_gets_nothing_until_somebody_says_so
     assert_eq!((w.publish().await.exit_code(), w.objects_in("newer")), (0, before));
 }
 
+/// `--full` said that the place is right, and made all but what was refused then: that is made by the first run that can.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_bucket_lacks_after_a_full_of_all_is_made_anew_once_its_stream_can_be() {
+    let mut w = World::new().await;
+    w.publish().await;
+    fs::remove_dir_all(w.dir.path().join("objects")).unwrap();
+    w.sql("INSERT INTO price VALUES ('east', 'bad', NULL)");
+    w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    let full = PublishOptions { full: true, ..options() };
+    let is_told = |r: &PublishReport| {
+        assert_eq!(r.exit_code(), 3, "{:?}", r.lines());
+        let text = "lacks packs that stores' lists name, of price@zone-east, price@zone-west";
+        assert!(r.problems.iter().any(|p| p.contains(text)), "{:?}", r.lines());
+    };
+    let r = w.publish_as(full).await;
+    assert_eq!([outcome(&r, "catalog@all"), outcome(&r, "price@zone-east")], [Outcome::Published, Outcome::Refused]);
+    is_told(&r);
+    // It stops no other, and is told meanwhile; also while its stream is not in the settings.
+    w.sql("UPDATE item SET name = 'x' WHERE sku = 'sku5'");
+    for text in [CONFIG.to_owned(), CONFIG[..CONFIG.find("[[stream]]\nname = \"price\"").unwrap()].to_owned()] {
+        set(&mut w, &text);
+        is_told(&w.publish().await);
+    }
+    assert_eq!(w.manifest("0421").unwrap().streams["catalog"].version.get(), 3);
+    // With the rows that are published: only a full leads a new register there.
+    set(&mut w, CONFIG);
+    w.sql("DELETE FROM price WHERE sku = 'bad'");
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    w.all_is_well();
+    assert_eq!(w.publish().await.signed, 0);
+}
+
 /// A ledger of before it was remembered takes the bucket that it finds for the one that it knows.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_ledger_takes_its_bucket_as_known() {
