@@ -115,7 +115,7 @@ pub fn plan(facts: &Facts) -> Plan {
 }
 
 /// Whether a full may be a way round what a device reports. Where it refuses a full for what it is itself (an older build,
-/// lower `[limits]`, too little memory), it refuses the next one as well.
+/// lower `[limits]`, too little memory), it refuses the next one as well, as a rule.
 pub fn full_may_help(f: &Fault) -> bool {
     let of_its_own = ["BAD_SCHEMA", "UNKNOWN_FORMAT", "TOO_MUCH", "CRASH"];
     let refused = f.object.as_deref().and_then(|o| o.parse::<PackName>().ok());
@@ -162,7 +162,7 @@ mod tests {
             ("0000000002.full", "TOO_MUCH: line 9: over limits.rows = 8", false),
             ("0000000002.full", "BAD_SCHEMA: x", false),
             ("0000000002.full", "CRASH: x", false),
-            ("0000000002.full", "this agent died 5 times while applying it", true),
+            ("0000000002.full", "CRASH: this agent died 5 times while applying it", false),
         ] {
             assert_eq!(full_may_help(&reported(fault::PACK_IN_ERROR, pack, text)), helps, "{pack} {text}");
         }

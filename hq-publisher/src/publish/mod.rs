@@ -60,6 +60,10 @@ const OPEN_REPLICAS: usize = 64;
 /// A run that has lasted longer hangs, and somebody should look.
 const LONG_RUN: Duration = Duration::from_secs(3600);
 
+/// A device that refuses a full for what it is itself gets another one only after so long: what it cannot take may have left
+/// the rows meanwhile.
+const NEXT_TRY: Duration = Duration::from_secs(86_400);
+
 /// What `publish` was asked to do.
 #[derive(Debug, Clone, Default)]
 pub struct PublishOptions {
@@ -210,6 +214,7 @@ impl Tools<'_> {
             heads: BTreeMap::new(),
             contract_numbers: BTreeMap::new(),
             reported: BTreeMap::new(),
+            refused_fulls: BTreeMap::new(),
             held_out: BTreeMap::new(),
             moves: Vec::new(),
             behind: BTreeSet::new(),
@@ -240,8 +245,10 @@ struct Run<'a> {
     heads: BTreeMap<Instance, Head>,
     /// Each stream's newest contract, where it is today's text: number and hash.
     contract_numbers: BTreeMap<StreamName, (u64, Sha256)>,
-    /// Errors and drift that devices report: since when, and who.
+    /// Errors and drift that devices report, the last of each instance: since when, and who.
     reported: BTreeMap<Instance, (Timestamp, String)>,
+    /// The same of devices that refuse fulls for what they are themselves.
+    refused_fulls: BTreeMap<Instance, (Timestamp, String)>,
     /// Versions that devices hold and the ledger does not know.
     held_out: BTreeMap<Instance, Version>,
     /// Stores that are to follow other instances than before, by store and stream.
@@ -401,10 +408,11 @@ impl Run<'_> {
         let complaints: Vec<Complaint> = complaints.into_iter().filter(|c| !gone.contains(c.device.store())).collect();
         self.held_out = behind::held_out(&complaints, &self.ledger.enrolled().await?, &self.heads);
         self.behind.extend(self.held_out.keys().cloned());
-        for Complaint { device, fault } in complaints.into_iter().filter(|c| full_may_help(&c.fault)) {
+        for Complaint { device, fault } in complaints {
+            let of = if full_may_help(&fault) { &mut self.reported } else { &mut self.refused_fulls };
             let Some(instance) = fault.instance else { continue };
-            if self.reported.get(&instance).is_none_or(|(known, _)| *known < fault.since) {
-                self.reported.insert(instance, (fault.since, format!("{device} {}", fault.code)));
+            if of.get(&instance).is_none_or(|(known, _)| *known < fault.since) {
+                of.insert(instance, (fault.since, format!("{device} {}", fault.code)));
             }
         }
         Ok(())

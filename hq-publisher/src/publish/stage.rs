@@ -5,7 +5,7 @@ use super::feed::{Feed, Kept, ReadError, faults_text};
 use super::make::{Digests, MakeError, Making, too_large};
 use super::report::{InstanceReport, Outcome};
 use super::steps::{Phase, Step};
-use super::{PublishError, Run};
+use super::{NEXT_TRY, PublishError, Run};
 use crate::bucket::Content;
 use crate::diff::{Diff, DiffError, Spool, TableChange, compare};
 use crate::guard::{self, Bounds};
@@ -15,6 +15,7 @@ use crate::plan::{Facts, plan};
 use crate::rebuild::{self, RebuildError};
 use crate::scratch::{Missed, Scratch, ScratchError};
 use crate::source::Faults;
+use proto::clock::since;
 use proto::ids::{Instance, StreamName, TableName, Version, Zone};
 use proto::layout::{ObjectName, PackKind};
 use proto::manifest::PackEntry;
@@ -507,10 +508,7 @@ impl Run<'_> {
         c: &Compared,
         published: Option<&Published>,
     ) -> Result<Facts, PublishError> {
-        let reported = match (head, self.reported.get(task.instance)) {
-            (Some(_), Some((since, who))) => self.unanswered(task.instance, *since, who).await?,
-            _ => None,
-        };
+        let reported = if head.is_some() { self.unanswered(task.instance).await? } else { None };
         Ok(Facts {
             published: published.is_some(),
             changed_rows: c.diff.tables.values().map(|t| t.rows.total()).sum(),
@@ -528,16 +526,19 @@ impl Run<'_> {
         })
     }
 
-    /// A fault that devices report and that is younger than the last full.
-    async fn unanswered(
-        &self,
-        instance: &Instance,
-        since: proto::clock::Timestamp,
-        who: &str,
-    ) -> Result<Option<String>, PublishError> {
+    /// A fault that devices report and that is younger than the last full; of who refuses fulls for what it is itself, only
+    /// when that one is old.
+    async fn unanswered(&self, instance: &Instance) -> Result<Option<String>, PublishError> {
+        let (reported, refused) = (self.reported.get(instance), self.refused_fulls.get(instance));
+        if reported.is_none() && refused.is_none() {
+            return Ok(None);
+        }
         let packs = self.ledger.published(instance).await?;
-        let full = packs.iter().rfind(|p| p.entry.kind == PackKind::Full);
-        Ok(full.is_none_or(|f| f.signed_at <= since).then(|| who.to_owned()))
+        let full = packs.iter().rfind(|p| p.entry.kind == PackKind::Full).map(|f| f.signed_at);
+        let is_old = full.is_none_or(|full| since(self.clock.now(), full) >= NEXT_TRY);
+        let all = reported.into_iter().chain(refused.filter(|_| is_old));
+        let mut younger = all.filter(|(since, _)| full.is_none_or(|full| full <= *since));
+        Ok(younger.next().map(|(_, who)| who.clone()))
     }
 
     /// 1 + the greatest of the ledger, the head (from manifests), the objects listed and what devices hold.

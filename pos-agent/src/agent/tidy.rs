@@ -104,8 +104,11 @@ impl Agent {
             let mut changed = false;
             // First: headquarters is to hear of it though a way round came at once.
             if let Some(t) = deadly {
-                let text =
-                    format!("this agent died {} times while applying it; trying again with growing delay", t.deaths);
+                // The word that a relay has for it: headquarters goes by it.
+                let text = format!(
+                    "CRASH: this agent died {} times while applying it; trying again with growing delay",
+                    t.deaths
+                );
                 changed |= f.raise(fault::PACK_IN_ERROR, Some(&t.pack.instance), Some(&t.pack.to_string()), &text, now);
             }
             changed |= f.mend(fault::PACK_IN_ERROR, |f| {

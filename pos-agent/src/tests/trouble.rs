@@ -786,9 +786,11 @@ async fn a_deadly_pack_that_was_passed_is_told_once_and_forgotten() {
         }
         let agent = r.open();
         let told = || agent.memory.look(|f| f.to_tell().into_iter().map(|f| (f.object, f.since)).collect::<Vec<_>>());
+        let has_a_word = || agent.memory.look(|f| f.to_tell().iter().all(|f| f.text.starts_with("CRASH: ")));
         let began = r.clock.now();
         for _ in 0..3 {
             assert_eq!(poll_and_cycle(&agent).await, End::Done, "{unlisted}");
+            assert!(has_a_word());
             assert_eq!((codes(&agent), told()), (vec![], vec![(Some(deadly.clone()), began)]), "{unlisted}");
             r.clock.advance(S);
         }
