@@ -155,30 +155,28 @@ pub async fn published(
     if held.is_some() && from.is_none() {
         drop(replica);
         discard(path)?;
-        return fresh(shop, path, instance, head).await;
+        return apply_chain(shop, path, instance, head, None).await;
     }
-    match apply_chain(shop, replica, instance, head, from).await {
+    drop(replica);
+    match apply_chain(shop, path, instance, head, from).await {
         Err(e) if e.needs_full() && from.is_some() => {
             tracing::warn!(%instance, error = %e, "it is rebuilt from the last full");
             discard(path)?;
-            fresh(shop, path, instance, head).await
+            apply_chain(shop, path, instance, head, None).await
         }
         other => other,
     }
 }
 
-async fn fresh(shop: Workshop<'_>, path: &Path, instance: &Instance, head: &Head) -> Result<Replica, RebuildError> {
-    let replica = tokio::task::block_in_place(|| Replica::open(path, shop.limits))?;
-    apply_chain(shop, replica, instance, head, None).await
-}
-
 async fn apply_chain(
     shop: Workshop<'_>,
-    mut replica: Replica,
+    path: &Path,
     instance: &Instance,
     head: &Head,
     from: Option<Version>,
 ) -> Result<Replica, RebuildError> {
+    // What is published is taken whatever the bounds are by now; they judge what is made next.
+    let mut replica = tokio::task::block_in_place(|| Replica::open(path, &shop.limits.for_published()))?;
     let no_way =
         |reason: &str| RebuildError::NoWay { instance: instance.clone(), version: head.version, reason: reason.into() };
     let way =
@@ -195,11 +193,11 @@ async fn apply_chain(
         )?;
         shelf::remove(&path)?;
     }
-    if is_at(replica.held(&instance.stream)?.as_ref(), instance, head) {
-        Ok(replica)
-    } else {
-        Err(no_way("its digests are not the head's"))
+    if !is_at(replica.held(&instance.stream)?.as_ref(), instance, head) {
+        return Err(no_way("its digests are not the head's"));
     }
+    drop(replica);
+    Ok(tokio::task::block_in_place(|| Replica::open(path, shop.limits))?)
 }
 
 /// Fetches a pack and proves that it is the one that was put.

@@ -47,7 +47,9 @@ impl Limits {
 
     /// The same for who made the packs: of what is published already, a bound that was lowered since undoes nothing.
     pub fn for_published(&self) -> Limits {
-        Limits { pack_bytes: u64::MAX, unpacked_bytes: u64::MAX, ratio: u64::MAX, ..self.clone() }
+        let most = u64::MAX;
+        let (pack_bytes, unpacked_bytes, ratio, line_bytes, rows) = (most, most, most, most, most);
+        Limits { pack_bytes, unpacked_bytes, ratio, line_bytes, rows, ..self.clone() }
     }
 }
 

@@ -2792,6 +2792,29 @@ async fn limits_below_what_is_published_stop_its_stream_alone_and_undo_nothing()
     assert_eq!(versions(), before);
 }
 
+/// A new machine reads what is out, whatever its limits: they are for what is published next.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_made_from_packs_that_are_over_lowered_limits() {
+    let mut w = World::new().await;
+    w.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1001 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)
+         INSERT INTO item SELECT 'sku' || i, hex(randomblob(10)), NULL FROM n",
+    );
+    w.publish().await;
+    w.sql("DELETE FROM item WHERE plu IS NULL");
+    w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
+    set(&mut w, &format!("{CONFIG}\n[limits]\nunpacked_bytes = 65536\nrows = 500\n"));
+    w.lose_ledger();
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "catalog@all")), (0, Outcome::Unchanged), "{:?}", r.lines());
+    w.all_is_well();
+    // Rows that come, and those that go, are too many for one pack of readers with these limits.
+    w.sql("DELETE FROM price WHERE zone = 'west'; INSERT INTO price SELECT 'west', 'new' || plu, 5 FROM item");
+    let r = w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
+    let price = &r.instances[&"price@zone-west".parse().unwrap()];
+    assert!(price.code == Some("VALIDATION") && price.reason.contains("limits.rows = 500"), "{:?}", r.lines());
+}
+
 /// A newer headquarters published it: an older one on a new machine must not sign lists without it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_machine_signs_nothing_where_it_cannot_read_a_stream() {

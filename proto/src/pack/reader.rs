@@ -311,7 +311,7 @@ fn next_line<R: Read>(
     *number += 1;
     let declared = entry.unpacked.min(limits.unpacked_bytes);
     let left = declared.saturating_sub(*unpacked);
-    let n = match (&mut *lines).take(left.min(limits.line_bytes) + 1).read_until(b'\n', line) {
+    let n = match (&mut *lines).take(left.min(limits.line_bytes).saturating_add(1)).read_until(b'\n', line) {
         Ok(n) => n,
         Err(e) => {
             // The decoder hides where an error came from: ask the file below it.
