@@ -302,7 +302,12 @@ const WAITS: usize = 5;
 
 /// Whether a fault is mailed itself, and says why a stream does not come.
 pub fn is_mailed_as_such(code: &str) -> bool {
-    [fault::PACK_IN_ERROR, fault::PACK_MISSING, fault::DISK_FULL, fault::HALTED].contains(&code)
+    is_of_pack(code) || [fault::DISK_FULL, fault::HALTED].contains(&code)
+}
+
+/// Whether a fault is about one pack.
+pub fn is_of_pack(code: &str) -> bool {
+    [fault::PACK_IN_ERROR, fault::PACK_MISSING].contains(&code)
 }
 
 /// What is known of the reason: how long, and what the device itself says of its sources.

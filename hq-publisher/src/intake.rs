@@ -126,7 +126,8 @@ fn complaints(beat: &Heartbeat, heard: Timestamp) -> Vec<Fault> {
 /// meanwhile. A POS application may hold up what is held, and what is mailed as such is told already.
 fn late(beat: &Heartbeat, last: Option<&Heard>, at: Duration) -> BTreeMap<Instance, Duration> {
     let is_told = |i: &Instance| {
-        let of = |f: &Fault| f.instance.as_ref().is_none_or(|of| of == i);
+        // A pack is of one stream: where none is named, only a later build knows it.
+        let of = |f: &Fault| f.instance.as_ref().map_or(!fleet::is_of_pack(&f.code), |of| of == i);
         beat.errors.iter().any(|f| fleet::is_mailed_as_such(&f.code) && of(f))
     };
     let waits = |r: &StreamReport| match r.state {
@@ -238,8 +239,10 @@ impl Intake {
             let relay = devices.get(&DeviceId::Relay(store.clone()));
             let at_hand = relay.filter(|r| r.silent_for(now) < self.store_silent).map(|r| r.serial.min(wanted));
             let of_relay = relay.into_iter().flat_map(|r| &r.beat.streams);
-            let lacks: BTreeSet<Instance> =
-                of_relay.filter(|(_, r)| r.state != StreamState::Ok).map(|(i, _)| i.clone()).collect();
+            let lacks: BTreeSet<Instance> = of_relay
+                .filter(|(_, r)| !matches!(r.state, StreamState::Ok | StreamState::Unknown))
+                .map(|(i, _)| i.clone())
+                .collect();
             for (id, h) in devices {
                 let (could_have, counts) = match id {
                     DeviceId::Relay(_) => (wanted, true),
@@ -834,7 +837,7 @@ mod tests {
             i.expect(&BTreeMap::from([("1".parse().unwrap(), Serials { wake: 3, signed: 3 })]));
             i.views(&[id.parse().unwrap()])[0].late_for.map(|d| d.as_secs())
         };
-        use StreamState::{Behind, Error, Ok, Waiting};
+        use StreamState::{Behind, Error, Ok, Unknown, Waiting};
         let (a, b) = ("a@all", "b@all");
         take(&i, vec![says("1", 1, &[(a, 4, Behind), (b, 7, Behind)], None)]).await;
         assert_eq!(late("1"), Some(0));
@@ -849,16 +852,23 @@ mod tests {
         take(&i, vec![says("1", 3, &[(a, 5, Ok), (b, 8, Ok)], None)]).await;
         w.clock.advance(s(9));
         assert_eq!((late("1"), late("1-1")), (None, Some(9)));
+        // What a relay of a later build says of it is no reason to wait.
+        take(&i, vec![says("1", 4, &[(a, 5, Unknown), (b, 8, Ok)], None)]).await;
+        w.clock.advance(s(9));
+        assert_eq!((late("1"), late("1-1")), (None, Some(18)));
         // A pack in error at the relay is told as that: by none of its registers.
-        take(&i, vec![says("1", 4, &[(a, 5, Error), (b, 8, Ok)], None)]).await;
+        take(&i, vec![says("1", 5, &[(a, 5, Error), (b, 8, Ok)], None)]).await;
         assert_eq!((late("1"), late("1-1")), (None, Some(0)));
         for (seq, streams, code) in
-            [(5, [(a, 5, Waiting), (b, 8, Error)], None), (6, [(a, 5, Behind), (b, 8, Behind)], Some(fault::DISK_FULL))]
+            [(6, [(a, 5, Waiting), (b, 8, Error)], None), (7, [(a, 5, Behind), (b, 8, Behind)], Some(fault::DISK_FULL))]
         {
             take(&i, vec![says("1", seq, &streams, code)]).await;
             assert_eq!(late("1"), None, "held up by the POS application, or mailed as such: {streams:?}");
         }
-        take(&i, vec![says("1", 7, &[(a, 0, Waiting)], None)]).await;
+        // Of a stream that only a later build knows.
+        take(&i, vec![says("1", 8, &[(a, 5, Behind)], Some(fault::PACK_IN_ERROR))]).await;
+        assert_eq!(late("1"), Some(0), "that pack is none of these streams'");
+        take(&i, vec![says("1", 9, &[(a, 0, Waiting)], None)]).await;
         assert_eq!(late("1"), Some(0), "a new one that gets nothing");
     }
 
