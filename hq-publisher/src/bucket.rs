@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 pub use s3::Conditions;
 
@@ -325,6 +325,8 @@ impl Bucket {
 pub struct Buckets {
     first: Bucket,
     mirrors: Vec<Arc<Mirror>>,
+    /// Set once the mirrors that are not named are marked as behind.
+    others_left: Arc<OnceCell<()>>,
     ledger: Ledger,
     limits: Limits,
     concurrency: usize,
@@ -395,16 +397,15 @@ impl Buckets {
             .next()
             .ok_or_else(|| BucketError::BadUrl { url: String::new(), reason: "name at least one bucket".into() })?;
         let mirrors = all.map(|bucket| Arc::new(Mirror { bucket, state: Mutex::default() })).collect();
-        let buckets = Buckets {
+        Ok(Buckets {
             first,
             mirrors,
+            others_left: Arc::default(),
             ledger: ledger.clone(),
             limits: config.limits.clone(),
             concurrency: config.objects.concurrency,
             room: config.state.dir.join("mirror"),
-        };
-        buckets.leave_others_behind().await?;
-        Ok(buckets)
+        })
     }
 
     /// What is put now does not go to a mirror that the settings name no more, or as the first: when they name it again,
@@ -523,8 +524,10 @@ impl Buckets {
         Ok(everywhere)
     }
 
-    /// Marks the mirrors as behind, durably, before the first put of this run.
+    /// Marks the mirrors as behind, durably, before the first put of this run. Whoever only looks marks nothing: each
+    /// mark costs a comparison of all objects.
     async fn mark_mirrors(&self) -> Result<(), BucketError> {
+        self.others_left.get_or_try_init(|| self.leave_others_behind()).await?;
         for mirror in &self.mirrors {
             let mut state = mirror.state.lock().await;
             if state.mark.is_none() {

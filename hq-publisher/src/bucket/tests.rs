@@ -17,6 +17,7 @@ async fn buckets(dir: &Path, names: &[&str]) -> Buckets {
     Buckets {
         first: all.next().unwrap(),
         mirrors: all.map(|bucket| Arc::new(Mirror { bucket, state: Mutex::default() })).collect(),
+        others_left: Arc::default(),
         ledger,
         limits: Limits::default(),
         concurrency: 4,

@@ -2732,6 +2732,24 @@ async fn a_mirror_that_missed_something_is_brought_up_whatever_its_mark_says() {
     assert!(report.is_right(), "{:?}", report.lines());
 }
 
+/// Settings may be tried without a mirror: that costs no comparison of all objects later.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_looks_leaves_no_mirror_behind() {
+    let mut w = World::new().await;
+    w.name_buckets(&["objects", "mirror"]);
+    w.publish().await;
+    w.name_buckets(&["objects"]);
+    w.sql(CHANGE);
+    let is_even = || {
+        let ledger = Connection::open(w.dir.path().join("state/fleet.db")).unwrap();
+        ledger.query_row("SELECT even FROM mirror", [], |r| r.get::<_, bool>(0)).unwrap()
+    };
+    w.publish_as(PublishOptions { dry_run: true, ..options() }).await;
+    assert!(is_even());
+    w.publish().await;
+    assert!(!is_even());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn more_replicas_than_may_stay_open_are_applied_after_the_signature() {
     let w = World::with(&CONFIG.replace("audience = \"zone\"", "audience = \"store\"")).await;
