@@ -113,6 +113,9 @@ struct Open {
     files: [Option<(u64, u64)>; 3],
     /// Log or index were deleted or replaced, and what the file holds was not compared with its rows since.
     lost_log: bool,
+    /// Had by each connection that reads beside this one: while there is one, SQLite gives the next of this process the same
+    /// index, also of a log that is gone.
+    scans: Arc<()>,
 }
 
 impl Open {
@@ -120,6 +123,8 @@ impl Open {
     fn replica(&mut self, path: &Path, limits: &Limits) -> Result<&mut Replica, DbError> {
         let replica = match self.replica.take() {
             Some(replica) => replica,
+            // A log written by the index of another one is no log.
+            None if Arc::strong_count(&self.scans) > 1 => return Err(DbError::Swapped(path.to_owned())),
             None => {
                 if is_gone(path) {
                     // They would be taken for the new one's.
@@ -206,15 +211,25 @@ impl RegisterDb {
         self.lock().swapped(&self.path).is_some()
     }
 
-    /// Whether the log was lost since this was asked last.
+    /// Whether the log was lost, and the rows were not asked since.
     pub fn lost_log(&self) -> bool {
-        std::mem::take(&mut self.lock().lost_log)
+        self.lock().lost_log
     }
 
-    /// The versions held, from the file itself. A file that was removed or replaced by hand is opened anew, and so it is when
-    /// its log was: what lies there now is the truth. What was in the old log alone is not brought home, since readers
-    /// that came later do not see that log: it comes again by packs.
+    /// All rows were asked what the lost log has left of them.
+    pub fn log_made_good(&self) {
+        self.lock().lost_log = false;
+    }
+
+    /// The versions held.
     pub async fn all_held(&self) -> Result<AllHeld, DbError> {
+        self.work(|replica| Ok(replica.all_held()?)).await
+    }
+
+    /// The versions held, from what lies there now. A file that was removed or replaced by hand is opened anew, and so it is
+    /// when its log was: what lies there now is the truth. What was in the old log alone is not brought home, since readers
+    /// that came later do not see that log: it comes again by packs. Beside a scan nothing is opened.
+    pub async fn look(&self) -> Result<AllHeld, DbError> {
         let db = self.clone();
         let read = move || {
             let mut open = db.lock();
@@ -232,10 +247,13 @@ impl RegisterDb {
     /// table of ours that is gone. Of a sound file only those streams are forgotten whose rows of ours cannot be read;
     /// what was wrong with them.
     pub fn heal(&self) -> Result<Healed, DbError> {
-        // A second connection would read the new log by the old index, which the first has in use.
-        if self.is_swapped() {
+        // A second connection would read the new log by the old index, which the first or a scan has in use.
+        let open = self.lock();
+        let is_scanned = Arc::strong_count(&open.scans) > 1;
+        if open.swapped(&self.path).is_some() || (open.replica.is_none() && is_scanned) {
             return Ok(Healed::Sound);
         }
+        drop(open);
         if sqlite::is_damaged(&self.path) {
             return Ok(Healed::Lost);
         }
@@ -258,6 +276,8 @@ impl RegisterDb {
         let mut open = self.lock();
         open.replica = None;
         move_aside(&self.path)?;
+        // Who still reads the old file has an index that the new one has nothing of.
+        open.scans = Arc::default();
         open.replica(&self.path, &self.limits).map(drop)
     }
 
@@ -290,8 +310,25 @@ impl RegisterDb {
 
     /// Recomputes a stream's digests from its rows, on a connection of its own.
     pub async fn verify(&self, stream: &StreamName) -> Result<Vec<TableCheck>, DbError> {
-        let (path, limits, stream) = (self.path.clone(), self.limits.clone(), stream.clone());
-        let read = move || Ok(Replica::open_read_only(&path, &limits)?.verify(&stream)?);
+        let stream = stream.clone();
+        self.scan(move |path, limits| Ok(Replica::open_read_only(path, limits)?.verify(&stream)?)).await
+    }
+
+    /// Reads on a connection of its own, which is closed when this ends; not where the file or its log is another one now.
+    pub(crate) async fn scan<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Path, &Limits) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
+        let db = self.clone();
+        let read = move || {
+            let open = db.lock();
+            if open.replica.is_none() || open.swapped(&db.path).is_some() {
+                return Err(DbError::Swapped(db.path.clone()));
+            }
+            let _scan = Arc::clone(&open.scans);
+            drop(open);
+            read(&db.path, &db.limits)
+        };
         tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(DbError::Cut(e.to_string())))
     }
 
@@ -357,6 +394,14 @@ pub(crate) fn move_aside(database: &Path) -> Result<(), ShelfError> {
     failpoint::step("agent.aside-wal", || if has_pages() { shelf::promote(&log, &log_path(&aside)) } else { Ok(()) })?;
     failpoint::step("agent.aside", || shelf::promote(database, &aside))?;
     remove_log(database)
+}
+
+/// Lets the log of a damaged database go that was not moved after it, for the power went, if the database is sound after all:
+/// the next one that is moved aside would be read with it.
+pub(crate) fn forget_stray_log(database: &Path) -> Result<(), ShelfError> {
+    let (aside, log) = (damaged(database), log_path(&damaged(database)));
+    let is_stray = log.exists() && aside.symlink_metadata().is_err() && database.exists();
+    if is_stray && !sqlite::is_damaged(database) { shelf::remove(&log) } else { Ok(()) }
 }
 
 fn forget_damaged(database: &Path) -> Result<(), ShelfError> {

@@ -14,7 +14,9 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::pace::{self, End};
 use crate::plan::{self, Next, Standing};
-use crate::register_db::{AllHeld, DbError, Healed, RegisterDb, Remedy, STORE_DB, at, damaged, move_aside};
+use crate::register_db::{
+    AllHeld, DbError, Healed, RegisterDb, Remedy, STORE_DB, at, damaged, forget_stray_log, move_aside,
+};
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
@@ -226,6 +228,7 @@ impl Files {
     fn open(config: &Config) -> Result<Files, OpenError> {
         let device = Arc::new(Mutex::new(Device::open(&config.data_dir, &config.device(), &config.limits)?));
         let (memory, word) = Memory::load(device.clone())?;
+        forget_stray_log(&config.store_db())?;
         let (db, mut damage) = match RegisterDb::open(&config.store_db(), &config.limits) {
             Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
                 let path = config.store_db();
@@ -397,17 +400,17 @@ impl Agent {
 
     /// Step 1.
     async fn look(&self) -> Option<AllHeld> {
-        // Any other connection of this process would keep the index of a log that is gone in use, also for the next one.
+        // Beside a scan nothing is opened anew.
         let verifying = if self.db.is_swapped() { Some(self.verifying.lock().await) } else { None };
-        let held = self.db.all_held().await;
+        let held = self.db.look().await;
         drop(verifying);
         match held {
             Ok(held) => {
                 self.shown().held = held.clone();
                 self.looked.store(true, Ordering::Relaxed);
                 self.goes_on(None);
-                if self.db.lost_log() {
-                    self.look_through(&held).await;
+                if self.db.lost_log() && self.look_through(&held).await {
+                    self.db.log_made_good();
                 }
                 let doubt = self.doubt().take();
                 if let Some(why) = doubt {

@@ -210,14 +210,21 @@ impl Agent {
         }
     }
 
-    /// The log was lost: whether what was brought home of it is whole, the rows say.
-    pub(super) async fn look_through(&self, held: &AllHeld) {
+    /// The log was lost: whether what was brought home of it is whole, the rows say. Whether those of all streams did.
+    pub(crate) async fn look_through(&self, held: &AllHeld) -> bool {
+        let mut all = true;
         for (stream, h) in held {
-            if self.rows_are_right(stream).await == Some(false) {
-                let instance = Instance { stream: stream.clone(), audience: h.audience.clone() };
-                self.drifted(&instance, "store.db-wal or store.db-shm was deleted or replaced while the agent ran");
+            match self.rows_are_right(stream).await {
+                Some(true) => {}
+                Some(false) => {
+                    let instance = Instance { stream: stream.clone(), audience: h.audience.clone() };
+                    self.drifted(&instance, "store.db-wal or store.db-shm was deleted or replaced while the agent ran");
+                    all &= self.memory.drifted(stream);
+                }
+                None => all = false,
             }
         }
+        all
     }
 
     /// The file is damaged: begin a new one, which the next cycle fills by fulls. Once a process, and only if it is so
@@ -289,14 +296,15 @@ impl Agent {
 
     /// The same, for whoever has the turn; it ends with the scan, though nobody may wait for that any more.
     pub async fn verify_in_turn(&self, turn: OwnedMutexGuard<()>) -> Result<verify::Report, DbError> {
-        let (path, limits) = (self.db.path().to_owned(), self.config.limits.clone());
-        let gone = verify::gone(&path, &lock(&self.device));
-        let check = move || {
-            let _turn = turn;
-            gone.map_or_else(|| verify::check(&path, &limits), Ok)
+        let gone = verify::gone(self.db.path(), &lock(&self.device));
+        let checked = match gone {
+            Some(gone) => Ok(gone),
+            // Who gets the turn next finds the connection closed.
+            None => match self.db.scan(move |path, limits| Ok((verify::check(path, limits), turn))).await {
+                Ok((checked, _turn)) => checked.map_err(DbError::from),
+                Err(e) => Err(e),
+            },
         };
-        let checked = tokio::task::spawn_blocking(check).await;
-        let checked = checked.map_err(|e| DbError::Cut(e.to_string()))?;
         if let Err(e) = &checked
             && (e.verdict() == Verdict::Rebuild || e.is_unreadable())
         {

@@ -6,7 +6,7 @@ use crate::agent::{Agent, Step};
 use crate::cli;
 use crate::memory;
 use crate::pace::{End, From};
-use crate::register_db::{RegisterDb, damaged, log_path, move_aside};
+use crate::register_db::{DbError, Healed, RegisterDb, damaged, forget_stray_log, log_path, move_aside};
 use crate::report;
 use crate::run;
 use crate::tries::Tries;
@@ -251,6 +251,24 @@ fn a_damaged_database_takes_its_log_along_when_it_is_moved_aside() {
     std::fs::rename(log_path(&path), &log).unwrap();
     move_aside(&path).unwrap();
     assert_eq!(in_basket(&damaged(&path)), 42);
+    // It stays with its database, goes with it while that is damaged, and is nobody's beside one that is sound.
+    for (aside, content, stays) in
+        [(true, "", true), (false, "rotten, as long as a page's head is", true), (false, "", false)]
+    {
+        let _ = std::fs::remove_file(damaged(&path));
+        delete_all(&path);
+        if aside {
+            std::fs::write(damaged(&path), "old").unwrap();
+        }
+        if content.is_empty() {
+            basket(&path, "");
+        } else {
+            std::fs::write(&path, content.repeat(40)).unwrap();
+        }
+        std::fs::write(&log, "old").unwrap();
+        forget_stray_log(&path).unwrap();
+        assert_eq!(log.exists(), stays, "{aside}, {content}");
+    }
 }
 
 #[tokio::test]
@@ -435,6 +453,11 @@ async fn a_database_that_cannot_be_opened_for_minutes_is_told_of() {
     assert_eq!(codes(&agent), [""; 0]);
 }
 
+/// Deletes a database with its log, where they are there.
+fn delete_all(path: &Path) {
+    ["", "-wal", "-shm"].iter().for_each(|end| drop(std::fs::remove_file(format!("{}{end}", path.display()))));
+}
+
 /// Deletes a database's files with these ends.
 fn delete(path: &Path, ends: &[&str]) {
     ends.iter().for_each(|end| std::fs::remove_file(format!("{}{end}", path.display())).unwrap());
@@ -489,6 +512,68 @@ async fn with_a_log_that_was_deleted_nothing_is_written_and_rows_that_it_tore_ar
         assert_eq!((r.rows("promo"), codes(&agent)), (rows(10, 1), vec![]), "{ends:?}");
         assert!(agent.memory.look(|f| f.to_tell()).iter().any(|f| f.code == fault::DRIFT), "{ends:?}: and told");
     }
+}
+
+/// A scan that goes on until it is told to end.
+async fn scan(agent: &Agent) -> (tokio::task::JoinHandle<()>, std::sync::mpsc::Sender<()>) {
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let db = agent.db.clone();
+    let scan = tokio::spawn(async move {
+        let read = move |path: &Path, limits: &Limits| {
+            let replica = proto::replica::Replica::open_read_only(path, limits)?;
+            replica.all_held()?;
+            begun.send(()).unwrap();
+            ended.recv().unwrap();
+            Ok(())
+        };
+        db.scan(read).await.unwrap();
+    });
+    begins.await.unwrap();
+    (scan, end)
+}
+
+#[tokio::test]
+async fn beside_a_scan_a_log_that_was_deleted_is_not_opened_anew_by_the_index_of_the_old_one() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    poll_and_cycle(&r.open()).await;
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    let path = r.config.store_db();
+    let agent = with_mishap(&r, move || delete(&path, &["-wal", "-shm"]));
+    let (scan, end) = scan(&agent).await;
+    assert_eq!(poll_and_cycle(&agent).await, End::Retry);
+    assert!(agent.db.is_swapped(), "as long as the scan has the old index");
+    assert!(matches!(agent.verify().await, Err(DbError::Swapped(_))));
+    // The next look gives up the old log, and opens nothing either.
+    for _ in 0..2 {
+        assert_eq!(cycle(&agent).await, End::Retry);
+        assert!(matches!(agent.db.truncate_log().await, Err(DbError::Swapped(_))));
+        assert!(matches!(agent.db.heal(), Ok(Healed::Sound)));
+        assert!(!log_path(agent.db.path()).exists());
+    }
+    end.send(()).unwrap();
+    scan.await.unwrap();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!((r.rows("price"), codes(&agent)), (rows(100, 51), vec![]));
+    assert!(!agent.verify().await.unwrap().drift);
+}
+
+#[tokio::test]
+async fn after_a_lost_log_the_rows_are_asked_until_all_have_answered() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    cycle(&agent).await;
+    delete(agent.db.path(), &["-wal", "-shm"]);
+    let held = agent.db.look().await.unwrap();
+    // Deleted once more: no row answers.
+    delete(agent.db.path(), &["-wal", "-shm"]);
+    assert!(agent.db.lost_log() && !agent.look_through(&held).await);
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert!(!agent.db.lost_log());
 }
 
 #[tokio::test]
