@@ -197,10 +197,15 @@ impl Replica {
             transactions: 0,
         };
         for group in groups(job, held.as_ref()) {
-            let rows = match self.apply_committed(job, group) {
-                // What others have put on our tables may have refused the row.
-                Err(ApplyError::Row { .. }) if self.drop_strange_indexes(&job.instance.stream)? => {
-                    self.apply_committed(job, group)?
+            let is_delta = group.first().is_some_and(|p| p.entry.kind == PackKind::Delta);
+            let rows = match self.apply_committed(job, group, &[]) {
+                // What others have put on our tables may have refused the row; on those of a full there is nothing.
+                Err(e @ ApplyError::Row { .. }) if is_delta => {
+                    let strange = self.strange_indexes(&job.instance.stream)?;
+                    if strange.is_empty() {
+                        return Err(e);
+                    }
+                    self.apply_committed(job, group, &strange)?
                 }
                 done => done?,
             };
@@ -215,43 +220,50 @@ impl Replica {
         Ok(applied)
     }
 
-    fn apply_committed(&mut self, job: &Job<'_>, group: &[PackFile<'_>]) -> Result<RowCounts, ApplyError> {
+    /// Applies without these indexes, which stay if that fails.
+    fn apply_committed(
+        &mut self,
+        job: &Job<'_>,
+        group: &[PackFile<'_>],
+        strange: &[String],
+    ) -> Result<RowCounts, ApplyError> {
         self.begin()?;
         failpoint::inside("begun");
-        let result = self.apply_group(job, group).and_then(|rows| {
+        let drop_all = |db: &Connection| strange.iter().try_for_each(|index| drop_named(db, "INDEX", index));
+        let dropped = self.sql("dropping indexes that no contract has", drop_all).map_err(ApplyError::from);
+        let result = dropped.and_then(|()| self.apply_group(job, group)).and_then(|rows| {
             failpoint::inside("uncommitted");
             self.commit()?;
             Ok(rows)
         });
         self.rollback();
+        if result.is_ok() {
+            for index in strange {
+                tracing::warn!(
+                    database = %self.path.display(), %index, stream = %job.instance,
+                    "an index that is not the contract's is gone: it had refused a row. Keep indexes of your own off these tables"
+                );
+            }
+        }
         result
     }
 
-    /// Drops the indexes on a stream's tables that its contract does not have: one that is unique, or of an expression, may
-    /// refuse rows that are right. Whether there were any.
-    fn drop_strange_indexes(&self, stream: &StreamName) -> Result<bool, SqliteError> {
-        let Some(held) = self.held(stream)? else { return Ok(false) };
-        let Ok(contract) = Contract::parse(&held.ddl, &self.limits) else { return Ok(false) };
-        self.sql("dropping indexes that no contract has", |db| {
-            // What belongs to a PRIMARY KEY or UNIQUE has no text.
-            let on = "SELECT name FROM sqlite_schema
-                      WHERE type = 'index' AND sql IS NOT NULL AND tbl_name = ?1 COLLATE NOCASE";
-            let mut on = db.prepare(on)?;
-            let mut any = false;
+    /// The indexes on a stream's tables that its contract does not have and that may refuse rows that are right: those that
+    /// are unique, partial or of an expression.
+    fn strange_indexes(&self, stream: &StreamName) -> Result<Vec<String>, SqliteError> {
+        let Some(held) = self.held(stream)? else { return Ok(Vec::new()) };
+        let Ok(contract) = Contract::parse(&held.ddl, &self.limits) else { return Ok(Vec::new()) };
+        self.sql("looking for indexes that no contract has", |db| {
+            let on = "SELECT name FROM pragma_index_list(?1) AS i WHERE origin = 'c' AND (\"unique\" OR partial
+                      OR EXISTS (SELECT 1 FROM pragma_index_xinfo(i.name) WHERE cid = -2))";
+            let (mut on, mut strange) = (db.prepare(on)?, Vec::new());
             for table in &contract.tables {
                 let found: Vec<String> =
                     on.query_map([table.name.as_str()], |r| r.get(0))?.collect::<Result<_, _>>()?;
                 let is_ours = |index: &String| table.indexes.iter().any(|(name, _)| folded(name) == folded(index));
-                for index in found.iter().filter(|i| !is_ours(i)) {
-                    tracing::warn!(
-                        database = %self.path.display(), %index, table = %table.name, %stream,
-                        "an index that is not the contract's goes: a row was refused. Keep indexes of your own off these tables"
-                    );
-                    drop_named(db, "INDEX", index)?;
-                    any = true;
-                }
+                strange.extend(found.into_iter().filter(|i| !is_ours(i)));
             }
-            Ok(any)
+            Ok(strange)
         })
     }
 
