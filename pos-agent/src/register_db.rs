@@ -10,6 +10,7 @@ use proto::failpoint;
 use proto::ids::{Instance, StreamName};
 use proto::limits::Limits;
 use proto::manifest::{Manifest, PackEntry};
+pub use proto::replica::sqlite::log_path;
 use proto::replica::sqlite::{self, Checkpoint, SqliteError};
 use proto::replica::{Applied, ApplyError, Held, Job, PackFile, Replica, TableCheck, VerifyError};
 use proto::retry::Verdict;
@@ -334,7 +335,7 @@ impl RegisterDb {
 
     /// Bytes of the log (-wal) on the disk.
     pub fn log_bytes(&self) -> u64 {
-        std::fs::metadata(log_path(&self.path)).map_or(0, |m| m.len())
+        sqlite::log_bytes(&self.path)
     }
 
     /// Cuts the log (-wal) to nothing if no reader needs it; waits for nobody. Whether it is cut.
@@ -374,11 +375,6 @@ impl RegisterDb {
             .await;
         done.unwrap();
     }
-}
-
-/// SQLite's log beside a database.
-pub fn log_path(database: &Path) -> PathBuf {
-    beside(database, "-wal")
 }
 
 /// Moves a damaged database out of the way, and what is committed in its log alone with it, under the name at which SQLite

@@ -29,8 +29,10 @@ use proto::follow::lock;
 use proto::ids::{Instance, Version};
 use proto::layout::{PackKind, PackName};
 use proto::manifest::{Manifest, PackEntry, StreamEntry};
+use proto::pack::PackReader;
 use proto::replica::{is_in_the_way, sqlite};
 use proto::retry::Verdict;
+use proto::schema::Contract;
 use proto::shelf;
 use proto::trust::Verified;
 use proto::wire::fault;
@@ -212,6 +214,19 @@ enum Went<T> {
     Awaits(PackName, String),
     /// It is over for this stream.
     Over(End),
+}
+
+/// Bytes that a pack asks for: its file, and its rows in the log; of a full once more in the database, before the log goes.
+/// A row takes up to half as much again there as in the pack, and half as much in each index; tables that a full replaces
+/// leave their room to it. What is really needed is looked at before the commit.
+fn room_for(pack: &PackEntry, is_held: bool, indexes: usize) -> u64 {
+    let indexes = u64::try_from(indexes).unwrap_or(u64::MAX);
+    let halves = match pack.kind {
+        PackKind::Full if is_held => indexes.saturating_add(4),
+        PackKind::Full => indexes.saturating_mul(2).saturating_add(6),
+        PackKind::Delta => 2,
+    };
+    (pack.unpacked / 2).saturating_mul(halves).saturating_add(pack.bytes)
 }
 
 /// The databases of a data directory, open.
@@ -576,18 +591,14 @@ impl Agent {
     ) -> Went<Vec<(PathBuf, PackEntry)>> {
         let parts: Vec<PathBuf> = packs.iter().map(|p| self.part(&p.name(instance))).collect();
         let there = parts.iter().filter_map(|p| std::fs::metadata(p).ok()).map(|m| m.len()).sum();
-        // Their files, and their rows in the log; of a full once more in the database, before the log goes. A row takes up to
-        // half as much again there as in the pack; tables that a full replaces leave their room to it. What is really needed
-        // is looked at before the commit.
-        let is_held = self.shown().held.contains_key(&instance.stream);
-        let copies = |kind| match kind {
-            PackKind::Full if is_held => 2,
-            PackKind::Full => 3,
-            PackKind::Delta => 1,
+        let held = self.shown().held.get(&instance.stream).cloned();
+        let wanted = |indexes| {
+            let room = |p: &&PackEntry| room_for(p, held.is_some(), indexes);
+            packs.iter().map(room).fold(0, u64::saturating_add)
         };
-        let room = |p: &&PackEntry| p.unpacked.saturating_mul(copies(p.kind)).saturating_add(p.bytes);
-        let wanted = packs.iter().map(room).fold(0, u64::saturating_add);
-        if let Err(why) = self.disk.fits_with_spare(wanted.saturating_sub(there)) {
+        let of_held = held.as_ref().and_then(|h| Contract::parse(&h.ddl, &self.config.limits).ok());
+        let indexes = of_held.map_or(0, |c| c.most_indexes());
+        if let Err(why) = self.disk.fits_with_spare(wanted(indexes).saturating_sub(there)) {
             self.no_room(&why).await;
             return Went::Over(End::DiskFull);
         }
@@ -617,6 +628,17 @@ impl Agent {
             if !self.at(Step::Fetched(name)) {
                 return Went::Over(End::Done);
             }
+        }
+        // How many indexes there will be is known only now. A pack that cannot be read is judged when it is applied.
+        let contract = |(part, entry): &(PathBuf, PackEntry)| {
+            let reader = PackReader::new(shelf::open_regular(part).ok()?, instance, entry, &self.config.limits).ok()?;
+            Some(reader.contract().most_indexes())
+        };
+        let indexes = files.iter().filter(|(_, e)| e.kind == PackKind::Full).find_map(contract).unwrap_or(indexes);
+        let fetched = packs.iter().map(|p| p.bytes).fold(0, u64::saturating_add);
+        if let Err(why) = self.disk.fits_with_spare(wanted(indexes).saturating_sub(fetched)) {
+            self.no_room(&why).await;
+            return Went::Over(End::DiskFull);
         }
         Went::On(files)
     }
@@ -701,5 +723,26 @@ impl Agent {
 
     fn at(&self, step: Step) -> bool {
         self.observer.as_ref().is_none_or(|o| o(&step))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pack_asks_for_the_room_of_its_indexes_too() {
+        let pack = |kind| PackEntry {
+            version: Version::FIRST,
+            kind,
+            base: None,
+            bytes: 7,
+            unpacked: 1000,
+            sha256: proto::digest::Sha256::of(b""),
+        };
+        let full = pack(PackKind::Full);
+        let asked = [0, 1, 3].map(|n| (room_for(&full, false, n), room_for(&full, true, n)));
+        assert_eq!(asked, [(3007, 2007), (4007, 2507), (6007, 3507)]);
+        assert_eq!(room_for(&pack(PackKind::Delta), true, 3), 1007);
     }
 }

@@ -2,7 +2,7 @@
 //! before it commits. What the pack says must be exactly true of the rows that are here.
 
 use super::ahead::{self, Block, Said};
-use super::sqlite::{Checkpoint, SqliteError};
+use super::sqlite::{self, Checkpoint, SqliteError};
 use super::{Held, Replica, read_values, stream_digest, table_digest, waits_for};
 use crate::clock::Timestamp;
 use crate::digest::{RowHash, RowHasher, Sha256, StateDigest};
@@ -312,11 +312,13 @@ impl Replica {
     }
 
     /// Ends where the disk would be full: the log stays until what it adds to the database is brought home, so that both
-    /// would take all room for good, and whatever else writes on that disk would fail.
+    /// would take all room for good, and whatever else writes on that disk would fail. How much is left for that goes by
+    /// the packs' text, or by what came of it in the log, if that is more.
     fn leaves_room(&self, unpacked: u64) -> Result<(), SqliteError> {
-        let (Ok(space), Ok(file)) = (shelf::free_space(&self.path), std::fs::metadata(&self.path)) else {
+        let (Ok(space), Ok(file)) = (self.space(), std::fs::metadata(&self.path)) else {
             return Ok(());
         };
+        let logged = sqlite::log_bytes(&self.path).saturating_sub(self.logged_before.get());
         self.sql("looking at the disk", |db| {
             let length = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
             let length: i64 = db.prepare_cached(length)?.query_row([], |r| r.get(0))?;
@@ -326,8 +328,17 @@ impl Replica {
                 let why = format!("{why} to bring the log home and to leave some for others");
                 rusqlite::Error::SqliteFailure(code, Some(why))
             };
-            space.takes(home, unpacked).map_err(full)
+            space.takes(home, unpacked.max(logged)).map_err(full)
         })
+    }
+
+    fn space(&self) -> Result<shelf::Space, shelf::ShelfError> {
+        #[cfg(test)]
+        if let Some(space) = self.pretended.get() {
+            self.looks.set(self.looks.get() + 1);
+            return Ok(space);
+        }
+        shelf::free_space(&self.path)
     }
 
     /// Looks through the tables whose references these packs can have broken.
@@ -557,12 +568,18 @@ impl Replica {
     }
 
     fn guarded(&self, what: &str, statements: &[String], pack: &str) -> Result<(), ApplyError> {
-        self.sql(what, |db| schema::run_guarded(db, statements, true)).map_err(|e| {
-            if e.is_refused() {
-                return ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() };
-            }
-            e.into()
-        })
+        for statement in statements {
+            self.sql(what, |db| schema::run_guarded(db, std::slice::from_ref(statement), true)).map_err(|e| {
+                if e.is_refused() {
+                    return ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() };
+                }
+                e.into()
+            })?;
+            // An index may be as long as its table.
+            self.sql("writing the log", Connection::cache_flush)?;
+            self.leaves_room(0)?;
+        }
+        Ok(())
     }
 }
 
@@ -832,7 +849,7 @@ impl<'a> SectionWriter<'a> {
         match self.write.raw_execute() {
             Ok(1) => Ok(()),
             Ok(n) => Err(self.fault(row, &format!("{n} rows were changed instead of one"))),
-            Err(e) if super::sqlite::verdict(&e) == Verdict::Quarantine || super::sqlite::is_refused_value(&e) => {
+            Err(e) if sqlite::verdict(&e) == Verdict::Quarantine || sqlite::is_refused_value(&e) => {
                 Err(self.fault(row, &e.to_string()))
             }
             Err(e) => Err(RowFault::Sqlite(e)),

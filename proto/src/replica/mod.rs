@@ -20,9 +20,12 @@ use crate::limits::Limits;
 use crate::manifest::{Listed, StreamEntry};
 use crate::retry::Verdict;
 use crate::schema::{Contract, SchemaError, Table};
+#[cfg(test)]
+use crate::shelf;
 use crate::value::Value;
 use rusqlite::{Connection, OptionalExtension, Row, Statement};
 use sqlite::{Checkpoint, SqliteError};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -167,13 +170,32 @@ pub struct Replica {
     db: Connection,
     path: PathBuf,
     limits: Limits,
+    /// Bytes of the log when the transaction began.
+    logged_before: Cell<u64>,
+    /// What a test wants the disk to be, and how often it was looked at.
+    #[cfg(test)]
+    pretended: Cell<Option<shelf::Space>>,
+    #[cfg(test)]
+    looks: Cell<usize>,
 }
 
 impl Replica {
+    fn of(db: Connection, path: &Path, limits: &Limits) -> Replica {
+        Replica {
+            db,
+            path: path.to_owned(),
+            limits: limits.clone(),
+            logged_before: Cell::default(),
+            #[cfg(test)]
+            pretended: Cell::default(),
+            #[cfg(test)]
+            looks: Cell::default(),
+        }
+    }
+
     /// Opens a replica for writing; makes an empty one where there is none, also beside somebody else's tables.
     pub fn open(path: &Path, limits: &Limits) -> Result<Replica, SqliteError> {
-        let db = sqlite::open_private(path)?;
-        let replica = Replica { db, path: path.to_owned(), limits: limits.clone() };
+        let replica = Replica::of(sqlite::open_private(path)?, path, limits);
         if replica.sql("reading sqlite_schema", missing)?.len() == OURS.len() {
             failpoint::inside("empty");
             replica.sql("making the replica", |db| {
@@ -192,7 +214,7 @@ impl Replica {
 
     /// Opens a replica that another process writes, for reading.
     pub fn open_read_only(path: &Path, limits: &Limits) -> Result<Replica, SqliteError> {
-        Ok(Replica { db: sqlite::open_read_only(path)?, path: path.to_owned(), limits: limits.clone() })
+        Ok(Replica::of(sqlite::open_read_only(path)?, path, limits))
     }
 
     /// Where the file is.
@@ -431,6 +453,7 @@ impl Replica {
     /// Begins a transaction. Foreign keys are checked at its end by one scan, at every tier and in every pack alike:
     /// SQLite's own check refuses some new columns, and reads the whole child for each row that goes from a parent.
     pub(crate) fn begin(&self) -> Result<(), SqliteError> {
+        self.logged_before.set(sqlite::log_bytes(&self.path));
         self.sql("BEGIN", |db| db.execute_batch("PRAGMA foreign_keys = OFF; BEGIN IMMEDIATE;"))
     }
 

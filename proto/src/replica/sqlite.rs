@@ -6,7 +6,7 @@ use crate::shelf;
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// SQLite failed at something.
@@ -276,6 +276,18 @@ fn is_unlike(db: &Connection) -> rusqlite::Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// The log beside a database.
+pub fn log_path(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+/// Bytes of the log on the disk.
+pub fn log_bytes(database: &Path) -> u64 {
+    std::fs::metadata(log_path(database)).map_or(0, |m| m.len())
 }
 
 /// Brings the WAL home. Busy readers are no error: what is left comes with the next one.

@@ -865,6 +865,50 @@ fn a_delta_makes_an_index_again_that_somebody_dropped() {
     assert_right(&r, &two, false);
 }
 
+#[test]
+fn room_is_looked_at_after_each_index_and_more_is_left_where_more_is_written() {
+    let mut shop = Shop::new();
+    let state: State = (0..20_000).map(|n| (format!("{n:05}"), (None, "name".into(), Some(1.0), None))).collect();
+    let roomy = |free| Some(shelf::Space { free, total: 1 << 50 });
+    // A look after the table, each row block, each index and all of it.
+    let looks = |shop: &Shop, name: &str| {
+        let mut r = shop.replica(name);
+        r.pretended.set(roomy(1 << 40));
+        apply(&mut r, "all", &[&shop.full("all", 1, &state)]).unwrap();
+        r.looks.get()
+    };
+    let one = looks(&shop, "one.db");
+    let ddl = shop.ddl.clone();
+    shop.ddl.push_str("\nCREATE INDEX a ON item (price);\nCREATE INDEX b ON item (img);");
+    assert_eq!(looks(&shop, "three.db"), one + 2);
+    // A delta of a few bytes that brings an index.
+    let old = Contract::parse(&ddl, &Limits::default()).unwrap();
+    shop.ddl = ddl;
+    let full = shop.full("all", 1, &state);
+    shop.ddl.push_str("\nCREATE INDEX a ON item (name, price, sku);");
+    let migrate = Contract::parse(&shop.ddl, &Limits::default()).unwrap().additive_since(&old).unwrap();
+    let delta = shop.write("all", 2, Some(1), migrate, digest(&state, false), |_| ());
+    let ready = |name: &str| {
+        let mut r = shop.replica(name);
+        apply(&mut r, "all", &[&full]).unwrap();
+        r.checkpoint(Checkpoint::Truncate).unwrap();
+        r
+    };
+    let mut r = ready("delta.db");
+    let before = std::fs::metadata(r.path()).unwrap().len();
+    apply(&mut r, "all", &[&delta]).unwrap();
+    let log = sqlite::log_bytes(r.path());
+    r.checkpoint(Checkpoint::Truncate).unwrap();
+    let home = std::fs::metadata(r.path()).unwrap().len() - before;
+    assert!(log > 100 * delta.1.unpacked && home > 0, "{log}, {home}, {}", delta.1.unpacked);
+    for (free, fits) in [(home + log / 2, false), (home + log, true)] {
+        let mut r = ready(&format!("{fits}.db"));
+        r.pretended.set(roomy(free));
+        let code = apply(&mut r, "all", &[&delta]).map_err(|e| e.code()).map(|a| a.version);
+        assert_eq!(code, if fits { Ok(v(2)) } else { Err("DISK_FULL") });
+    }
+}
+
 /// Somebody else's connection, whose last commit stays in the log when it closes.
 fn of_the_pos(path: &Path) -> Connection {
     let db = Connection::open(path).unwrap();
