@@ -21,6 +21,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 
 /// Brings a register's SQLite database up to date and reports.
 #[derive(Debug, Parser)]
@@ -154,14 +155,11 @@ pub(crate) fn enroll(config: &Config, code: &str, clock: &dyn Clock, json: bool)
 
 async fn serve(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Exit> {
     let mut shutdown = Box::pin(cli::shutdown_signal());
-    let address = config.local_listen;
-    let listener = proto::http::listen(address, &config.http)
-        .with_context(|| format!("local_listen = \"{address}\" cannot be used: is another agent running?"))?;
-    let agent = tokio::select! {
-        opened = open_patiently(config, clock) => opened?,
+    let (agent, listener) = tokio::select! {
+        begun = begin(config, clock) => begun?,
         () = &mut shutdown => return Ok(Exit::Done),
     };
-    tracing::info!(register = %agent.config.register, data = %agent.config.data_dir.display(), api = %address, "running");
+    tracing::info!(register = %agent.config.register, data = %agent.config.data_dir.display(), api = %agent.config.local_listen, "running");
     let agent = Arc::new(agent);
     follow::lock(&agent.device).note_start(agent.clock.now(), &clock::boot_id());
     run::run(Arc::clone(&agent), listener, shutdown).await;
@@ -169,9 +167,19 @@ async fn serve(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// The agent, and after it its API: a POS application that holds the database and asks for a hold would wait for an answer
+/// that waits for it.
+pub(crate) async fn begin(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<(Agent, TcpListener)> {
+    let agent = open_patiently(config, clock).await?;
+    let address = agent.config.local_listen;
+    let listener = proto::http::listen(address, &agent.config.http)
+        .with_context(|| format!("local_listen = \"{address}\" cannot be used: is another agent running?"))?;
+    Ok((agent, listener))
+}
+
 /// A command that looks in for a moment must not keep the service from starting, and a program that holds the database only
 /// until it ends.
-pub(crate) async fn open_patiently(config: Config, clock: Arc<dyn Clock>) -> Result<Agent, OpenError> {
+async fn open_patiently(config: Config, clock: Arc<dyn Clock>) -> Result<Agent, OpenError> {
     let (mut tries, mut is_told) = (20, false);
     loop {
         match Agent::open(config.clone(), clock.clone(), None) {

@@ -3,6 +3,7 @@
 use super::kit::{Hq, Register, poll_and_cycle, rows};
 use crate::agent::Agent;
 use crate::cli;
+use crate::config::Config;
 use crate::doctor::{Check, Mark, examine};
 use proto::clock::Clock;
 use proto::device::Device;
@@ -80,11 +81,21 @@ async fn a_database_that_a_program_holds_is_waited_for_and_not_called_damaged() 
     assert!(!database.text.contains("move"), "{database:?}");
     let e = Agent::open(r.config.clone(), r.clock.clone(), None).map(drop).unwrap_err();
     assert!(e.is_busy() && e.to_string().contains("end it") && !e.to_string().contains("move"), "{e}");
-    // `run` waits for its end.
-    let (opened, ()) =
-        tokio::join!(cli::open_patiently(r.config.clone(), r.clock.clone()), async { pos.close().unwrap() });
-    assert!(opened.is_ok());
-    drop(opened);
+    // `run` waits for its end, and lets nobody wait for an answer meanwhile.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let local_listen = free.local_addr().unwrap();
+    drop(free);
+    let mut begun = Box::pin(cli::begin(Config { local_listen, ..r.config.clone() }, r.clock.clone()));
+    tokio::select! {
+        biased;
+        _ = &mut begun => panic!("it is held"),
+        () = std::future::ready(()) => {}
+    }
+    assert!(std::net::TcpStream::connect(local_listen).is_err());
+    pos.close().unwrap();
+    let begun = begun.await.unwrap();
+    assert!(std::net::TcpStream::connect(local_listen).is_ok());
+    drop(begun);
     // A reader of before, in another mode than ours, keeps us out as well.
     let pos = rusqlite::Connection::open(r.config.store_db()).unwrap();
     pos.execute_batch("PRAGMA journal_mode = DELETE; BEGIN; SELECT * FROM price").unwrap();
