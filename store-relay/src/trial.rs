@@ -129,7 +129,7 @@ pub enum TrialEnd {
         /// A signal, an exit code, the time limit.
         how: String,
     },
-    /// It was told to stop: by us, or by who stops us.
+    /// It was told to stop by us, or with us.
     Stopped,
 }
 
@@ -382,7 +382,10 @@ impl Runner {
             r.unwrap_or_else(|e| TrialEnd::Surroundings { code: "TRIAL".into(), text: e.to_string(), disk_full: false })
         };
         tokio::select! {
-            end = &mut running => ended(end),
+            end = &mut running => match ended(end) {
+                TrialEnd::Stopped => by_whom(stop).await,
+                end => end,
+            },
             () = stop.cancelled() => {
                 killer.kill();
                 let _ = running.await;
@@ -395,6 +398,21 @@ impl Runner {
                     end => end,
                 }
             }
+        }
+    }
+}
+
+/// How long an order to stop may reach us after the child.
+const GRACE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(2) };
+
+/// The child was told to stop: with us, or alone, which would come again and again unseen.
+async fn by_whom(stop: &CancellationToken) -> TrialEnd {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => TrialEnd::Stopped,
+        () = tokio::time::sleep(GRACE) => {
+            let text = "the process that tried it was told to stop (SIGTERM, SIGINT or SIGHUP), and not by this relay";
+            TrialEnd::Surroundings { code: "TRIAL".into(), text: text.into(), disk_full: false }
         }
     }
 }
@@ -514,8 +532,12 @@ mod tests {
         assert!(died(with_script("exec sleep 60", short, &stop).await).contains("trial.time"));
         let end = with_script("read job; echo '{\"end\":\"done\"}'", long, &stop).await;
         assert_eq!(end, TrialEnd::Done);
-        // Stopped by others: the relay's turn may be yet to come, or never come.
-        assert_eq!(with_script("kill -TERM $$", long, &stop).await, TrialEnd::Stopped);
+        // Stopped by others: the relay's turn may never come, or be yet to come.
+        let end = with_script("kill -TERM $$", long, &stop).await;
+        assert!(matches!(&end, TrialEnd::Surroundings { text, .. } if text.contains("not by this relay")), "{end:?}");
+        let soon = CancellationToken::new();
+        let (end, ()) = tokio::join!(by_whom(&soon), async { soon.cancel() });
+        assert_eq!(end, TrialEnd::Stopped);
         for (signal, is_order) in [(1, true), (2, true), (6, false), (9, false), (11, false), (15, true)] {
             assert_eq!(of_death(ExitStatus::from_raw(signal)) == TrialEnd::Stopped, is_order, "{signal}");
         }
