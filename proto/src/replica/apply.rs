@@ -387,7 +387,7 @@ impl Replica {
             (PackKind::Full, _) => self.make_tables(job, &contract, held.as_ref(), &pack_name)?,
             (PackKind::Delta, Some(h)) if h.version_of(job.instance, job.epoch) == header.base => {
                 let digests = self.migrate(job, h, &header.schema, &contract, &pack_name, touched)?;
-                self.remake_indexes(&contract, &pack_name)?;
+                self.remake_indexes(job, &contract, &pack_name)?;
                 digests
             }
             (PackKind::Delta, _) => {
@@ -494,16 +494,8 @@ impl Replica {
             contract.tables.iter().flat_map(|t| t.indexes.iter().map(|(name, _)| folded(name))).collect()
         };
         for index in indexes(contract).difference(&old.map(indexes).unwrap_or_default()) {
-            let found = self.sql("reading sqlite_schema", |db| table_of_index(db, index))?;
-            let Some((table, is_ours)) = found else { continue };
-            if !is_ours {
-                tracing::warn!(
-                    database = %self.path.display(), %index, %table, stream = %job.instance,
-                    "an index on a table that no stream holds goes: the contract has its name. Keep tables of your own in another file"
-                );
-            }
             // Whose it is gives the name up, too: a full of its own makes its table anew.
-            self.sql("dropping an index", |db| drop_named(db, "INDEX", index))?;
+            self.free_index_name(job, index)?;
         }
         // What stayed to be read, and nobody is to have any more.
         self.sql("dropping what nobody lists", |db| {
@@ -513,6 +505,29 @@ impl Replica {
             Ok(())
         })?;
         Ok(())
+    }
+
+    /// Takes away the index or view that has the name of an index about to be made. A table of somebody else's is left to
+    /// them: for an index no rows are thrown away, and the pack is not to blame.
+    fn free_index_name(&self, job: &Job<'_>, index: &str) -> Result<(), SqliteError> {
+        let found = self.sql("reading sqlite_schema", |db| named(db, index))?;
+        let Some((kind, table, is_ours)) = found else { return Ok(()) };
+        if kind == "table" && !is_ours {
+            let code = libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_PERM);
+            let why = "no stream holds the table that has its name: rename it, or keep it in another file".to_owned();
+            let what = format!("{}: making index {index} of {}", self.path.display(), job.instance);
+            return Err(SqliteError::new(what, rusqlite::Error::SqliteFailure(code, Some(why))));
+        }
+        if kind == "table" {
+            return Ok(());
+        }
+        if !is_ours {
+            tracing::warn!(
+                database = %self.path.display(), %index, %kind, %table, stream = %job.instance,
+                "what no stream holds goes: the contract has an index of its name. Keep tables of your own in another file"
+            );
+        }
+        self.sql("dropping what has an index's name", |db| drop_named(db, &kind, index))
     }
 
     /// Migrates first, then sums anew the tables that the migration changed, by a scan.
@@ -550,20 +565,22 @@ impl Replica {
     }
 
     /// Makes again the indexes of a contract whose names another stream had taken and gave back, or that a hand dropped.
-    fn remake_indexes(&self, contract: &Contract, pack: &str) -> Result<(), ApplyError> {
-        let gone = |db: &Connection| -> rusqlite::Result<Vec<String>> {
+    fn remake_indexes(&self, job: &Job<'_>, contract: &Contract, pack: &str) -> Result<(), ApplyError> {
+        let gone = |db: &Connection| -> rusqlite::Result<(Vec<String>, Vec<String>)> {
             let mut there = db.prepare_cached(
                 "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE)",
             )?;
-            let mut gone = Vec::new();
+            let mut gone = (Vec::new(), Vec::new());
             for (index, sql) in contract.tables.iter().flat_map(|t| &t.indexes) {
                 if !there.query_row([index.as_str()], |r| r.get::<_, bool>(0))? {
-                    gone.push(sql.clone());
+                    gone.0.push(index.clone());
+                    gone.1.push(sql.clone());
                 }
             }
             Ok(gone)
         };
-        let gone = self.sql("reading sqlite_schema", gone)?;
+        let (names, gone) = self.sql("reading sqlite_schema", gone)?;
+        names.iter().try_for_each(|index| self.free_index_name(job, index))?;
         self.guarded("making indexes again", &gone, pack)
     }
 
@@ -980,11 +997,11 @@ fn stayed(db: &Connection) -> rusqlite::Result<Vec<TableName>> {
     Ok(names)
 }
 
-/// The table that an index by this name is on, and whether that is one of ours.
-fn table_of_index(db: &Connection, index: &str) -> rusqlite::Result<Option<(String, bool)>> {
-    let on = "SELECT tbl_name, EXISTS (SELECT 1 FROM tillcast_table WHERE name = tbl_name COLLATE NOCASE)
-              FROM sqlite_schema WHERE type = 'index' AND name = ?1 COLLATE NOCASE";
-    db.query_row(on, [index], |r| Ok((r.get(0)?, r.get(1)?))).optional()
+/// What has a name that an index is to get: its kind, its table, and whether that is one of ours.
+fn named(db: &Connection, index: &str) -> rusqlite::Result<Option<(String, String, bool)>> {
+    let found = "SELECT type, tbl_name, EXISTS (SELECT 1 FROM tillcast_table WHERE name = tbl_name COLLATE NOCASE)
+                 FROM sqlite_schema WHERE type IN ('index', 'view', 'table') AND name = ?1 COLLATE NOCASE";
+    db.query_row(found, [index], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional()
 }
 
 /// Drops a stream's tables and its rows in ours.

@@ -998,6 +998,44 @@ fn a_view_or_an_index_by_a_contracts_name_gives_way_to_its_table() {
 }
 
 #[test]
+fn a_view_by_the_name_of_a_contracts_index_gives_way_and_a_table_is_no_packs_fault() {
+    let shop = Shop::new();
+    let (one, two) = (simple(&[("a", 1.0)]), simple(&[("a", 2.0)]));
+    let packs = [shop.full("all", 1, &one), shop.delta(2, 1, &one, &two)];
+    let listed: Listed = [("catalog".parse().unwrap(), Some(["item".parse().unwrap()].into()))].into_iter().collect();
+    let bring = |r: &mut Replica, n: usize| {
+        let (path, entry) = &packs[n];
+        let packs = [PackFile { path, entry }];
+        let (instance, listed) = (instance("all"), Some(&listed));
+        r.apply(&Job { instance: &instance, epoch: 1, packs: &packs, now: now(), prove: false, listed })
+    };
+    let there = "SELECT count(*) FROM sqlite_schema WHERE type = 'index' AND name = 'item_name'";
+    let mut r = shop.replica("view.db");
+    for (n, before) in ["CREATE VIEW Item_Name AS SELECT 1", "DROP INDEX item_name; CREATE VIEW item_name AS SELECT 1"]
+        .into_iter()
+        .enumerate()
+    {
+        r.connection().execute_batch(before).unwrap();
+        let log = logged(|| assert!(bring(&mut r, n).is_ok(), "{before}"));
+        assert!(log.contains("WARN") && log.contains("kind=view"), "{log}");
+        assert_eq!(number(r.connection(), there), 1);
+    }
+    assert_right(&r, &two, false);
+    let mut r = shop.replica("table.db");
+    for (n, before, after) in [
+        (0, "CREATE TABLE item_name (n INTEGER)", "ALTER TABLE item_name RENAME TO mine"),
+        (1, "DROP INDEX item_name; CREATE TABLE item_name (n INTEGER)", "DROP TABLE item_name"),
+    ] {
+        r.connection().execute_batch(before).unwrap();
+        let e = bring(&mut r, n).unwrap_err();
+        assert!(e.verdict() == Verdict::Retry && e.to_string().contains("rename it"), "{e}");
+        r.connection().execute_batch(after).unwrap();
+        bring(&mut r, n).unwrap();
+    }
+    assert_right(&r, &two, false);
+}
+
+#[test]
 fn an_index_that_is_not_the_contracts_goes_when_it_refuses_a_row() {
     let shop = Shop::new();
     let states = [&[("a", 1.0), ("b", 2.0)][..], &[("a", 1.0), ("b", 1.0)], &[("a", 3.0), ("b", 1.0)]].map(simple);
