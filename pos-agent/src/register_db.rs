@@ -397,7 +397,8 @@ pub(crate) fn move_aside(database: &Path) -> Result<(), ShelfError> {
 pub(crate) fn forget_stray_log(database: &Path) -> Result<(), ShelfError> {
     let (aside, log) = (damaged(database), log_path(&damaged(database)));
     let is_stray = log.exists() && aside.symlink_metadata().is_err() && database.exists();
-    if is_stray && !sqlite::is_damaged(database) { shelf::remove(&log) } else { Ok(()) }
+    // Not where nobody could look: it may have the only copy of what was committed last.
+    if is_stray && sqlite::looks_sound(database).is_ok_and(|sound| sound) { shelf::remove(&log) } else { Ok(()) }
 }
 
 fn forget_damaged(database: &Path) -> Result<(), ShelfError> {

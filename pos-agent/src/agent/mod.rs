@@ -218,12 +218,14 @@ enum Went<T> {
 
 /// Bytes that a pack asks for: its file, and its rows in the log; of a full once more in the database, before the log goes.
 /// A row takes up to half as much again there as in the pack, and half as much in each index; tables that a full replaces
-/// leave their room to it. What is really needed is looked at before the commit.
+/// leave their room to it. What is really needed is looked at before the commit: of many indexes some count, for they may
+/// be those of a small table.
 fn room_for(pack: &PackEntry, is_held: bool, indexes: usize) -> u64 {
-    let indexes = u64::try_from(indexes).unwrap_or(u64::MAX);
+    const MOST: usize = 4;
+    let indexes = indexes.min(MOST) as u64;
     let halves = match pack.kind {
-        PackKind::Full if is_held => indexes.saturating_add(4),
-        PackKind::Full => indexes.saturating_mul(2).saturating_add(6),
+        PackKind::Full if is_held => indexes + 4,
+        PackKind::Full => 2 * indexes + 6,
         PackKind::Delta => 2,
     };
     (pack.unpacked / 2).saturating_mul(halves).saturating_add(pack.bytes)
@@ -741,8 +743,8 @@ mod tests {
             sha256: proto::digest::Sha256::of(b""),
         };
         let full = pack(PackKind::Full);
-        let asked = [0, 1, 3].map(|n| (room_for(&full, false, n), room_for(&full, true, n)));
-        assert_eq!(asked, [(3007, 2007), (4007, 2507), (6007, 3507)]);
+        let asked = [0, 1, 3, 16].map(|n| (room_for(&full, false, n), room_for(&full, true, n)));
+        assert_eq!(asked, [(3007, 2007), (4007, 2507), (6007, 3507), (7007, 4007)]);
         assert_eq!(room_for(&pack(PackKind::Delta), true, 3), 1007);
     }
 }

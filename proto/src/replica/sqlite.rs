@@ -81,17 +81,19 @@ pub fn is_refused_value(e: &rusqlite::Error) -> bool {
 /// Whether a file that an error called damaged is so at a second look, by a connection of its own. SQLite says the
 /// same of a read that failed (EIO), and that may be over: no database is given up for it.
 pub fn is_damaged(path: &Path) -> bool {
-    let look = || -> Result<bool, SqliteError> {
-        let db = open_read_only(path)?;
-        let pages: Result<i64, _> = db.query_row("PRAGMA page_count", [], |r| r.get(0));
-        // An empty file is a sound database, but not the one that was here.
-        if pages.map_err(|e| SqliteError::new("page_count", e))? == 0 {
-            return Ok(true);
-        }
-        let found: Result<String, _> = db.query_row("PRAGMA quick_check(1)", [], |r| r.get(0));
-        Ok(found.map_err(|e| SqliteError::new("quick_check", e))? != "ok")
-    };
-    look().unwrap_or_else(|e| e.verdict() == Verdict::Rebuild)
+    looks_sound(path).map_or_else(|e| e.verdict() == Verdict::Rebuild, |sound| !sound)
+}
+
+/// Whether a file is sound, by a connection of its own; an error where it could not be looked at.
+pub fn looks_sound(path: &Path) -> Result<bool, SqliteError> {
+    let db = open_read_only(path)?;
+    let pages: Result<i64, _> = db.query_row("PRAGMA page_count", [], |r| r.get(0));
+    // An empty file is a sound database, but not the one that was here.
+    if pages.map_err(|e| SqliteError::new("page_count", e))? == 0 {
+        return Ok(false);
+    }
+    let found: Result<String, _> = db.query_row("PRAGMA quick_check(1)", [], |r| r.get(0));
+    Ok(found.map_err(|e| SqliteError::new("quick_check", e))? == "ok")
 }
 
 /// Whether a value is none of its type.
