@@ -186,10 +186,6 @@ impl<R: Read> PackReader<R> {
             }
             return Ok(Event::End(trailer));
         }
-        // The JSON reader would take an array of the members, too; other readers do not.
-        if self.line.first() != Some(&b'{') {
-            return Err(bad(self.number, "neither a row, a section nor the trailer"));
-        }
         let section: Section = serde_json::from_slice(&self.line).map_err(|e| bad(self.number, e))?;
         self.check_section(&section).map_err(|reason| bad(self.number, reason))?;
         self.op = Some(section.op);
@@ -311,8 +307,14 @@ fn next_line<R: Read>(
     *number += 1;
     let declared = entry.unpacked.min(limits.unpacked_bytes);
     let left = declared.saturating_sub(*unpacked);
-    let n = match (&mut *lines).take(left.min(limits.line_bytes).saturating_add(1)).read_until(b'\n', line) {
-        Ok(n) => n,
+    let read = lines.fill_buf().map(|there| there.first().copied()).and_then(|first| match first {
+        // Anything else, a bomb say, is not taken into memory.
+        Some(first) if left > 0 && !matches!(first, b'{' | b'[') => Ok(None),
+        _ => (&mut *lines).take(left.min(limits.line_bytes).saturating_add(1)).read_until(b'\n', line).map(Some),
+    });
+    let n = match read {
+        Ok(Some(n)) => n,
+        Ok(None) => return Err(bad(*number, "it begins with neither { nor [")),
         Err(e) => {
             // The decoder hides where an error came from: ask the file below it.
             let failed = lines.get_mut().get_mut().get_mut().failed.take();
