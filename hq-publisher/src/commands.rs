@@ -23,6 +23,7 @@ use proto::ids::{DeviceId, StoreId};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Runs a command; how it ends.
 pub async fn run(cli: &Cli) -> anyhow::Result<Exit> {
@@ -396,7 +397,13 @@ fn receipt_line(l: &carry::ReceiptLine) -> String {
 /// The runtime, the command, the exit code.
 pub fn main(cli: &Cli) -> Exit {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime");
-    match runtime.and_then(|r| r.block_on(run(cli))) {
+    let done = runtime.and_then(|runtime| {
+        let done = runtime.block_on(run(cli));
+        // What is durable is so by now.
+        runtime.shutdown_timeout(Duration::from_secs(10));
+        done
+    });
+    match done {
         Ok(exit) => exit,
         Err(e) => {
             let text = proto::cli::with_causes(e.as_ref());

@@ -196,6 +196,17 @@ pub(super) const MIGRATIONS: [&str; 7] = [
     include_str!("0007.sql"),
 ];
 
+pub(super) fn pool_options(kind: Kind) -> AnyPoolOptions {
+    AnyPoolOptions::new()
+        .max_connections(if kind == Kind::Sqlite { 4 } else { 8 })
+        .acquire_timeout(Duration::from_secs(60))
+        // With either of them sqlx 0.9 starts a task that looks at idle connections, counts them while they are taken and
+        // given, and at a wrong moment counts from -1 up: it spins for ever, and the runtime never ends (sqlx #3645).
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .after_connect(move |c, _| Box::pin(async move { if kind == Kind::Sqlite { settle(c).await } else { Ok(()) } }))
+}
+
 impl Ledger {
     /// Opens, creates and migrates the database that the settings name.
     pub async fn open(config: &Config) -> Result<Ledger, LedgerError> {
@@ -213,14 +224,7 @@ impl Ledger {
         if kind == Kind::Sqlite {
             probe(&full).await?;
         }
-        let pool = AnyPoolOptions::new()
-            .max_connections(if kind == Kind::Sqlite { 4 } else { 8 })
-            .acquire_timeout(Duration::from_secs(60))
-            .after_connect(move |c, _| {
-                Box::pin(async move { if kind == Kind::Sqlite { settle(c).await } else { Ok(()) } })
-            })
-            .connect(&full)
-            .await?;
+        let pool = pool_options(kind).connect(&full).await?;
         let (enrolled, serials) = (Kept::default(), Kept::default());
         let ledger =
             Ledger { pool, kind, url: url.into(), turn: Arc::default(), halted: Arc::default(), enrolled, serials };

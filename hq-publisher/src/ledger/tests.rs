@@ -16,6 +16,18 @@ use std::time::Duration;
 /// One PostgreSQL database, one test at a time.
 static POSTGRES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// What would count connections beside those who take and give them is not started.
+#[test]
+fn no_task_counts_the_idle_connections() {
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        let options = db::pool_options(kind);
+        assert_eq!(
+            (options.get_idle_timeout(), options.get_max_lifetime(), options.get_min_connections()),
+            (None, None, 0)
+        );
+    }
+}
+
 async fn on_each_database(test: impl AsyncFn(Ledger)) {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", dir.path().join("with space/fleet.db").display());
