@@ -32,9 +32,9 @@ impl Run<'_> {
                     Ok(told)
                 });
                 match told {
-                    // One store's mistake keeps no price from the others.
-                    Err(SourceError::Stores(e)) if !known.is_empty() => {
-                        let text = format!("the list of stores in the source is not taken: {}", e.0);
+                    // One store's mistake keeps no price from the others, nor does a list that is just being made.
+                    Err(e @ (SourceError::Stores(_) | SourceError::Unseen { .. })) if !known.is_empty() => {
+                        let text = format!("the list of stores in the source is not taken: {e}");
                         self.problem(text.clone());
                         self.mail_unread(&text).await?;
                         None

@@ -124,11 +124,12 @@ pub struct Database {
 
 /// Of the tables that PostgreSQL's transaction has read (it holds their locks): those whose rows lie in another file
 /// than the snapshot's catalogue says, or that this does not know. TRUNCATE, a rewrite and DROP with CREATE count for
-/// older snapshots at once, which see the table empty. Indexes made anew are no matter.
+/// older snapshots at once, which see the table empty. Indexes made anew are no matter, nor are materialized views: the rows
+/// of a refresh are written frozen, so that older snapshots see all of them.
 const UNSEEN: &str = "SELECT string_agg(DISTINCT l.relation::regclass::text, ', ')
     FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
     WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
-    AND pg_index_has_property(l.relation, 'clusterable') IS NULL
+    AND pg_index_has_property(l.relation, 'clusterable') IS NULL AND c.relkind IS DISTINCT FROM 'm'
     AND (c.oid IS NULL OR c.relfilenode <> 0 AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode)";
 
 /// What a query gives.
@@ -399,6 +400,11 @@ impl Database {
 
     /// Reads the list of stores: column `id`, and `zone` and `region` where there are any.
     pub async fn stores(&mut self, query: &Query) -> Result<Vec<StoreRow>, SourceError> {
+        let result = self.read_stores(query).await;
+        self.mend(result).await
+    }
+
+    async fn read_stores(&mut self, query: &Query) -> Result<Vec<StoreRow>, SourceError> {
         let what = "stores.query";
         let found = self.columns(what, query).await?;
         let places = found
