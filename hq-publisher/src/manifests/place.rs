@@ -23,17 +23,19 @@ const LACKS: &str = "bucket lacks";
 /// A first bucket that is in doubt.
 #[derive(Debug)]
 pub struct Doubt {
-    /// The instances of which it has no way to their heads.
+    /// The instances of which it has no way to their heads, and had before.
     pub lacks: Vec<Instance>,
+    /// Those of which it had none before either.
+    lacked: Vec<Instance>,
     /// Some trust file is missing.
     is_bare: bool,
 }
 
 impl Doubt {
     /// Why nothing is put there; none where it lacks no packs.
-    pub fn refusal(self, buckets: &Buckets) -> Option<ManifestsError> {
-        let Doubt { lacks, .. } = self;
-        (!lacks.is_empty()).then(|| ManifestsError::Lacking { bucket: buckets.first_url().to_owned(), lacks })
+    pub fn refusal(&self, buckets: &Buckets) -> Option<ManifestsError> {
+        let (bucket, lacks) = (buckets.first_url().to_owned(), self.lacks.clone());
+        (!lacks.is_empty()).then_some(ManifestsError::Lacking { bucket, lacks })
     }
 }
 
@@ -48,9 +50,10 @@ pub async fn doubt(ledger: &Ledger, buckets: &Buckets, limits: &Limits) -> Resul
         return Ok(None);
     }
     let there = buckets.list().await?;
-    let lacks = lacking(ledger, &there).await?;
+    let known = known_lacks(ledger).await?;
+    let (lacked, lacks) = lacking(ledger, &there).await?.into_iter().partition(|i| known.contains(i));
     let mut files = trust.iter().map(|row| ObjectName::TrustVersion(row.version)).chain([ObjectName::Trust]);
-    Ok(Some(Doubt { lacks, is_bare: files.any(|name| !there.contains_key(&name)) }))
+    Ok(Some(Doubt { lacks, lacked, is_bare: files.any(|name| !there.contains_key(&name)) }))
 }
 
 /// The instances to whose heads no packs lead that are there.
@@ -74,26 +77,26 @@ pub async fn check_place(
     is_made_anew: bool,
 ) -> Result<(), ManifestsError> {
     let Some(doubt) = doubt(ledger, buckets, limits).await? else { return Ok(()) };
-    let (is_bare, refusal) = (doubt.is_bare, doubt.refusal(buckets));
-    let is_whole = refusal.is_none();
+    let refusal = doubt.refusal(buckets);
+    let is_known = refusal.is_none();
     if let Some(refusal) = refusal {
         ledger.set_fact(BUCKET, "").await?;
         if !is_made_anew {
             return Err(refusal);
         }
     }
-    if is_bare {
+    if doubt.is_bare {
         tracing::warn!(bucket = buckets.first_url(), "its trust files are put again");
         ledger.put_trust_again().await?;
     }
-    if is_whole { Ok(know(ledger, buckets, &[]).await?) } else { Ok(()) }
+    if is_known { Ok(know(ledger, buckets, &doubt.lacked).await?) } else { Ok(()) }
 }
 
 /// At the end of a publish: the first bucket is known from then on, for all that lists name was put there, or somebody said
 /// that it is right. Gives the instances of which it lacks that still: their streams were refused, or are not in the settings.
 pub async fn know_place(ledger: &Ledger, buckets: &Buckets) -> Result<Vec<Instance>, ManifestsError> {
     let is_in_doubt = ledger.fact(BUCKET).await?.is_some_and(|known| known.is_empty());
-    let lacks = match is_in_doubt || !lacked(ledger).await?.is_empty() {
+    let lacks = match is_in_doubt || !known_lacks(ledger).await?.is_empty() {
         true => lacking(ledger, &buckets.list().await?).await?,
         false => Vec::new(),
     };
@@ -101,10 +104,20 @@ pub async fn know_place(ledger: &Ledger, buckets: &Buckets) -> Result<Vec<Instan
     Ok(lacks)
 }
 
-/// The instances of which a known first bucket lacked what lists name, when a publish ended: only a full makes that whole.
-pub async fn lacked(ledger: &Ledger) -> Result<BTreeSet<Instance>, LedgerError> {
+/// The instances of which a known first bucket lacked what lists name, when a publish ended.
+async fn known_lacks(ledger: &Ledger) -> Result<BTreeSet<Instance>, LedgerError> {
     let names = ledger.fact(LACKS).await?.unwrap_or_default();
     Ok(names.split_whitespace().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// Those of them that are still not there: only a full makes that whole.
+pub async fn still_lacked(ledger: &Ledger, buckets: &Buckets) -> Result<BTreeSet<Instance>, ManifestsError> {
+    let mut lacked = known_lacks(ledger).await?;
+    if !lacked.is_empty() {
+        let lacking = lacking(ledger, &buckets.list().await?).await?;
+        lacked.retain(|i| lacking.contains(i));
+    }
+    Ok(lacked)
 }
 
 async fn know(ledger: &Ledger, buckets: &Buckets, lacks: &[Instance]) -> Result<(), LedgerError> {

@@ -174,6 +174,7 @@ impl Tools<'_> {
         if let Some(room) = &room {
             (scratch, packs) = (room.dir.clone(), room.dir.clone());
         }
+        let all_anew = self.options.full && self.options.stream.is_none();
         // What a lost ledger forgot is in the bucket, the trust to sign by included.
         if let Some(token) = token {
             let limits = &self.config.limits;
@@ -182,8 +183,10 @@ impl Tools<'_> {
             let adopted = rebuild::adopt(shop, self.config, self.ledger, token, self.clock);
             failpoint::around(Step::Adopt.failpoint(), adopted).await?;
             self.steps.after(&Step::Adopt)?;
-            let all_anew = self.options.full && self.options.stream.is_none();
             manifests::check_place(self.ledger, self.buckets, limits, all_anew).await?;
+        } else if !all_anew {
+            let doubt = manifests::doubt(self.ledger, self.buckets, &self.config.limits).await?;
+            doubt.and_then(|d| d.refusal(self.buckets)).map_or(Ok(()), Err)?;
         }
         let right = self.options.clock_is_right;
         let mut signer = if self.options.dry_run {
@@ -313,13 +316,16 @@ impl Run<'_> {
         if !self.options.dry_run {
             self.sign(ready, &mut report).await?;
             let lacks = manifests::know_place(self.ledger, self.buckets).await?;
-            if !lacks.is_empty() {
+            let problem = (!lacks.is_empty()).then(|| {
                 let (bucket, named) = (self.buckets.first_url(), manifests::named(&lacks));
-                self.problem(format!(
+                format!(
                     "{bucket} lacks packs that stores' lists name, of {named}: the next publish that does not refuse them makes \
                      a full; until then devices that are new get nothing of them"
-                ));
-            }
+                )
+            });
+            let told = problem.as_deref().map(|text| ("The bucket lacks packs", text));
+            mail::publish_notice(self.ledger, self.clock, "bucket", told).await?;
+            problem.into_iter().for_each(|text| self.problem(text));
             let before = self.behind.len();
             let is_known = |e: &InstanceReport| e.is_well() || e.is_newest;
             self.behind.retain(|i| !report.instances.get(i).is_some_and(is_known));
@@ -394,7 +400,7 @@ impl Run<'_> {
             behind::note(self.ledger, &self.behind).await?;
             self.ledger.set_back_is_known().await?;
         }
-        self.lacked = manifests::lacked(self.ledger).await?;
+        self.lacked = manifests::still_lacked(self.ledger, self.buckets).await?;
         for s in &contracts.streams {
             let (number, is_new) = self.ledger.schema_number(&s.name, &s.contract.sha256).await?;
             if !is_new {
