@@ -72,6 +72,9 @@ pub struct SourceConfig {
     /// How long a drop's size must rest before it is taken, where no `NAME.ok` says so. 2 s.
     #[serde(default = "two_seconds")]
     pub rest: HumanDuration,
+    /// How old a drop may be that waits for another one to whose rows its own refer; older, it is rejected. 1 h.
+    #[serde(default = "an_hour")]
+    pub wait: HumanDuration,
 }
 
 fn ten_seconds() -> HumanDuration {
@@ -82,6 +85,9 @@ fn ten_minutes() -> HumanDuration {
 }
 fn two_seconds() -> HumanDuration {
     s(2)
+}
+fn an_hour() -> HumanDuration {
+    s(3600)
 }
 
 /// What a source's URL names.

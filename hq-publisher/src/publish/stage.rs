@@ -132,14 +132,15 @@ pub(super) struct Compared {
     rebuild: Option<String>,
 }
 
-/// Rows that cannot be published: the drops with them are rejected. One whose rows only refer to rows of a table that no
-/// drop, or a `wrong` one, came for stays: that may be on its way, and this one would be lost when it comes.
+/// Rows that cannot be published: the drops with them are rejected. One that `may_wait`, and whose rows only refer to rows of a
+/// table that no drop, or a `wrong` one, came for, stays: that may be on its way, and this one would be lost when it comes.
 fn bad_rows(
     instance: &Instance,
     faults: Faults,
     wrong: &BTreeSet<TableName>,
     missed: &Missed,
     drops: &[Drop],
+    may_wait: impl Fn(&Drop) -> bool,
 ) -> Refusal {
     let of_tables = drops.iter().filter_map(|d| match &d.what {
         Ok(What::Table { table, .. }) => Some((table, d)),
@@ -149,7 +150,8 @@ fn bad_rows(
     let is_to_come = |t: &TableName| wrong.contains(t) || !drops.contains_key(t);
     let (mut reject, mut text) = (Vec::new(), String::new());
     for (&table, &drop) in drops.iter().filter(|(t, _)| faults.first.iter().any(|f| f.table == ***t)) {
-        match missed.get(table).filter(|parents| !wrong.contains(table) && parents.iter().all(is_to_come)) {
+        let parents = missed.get(table).filter(|_| may_wait(drop) && !wrong.contains(table));
+        match parents.filter(|parents| parents.iter().all(is_to_come)) {
             Some(parents) => {
                 let parents: Vec<&str> = parents.iter().map(TableName::as_str).collect();
                 let (name, parents) = (&drop.file.name, parents.join(", "));
@@ -440,7 +442,10 @@ impl Run<'_> {
         }
         report.bad_rows = faults.count;
         report.faults = faults.first.iter().map(|f| format!("{instance}: {f}")).collect();
-        Err(Stop::Refused(Box::new(bad_rows(instance, faults, &wrong, &missed, drops))).into())
+        // Its whole stream waits with it.
+        let since = self.clock.now().as_nanosecond() - self.config.source.wait.0.as_nanos().cast_signed();
+        let may_wait = |drop: &Drop| drop.file.stamp.1 >= since;
+        Err(Stop::Refused(Box::new(bad_rows(instance, faults, &wrong, &missed, drops, may_wait))).into())
     }
 
     /// Compares the new rows with the published ones.

@@ -1488,6 +1488,16 @@ async fn a_drop_that_refers_to_rows_of_one_that_is_to_come_waits_for_it() {
     fs::remove_file(w.dir.path().join("inbox/catalog.all.item.csv")).unwrap();
     let r = w.publish().await;
     assert_eq!((r.rejected.len(), catalog(&r).bad_rows), (1, 3), "{:?}", r.lines());
+    // Nor is it waited for without end: its stream waits with it.
+    drop_file(&w, "catalog.all.line.csv", "id,sku\n1,a\n2,d\n");
+    let path = w.dir.path().join("inbox/catalog.all.line.csv");
+    let now = std::time::SystemTime::from(w.clock.now());
+    for (age, rejected) in [(3599, 0), (3601, 1)] {
+        fs::File::options().append(true).open(&path).unwrap().set_modified(now - Duration::from_secs(age)).unwrap();
+        let r = w.publish().await;
+        assert_eq!((r.rejected.len(), catalog(&r).code), (rejected, Some("BAD_ROWS")), "{age}: {:?}", r.lines());
+    }
+    assert_eq!(catalog(&w.publish().await).outcome, Outcome::Unchanged, "its stream goes on");
 }
 
 /// It would be waited for without end: it is told by each run, mailed once, and never followed.
@@ -2562,6 +2572,9 @@ async fn a_bucket_that_lacks_what_lists_name_gets_nothing_until_somebody_says_so
     // Its disk is not mounted: neither the bucket as it was nor the empty place gets anything, by whatever command.
     fs::rename(&objects, &aside).unwrap();
     w.sql(CHANGE);
+    let dry = PublishOptions { dry_run: true, ..options() };
+    lacks(w.publish_cut(&dry, &Quiet).await.unwrap_err());
+    assert!(w.publish_as(PublishOptions { full: true, ..dry }).await.exit_code() == 0, "it would be made anew");
     for _ in 0..2 {
         lacks(w.publish_cut(&options(), &Quiet).await.unwrap_err());
     }
@@ -2633,6 +2646,18 @@ async fn what_a_bucket_lacks_after_a_full_of_all_is_made_anew_once_its_stream_ca
         is_told(&w.publish().await);
     }
     assert_eq!(w.manifest("0421").unwrap().streams["catalog"].version.get(), 3);
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails = ledger.unsent_mails().await.unwrap();
+    assert_eq!(mails.iter().filter(|m| m.body.contains("The bucket lacks packs")).count(), 1, "{mails:?}");
+    // What it is known to lack is no new doubt, in whatever place.
+    fs::remove_file(w.dir.path().join("objects/trust.json")).unwrap();
+    is_told(&w.publish().await);
+    copy(&w.dir.path().join("objects"), &w.dir.path().join("new"));
+    w.name_buckets(&["new"]);
+    is_told(&w.publish().await);
+    assert!(w.exists("objects/trust.json") && w.exists("new/trust.json"));
+    w.name_buckets(&["objects"]);
+    is_told(&w.publish().await);
     // With the rows that are published: only a full leads a new register there.
     set(&mut w, CONFIG);
     w.sql("DELETE FROM price WHERE sku = 'bad'");
