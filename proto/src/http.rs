@@ -206,12 +206,12 @@ impl Crowd {
     }
 }
 
-/// The next connection; none when it broke before we had it. Out of files, it waits for some.
+/// The next connection; none when it broke before we had it. Out of files, or refused by the system, it waits a little.
 async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     match listener.accept().await {
         Ok(accepted) => Some(accepted),
         Err(e) => {
-            if let Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) = Errno::from_io_error(&e) {
+            if !matches!(Errno::from_io_error(&e), Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR)) {
                 tracing::warn!("cannot accept connections for now: {e}");
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }

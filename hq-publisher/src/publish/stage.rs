@@ -155,7 +155,9 @@ fn bad_rows(
             Some(parents) => {
                 let parents: Vec<&str> = parents.iter().map(TableName::as_str).collect();
                 let (name, parents) = (&drop.file.name, parents.join(", "));
-                text.push_str(&format!("; {name} stays until a right drop of table {parents} comes"));
+                text.push_str(&format!(
+                    "; {name} stays until a right drop of table {parents} comes, or source.wait is over"
+                ));
             }
             None => reject.push((drop.clone(), faults_text(instance, &faults, table))),
         }
