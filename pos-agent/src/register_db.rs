@@ -24,6 +24,9 @@ use std::time::Duration;
 /// The file's name, as faults name it.
 pub const STORE_DB: &str = "store.db";
 
+/// What a fault about its log or the log's index is about.
+pub const STORE_LOG: &str = "store.db-wal";
+
 /// What a second look at a file found that cannot be read.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Healed {
@@ -114,6 +117,8 @@ struct Open {
     files: [Option<(u64, u64)>; 3],
     /// Log or index were deleted or replaced, and what the file holds was not compared with its rows since.
     lost_log: bool,
+    /// Which of the two that was, until somebody asked.
+    untold: Option<PathBuf>,
     /// Had by each connection that reads beside this one: while there is one, SQLite gives the next of this process the same
     /// index, also of a log that is gone.
     scans: Arc<()>,
@@ -217,6 +222,11 @@ impl RegisterDb {
         self.lock().lost_log
     }
 
+    /// Which of log and index was found deleted or replaced since this was last asked.
+    pub fn take_lost(&self) -> Option<PathBuf> {
+        self.lock().untold.take()
+    }
+
     /// All rows were asked what the lost log has left of them.
     pub fn log_made_good(&self) {
         self.lock().lost_log = false;
@@ -236,8 +246,11 @@ impl RegisterDb {
             let mut open = db.lock();
             if let Some(file) = open.swapped(&db.path) {
                 tracing::error!(file = %file.display(), "it was deleted or replaced while the agent runs: opening what is there now. Stop the agent before, and leave store.db-wal and store.db-shm to it");
-                open.lost_log |= file != db.path;
                 open.replica = None;
+                if file != db.path {
+                    open.lost_log = true;
+                    open.untold = Some(file);
+                }
             }
             Ok(open.replica(&db.path, &db.limits)?.all_held()?)
         };

@@ -421,6 +421,9 @@ impl Agent {
         let verifying = if self.db.is_swapped() { Some(self.verifying.lock().await) } else { None };
         let held = self.db.look().await;
         drop(verifying);
+        if let Some(file) = self.db.take_lost() {
+            self.log_was_lost(&file);
+        }
         match held {
             Ok(held) => {
                 self.shown().held = held.clone();

@@ -4,7 +4,7 @@
 use super::{Agent, Goal, Went};
 use crate::memory::STUCK;
 use crate::pace::End;
-use crate::register_db::{AllHeld, ApplyFailure, DbError, Healed, Remedy, STORE_DB};
+use crate::register_db::{AllHeld, ApplyFailure, DbError, Healed, Remedy, STORE_DB, STORE_LOG};
 use crate::report;
 use crate::verify::{self, StreamFound};
 use proto::device::DeviceError;
@@ -17,7 +17,7 @@ use proto::retry::Verdict;
 use proto::shelf;
 use proto::wire::{Fault, fault};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -208,6 +208,26 @@ impl Agent {
                 None
             }
         }
+    }
+
+    /// Log or index were deleted or replaced below the agent. Who has the database open since before reads on by the old
+    /// index, which nobody writes any more: pages that he remembers stay old, while others are read anew. The rows are right,
+    /// so that no check finds it, and no lock tells who it is: a person is told.
+    pub(super) fn log_was_lost(&self, file: &Path) {
+        let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
+        let text = format!(
+            "{name} was deleted or replaced while the agent ran: restart every program that has had {STORE_DB} open \
+             since before; until then it may read old and new rows mixed"
+        );
+        let now = self.clock.now();
+        self.memory.faults(|f| {
+            // Another time is another fault.
+            f.mend(fault::DRIFT, |f| f.object.as_deref() == Some(STORE_LOG));
+            f.raise(fault::DRIFT, None, Some(STORE_LOG), &text, now)
+        });
+        // The next start finds nothing of it.
+        self.memory.save_faults();
+        self.tell.notify_one();
     }
 
     /// The log was lost: whether what was brought home of it is whole, the rows say. Whether those of all streams did.

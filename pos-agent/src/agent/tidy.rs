@@ -3,7 +3,8 @@
 
 use super::{Agent, Goal};
 use crate::pace::End;
-use crate::register_db::{STORE_DB, log_path};
+use crate::register_db::{STORE_DB, STORE_LOG, log_path};
+use proto::clock::since;
 use proto::failpoint;
 use proto::follow::lock;
 use proto::layout::PackName;
@@ -18,6 +19,9 @@ use std::time::Duration;
 
 /// How long a reader may hold a long log.
 const LOG_PATIENCE: Duration = Duration::from_secs(300);
+
+/// So long it is told that a log was lost: nothing here says who reads by it still.
+const LOST_LOG: Duration = Duration::from_secs(3600);
 
 impl Agent {
     /// Step 7: what the cycle mended, what it found, and idle work.
@@ -36,8 +40,12 @@ impl Agent {
         self.memory.faults(|f| f.mend(fault::DRIFT, is_held_again));
         if end == End::Done && self.is_complete() {
             // A file that was begun anew has everything again.
-            self.memory.faults(|f| f.mend(fault::DRIFT, |f| f.instance.is_none()));
+            let is_whole = |f: &Fault| f.instance.is_none() && f.object.as_deref() == Some(STORE_DB);
+            self.memory.faults(|f| f.mend(fault::DRIFT, is_whole));
         }
+        let now = self.clock.now();
+        let is_old = |f: &Fault| f.since > now || since(now, f.since) >= LOST_LOG;
+        self.memory.faults(|f| f.mend(fault::DRIFT, |f| f.object.as_deref() == Some(STORE_LOG) && is_old(f)));
         self.mend_packs();
         if end != End::Halted {
             self.cut_log(advanced).await;
