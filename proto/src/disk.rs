@@ -39,18 +39,41 @@ pub fn or_make_room<T, E>(
 pub struct DataDisk {
     dir: PathBuf,
     wanted: Option<u64>,
+    /// What a test wants the disk to be.
+    #[cfg(any(test, feature = "testkit"))]
+    pretended: std::sync::Mutex<Option<shelf::Space>>,
 }
 
 impl DataDisk {
     /// The disk of a directory, with a ballast of so many bytes; by itself the lesser of 64 MiB and 2% of the disk, none
     /// on one below 256 MiB. Nothing is taken yet.
     pub fn new(data_dir: &Path, ballast: Option<u64>) -> DataDisk {
-        DataDisk { dir: data_dir.to_owned(), wanted: ballast }
+        DataDisk {
+            dir: data_dir.to_owned(),
+            wanted: ballast,
+            #[cfg(any(test, feature = "testkit"))]
+            pretended: Default::default(),
+        }
+    }
+
+    /// Says from now on that the disk has this room.
+    #[cfg(any(test, feature = "testkit"))]
+    #[allow(clippy::unwrap_used, reason = "test code")]
+    pub fn pretend(&self, space: shelf::Space) {
+        *self.pretended.lock().unwrap() = Some(space);
+    }
+
+    fn room(&self) -> Option<shelf::Space> {
+        #[cfg(any(test, feature = "testkit"))]
+        if let Some(space) = self.pretended.lock().ok().and_then(|p| *p) {
+            return Some(space);
+        }
+        shelf::free_space(&self.dir).ok()
     }
 
     /// The room there is; nothing where the disk does not say.
     pub fn space(&self) -> Option<Disk> {
-        let space = shelf::free_space(&self.dir).ok()?;
+        let space = self.room()?;
         Some(Disk { free: space.free, total: space.total })
     }
 
@@ -66,7 +89,7 @@ impl DataDisk {
 
     /// The same, and what is to stay free for others besides.
     pub fn fits_with_spare(&self, bytes: u64) -> Result<(), String> {
-        let Ok(space) = shelf::free_space(&self.dir) else { return Ok(()) };
+        let Some(space) = self.room() else { return Ok(()) };
         space.takes(bytes, bytes).map_err(|why| format!("{}: {why}", self.dir.display()))
     }
 

@@ -29,10 +29,8 @@ use proto::follow::lock;
 use proto::ids::{Instance, Version};
 use proto::layout::{PackKind, PackName};
 use proto::manifest::{Manifest, PackEntry, StreamEntry};
-use proto::pack::PackReader;
 use proto::replica::{is_in_the_way, sqlite};
 use proto::retry::Verdict;
-use proto::schema::Contract;
 use proto::shelf;
 use proto::trust::Verified;
 use proto::wire::fault;
@@ -178,6 +176,8 @@ pub struct Agent {
     stuck_since: Mutex<BTreeMap<Option<Instance>, Duration>>,
     /// This cycle met a full disk.
     full: AtomicBool,
+    /// What was written until there was no room.
+    short: Mutex<BTreeMap<Instance, Short>>,
     /// The database was damaged and begun anew by this process: not twice, the disk may be dying.
     rebuilt: AtomicBool,
     /// What the database holds was read.
@@ -216,19 +216,30 @@ enum Went<T> {
     Over(End),
 }
 
-/// Bytes that a pack asks for: its file, and its rows in the log; of a full once more in the database, before the log goes.
-/// A row takes up to half as much again there as in the pack, and half as much in each index; tables that a full replaces
-/// leave their room to it. What is really needed is looked at before the commit: of many indexes some count, for they may
-/// be those of a small table.
-fn room_for(pack: &PackEntry, is_held: bool, indexes: usize) -> u64 {
-    const MOST: usize = 4;
-    let indexes = indexes.min(MOST) as u64;
-    let halves = match pack.kind {
-        PackKind::Full if is_held => indexes + 4,
-        PackKind::Full => 2 * indexes + 6,
-        PackKind::Delta => 2,
-    };
-    (pack.unpacked / 2).saturating_mul(halves).saturating_add(pack.bytes)
+/// Bytes that a pack asks for at least: its file, and its rows in the log; of a full of what is not held once more in the
+/// database, before the log goes, while tables that a full replaces leave their room to it. What rows and indexes really
+/// take is looked at while they are written, and before the commit: to ask for more here would keep out what has room.
+fn room_for(pack: &PackEntry, is_held: bool) -> u64 {
+    let times = if pack.kind == PackKind::Full && !is_held { 2 } else { 1 };
+    pack.unpacked.saturating_mul(times).saturating_add(pack.bytes)
+}
+
+/// What is free may change without an end: a pack that had no room is tried again where there is more by this part of its
+/// rows.
+const MORE_ROOM: u64 = 16;
+
+/// Not all that ends a full disk is seen in the room that is free: a quota is not.
+const NO_ROOM_FOR: Duration = Duration::from_secs(3600);
+
+/// A pack that was written until there was no room: not again before there may be, for that wears the disk.
+#[derive(Debug)]
+struct Short {
+    /// What the transaction begins with.
+    first: PackName,
+    /// What is to be free before its rows are written again.
+    needed: u64,
+    /// When it was found, by the monotonic clock.
+    at: Duration,
 }
 
 /// The databases of a data directory, open.
@@ -335,6 +346,7 @@ impl Agent {
             log_held_since: Mutex::default(),
             stuck_since: Mutex::default(),
             full: AtomicBool::new(false),
+            short: Mutex::default(),
             rebuilt: AtomicBool::new(damage.is_some()),
             looked: AtomicBool::new(false),
             verifying: Arc::default(),
@@ -596,14 +608,7 @@ impl Agent {
     ) -> Went<Vec<(PathBuf, PackEntry)>> {
         let parts: Vec<PathBuf> = packs.iter().map(|p| self.part(&p.name(instance))).collect();
         let there = parts.iter().filter_map(|p| std::fs::metadata(p).ok()).map(|m| m.len()).sum();
-        let held = self.shown().held.get(&instance.stream).cloned();
-        let wanted = |indexes| {
-            let room = |p: &&PackEntry| room_for(p, held.is_some(), indexes);
-            packs.iter().map(room).fold(0, u64::saturating_add)
-        };
-        let of_held = held.as_ref().and_then(|h| Contract::parse(&h.ddl, &self.config.limits).ok());
-        let indexes = of_held.map_or(0, |c| c.most_indexes());
-        if let Err(why) = self.disk.fits_with_spare(wanted(indexes).saturating_sub(there)) {
+        if let Err(why) = self.may_fit(instance, packs, there) {
             self.no_room(&why).await;
             return Went::Over(End::DiskFull);
         }
@@ -634,18 +639,34 @@ impl Agent {
                 return Went::Over(End::Done);
             }
         }
-        // How many indexes there will be is known only now. A pack that cannot be read is judged when it is applied.
-        let contract = |(part, entry): &(PathBuf, PackEntry)| {
-            let reader = PackReader::new(shelf::open_regular(part).ok()?, instance, entry, &self.config.limits).ok()?;
-            Some(reader.contract().most_indexes())
-        };
-        let indexes = files.iter().filter(|(_, e)| e.kind == PackKind::Full).find_map(contract).unwrap_or(indexes);
-        let fetched = packs.iter().map(|p| p.bytes).fold(0, u64::saturating_add);
-        if let Err(why) = self.disk.fits_with_spare(wanted(indexes).saturating_sub(fetched)) {
-            self.no_room(&why).await;
-            return Went::Over(End::DiskFull);
-        }
         Went::On(files)
+    }
+
+    /// Whether packs, of which so many bytes are there, may have room: as far as can be said before they are written, and
+    /// by what was found the last time.
+    fn may_fit(&self, instance: &Instance, packs: &[&PackEntry], there: u64) -> Result<(), String> {
+        let is_held = self.shown().held.contains_key(&instance.stream);
+        let sum = |of: &dyn Fn(&PackEntry) -> u64| packs.iter().map(|p| of(p)).fold(0, u64::saturating_add);
+        self.disk.fits_with_spare(sum(&|p| room_for(p, is_held)).saturating_sub(there))?;
+        let (first, now) = (packs.first().map(|p| p.name(instance)), self.clock.monotonic());
+        match self.short().get(instance) {
+            Some(s) if Some(&s.first) == first.as_ref() && now.saturating_sub(s.at) < NO_ROOM_FOR => {
+                self.disk.fits(s.needed.saturating_add(sum(&|p| p.bytes)).saturating_sub(there))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn short(&self) -> MutexGuard<'_, BTreeMap<Instance, Short>> {
+        self.short.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Packs had no room where so many bytes were free.
+    fn found_short(&self, instance: &Instance, first: &PackName, files: &[(PathBuf, PackEntry)], free: u64) {
+        let rows = files.iter().map(|(_, e)| e.unpacked).fold(0, u64::saturating_add);
+        let needed = free.saturating_add((rows / MORE_ROOM).max(1));
+        let short = Short { first: first.clone(), needed, at: self.clock.monotonic() };
+        self.short().insert(instance.clone(), short);
     }
 
     /// Steps 5 and 6.
@@ -659,6 +680,7 @@ impl Agent {
             return Went::Over(End::Done);
         }
         self.tries.begin(&first);
+        let free = self.disk.space().map(|d| d.free);
         let started = self.clock.monotonic();
         let outcome = self.db.apply(instance, &goal.manifest, files.clone(), self.clock.now()).await;
         let took = self.clock.monotonic().saturating_sub(started);
@@ -680,6 +702,7 @@ impl Agent {
                 let (kind, version) = (first.kind.to_string(), files.last().map(|(_, e)| e.version.get()));
                 tracing::info!(%instance, version, %kind, rows = rows.map(|r| r.total()), ms = took.as_millis() as u64, "applied");
                 self.metrics.applied(&kind, took);
+                self.short().remove(instance);
                 self.tell.notify_one();
                 if !self.at(Step::Applied(first)) {
                     return Went::Over(End::Done);
@@ -687,7 +710,12 @@ impl Agent {
                 self.after_apply(instance, &files);
                 if self.at(Step::Cleaned) { Went::On(()) } else { Went::Over(End::Done) }
             }
-            Err(e) => self.not_applied(instance, &first, &files, &e).await,
+            Err(e) => {
+                if let Some(free) = free.filter(|_| e.remedy() == Remedy::MakeRoom) {
+                    self.found_short(instance, &first, &files, free);
+                }
+                self.not_applied(instance, &first, &files, &e).await
+            }
         }
     }
 
@@ -736,7 +764,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pack_asks_for_the_room_of_its_indexes_too() {
+    fn a_pack_asks_for_no_more_room_than_it_needs_at_least() {
         let pack = |kind| PackEntry {
             version: Version::FIRST,
             kind,
@@ -746,8 +774,7 @@ mod tests {
             sha256: proto::digest::Sha256::of(b""),
         };
         let full = pack(PackKind::Full);
-        let asked = [0, 1, 3, 16].map(|n| (room_for(&full, false, n), room_for(&full, true, n)));
-        assert_eq!(asked, [(3007, 2007), (4007, 2507), (6007, 3507), (7007, 4007)]);
-        assert_eq!(room_for(&pack(PackKind::Delta), true, 3), 1007);
+        assert_eq!([false, true].map(|is_held| room_for(&full, is_held)), [2007, 1007]);
+        assert_eq!(room_for(&pack(PackKind::Delta), true), 1007);
     }
 }

@@ -666,6 +666,62 @@ async fn a_full_disk_keeps_the_old_version_whole_and_is_recovered_from() {
     assert_eq!(version(&agent, "promo@all"), Some(8), "what fits goes in");
     assert_eq!(cycle(&agent).await, End::DiskFull);
     agent.db.limit_pages(1 << 20).await;
+    // What is free says nothing of it.
+    r.clock.advance(Duration::from_secs(3600));
     assert_eq!(cycle(&agent).await, End::Done);
     assert_eq!((version(&agent, "price@zone-east"), codes(&agent)), (Some(60), vec![]));
+}
+
+#[tokio::test]
+async fn a_pack_that_has_room_goes_in_and_one_that_has_none_is_not_written_by_each_cycle() {
+    let mut hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let tries = Arc::new(AtomicUsize::new(0));
+    let count = tries.clone();
+    let agent = r.watched(Some(Arc::new(move |step: &Step| {
+        count.fetch_add(usize::from(matches!(step, Step::Applying(_))), Ordering::Relaxed);
+        true
+    })));
+    poll_and_cycle(&agent).await;
+    let items = |n: i64| (1..n).map(|sku| (sku, sku * 7919)).collect::<Rows>();
+    hq.full("extra@all", 1, &items(20_000));
+    hq.sign();
+    let newest = |hq: &Hq| hq.streams[&instance("extra@all").stream].packs.last().unwrap().clone();
+    // What is to stay free for others is a fiftieth of the disk.
+    let disk_with = |free| agent.disk.pretend(proto::shelf::Space { free, total: free });
+    let pack = newest(&hq);
+    disk_with(pack.unpacked * 22 / 10 + pack.bytes);
+    assert_eq!(cycle(&agent).await, End::Done, "measured: 2.1 times, of rows that are new here and have no index");
+    assert_eq!((version(&agent, "extra@all"), codes(&agent)), (Some(1), vec![]));
+    hq.full("extra@all", 2, &items(60_000));
+    hq.sign();
+    let (pack, room) = (newest(&hq), 1 << 30);
+    // SQLite says SQLITE_FULL, whatever is pretended.
+    agent.db.limit_pages(40).await;
+    let more = pack.unpacked / 16;
+    let tried = tries.load(Ordering::Relaxed);
+    for (free, passed, n) in [
+        (room, 0, 1),
+        (room, 10, 1),
+        (room - more, 10, 1),
+        (room + more / 2, 10, 1),
+        (room + more + 1, 10, 2),
+        (room + more + 1, 3590, 2),
+        (room + more + 1, 10, 3),
+    ] {
+        disk_with(free);
+        r.clock.advance(Duration::from_secs(passed));
+        assert_eq!(cycle(&agent).await, End::DiskFull);
+        assert_eq!(tries.load(Ordering::Relaxed) - tried, n, "{free} free, {passed} s later");
+        assert_eq!(codes(&agent), [fault::DISK_FULL]);
+    }
+    // Another pack, and a restart, know nothing of it.
+    hq.full("extra@all", 3, &items(50_000));
+    hq.sign();
+    assert_eq!(cycle(&agent).await, End::DiskFull);
+    assert_eq!(tries.load(Ordering::Relaxed) - tried, 4);
+    drop(agent);
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!((version(&agent, "extra@all"), codes(&agent)), (Some(3), vec![]));
 }

@@ -251,11 +251,6 @@ impl Contract {
         Ok(Contract { ddl: ddl.to_owned(), sha256: Sha256::of(ddl.as_bytes()), tables })
     }
 
-    /// How many indexes the table has that has the most.
-    pub fn most_indexes(&self) -> usize {
-        self.tables.iter().map(|t| t.indexes.len()).max().unwrap_or(0)
-    }
-
     /// A table by name.
     pub fn table(&self, name: &TableName) -> Option<&Table> {
         self.tables.iter().find(|t| &t.name == name)
