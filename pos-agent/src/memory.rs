@@ -222,16 +222,22 @@ impl Memory {
 
     /// Writes the faults down if they changed; whether they did.
     pub fn save_faults(&self) -> bool {
+        let changed = self.notes().unsaved;
+        // On a full disk the list lives in memory; it is written when there is room.
+        if let Err(e) = self.keep_faults() {
+            tracing::debug!(error = %e, "the list of faults could not be written");
+        }
+        changed
+    }
+
+    /// The same, before something is done that nothing else would tell of: durable when this returns.
+    pub fn keep_faults(&self) -> Result<(), DeviceError> {
         let mut notes = self.notes();
-        if !notes.unsaved {
-            return false;
+        if notes.unsaved {
+            failpoint::step("agent.faults", || lock(&self.device).set_fact(FAULTS, &notes.faults))?;
+            notes.unsaved = false;
         }
-        match failpoint::step("agent.faults", || lock(&self.device).set_fact(FAULTS, &notes.faults)) {
-            Ok(()) => notes.unsaved = false,
-            // On a full disk the list lives in memory; it is written when there is room.
-            Err(e) => tracing::debug!(error = %e, "the list of faults could not be written"),
-        }
-        true
+        Ok(())
     }
 
     /// Keeps the relay's last word.

@@ -20,7 +20,7 @@ use crate::register_db::{
 use crate::report::Skew;
 use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
-use proto::clock::{Clock, boot_id};
+use proto::clock::{Clock, Timestamp, boot_id};
 use proto::device::{Device, DeviceError, FOREIGN};
 use proto::disk::{self, DataDisk};
 use proto::failpoint;
@@ -248,27 +248,33 @@ struct Files {
     memory: Memory,
     word: RelayWord,
     db: RegisterDb,
-    /// Why `store.db` was begun anew.
-    damage: Option<String>,
+    /// Whether `store.db` was damaged and begun anew.
+    is_anew: bool,
 }
 
 impl Files {
-    fn open(config: &Config) -> Result<Files, OpenError> {
+    fn open(config: &Config, now: Timestamp) -> Result<Files, OpenError> {
         let device = Arc::new(Mutex::new(Device::open(&config.data_dir, &config.device(), &config.limits)?));
         let (memory, word) = Memory::load(device.clone())?;
+        // Before the file is moved: what is opened next, also by another try, finds nothing wrong.
+        let tell = |damage: &str| {
+            memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), damage, now));
+            memory.keep_faults()
+        };
         forget_stray_log(&config.store_db())?;
-        let (db, mut damage) = match RegisterDb::open(&config.store_db(), &config.limits) {
+        let (db, mut is_anew) = match RegisterDb::open(&config.store_db(), &config.limits) {
             Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
                 let path = config.store_db();
-                let damage = sqlite::is_damaged(&path).then(|| e.to_string());
-                if let Some(why) = &damage {
-                    let aside = damaged(&path);
+                let is_damaged = sqlite::is_damaged(&path);
+                if is_damaged {
+                    let (aside, why) = (damaged(&path), e.to_string());
+                    tell(&why)?;
                     tracing::error!(code = fault::DRIFT, path = %path.display(), aside = %aside.display(), %why, "the database is damaged: it is moved aside, and a new one begun");
                     move_aside(&path)?;
                 }
-                (RegisterDb::open(&config.store_db(), &config.limits)?, damage)
+                (RegisterDb::open(&config.store_db(), &config.limits)?, is_damaged)
             }
-            other => (other?, None),
+            other => (other?, false),
         };
         let is_foreign = lock(&device).is_foreign()?;
         if is_foreign {
@@ -276,7 +282,8 @@ impl Files {
                 // Not to be left for the first look: if that finds the file sound, the old rows would count.
                 Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
                     if db.heal()? == Healed::Lost {
-                        damage = Some(e.to_string());
+                        tell(&e.to_string())?;
+                        is_anew = true;
                         db.begin_anew()?;
                         0
                     } else {
@@ -293,7 +300,7 @@ impl Files {
             }
             lock(&device).set_fact(FOREIGN, &false)?;
         }
-        Ok(Files { device, memory, word, db, damage })
+        Ok(Files { device, memory, word, db, is_anew })
     }
 }
 
@@ -313,16 +320,13 @@ impl Agent {
             full = Some(e.to_string());
             disk.release();
         };
-        let files = disk::or_make_room(|| Files::open(&config), OpenError::is_disk_full, make_room)?;
-        let Files { device, memory, word, db, damage } = files;
+        let files = disk::or_make_room(|| Files::open(&config, clock.now()), OpenError::is_disk_full, make_room)?;
+        let Files { device, memory, word, db, is_anew } = files;
         disk.restore();
         shelf::create_dir(&dir.join("packs"))?;
         let upstream = Upstream::new(&config, clock.clone(), word)?;
         // A halt lasts until somebody restarted the service.
         memory.faults(|f| f.mend(fault::HALTED, |_| true));
-        if let Some(damage) = &damage {
-            memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), damage, clock.now()));
-        }
         let tries = Tries::open(&dir, clock.monotonic(), &boot_id());
         let agent = Agent {
             config,
@@ -347,7 +351,7 @@ impl Agent {
             stuck_since: Mutex::default(),
             full: AtomicBool::new(false),
             short: Mutex::default(),
-            rebuilt: AtomicBool::new(damage.is_some()),
+            rebuilt: AtomicBool::new(is_anew),
             looked: AtomicBool::new(false),
             verifying: Arc::default(),
             doubt: Mutex::default(),
@@ -360,6 +364,9 @@ impl Agent {
         };
         if let Some(why) = full {
             agent.out_of_room(&why);
+        }
+        if is_anew {
+            agent.tell.notify_one();
         }
         Ok(agent)
     }

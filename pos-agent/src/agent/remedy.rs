@@ -8,6 +8,7 @@ use crate::register_db::{AllHeld, ApplyFailure, DbError, Healed, Remedy, STORE_D
 use crate::report;
 use crate::verify::{self, StreamFound};
 use proto::device::DeviceError;
+use proto::disk;
 use proto::fetch::{self, FetchError, FetchErrorKind, Want};
 use proto::follow::{FollowError, lock};
 use proto::ids::{Instance, StreamName};
@@ -267,13 +268,23 @@ impl Agent {
                 return End::Retry;
             }
         }
-        if self.rebuilt.swap(true, Ordering::Relaxed) {
+        if self.rebuilt.load(Ordering::Relaxed) {
             self.trouble(Verdict::Halt, false, &format!("{why}; the database was damaged twice: look at the disk"));
             return End::Halted;
         }
         tracing::error!(code = fault::DRIFT, %why, "the database is damaged: beginning a new one");
         let now = self.clock.now();
         self.memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), why, now));
+        self.tell.notify_one();
+        // Before the file is moved: the next start finds nothing wrong. Where there is no room for it, it is written when
+        // there is some.
+        let make_room = |e: &DeviceError| self.out_of_room(&e.to_string());
+        let kept = disk::or_make_room(|| self.memory.keep_faults(), DeviceError::is_disk_full, make_room);
+        if let Err(e) = kept.or_else(|e| if e.is_disk_full() { Ok(()) } else { Err(e) }) {
+            self.trouble(e.verdict(), false, &e.to_string());
+            return End::Retry;
+        }
+        self.rebuilt.store(true, Ordering::Relaxed);
         if let Err(e) = self.db.begin_anew() {
             self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }

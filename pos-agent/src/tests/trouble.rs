@@ -272,6 +272,48 @@ fn a_damaged_database_takes_its_log_along_when_it_is_moved_aside() {
 }
 
 #[tokio::test]
+async fn that_a_database_was_damaged_is_written_down_before_it_is_moved_aside() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let (path, aside) = (r.config.store_db(), damaged(&r.config.store_db()));
+    let told = |agent: &Agent| {
+        let told = agent.memory.look(|f| f.to_tell());
+        told.iter().any(|f| f.code == fault::DRIFT && f.object.as_deref() == Some("store.db"))
+    };
+    let settled = async || {
+        let agent = r.open();
+        poll_and_cycle(&agent).await;
+        cycle(&agent).await;
+        agent
+    };
+    let rot = || {
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..100].fill(7);
+        std::fs::write(&path, bytes).unwrap();
+    };
+    drop(settled().await);
+    rot();
+    // The power goes before anything else is written.
+    drop(r.open());
+    assert!(aside.exists() && told(&r.open()));
+    // While it runs: not moved before it is written down.
+    let agent = settled().await;
+    std::fs::remove_file(&aside).unwrap();
+    rot();
+    agent.verify().await.unwrap_err();
+    let device = Connection::open(r.config.data_dir.join(proto::device::FILE)).unwrap();
+    device.execute_batch("ALTER TABLE fact RENAME TO away").unwrap();
+    assert_eq!(cycle(&agent).await, End::Retry);
+    assert!(path.exists() && !aside.exists());
+    device.execute_batch("ALTER TABLE away RENAME TO fact").unwrap();
+    agent.verify().await.unwrap_err();
+    assert_eq!(cycle(&agent).await, End::Retry);
+    assert!(aside.exists());
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert!(r.rows("price") == rows(100, 50) && told(&agent));
+}
+
+#[tokio::test]
 async fn drift_whose_note_is_lost_is_found_in_the_rows() {
     let hq = usual();
     let r = Register::enrolled(&hq, &hq.url(), &[]);
