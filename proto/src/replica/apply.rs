@@ -177,6 +177,13 @@ impl ApplyError {
         matches!(self, ApplyError::Elsewhere { is_to_go: true, .. })
     }
 
+    /// Whether an index that is not the contract's may be why: it refuses a row that is right, or asks for a collation or
+    /// function of somebody else's, so that no statement on its table can be made.
+    fn may_be_for_an_index(&self) -> bool {
+        matches!(self, ApplyError::Row { .. } | ApplyError::Schema { .. })
+            || matches!(self, ApplyError::Sqlite(e) if sqlite::is_misfit(e.inner()))
+    }
+
     /// Whether the rows that are here had a part in it, so that a drift may be the cause.
     pub fn may_be_drift(&self) -> bool {
         matches!(self, ApplyError::Row { .. } | ApplyError::Digest { .. } | ApplyError::ForeignKey { .. })
@@ -199,8 +206,8 @@ impl Replica {
         for group in groups(job, held.as_ref()) {
             let is_delta = group.first().is_some_and(|p| p.entry.kind == PackKind::Delta);
             let rows = match self.apply_committed(job, group, &[]) {
-                // What others have put on our tables may have refused the row; on those of a full there is nothing.
-                Err(e @ ApplyError::Row { .. }) if is_delta => {
+                // What others have put on our tables may be why; on those of a full there is nothing.
+                Err(e) if is_delta && e.may_be_for_an_index() => {
                     let strange = self.strange_indexes(&job.instance.stream)?;
                     if strange.is_empty() {
                         return Err(e);
@@ -241,27 +248,21 @@ impl Replica {
             for index in strange {
                 tracing::warn!(
                     database = %self.path.display(), %index, stream = %job.instance,
-                    "an index that is not the contract's is gone: it had refused a row. Keep indexes of your own off these tables"
+                    "an index that is not the contract's is gone: a pack could not be applied beside it. Keep indexes of your own off these tables"
                 );
             }
         }
         result
     }
 
-    /// The indexes on a stream's tables that its contract does not have and that may refuse rows that are right: those that
-    /// are unique, partial or of an expression.
+    /// The indexes on a stream's tables that may stand in a pack's way.
     fn strange_indexes(&self, stream: &StreamName) -> Result<Vec<String>, SqliteError> {
         let Some(held) = self.held(stream)? else { return Ok(Vec::new()) };
         let Ok(contract) = Contract::parse(&held.ddl, &self.limits) else { return Ok(Vec::new()) };
         self.sql("looking for indexes that no contract has", |db| {
-            let on = "SELECT name FROM pragma_index_list(?1) AS i WHERE origin = 'c' AND (\"unique\" OR partial
-                      OR EXISTS (SELECT 1 FROM pragma_index_xinfo(i.name) WHERE cid = -2))";
-            let (mut on, mut strange) = (db.prepare(on)?, Vec::new());
+            let mut strange = Vec::new();
             for table in &contract.tables {
-                let found: Vec<String> =
-                    on.query_map([table.name.as_str()], |r| r.get(0))?.collect::<Result<_, _>>()?;
-                let is_ours = |index: &String| table.indexes.iter().any(|(name, _)| folded(name) == folded(index));
-                strange.extend(found.into_iter().filter(|i| !is_ours(i)));
+                strange.extend(strange_indexes(db, table)?);
             }
             Ok(strange)
         })
@@ -1016,6 +1017,19 @@ pub(super) fn drop_stream<'t>(
     db.execute("DELETE FROM tillcast_table WHERE stream = ?1", [stream.as_str()])?;
     db.execute("DELETE FROM tillcast_stream WHERE stream = ?1", [stream.as_str()])?;
     Ok(())
+}
+
+/// The indexes on a table that its contract does not have and that may refuse rows that are right, or cannot be written
+/// here: those that are unique, partial, of an expression, or of a collation that is not SQLite's own.
+pub(super) fn strange_indexes(db: &Connection, table: &Table) -> rusqlite::Result<Vec<String>> {
+    let mut on = db.prepare(
+        "SELECT name FROM pragma_index_list(?1) AS i WHERE origin = 'c' AND (\"unique\" OR partial
+         OR EXISTS (SELECT 1 FROM pragma_index_xinfo(i.name)
+                    WHERE cid = -2 OR upper(coll) NOT IN ('BINARY', 'NOCASE', 'RTRIM')))",
+    )?;
+    let found: Vec<String> = on.query_map([table.name.as_str()], |r| r.get(0))?.collect::<Result<_, _>>()?;
+    let is_ours = |index: &String| table.indexes.iter().any(|(name, _)| folded(name) == folded(index));
+    Ok(found.into_iter().filter(|i| !is_ours(i)).collect())
 }
 
 /// Whether what has a table's name, and is about to go, has rows that we know nothing of: no note, and not the columns

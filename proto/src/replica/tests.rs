@@ -1036,6 +1036,45 @@ fn a_view_by_the_name_of_a_contracts_index_gives_way_and_a_table_is_no_packs_fau
 }
 
 #[test]
+fn an_index_that_cannot_be_used_here_goes_with_a_delta_and_is_no_drift() {
+    let shop = Shop::new();
+    let states = [&[("a", 1.0), ("b", 2.0)][..], &[("a", 1.0), ("b", 1.0)]].map(simple);
+    let packs = [shop.full("all", 1, &states[0]), shop.delta(2, 1, &states[0], &states[1])];
+    for (n, (index, theirs)) in [
+        ("item (name COLLATE NOCASE)", "replace(sql, 'NOCASE', 'POSLOC')"),
+        ("item (name) WHERE name > 'a' COLLATE RTRIM", "replace(sql, 'RTRIM', 'POSLOC')"),
+        ("item (abs(price))", "replace(sql, 'abs', 'pos_round')"),
+        ("item (plu) WHERE abs(price) > 1", "replace(sql, 'abs', 'pos_round')"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for is_right in [true, false] {
+            let name = format!("{n}-{is_right}.db");
+            apply(&mut shop.replica(&name), "all", &[&packs[0]]).unwrap();
+            let pos = of_the_pos(&shop.dir.path().join(&name));
+            let tamper = if is_right { "" } else { "UPDATE item SET price = 9.0 WHERE sku = 'a';" };
+            // As if by a connection that knows the collation or function.
+            pos.execute_batch(&format!(
+                "{tamper} CREATE INDEX mine ON {index}; PRAGMA writable_schema = ON;
+                 UPDATE sqlite_schema SET sql = {theirs} WHERE name = 'mine'"
+            ))
+            .unwrap();
+            drop(pos);
+            let mut r = shop.replica(&name);
+            let e = r.connection().execute("UPDATE item SET name = 'm', plu = 1, price = 4.0 WHERE sku = 'b'", []);
+            assert!(sqlite::is_misfit(&e.unwrap_err()), "{index}");
+            assert_eq!(r.verify(&"catalog".parse().unwrap()).unwrap()[0].is_right(), is_right, "{index}");
+            if is_right {
+                let log = logged(|| assert_eq!(apply(&mut r, "all", &[&packs[1]]).unwrap().version, v(2), "{index}"));
+                assert!(log.contains("WARN") && log.contains("index=mine"), "{index}: {log}");
+                assert_right(&r, &states[1], false);
+            }
+        }
+    }
+}
+
+#[test]
 fn an_index_that_is_not_the_contracts_goes_when_it_refuses_a_row() {
     let shop = Shop::new();
     let states = [&[("a", 1.0), ("b", 2.0)][..], &[("a", 1.0), ("b", 1.0)], &[("a", 3.0), ("b", 1.0)]].map(simple);
