@@ -409,7 +409,9 @@ impl Agent {
 
     /// No room: let the ballast go, so that SQLite can clean up; the version held stays whole.
     pub(super) async fn no_room(&self, why: &str) {
-        if !self.full.swap(true, Ordering::Relaxed) {
+        self.full.store(true, Ordering::Relaxed);
+        // Each cycle meets it again.
+        if self.memory.look(|f| f.open().iter().all(|f| f.code != fault::DISK_FULL)) {
             tracing::error!(code = fault::DISK_FULL, %why, "no room on the disk; the versions held stay");
         }
         self.out_of_room(why);
