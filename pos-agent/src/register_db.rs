@@ -117,7 +117,7 @@ struct Open {
     files: [Option<(u64, u64)>; 3],
     /// Log or index were deleted or replaced, and what the file holds was not compared with its rows since.
     lost_log: bool,
-    /// Which of the two that was, until somebody asked.
+    /// Which of the three files was found so, until somebody asked.
     untold: Option<PathBuf>,
     /// Had by each connection that reads beside this one: while there is one, SQLite gives the next of this process the same
     /// index, also of a log that is gone.
@@ -222,7 +222,7 @@ impl RegisterDb {
         self.lock().lost_log
     }
 
-    /// Which of log and index was found deleted or replaced since this was last asked.
+    /// Which of file, log and index was found deleted or replaced since this was last asked.
     pub fn take_lost(&self) -> Option<PathBuf> {
         self.lock().untold.take()
     }
@@ -246,11 +246,9 @@ impl RegisterDb {
             let mut open = db.lock();
             if let Some(file) = open.swapped(&db.path) {
                 tracing::error!(file = %file.display(), "it was deleted or replaced while the agent runs: opening what is there now. Stop the agent before, and leave store.db-wal and store.db-shm to it");
+                open.lost_log |= file != db.path;
                 open.replica = None;
-                if file != db.path {
-                    open.lost_log = true;
-                    open.untold = Some(file);
-                }
+                open.untold = Some(file);
             }
             Ok(open.replica(&db.path, &db.limits)?.all_held()?)
         };

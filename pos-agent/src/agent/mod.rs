@@ -258,7 +258,7 @@ impl Files {
         let (memory, word) = Memory::load(device.clone())?;
         // Before the file is moved: what is opened next, also by another try, finds nothing wrong.
         let tell = |damage: &str| {
-            memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), damage, now));
+            memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), &remedy::begun_anew(damage), now));
             memory.keep_faults()
         };
         forget_stray_log(&config.store_db())?;
@@ -441,7 +441,7 @@ impl Agent {
         let held = self.db.look().await;
         drop(verifying);
         if let Some(file) = self.db.take_lost() {
-            self.log_was_lost(&file);
+            self.was_deleted_below(&file);
         }
         match held {
             Ok(held) => {

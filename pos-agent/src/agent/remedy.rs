@@ -27,6 +27,11 @@ use tokio::sync::OwnedMutexGuard;
 /// A failure of the surroundings that lasts so long is told of.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// What is told of a damaged file: who has it open reads it on.
+pub(super) fn begun_anew(why: &str) -> String {
+    format!("{why}; a new one is begun: restart every program that has had {STORE_DB} open since before")
+}
+
 impl Agent {
     pub(super) async fn not_fetched<T>(&self, goal: &Goal, name: &PackName, errors: &[FetchError]) -> Went<T> {
         let text = errors.iter().map(|e| e.to_string()).collect::<Vec<_>>().join("; ");
@@ -211,20 +216,22 @@ impl Agent {
         }
     }
 
-    /// Log or index were deleted or replaced below the agent. Who has the database open since before reads on by the old
-    /// index, which nobody writes any more: pages that he remembers stay old, while others are read anew. The rows are right,
-    /// so that no check finds it, and no lock tells who it is: a person is told.
-    pub(super) fn log_was_lost(&self, file: &Path) {
+    /// The database, its log or the log's index were deleted or replaced below the agent. Who has it open since before reads
+    /// the old file on, or by the old index, which nobody writes any more: pages that he remembers stay old, while others are
+    /// read anew. The rows are right, so that no check finds it, and no lock tells who it is: a person is told.
+    pub(super) fn was_deleted_below(&self, file: &Path) {
         let name = file.file_name().unwrap_or(file.as_os_str()).to_string_lossy();
         let text = format!(
             "{name} was deleted or replaced while the agent ran: restart every program that has had {STORE_DB} open \
-             since before; until then it may read old and new rows mixed"
+             since before; until then it may read old rows, or old and new ones mixed"
         );
+        // The file's own ends when all is held again.
+        let object = if file == self.db.path() { STORE_DB } else { STORE_LOG };
         let now = self.clock.now();
         self.memory.faults(|f| {
             // Another time is another fault.
-            f.mend(fault::DRIFT, |f| f.object.as_deref() == Some(STORE_LOG));
-            f.raise(fault::DRIFT, None, Some(STORE_LOG), &text, now)
+            f.mend(fault::DRIFT, |f| f.object.as_deref() == Some(object));
+            f.raise(fault::DRIFT, None, Some(object), &text, now)
         });
         // The next start finds nothing of it.
         self.memory.save_faults();
@@ -274,7 +281,7 @@ impl Agent {
         }
         tracing::error!(code = fault::DRIFT, %why, "the database is damaged: beginning a new one");
         let now = self.clock.now();
-        self.memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), why, now));
+        self.memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), &begun_anew(why), now));
         self.tell.notify_one();
         // Before the file is moved: the next start finds nothing wrong. Where there is no room for it, it is written when
         // there is some.

@@ -484,10 +484,10 @@ async fn a_database_that_cannot_be_opened_for_minutes_is_told_of() {
     let (path, aside) = (r.config.store_db(), r.config.data_dir.join("aside"));
     std::fs::rename(&path, &aside).unwrap();
     std::fs::create_dir(&path).unwrap();
-    for (pass, told) in [(0, false), (300, true)] {
+    for (pass, told) in [(0, &[fault::DRIFT][..]), (300, &[fault::DRIFT, fault::LOCAL_FILES])] {
         r.clock.advance(pass * S);
         assert_eq!(cycle(&agent).await, End::Retry);
-        assert_eq!(codes(&agent) == [fault::LOCAL_FILES], told, "{pass}: {:?}", codes(&agent));
+        assert_eq!(codes(&agent), told, "{pass}");
     }
     std::fs::remove_dir(&path).unwrap();
     std::fs::rename(&aside, &path).unwrap();

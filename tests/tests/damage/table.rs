@@ -339,7 +339,7 @@ read-only | relay 1 "it cannot be written" | owner and mode put right, and a res
 # store.db
 truncate | quiet | itself | register DRIFT | itself
 empty | quiet | itself | register DRIFT | itself
-delete | quiet | itself | quiet | itself
+delete | quiet | itself | register (DRIFT) | itself
 flip header | quiet | itself | quiet | a restart
 flip row | quiet | `pos-agent verify` | quiet | `pos-agent verify`
 flip end | quiet | itself | quiet | itself
