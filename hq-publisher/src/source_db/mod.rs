@@ -25,7 +25,8 @@ use query::{Dialect, Param, Query};
 use rusqlite::OpenFlags;
 use sqlx::mysql::MySqlConnectOptions;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Column, ConnectOptions, Connection, Executor, SqlSafeStr, Statement};
+use sqlx::{AssertSqlSafe, Column, ConnectOptions, Connection, Executor, Row as _, SqlSafeStr, Statement};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -124,12 +125,13 @@ pub struct Database {
 
 /// Of the tables that PostgreSQL's transaction has read (it holds their locks): those whose rows lie in another file
 /// than the snapshot's catalogue says, or that this does not know. TRUNCATE, a rewrite and DROP with CREATE count for
-/// older snapshots at once, which see the table empty. Indexes made anew are no matter, nor are materialized views: the rows
-/// of a refresh are written frozen, so that older snapshots see all of them.
-const UNSEEN: &str = "SELECT string_agg(DISTINCT l.relation::regclass::text, ', ')
+/// older snapshots at once, which see the table empty. Indexes made anew are no matter. Also whether all of them are
+/// materialized views, whose new rows older snapshots do see, beside the old ones of other tables.
+const UNSEEN: &str =
+    "SELECT string_agg(DISTINCT l.relation::regclass::text, ', '), bool_and(c.relkind IS NOT DISTINCT FROM 'm')
     FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
     WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
-    AND pg_index_has_property(l.relation, 'clusterable') IS NULL AND c.relkind IS DISTINCT FROM 'm'
+    AND pg_index_has_property(l.relation, 'clusterable') IS NULL
     AND (c.oid IS NULL OR c.relfilenode <> 0 AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode)";
 
 /// What a query gives.
@@ -297,14 +299,15 @@ impl Database {
     ) -> Result<(), SourceError> {
         let failed = |text: String| SourceError::Query { what: what.to_owned(), text };
         let limit = self.row_timeout;
-        let values = query.params.iter().map(|p| match p {
+        let value = |p: &Param| match p {
             Param::Store => names.store.map(|s| s.as_str().to_owned()),
             Param::Zone => names.zone.map(|z| z.as_str().to_owned()),
-        });
+        };
+        let values: Vec<Option<String>> = query.params.iter().map(value).collect();
         macro_rules! stream {
             ($conn:expr) => {{
                 let mut run = sqlx::query(AssertSqlSafe(query.sql.clone())).persistent(false);
-                for value in values {
+                for value in &values {
                     run = run.bind(value);
                 }
                 let mut rows = run.fetch($conn);
@@ -325,8 +328,8 @@ impl Database {
         match &mut self.link {
             Link::Postgres(conn) => {
                 stream!(&mut *conn);
-                let asked = tokio::time::timeout(limit, sqlx::query_scalar(UNSEEN).fetch_one(conn)).await;
-                let tables: Option<String> = asked
+                let asked = tokio::time::timeout(limit, unseen(conn, query, &values)).await;
+                let tables = asked
                     .map_err(|_| {
                         self.is_dead = true;
                         SourceError::Late { what: what.to_owned(), limit: limit.as_secs() }
@@ -340,7 +343,7 @@ impl Database {
             Link::Sqlite(db) => {
                 let failed = |e: rusqlite::Error| failed(e.to_string());
                 let mut statement = db.prepare(&query.sql).map_err(failed)?;
-                let mut rows = statement.query(rusqlite::params_from_iter(values)).map_err(failed)?;
+                let mut rows = statement.query(rusqlite::params_from_iter(&values)).map_err(failed)?;
                 while let Some(row) = rows.next().map_err(failed)? {
                     take(row)?;
                 }
@@ -424,6 +427,44 @@ impl Database {
         })
         .await?;
         Ok(list.finish()?)
+    }
+}
+
+/// What the snapshot does not see as it was, of what a query read. A refreshed materialized view that is all that it reads is
+/// read as it is now, whole.
+async fn unseen(
+    conn: &mut sqlx::PgConnection,
+    query: &Query,
+    values: &[Option<String>],
+) -> Result<Option<String>, sqlx::Error> {
+    let (tables, are_views): (Option<String>, Option<bool>) = sqlx::query_as(UNSEEN).fetch_one(&mut *conn).await?;
+    if are_views != Some(true) {
+        return Ok(tables);
+    }
+    let explain = format!("EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) {}", query.sql);
+    let mut explain = sqlx::query(AssertSqlSafe(explain)).persistent(false);
+    for value in values {
+        explain = explain.bind(value);
+    }
+    let plan: String = explain.fetch_one(conn).await?.try_get_unchecked(0)?;
+    let plan = serde_json::from_str(&plan).map_err(|e| sqlx::Error::Decode(e.into()))?;
+    let mut read = BTreeSet::new();
+    relations(&plan, &mut read);
+    Ok(tables.filter(|_| read.len() != 1))
+}
+
+/// The relations that PostgreSQL's plan of a query reads.
+fn relations<'p>(plan: &'p serde_json::Value, found: &mut BTreeSet<[Option<&'p str>; 2]>) {
+    match plan {
+        serde_json::Value::Array(items) => items.iter().for_each(|item| relations(item, found)),
+        serde_json::Value::Object(node) => {
+            let text = |name| node.get(name).and_then(serde_json::Value::as_str);
+            if let Some(name) = text("Relation Name") {
+                found.insert([text("Schema"), Some(name)]);
+            }
+            node.values().for_each(|below| relations(below, found));
+        }
+        _ => {}
     }
 }
 
