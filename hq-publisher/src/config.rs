@@ -72,7 +72,7 @@ pub struct SourceConfig {
     /// How long a drop's size must rest before it is taken, where no `NAME.ok` says so. 2 s.
     #[serde(default = "two_seconds")]
     pub rest: HumanDuration,
-    /// How old a drop may be that waits for another one to whose rows its own refer; older, it is rejected. 1 h.
+    /// How long a drop may wait for another one to whose rows its own refer; then it is rejected. 1 h.
     #[serde(default = "an_hour")]
     pub wait: HumanDuration,
 }

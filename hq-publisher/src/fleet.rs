@@ -461,6 +461,11 @@ fn told_fault(id: &DeviceId, f: &Fault) -> Option<Told> {
             let (key, subject) = double(&of);
             Some((key, subject, line))
         }
+        // Each time is one of its own: who has the old file open is to be restarted again.
+        fault::DRIFT if f.instance.is_none() && f.object.is_some() => {
+            let subject = format!("The database of {id} was damaged, deleted or replaced");
+            Some((format!("database/{id}/{}", f.since), subject, line))
+        }
         // Also one that was healed before the heartbeat: the stream's state does not show it any more.
         fault::DRIFT => {
             Some((format!("digest-mismatch/{of}"), format!("Rows of {of} differ from what was published"), line))
@@ -697,6 +702,8 @@ mod tests {
             ["digest-mismatch/price@all"],
             "{healed}"
         );
+        let file = Fault { object: Some("store.db".into()), ..fault("DRIFT", None) };
+        assert_eq!(with(&|b| b.errors = vec![file.clone()]), [format!("database/1-1/{}", file.since)], "each is told");
         assert!(with(&|b| b.errors = vec![fault("SOURCE", None)]).is_empty());
         assert!(with(&|b| b.serial = Some(7)).is_empty());
         assert_eq!(with(&|b| b.serial = Some(8)), ["list-not-ours/1"]);

@@ -445,8 +445,8 @@ impl Run<'_> {
         report.bad_rows = faults.count;
         report.faults = faults.first.iter().map(|f| format!("{instance}: {f}")).collect();
         // Its whole stream waits with it.
-        let since = self.clock.now().as_nanosecond() - self.config.source.wait.0.as_nanos().cast_signed();
-        let may_wait = |drop: &Drop| drop.file.stamp.1 >= since;
+        let (now, wait) = (self.clock.now().as_nanosecond(), self.config.source.wait.0.as_nanos().cast_signed());
+        let may_wait = |drop: &Drop| drop.age_ns(now) <= wait;
         Err(Stop::Refused(Box::new(bad_rows(instance, faults, &wrong, &missed, drops, may_wait))).into())
     }
 

@@ -176,6 +176,8 @@ pub struct Agent {
     stuck_since: Mutex<BTreeMap<Option<Instance>, Duration>>,
     /// This cycle met a full disk.
     full: AtomicBool,
+    /// It is told that the disk is full, until it is not.
+    told_full: AtomicBool,
     /// What was written until there was no room.
     short: Mutex<BTreeMap<Instance, Short>>,
     /// The database was damaged and begun anew by this process: not twice, the disk may be dying.
@@ -350,6 +352,7 @@ impl Agent {
             log_held_since: Mutex::default(),
             stuck_since: Mutex::default(),
             full: AtomicBool::new(false),
+            told_full: AtomicBool::new(false),
             short: Mutex::default(),
             rebuilt: AtomicBool::new(is_anew),
             looked: AtomicBool::new(false),
@@ -668,8 +671,13 @@ impl Agent {
         self.short.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Packs had no room where so many bytes were free.
-    fn found_short(&self, instance: &Instance, first: &PackName, files: &[(PathBuf, PackEntry)], free: u64) {
+    /// Packs had no room where so many bytes were free before, or are with what the log took meanwhile, if others took or
+    /// gave some.
+    fn found_short(&self, instance: &Instance, first: &PackName, files: &[(PathBuf, PackEntry)], before: (u64, u64)) {
+        let (free, log) = before;
+        let logged = self.db.log_bytes().saturating_sub(log);
+        let now = self.disk.space().map_or(free, |d| d.free.saturating_add(logged));
+        let free = free.min(now);
         let rows = files.iter().map(|(_, e)| e.unpacked).fold(0, u64::saturating_add);
         let needed = free.saturating_add((rows / MORE_ROOM).max(1));
         let short = Short { first: first.clone(), needed, at: self.clock.monotonic() };
@@ -687,7 +695,7 @@ impl Agent {
             return Went::Over(End::Done);
         }
         self.tries.begin(&first);
-        let free = self.disk.space().map(|d| d.free);
+        let before = self.disk.space().map(|d| (d.free, self.db.log_bytes()));
         let started = self.clock.monotonic();
         let outcome = self.db.apply(instance, &goal.manifest, files.clone(), self.clock.now()).await;
         let took = self.clock.monotonic().saturating_sub(started);
@@ -718,8 +726,8 @@ impl Agent {
                 if self.at(Step::Cleaned) { Went::On(()) } else { Went::Over(End::Done) }
             }
             Err(e) => {
-                if let Some(free) = free.filter(|_| e.remedy() == Remedy::MakeRoom) {
-                    self.found_short(instance, &first, &files, free);
+                if let Some(before) = before.filter(|_| e.remedy() == Remedy::MakeRoom) {
+                    self.found_short(instance, &first, &files, before);
                 }
                 self.not_applied(instance, &first, &files, &e).await
             }

@@ -417,10 +417,6 @@ impl Agent {
     /// No room: let the ballast go, so that SQLite can clean up; the version held stays whole.
     pub(super) async fn no_room(&self, why: &str) {
         self.full.store(true, Ordering::Relaxed);
-        // Each cycle meets it again.
-        if self.memory.look(|f| f.open().iter().all(|f| f.code != fault::DISK_FULL)) {
-            tracing::error!(code = fault::DISK_FULL, %why, "no room on the disk; the versions held stay");
-        }
         self.out_of_room(why);
         // Applied packs may still lie there.
         *self.swept_for.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -468,7 +464,11 @@ impl Agent {
         {
             tracing::warn!(error = %e, "the damaged database could not be deleted");
         }
-        self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, text, now));
+        // Each cycle meets it again, with each stream's own words.
+        if !self.told_full.swap(true, Ordering::Relaxed) {
+            tracing::error!(code = fault::DISK_FULL, why = text, "no room on the disk; the versions held stay");
+            self.memory.faults(|f| f.raise(fault::DISK_FULL, None, None, text, now));
+        }
     }
 
     /// Sources that failed or were refused, as faults that end when they answer again.

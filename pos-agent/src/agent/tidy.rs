@@ -32,6 +32,7 @@ impl Agent {
         // It was full until there is room for the ballast too.
         if calm && self.disk.restore() {
             self.memory.faults(|f| f.mend(fault::DISK_FULL, |_| true));
+            self.told_full.store(false, Ordering::Relaxed);
         }
         let held = self.shown().held.clone();
         let is_held_again = |f: &Fault| {

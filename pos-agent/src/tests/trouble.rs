@@ -451,6 +451,8 @@ async fn a_damaged_file_stays_until_it_is_known_that_its_room_is_wanted() {
     cycle(&agent).await;
     agent.out_of_room("a version is missing");
     assert!(!aside.exists());
+    // The others' words change nothing of what is told already.
+    assert!(agent.memory.look(|f| f.open().iter().any(|f| f.code == fault::DISK_FULL && f.text == "complete")));
 }
 
 #[tokio::test]

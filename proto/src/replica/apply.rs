@@ -316,6 +316,35 @@ impl Replica {
     /// would take all room for good, and whatever else writes on that disk would fail. How much is left for that goes by
     /// the packs' text, or by what came of it in the log, if that is more.
     fn leaves_room(&self, unpacked: u64) -> Result<(), SqliteError> {
+        self.takes_more(unpacked, |_, _, _| Ok(0))
+    }
+
+    /// The same, before an index is made: it is sorted in a file beside the database before it lies in the log, and nobody can
+    /// look in between.
+    fn has_room_to_index(&self, contract: &Contract, statement: &str) -> Result<(), SqliteError> {
+        let of = |t: &&Table| t.indexes.iter().any(|(_, sql)| schema::sql::same(sql, statement));
+        let Some(table) = contract.tables.iter().find(of) else { return Ok(()) };
+        self.takes_more(0, |db, length, free| {
+            // An index is seldom longer than all tables: only where that is too much the rows are asked.
+            if free / 4 > length {
+                return Ok(0);
+            }
+            let kept = table.kept_by(statement);
+            let lengths: Vec<String> = kept.iter().map(|c| format!("coalesce(octet_length(\"{c}\"), 0)")).collect();
+            let (lengths, beside) = (lengths.join(" + "), kept.len() + 8);
+            let rows = format!("SELECT coalesce(sum({lengths} + {beside}), 0) FROM {}", table.quoted());
+            let bytes: i64 = db.query_row(&rows, [], |r| r.get(0))?;
+            Ok(u64::try_from(bytes).unwrap_or(0).saturating_mul(2))
+        })
+    }
+
+    /// Looks at the disk; `more` says, by the database's length and what is free, what else is to be written before the next
+    /// look.
+    fn takes_more(
+        &self,
+        unpacked: u64,
+        more: impl FnOnce(&Connection, u64, u64) -> rusqlite::Result<u64>,
+    ) -> Result<(), SqliteError> {
         let (Ok(space), Ok(file)) = (self.space(), std::fs::metadata(&self.path)) else {
             return Ok(());
         };
@@ -323,13 +352,14 @@ impl Replica {
         self.sql("looking at the disk", |db| {
             let length = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
             let length: i64 = db.prepare_cached(length)?.query_row([], |r| r.get(0))?;
-            let home = u64::try_from(length).unwrap_or(0).saturating_sub(file.len());
+            let length = u64::try_from(length).unwrap_or(0);
+            let home = length.saturating_sub(file.len());
             let full = |why| {
                 let code = libsqlite3_sys::Error::new(libsqlite3_sys::SQLITE_FULL);
                 let why = format!("{why} to bring the log home and to leave some for others");
                 rusqlite::Error::SqliteFailure(code, Some(why))
             };
-            space.takes(home, unpacked.max(logged)).map_err(full)
+            space.takes(home.saturating_add(more(db, length, space.free)?), unpacked.max(logged)).map_err(full)
         })
     }
 
@@ -414,7 +444,7 @@ impl Replica {
         if header.kind == PackKind::Full {
             let indexes: Vec<String> =
                 contract.tables.iter().flat_map(|t| t.indexes.iter().map(|(_, sql)| sql.clone())).collect();
-            self.guarded("making the indexes (they are sorted in its directory)", &indexes, &pack_name)?;
+            self.guarded("making the indexes (they are sorted in its directory)", &indexes, &contract, &pack_name)?;
         }
         // 5. The version, in the same transaction.
         self.sql("writing the version", |db| {
@@ -441,7 +471,7 @@ impl Replica {
         }
         self.make_way(job, &all, (contract, None), pack)?;
         let tables: Vec<String> = contract.tables.iter().map(|t| t.create.clone()).collect();
-        self.guarded("making the tables", &tables, pack)?;
+        self.guarded("making the tables", &tables, contract, pack)?;
         Ok(contract.tables.iter().map(|t| (t.name.clone(), StateDigest::default())).collect())
     }
 
@@ -552,7 +582,7 @@ impl Replica {
             return Err(refuse("its migration statements do not follow from the two contracts".into()));
         }
         self.make_way(job, &self.all_held()?, (contract, Some(&old)), pack)?;
-        self.guarded("migrating", &statements, pack)?;
+        self.guarded("migrating", &statements, contract, pack)?;
         for table in &contract.tables {
             let changed = old.table(&table.name).is_none_or(|o| o.columns.len() != table.columns.len());
             if changed {
@@ -582,11 +612,12 @@ impl Replica {
         };
         let (names, gone) = self.sql("reading sqlite_schema", gone)?;
         names.iter().try_for_each(|index| self.free_index_name(job, index))?;
-        self.guarded("making indexes again", &gone, pack)
+        self.guarded("making indexes again", &gone, contract, pack)
     }
 
-    fn guarded(&self, what: &str, statements: &[String], pack: &str) -> Result<(), ApplyError> {
+    fn guarded(&self, what: &str, statements: &[String], contract: &Contract, pack: &str) -> Result<(), ApplyError> {
         for statement in statements {
+            self.has_room_to_index(contract, statement)?;
             self.sql(what, |db| schema::run_guarded(db, std::slice::from_ref(statement), true)).map_err(|e| {
                 if e.is_refused() {
                     return ApplyError::Schema { pack: pack.to_owned(), reason: e.to_string() };

@@ -866,11 +866,11 @@ fn a_delta_makes_an_index_again_that_somebody_dropped() {
 }
 
 #[test]
-fn room_is_looked_at_after_each_index_and_more_is_left_where_more_is_written() {
+fn room_is_looked_at_before_and_after_each_index_and_more_is_left_where_more_is_written() {
     let mut shop = Shop::new();
     let state: State = (0..20_000).map(|n| (format!("{n:05}"), (None, "name".into(), Some(1.0), None))).collect();
     let roomy = |free| Some(shelf::Space { free, total: 1 << 50 });
-    // A look after the table, each row block, each index and all of it.
+    // A look after the table, each row block and all of it, and two for each index.
     let looks = |shop: &Shop, name: &str| {
         let mut r = shop.replica(name);
         r.pretended.set(roomy(1 << 40));
@@ -880,7 +880,7 @@ fn room_is_looked_at_after_each_index_and_more_is_left_where_more_is_written() {
     let one = looks(&shop, "one.db");
     let ddl = shop.ddl.clone();
     shop.ddl.push_str("\nCREATE INDEX a ON item (price);\nCREATE INDEX b ON item (img);");
-    assert_eq!(looks(&shop, "three.db"), one + 2);
+    assert_eq!(looks(&shop, "three.db"), one + 4);
     // A delta of a few bytes that brings an index.
     let old = Contract::parse(&ddl, &Limits::default()).unwrap();
     shop.ddl = ddl;
@@ -901,8 +901,8 @@ fn room_is_looked_at_after_each_index_and_more_is_left_where_more_is_written() {
     r.checkpoint(Checkpoint::Truncate).unwrap();
     let home = std::fs::metadata(r.path()).unwrap().len() - before;
     assert!(log > 100 * delta.1.unpacked && home > 0, "{log}, {home}, {}", delta.1.unpacked);
-    for (free, fits) in [(home + log / 2, false), (home + log, true)] {
-        let mut r = ready(&format!("{fits}.db"));
+    for (free, fits) in [(home + log / 2, false), (home + log, false), (home + 2 * log, true)] {
+        let mut r = ready(&format!("{free}.db"));
         r.pretended.set(roomy(free));
         let code = apply(&mut r, "all", &[&delta]).map_err(|e| e.code()).map(|a| a.version);
         assert_eq!(code, if fits { Ok(v(2)) } else { Err("DISK_FULL") });

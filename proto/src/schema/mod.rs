@@ -111,6 +111,12 @@ impl Table {
     pub fn key_list(&self) -> String {
         quoted_list(self.key.iter().map(|k| &self.columns[*k].name))
     }
+    /// The names of the columns whose values an index keeps, by its CREATE INDEX: those that it names, and the key's.
+    pub fn kept_by(&self, create: &str) -> Vec<&ColumnName> {
+        let named = sql::tokens(create);
+        let is_kept = |i: usize, c: &Column| self.key.contains(&i) || named.iter().any(|t| t.is(c.name.as_str()));
+        self.columns.iter().enumerate().filter(|(i, c)| is_kept(*i, c)).map(|(_, c)| &c.name).collect()
+    }
     /// The columns' types.
     pub fn types(&self) -> Vec<ColumnType> {
         self.columns.iter().map(|c| c.ty).collect()
