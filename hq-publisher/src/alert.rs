@@ -66,11 +66,11 @@ pub fn end(e: &Episode, now: Timestamp) -> Notice {
 }
 
 /// Joins the notices of a kind where there are many.
-fn fold(notices: impl Iterator<Item = Notice>, before: &str) -> Vec<Notice> {
+pub fn fold(notices: impl Iterator<Item = Notice>, before: &str) -> Vec<Notice> {
     let mut kinds: BTreeMap<String, Vec<Notice>> = BTreeMap::new();
     for n in notices {
         let key = n.episodes.first().map(|(k, _)| k.as_str()).unwrap_or_default();
-        let kind = key.split('/').next().unwrap_or_default().to_owned();
+        let kind = key.strip_prefix(PUBLISH).unwrap_or(key).split('/').next().unwrap_or_default().to_owned();
         kinds.entry(kind).or_default().push(n);
     }
     let joined = kinds

@@ -156,7 +156,7 @@ pub async fn publish_recovered(ledger: &Ledger, clock: &dyn Clock, instance: &In
     Ok(())
 }
 
-/// Opens the episode of anything else that a publish found (a mirror that lags, stores that vanished),
+/// Opens the episode of anything else that a publish found (a mirror that lags, a list that is not taken),
 /// or closes it. `what` names it, e.g. `mirror`.
 pub async fn publish_notice(
     ledger: &Ledger,
@@ -198,6 +198,33 @@ pub async fn publish_notices(
             Some(what) if !problems.contains_key(what) => publish_notice(ledger, clock, what, None).await?,
             _ => {}
         }
+    }
+    Ok(())
+}
+
+/// These stores have devices and are not in the list any more: opens an episode of each, and closes those of others. Many
+/// at once share a mail.
+pub async fn publish_unlisted(ledger: &Ledger, clock: &dyn Clock, stores: &[&StoreId]) -> Result<(), LedgerError> {
+    let now = clock.now();
+    let begins = format!("{}store-not-listed/", alert::PUBLISH);
+    let open = ledger.open_episodes(&begins).await?;
+    let known: BTreeSet<&str> = open.iter().map(|e| e.key.as_str()).collect();
+    let all: BTreeMap<String, &StoreId> = stores.iter().map(|s| (format!("{begins}{s}"), *s)).collect();
+    let begin = |(key, store): (&String, &&StoreId)| {
+        let subject = format!("Store {store} is no longer in the list");
+        let body = format!(
+            "{subject}.\n\nIts devices are enrolled, and go on with what they follow: of what is made for this store alone, or for \
+             a zone that no other store has, nothing new comes, and nobody there sees it. Put it back into the list of stores; \
+             or, if it is closed for good, `hq-publisher revoke` its relay and each register.\n"
+        );
+        Notice { episodes: vec![(key.clone(), subject.clone())], subject, body }
+    };
+    for n in alert::fold(all.iter().filter(|(key, _)| !known.contains(key.as_str())).map(begin), "") {
+        ledger.open_many(&n.episodes, &compose(&n, now), now).await?;
+    }
+    let over = open.iter().filter(|e| !all.contains_key(&e.key)).map(|e| alert::end(e, now));
+    for n in alert::fold(over, "Recovered: ") {
+        ledger.close_many(&n.episodes, &compose(&n, now), now).await?;
     }
     Ok(())
 }
@@ -582,6 +609,22 @@ mod tests {
     }
     const MINUTE: Duration = Duration::from_secs(60);
     const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn many_stores_that_left_the_list_at_once_share_a_mail() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"));
+        let stores: Vec<StoreId> = (0..300).map(|n| format!("s{n:03}").parse().unwrap()).collect();
+        let tell = async |some: &[StoreId]| {
+            publish_unlisted(&l, &clock, &some.iter().collect::<Vec<_>>()).await.unwrap();
+            l.unsent_mails().await.unwrap()
+        };
+        assert_eq!(tell(&stores).await[0].subject, "[Tillcast] 300 at once: store not listed");
+        assert_eq!(tell(&stores).await.len(), 1);
+        let mails = tell(&stores[..2]).await;
+        assert_eq!(mails.last().unwrap().subject, "[Tillcast] Recovered: 298 at once: store not listed");
+        assert_eq!((mails.len(), tell(&[]).await.len()), (2, 4));
+    }
 
     #[tokio::test]
     async fn one_mail_for_a_refusal_one_for_its_end() {

@@ -5,12 +5,13 @@ use crate::fleet::{self, DeviceView, Digests, Fleet, long};
 use crate::intake;
 use crate::ledger::{Ledger, LedgerError, State, StoreRow};
 use crate::manifests::{followed, lost, newest_trust};
+use crate::publish::report::named;
 use proto::clock::{Clock, Timestamp, after};
 use proto::disk::DataDisk;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
 use proto::wire::{Fault, Network, StreamState};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// How everything stands.
@@ -249,13 +250,19 @@ impl Report {
                 if s.stores_behind == 0 { String::new() } else { format!(", {} stores behind", s.stores_behind) };
             out.push(format!("{i}: version {} ({} packs listed{behind})", s.version, s.packs));
         }
-        let vanished = self.stores.iter().filter(|s| s.vanished_at.is_some()).count();
+        let vanished: Vec<&StoreId> = self.stores.iter().filter(|s| s.vanished_at.is_some()).map(|s| &s.id).collect();
         let heard = self.devices.iter().filter(|d| d.heard_s.is_some()).count();
         out.push(format!(
-            "{} stores ({vanished} no longer in the source), {} devices enrolled, {heard} of them heard",
+            "{} stores ({} no longer in the list), {} devices enrolled, {heard} of them heard",
             self.stores.len(),
+            vanished.len(),
             self.devices.len()
         ));
+        let alive: BTreeSet<&StoreId> = self.devices.iter().map(|d| d.id.store()).collect();
+        let gone: Vec<&StoreId> = vanished.into_iter().filter(|id| alive.contains(id)).collect();
+        if !gone.is_empty() {
+            out.push(format!("no longer in the list, and devices are enrolled there: {}", named(gone)));
+        }
         let behind = self.stores.iter().filter(|s| !s.behind.is_empty()).take(LISTED);
         out.extend(behind.map(|s| {
             let of: Vec<String> = s.behind.iter().map(ToString::to_string).collect();

@@ -334,6 +334,7 @@ impl Run<'_> {
             }
         }
         self.tell_left_out(contracts, &mut report).await?;
+        self.tell_unlisted(&stores, &mut report).await?;
         if let Some(drops) = drops {
             self.clear_inbox(drops, &settled, &mut report).await?;
         }

@@ -8,6 +8,19 @@ use proto::layout::PackKind;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// Stores that a line names.
+const NAMED: usize = 20;
+
+/// The first of them, and how many more.
+pub fn named<'s>(stores: impl IntoIterator<Item = &'s StoreId>) -> String {
+    let mut stores = stores.into_iter();
+    let named: Vec<&str> = stores.by_ref().take(NAMED).map(StoreId::as_str).collect();
+    match stores.count() {
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
+    }
+}
+
 /// How an instance came out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,7 +115,7 @@ pub struct PublishReport {
     pub instances: BTreeMap<Instance, InstanceReport>,
     /// Stores that the source has.
     pub stores: usize,
-    /// Stores that it no longer has; they keep their last manifest.
+    /// Stores that this run found it to have no longer.
     pub vanished: Vec<StoreId>,
     /// Manifests signed by this run.
     pub signed: usize,
@@ -149,8 +162,7 @@ impl PublishReport {
         let rejected = if self.dry_run { "would be rejected:" } else { "rejected" };
         out.extend(self.rejected.iter().map(|r| format!("{rejected} {}: {}", r.name, r.reason)));
         if !self.vanished.is_empty() {
-            let names: Vec<&str> = self.vanished.iter().map(StoreId::as_str).collect();
-            out.push(format!("no longer in the source, they keep their last manifest: {}", names.join(", ")));
+            out.push(format!("no longer in the list of stores: {}", named(&self.vanished)));
         }
         out.extend(self.notes.iter().map(|n| format!("note: {n}")));
         out.extend(self.problems.iter().map(|p| format!("problem: {p}")));

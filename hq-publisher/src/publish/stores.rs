@@ -2,17 +2,19 @@
 
 use super::contracts::Contracts;
 use super::feed::{Drops, Feed};
-use super::report::PublishReport;
+use super::report::{PublishReport, named};
 use super::steps::Step;
 use super::{PublishError, Run};
 use crate::config::AudienceKind;
 use crate::guard;
 use crate::inbox::{self, Blame, Drop};
+use crate::ledger::StoreRow as Known;
 use crate::mail;
 use crate::source::{self, StoreRow};
 use crate::source_db::SourceError;
-use proto::ids::StoreId;
+use proto::ids::{DeviceId, StoreId};
 use proto::shelf;
+use std::collections::BTreeSet;
 
 impl Run<'_> {
     /// The stores of the source; guarded like a table, and recorded.
@@ -70,6 +72,32 @@ impl Run<'_> {
         report.stores = told.len();
         Self::tell_stores_without_zone(contracts, &told, report);
         Ok(told)
+    }
+
+    /// Stores that left the list while their devices are enrolled: they sell by what grows old, and there all looks well.
+    pub(super) async fn tell_unlisted(
+        &self,
+        stores: &[StoreRow],
+        report: &mut PublishReport,
+    ) -> Result<(), PublishError> {
+        let (known, enrolled) = (self.ledger.stores().await?, self.ledger.enrolled().await?);
+        let listed: BTreeSet<&StoreId> = stores.iter().map(|s| &s.id).collect();
+        let alive: BTreeSet<&StoreId> = enrolled.iter().map(DeviceId::store).collect();
+        let is_gone = |s: &&Known| s.vanished_at.is_some() || report.vanished.contains(&s.seen.id);
+        let gone = known.iter().filter(is_gone).map(|s| &s.seen.id);
+        let gone: Vec<&StoreId> = gone.filter(|id| !listed.contains(id) && alive.contains(id)).collect();
+        if !gone.is_empty() {
+            report.notes.push(format!(
+                "not in the list of stores any more, and devices are enrolled there: {}. They go on with what they follow, and \
+                 get nothing new but of what is made for all, or for a zone that other stores have. Put them back into the \
+                 list; or, if they are closed for good, revoke their devices",
+                named(gone.iter().copied())
+            ));
+        }
+        if !self.options.dry_run {
+            mail::publish_unlisted(self.ledger, self.clock, &gone).await?;
+        }
+        Ok(())
     }
 
     async fn dropped_stores(

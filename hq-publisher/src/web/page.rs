@@ -166,7 +166,7 @@ fn store(v: &View<'_>, s: &StoreRow) -> Markup {
         td rowspan=(rows) { @if let Some(z) = &s.seen.zone { (z) } }
         td.n rowspan=(rows) {
             @if s.serial > 0 { (s.serial) @if s.put_serial < s.serial { " " span.bad { "not put" } } }
-            @if s.vanished_at.is_some() { " " span.bad { "no longer in the source" } }
+            @if s.vanished_at.is_some() { " " span.bad { "no longer in the list" } }
         }
     };
     html! {

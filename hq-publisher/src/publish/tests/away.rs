@@ -80,6 +80,41 @@ async fn what_is_kept_for_a_closed_store_holds_up_nobody_and_reaches_no_new_stor
     }
 }
 
+/// Its registers sell on by what they have, and all looks well there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_left_the_list_with_devices_is_told_until_it_is_back_or_they_are_revoked() {
+    let w = World::new().await;
+    w.publish().await;
+    let desk = Desk::open(&w.config, w.clock.as_ref(), true).await.unwrap();
+    let relay: proto::ids::DeviceId = "0422".parse().unwrap();
+    desk.enroll(&relay).await.unwrap();
+    let subjects =
+        async || -> Vec<String> { desk.ledger.unsent_mails().await.unwrap().into_iter().map(|m| m.subject).collect() };
+    let told = |r: &PublishReport| r.notes.iter().any(|n| n.contains("devices are enrolled there: 0422."));
+    let mut mails = Vec::new();
+    for back in [true, false] {
+        w.sql("DELETE FROM store WHERE id = '0422'");
+        mails.push("[Tillcast] Store 0422 is no longer in the list".to_owned());
+        for _ in 0..2 {
+            let r = w.publish().await;
+            assert!(r.exit_code() == 0 && told(&r), "{:?}", r.lines());
+            assert_eq!(subjects().await, mails, "it is mailed once");
+        }
+        let status = crate::status::report(&w.config, &desk.ledger, w.clock.as_ref()).await.unwrap().lines();
+        assert!(status.contains(&"no longer in the list, and devices are enrolled there: 0422".into()), "{status:?}");
+        match back {
+            true => w.sql("INSERT INTO store VALUES ('0422', 'west', NULL)"),
+            false => desk.revoke(&relay).await.unwrap(),
+        }
+        mails.push("[Tillcast] Recovered: Store 0422 is no longer in the list".to_owned());
+        let r = w.publish().await;
+        assert!(!told(&r), "{:?}", r.lines());
+        assert_eq!(subjects().await, mails);
+    }
+    // Nobody waits for prices where no device is.
+    assert_eq!(w.publish().await.notes, [""; 0]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_comes_back_sells_by_what_it_has_until_the_new_stream_is_there() {
     let mut w = inbox_world().await;
