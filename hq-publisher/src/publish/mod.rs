@@ -312,6 +312,7 @@ impl Run<'_> {
         let retired = self.retired_heads(&report).0;
         let gone = |i: &Instance| format!("no store follows {i} any more; what was published of it stays");
         report.notes.extend(retired.iter().map(gone));
+        self.note_moves(&mut report);
         // 6. The commit point, and what follows from it.
         if !self.options.dry_run {
             self.sign(ready, &mut report).await?;

@@ -5,7 +5,7 @@
 
 use super::contracts::{Contracts, Stream};
 use super::feed::Feed;
-use super::report::{Outcome, PublishReport};
+use super::report::{InstanceReport, Outcome, PublishReport};
 use super::stage::{Ready, Refusal};
 use super::{PublishError, Run, read_only_at};
 use crate::guard;
@@ -18,6 +18,9 @@ use proto::ids::{Instance, StreamName, TableName};
 use std::collections::{BTreeMap, BTreeSet};
 
 type Rows = BTreeMap<TableName, u64>;
+
+/// Stores and streams whose going over is noted one by one.
+const NOTED: usize = 20;
 
 /// A table that goes over from one stream of the settings to another.
 struct Change<'c> {
@@ -392,6 +395,27 @@ impl Run<'_> {
     pub(super) fn stays(&self, stream: &StreamName, report: &PublishReport) -> bool {
         let looked_at = self.config.stream(stream).is_some() && self.is_asked(stream);
         !looked_at || report.instances.iter().any(|(i, e)| &i.stream == stream && e.keeps_away)
+    }
+
+    /// Notes which stores go over: what the guard lets pass may be a letter wrong nevertheless.
+    pub(super) fn note_moves(&self, report: &mut PublishReport) {
+        let is_out = |i: &Instance| {
+            let is_fresh = self.heads.get(i).is_some_and(|head| !head.retired);
+            is_fresh || report.instances.get(i).is_some_and(InstanceReport::is_well)
+        };
+        let note = |m: &Move| {
+            let to = m.to.as_ref()?;
+            let when = if is_out(to) { "" } else { ", once that is published" };
+            Some(format!("store {}: {} → {to}{when}", m.store, m.from))
+        };
+        let mut notes: Vec<String> =
+            self.moves.iter().filter(|m| !self.stays(&m.from.stream, report)).filter_map(note).collect();
+        let more = notes.len().saturating_sub(NOTED);
+        notes.truncate(NOTED);
+        report.notes.append(&mut notes);
+        if more > 0 {
+            report.notes.push(format!("{more} more stores and streams go over so"));
+        }
     }
 
     /// Mails which stores lost their zone, once, and when all have one again.

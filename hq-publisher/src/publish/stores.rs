@@ -53,8 +53,10 @@ impl Run<'_> {
         if !self.options.dry_run {
             mail::publish_notice(self.ledger, self.clock, "stores-unread", None).await?;
         }
-        let gone = known.iter().filter(|k| !told.iter().any(|t| t.id == k.id)).count() as u64;
-        let shrunk = guard::check("the list of stores", known.len() as u64, gone, told.len() as u64, self.bounds());
+        let there: BTreeSet<&StoreId> = told.iter().map(|s| &s.id).collect();
+        let gone: Vec<StoreId> = known.iter().map(|s| &s.id).filter(|id| !there.contains(id)).cloned().collect();
+        let (before, lost, after) = (known.len() as u64, gone.len() as u64, told.len() as u64);
+        let shrunk = guard::check("the list of stores", before, lost, after, self.bounds());
         if let Some(shrunk) = shrunk.filter(|_| self.options.allow_shrink != Some(None)) {
             if !self.options.dry_run {
                 let subject = "publish refused: the list of stores";
@@ -65,7 +67,9 @@ impl Run<'_> {
                 (drops.stores, drops.stores_wait) = (None, true);
             }
             told = known;
-        } else if !self.options.dry_run {
+        } else if self.options.dry_run {
+            report.vanished = gone;
+        } else {
             report.vanished = self.step(Step::SeeStores, self.ledger.see_stores(&told, self.clock.now())).await?;
             mail::publish_notice(self.ledger, self.clock, "stores", None).await?;
         }
