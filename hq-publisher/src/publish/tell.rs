@@ -17,6 +17,18 @@ use std::sync::PoisonError;
 /// Files in the inbox that are no drops and are mailed one by one; an exporter may write thousands.
 const STRAYS: usize = 20;
 
+/// The notices of files, by name, of which `publish` says more: what became of one, and of many.
+fn of_files(kind: &str, files: Vec<(&str, String)>, [one, many]: [&str; 2]) -> BTreeMap<String, (String, String)> {
+    let more = files.len().saturating_sub(STRAYS);
+    let notice = |(name, text)| (format!("{kind} {name}"), (format!("{name} in the inbox {one}"), text));
+    let mut notices: BTreeMap<_, _> = files.into_iter().take(STRAYS).map(notice).collect();
+    if more > 0 {
+        let subject = format!("{more} more files in the inbox {many}");
+        notices.insert(format!("{kind} …"), (subject, "`publish` names them all.".into()));
+    }
+    notices
+}
+
 /// The notice that no run goes through any more; `serve` opens it.
 pub const NOT_RUN: &str = "not-run";
 
@@ -160,15 +172,24 @@ impl Run<'_> {
         if self.options.dry_run {
             return Ok(());
         }
-        let stray = |(name, text): (&String, &String)| {
-            (format!("inbox {name}"), (format!("{name} in the inbox is left alone"), text.clone()))
-        };
-        let mut strays: BTreeMap<String, (String, String)> = drops.strays.iter().take(STRAYS).map(stray).collect();
-        if let Some(more @ 1..) = drops.strays.len().checked_sub(STRAYS) {
-            let subject = format!("{more} more files in the inbox are left alone");
-            strays.insert("inbox …".into(), (subject, "`publish` names them all.".into()));
-        }
+        let strays = drops.strays.iter().map(|(name, text)| (name.as_str(), text.clone()));
+        let strays = of_files("inbox", strays.collect(), ["is left alone", "are left alone"]);
         mail::publish_notices(self.ledger, self.clock, "inbox ", &strays).await?;
+        // Of no instance: nobody knows which drop comes in its place. One that came, and no such name, ends it.
+        let nameless = drops.rejected.iter().filter(|(drop, _)| drop.what.is_err());
+        let nameless = nameless.map(|(drop, reason)| {
+            let name = drop.file.name.as_str();
+            let next = "It lies in rejected/: put it into the inbox again, by its right name.";
+            (name, format!("{name} was rejected: {reason}\n\n{next}"))
+        });
+        let nameless = of_files("nameless", nameless.collect(), ["was rejected", "were rejected"]);
+        if report.instances.values().any(InstanceReport::is_well) {
+            mail::publish_notices(self.ledger, self.clock, "nameless ", &nameless).await?;
+        } else {
+            for (what, (subject, text)) in &nameless {
+                mail::publish_notice(self.ledger, self.clock, what, Some((subject, text))).await?;
+            }
+        }
         let published = |i: &Instance| report.instances.get(i).is_some_and(|r| r.outcome == Outcome::Published);
         let rejected: Vec<&str> = drops.rejected.iter().map(|(d, _)| d.file.name.as_str()).collect();
         let tables = drops.tables.iter().filter(|(i, _)| published(i) || settled.contains(i));

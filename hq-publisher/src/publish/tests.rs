@@ -1544,6 +1544,42 @@ async fn a_drop_that_refers_to_rows_of_one_that_is_to_come_waits_for_it() {
     assert_eq!(catalog(&w.publish().await).outcome, Outcome::Unchanged, "its stream goes on");
 }
 
+/// The run that rejects it exits 3 once, and nobody may look at that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_with_a_wrong_name_is_mailed_until_drops_come_without_one() {
+    let w = inbox_world().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let subjects =
+        async || -> Vec<String> { ledger.unsent_mails().await.unwrap().into_iter().map(|m| m.subject).collect() };
+    let wrong = ["Stores.csv", "price.zone-North.price.csv", "price.zone-east.price (1).csv"];
+    wrong.iter().for_each(|name| drop_file(&w, name, "sku,cents\na,101\nb,200\n"));
+    let told: Vec<String> = wrong.iter().map(|n| format!("[Tillcast] {n} in the inbox was rejected")).collect();
+    for code in [3, 0] {
+        let r = w.publish().await;
+        assert_eq!(r.exit_code(), code, "{:?}", r.lines());
+        assert_eq!(subjects().await, told);
+    }
+    let body = &ledger.unsent_mails().await.unwrap()[1].body;
+    assert!(body.contains("price.zone-North.price.csv was rejected: ") && body.contains("rejected/"), "{body}");
+    // Beside a right one it is as wrong.
+    drop_prices(&w, 102);
+    drop_file(&w, wrong[1], "sku,cents\n");
+    assert_eq!(w.publish().await.exit_code(), 3);
+    assert_eq!(subjects().await.len(), 5, "the others are over");
+    drop_prices(&w, 103);
+    assert_eq!(w.publish().await.exit_code(), 0);
+    assert_eq!(
+        subjects().await.last().unwrap(),
+        &format!("[Tillcast] Recovered: {} in the inbox was rejected", wrong[1])
+    );
+    // An exporter that goes wrong is no flood of mails.
+    (0..22).for_each(|n| drop_file(&w, &format!("price.zone-east.price ({n}).csv"), "sku,cents\n"));
+    w.publish().await;
+    let mails = subjects().await;
+    assert_eq!((mails.len(), mails.contains(&"[Tillcast] 2 more files in the inbox were rejected".into())), (27, true));
+}
+
 /// It would be waited for without end: it is told by each run, mailed once, and never followed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_a_drops_name_and_is_no_file_is_told_and_left_alone() {
