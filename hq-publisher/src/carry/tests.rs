@@ -104,6 +104,15 @@ async fn an_export_is_the_bucket_as_the_store_sees_it() {
     assert!(!w.objects("other").iter().any(|n| n.ends_with("manifest.json")), "no manifest without its packs");
 }
 
+/// A text that is no number, cast to one, is 0.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_contract_takes_no_price_of_zero() {
+    let w = World::new().await;
+    w.change("UPDATE price SET price_cents = 0 WHERE sku = 'a'");
+    let report = publish::run(&w.config, &PublishOptions::default(), &w.clock, &Quiet, &Quiet).await.unwrap();
+    assert_eq!((report.exit_code(), report.instances.values().next().unwrap().bad_rows), (1, 1), "{report:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn receipts_are_verified_recorded_and_compared() {
     let w = World::new().await;

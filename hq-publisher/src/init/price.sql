@@ -3,6 +3,6 @@
 -- is refused at headquarters, with the row named.
 CREATE TABLE price (
     sku         TEXT NOT NULL PRIMARY KEY CHECK (length(sku) <= 20),
-    price_cents INTEGER NOT NULL CHECK (price_cents BETWEEN 0 AND 100000000),
+    price_cents INTEGER NOT NULL CHECK (price_cents BETWEEN 1 AND 100000000),
     updated     TEXT CHECK (length(updated) <= 30)
 ) STRICT;

@@ -52,6 +52,35 @@ async fn published_rows_that_a_new_contract_does_not_take_stop_their_stream_unti
     assert_eq!(rows(register.connection(), "SELECT id || '' FROM deal"), ["1"]);
 }
 
+/// A CAST would make 12 of '12,99'.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sample_chain_publishes_no_price_that_is_no_number() {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/sample"), dir.path());
+    let source =
+        "CREATE TABLE store (id TEXT, zone TEXT, region TEXT); INSERT INTO store VALUES ('0421', 'east', 'coast');
+        CREATE TABLE item (sku TEXT, barcode TEXT, name TEXT, department TEXT, vat TEXT);
+        INSERT INTO item VALUES ('100000', '2000000000138', 'Croissant', 'Bakery', '7');
+        CREATE TABLE promo (id TEXT, sku TEXT, percent TEXT, starts TEXT, ends TEXT);
+        INSERT INTO promo VALUES ('1', '100000', '50', '2026-01-05', '2026-01-18');
+        CREATE TABLE price (zone TEXT, sku TEXT, cents TEXT, updated TEXT);
+        INSERT INTO price VALUES ('east', '100000', '1859', '2026-01-05'), ('east', '100001', '319', '2026-01-05');";
+    Connection::open(dir.path().join("hq.db")).unwrap().execute_batch(source).unwrap();
+    let w = World::open(dir, Arc::new(TestClock::at("2026-01-01T00:00:00Z")));
+    Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap().init().await.unwrap();
+    let r = w.publish().await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    for (cents, is) in
+        [("12,99", "the text \"12,99\""), ("", "the text \"\""), ("12.5", "the text \"12.5\""), ("0", "CHECK")]
+    {
+        w.sql(&format!("UPDATE price SET cents = '{cents}' WHERE sku = '100001'"));
+        let r = w.publish().await;
+        let price = told(&r, "price@zone-east");
+        assert_eq!((r.exit_code(), price.code, price.bad_rows), (3, Some("BAD_ROWS"), 1), "{cents}: {:?}", r.lines());
+        assert!(price.faults[0].contains("100001") && price.faults[0].contains(is), "{cents}: {:?}", price.faults);
+    }
+}
+
 /// An index is no part of its table's own statement.
 #[tokio::test(flavor = "multi_thread")]
 async fn published_rows_that_a_new_index_does_not_take_are_to_be_dropped() {
