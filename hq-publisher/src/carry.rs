@@ -3,6 +3,7 @@
 //! An export is complete or fails: packs and trust files first, the manifest last.
 
 use crate::bucket::{BucketError, Buckets};
+use crate::fleet::DeviceView;
 use crate::ledger::{Ledger, LedgerError, ReceiptRow};
 use proto::clock::{Clock, Timestamp};
 use proto::digest::{Sha256, Sha256Stream};
@@ -241,6 +242,35 @@ async fn compare(ledger: &Ledger, receipt: &Receipt, line: &mut ReceiptLine) -> 
         }
     }
     Ok(())
+}
+
+/// The last receipts of stores: what is known of those that no heartbeat comes from.
+#[derive(Debug, Default)]
+pub struct Receipts(BTreeMap<StoreId, Receipt>);
+
+impl Receipts {
+    /// Those that were read back.
+    pub async fn read(ledger: &Ledger, limits: &Limits) -> Result<Receipts, LedgerError> {
+        let read = |row: ReceiptRow| {
+            let receipt = dsse::peek(row.envelope.as_bytes(), limits.manifest_bytes).ok()?;
+            Some((row.store, receipt))
+        };
+        Ok(Receipts(ledger.last_receipts().await?.into_iter().filter_map(read).collect()))
+    }
+
+    /// A relay's, where it has sent no heartbeat since.
+    pub fn newest_word(&self, device: &DeviceView<'_>) -> Option<&Receipt> {
+        let DeviceId::Relay(store) = device.id else { return None };
+        self.0.get(store).filter(|r| device.beat.as_ref().is_none_or(|b| b.sent_at < r.time))
+    }
+
+    /// What a device holds, by its newest word; none: it never gave one.
+    pub fn held<'r>(&'r self, device: &'r DeviceView<'_>) -> Option<BTreeMap<&'r Instance, Option<Version>>> {
+        if let Some(receipt) = self.newest_word(device) {
+            return Some(receipt.versions.iter().map(|(i, v)| (i, Some(*v))).collect());
+        }
+        device.beat.as_ref().map(|b| b.streams.iter().map(|(i, r)| (i, r.version)).collect())
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `status`: how streams, stores, devices and mails stand. Reads the ledger, changes nothing.
 
+use crate::carry::Receipts;
 use crate::config::Config;
 use crate::fleet::{self, DeviceView, Digests, Fleet, long};
 use crate::intake;
@@ -79,6 +80,8 @@ pub struct StoreLine {
     pub vanished_at: Option<Timestamp>,
     /// Instances that its relay has not at the newest version.
     pub behind: Vec<Instance>,
+    /// When a stick's receipt told that, by the relay's clock; none: its heartbeats did.
+    pub by_stick: Option<Timestamp>,
 }
 
 /// One device.
@@ -144,8 +147,9 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
     });
     let relays: BTreeMap<&StoreId, &DeviceView<'_>> =
         views.iter().filter(|v| matches!(v.id, DeviceId::Relay(_))).map(|v| (v.id.store(), v)).collect();
-    let lines: Vec<StoreLine> =
-        stores.iter().map(|s| store_line(config, s, relays.get(&s.seen.id).copied(), &heads)).collect();
+    let receipts = Receipts::read(ledger, &config.limits).await?;
+    let line = |s: &StoreRow| store_line(config, s, relays.get(&s.seen.id).copied(), &receipts, &heads);
+    let lines: Vec<StoreLine> = stores.iter().map(line).collect();
     let mut late: BTreeMap<&Instance, usize> = BTreeMap::new();
     for instance in lines.iter().flat_map(|s| &s.behind) {
         *late.entry(instance).or_default() += 1;
@@ -199,11 +203,12 @@ fn store_line(
     config: &Config,
     s: &StoreRow,
     relay: Option<&DeviceView<'_>>,
+    receipts: &Receipts,
     heads: &BTreeMap<Instance, crate::ledger::Head>,
 ) -> StoreLine {
-    let beat = relay.and_then(|r| r.beat.as_ref());
+    let all = relay.and_then(|r| receipts.held(r)).unwrap_or_default();
     let late = |i: &Instance| {
-        let held = beat.and_then(|b| b.streams.get(i)).and_then(|r| r.version);
+        let held = all.get(i).copied().flatten();
         heads.get(i).is_some_and(|h| held.is_none_or(|v| v < h.version))
     };
     // Without a relay nobody says what the store has.
@@ -217,6 +222,7 @@ fn store_line(
         expires_at: s.expires_at,
         vanished_at: s.vanished_at,
         behind: if relay.is_some() { follows.filter(late).collect() } else { Vec::new() },
+        by_stick: relay.and_then(|r| receipts.newest_word(r)).map(|r| r.time),
     }
 }
 
@@ -263,10 +269,12 @@ impl Report {
         if !gone.is_empty() {
             out.push(format!("no longer in the list, and devices are enrolled there: {}", named(gone)));
         }
-        let behind = self.stores.iter().filter(|s| !s.behind.is_empty()).take(LISTED);
-        out.extend(behind.map(|s| {
+        let told = self.stores.iter().filter(|s| !s.behind.is_empty() || s.by_stick.is_some()).take(LISTED);
+        out.extend(told.map(|s| {
             let of: Vec<String> = s.behind.iter().map(ToString::to_string).collect();
-            format!("store {}: behind in {}", s.id, of.join(", "))
+            let state = if of.is_empty() { "up to date".to_owned() } else { format!("behind in {}", of.join(", ")) };
+            let by_stick = s.by_stick.map_or_else(String::new, |t| format!(" (by stick, {t})"));
+            format!("store {}: {state}{by_stick}", s.id)
         }));
         out.extend(self.devices.iter().filter(|d| !d.errors.is_empty()).take(LISTED).map(|d| {
             let of: Vec<String> = d.errors.iter().map(|e| format!("{}: {}", e.code, e.text)).collect();

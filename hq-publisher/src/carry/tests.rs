@@ -145,7 +145,18 @@ async fn receipts_are_verified_recorded_and_compared() {
     assert!(line(&good, &stranger).await.refused.is_some());
     let unknown = Receipt { store: "0422".parse().unwrap(), ..good.clone() };
     assert!(line(&unknown, &key).await.refused.unwrap().contains("no enrolled relay"));
+    // Whoever looks knows it by that, as of its time, until another machine is the relay.
+    let shown = async || {
+        let report = status::report(&w.config, &w.desk().await.ledger, w.clock.as_ref()).await.unwrap();
+        report.lines().into_iter().filter(|l| l.starts_with("store 0421")).collect::<Vec<_>>()
+    };
+    let later = |s| proto::clock::after(w.clock.now(), std::time::Duration::from_secs(s));
+    line(&Receipt { time: later(60), ..none.clone() }, &key).await;
+    assert_eq!(shown().await, ["store 0421: behind in price@zone-east (by stick, 2026-01-01T00:01:00Z)"]);
+    line(&Receipt { time: later(120), ..good.clone() }, &key).await;
+    assert_eq!(shown().await, ["store 0421: up to date (by stick, 2026-01-01T00:02:00Z)"]);
     w.desk().await.revoke(&"0421".parse().unwrap()).await.unwrap();
+    assert_eq!(shown().await, [""; 0]);
     assert!(line(&good, &key).await.refused.unwrap().contains("revoked"));
 }
 

@@ -315,6 +315,21 @@ impl Ledger {
         w.commit().await
     }
 
+    /// The last receipt of each store, if the relay that is enrolled now gave it.
+    pub async fn last_receipts(&self) -> Result<Vec<ReceiptRow>, LedgerError> {
+        let rows = sqlx::query(
+            "SELECT receipt.store, time_s, recorded_s, envelope FROM receipt \
+             JOIN (SELECT store, MAX(time_s) AS last_s FROM receipt GROUP BY store) AS newest \
+             ON newest.store = receipt.store AND newest.last_s = receipt.time_s \
+             JOIN device ON device.id = receipt.store WHERE revoked_s IS NULL AND recorded_s >= enrolled_s",
+        );
+        let receipt = |r: &AnyRow| {
+            let (time, recorded_at) = (r.time(1)?, r.time(2)?);
+            Ok(ReceiptRow { store: r.parsed(0, "store id")?, time, recorded_at, envelope: r.text(3)? })
+        };
+        rows.fetch_all(self.pool()).await?.iter().map(receipt).collect()
+    }
+
     /// A durable small fact.
     pub async fn fact(&self, name: &str) -> Result<Option<String>, LedgerError> {
         let row = sqlx::query("SELECT value FROM fact WHERE name = $1").bind(name).fetch_optional(self.pool()).await?;

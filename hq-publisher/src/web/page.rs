@@ -2,6 +2,7 @@
 //! text from outside is escaped by the template.
 
 use super::{App, unavailable};
+use crate::carry::Receipts;
 use crate::fleet::{DeviceView, long};
 use crate::ledger::{Episode, Head, LedgerError, StoreRow};
 use crate::mail::one_line;
@@ -12,7 +13,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X
 use axum::response::{IntoResponse, Response};
 use maud::{DOCTYPE, Markup, html};
 use proto::clock::{Timestamp, since};
-use proto::ids::{DeviceId, Instance, StoreId};
+use proto::ids::{DeviceId, Instance, StoreId, Version};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ struct View<'a> {
     heads: BTreeMap<Instance, Head>,
     stores: Vec<StoreRow>,
     devices: BTreeMap<StoreId, Vec<DeviceView<'a>>>,
+    receipts: Receipts,
     episodes: Vec<Episode>,
     mails: usize,
     filter: String,
@@ -74,6 +76,7 @@ async fn view<'a>(app: &'a App, enrolled: &'a [DeviceId], filter: String) -> Res
         heads: app.ledger.heads().await?,
         stores: app.ledger.stores().await?,
         devices,
+        receipts: Receipts::read(&app.ledger, &app.config.limits).await?,
         episodes: app.ledger.open_episodes("").await?,
         mails: app.ledger.unsent_mails().await?.len(),
         filter,
@@ -184,36 +187,35 @@ fn device(v: &View<'_>, s: &StoreRow, d: &DeviceView<'_>) -> Markup {
         DeviceId::Relay(_) => ("relay", v.app.config.alerts.store_silent.0),
         DeviceId::Register(_) => ("register", v.app.config.alerts.register_silent.0),
     };
-    let behind = behind(v, s, d);
+    let held = v.receipts.held(d);
+    let behind = held.as_ref().map_or_else(Vec::new, |held| behind(v, s, held));
+    let errors = d.beat.as_ref().map_or(&[][..], |beat| &beat.errors);
     html! {
         td { (d.id) " " span.meta { (role) } }
-        @match d.silent_for {
-            None => td { span.meta { "never" } },
-            Some(silent) => td class=[(silent >= limit).then_some("bad")] { (long(silent)) " ago" },
+        td class=[d.silent_for.is_some_and(|silent| silent >= limit).then_some("bad")] {
+            @match d.silent_for { None => span.meta { "never" }, Some(silent) => { (long(silent)) " ago" } }
+            @if let Some(receipt) = v.receipts.newest_word(d) { " " span.meta { "by stick " (receipt.time) } }
         }
         td {
-            @if let Some(beat) = &d.beat {
-                @for (i, r) in &beat.streams {
-                    span.stream { (i) " " @match r.version { Some(n) => b { (n) }, None => b { "–" } } }
-                }
+            @for (i, version) in held.iter().flatten() {
+                span.stream { (i) " " @match version { Some(n) => b { (n) }, None => b { "–" } } }
             }
         }
         td {
-            @if let Some(beat) = &d.beat {
-                @for e in beat.errors.iter().take(5) { div.bad { (one_line(&e.code, 40)) ": " (one_line(&e.text, 300)) } }
+            @if held.is_some() {
+                @for e in errors.iter().take(5) { div.bad { (one_line(&e.code, 40)) ": " (one_line(&e.text, 300)) } }
                 @for i in &behind { div.warn { "behind in " (i.stream) } }
-                @if beat.errors.is_empty() && behind.is_empty() { span.ok { "ok" } }
+                @if errors.is_empty() && behind.is_empty() { span.ok { "ok" } }
             }
         }
     }
 }
 
 /// The instances of its store that a device does not have at the newest version.
-fn behind(v: &View<'_>, s: &StoreRow, d: &DeviceView<'_>) -> Vec<Instance> {
-    let Some(beat) = &d.beat else { return Vec::new() };
+fn behind(v: &View<'_>, s: &StoreRow, held: &BTreeMap<&Instance, Option<Version>>) -> Vec<Instance> {
     let wanted = v.app.config.streams.iter().filter_map(|c| followed(&c.name, c.audience, &s.seen));
     let late = |i: &Instance| {
-        let held = beat.streams.get(i).and_then(|r| r.version);
+        let held = held.get(i).copied().flatten();
         v.heads.get(i).is_some_and(|h| held.is_none_or(|held| held < h.version))
     };
     wanted.filter(late).collect()

@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use super::*;
-use crate::ledger::{Acquired, Adopted, Head, Made, NewManifest, News, SignStore, StoreSeen, TakenOver, WasPut, Which};
+use crate::ledger::{
+    Acquired, Adopted, Head, Made, NewManifest, News, ReceiptRow, SignStore, StoreSeen, TakenOver, WasPut, Which,
+};
 use axum::body::Body;
 use axum::http::Request;
 use http_body_util::BodyExt;
@@ -9,7 +11,7 @@ use proto::clock::TestClock;
 use proto::digest::Sha256;
 use proto::dsse::Envelope;
 use proto::keys::SecretKey;
-use proto::wire::{Beat, BeatAnswer, Fault, Heartbeat, StreamReport, StreamState, fault};
+use proto::wire::{Beat, BeatAnswer, Fault, Heartbeat, Receipt, StreamReport, StreamState, fault};
 use std::collections::BTreeMap;
 use tower::ServiceExt;
 
@@ -268,6 +270,34 @@ async fn who_publishes_no_more_is_told_of_once_and_not_for_what_nobody_watched()
     assert_eq!(w.subjects().await, ["[Tillcast] No publish goes through"]);
     let mails = w.app.ledger.unsent_mails().await.unwrap();
     assert!(mails[0].body.contains("for 4 days") && mails[0].body.contains("alerts.no_publish"), "{mails:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_lives_on_sticks_is_shown_by_its_last_receipt() {
+    let w = World::new().await;
+    w.adopt("price@all").await;
+    let receipt = Receipt {
+        format: 1,
+        store: "1".parse().unwrap(),
+        serial: Some(1),
+        versions: BTreeMap::from([("price@all".parse().unwrap(), proto::ids::Version::FIRST)]),
+        digests: BTreeMap::new(),
+        time: w.clock.now(),
+        refusals: Vec::new(),
+    };
+    let (time, envelope) = (receipt.time, String::from_utf8(receipt.seal(&key(1)).unwrap()).unwrap());
+    let row = ReceiptRow { store: receipt.store, time, recorded_at: time, envelope };
+    assert!(!w.get("/").await.1.contains("by stick"));
+    w.app.ledger.add_receipt(&row).await.unwrap();
+    let told = ["by stick 2026-01-01T00:00:00Z", "price@all <b>1</b>"];
+    let (_, page) = w.get("/").await;
+    assert!(told.iter().all(|t| page.contains(t)), "{page}");
+    // What it says itself later is newer.
+    w.clock.advance(Duration::from_secs(60));
+    let beat = Heartbeat { sent_at: w.clock.now(), ..heartbeat("1", 1) };
+    w.beat(&beat, &key(1)).await;
+    let (_, page) = w.get("/").await;
+    assert!(!told.iter().any(|t| page.contains(t)), "{page}");
 }
 
 #[tokio::test]
