@@ -232,6 +232,13 @@ impl Shop<'_> {
                 "{id} is enrolled; give the code to `enroll` there, until {}. It is a secret.",
                 code.expires_at
             );
+            if let Some(at) = code.last_heard_at {
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "{id} was last heard at {at}. The key that it has counts no more: its heartbeats are refused until it is \
+                     given this code."
+                );
+            }
         }
         Ok(Exit::Done)
     }

@@ -138,6 +138,9 @@ pub struct NewCode {
     pub code: String,
     /// After this it is refused.
     pub expires_at: Timestamp,
+    /// When the device was last heard with its key before, which counts no more; none: it had none that was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_heard_at: Option<Timestamp>,
 }
 
 /// What `trust show` tells, and `rotate` and `revoke` end with.
@@ -261,10 +264,12 @@ impl<'a> Desk<'a> {
         let store = id.store();
         self.know(store).await?;
         let enrolled = self.ledger.devices_of(store).await?;
-        let other_case = |d: &DeviceRow| &d.id != id && d.id.as_str().eq_ignore_ascii_case(id.as_str());
-        if let Some(known) = enrolled.into_iter().find(|d| d.revoked_at.is_none() && other_case(d)) {
-            return Err(EnrolError::CaseClash { id: id.clone(), known: known.id });
+        let mut trusted = enrolled.iter().filter(|d| d.revoked_at.is_none());
+        let other_case = |d: &&DeviceRow| &d.id != id && d.id.as_str().eq_ignore_ascii_case(id.as_str());
+        if let Some(known) = trusted.clone().find(other_case) {
+            return Err(EnrolError::CaseClash { id: id.clone(), known: known.id.clone() });
         }
+        let last_heard_at = if trusted.any(|d| &d.id == id) { self.ledger.last_heard(id).await? } else { None };
         // 1. What can fail without a trace, first.
         let signer = self.signer().await?;
         let now = self.clock.now();
@@ -282,7 +287,7 @@ impl<'a> Desk<'a> {
         // 2. The ledger, then the bucket. After a crash between them the next publish puts it.
         failpoint::around("enrol.device", self.ledger.enrol(id, &key.public(), now)).await?;
         self.sign_and_put(&signer, store).await?;
-        Ok(NewCode { id: id.clone(), code, expires_at })
+        Ok(NewCode { id: id.clone(), code, expires_at, last_heard_at })
     }
 
     /// Takes a device's key out of its store's manifest.

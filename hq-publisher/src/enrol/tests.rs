@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::cli::{RevokeKey, Rotate};
+use crate::ledger::BeatRow;
 use proto::clock::TestClock;
 use proto::layout::ObjectName;
 use proto::limits::Limits;
@@ -104,6 +105,33 @@ async fn init_enrol_revoke() {
     assert!(m.manifest.registers.is_empty() && m.manifest.relay.is_some());
     w.desk().await.revoke(&id("0421-03")).await.expect("again is fine");
     assert!(matches!(w.desk().await.revoke(&id("0421-09")).await, Err(EnrolError::NotEnrolled(_))));
+}
+
+#[tokio::test]
+async fn who_enrolls_a_device_that_is_heard_is_told_so() {
+    let w = World::new().await;
+    let desk = w.desk().await;
+    desk.init().await.unwrap();
+    let register = id("0421-03");
+    assert_eq!(desk.enroll(&register).await.unwrap().last_heard_at, None);
+    let at = w.clock.now();
+    let beat = BeatRow {
+        device: register.clone(),
+        seq: 1,
+        envelope: "{}".into(),
+        received_at: at,
+        last_seen_at: at,
+        serial: None,
+        complaints: Vec::new(),
+        versions: Vec::new(),
+    };
+    desk.ledger.record_beats(std::slice::from_ref(&beat)).await.unwrap();
+    assert_eq!(desk.enroll(&register).await.unwrap().last_heard_at, Some(at));
+    assert_eq!(desk.enroll(&register).await.unwrap().last_heard_at, None, "not with the key that it has now");
+    // Of one that is revoked nothing is cut off.
+    desk.ledger.record_beats(&[beat]).await.unwrap();
+    desk.revoke(&register).await.unwrap();
+    assert_eq!(desk.enroll(&register).await.unwrap().last_heard_at, None);
 }
 
 #[tokio::test]

@@ -266,6 +266,12 @@ impl Ledger {
             .collect()
     }
 
+    /// When a device was last heard with the key that it has; none: never.
+    pub async fn last_heard(&self, id: &DeviceId) -> Result<Option<Timestamp>, LedgerError> {
+        let query = sqlx::query("SELECT last_seen_s FROM beat WHERE device = $1").bind(id.as_str());
+        query.fetch_optional(self.pool()).await?.map(|r| r.time(0)).transpose()
+    }
+
     /// The last complaint of each device, instance and code, answered or not.
     pub async fn complaints(&self) -> Result<Vec<Complaint>, LedgerError> {
         let rows = sqlx::query(COMPLAINTS).bind(1i64).fetch_all(self.pool()).await?;
