@@ -761,20 +761,26 @@ impl Relay {
         state.manifest.as_ref().is_some_and(|m| is_in_the_way(&m.tables(), stream, &state.held))
     }
 
-    /// Which pack a failed trial is held against: the named one, or the first that is not proved.
+    /// Which pack a failed trial is held against: the named one; of a death the one begun last, of those that are not proved
+    /// if there are any.
     fn guilty(&self, way: &Way, packs: &[AtHand], end: TrialEnd) -> Option<(PackName, Failure)> {
-        let (named, failure) = match end {
-            TrialEnd::Refused { pack, code, text } => (pack, Failure { cause: Cause::Content, code, reason: text }),
-            TrialEnd::Died { how } => {
+        let (named, begun, failure) = match end {
+            TrialEnd::Refused { pack, code, text } => {
+                (pack, None, Failure { cause: Cause::Content, code, reason: text })
+            }
+            TrialEnd::Died { pack, how } => {
                 let reason = format!("the process that tried it died: {how}");
-                (None, Failure { cause: Cause::Crash, code: "CRASH".into(), reason })
+                (None, pack, Failure { cause: Cause::Crash, code: "CRASH".into(), reason })
             }
             _ => return None,
         };
         let state = self.hall.state();
-        let proved = |e: &PackEntry| state.proofs.get(&e.name(&way.instance)) == Some(&e.sha256);
-        let suspect = packs.iter().map(|(_, e)| e).find(|e| !proved(e)).or(packs.first().map(|(_, e)| e));
-        named.or(suspect.map(|e| e.name(&way.instance))).map(|name| (name, failure))
+        let name = |e: &PackEntry| e.name(&way.instance);
+        let is_new = |e: &&PackEntry| state.proofs.get(&name(e)) != Some(&e.sha256);
+        let entries = || packs.iter().map(|(_, e)| e);
+        let begun = entries().find(|e| Some(name(e)) == begun);
+        let suspect = begun.filter(is_new).or_else(|| entries().find(is_new)).or(begun).or_else(|| entries().next());
+        named.or(suspect.map(name)).map(|name| (name, failure))
     }
 
     /// A scratch proof that failed: as a trial's failure, without the shadow.

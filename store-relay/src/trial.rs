@@ -1,8 +1,8 @@
 //! Running packs on the shadow with the registers' own code, in a child process with limits, so that a
 //! pack that crashes, eats memory or never ends takes nothing down but its own try.
 //!
-//! The child is this binary as `store-relay trial`: a job as one line of JSON on stdin, its end as one line
-//! on stdout. Only the child writes packs into the shadow. If the power goes, or the parent dies (the
+//! The child is this binary as `store-relay trial`: a job as one line of JSON on stdin; on stdout a line for each pack
+//! that it begins, and one for its end. Only the child writes packs into the shadow. If the power goes, or the parent dies (the
 //! kernel then kills the child), SQLite rolls back: the shadow is at the version before or after.
 
 use proto::clock::Timestamp;
@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Bytes of a job or an end: a chain of some hundred packs.
+/// Bytes of a job, or of all that is said of it: a chain of some hundred packs.
 const MAX_LINE: u64 = 8 << 20;
 
 /// The state digests of a stream's tables.
@@ -126,6 +126,8 @@ pub enum TrialEnd {
     },
     /// The child's own death.
     Died {
+        /// The pack that it had begun last, if any: others of its transaction leave no other trace.
+        pack: Option<PackName>,
         /// A signal, an exit code, the time limit.
         how: String,
     },
@@ -142,11 +144,27 @@ impl TrialEnd {
             Verdict::Quarantine => TrialEnd::Refused { pack: None, code: "SQLITE".into(), text },
             // Out of memory in a process whose memory is bounded: the pack's doing.
             Verdict::Retry if e.inner().sqlite_error_code() == Some(rusqlite::ErrorCode::OutOfMemory) => {
-                TrialEnd::Died { how: format!("out of memory (trial.memory): {text}") }
+                TrialEnd::Died { pack: None, how: format!("out of memory (trial.memory): {text}") }
             }
             Verdict::Retry => TrialEnd::Surroundings { code: "SQLITE".into(), text, disk_full: e.is_disk_full() },
         }
     }
+}
+
+/// What the child says, a line each.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Said {
+    /// It begins a pack.
+    Begins { begins: PackName },
+    /// How the trial ended.
+    Ended(TrialEnd),
+}
+
+fn say(said: &Said) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(said).unwrap_or_default();
+    line.push(b'\n');
+    std::io::stdout().write_all(&line)
 }
 
 /// The command `store-relay trial`.
@@ -165,10 +183,9 @@ pub fn child_main() -> ExitCode {
         eprintln!("store-relay trial: {e}");
         return ExitCode::from(1);
     }
-    let end = run(&trial);
-    let mut line = serde_json::to_vec(&end).unwrap_or_default();
-    line.push(b'\n');
-    match std::io::stdout().write_all(&line) {
+    // Nobody reads what a relay that is gone was to hear.
+    let end = run_and_tell(&trial, &mut |pack| drop(say(&Said::Begins { begins: pack.clone() })));
+    match say(&Said::Ended(end)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(1),
     }
@@ -189,11 +206,16 @@ fn bound_memory(bytes: u64) -> std::io::Result<()> {
 
 /// Tries the packs; in the child, and in tests of other rooms.
 pub fn run(trial: &Trial) -> TrialEnd {
+    run_and_tell(trial, &mut |_| {})
+}
+
+/// The same; `tell` hears of each pack as it is begun.
+pub fn run_and_tell(trial: &Trial, tell: &mut dyn FnMut(&PackName)) -> TrialEnd {
     let files: Vec<PackFile<'_>> = trial.packs.iter().map(|(path, entry)| PackFile { path, entry }).collect();
     match &trial.aim {
-        Aim::Advance => advance(trial, &files),
+        Aim::Advance => advance(trial, &files, tell),
         Aim::Scratch { file, digests } => {
-            let end = scratch(trial, &files, file, digests);
+            let end = scratch(trial, &files, (file, digests), tell);
             failpoint::step("trial.scratch-gone", || remove_database(file)).err().map_or(end, |e| {
                 TrialEnd::Surroundings { code: "SCRATCH".into(), text: e.to_string(), disk_full: false }
             })
@@ -201,17 +223,20 @@ pub fn run(trial: &Trial) -> TrialEnd {
     }
 }
 
-fn advance(trial: &Trial, files: &[PackFile<'_>]) -> TrialEnd {
+fn advance(trial: &Trial, files: &[PackFile<'_>], tell: &mut dyn FnMut(&PackName)) -> TrialEnd {
     let mut shadow = match Replica::open(&trial.shadow, &trial.limits) {
         Ok(s) => s,
         Err(e) => return TrialEnd::of_sqlite(&e),
     };
-    match failpoint::step("trial.apply", || {
-        shadow.apply(&Job { listed: Some(&trial.listed), ..job(trial, files, true) })
-    }) {
-        Ok(_) => TrialEnd::Done,
-        Err(e) => whose_fault(trial, &shadow, &e),
-    }
+    let job = Job { listed: Some(&trial.listed), ..job(trial, files, true) };
+    failpoint::step("trial.apply", || apply(trial, &mut shadow, &job, tell)).err().unwrap_or(TrialEnd::Done)
+}
+
+/// Applies, and tells of each pack first; the error says whose fault it was.
+fn apply(trial: &Trial, replica: &mut Replica, job: &Job<'_>, tell: &mut dyn FnMut(&PackName)) -> Result<(), TrialEnd> {
+    let mut begun = None;
+    let applied = replica.apply_and_tell(job, &mut |pack| tell(begun.insert(pack.name(&trial.instance))));
+    applied.map(drop).map_err(|e| whose_fault(trial, replica, &e, begun.as_ref()))
 }
 
 fn job<'a>(trial: &'a Trial, packs: &'a [PackFile<'a>], prove: bool) -> Job<'a> {
@@ -219,7 +244,7 @@ fn job<'a>(trial: &'a Trial, packs: &'a [PackFile<'a>], prove: bool) -> Job<'a> 
 }
 
 /// A failure may be the pack's, the file's, the shadow's or the machine's.
-fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError) -> TrialEnd {
+fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError, begun: Option<&PackName>) -> TrialEnd {
     if let ApplyError::Sqlite(e) = error
         && e.verdict() != Verdict::Quarantine
     {
@@ -238,7 +263,7 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError) -> TrialEnd 
         return TrialEnd::Waits { text };
     }
     // 1. The file: what lies on the disk may have rotted since it was verified, or be there no more.
-    let guilty = guilty_pack(trial, shadow, error);
+    let guilty = guilty_pack(trial, shadow, error, begun);
     if let Some((path, entry)) = &guilty {
         match crate::shelves::hash_if_readable(path) {
             Ok(hash) if hash == Some(entry.sha256) => {}
@@ -284,8 +309,13 @@ pub fn drift_text(stream: &StreamName, checks: &[TableCheck]) -> Option<String> 
     (!wrong.is_empty()).then(|| format!("stream {stream}: {}", wrong.join("; ")))
 }
 
-/// The pack that an error names; else the first whose version is not held.
-fn guilty_pack(trial: &Trial, shadow: &Replica, error: &ApplyError) -> Option<(PathBuf, PackEntry)> {
+/// The pack that an error names, or the one that was begun last; else the first whose version is not held.
+fn guilty_pack(
+    trial: &Trial,
+    shadow: &Replica,
+    error: &ApplyError,
+    begun: Option<&PackName>,
+) -> Option<(PathBuf, PackEntry)> {
     let named = match error {
         ApplyError::Pack { pack, .. }
         | ApplyError::Row { pack, .. }
@@ -293,11 +323,11 @@ fn guilty_pack(trial: &Trial, shadow: &Replica, error: &ApplyError) -> Option<(P
         | ApplyError::WrongBase { pack, .. }
         | ApplyError::Schema { pack, .. }
         | ApplyError::Elsewhere { pack, .. }
-        | ApplyError::ForeignKey { pack, .. } => Some(pack),
-        ApplyError::Sqlite(_) => None,
+        | ApplyError::ForeignKey { pack, .. } => Some(pack.clone()),
+        ApplyError::Sqlite(_) => begun.map(ToString::to_string),
     };
     if let Some(name) = named {
-        return trial.packs.iter().find(|(_, e)| &e.name(&trial.instance).to_string() == name).cloned();
+        return trial.packs.iter().find(|(_, e)| e.name(&trial.instance).to_string() == name).cloned();
     }
     let held = shadow.held(&trial.instance.stream).ok().flatten();
     let version = held.and_then(|h| h.version_of(&trial.instance, trial.epoch));
@@ -305,7 +335,12 @@ fn guilty_pack(trial: &Trial, shadow: &Replica, error: &ApplyError) -> Option<(P
 }
 
 /// Proves packs at or below the shadow's version: run from nothing, they must end in its digests.
-fn scratch(trial: &Trial, files: &[PackFile<'_>], path: &Path, digests: &Digests) -> TrialEnd {
+fn scratch(
+    trial: &Trial,
+    files: &[PackFile<'_>],
+    (path, digests): (&Path, &Digests),
+    tell: &mut dyn FnMut(&PackName),
+) -> TrialEnd {
     if let Err(e) = remove_database(path) {
         return TrialEnd::Surroundings { code: "SCRATCH".into(), text: e.to_string(), disk_full: e.is_disk_full() };
     }
@@ -313,8 +348,9 @@ fn scratch(trial: &Trial, files: &[PackFile<'_>], path: &Path, digests: &Digests
         Ok(s) => s,
         Err(e) => return TrialEnd::of_sqlite(&e),
     };
-    if let Err(e) = failpoint::step("trial.scratch", || scratch.apply(&job(trial, files, false))) {
-        return whose_fault(trial, &scratch, &e);
+    let job = job(trial, files, false);
+    if let Err(end) = failpoint::step("trial.scratch", || apply(trial, &mut scratch, &job, tell)) {
+        return end;
     }
     let proved = || -> Result<bool, SqliteError> {
         let held = scratch.held(&trial.instance.stream)?;
@@ -371,7 +407,7 @@ impl Runner {
             Runner::Here => {
                 return tokio::task::spawn_blocking(move || run(&trial))
                     .await
-                    .unwrap_or_else(|e| TrialEnd::Died { how: e.to_string() });
+                    .unwrap_or_else(|e| TrialEnd::Died { pack: None, how: e.to_string() });
             }
         };
         let child = Running::default();
@@ -394,7 +430,10 @@ impl Runner {
             () = tokio::time::sleep(time) => {
                 killer.kill();
                 match ended(running.await) {
-                    TrialEnd::Died { .. } => TrialEnd::Died { how: format!("it took longer than it was given ({time:?}, see trial.time)") },
+                    TrialEnd::Died { pack, .. } => {
+                        let how = format!("it took longer than it was given ({time:?}, see trial.time)");
+                        TrialEnd::Died { pack, how }
+                    }
                     end => end,
                 }
             }
@@ -474,10 +513,22 @@ fn run_child(program: &Path, trial: &Trial, running: &Running) -> TrialEnd {
         Some(Err(e)) => return failed(e),
         None => return failed(std::io::Error::other("no child")),
     };
-    if status.success() {
-        return serde_json::from_str(&answer).unwrap_or_else(|e| TrialEnd::Died { how: format!("no answer: {e}") });
+    let (mut begun, mut ended) = (None, None);
+    for said in answer.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+        match said {
+            Said::Begins { begins } => begun = Some(begins),
+            Said::Ended(end) => ended = Some(end),
+        }
     }
-    of_death(status)
+    let end = match ended {
+        _ if !status.success() => of_death(status),
+        Some(end) => end,
+        None => TrialEnd::Died { pack: None, how: "no answer".into() },
+    };
+    match end {
+        TrialEnd::Died { pack: None, how } => TrialEnd::Died { pack: begun, how },
+        end => end,
+    }
 }
 
 /// An order to stop is given to all processes of a service, or of a terminal, and may reach the child before us.
@@ -486,7 +537,7 @@ fn of_death(status: ExitStatus) -> TrialEnd {
     if orders.iter().any(|order| status.signal() == Some(order.as_raw())) {
         return TrialEnd::Stopped;
     }
-    TrialEnd::Died { how: status.to_string() }
+    TrialEnd::Died { pack: None, how: status.to_string() }
 }
 
 #[cfg(test)]
@@ -522,7 +573,7 @@ mod tests {
     async fn a_childs_own_death_is_told_from_being_stopped() {
         let (stop, long) = (CancellationToken::new(), Duration::from_secs(60));
         let died = |end: TrialEnd| match end {
-            TrialEnd::Died { how } => how,
+            TrialEnd::Died { pack: None, how } => how,
             other => panic!("{other:?}"),
         };
         assert!(died(with_script("kill -9 $$", long, &stop).await).contains("signal: 9"));
@@ -532,6 +583,12 @@ mod tests {
         assert!(died(with_script("exec sleep 60", short, &stop).await).contains("trial.time"));
         let end = with_script("read job; echo '{\"end\":\"done\"}'", long, &stop).await;
         assert_eq!(end, TrialEnd::Done);
+        let begins: PackName = "price@all/0000000001.full.pack".parse().unwrap();
+        let echo = |said| format!("echo '{}'", serde_json::to_string(&said).unwrap());
+        let (begun, done) = (echo(Said::Begins { begins: begins.clone() }), echo(Said::Ended(TrialEnd::Done)));
+        let end = with_script(&format!("{begun}; kill -9 $$"), long, &stop).await;
+        assert!(matches!(&end, TrialEnd::Died { pack: Some(pack), .. } if *pack == begins), "{end:?}");
+        assert_eq!(with_script(&format!("read job; {begun}; {done}"), long, &stop).await, TrialEnd::Done);
         // Stopped by others: the relay's turn may never come, or be yet to come.
         let end = with_script("kill -TERM $$", long, &stop).await;
         assert!(matches!(&end, TrialEnd::Surroundings { text, .. } if text.contains("not by this relay")), "{end:?}");

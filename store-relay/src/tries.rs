@@ -176,7 +176,7 @@ mod tests {
         let text = String::new;
         let refused = TrialEnd::Refused { pack: None, code: "DIGEST".into(), text: text() };
         assert_eq!(trial_cause(&refused), Some(Cause::Content));
-        assert_eq!(trial_cause(&TrialEnd::Died { how: "signal 9".into() }), Some(Cause::Crash));
+        assert_eq!(trial_cause(&TrialEnd::Died { pack: None, how: "signal 9".into() }), Some(Cause::Crash));
         for end in [
             TrialEnd::Stopped,
             TrialEnd::Waits { text: text() },

@@ -282,21 +282,44 @@ fn an_import_is_handed_over_and_answered() {
     assert_eq!(store.run(&["import", "/nonexistent"]).status.code(), Some(1));
 }
 
+/// A value of 14 MiB: within the limits of packs, but several copies of it are not within 32 MiB.
+fn long_value() -> String {
+    let mut seed = 1u64;
+    std::iter::repeat_with(|| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'a' + (seed >> 60) as u8)
+    })
+    .take(14 << 20)
+    .collect()
+}
+
+/// A full of another zone and the deltas behind it are one transaction.
+#[test]
+fn a_pack_that_eats_memory_after_a_change_of_zone_costs_nothing_that_comes_before_it() {
+    let mut hq = published();
+    let store = Store::new(&[hq.url()], "[trial]\nmemory = \"32MiB\"\n").enrolled(&hq);
+    assert_eq!(store.json(&["once"]).0, 0);
+    hq.follow("promo", "zone-west");
+    hq.publish("promo", &[(1, Some("west"))], Make::Full);
+    hq.publish("promo", &[(1, Some("best"))], Make::Delta);
+    hq.publish("promo", &[(2, Some(&long_value()))], Make::Delta);
+    hq.sign();
+    for _ in 0..3 {
+        assert_eq!(store.json(&["once"]).0, 3);
+    }
+    let (_, status) = store.json(&["status"]);
+    assert_eq!(status["streams"]["promo@zone-west"]["version"], 2, "{status}");
+    let errors: Vec<_> = status["errors"].as_array().unwrap().iter().map(|e| &e["object"]).collect();
+    assert_eq!(errors, [&hq.pack("promo", 3, PackKind::Delta).to_string()], "{status}");
+}
+
 #[test]
 fn a_pack_that_eats_memory_or_time_takes_only_its_try() {
     let mut hq = published();
     let limit = |memory: &str, time: &str| format!("[trial]\nmemory = \"{memory}\"\ntime = \"{time}\"\n");
     let store = Store::new(&[hq.url()], &limit("32MiB", "30s")).enrolled(&hq);
     assert_eq!(store.json(&["once"]).0, 0);
-    // A value of 14 MiB is within the limits of packs, but several copies of it are not within 32 MiB.
-    let mut seed = 1u64;
-    let long: String = std::iter::repeat_with(|| {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        char::from(b'a' + (seed >> 60) as u8)
-    })
-    .take(14 << 20)
-    .collect();
-    hq.publish("promo", &[(2, Some(&long))], Make::Delta);
+    hq.publish("promo", &[(2, Some(&long_value()))], Make::Delta);
     hq.publish("price", &[(2, Some("small"))], Make::Delta);
     hq.sign();
     for _ in 0..3 {

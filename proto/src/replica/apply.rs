@@ -197,6 +197,12 @@ impl Replica {
     /// version; a change of audience or epoch is one altogether. After an error what was
     /// committed before stands: ask [`Replica::held`].
     pub fn apply(&mut self, job: &Job<'_>) -> Result<Applied, ApplyError> {
+        self.apply_and_tell(job, &mut |_| {})
+    }
+
+    /// The same; `begins` hears of each pack before anything of it is read, so that it is known over which one a process
+    /// died.
+    pub fn apply_and_tell(&mut self, job: &Job<'_>, begins: &mut dyn FnMut(&PackEntry)) -> Result<Applied, ApplyError> {
         let held = self.held(&job.instance.stream)?;
         let mut applied = Applied {
             version: held.as_ref().map_or(Version::FIRST, |h| h.version),
@@ -205,14 +211,14 @@ impl Replica {
         };
         for group in groups(job, held.as_ref()) {
             let is_delta = group.first().is_some_and(|p| p.entry.kind == PackKind::Delta);
-            let rows = match self.apply_committed(job, group, &[]) {
+            let rows = match self.apply_committed(job, group, &[], begins) {
                 // What others have put on our tables may be why; on those of a full there is nothing.
                 Err(e) if is_delta && e.may_be_for_an_index() => {
                     let strange = self.strange_indexes(&job.instance.stream)?;
                     if strange.is_empty() {
                         return Err(e);
                     }
-                    self.apply_committed(job, group, &strange)?
+                    self.apply_committed(job, group, &strange, begins)?
                 }
                 done => done?,
             };
@@ -233,12 +239,13 @@ impl Replica {
         job: &Job<'_>,
         group: &[PackFile<'_>],
         strange: &[String],
+        begins: &mut dyn FnMut(&PackEntry),
     ) -> Result<RowCounts, ApplyError> {
         self.begin()?;
         failpoint::inside("begun");
         let drop_all = |db: &Connection| strange.iter().try_for_each(|index| drop_named(db, "INDEX", index));
         let dropped = self.sql("dropping indexes that no contract has", drop_all).map_err(ApplyError::from);
-        let result = dropped.and_then(|()| self.apply_group(job, group)).and_then(|rows| {
+        let result = dropped.and_then(|()| self.apply_group(job, group, begins)).and_then(|rows| {
             failpoint::inside("uncommitted");
             self.commit()?;
             Ok(rows)
@@ -273,7 +280,7 @@ impl Replica {
     /// been rolled back.
     pub fn apply_uncommitted(&mut self, job: &Job<'_>) -> Result<RowCounts, ApplyError> {
         self.begin()?;
-        let result = self.apply_group(job, job.packs);
+        let result = self.apply_group(job, job.packs, &mut |_| {});
         if result.is_err() {
             self.rollback();
         }
@@ -294,10 +301,16 @@ impl Replica {
         result
     }
 
-    fn apply_group(&mut self, job: &Job<'_>, packs: &[PackFile<'_>]) -> Result<RowCounts, ApplyError> {
+    fn apply_group(
+        &mut self,
+        job: &Job<'_>,
+        packs: &[PackFile<'_>],
+        begins: &mut dyn FnMut(&PackEntry),
+    ) -> Result<RowCounts, ApplyError> {
         let mut rows = RowCounts::default();
         let mut touched = Touched::default();
         for pack in packs {
+            begins(pack.entry);
             let counts = self.apply_pack(job, pack, &mut touched)?;
             rows.delete += counts.delete;
             rows.update += counts.update;

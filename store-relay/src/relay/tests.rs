@@ -1199,6 +1199,47 @@ async fn what_crashes_is_given_up_and_tried_again_ever_later() {
     assert!(state(&relay).attempts.is_empty());
 }
 
+/// After a change of zone, in a new epoch and over rows of another headquarters a full and its deltas are one transaction.
+#[tokio::test]
+async fn of_a_chain_in_one_transaction_the_pack_that_kills_is_given_up_and_those_before_it_are_served() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.follow("price", "zone-west");
+    hq.publish("price", &[(1, Some("a"))], Make::Full);
+    hq.publish("price", &[(1, Some("b"))], Make::Delta);
+    hq.publish("price", &[(1, Some("deadly"))], Make::Delta);
+    hq.sign();
+    let west = hq.instance("price");
+    let names = [(1, Full), (2, Delta), (3, Delta)].map(|(version, kind)| hq.pack("price", version, kind));
+    let packs: Vec<_> = hq.lines["price"].entries.iter().map(|e| (hq.path(&e.name(&west).into()), e.clone())).collect();
+    // A scratch, so that nothing of them is proved yet.
+    let scratch = crate::trial::Aim::Scratch { file: store.dir.path().join("x.db"), digests: BTreeMap::new() };
+    let mut begun = Vec::new();
+    crate::trial::run_and_tell(&relay.trial(&west, 1, scratch, &packs), &mut |pack| begun.push(pack.clone()));
+    assert_eq!(begun, names);
+    drop(relay);
+    let child = store.dir.path().join("child");
+    let script = format!(
+        "#!/bin/sh\nread -r job\ncase \"$job\" in *0000000003.delta.pack*)\n{}kill -9 $$;; esac\necho '{}'\n",
+        names.clone().map(|n| format!("echo '{{\"begins\":\"{n}\"}}'\n")).concat(),
+        r#"{"end":"waits","text":"for another stream"}"#,
+    );
+    fs::write(&child, script).unwrap();
+    fs::set_permissions(&child, fs::Permissions::from_mode(0o755)).unwrap();
+    let relay = store.open_with(Runner::Child(child), Steps::default());
+    for tries in 1..=3 {
+        once(&relay).await;
+        assert_eq!(state(&relay).attempts.keys().collect::<Vec<_>>(), [&names[2]]);
+        assert_eq!((served(&relay, &west), state(&relay).attempts[&names[2]].tries), (None, tries));
+    }
+    assert_eq!((rooms_of(&relay, &names[2]), fault_codes(&relay)), (vec!["error"], vec!["PACK_IN_ERROR".to_owned()]));
+    drop(relay);
+    let relay = store.open();
+    once(&relay).await;
+    assert_eq!((served(&relay, &west), state(&relay).held_version(&west)), (Some(2), Some(v(2))));
+}
+
 #[tokio::test]
 async fn the_pauses_between_tries_are_kept_in_service() {
     let (mut hq, store) = two_streams();
