@@ -278,8 +278,9 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError, begun: Optio
     if error.verdict() == Verdict::Retry {
         return TrialEnd::Surroundings { code: error.code().into(), text, disk_full: false };
     }
-    // 2. The shadow: a strict failure of a delta asks first whether the base is what it should be.
-    if error.may_be_drift() && guilty.as_ref().is_none_or(|(_, e)| e.base.is_some()) {
+    // 2. The shadow: a strict failure of a delta asks first whether the base is what it should be. Of a chain that begins
+    // with a full the rows that are here are no part.
+    if error.may_be_drift() && from_delta {
         match shadow.verify(&trial.instance.stream) {
             Ok(checks) => {
                 if let Some(drift) = drift_text(&trial.instance.stream, &checks) {

@@ -347,6 +347,28 @@ async fn a_drifted_shadow_is_healed_by_a_full_without_a_try() {
     assert_eq!(events, ["HEALED", "DRIFT"]);
 }
 
+/// What the rows of the old zone are says nothing of the packs of the new one.
+#[tokio::test]
+async fn a_bad_pack_of_a_new_zone_is_given_up_though_the_old_zones_rows_have_drifted() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    {
+        let db = rusqlite::Connection::open(relay.shadow.path()).unwrap();
+        db.execute("UPDATE price_row SET name = 'by hand' WHERE id = 2", []).unwrap();
+    }
+    hq.follow("price", "zone-west");
+    hq.publish("price", &[(1, Some("west"))], Make::Full);
+    hq.publish_with("price", &[(1, Some("poison"))], Make::Delta, bent);
+    hq.sign();
+    for _ in 0..3 {
+        once(&relay).await;
+    }
+    assert_eq!(rooms_of(&relay, &hq.pack("price", 2, Delta)), ["error"]);
+    assert_eq!(served(&relay, &hq.instance("price")), Some(1));
+    assert_eq!(fault_codes(&relay), ["PACK_IN_ERROR"]);
+}
+
 /// Somebody else published that number (a headquarters that was set back): the rows are those of the digest noted here.
 #[tokio::test]
 async fn other_rows_under_the_listed_version_are_healed_by_a_full() {
