@@ -461,7 +461,7 @@ impl Source {
             if work.arrived() + chunk.len() as u64 > want {
                 return Err(work.discard(Trouble::too_long(want)).await);
             }
-            work.take(&chunk).await?;
+            work.take(&chunk, clock.monotonic()).await?;
             progress(work.arrived());
             if meter.is_too_slow(clock.monotonic(), chunk.len() as u64) && work.arrived() < want {
                 break Some(Trouble::new(FetchErrorKind::Slow, rate::too_slow(rules)));
@@ -540,6 +540,8 @@ pub fn is_as_wanted(file: &Path, want: &Want) -> Result<bool, ShelfError> {
 
 /// What is written at once.
 const BUFFER: usize = 256 << 10;
+/// What comes is written after this at the latest, as more comes: news end a download, and a slow one would never get on.
+const UNWRITTEN: Duration = Duration::from_secs(1);
 
 /// A part, the hash of what it holds, and what arrived since the last write. Touches the disk off
 /// the async threads.
@@ -550,6 +552,8 @@ struct Work {
     /// Bytes on the disk.
     length: u64,
     buffer: Vec<u8>,
+    /// When the first of them came, by the monotonic clock.
+    since: Option<Duration>,
 }
 
 struct OnDisk {
@@ -598,7 +602,8 @@ impl Work {
             }
             let mut hash = Sha256Stream::default();
             part.read_back(|chunk| hash.update(chunk))?;
-            Ok(Work { want, length: part.length(), disk: Some(OnDisk { part, hash }), buffer: Vec::new() })
+            let (length, disk) = (part.length(), Some(OnDisk { part, hash }));
+            Ok(Work { want, disk, length, buffer: Vec::new(), since: None })
         })
         .await
     }
@@ -612,12 +617,14 @@ impl Work {
         self.disk.as_ref().map(|d| d.hash.clone().finish())
     }
 
-    async fn take(&mut self, chunk: &[u8]) -> Result<(), Trouble> {
+    async fn take(&mut self, chunk: &[u8], now: Duration) -> Result<(), Trouble> {
         self.buffer.extend_from_slice(chunk);
-        if self.buffer.len() >= BUFFER { self.flush().await } else { Ok(()) }
+        let waited = now.saturating_sub(*self.since.get_or_insert(now));
+        if self.buffer.len() >= BUFFER || waited >= UNWRITTEN { self.flush().await } else { Ok(()) }
     }
 
     async fn flush(&mut self) -> Result<(), Trouble> {
+        self.since = None;
         if self.buffer.is_empty() {
             return Ok(());
         }
@@ -636,6 +643,7 @@ impl Work {
 
     async fn restart(&mut self) -> Result<(), Trouble> {
         self.buffer.clear();
+        self.since = None;
         self.run(|d| {
             d.hash = Sha256Stream::default();
             d.part.restart()

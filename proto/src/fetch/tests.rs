@@ -585,6 +585,24 @@ async fn a_drip_is_given_up_and_its_bytes_kept() {
     assert!((5..60).contains(&kept), "{kept}");
 }
 
+/// Whoever downloads is dropped by news, however little came since the last.
+#[tokio::test]
+async fn what_comes_slowly_is_on_the_disk_within_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let part = dir.path().join("x.part");
+    let mut work = Work::open(part.clone(), want(&bytes(5000))).await.unwrap();
+    let written = || std::fs::read(&part).unwrap().len();
+    for (ms, there) in [(0, 0), (500, 0), (999, 0), (1_000, 4), (1_100, 4), (2_099, 4), (2_100, 7), (9_000, 7)] {
+        work.take(b"x", Duration::from_millis(ms)).await.unwrap();
+        assert_eq!(written(), there, "{ms}");
+    }
+    // At once, if there is much of it.
+    work.take(&[b'x'; BUFFER], Duration::from_millis(9_001)).await.unwrap();
+    assert_eq!(written(), 8 + BUFFER);
+    drop(work);
+    assert_eq!(Work::open(part.clone(), want(&bytes(BUFFER + 10))).await.unwrap().length, 8 + BUFFER as u64);
+}
+
 /// One source that drips a manifest must not hold up those after it, for weeks at 4 MiB and a byte a second.
 #[tokio::test]
 async fn a_small_object_that_drips_is_given_up() {
