@@ -365,7 +365,7 @@ pub struct Hall {
     /// `device.db`.
     pub device: Mutex<Device>,
     /// What is served.
-    pub objects: Objects,
+    pub objects: Arc<Objects>,
     /// The disk under `data_dir`.
     pub disk: DataDisk,
     /// Counters.
@@ -411,7 +411,7 @@ pub struct Files {
 
 impl Hall {
     /// A hall around opened files.
-    pub fn new(config: Config, clock: Arc<dyn Clock>, files: Files, objects: Objects) -> Hall {
+    pub fn new(config: Config, clock: Arc<dyn Clock>, files: Files, objects: Arc<Objects>) -> Hall {
         Hall {
             id: files.device.id().clone(),
             clock: ClockBox(clock),

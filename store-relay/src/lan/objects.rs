@@ -37,7 +37,7 @@ pub struct Object {
     /// When it was last asked for, in requests.
     used: AtomicU64,
     loading: tokio::sync::Mutex<()>,
-    /// The file that was hashed last, and when. Held while it is: one hash, however many ask.
+    /// The file that was hashed last, and when that was done. Held while it is: one hash, however many ask.
     checked: tokio::sync::Mutex<Option<(shelf::FileId, Duration)>>,
 }
 
@@ -127,8 +127,9 @@ impl std::fmt::Debug for Objects {
 
 impl Objects {
     /// An empty index. Packs whose files turn out rotten are told to `rotten`.
-    pub fn new(rules: CacheRules, rotten: mpsc::UnboundedSender<PackName>, time: Arc<dyn Clock>) -> Objects {
-        Objects { by_path: RwLock::default(), rules, held: Arc::default(), clock: AtomicU64::new(0), rotten, time }
+    pub fn new(rules: CacheRules, rotten: mpsc::UnboundedSender<PackName>, time: Arc<dyn Clock>) -> Arc<Objects> {
+        let (by_path, held, clock) = (RwLock::default(), Arc::default(), AtomicU64::new(0));
+        Arc::new(Objects { by_path, rules, held, clock, rotten, time })
     }
 
     /// Serves a pack from its file.
@@ -181,7 +182,7 @@ impl Objects {
     }
 
     /// Answers GET and HEAD of an object.
-    pub async fn answer(&self, object: &Arc<Object>, asked: &HeaderMap, head_only: bool) -> Response<Body> {
+    pub async fn answer(self: &Arc<Self>, object: &Arc<Object>, asked: &HeaderMap, head_only: bool) -> Response<Body> {
         object.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         if asked.contains_key(header::IF_NONE_MATCH) && none_match(asked, &object.etag) {
             return not_modified(object);
@@ -209,7 +210,7 @@ impl Objects {
         }
     }
 
-    async fn body_from_disk(&self, object: &Arc<Object>, start: u64, length: u64) -> Result<Body, Gone> {
+    async fn body_from_disk(self: &Arc<Self>, object: &Arc<Object>, start: u64, length: u64) -> Result<Body, Gone> {
         if let Some(bytes) = self.load(object).await? {
             return Ok(slice(lend(bytes), start, length));
         }
@@ -223,9 +224,19 @@ impl Objects {
         }
     }
 
-    /// Hashes a file that is too large for memory, unless that very file was hashed a moment ago.
-    async fn check(&self, object: &Arc<Object>) -> Result<(), Gone> {
+    /// Hashes a file that is too large for memory, unless that very file was hashed a moment ago. Goes on to its end when
+    /// whoever asked has given up (a register after its `read_timeout`): the next one has what was found.
+    async fn check(self: &Arc<Self>, object: &Arc<Object>) -> Result<(), Gone> {
+        let (objects, object) = (Arc::clone(self), Arc::clone(object));
+        tokio::spawn(async move { objects.check_now(&object).await }).await.unwrap_or(Err(Gone))
+    }
+
+    async fn check_now(&self, object: &Arc<Object>) -> Result<(), Gone> {
         let mut checked = object.checked.lock().await;
+        // It was found rotten while this one waited.
+        if !self.is_served(object) {
+            return Err(Gone);
+        }
         let now = self.time.monotonic();
         let (path, known) = (object.path.clone(), *checked);
         let look = move || {
@@ -236,7 +247,7 @@ impl Objects {
         match tokio::task::spawn_blocking(look).await {
             Ok(Ok((_, None))) => Ok(()),
             Ok(Ok((file, Some(found)))) if found == object.sha256 => {
-                *checked = Some((file, now));
+                *checked = Some((file, self.time.monotonic()));
                 Ok(())
             }
             Ok(Ok(_)) => Err(self.lost(object, ROTTEN).await),
@@ -270,11 +281,14 @@ impl Objects {
         let bytes = Arc::new(room);
         *object.cached.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&bytes));
         // It may have been removed meanwhile; then its bytes must not stay.
-        let current = self.get(&format!("/{}", object.name));
-        if !current.is_some_and(|c| Arc::ptr_eq(&c, object)) {
+        if !self.is_served(object) {
             self.let_go(Some(object));
         }
         Ok(Some(bytes))
+    }
+
+    fn is_served(&self, object: &Arc<Object>) -> bool {
+        self.get(&format!("/{}", object.name)).is_some_and(|current| Arc::ptr_eq(&current, object))
     }
 
     /// Takes room for so many bytes, and lets the least used packs go for it; those that answers hold would give none.
@@ -397,7 +411,7 @@ fn unavailable() -> Response<Body> {
 #[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
-    use proto::clock::TestClock;
+    use proto::clock::{TestClock, Timestamp};
     use proto::config::HumanBytes;
 
     fn name(n: u64) -> PackName {
@@ -455,6 +469,52 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert_eq!(failed(24).await, (true, true));
         assert_eq!(failed(2).await, (false, false));
+    }
+
+    /// A clock on which an hour passes between two looks.
+    #[derive(Debug)]
+    struct Hourly(AtomicU64);
+
+    impl Clock for Hourly {
+        fn now(&self) -> Timestamp {
+            Timestamp::UNIX_EPOCH
+        }
+        fn monotonic(&self) -> Duration {
+            Duration::from_secs(3600 * self.0.fetch_add(1, Ordering::Relaxed))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_pack_is_hashed_to_the_end_though_whoever_asked_has_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, mut rotten) = mpsc::unbounded_channel();
+        let rules = CacheRules { bytes: HumanBytes(250), object: HumanBytes(2) };
+        let objects = Objects::new(rules, tell, Arc::new(Hourly(AtomicU64::new(0))));
+        let path = dir.path().join("1");
+        std::fs::write(&path, b"abc").unwrap();
+        objects.put_pack(name(1), path.clone(), 3, Sha256::of(b"abc"));
+        let object = objects.get(&format!("/packs/{}", name(1))).unwrap();
+        let ask_in_vain = async || {
+            let nothing = HeaderMap::new();
+            let mut asked = Box::pin(objects.answer(&object, &nothing, false));
+            assert!(futures_util::poll!(&mut asked).is_pending());
+        };
+        ask_in_vain().await;
+        let hashed = async {
+            loop {
+                let checked = *object.checked.lock().await;
+                match checked {
+                    Some((_, at)) => return at,
+                    None => tokio::task::yield_now().await,
+                }
+            }
+        };
+        // It counts from its end: it may have taken longer than that.
+        assert_eq!(tokio::time::timeout(RECHECK, hashed).await.unwrap(), Duration::from_secs(3600));
+        // What is found rotten is fetched anew, though nobody waits for the answer.
+        std::fs::write(&path, b"abd").unwrap();
+        ask_in_vain().await;
+        assert_eq!(tokio::time::timeout(RECHECK, rotten.recv()).await.unwrap(), Some(name(1)));
     }
 
     #[tokio::test]
