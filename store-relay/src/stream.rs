@@ -707,7 +707,10 @@ impl Relay {
         match end {
             TrialEnd::Done => {
                 self.moved_on(stream);
-                self.healed(stream);
+                // A delta heals no rows: a drift that was found meanwhile stays.
+                if packs.first().is_some_and(|(_, e)| e.base.is_none()) {
+                    self.healed(stream);
+                }
                 self.hall.mended(fault::LOCAL_FILES, &subject(Wanted::Here, stream));
                 None
             }

@@ -10,6 +10,7 @@ use proto::wire::StreamState;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{OnceLock, Weak};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -343,6 +344,33 @@ async fn a_drifted_shadow_is_healed_by_a_full_without_a_try() {
     assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
     assert_eq!(served(&relay, &hq.instance("price")), Some(2));
     assert!(state(&relay).attempts.is_empty() && state(&relay).drifts.is_empty());
+    let events: Vec<String> = relay.hall.spool.events(10).unwrap().into_iter().map(|e| e.code).collect();
+    assert_eq!(events, ["HEALED", "DRIFT"]);
+}
+
+#[tokio::test]
+async fn a_drift_that_is_found_while_a_delta_is_tried_is_healed_by_a_full_all_the_same() {
+    let (mut hq, store) = two_streams();
+    once(&store.open()).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    let (opened, seen) = (Arc::new(OnceLock::<Weak<Relay>>::new()), AtomicUsize::new(0));
+    let at_work = Arc::clone(&opened);
+    let steps = Steps::observed(move |step, moment| {
+        // The delta is proved, its trial not settled yet.
+        if (step, moment) == ("relay.ok", Moment::After) && seen.fetch_add(1, Ordering::SeqCst) == 0 {
+            let relay = at_work.get().and_then(Weak::upgrade).unwrap();
+            let db = rusqlite::Connection::open(relay.shadow.path()).unwrap();
+            db.execute("UPDATE price_row SET name = 'by hand' WHERE id = 2", []).unwrap();
+            relay.latch_drift(&"price".parse().unwrap(), "found by the daily check");
+        }
+    });
+    let relay = Arc::new(store.open_with(Runner::Here, steps));
+    opened.set(Arc::downgrade(&relay)).unwrap();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
+    assert!(state(&relay).drifts.is_empty());
     let events: Vec<String> = relay.hall.spool.events(10).unwrap().into_iter().map(|e| e.code).collect();
     assert_eq!(events, ["HEALED", "DRIFT"]);
 }
