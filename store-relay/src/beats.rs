@@ -1,7 +1,7 @@
 //! Heartbeats of registers: verified by the keys in the manifest (an expired one too), kept durably, the latest
 //! of each. A register is answered only after its heartbeat is on disk.
 
-use crate::hall::{Hall, Heard, Voice};
+use crate::hall::{AtHq, Hall, Heard, Voice};
 use crate::spool::{self, KeptBeat, SpoolError};
 use proto::clock::since;
 use proto::disk;
@@ -118,11 +118,11 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
     note_run(hall, &register, &heartbeat);
     // 3. Newer than the last?
     let key = key.to_string();
-    let (last, news, passed_on) = {
+    let (last, news, at_hq) = {
         let state = hall.state();
         let last = state.registers.get(&register).filter(|h| h.key == key);
         let news = last.is_none_or(|h| differs(&h.beat, &heartbeat));
-        (last.map(|h| h.beat.seq), news, last.map_or(0, |h| h.passed_on))
+        (last.map(|h| h.beat.seq), news, last.map_or(AtHq::default(), |h| h.at_hq))
     };
     if let Some(last) = last.filter(|last| heartbeat.seq < *last) {
         return Err(Refused::Older(who, heartbeat.seq, last));
@@ -138,7 +138,7 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
         if heartbeat.seq < voice.heard_at_hq { voice.heard_at_hq } else { 0 }
     };
     if !is_new {
-        return Ok(Took { register, is_new, passed_on, behind });
+        return Ok(Took { register, is_new, passed_on: at_hq.had, behind });
     }
     // 5. Kept before it is answered.
     let seen_before = Duration::from_secs(beat.seen_s).min(OLDEST);
@@ -171,13 +171,13 @@ fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
         key,
         at: hall.clock.monotonic(),
         earlier: seen_before,
-        passed_on,
+        at_hq,
     };
     hall.state().registers.insert(register.clone(), heard);
     if news {
         hall.report.notify_one();
     }
-    Ok(Took { register, is_new, passed_on, behind })
+    Ok(Took { register, is_new, passed_on: at_hq.had, behind })
 }
 
 /// Whoever else holds the register's key is noticed by its heartbeats, also by those whose number is too low.
@@ -228,7 +228,7 @@ pub fn restore(hall: &Hall) -> Result<(), SpoolError> {
         match Heartbeat::open(kept.envelope.as_bytes(), &device, &key, &hall.config.limits) {
             Ok(beat) => {
                 let earlier = since(now, kept.heard_at);
-                let heard = Heard { beat, envelope, key: kept.key, at: monotonic, earlier, passed_on: 0 };
+                let heard = Heard { beat, envelope, key: kept.key, at: monotonic, earlier, at_hq: AtHq::default() };
                 hall.state().registers.insert(kept.register, heard);
             }
             Err(e) => tracing::warn!(register = %kept.register, error = %e, "a kept heartbeat is not used"),

@@ -56,14 +56,23 @@ pub struct Heard {
     pub at: Duration,
     /// How long before this process started it was heard.
     pub earlier: Duration,
-    /// The greatest number of its heartbeats that HQ has; 0: none that this process knows of.
-    pub passed_on: u64,
+    /// What became of its heartbeats at HQ.
+    pub at_hq: AtHq,
+}
+
+/// What HQ answered of a register's heartbeats, as far as this process knows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AtHq {
+    /// The greatest number that it has answered, even if by refusing it; 0: none.
+    pub sent: u64,
+    /// The greatest number that it has; 0: none.
+    pub had: u64,
 }
 
 impl Heard {
     /// Whether HQ has yet to hear it.
     pub fn is_news(&self) -> bool {
-        self.passed_on < self.beat.seq
+        self.at_hq.sent < self.beat.seq
     }
 
     /// How long ago.

@@ -173,10 +173,17 @@ fn note_answer(hall: &Hall, answer: &BeatAnswer, sent: &Sent, started: Duration)
     // The answer was written about half the way back ago.
     let half = i64::try_from((now.saturating_sub(started) / 2).as_secs()).unwrap_or(0);
     state.skew = Some(wall.as_second() - answer.now.as_second() - half);
-    for (register, seq) in sent {
-        // A newer one may have come meanwhile; a refused one is not sent again and again.
+    for (n, (register, seq)) in sent.iter().enumerate() {
+        // The relay's own is the first of a post.
+        let is_refused =
+            [register.to_string(), wire::nameless(n + 1)].iter().any(|who| answer.refused.contains_key(who));
+        // A newer one may have come meanwhile; a refused one is not sent again and again, nor is it there.
         if let Some(heard) = state.registers.get_mut(register).filter(|h| h.beat.seq >= *seq) {
-            heard.passed_on = heard.passed_on.max(*seq);
+            let at_hq = &mut heard.at_hq;
+            at_hq.sent = at_hq.sent.max(*seq);
+            if !is_refused {
+                at_hq.had = at_hq.had.max(*seq);
+            }
         }
     }
     for (device, last) in &answer.go_on_above {
@@ -238,11 +245,14 @@ pub async fn run(hall: Arc<Hall>, hq: Source) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kit::{Hq, Store, now};
+    use crate::kit::{Hq, Store, now, secret};
+    use crate::relay::{Pace, Relay};
     use crate::tries::{Attempts, Cause};
     use proto::digest::Sha256;
     use proto::fetch::SourceOptions;
     use proto::http::{Inbound, json};
+    use proto::ids::DeviceId;
+    use proto::wire::Network;
 
     #[test]
     fn a_device_that_is_refused_is_told_once_an_episode() {
@@ -309,33 +319,90 @@ mod tests {
         }
     }
 
+    /// A headquarters that refuses these.
+    async fn refusing(who: &[&str]) -> (Source, tokio::task::JoinHandle<()>) {
+        let answer = BeatAnswer {
+            hq_seen_s: Some(0),
+            now: now(),
+            refused: who.iter().map(|who| ((*who).to_owned(), "too long".to_owned())).collect(),
+            passed_on: BTreeMap::new(),
+            go_on_above: BTreeMap::new(),
+        };
+        let body = serde_json::to_vec(&answer).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let handler = move |_: http::Request<Inbound>, _| {
+            let body = body.clone();
+            async move { json(http::StatusCode::OK, body) }
+        };
+        let serve = proto::http::serve(listener, Default::default(), std::future::pending(), handler);
+        (Source::parse(&url, &SourceOptions::default()).unwrap(), tokio::spawn(serve))
+    }
+
     #[tokio::test]
     async fn a_heartbeat_that_headquarters_cannot_read_was_not_heard() {
         let hq = Hq::new();
         let relay = Store::enrolled(&[hq.url()]).open();
-        for (who, heard) in [(wire::nameless(0).as_str(), false), ("?", false), ("", true)] {
-            let refused: BTreeMap<String, String> =
-                [(who.to_owned(), "too long".to_owned())].into_iter().filter(|(w, _)| !w.is_empty()).collect();
-            let answer = BeatAnswer {
-                hq_seen_s: Some(0),
-                now: now(),
-                refused,
-                passed_on: BTreeMap::new(),
-                go_on_above: BTreeMap::new(),
-            };
-            let body = serde_json::to_vec(&answer).unwrap();
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let url = format!("http://{}", listener.local_addr().unwrap());
-            let handler = move |_: http::Request<Inbound>, _| {
-                let body = body.clone();
-                async move { json(http::StatusCode::OK, body) }
-            };
-            let server =
-                tokio::spawn(proto::http::serve(listener, Default::default(), std::future::pending(), handler));
-            let source = Source::parse(&url, &SourceOptions::default()).unwrap();
+        let nameless = wire::nameless(0);
+        for (who, heard) in [(&[nameless.as_str()][..], false), (&["?"], false), (&[], true)] {
+            let (source, server) = refusing(who).await;
             let reported = report_once(&relay.hall, &source).await;
-            assert_eq!(reported.is_ok(), heard, "{who}: {reported:?}");
+            assert_eq!(reported.is_ok(), heard, "{who:?}: {reported:?}");
             server.abort();
         }
+    }
+
+    /// A store whose registers have all said something.
+    async fn with_registers(n: usize) -> (Store, Relay, Vec<RegisterId>) {
+        let mut hq = Hq::new();
+        let registers: Vec<RegisterId> = (1..=n).map(|n| format!("0421-{n:02}").parse().unwrap()).collect();
+        hq.registers.extend(registers.iter().map(|r| (r.clone(), secret(33).public())));
+        hq.sign();
+        let store = Store::enrolled(&[hq.url()]);
+        let relay = store.open();
+        relay.mirror_once(Pace::Once).await;
+        registers.iter().for_each(|r| say(&relay, r, 1));
+        (store, relay, registers)
+    }
+
+    fn say(relay: &Relay, register: &RegisterId, seq: u64) {
+        let beat = Heartbeat {
+            format: 1,
+            device: DeviceId::Register(register.clone()),
+            run: None,
+            seq,
+            sent_at: now(),
+            program: "pos-agent test".into(),
+            serial: None,
+            streams: Default::default(),
+            network: Network::InStore,
+            errors: Vec::new(),
+            debts: Vec::new(),
+            disk: None,
+            clock_skew_s: None,
+            registers: Default::default(),
+        };
+        let envelope = serde_json::from_slice(&beat.seal(&secret(33)).unwrap()).unwrap();
+        let taken =
+            beats::take(&relay.hall, &Beats { beats: vec![Beat { envelope, seen_s: 0 }] }, [127, 0, 0, 1].into());
+        assert!(taken.refused.is_empty(), "{taken:?}");
+    }
+
+    #[tokio::test]
+    async fn a_registers_heartbeat_that_headquarters_refuses_is_not_sent_again_and_not_passed_on() {
+        let (_store, relay, registers) = with_registers(3).await;
+        let (source, server) = refusing(&[registers[0].as_str(), &wire::nameless(2)]).await;
+        report_once(&relay.hall, &source).await.unwrap();
+        server.abort();
+        let of = |r: &RegisterId| {
+            let state = relay.hall.state();
+            (state.registers[r].is_news(), state.registers[r].at_hq.had)
+        };
+        assert_eq!([0, 1, 2].map(|n| of(&registers[n])), [(false, 0), (false, 0), (false, 1)]);
+        let (source, _server) = refusing(&[]).await;
+        say(&relay, &registers[0], 2);
+        assert_eq!(of(&registers[0]), (true, 0));
+        report_once(&relay.hall, &source).await.unwrap();
+        assert_eq!(of(&registers[0]), (false, 2));
     }
 }
