@@ -65,6 +65,8 @@ pub struct Heard {
 pub struct AtHq {
     /// The greatest number that it has answered, even if by refusing it; 0: none.
     pub sent: u64,
+    /// When it answered last, by the monotonic clock.
+    pub sent_at: Option<Duration>,
     /// The greatest number that it has; 0: none.
     pub had: u64,
 }

@@ -126,6 +126,7 @@ fn registers_heard(hall: &Hall) -> std::collections::BTreeMap<RegisterId, u64> {
 
 /// Reports once: own heartbeat, and what headquarters has not heard of registers.
 pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
+    let mut refused = None;
     loop {
         let (beats, told, sent) = next_post(hall)?;
         let more = sent.len() == BATCH;
@@ -140,13 +141,14 @@ pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
         }
         // The relay's own is the first of a post.
         let own = answer.refused.get(hall.id.as_str()).or_else(|| answer.refused.get(&wire::nameless(0)));
-        if let Some(why) = own.or_else(|| answer.refused.values().next().filter(|_| sent.is_empty())) {
-            return Err(ReportError::Refused(why.clone()));
+        match own.or_else(|| answer.refused.values().next().filter(|_| sent.is_empty())) {
+            Some(why) => refused = Some(ReportError::Refused(why.clone())),
+            // Those that the beat carried for certain; what was added meanwhile is told by the next.
+            None => was_told(hall, &told),
         }
-        // Those that the beat carried for certain; what was added meanwhile is told by the next.
-        was_told(hall, &told);
+        // A relay that is refused carries for its registers all the same.
         if !more {
-            return Ok(());
+            return refused.map_or(Ok(()), Err);
         }
     }
 }
@@ -159,7 +161,10 @@ fn next_post(hall: &Hall) -> Result<(Beats, Vec<Fault>, Sent), ReportError> {
     let mut beats = vec![Beat { envelope, seen_s: 0 }];
     let (state, now) = (hall.state(), hall.clock.monotonic());
     let mut sent = Vec::new();
-    for (register, heard) in state.registers.iter().filter(|(_, h)| h.is_news()).take(BATCH) {
+    // Who waits longest goes first: where posts fail, the next begin with others.
+    let mut news: Vec<_> = state.registers.iter().filter(|(_, h)| h.is_news()).collect();
+    news.sort_by_key(|(_, h)| h.at_hq.sent_at);
+    for (register, heard) in news.into_iter().take(BATCH) {
         beats.push(Beat { envelope: heard.envelope.clone(), seen_s: heard.ago(now).as_secs() });
         sent.push((register.clone(), heard.beat.seq));
     }
@@ -181,6 +186,7 @@ fn note_answer(hall: &Hall, answer: &BeatAnswer, sent: &Sent, started: Duration)
         if let Some(heard) = state.registers.get_mut(register).filter(|h| h.beat.seq >= *seq) {
             let at_hq = &mut heard.at_hq;
             at_hq.sent = at_hq.sent.max(*seq);
+            at_hq.sent_at = Some(now);
             if !is_refused {
                 at_hq.had = at_hq.had.max(*seq);
             }
@@ -386,6 +392,24 @@ mod tests {
         let taken =
             beats::take(&relay.hall, &Beats { beats: vec![Beat { envelope, seen_s: 0 }] }, [127, 0, 0, 1].into());
         assert!(taken.refused.is_empty(), "{taken:?}");
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_is_refused_reports_all_its_registers_and_whoever_waits_longest_first() {
+        let (store, relay, registers) = with_registers(BATCH + 3).await;
+        let (source, _server) = refusing(&["0421"]).await;
+        let reported = report_once(&relay.hall, &source).await;
+        assert!(matches!(reported, Err(ReportError::Refused(_))), "{reported:?}");
+        assert!(relay.hall.state().registers.values().all(|h| h.at_hq.had == 1));
+        store.clock.advance(Duration::from_secs(60));
+        registers[..BATCH].iter().for_each(|r| say(&relay, r, 2));
+        report_once(&relay.hall, &source).await.unwrap_err();
+        registers.iter().for_each(|r| say(&relay, r, 3));
+        let (_, _, next) = next_post(&relay.hall).unwrap();
+        assert_eq!(
+            next[..4].iter().map(|(r, _)| r).collect::<Vec<_>>(),
+            [&registers[BATCH], &registers[BATCH + 1], &registers[BATCH + 2], &registers[0]]
+        );
     }
 
     #[tokio::test]
