@@ -325,6 +325,9 @@ impl Relay {
         // 2. What was to be tried and is not wanted any more; failures that nobody asks about. Beside an import or `once`:
         // what is being proved for new registers lies there, and what was just proved, on its way to ok/.
         let proving = self.completing.try_lock();
+        // What lies there first: a pack comes only after the list that names it, which may be a newer one than above.
+        let ready: Vec<PackName> = hall.state().ready.keys().cloned().collect();
+        let listed = self.listed();
         let stale: Vec<PackName> = {
             let state = hall.state();
             // Another way was taken past them: whoever needs them will find them listed, not here.
@@ -333,8 +336,8 @@ impl Relay {
                     && !state.drifts.contains_key(&n.instance.stream)
                     && state.proofs.get(n) != state.ready.get(n)
             };
-            let is_stale = |n: &&PackName| proving.is_ok() && (!listed.contains(*n) || passed(n));
-            state.ready.keys().filter(is_stale).cloned().collect()
+            let is_stale = |n: &PackName| proving.is_ok() && (!listed.contains(n) || passed(n));
+            ready.into_iter().filter(is_stale).collect()
         };
         for name in stale {
             hall.shelves.drop_pack(Room::Ready, &name)?;
