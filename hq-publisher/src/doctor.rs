@@ -8,6 +8,7 @@ use crate::ledger::{Kind, Ledger};
 use crate::mail::Smtp;
 use crate::manifests::{self, ManifestsError, ends_soon, newer_in_bucket, newest_trust};
 use crate::publish::contracts::{self, Contracts};
+use crate::some::some;
 use crate::source_db::Database;
 use proto::clock::{Clock, since};
 use proto::owner::User;
@@ -338,9 +339,6 @@ async fn inbox(config: &Config, dir: &Path, ledger: Option<&Ledger>, c: &mut Che
     }
 }
 
-/// Lines told of what is newer in the bucket.
-const LISTED: usize = 20;
-
 /// A ledger from a backup forgot what was signed since.
 async fn ledger_against_bucket(config: &Config, ledger: &Ledger, c: &mut Checks) {
     let name = "ledger against bucket";
@@ -356,12 +354,9 @@ async fn ledger_against_bucket(config: &Config, ledger: &Ledger, c: &mut Checks)
         Err(e @ ManifestsError::Lacking { .. }) => c.fail(name, e, "publish puts nothing there before that is settled"),
         Ok(newer) if newer.is_empty() => c.pass(name, "nothing there is newer"),
         Ok(newer) => {
-            let told: Vec<&str> = newer.iter().take(LISTED).map(String::as_str).collect();
-            let more = newer.len().saturating_sub(LISTED);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             c.fail(
                 name,
-                format!("the ledger is older than the bucket: {}{more}", told.join("; ")),
+                format!("the ledger is older than the bucket: {}", some(newer, "; ")),
                 "it was set back, or another publisher writes there too. If it was set back: publish twice, then enroll or \
                  revoke again the devices that it forgot",
             );

@@ -37,6 +37,7 @@ pub mod enrol;
 pub mod intake;
 pub mod metrics;
 pub mod progress;
+pub mod some;
 pub mod status;
 pub mod verify;
 pub mod web;

@@ -6,7 +6,7 @@ use crate::fleet::{self, DeviceView, Digests, Fleet, long};
 use crate::intake;
 use crate::ledger::{Ledger, LedgerError, State, StoreRow};
 use crate::manifests::{followed, lost, newest_trust};
-use crate::publish::report::named;
+use crate::some::some;
 use proto::clock::{Clock, Timestamp, after};
 use proto::disk::DataDisk;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
@@ -267,7 +267,7 @@ impl Report {
         let alive: BTreeSet<&StoreId> = self.devices.iter().map(|d| d.id.store()).collect();
         let gone: Vec<&StoreId> = vanished.into_iter().filter(|id| alive.contains(id)).collect();
         if !gone.is_empty() {
-            out.push(format!("no longer in the list, and devices are enrolled there: {}", named(gone)));
+            out.push(format!("no longer in the list, and devices are enrolled there: {}", some(gone, ", ")));
         }
         let told = self.stores.iter().filter(|s| !s.behind.is_empty() || s.by_stick.is_some()).take(LISTED);
         out.extend(told.map(|s| {

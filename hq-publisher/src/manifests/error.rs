@@ -5,6 +5,7 @@ use super::place;
 use crate::bucket::BucketError;
 use crate::keys::KeysError;
 use crate::ledger::LedgerError;
+use crate::some::some;
 use proto::clock::Timestamp;
 use proto::config::HumanDuration;
 use proto::ids::{Instance, StoreId, StreamName};
@@ -106,14 +107,8 @@ impl NotPut {
 }
 
 fn not_put(all: &[NotPut]) -> String {
-    let named: Vec<String> = all.iter().take(NAMED).map(|n| n.error.to_string()).collect();
-    let more = all.len().saturating_sub(NAMED);
-    let more = if more > 0 { format!("; and of {more} more stores") } else { String::new() };
-    format!("{}{more}", named.join("; "))
+    some(all.iter().map(|n| &n.error), "; ")
 }
-
-/// Stores named in an error; its devices are all named.
-pub(super) const NAMED: usize = 20;
 
 /// The error to end with: all stores that were overtaken, else the first that is about all, else all stores that it is about.
 pub fn gather(failed: Option<ManifestsError>, e: ManifestsError) -> ManifestsError {

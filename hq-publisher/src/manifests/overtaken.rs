@@ -3,12 +3,13 @@
 //!
 //! Owns how that is found and told. Must never change what the ledger holds of devices or versions by it.
 
-use super::error::{ManifestsError, NAMED, NotPut, gather};
+use super::error::{ManifestsError, NotPut, gather};
 use super::newest_trust;
 use super::recover::foreign_if_too_long;
 use crate::bucket::Buckets;
 use crate::ledger::{DeviceRow, Ledger, LedgerError, SERIAL_REACH, StoreRow, ToPut};
 use crate::mail;
+use crate::some::some;
 use futures_util::stream::{self, StreamExt};
 use proto::clock::Clock;
 use proto::dsse::{self, PayloadType};
@@ -48,14 +49,11 @@ pub(super) fn told(all: &[Overtaken]) -> String {
             (what, found.to_string())
         }
         all => {
-            let stores = all.iter().take(NAMED).map(|o| format!("store {}: {} for {}", o.store, o.found, o.ours));
-            let more = all.len().saturating_sub(NAMED);
-            let more = (more > 0).then(|| format!("and {more} more"));
-            let stores: Vec<String> = stores.chain(more).collect();
+            let stores = all.iter().map(|o| format!("store {}: {} for {}", o.store, o.found, o.ours));
             let what = format!(
                 "manifests of {} stores, signed by our key, where the ledger has older ones ({})",
                 all.len(),
-                stores.join(", ")
+                some(stores, ", ")
             );
             (what, "those".to_owned())
         }

@@ -8,6 +8,7 @@
 use super::ManifestsError;
 use crate::bucket::Buckets;
 use crate::ledger::{Ledger, LedgerError};
+use crate::some::some;
 use proto::chain;
 use proto::ids::Instance;
 use proto::layout::ObjectName;
@@ -137,14 +138,6 @@ pub(super) fn told(bucket: &str, lacks: &[Instance]) -> String {
         "{bucket} is another bucket than before, or was emptied: it lacks packs that stores' lists name, of {}. Nothing is \
          put there: is its disk mounted, and are objects.urls and [objects.s3] right? Name a new place as a mirror first, \
          behind the old one, publish, and then make it the first. What is lost for good is made anew by `publish --full`",
-        named(lacks)
+        some(lacks, ", ")
     )
-}
-
-/// The first of them, and how many more.
-pub fn named(lacks: &[Instance]) -> String {
-    let named: Vec<String> = lacks.iter().take(super::error::NAMED).map(Instance::to_string).collect();
-    let more = lacks.len().saturating_sub(named.len());
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{more}", named.join(", "))
 }

@@ -3,23 +3,11 @@
 use crate::bucket::Lag;
 use crate::diff::TableChange;
 use crate::plan::Plan;
+use crate::some::some;
 use proto::ids::{Instance, StoreId, TableName, Version};
 use proto::layout::PackKind;
 use serde::Serialize;
 use std::collections::BTreeMap;
-
-/// Stores that a line names.
-const NAMED: usize = 20;
-
-/// The first of them, and how many more.
-pub fn named<'s>(stores: impl IntoIterator<Item = &'s StoreId>) -> String {
-    let mut stores = stores.into_iter();
-    let named: Vec<&str> = stores.by_ref().take(NAMED).map(StoreId::as_str).collect();
-    match stores.count() {
-        0 => named.join(", "),
-        more => format!("{} and {more} more", named.join(", ")),
-    }
-}
 
 /// How an instance came out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -162,7 +150,7 @@ impl PublishReport {
         let rejected = if self.dry_run { "would be rejected:" } else { "rejected" };
         out.extend(self.rejected.iter().map(|r| format!("{rejected} {}: {}", r.name, r.reason)));
         if !self.vanished.is_empty() {
-            out.push(format!("no longer in the list of stores: {}", named(&self.vanished)));
+            out.push(format!("no longer in the list of stores: {}", some(&self.vanished, ", ")));
         }
         out.extend(self.notes.iter().map(|n| format!("note: {n}")));
         out.extend(self.problems.iter().map(|p| format!("problem: {p}")));

@@ -2,7 +2,7 @@
 
 use super::contracts::Contracts;
 use super::feed::{Drops, Feed};
-use super::report::{PublishReport, named};
+use super::report::PublishReport;
 use super::steps::Step;
 use super::{PublishError, Run};
 use crate::config::AudienceKind;
@@ -10,6 +10,7 @@ use crate::guard;
 use crate::inbox::{self, Blame, Drop};
 use crate::ledger::StoreRow as Known;
 use crate::mail;
+use crate::some::some;
 use crate::source::{self, StoreRow};
 use crate::source_db::SourceError;
 use proto::ids::{DeviceId, StoreId};
@@ -95,7 +96,7 @@ impl Run<'_> {
                 "not in the list of stores any more, and devices are enrolled there: {}. They go on with what they follow, and \
                  get nothing new but of what is made for all, or for a zone that other stores have. Put them back into the \
                  list; or, if they are closed for good, revoke their devices",
-                named(gone.iter().copied())
+                some(&gone, ", ")
             ));
         }
         if !self.options.dry_run {
