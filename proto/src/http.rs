@@ -206,6 +206,9 @@ impl Crowd {
     }
 }
 
+/// How long is waited before connections are asked for again that the system refuses: out of files, it would at once.
+const REFUSED_PAUSE: Duration = Duration::from_millis(200);
+
 /// The next connection; none when it broke before we had it. Out of files, or refused by the system, it waits a little.
 async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     match listener.accept().await {
@@ -213,7 +216,7 @@ async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
         Err(e) => {
             if !matches!(Errno::from_io_error(&e), Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR)) {
                 tracing::warn!("cannot accept connections for now: {e}");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(REFUSED_PAUSE).await;
             }
             None
         }

@@ -404,3 +404,13 @@ fn bounds_that_would_serve_nobody_are_refused() {
         assert_eq!(limits.check("http").unwrap_err(), told);
     }
 }
+
+#[tokio::test]
+async fn a_listener_that_the_system_refuses_waits_before_it_asks_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // One that is shut for reading accepts nothing, and says so at once.
+    rustix::net::shutdown(&listener, rustix::net::Shutdown::Read).unwrap();
+    let begun = Instant::now();
+    assert!(accept(&listener).await.is_none());
+    assert!(begun.elapsed() >= REFUSED_PAUSE);
+}
