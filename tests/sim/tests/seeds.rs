@@ -61,3 +61,11 @@ fn seeds_that_found_something() {
 fn an_hour_of_seeds() {
     println!("{}", simulate(&["--seeds", "1000000..1000001", "--hours", "1"]));
 }
+
+/// What `tests/sim/mutate` breaks is still there to be broken.
+#[test]
+fn each_deliberate_defect_applies_to_the_sources() {
+    let mutate = concat!(env!("CARGO_MANIFEST_DIR"), "/mutate");
+    let out = Command::new("python3").args([mutate, "--check"]).output().unwrap();
+    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+}
