@@ -123,3 +123,34 @@ fn daemons_carry_a_change_within_seconds() {
     assert_eq!(versions["price@zone-east"], site.version("0421", "price"));
     [registers, relays, vec![hq]].into_iter().flatten().for_each(tillcast_tests::Daemon::term);
 }
+
+/// A snapshot older than a TRUNCATE sees the list of stores empty: who was in it before is published to.
+#[test]
+fn a_list_of_stores_made_anew_under_the_snapshot_keeps_nothing_from_anybody() {
+    let site = Site::builder().source(Source::Postgres(POSTGRES.clone())).build();
+    site.publish();
+    let database = site.database();
+    let holds = |what: &str| {
+        let locks = "FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        POSTGRES.sql(database, &format!("SELECT count(*) {locks} AND {what}")).trim() != "0"
+    };
+    site.sql("UPDATE price SET price_cents = 4321 WHERE sku = 'SKU0000005'");
+    let refused = std::thread::scope(|s| {
+        // Held until publish, whose snapshot is taken by then, waits for it.
+        let reload =
+            "SET LOCAL statement_timeout = '60s'; CREATE TEMP TABLE kept AS SELECT * FROM store; TRUNCATE store;
+            INSERT INTO store SELECT * FROM kept;
+            DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'store'::regclass)
+                LOOP PERFORM pg_sleep(0.01); END LOOP; END $$";
+        s.spawn(|| POSTGRES.sql(database, reload));
+        until(PATIENCE, "the list is being made anew", || {
+            holds("granted AND mode = 'AccessExclusiveLock' AND relation = 'store'::regclass")
+        });
+        site.hq.run(&["publish"])
+    });
+    refused.code(3).says(&["the list of stores in the source is not taken", "store"]);
+    site.bring_down();
+    site.assert_all_proven();
+    assert_eq!(site.read("0421-01", "SELECT price_cents FROM price WHERE sku = 'SKU0000005'").as_deref(), Some("4321"));
+    site.publish();
+}

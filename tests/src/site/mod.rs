@@ -385,6 +385,11 @@ impl Site {
         self.registers.get(id).unwrap_or_else(|| panic!("there is no register {id}"))
     }
 
+    /// The source's database on its server.
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
     /// The database that a register's POS application reads.
     pub fn store_db(&self, register: &str) -> PathBuf {
         self.register(register).dir.join("data/store.db")
