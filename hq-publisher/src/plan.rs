@@ -25,7 +25,7 @@ pub struct Facts {
     /// The bucket lacks what lists name: it was lost, and could not be made anew at once.
     pub lacked: bool,
     /// A device reported an error or drift that no full answers yet.
-    pub reported: Option<String>,
+    pub reported: Option<Report>,
     /// Deltas since the last full.
     pub deltas: u64,
     /// Their bytes.
@@ -34,6 +34,15 @@ pub struct Facts {
     pub full_bytes: u64,
     /// The setting `publish.deltas`.
     pub most_deltas: u64,
+}
+
+/// What devices report of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Who, and the fault's code.
+    pub told: String,
+    /// Whoever reports gets no further by what is out: a full is made though no row changed.
+    pub is_stuck: bool,
 }
 
 /// What to make.
@@ -84,7 +93,8 @@ pub fn plan(facts: &Facts) -> Plan {
     if facts.ahead {
         return Plan::new(false, true, "versions are out that the ledger does not know");
     }
-    if !changed && !facts.asked && !facts.lacked {
+    let is_stuck = facts.reported.as_ref().is_some_and(|r| r.is_stuck);
+    if !changed && !facts.asked && !facts.lacked && !is_stuck {
         return Plan::new(false, false, "nothing changed");
     }
     let what = match (facts.changed_rows, facts.new_contract) {
@@ -97,8 +107,8 @@ pub fn plan(facts: &Facts) -> Plan {
         Some("--full".to_owned())
     } else if facts.lacked {
         Some("the bucket lacks what is published".to_owned())
-    } else if let Some(who) = &facts.reported {
-        Some(format!("reported: {who}"))
+    } else if let Some(report) = &facts.reported {
+        Some(format!("reported: {}", report.told))
     } else if facts.full_bytes == 0 {
         Some("no full is listed".to_owned())
     } else if facts.deltas >= facts.most_deltas {
@@ -184,8 +194,11 @@ mod tests {
         assert!(what(Facts { delta_bytes: 1001, ..usual() }).contains("outweigh"));
         assert!(!plan(&Facts { delta_bytes: 1000, ..usual() }).full);
         assert_eq!(what(Facts { asked: true, changed_rows: 0, ..usual() }), "delta and full: nothing changed; --full");
-        assert!(what(Facts { reported: Some("0421: DRIFT".into()), ..usual() }).contains("reported: 0421: DRIFT"));
-        assert!(plan(&Facts { reported: Some("x".into()), changed_rows: 0, ..usual() }).is_nothing());
+        let reported = |is_stuck| Some(Report { told: "0421 DRIFT".into(), is_stuck });
+        assert!(what(Facts { reported: reported(false), ..usual() }).contains("reported: 0421 DRIFT"));
+        assert!(plan(&Facts { reported: reported(false), changed_rows: 0, ..usual() }).is_nothing());
+        let stuck = Facts { reported: reported(true), changed_rows: 0, ..usual() };
+        assert_eq!(what(stuck), "delta and full: nothing changed; reported: 0421 DRIFT");
         assert!(plan(&Facts { deltas: 99, changed_rows: 0, ..usual() }).is_nothing());
         let lacked = Facts { lacked: true, changed_rows: 0, ..usual() };
         assert_eq!(what(lacked), "delta and full: nothing changed; the bucket lacks what is published");

@@ -15,6 +15,7 @@ mod lease;
 mod make;
 mod moves;
 pub mod report;
+mod reported;
 mod stage;
 pub mod steps;
 mod stores;
@@ -31,14 +32,15 @@ use crate::config::Config;
 use crate::ledger::{Complaint, Head, Ledger, LedgerError, Token};
 use crate::mail;
 use crate::manifests::{self, Move, Signer, telling};
-use crate::plan::full_may_help;
+use crate::plan::Report;
 use crate::rebuild::{self, Workshop};
+use crate::some::some;
 use crate::source::StoreRow;
 use contracts::{Contracts, Stream, audiences};
 use dry_room::DryRoom;
 use feed::Feed;
 use futures_util::{StreamExt, TryStreamExt};
-use proto::clock::{Clock, Timestamp, since};
+use proto::clock::{Clock, since};
 use proto::config::ConfigError;
 use proto::digest::Sha256;
 use proto::failpoint;
@@ -59,10 +61,6 @@ const OPEN_REPLICAS: usize = 64;
 
 /// A run that has lasted longer hangs, and somebody should look.
 const LONG_RUN: Duration = Duration::from_secs(3600);
-
-/// A device that refuses a full for what it is itself gets another one only after so long: what it cannot take may have left
-/// the rows meanwhile.
-const NEXT_TRY: Duration = Duration::from_secs(86_400);
 
 /// What `publish` was asked to do.
 #[derive(Debug, Clone, Default)]
@@ -217,7 +215,6 @@ impl Tools<'_> {
             heads: BTreeMap::new(),
             contract_numbers: BTreeMap::new(),
             reported: BTreeMap::new(),
-            refused_fulls: BTreeMap::new(),
             held_out: BTreeMap::new(),
             moves: Vec::new(),
             behind: BTreeSet::new(),
@@ -248,10 +245,8 @@ struct Run<'a> {
     heads: BTreeMap<Instance, Head>,
     /// Each stream's newest contract, where it is today's text: number and hash.
     contract_numbers: BTreeMap<StreamName, (u64, Sha256)>,
-    /// Errors and drift that devices report, the last of each instance: since when, and who.
-    reported: BTreeMap<Instance, (Timestamp, String)>,
-    /// The same of devices that refuse fulls for what they are themselves.
-    refused_fulls: BTreeMap<Instance, (Timestamp, String)>,
+    /// Errors and drift that devices report and no full answers.
+    reported: BTreeMap<Instance, Report>,
     /// Versions that devices hold and the ledger does not know.
     held_out: BTreeMap<Instance, Version>,
     /// Stores that are to follow other instances than before, by store and stream.
@@ -318,7 +313,7 @@ impl Run<'_> {
             self.sign(ready, &mut report).await?;
             let lacks = manifests::know_place(self.ledger, self.buckets).await?;
             let problem = (!lacks.is_empty()).then(|| {
-                let (bucket, named) = (self.buckets.first_url(), manifests::named(&lacks));
+                let (bucket, named) = (self.buckets.first_url(), some(&lacks, ", "));
                 format!(
                     "{bucket} lacks packs that stores' lists name, of {named}: the next publish that does not refuse them makes \
                      a full; until then devices that are new get nothing of them"
@@ -416,13 +411,7 @@ impl Run<'_> {
         let complaints: Vec<Complaint> = complaints.into_iter().filter(|c| !gone.contains(c.device.store())).collect();
         self.held_out = behind::held_out(&complaints, &self.ledger.enrolled().await?, &self.heads);
         self.behind.extend(self.held_out.keys().cloned());
-        for Complaint { device, fault } in complaints {
-            let of = if full_may_help(&fault) { &mut self.reported } else { &mut self.refused_fulls };
-            let Some(instance) = fault.instance else { continue };
-            if of.get(&instance).is_none_or(|(known, _)| *known < fault.since) {
-                of.insert(instance, (fault.since, format!("{device} {}", fault.code)));
-            }
-        }
+        self.reported = reported::unanswered(self.ledger, &self.heads, &complaints, self.clock.now()).await?;
         Ok(())
     }
 

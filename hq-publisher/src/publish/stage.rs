@@ -5,7 +5,7 @@ use super::feed::{Feed, Kept, ReadError, faults_text};
 use super::make::{Digests, MakeError, Making, too_large};
 use super::report::{InstanceReport, Outcome};
 use super::steps::{Phase, Step};
-use super::{NEXT_TRY, PublishError, Run};
+use super::{PublishError, Run};
 use crate::bucket::Content;
 use crate::diff::{Diff, DiffError, Spool, TableChange, compare};
 use crate::guard::{self, Bounds};
@@ -15,9 +15,8 @@ use crate::plan::{Facts, plan};
 use crate::rebuild::{self, RebuildError};
 use crate::scratch::{Missed, Scratch, ScratchError};
 use crate::source::Faults;
-use proto::clock::since;
 use proto::ids::{Instance, StreamName, TableName, Version, Zone};
-use proto::layout::{ObjectName, PackKind};
+use proto::layout::ObjectName;
 use proto::manifest::PackEntry;
 use proto::pack::RowCounts;
 use proto::replica::{Replica, VerifyError};
@@ -222,7 +221,7 @@ impl Run<'_> {
             report.packs.clear();
             self.guard(task, &compared)?;
             // 3. What to make of it.
-            let mut facts = self.facts(task, head, &compared, published.as_ref()).await?;
+            let mut facts = self.facts(task, head, &compared, published.as_ref());
             // A ledger that was set back with its source finds the same rows below a version that is out.
             if plan(&facts).is_nothing() && !self.behind.contains(instance) {
                 report.plan = Some(plan(&facts));
@@ -299,7 +298,8 @@ impl Run<'_> {
             report.reason = "no drop has come for it yet".into();
         }
         // A retired one wants drops: stores would follow rows of long ago.
-        let is_wanted = self.options.full || self.lacked.contains(task.instance);
+        let is_stuck = self.reported.get(task.instance).is_some_and(|r| r.is_stuck);
+        let is_wanted = self.options.full || self.lacked.contains(task.instance) || is_stuck;
         report.rested = head.is_none_or(|h| same && !h.retired && !is_wanted && h.epoch == self.epoch);
         report.rested
     }
@@ -508,15 +508,14 @@ impl Run<'_> {
         Bounds { percent: self.config.publish.shrink_percent, rows: self.config.publish.shrink_rows }
     }
 
-    async fn facts(
+    fn facts(
         &self,
         task: &Task<'_>,
         head: Option<&Head>,
         c: &Compared,
         published: Option<&Published>,
-    ) -> Result<Facts, PublishError> {
-        let reported = if head.is_some() { self.unanswered(task.instance).await? } else { None };
-        Ok(Facts {
+    ) -> Facts {
+        Facts {
             published: published.is_some(),
             changed_rows: c.diff.tables.values().map(|t| t.rows.total()).sum(),
             new_contract: published.is_some_and(|p| !p.ddl_is_same),
@@ -525,27 +524,12 @@ impl Run<'_> {
             ahead: false,
             asked: self.options.full,
             lacked: self.lacked.contains(task.instance),
-            reported,
+            reported: self.reported.get(task.instance).cloned(),
             deltas: head.map_or(0, |h| h.deltas_since_full().count() as u64),
             delta_bytes: head.map_or(0, |h| h.deltas_since_full().map(|p| p.bytes).sum()),
             full_bytes: head.and_then(|h| h.last_full()).map_or(0, |p| p.bytes),
             most_deltas: self.config.publish.deltas,
-        })
-    }
-
-    /// A fault that devices report and that is younger than the last full; of who refuses fulls for what it is itself, only
-    /// when that one is old.
-    async fn unanswered(&self, instance: &Instance) -> Result<Option<String>, PublishError> {
-        let (reported, refused) = (self.reported.get(instance), self.refused_fulls.get(instance));
-        if reported.is_none() && refused.is_none() {
-            return Ok(None);
         }
-        let packs = self.ledger.published(instance).await?;
-        let full = packs.iter().rfind(|p| p.entry.kind == PackKind::Full).map(|f| f.signed_at);
-        let is_old = full.is_none_or(|full| since(self.clock.now(), full) >= NEXT_TRY);
-        let all = reported.into_iter().chain(refused.filter(|_| is_old));
-        let mut younger = all.filter(|(since, _)| full.is_none_or(|full| full <= *since));
-        Ok(younger.next().map(|(_, who)| who.clone()))
     }
 
     /// 1 + the greatest of the ledger, the head (from manifests), the objects listed and what devices hold.

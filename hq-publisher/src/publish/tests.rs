@@ -1833,7 +1833,7 @@ async fn a_reported_fault_makes_the_next_publish_a_full_once() {
     let mut kinds = Vec::new();
     for n in 0..3 {
         w.clock.advance(Duration::from_secs(10));
-        // Unchanged at first: a fault alone publishes nothing.
+        // Unchanged at first: what is out is a full, and another one would be a way round it for nobody.
         if n > 0 {
             w.sql(&format!("UPDATE item SET name = 'v{n}' WHERE sku = 'sku1'"));
         }
@@ -1847,6 +1847,58 @@ async fn a_reported_fault_makes_the_next_publish_a_full_once() {
             "delta: 1 rows changed"
         ]
     );
+}
+
+/// Where no row changes for days, a store behind a pack that is lost or refused would wait for the next one that does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_device_gets_a_full_though_no_row_changed() {
+    use crate::ledger::BeatRow;
+    use proto::wire::{Fault, fault};
+    for w in [World::new().await, inbox_world().await] {
+        let ledger = Ledger::open(&w.config).await.unwrap();
+        w.publish().await;
+        let mut made = Vec::new();
+        // What is told before each publish, and how long before. In the end nobody is stuck any more.
+        let told = [
+            (None, 10),
+            (Some(fault::DRIFT), 10),
+            (Some(fault::PACK_MISSING), 10),
+            (Some(fault::PACK_IN_ERROR), 10),
+            (Some(fault::PACK_IN_ERROR), 86_400),
+            (None, 10),
+        ];
+        for (seq, (code, s)) in told.into_iter().enumerate() {
+            w.clock.advance(Duration::from_secs(s));
+            let fault = |code: &str| Fault {
+                code: code.into(),
+                instance: Some("catalog@all".parse().unwrap()),
+                object: None,
+                text: "x".into(),
+                since: w.clock.now(),
+            };
+            let beat = BeatRow {
+                device: "0421".parse().unwrap(),
+                seq: seq as u64,
+                envelope: String::new(),
+                received_at: w.clock.now(),
+                last_seen_at: w.clock.now(),
+                serial: None,
+                complaints: code.map(fault).into_iter().collect(),
+                versions: Vec::new(),
+            };
+            ledger.record_beats(&[beat]).await.unwrap();
+            w.clock.advance(Duration::from_secs(10));
+            if seq == 0 {
+                if w.exists("inbox/done") {
+                    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,new,2\n");
+                } else {
+                    w.sql("UPDATE item SET name = 'new' WHERE sku = 'sku1'");
+                }
+            }
+            made.push(w.publish().await.instances[&"catalog@all".parse().unwrap()].packs.len());
+        }
+        assert_eq!(made, [1, 0, 2, 0, 2, 0], "drift heals itself; a full that is refused is followed by one a day");
+    }
 }
 
 /// A relay of an older build, or with lower limits, refuses whatever is made: that costs no other store a full each time.
