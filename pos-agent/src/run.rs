@@ -8,7 +8,7 @@ use crate::report;
 use crate::upstream::Heard;
 use proto::cli::{self, Exit};
 use proto::follow;
-use proto::http::{Gate, HttpLimits};
+use proto::http::Gate;
 use proto::retry::{Backoff, random_unit};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,8 +65,7 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future
 }
 
 async fn serve(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
-    let limits = HttpLimits { reserved: 0, ..agent.config.http.clone() };
-    let gate = Gate::new(limits).with_slow(&local_api::SLOW);
+    let gate = Gate::new(agent.config.api_limits()).with_slow(&local_api::SLOW);
     let handler = move |request, _peer| local_api::answer(agent.clone(), request);
     proto::http::serve_gated(listener, Arc::new(gate), shutdown, handler).await;
 }

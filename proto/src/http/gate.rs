@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const MAX_KNOWN: usize = 1 << 16;
 
 /// Counts connections in and out. A flood from one address meets `per_ip`; one from many addresses
-/// meets what is left of `connections` after `reserved`, which only known addresses get.
+/// meets what is left of `connections` after `reserved`, which only known addresses get, where any is known.
 #[derive(Debug)]
 pub struct Gate {
     limits: HttpLimits,
@@ -62,7 +62,8 @@ impl Gate {
     pub(super) fn admit(self: &Arc<Self>, ip: IpAddr) -> Option<Slot> {
         let place = place(ip);
         let mut crowd = self.crowd();
-        let reserved = if crowd.known.contains(&place) { 0 } else { self.limits.reserved };
+        let is_stranger = !crowd.known.is_empty() && !crowd.known.contains(&place);
+        let reserved = if is_stranger { self.limits.reserved } else { 0 };
         let here = crowd.by_ip.get(&place).copied().unwrap_or(0);
         if crowd.open >= self.limits.connections.saturating_sub(reserved) || here >= self.limits.per_ip {
             self.refused.fetch_add(1, Ordering::Relaxed);
@@ -160,5 +161,12 @@ mod tests {
         let crowd: Vec<_> = (1..=6).filter_map(|n| gate.admit(IpAddr::from([10, 1, 0, n]))).collect();
         assert_eq!(crowd.len(), 4);
         assert!(gate.admit(friend).is_some());
+    }
+
+    #[test]
+    fn where_nobody_is_known_no_place_is_kept() {
+        let gate = gate(6, 6, 2);
+        let crowd: Vec<_> = (1..=7).filter_map(|n| gate.admit(IpAddr::from([10, 1, 0, n]))).collect();
+        assert_eq!(crowd.len(), 6);
     }
 }
