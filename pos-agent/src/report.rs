@@ -110,7 +110,6 @@ pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
         return Ok(false);
     }
     let _one = agent.telling.lock().await;
-    agent.heed_device();
     let outcome = post(agent).await;
     agent.heed_device();
     agent.metrics.beat(outcome.is_ok());
@@ -134,13 +133,14 @@ pub async fn send(agent: &Agent) -> Result<bool, ReportError> {
 pub const HEARTBEAT: &str = "heartbeat";
 
 async fn post(agent: &Agent) -> Result<(), ReportError> {
-    let to_tell = agent.memory.look(|f| f.to_tell());
     let take = || {
         let mut device = lock(&agent.device);
         device.next_seq().map(|seq| (seq, device.run().map(str::to_owned), device.key().clone()))
     };
     // A full disk must not make the register silent.
     let (seq, run, key) = disk::or_make_room(take, DeviceError::is_disk_full, |e| agent.out_of_room(&e.to_string()))?;
+    agent.heed_device();
+    let to_tell = agent.memory.look(|f| f.to_tell());
     let mut beat = heartbeat(stand(agent, to_tell.clone()), run, seq, agent.clock.now());
     beat.fit(&agent.config.limits)?;
     let envelope: Envelope = serde_json::from_slice(&beat.seal(&key)?)?;

@@ -114,7 +114,9 @@ pub struct Device {
     starts: Starts,
     /// The sync that failed: nothing is written any more.
     halted: Option<String>,
-    /// The latest number of a heartbeat that is on no disk, since then.
+    /// Why the latest number of a heartbeat could not be written, where no sync failed.
+    unkept: Option<String>,
+    /// The latest number of a heartbeat that is on no disk, for either.
     spoken: u64,
 }
 
@@ -217,7 +219,7 @@ impl Device {
         // Without randomness no copy of this device is told from it.
         let run = getrandom::u64().ok().map(|n| format!("{n:016x}"));
         let starts = starts.unwrap_or_default();
-        Ok(Device { db, id, key, trust, seen, manifest, run, starts, halted: None, spoken: 0 })
+        Ok(Device { db, id, key, trust, seen, manifest, run, starts, halted: None, unkept: None, spoken: 0 })
     }
 
     /// Who this is.
@@ -256,6 +258,10 @@ impl Device {
     /// The sync that failed, after which nothing is written.
     pub fn halted(&self) -> Option<&str> {
         self.halted.as_deref()
+    }
+    /// Why the latest number of a heartbeat is not on the disk, where that is neither full nor given up.
+    pub fn unkept(&self) -> Option<&str> {
+        self.unkept.as_deref()
     }
 
     /// Does what syncs, unless a sync failed before: the kernel may have dropped what it was to write, and another sync
@@ -302,17 +308,12 @@ impl Device {
         Ok(())
     }
 
-    /// The next sequence number of a heartbeat: durable before it is used. After a failed sync they are counted in
-    /// memory, for headquarters must hear of it: the next run counts on from what was heard.
+    /// The next sequence number of a heartbeat: durable before it is used, where the file can be written.
     pub fn next_seq(&mut self) -> Result<u64, DeviceError> {
         let next = sound(&self.db, "seq")?.unwrap_or(0).max(self.spoken) + 1;
-        if self.halted.is_some() {
-            self.spoken = next;
-            return Ok(next);
-        }
-        failpoint::step("device.seq", || self.set_fact("seq", &next))?;
+        self.keep_seq(next)?;
         // For as long as no manifest comes, nothing else brings the log home.
-        if next.is_multiple_of(LOGGED) {
+        if self.spoken < next && next.is_multiple_of(LOGGED) {
             self.unless_halted(|db| Ok(sqlite::checkpoint(db, sqlite::Checkpoint::Passive)?))?;
         }
         Ok(next)
@@ -326,11 +327,27 @@ impl Device {
             return Ok(());
         }
         tracing::warn!(known, seq, "heartbeats are counted on from what was heard of this device: it was set back");
-        if self.halted.is_some() {
-            self.spoken = seq;
-            return Ok(());
+        self.keep_seq(seq)
+    }
+
+    /// Writes the number of a heartbeat. After a failed sync, or where it cannot be written though there is room, it counts
+    /// in memory, for headquarters must hear of that: the next run counts on from what was heard.
+    fn keep_seq(&mut self, seq: u64) -> Result<(), DeviceError> {
+        if self.halted.is_none() {
+            match failpoint::step("device.seq", || self.set_fact("seq", &seq)) {
+                Ok(()) => {
+                    self.unkept = None;
+                    return Ok(());
+                }
+                Err(e) if self.halted.is_some() || e.is_disk_full() => return Err(e),
+                Err(e) => {
+                    tracing::warn!(seq, error = %e, "the number of a heartbeat is not written down, it counts in memory");
+                    self.unkept = Some(e.to_string());
+                }
+            }
         }
-        failpoint::step("device.seq", || self.set_fact("seq", &seq))
+        self.spoken = seq;
+        Ok(())
     }
 
     /// The service starts, in this boot of the machine. A note that cannot be kept stops nothing.
@@ -376,6 +393,13 @@ impl Device {
             Err::<(), _>(rusqlite::Error::SqliteFailure(code, None).into())
         };
         self.unless_halted(|_| failed()).err().unwrap_or(DeviceError::Halted)
+    }
+
+    /// Lets no write through from now on, as a file system does that went bad, or any again.
+    #[cfg(any(test, feature = "testkit"))]
+    #[allow(clippy::unwrap_used, reason = "test code")]
+    pub fn refuse_writes(&mut self, refuse: bool) {
+        self.db.execute_batch(&format!("PRAGMA query_only = {refuse}")).unwrap();
     }
 }
 
@@ -511,5 +535,23 @@ mod tests {
         assert_eq!(device.fact::<u64>("latch").unwrap(), Some(1));
         assert_eq!(device.starts(), &Starts::default());
         assert_eq!(device.next_seq().unwrap(), 2);
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_written_counts_in_memory_until_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        Device::enrol(dir.path(), &code()).unwrap();
+        let open = || Device::open(dir.path(), &code().id, &Limits::default()).unwrap();
+        let mut device = open();
+        assert_eq!(device.next_seq().unwrap(), 1);
+        device.refuse_writes(true);
+        assert_eq!((device.next_seq().unwrap(), device.next_seq().unwrap()), (2, 3));
+        assert!(device.unkept().is_some_and(|why| why.starts_with("device.db")) && device.halted().is_none());
+        device.go_on_above(7).unwrap();
+        device.refuse_writes(false);
+        assert_eq!(device.next_seq().unwrap(), 8);
+        assert!(device.unkept().is_none());
+        drop(device);
+        assert_eq!(open().next_seq().unwrap(), 9);
     }
 }

@@ -46,13 +46,13 @@ pub enum ReportError {
 
 /// The relay's heartbeat of this moment, signed, and the faults that it carries. Takes a sequence number durably.
 pub fn own_beat(hall: &Hall) -> Result<(Envelope, Vec<Fault>), ReportError> {
+    let seq = next_seq(hall)?;
     heed_device(hall);
     beats::forget_doubles(hall);
     let mut status = hall.status();
     let over = hall.state().over(&status.errors);
     status.errors.extend(over);
     let (registers, now) = (registers_heard(hall), hall.clock.now());
-    let seq = next_seq(hall)?;
     let device = follow::lock(&hall.device);
     let mut beat = Heartbeat {
         format: 1,
@@ -75,9 +75,20 @@ pub fn own_beat(hall: &Hall) -> Result<(Envelope, Vec<Fault>), ReportError> {
     Ok((envelope, beat.errors))
 }
 
-/// A failed sync of `device.db` halts like any other, whoever met it.
+/// The object of a fault about heartbeats.
+const HEARTBEAT: &str = "heartbeat";
+
+/// A failed sync of `device.db` halts like any other, whoever met it; a number that is not written is told by the heartbeat
+/// that has it.
 fn heed_device(hall: &Hall) {
-    let failed = follow::lock(&hall.device).halted().map(str::to_owned);
+    let (failed, unkept) = {
+        let device = follow::lock(&hall.device);
+        (device.halted().map(str::to_owned), device.unkept().map(str::to_owned))
+    };
+    match unkept {
+        Some(why) => hall.own_trouble(Verdict::Retry, None, HEARTBEAT, &why),
+        None => hall.mended(fault::LOCAL_FILES, HEARTBEAT),
+    }
     if let Some(why) = failed.filter(|_| !hall.state().faults.values().any(|f| f.code == fault::HALTED)) {
         hall.own_trouble(Verdict::Halt, None, "", &why);
     }
@@ -286,6 +297,19 @@ mod tests {
         let (envelope, _) = own_beat(&relay.hall).unwrap();
         let beat: Heartbeat = proto::dsse::peek(&serde_json::to_vec(&envelope).unwrap(), 64 << 10).unwrap();
         assert!(relay.is_halted() && beat.errors.iter().any(|f| f.code == fault::HALTED), "{beat:?}");
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_written_is_told_by_the_heartbeat_that_has_it() {
+        let hq = Hq::new();
+        let store = Store::enrolled(&[hq.url()]);
+        let relay = store.open();
+        for (seq, refuse) in [(1, false), (2, true), (3, true), (4, false)] {
+            follow::lock(&relay.hall.device).refuse_writes(refuse);
+            let (envelope, _) = own_beat(&relay.hall).unwrap();
+            let beat: Heartbeat = proto::dsse::peek(&serde_json::to_vec(&envelope).unwrap(), 64 << 10).unwrap();
+            assert_eq!((beat.seq, beat.errors.iter().any(|f| f.code == fault::LOCAL_FILES)), (seq, refuse));
+        }
     }
 
     #[test]

@@ -440,9 +440,18 @@ impl Agent {
         }
     }
 
-    /// A failed sync of `device.db` halts like any other, whoever met it.
+    /// A failed sync of `device.db` halts like any other, whoever met it; the number of a heartbeat that is not written is
+    /// told by that heartbeat.
     pub fn heed_device(&self) {
-        let failed = lock(&self.device).halted().map(str::to_owned);
+        let (failed, unkept) = {
+            let device = lock(&self.device);
+            (device.halted().map(str::to_owned), device.unkept().map(str::to_owned))
+        };
+        let (of_it, now) = (Some(proto::device::FILE), self.clock.now());
+        self.memory.faults(|f| match &unkept {
+            Some(why) => f.raise(fault::LOCAL_FILES, None, of_it, why, now),
+            None => f.mend(fault::LOCAL_FILES, |f| f.object.as_deref() == of_it),
+        });
         if let Some(why) = failed
             && !self.halted.load(Ordering::Relaxed)
         {

@@ -926,6 +926,24 @@ async fn a_failed_sync_of_the_devices_own_file_halts_and_is_told() {
 }
 
 #[tokio::test]
+async fn a_number_that_cannot_be_written_is_told_by_the_heartbeat_that_has_it() {
+    let hq = usual();
+    let relay = Relay::serving(&hq).await;
+    relay.lists(&[(PRICE, 50), ("promo@all", 7)]);
+    let r = Register::enrolled(&hq, &relay.url, &[]);
+    let agent = r.open();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    for (seq, refuse) in [(1, false), (2, true), (3, true), (4, false)] {
+        lock(&agent.device).refuse_writes(refuse);
+        report::send(&agent).await.unwrap();
+        let told = relay.desk.beats.lock().unwrap().last().unwrap().clone();
+        let told_codes: Vec<&str> = told.errors.iter().map(|f| f.code.as_str()).collect();
+        assert_eq!((told.seq, told_codes), (seq, vec![fault::LOCAL_FILES; usize::from(refuse)]));
+    }
+    assert_eq!(codes(&agent), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_stream_that_was_forgotten_is_told_until_it_is_held_again() {
     let mut hq = usual();
     let r = Register::enrolled(&hq, &hq.url(), &[]);
