@@ -81,17 +81,16 @@ pub(crate) fn exit_of(e: &anyhow::Error) -> Exit {
 }
 
 /// What went wrong, for programs: a name that stays when the text is bettered.
-fn code_of(e: &anyhow::Error) -> &'static str {
+pub(crate) fn code_of(e: &anyhow::Error) -> &'static str {
     match e.downcast_ref::<OpenError>() {
         Some(OpenError::Device(e)) => e.code(),
-        Some(OpenError::Lock(_)) => "LOCKED",
+        Some(OpenError::Lock(e)) => e.code(),
         Some(OpenError::Source(_)) => "CONFIG",
         Some(e) if e.is_disk_full() => "DISK_FULL",
         Some(_) => "MACHINE",
         None if e.is::<ConfigError>() => "CONFIG",
         None if e.is::<BadCode>() => "BAD_CODE",
-        None if e.is::<shelf::LockError>() => "LOCKED",
-        None => "FAILED",
+        None => e.downcast_ref().map_or("FAILED", shelf::LockError::code),
     }
 }
 

@@ -538,6 +538,17 @@ pub enum LockError {
     Shelf(#[from] ShelfError),
 }
 
+impl LockError {
+    /// A stable name of the reason, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            LockError::Held { .. } => "LOCKED",
+            LockError::Shelf(e) if e.is_disk_full() => "DISK_FULL",
+            LockError::Shelf(_) => "MACHINE",
+        }
+    }
+}
+
 fn holder(pid: Option<u32>) -> String {
     pid.map_or_else(|| "another process".to_owned(), |p| format!("process {p}"))
 }
@@ -842,7 +853,9 @@ mod tests {
         assert!(e.to_string().contains(&format!("process {}", std::process::id())), "{e}");
         drop(lock);
         drop(LockFile::acquire(d.path()).unwrap());
-        assert!(matches!(LockFile::acquire(&d.path().join("none")), Err(LockError::Shelf(_))));
+        assert_eq!(e.code(), "LOCKED");
+        // Who waits for another command would wait for ever.
+        assert_eq!(LockFile::acquire(&d.path().join("none")).unwrap_err().code(), "MACHINE");
     }
 
     #[test]

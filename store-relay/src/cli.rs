@@ -138,11 +138,14 @@ fn code_of(e: &anyhow::Error) -> &'static str {
     match e.downcast_ref::<RelayError>() {
         Some(RelayError::Config(_)) => "CONFIG",
         Some(RelayError::Device(e)) => e.code(),
-        Some(RelayError::Lock(_)) => "LOCKED",
+        Some(RelayError::Lock(e)) => e.code(),
+        Some(e) if e.is_disk_full() => "DISK_FULL",
         Some(_) => "MACHINE",
         None if e.is::<ConfigError>() => "CONFIG",
-        None if e.is::<LockError>() => "LOCKED",
-        None => e.downcast_ref().map_or("FAILED", DeviceError::code),
+        None => {
+            let lock = e.downcast_ref().map(LockError::code);
+            lock.or_else(|| e.downcast_ref().map(DeviceError::code)).unwrap_or("FAILED")
+        }
     }
 }
 
@@ -258,4 +261,24 @@ async fn doctor(config: &Config, json: bool) -> anyhow::Result<u8> {
         findings.iter().for_each(cli::print_line);
     }
     Ok(u8::from(!well))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::shelf::{Action, ShelfError};
+    use std::io;
+
+    #[test]
+    fn what_the_files_of_a_relay_refuse_has_its_own_code() {
+        let code = |kind: io::ErrorKind, is_lock: bool| {
+            let e = ShelfError { action: Action::Create, path: "data".into(), source: kind.into() };
+            let e = if is_lock { RelayError::Lock(e.into()) } else { RelayError::Shelf(e) };
+            code_of(&e.into())
+        };
+        assert_eq!(code(io::ErrorKind::StorageFull, false), "DISK_FULL");
+        assert_eq!(code(io::ErrorKind::PermissionDenied, false), "MACHINE");
+        assert_eq!(code(io::ErrorKind::PermissionDenied, true), "MACHINE", "no other command is at work");
+        assert_eq!(code_of(&LockError::Held { dir: "data".into(), pid: None }.into()), "LOCKED");
+    }
 }

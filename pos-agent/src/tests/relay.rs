@@ -479,7 +479,8 @@ async fn once_is_done_by_the_agent_that_runs() {
     let clock = Arc::new(SystemClock::default());
     let once = async |config: &crate::config::Config| cli::once(config.clone(), clock.clone(), true).await;
     // Held by another program than an agent.
-    assert!(once(&r.config).await.unwrap_err().to_string().contains("in use by process"));
+    let held = once(&r.config).await.unwrap_err();
+    assert!(held.to_string().contains("in use by process") && cli::code_of(&held) == "LOCKED", "{held}");
     let config = crate::config::Config { local_listen: address(&agent.api), ..r.config.clone() };
     relay.lists(&[("price@zone-east", 51)]);
     assert_eq!(once(&config).await.unwrap(), Exit::Done);

@@ -926,6 +926,15 @@ async fn a_failed_sync_of_the_devices_own_file_halts_and_is_told() {
 }
 
 #[tokio::test]
+async fn a_lock_that_cannot_be_opened_is_not_told_as_another_command() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    std::fs::create_dir(r.config.data_dir.join("lock")).unwrap();
+    let failed = cli::once(r.config.clone(), r.clock.clone(), true).await.unwrap_err();
+    assert_eq!(cli::code_of(&failed), "MACHINE", "{failed}");
+}
+
+#[tokio::test]
 async fn a_number_that_cannot_be_written_is_told_by_the_heartbeat_that_has_it() {
     let hq = usual();
     let relay = Relay::serving(&hq).await;
