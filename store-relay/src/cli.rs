@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinError;
 
 /// Mirrors headquarters' packs into a store, tries them on a shadow database, serves them on the LAN.
 #[derive(Debug, Parser)]
@@ -154,10 +155,12 @@ async fn perform(line: Line, loaded: Loaded<Config>) -> anyhow::Result<u8> {
     match line.verb {
         Verb::Enroll { code } => enroll(&loaded.value, &code, json),
         Verb::Run => {
-            let relay = Arc::new(open(loaded.value)?);
+            let mut shutdown = Box::pin(cli::shutdown_signal());
+            let opened = unless_stopped(move || open(loaded.value), &mut shutdown).await?;
+            let Some(relay) = opened.transpose()?.map(Arc::new) else { return Ok(0) };
             let hall = Arc::clone(&relay.hall);
             follow::lock(&hall.device).note_start(hall.clock.now(), &clock::boot_id());
-            run::serve(relay, cli::shutdown_signal()).await?;
+            run::serve(relay, shutdown).await?;
             follow::lock(&hall.device).note_end();
             Ok(0)
         }
@@ -172,6 +175,19 @@ async fn perform(line: Line, loaded: Loaded<Config>) -> anyhow::Result<u8> {
         Verb::CheckConfig => Ok(check_config(&loaded, json)),
         Verb::Doctor => doctor(&loaded.value, json).await,
         Verb::Completions { .. } | Verb::Man | Verb::Trial => Ok(0),
+    }
+}
+
+/// What `open` gives, unless the order to stop comes first: all of `ok/` may have to be hashed. What it was at ends with the
+/// process, as by a kill.
+async fn unless_stopped<T: Send + 'static>(
+    open: impl FnOnce() -> T + Send + 'static,
+    stop: impl Future<Output = ()>,
+) -> Result<Option<T>, JoinError> {
+    let opening = tokio::task::spawn_blocking(open);
+    tokio::select! {
+        opened = opening => opened.map(Some),
+        () = stop => Ok(None),
     }
 }
 
@@ -268,6 +284,16 @@ mod tests {
     use super::*;
     use proto::shelf::{Action, ShelfError};
     use std::io;
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn an_order_to_stop_does_not_wait_for_the_start() {
+        let (go, wait) = mpsc::channel::<()>();
+        let opened = unless_stopped(move || wait.recv(), std::future::ready(())).await.unwrap();
+        assert!(opened.is_none());
+        drop(go);
+        assert_eq!(unless_stopped(|| 7, std::future::pending()).await.unwrap(), Some(7));
+    }
 
     #[test]
     fn what_the_files_of_a_relay_refuse_has_its_own_code() {
