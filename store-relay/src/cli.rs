@@ -212,12 +212,10 @@ async fn order(config: Config, order: Order, json: bool) -> anyhow::Result<u8> {
         };
     }
     let answer = answer.unwrap_or_else(|| Answer::failed("no answer"));
-    if json {
-        cli::print_json(&answer.report);
-    } else {
-        for line in &answer.lines {
-            cli::print_line(line);
-        }
+    match answer.failure() {
+        Some((why, code)) => cli::failed(json, why, code),
+        None if json => cli::print_json(&answer.report),
+        None => answer.lines.iter().for_each(cli::print_line),
     }
     Ok(answer.exit)
 }

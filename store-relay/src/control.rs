@@ -78,7 +78,11 @@ impl Answer {
     /// The same; programs are told why by a name that stays.
     fn failed_as(code: &str, why: impl std::fmt::Display) -> Answer {
         let why = why.to_string();
-        Answer::new(1, &json!({ "error": why, "code": code }), vec![format!("error: {why}")])
+        Answer::new(1, &json!({ "error": why, "code": code }), Vec::new())
+    }
+    /// Why nothing was done, and the name of that.
+    pub fn failure(&self) -> Option<(&str, &str)> {
+        Some((self.report.get("error")?.as_str()?, self.report.get("code")?.as_str()?))
     }
 }
 

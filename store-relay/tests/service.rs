@@ -145,7 +145,10 @@ fn commands_end_as_the_design_says() {
     assert_eq!(status["streams"]["promo@all"]["version"], 2);
     let name = hq.pack("price", 2, PackKind::Delta).to_string();
     assert_eq!(store.run(&["retry", &name]).status.code(), Some(0));
-    assert_eq!(store.run(&["retry", &name]).status.code(), Some(1));
+    let again = store.run(&["retry", &name]);
+    assert_eq!((again.status.code(), again.stdout.is_empty()), (Some(1), true), "{again:?}");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("error: "), "{again:?}");
+    assert_eq!(store.json(&["retry", &name]).1["code"], "FAILED");
     assert_eq!(store.run(&["retry", "../../etc/passwd"]).status.code(), Some(2));
     assert_eq!(store.run(&["nonsense"]).status.code(), Some(2));
     // All sources dead.
