@@ -526,7 +526,7 @@ impl PartFile {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process has it.
-    #[error("{} is in use by {}; stop it first", dir.display(), holder(*pid))]
+    #[error("{} is in use by {}: wait until it has ended, or stop it", dir.display(), holder(*pid))]
     Held {
         /// The directory.
         dir: PathBuf,
@@ -853,6 +853,8 @@ mod tests {
         assert!(e.to_string().contains(&format!("process {}", std::process::id())), "{e}");
         drop(lock);
         drop(LockFile::acquire(d.path()).unwrap());
+        // It may be an import, which is to come to its end.
+        assert!(e.to_string().contains("wait until it has ended"), "{e}");
         assert_eq!(e.code(), "LOCKED");
         // Who waits for another command would wait for ever.
         assert_eq!(LockFile::acquire(&d.path().join("none")).unwrap_err().code(), "MACHINE");
