@@ -8,7 +8,7 @@ use proto::disk;
 use proto::ids::{DeviceId, RegisterId};
 use proto::keys::PublicKey;
 use proto::runs::DOUBLE_TOLD;
-use proto::wire::{Beat, Beats, Heartbeat, fault};
+use proto::wire::{self, Beat, Beats, Heartbeat, fault};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,8 +39,8 @@ pub struct Taken {
 pub fn take(hall: &Hall, beats: &Beats, from: IpAddr) -> Taken {
     let mut taken = Taken::default();
     let mut proved = false;
-    for beat in &beats.beats {
-        match take_one(hall, beat) {
+    for (n, beat) in beats.beats.iter().enumerate() {
+        match take_one(hall, beat, n) {
             Ok(took) => {
                 proved |= took.is_new;
                 hall.metrics.beats.inc_by(took.is_new.into());
@@ -98,12 +98,13 @@ enum Refused {
     TooMany(String),
 }
 
-fn take_one(hall: &Hall, beat: &Beat) -> Result<Took, Refused> {
+/// The `n`-th of a post.
+fn take_one(hall: &Hall, beat: &Beat, n: usize) -> Result<Took, Refused> {
     let limits = &hall.config.limits;
     // Plain strings: writing them as JSON cannot fail.
     let envelope = serde_json::to_vec(&beat.envelope).unwrap_or_default();
     let claimed = Heartbeat::claimed_device(&envelope, limits)
-        .map_err(|e| Refused::Bad("?".into(), format!("not a heartbeat: {e}")))?;
+        .map_err(|e| Refused::Bad(wire::nameless(n), format!("not a heartbeat: {e}")))?;
     let who = claimed.to_string();
     // 1. Whose key?
     let DeviceId::Register(register) = claimed.clone() else {

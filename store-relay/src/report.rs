@@ -418,6 +418,19 @@ mod tests {
         assert!(taken.refused.is_empty(), "{taken:?}");
     }
 
+    #[test]
+    fn heartbeats_of_a_register_that_cannot_be_read_are_told_by_their_place() {
+        let hq = Hq::new();
+        let store = Store::enrolled(&[hq.url()]);
+        let relay = store.open();
+        let unread = || Beat { envelope: own_beat(&relay.hall).unwrap().0, seen_s: 0 };
+        let mut beats = Beats { beats: vec![unread(), unread(), unread()] };
+        beats.beats.iter_mut().step_by(2).for_each(|b| b.envelope.payload = "?".into());
+        let taken = beats::take(&relay.hall, &beats, [127, 0, 0, 1].into());
+        let own = relay.hall.id.to_string();
+        assert_eq!(taken.refused.into_keys().collect::<Vec<_>>(), [own, wire::nameless(0), wire::nameless(2)]);
+    }
+
     #[tokio::test]
     async fn a_relay_that_is_refused_reports_all_its_registers_and_whoever_waits_longest_first() {
         let (store, relay, registers) = with_registers(BATCH + 3).await;
