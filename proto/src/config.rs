@@ -7,7 +7,7 @@
 mod human;
 mod tree;
 
-pub use human::{HumanBytes, HumanDuration, Secret};
+pub use human::{HumanBytes, HumanDuration, Secret, bytes};
 
 use serde::de::DeserializeOwned;
 use std::io;

@@ -168,6 +168,7 @@ pub struct Want {
 #[serde(default, deny_unknown_fields)]
 pub struct RateFloor {
     /// Bytes a second, averaged over the window. 1,024.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub bytes_per_second: u64,
     /// The window. 60 s.
     pub window: HumanDuration,

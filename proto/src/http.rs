@@ -58,6 +58,7 @@ pub struct HttpLimits {
     /// of ours keep a connection without work.
     pub head_timeout: HumanDuration,
     /// Bytes of a request's head. 16 KiB.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub head_bytes: usize,
     /// Headers of a request. 64.
     pub headers: usize,
@@ -68,6 +69,7 @@ pub struct HttpLimits {
     /// A client may keep us waiting to send for so long; then it must have taken `stall_bytes`. 10 s.
     pub stall: HumanDuration,
     /// 10 KiB: with 10 s of `stall`, 1 KiB/s.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub stall_bytes: u64,
     /// After the order to stop, requests in work may finish for so long. 5 s.
     pub drain: HumanDuration,

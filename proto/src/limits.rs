@@ -8,20 +8,26 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Bytes of a manifest's envelope. 4 MiB: 16 streams with 128 packs each are 600 KB.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub manifest_bytes: u64,
     /// Bytes of a trust file's envelope. 64 KiB: dozens of keys.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub trust_bytes: u64,
     /// Trust files walked in one refresh. 1,024, as TUF clients do.
     pub trust_steps: u64,
     /// Bytes of a heartbeat's envelope. 64 KiB.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub heartbeat_bytes: u64,
     /// Bytes of one pack on disk. 4 GiB.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub pack_bytes: u64,
     /// Bytes of one pack unpacked. 32 GiB; also never more than its manifest declares.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub unpacked_bytes: u64,
     /// Unpacked bytes for each packed one, of packs above 64 MiB. 200: DEFLATE ends at 1,032, real rows at about 25.
     pub ratio: u64,
     /// Bytes of one line of a pack, and of one field or row of a source. 16 MiB.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub line_bytes: u64,
     /// Rows in one pack. 100 million.
     pub rows: u64,
@@ -30,6 +36,7 @@ pub struct Limits {
     /// Columns of one table. 256.
     pub columns: usize,
     /// Bytes of one stream's DDL. 256 KiB.
+    #[serde(deserialize_with = "crate::config::bytes")]
     pub ddl_bytes: usize,
 }
 

@@ -284,6 +284,19 @@ mod tests {
     }
 
     #[test]
+    fn every_size_is_written_as_people_write_sizes() {
+        let text = "store = \"0421\"\ndata_dir = \"d\"\n[limits]\npack_bytes = \"8GiB\"\nddl_bytes = \"1MiB\"\n\
+            [http]\nhead_bytes = \"32KiB\"\nstall_bytes = 20480\n[rate]\nbytes_per_second = \"2KiB\"\n";
+        let config = from_text(text, &[("TILLCAST__LIMITS__LINE_BYTES", "32MiB")]).unwrap().value;
+        let (limits, http) = (&config.limits, &config.http);
+        assert_eq!((limits.pack_bytes, limits.ddl_bytes, limits.line_bytes), (8 << 30, 1 << 20, 32 << 20));
+        assert_eq!((http.head_bytes, http.stall_bytes, config.rate.bytes_per_second), (32 << 10, 20 << 10, 2 << 10));
+        // What is printed is what the file may say.
+        let printed = serde_json::to_value(limits).unwrap();
+        assert_eq!(serde_json::from_value::<Limits>(printed).unwrap(), *limits);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let base = "store = \"0421\"\ndata_dir = \"d\"\n";
         for (text, word) in [

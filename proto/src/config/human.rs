@@ -147,6 +147,12 @@ impl<'de> Deserialize<'de> for HumanBytes {
     }
 }
 
+/// For `deserialize_with`: a size as people write it, where a plain number of bytes is kept.
+pub fn bytes<'de, D: Deserializer<'de>, N: TryFrom<u64>>(d: D) -> Result<N, D::Error> {
+    let size = HumanBytes::deserialize(d)?;
+    N::try_from(size.0).map_err(|_| D::Error::custom(format!("{size} is more than this machine counts")))
+}
+
 /// A text that is neither logged nor printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
