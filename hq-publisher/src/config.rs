@@ -434,7 +434,8 @@ impl Config {
         self.serve.http.check("serve.http").map_err(ConfigError)?;
         self.limits.check().map_err(ConfigError)?;
         let (source, serve, alerts, publish) = (&self.source, &self.serve, &self.alerts, &self.publish);
-        for (name, value) in [
+        let mail = self.mail.iter().map(|m| ("mail.timeout", m.timeout));
+        let waits = [
             ("source.connect_timeout", source.connect_timeout),
             ("source.row_timeout", source.row_timeout),
             ("serve.alert_tick", serve.alert_tick),
@@ -443,10 +444,12 @@ impl Config {
             ("alerts.register_silent", alerts.register_silent),
             ("alerts.stuck", alerts.stuck),
             ("publish.manifest_life", publish.manifest_life),
+            ("publish.resign_after", publish.resign_after),
             ("publish.clock_leap", publish.clock_leap),
             ("publish.code_life", publish.code_life),
             ("publish.publisher_key_life", publish.publisher_key_life),
-        ] {
+        ];
+        for (name, value) in waits.into_iter().chain(mail) {
             if value.0.is_zero() {
                 return Err(ConfigError(format!("{name} = \"{value}\": it must be longer than 0")));
             }
@@ -643,7 +646,12 @@ mod tests {
             (LEAST.replace("query = \"SELECT id\"", ""), "stores.query"),
             (format!("{LEAST}[publish]\nlevel = 12\n"), "publish.level"),
             (format!("{LEAST}[publish]\nresign_after = \"40d\"\n"), "publish.resign_after"),
+            (format!("{LEAST}[publish]\nresign_after = \"0s\"\n"), "publish.resign_after"),
             (format!("{LEAST}[mail]\nsmtp = \"smtp://h\"\nfrom = \"a@b.c\"\nto = []\n"), "mail.to"),
+            (
+                format!("{LEAST}[mail]\nsmtp = \"smtp://h\"\nfrom = \"a@b.c\"\nto = [\"a@b.c\"]\ntimeout = \"0s\"\n"),
+                "mail.timeout",
+            ),
             (LEAST.replace("dir = \"s\"", "dir = \"\""), "state.dir"),
             (format!("{LEAST}[alerts]\nstore_silent = \"0s\"\n"), "alerts.store_silent"),
             (format!("{LEAST}[limits]\npack_bytes = 0\n"), "limits.pack_bytes"),
