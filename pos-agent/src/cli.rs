@@ -314,7 +314,7 @@ fn verify_files(config: &Config, clock: &dyn Clock) -> anyhow::Result<verify::Re
 fn check_config(config: &Config, file: &str, clock: Arc<dyn Clock>, json: bool) -> anyhow::Result<Exit> {
     upstream::Upstream::new(config, clock, upstream::RelayWord::default()).map_err(OpenError::from)?;
     if json {
-        cli::print_json(config);
+        cli::print_json(&config.shown());
     } else {
         cli::print_line(format!("{file}: ok, register {} of store {}", config.register, config.register.store()));
     }

@@ -3,7 +3,7 @@
 
 use crate::register_db::STORE_DB;
 use proto::config::{self, ConfigError, HumanBytes, HumanDuration, Loaded};
-use proto::fetch::{RateFloor, SourceOptions};
+use proto::fetch::{RateFloor, SourceOptions, without_credentials};
 use proto::http::HttpLimits;
 use proto::ids::{DeviceId, RegisterId};
 use proto::limits::Limits;
@@ -123,6 +123,13 @@ impl Config {
         HttpLimits { reserved: 0, ..self.http.clone() }
     }
 
+    /// The settings to show: URLs without the names and passwords in them.
+    pub fn shown(&self) -> Config {
+        let mut shown = self.clone();
+        shown.fallback.iter_mut().chain([&mut shown.relay]).for_each(|url| *url = without_credentials(url));
+        shown
+    }
+
     /// The database that the POS application reads.
     pub fn store_db(&self) -> PathBuf {
         self.data_dir.join(STORE_DB)
@@ -202,6 +209,17 @@ mod tests {
         let c = Config::load(Some(&file), env).unwrap().value;
         assert_eq!(c.store_db(), dir.path().join("data/store.db"));
         assert_eq!(c.register.as_str(), "0421-07");
+    }
+
+    #[test]
+    fn no_password_of_a_url_is_shown() {
+        let text = LEAST.replace("http://", "http://till:canary@")
+            + "fallback = [\"https://till:canary@cdn.example.com/t\"]\n";
+        let config = load(&text).unwrap().value;
+        assert!(config.relay.contains("canary"));
+        let shown = serde_json::to_string(&config.shown()).unwrap();
+        assert!(!shown.contains("canary"), "{shown}");
+        assert!(shown.contains("http://10.0.0.2:7421") && shown.contains("https://cdn.example.com/t"), "{shown}");
     }
 
     #[test]

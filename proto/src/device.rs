@@ -330,8 +330,8 @@ impl Device {
         self.keep_seq(seq)
     }
 
-    /// Writes the number of a heartbeat. After a failed sync, or where it cannot be written though there is room, it counts
-    /// in memory, for headquarters must hear of that: the next run counts on from what was heard.
+    /// Writes the number of a heartbeat. After a failed sync, or where it cannot be written though there is room, it
+    /// counts in memory, for headquarters must hear of that: the next run counts on from what was heard.
     fn keep_seq(&mut self, seq: u64) -> Result<(), DeviceError> {
         if self.halted.is_none() {
             match failpoint::step("device.seq", || self.set_fact("seq", &seq)) {
@@ -341,7 +341,7 @@ impl Device {
                 }
                 Err(e) if self.halted.is_some() || e.is_disk_full() => return Err(e),
                 Err(e) => {
-                    tracing::warn!(seq, error = %e, "the number of a heartbeat is not written down, it counts in memory");
+                    tracing::warn!(seq, error = %e, "a heartbeat's number cannot be written, it counts in memory");
                     self.unkept = Some(e.to_string());
                 }
             }

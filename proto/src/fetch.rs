@@ -519,7 +519,7 @@ impl Source {
 }
 
 /// A URL to show: user, password and query (a signed one's key) taken out.
-fn without_credentials(url: &str) -> String {
+pub fn without_credentials(url: &str) -> String {
     let Ok(mut u) = url::Url::parse(url) else {
         return url.rsplit('@').next().unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
     };

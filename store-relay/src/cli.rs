@@ -178,8 +178,8 @@ async fn perform(line: Line, loaded: Loaded<Config>) -> anyhow::Result<u8> {
     }
 }
 
-/// What `open` gives, unless the order to stop comes first: all of `ok/` may have to be hashed. What it was at ends with the
-/// process, as by a kill.
+/// What `open` gives, unless the order to stop comes first: all of `ok/` may have to be hashed. What it was at
+/// ends with the process, as by a kill.
 async fn unless_stopped<T: Send + 'static>(
     open: impl FnOnce() -> T + Send + 'static,
     stop: impl Future<Output = ()>,
@@ -251,9 +251,9 @@ fn enroll(config: &Config, code: &str, json: bool) -> anyhow::Result<u8> {
 }
 
 fn check_config(loaded: &Loaded<Config>, json: bool) -> u8 {
-    let config = &loaded.value;
+    let config = loaded.value.shown();
     if json {
-        cli::print_json(config);
+        cli::print_json(&config);
         return 0;
     }
     let file = loaded.file.as_ref().map_or("the environment".to_owned(), |f| f.display().to_string());

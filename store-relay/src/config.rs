@@ -4,7 +4,7 @@
 use crate::lan::MAX_WAIT;
 use proto::config::{self, ConfigError, HumanBytes, HumanDuration, Loaded};
 use proto::disk::{self, DataDisk};
-use proto::fetch::{RateFloor, Source, SourceOptions};
+use proto::fetch::{RateFloor, Source, SourceOptions, without_credentials};
 use proto::http::HttpLimits;
 use proto::ids::StoreId;
 use proto::limits::Limits;
@@ -194,6 +194,13 @@ impl Config {
     /// The disk under `data_dir`.
     pub fn disk(&self) -> DataDisk {
         DataDisk::new(&self.data_dir, self.ballast.map(|b| b.0))
+    }
+
+    /// The settings to show: URLs without the names and passwords in them.
+    pub fn shown(&self) -> Config {
+        let mut shown = self.clone();
+        shown.sources.iter_mut().chain(&mut shown.hq).for_each(|url| *url = without_credentials(url));
+        shown
     }
 
     fn check(&self) -> Result<(), ConfigError> {

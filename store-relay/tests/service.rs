@@ -164,6 +164,18 @@ fn commands_end_as_the_design_says() {
     assert!(!store.run(&["man"]).stdout.is_empty());
 }
 
+#[test]
+fn check_config_shows_no_password_of_a_url() {
+    let url = "http://till:canary@127.0.0.1:9";
+    let store = Store::new(&[format!("{url}/mirror")], &format!("hq = \"{url}/hq\""));
+    for args in [&["check-config"][..], &["check-config", "--json"]] {
+        let output = store.run(args);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(["/mirror", "/hq"].iter().all(|path| said.contains(&format!("http://127.0.0.1:9{path}"))), "{said}");
+        assert!(output.status.success() && !format!("{output:?}{said}").contains("canary"), "{said}");
+    }
+}
+
 /// A headquarters that answers wake-ups when told, and takes heartbeats.
 struct Service {
     port: u16,
