@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::SigningKey;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use tillcast_tests::{PATIENCE, Site, Watch, digest, forge, http, until, until_some};
+use tillcast_tests::{Nginx, PATIENCE, Site, Watch, digest, forge, http, until, until_some};
 
 const MANIFEST: &str = "stores/0421/manifest.json";
 
@@ -494,6 +494,33 @@ fn registers_whose_clocks_are_hours_off_work_and_say_so() {
     assert!((status["clock_skew_s"].as_i64().unwrap() + 26 * 3600).abs() < 60, "{status:#}");
     site.assert_proven("0421");
     [registers, vec![relay, hq]].into_iter().flatten().for_each(tillcast_tests::Daemon::term);
+}
+
+/// A machine without a clock that outlives the power: certificates are judged by it, what is signed is not.
+#[test]
+fn at_a_clock_before_all_certificates_tls_waits_and_other_ways_go_on() {
+    let mut site = Site::small();
+    site.publish();
+    let server = Nginx::tls(&site.bucket(), "IP:127.0.0.1");
+    let relay = site.relays.get_mut("0421").unwrap();
+    relay.set_text("source.ca_file", server.ca().to_str().unwrap());
+    relay.set("sources", &format!("['{}']", server.tls_url()));
+    relay.env = clock_off("-20000d");
+    relay.run(&["once"]).code(1).says(&["SOURCE", "certificate"]);
+    relay.set("sources", &format!("['{}', '{}']", server.tls_url(), server.url()));
+    relay.run(&["once"]).code(3).says(&["SOURCE", "certificate"]);
+    let held = relay.version("price@zone-east");
+    assert!(held.is_some(), "plain HTTP goes on");
+    // The clock is put right.
+    relay.env.clear();
+    relay.set("sources", &format!("['{}']", server.tls_url()));
+    change(&site);
+    site.publish();
+    let relay = site.relay("0421");
+    relay.run(&["once"]).ok();
+    assert!(relay.version("price@zone-east") > held);
+    site.bring_down();
+    site.assert_proven("0421");
 }
 
 #[test]
