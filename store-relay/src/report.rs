@@ -78,8 +78,8 @@ pub fn own_beat(hall: &Hall) -> Result<(Envelope, Vec<Fault>), ReportError> {
 /// The object of a fault about heartbeats.
 const HEARTBEAT: &str = "heartbeat";
 
-/// A failed sync of `device.db` halts like any other, whoever met it; a number that is not written is told by the heartbeat
-/// that has it.
+/// A failed sync of `device.db` halts like any other, whoever met it; a number that is not written is told by the
+/// heartbeat that has it.
 fn heed_device(hall: &Hall) {
     let (failed, unkept) = {
         let device = follow::lock(&hall.device);

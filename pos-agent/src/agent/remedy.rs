@@ -440,8 +440,8 @@ impl Agent {
         }
     }
 
-    /// A failed sync of `device.db` halts like any other, whoever met it; the number of a heartbeat that is not written is
-    /// told by that heartbeat.
+    /// A failed sync of `device.db` halts like any other, whoever met it; the number of a heartbeat that is not
+    /// written is told by that heartbeat.
     pub fn heed_device(&self) {
         let (failed, unkept) = {
             let device = lock(&self.device);
