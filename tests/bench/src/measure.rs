@@ -113,9 +113,9 @@ impl Results {
         println!("{line}");
         self.lines.push((self.bench, line));
     }
-    /// How many lines miss their target.
-    pub fn missed(&self) -> usize {
-        self.lines.iter().filter(|(_, l)| l.holds() == Some(false)).count()
+    /// The lines that miss their target.
+    pub fn missed(&self) -> impl Iterator<Item = &Line> {
+        self.lines.iter().map(|(_, l)| l).filter(|l| l.holds() == Some(false))
     }
     /// Keeps a table for the end.
     pub fn table(&mut self, table: String) {

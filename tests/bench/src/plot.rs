@@ -53,7 +53,14 @@ fn svg(rows: &[(&Line, Spread)]) -> String {
             "<line x1=\"{from:.1}\" x2=\"{to:.1}\" y1=\"{y}\" y2=\"{y}\" stroke=\"{colour}\" stroke-width=\"4\"/>"
         )
         .unwrap();
-        writeln!(out, "<circle cx=\"{:.1}\" cy=\"{y}\" r=\"5\" fill=\"{colour}\"/>", x(spread.median)).unwrap();
+        let middle = x(spread.median);
+        writeln!(out, "<circle cx=\"{middle:.1}\" cy=\"{y}\" r=\"5\" fill=\"{colour}\"/>").unwrap();
+        // Beyond the axis it is the number that tells.
+        if !(FROM..=TO).contains(&spread.median) {
+            let (at, anchor) = if spread.median > TO { (middle - 9.0, "end") } else { (middle + 9.0, "start") };
+            let number = format!("{:.2} ×", spread.median);
+            writeln!(out, "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{number}</text>", y - 4.0).unwrap();
+        }
     }
     out.push_str("</svg>\n");
     out
