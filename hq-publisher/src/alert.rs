@@ -70,13 +70,18 @@ pub fn fold(notices: impl Iterator<Item = Notice>, before: &str) -> Vec<Notice> 
     let mut kinds: BTreeMap<String, Vec<Notice>> = BTreeMap::new();
     for n in notices {
         let key = n.episodes.first().map(|(k, _)| k.as_str()).unwrap_or_default();
-        let kind = key.strip_prefix(PUBLISH).unwrap_or(key).split('/').next().unwrap_or_default().to_owned();
-        kinds.entry(kind).or_default().push(n);
+        kinds.entry(kind(key).to_owned()).or_default().push(n);
     }
     let joined = kinds
         .into_iter()
         .flat_map(|(kind, some)| if some.len() < FOLD { some } else { vec![join(&kind, some, before)] });
     joined.collect()
+}
+
+/// What such an episode is one of. Of a store it is no matter who found it.
+fn kind(key: &str) -> &str {
+    let kind = key.split('/').next().unwrap_or_default();
+    kind.strip_prefix(PUBLISH).filter(|k| *k != "refused").unwrap_or(kind)
 }
 
 fn join(kind: &str, some: Vec<Notice>, before: &str) -> Notice {
@@ -87,7 +92,8 @@ fn join(kind: &str, some: Vec<Notice>, before: &str) -> Notice {
     if some.len() > LISTED {
         lines.push(&more);
     }
-    let body = format!("{subject}.\n\n{}\n", lines.join("\n"));
+    let first = some.first().map(|n| n.body.as_str()).unwrap_or_default();
+    let body = format!("{subject}.\n\n{}\n\nThe first of them:\n\n{first}", lines.join("\n"));
     Notice { subject, body, episodes: some.into_iter().flat_map(|n| n.episodes).collect() }
 }
 

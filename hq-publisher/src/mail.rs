@@ -115,43 +115,72 @@ pub fn compose(notice: &Notice, now: Timestamp) -> Mail {
     }
 }
 
-fn refused_key(instance: &Instance) -> String {
-    format!("{}refused/{instance}/", alert::PUBLISH)
+fn refused_key() -> String {
+    format!("{}refused/", alert::PUBLISH)
+}
+
+/// The refusals that are open, with their instances.
+async fn refusals(ledger: &Ledger) -> Result<Vec<(Instance, Episode)>, LedgerError> {
+    let before = refused_key();
+    let of = |e: Episode| Some((e.key.strip_prefix(&before)?.split('/').next()?.parse::<Instance>().ok()?, e));
+    Ok(ledger.open_episodes(&before).await?.into_iter().filter_map(of).collect())
 }
 
 /// The instances of which a refusal is open.
 pub async fn refused_instances(ledger: &Ledger) -> Result<BTreeSet<Instance>, LedgerError> {
-    let before = format!("{}refused/", alert::PUBLISH);
-    let open = ledger.open_episodes(&before).await?;
-    Ok(open.iter().filter_map(|e| e.key.strip_prefix(&before)?.split('/').next()?.parse().ok()).collect())
+    Ok(refusals(ledger).await?.into_iter().map(|(instance, _)| instance).collect())
 }
 
-/// A stream's publish was refused: opens the episode of (instance, reason) and writes its mail,
-/// unless that episode is open. `reason` is a short stable name (`BAD_ROWS`, `SHRINK`, …), `text`
-/// what people read (rows, counts, remedy).
-pub async fn publish_refused(
-    ledger: &Ledger,
-    clock: &dyn Clock,
-    instance: &Instance,
-    reason: &str,
-    text: &str,
-) -> Result<(), LedgerError> {
+/// An instance whose publish was refused.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// Which.
+    pub instance: Instance,
+    /// A short stable name (`BAD_ROWS`, `SHRINK`, …).
+    pub reason: String,
+    /// What people read (rows, counts, remedy).
+    pub text: String,
+}
+
+/// Publishes were refused: opens the episode of each (instance, reason) that is not open. Many of one reason share a
+/// mail: a column that was renamed at the source is one event.
+pub async fn publish_refused(ledger: &Ledger, clock: &dyn Clock, all: &[Refused]) -> Result<(), LedgerError> {
+    if all.is_empty() {
+        return Ok(());
+    }
     let now = clock.now();
-    let subject = format!("Publishing {instance} was refused ({reason})");
-    let body = format!("{subject}.\n\n{text}\n\nThe version before stays in the stores; other streams go on.\n");
-    let notice = Notice { episodes: Vec::new(), subject: subject.clone(), body };
-    let key = format!("{}{}", refused_key(instance), one_line(reason, 40));
-    if ledger.open_episode(&key, &subject, &compose(&notice, now), now).await? {
-        tracing::info!(%key, "mail written");
+    let open = ledger.open_episodes(&refused_key()).await?;
+    let known: BTreeSet<&str> = open.iter().map(|e| e.key.as_str()).collect();
+    let mut begin: BTreeMap<&str, BTreeMap<String, Notice>> = BTreeMap::new();
+    for Refused { instance, reason, text } in all {
+        let key = format!("{}{instance}/{}", refused_key(), one_line(reason, 40));
+        if known.contains(key.as_str()) {
+            continue;
+        }
+        let subject = format!("Publishing {instance} was refused ({reason})");
+        let body = format!("{subject}.\n\n{text}\n\nThe version before stays in the stores; other streams go on.\n");
+        let notice = Notice { episodes: vec![(key.clone(), subject.clone())], subject, body };
+        begin.entry(reason).or_default().entry(key).or_insert(notice);
+    }
+    for n in begin.into_values().flat_map(|some| alert::fold(some.into_values(), "")) {
+        if ledger.open_many(&n.episodes, &compose(&n, now), now).await? {
+            tracing::info!(subject = %n.subject, "mail written");
+        }
     }
     Ok(())
 }
 
-/// A stream was published, or had nothing to do: closes its episodes, with a mail for each.
-pub async fn publish_recovered(ledger: &Ledger, clock: &dyn Clock, instance: &Instance) -> Result<(), LedgerError> {
+/// These were published, or had nothing to do: closes their episodes. Many at once share a mail.
+pub async fn publish_recovered(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    instances: &BTreeSet<Instance>,
+) -> Result<(), LedgerError> {
     let now = clock.now();
-    for episode in ledger.open_episodes(&refused_key(instance)).await? {
-        ledger.close_episode(&episode.key, &compose(&alert::end(&episode, now), now), now).await?;
+    let open = refusals(ledger).await?;
+    let over = open.iter().filter(|(i, _)| instances.contains(i)).map(|(_, e)| alert::end(e, now));
+    for n in alert::fold(over, "Recovered: ") {
+        ledger.close_many(&n.episodes, &compose(&n, now), now).await?;
     }
     Ok(())
 }
@@ -597,8 +626,16 @@ mod tests {
 
     async fn write(l: &Ledger, clock: &TestClock, reasons: &[&str]) {
         for reason in reasons {
-            publish_refused(l, clock, &price(), reason, "x").await.unwrap();
+            publish_refused(l, clock, &[refused(&price(), reason, "x")]).await.unwrap();
         }
+    }
+
+    fn refused(instance: &Instance, reason: &str, text: &str) -> Refused {
+        Refused { instance: instance.clone(), reason: reason.into(), text: text.into() }
+    }
+
+    async fn recovered(l: &Ledger, clock: &TestClock, instance: Instance) {
+        publish_recovered(l, clock, &BTreeSet::from([instance])).await.unwrap();
     }
 
     async fn ledger(dir: &tempfile::TempDir) -> Ledger {
@@ -627,15 +664,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn many_refusals_at_once_share_a_mail_for_each_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"));
+        let zone = |n: usize| format!("price@zone-z{n:03}").parse::<Instance>().unwrap();
+        let many = |reason: &str| (0..300).map(|n| refused(&zone(n), reason, &format!("row {n}"))).collect::<Vec<_>>();
+        let mut all = many("BAD_ROWS");
+        all.push(refused(&price(), "SHRINK", "900 of 1000 rows would go"));
+        for _ in 0..2 {
+            publish_refused(&l, &clock, &all).await.unwrap();
+        }
+        let mails = l.unsent_mails().await.unwrap();
+        let subjects: Vec<&str> = mails.iter().map(|m| m.subject.as_str()).collect();
+        let shrunk = "[Tillcast] Publishing price@zone-east was refused (SHRINK)";
+        assert_eq!(subjects, ["[Tillcast] 300 at once: publish refused", shrunk]);
+        let body = &mails[0].body;
+        assert!(body.contains("Publishing price@zone-z199 was refused (BAD_ROWS)\n… and 100 more"), "{body}");
+        assert!(body.contains("\nThe first of them:\n") && body.contains("\nrow 0\n"), "what is wrong: {body}");
+        assert_eq!(refused_instances(&l).await.unwrap().len(), 301, "each is an episode");
+        publish_recovered(&l, &clock, &(0..298).map(zone).collect()).await.unwrap();
+        assert_eq!(l.unsent_mails().await.unwrap()[2].subject, "[Tillcast] Recovered: 298 at once: publish refused");
+        let left = BTreeSet::from([zone(298), zone(299), price()]);
+        assert_eq!(refused_instances(&l).await.unwrap(), left);
+        publish_recovered(&l, &clock, &left).await.unwrap();
+        assert_eq!((l.unsent_mails().await.unwrap().len(), refused_instances(&l).await.unwrap().len()), (6, 0));
+    }
+
+    #[tokio::test]
     async fn one_mail_for_a_refusal_one_for_its_end() {
         let dir = tempfile::tempdir().unwrap();
         let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::to(&["it"]));
         for _ in 0..3 {
-            publish_refused(&l, &clock, &price(), "BAD_ROWS", "row 7: name is too long").await.unwrap();
+            let long = refused(&price(), "BAD_ROWS", "row 7: name is too long");
+            publish_refused(&l, &clock, &[long]).await.unwrap();
             clock.advance(HOUR);
         }
-        publish_refused(&l, &clock, &price(), "SHRINK", "900 of 1000 rows would go").await.unwrap();
-        publish_recovered(&l, &clock, &"price@all".parse().unwrap()).await.unwrap();
+        let few = refused(&price(), "SHRINK", "900 of 1000 rows would go");
+        publish_refused(&l, &clock, &[few.clone(), few]).await.unwrap();
+        recovered(&l, &clock, "price@all".parse().unwrap()).await;
         assert_eq!(drain(&l, &fake, &clock).await.unwrap(), None);
         assert_eq!(
             fake.subjects(),
@@ -644,8 +710,8 @@ mod tests {
                 "[Tillcast] Publishing price@zone-east was refused (SHRINK)"
             ]
         );
-        publish_recovered(&l, &clock, &price()).await.unwrap();
-        publish_recovered(&l, &clock, &price()).await.unwrap();
+        recovered(&l, &clock, price()).await;
+        recovered(&l, &clock, price()).await;
         drain(&l, &fake, &clock).await.unwrap();
         assert_eq!(fake.subjects().len(), 4);
         assert!(fake.subjects()[2].starts_with("[Tillcast] Recovered: Publishing price@zone-east"));
@@ -721,7 +787,7 @@ mod tests {
         let bad = |mail: &Mail, _: &str| if mail.subject.contains("(BAD") { NotNow } else { Yes };
         fake.now(bad);
         write(&l, &clock, &["BAD", "BADDER", "C"]).await;
-        publish_recovered(&l, &clock, &price()).await.unwrap();
+        recovered(&l, &clock, price()).await;
         drain_for(MINUTE, &l, &fake, &clock).await;
         assert_eq!(fake.taken("it"), "", "the order is kept as long as it may be a hiccup");
         drain_for(20 * MINUTE, &l, &fake, &clock).await;
@@ -743,7 +809,7 @@ mod tests {
         let (l, clock, fake) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), Fake::to(&["it"]));
         fake.now(|_, _| NotNow);
         write(&l, &clock, &["A", "B", "C"]).await;
-        publish_recovered(&l, &clock, &price()).await.unwrap();
+        recovered(&l, &clock, price()).await;
         drain_for(6 * HOUR, &l, &fake, &clock).await;
         assert!(fake.tries() < 350, "{}", fake.tries());
         fake.now(|_, _| Yes);
@@ -768,7 +834,7 @@ mod tests {
         write(&l, &clock, &["A"]).await;
         drain_for(48 * HOUR, &l, &fake, &clock).await;
         fake.now(refused(NotNow));
-        publish_recovered(&l, &clock, &price()).await.unwrap();
+        recovered(&l, &clock, price()).await;
         let before = fake.tries();
         drain_for(MINUTE / 6, &l, &fake, &clock).await;
         assert_eq!(fake.taken("it"), "A -A");

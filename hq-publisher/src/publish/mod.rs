@@ -223,6 +223,7 @@ impl Tools<'_> {
             scratch_dir: scratch,
             packs_dir: packs,
             problems: Mutex::default(),
+            refused: Mutex::default(),
         };
         run.sweep()?;
         Box::pin(run.publish(contracts)).await
@@ -260,6 +261,8 @@ struct Run<'a> {
     scratch_dir: PathBuf,
     packs_dir: PathBuf,
     problems: Mutex<Vec<String>>,
+    /// Refusals that no mail tells of yet.
+    refused: Mutex<Vec<mail::Refused>>,
 }
 
 impl Run<'_> {
@@ -298,10 +301,16 @@ impl Run<'_> {
         let mut settled = Vec::new();
         let wanted: Vec<&Stream> = contracts.streams.iter().filter(|s| self.is_asked(&s.name)).collect();
         self.progress.planned(wanted.iter().map(|s| audiences(s.audience, &stores).len()).sum());
-        for stream in wanted {
-            self.stage_stream(contracts, stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
+        let staged = async {
+            for stream in wanted {
+                self.stage_stream(contracts, stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
+            }
+            self.hold_takers(contracts, &stores, &mut feed, &mut ready, &mut report).await
         }
-        self.hold_takers(contracts, &stores, &mut feed, &mut ready, &mut report).await?;
+        .await;
+        // Also of a run that ends here.
+        self.tell_refused().await?;
+        staged?;
         let drops = feed.close().await;
         self.put_packs(&ready).await?;
         let retired = self.retired_heads(&report).0;
@@ -440,7 +449,7 @@ impl Run<'_> {
                 Err(Stop::Fatal(e)) => return Err(e),
                 Err(Stop::Refused(refusal)) => {
                     refused = true;
-                    self.refuse(&instance, *refusal, feed, &mut entry).await?;
+                    self.refuse(&instance, *refusal, feed, &mut entry);
                 }
             }
             self.progress.finished(&instance, &entry);
@@ -448,7 +457,7 @@ impl Run<'_> {
         }
         for (instance, refusal) in self.guard_moves(contracts, stream, stores, !refused, report).await? {
             refused = true;
-            self.keep_away(instance, refusal, feed, report).await?;
+            self.keep_away(instance, refusal, feed, report);
         }
         if refused {
             for one in ready.drain(first..) {

@@ -81,18 +81,11 @@ impl Run<'_> {
     }
 
     /// Refuses an instance, to which no store goes over then.
-    pub(super) async fn keep_away(
-        &self,
-        instance: Instance,
-        refusal: Refusal,
-        feed: &mut Feed,
-        report: &mut PublishReport,
-    ) -> Result<(), PublishError> {
+    pub(super) fn keep_away(&self, instance: Instance, refusal: Refusal, feed: &mut Feed, report: &mut PublishReport) {
         let mut entry = report.instances.remove(&instance).unwrap_or_default();
         (entry.keeps_away, entry.version) = (true, self.heads.get(&instance).map(|h| h.version));
-        self.refuse(&instance, refusal, feed, &mut entry).await?;
+        self.refuse(&instance, refusal, feed, &mut entry);
         report.instances.insert(instance, entry);
-        Ok(())
     }
 
     /// Instances of streams that the settings lost, or that lose a table by them, each with one of this stream that has a
@@ -219,7 +212,7 @@ impl Run<'_> {
                 if let Some(n) = ready.iter().position(|r| r.instance == instance) {
                     self.unstage(ready.remove(n), report).await?;
                 }
-                self.keep_away(instance, refusal(wait.code, wait.text.clone()), feed, report).await?;
+                self.keep_away(instance, refusal(wait.code, wait.text.clone()), feed, report);
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ use crate::mail;
 use crate::manifests::ManifestsError;
 use proto::clock::Clock;
 use proto::ids::{Instance, StreamName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 /// Files in the inbox that are no drops and are mailed one by one; an exporter may write thousands.
@@ -82,14 +82,8 @@ impl Run<'_> {
         }
     }
 
-    /// Tells of a refusal: in the report, by mail, and to the sender of a drop.
-    pub(super) async fn refuse(
-        &self,
-        instance: &Instance,
-        refusal: Refusal,
-        feed: &mut Feed,
-        entry: &mut InstanceReport,
-    ) -> Result<(), PublishError> {
+    /// Tells of a refusal: in the report, to the sender of a drop, and by mail ([`Run::tell_refused`]).
+    pub(super) fn refuse(&self, instance: &Instance, refusal: Refusal, feed: &mut Feed, entry: &mut InstanceReport) {
         entry.outcome = Outcome::Refused;
         entry.code = Some(refusal.code);
         entry.reason.clone_from(&refusal.text);
@@ -105,9 +99,15 @@ impl Run<'_> {
             drops.rejected.extend(refusal.reject);
         }
         if !self.options.dry_run {
-            mail::publish_refused(self.ledger, self.clock, instance, refusal.code, &text).await?;
+            let refused = mail::Refused { instance: instance.clone(), reason: refusal.code.to_owned(), text };
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).push(refused);
         }
-        Ok(())
+    }
+
+    /// Writes the mails of what was refused up to here; many share one.
+    pub(super) async fn tell_refused(&self) -> Result<(), PublishError> {
+        let refused = std::mem::take(&mut *self.refused.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(mail::publish_refused(self.ledger, self.clock, &refused).await?)
     }
 
     /// Streams that manifests list and the settings do not name, and stores without the zone that they had: both keep what
@@ -197,15 +197,19 @@ impl Run<'_> {
         for drop in done.into_iter().filter(|d| !rejected.contains(&d.file.name.as_str())) {
             self.step(Step::MoveDrop(drop.file.name.clone()), async { drops.inbox.done(drop) }).await?;
         }
+        // A refusal of the instance was mailed already.
+        let is_told = |i: &Instance| report.instances.get(i).is_some_and(|r| r.outcome == Outcome::Refused);
+        let refused = drops.rejected.iter().filter_map(|(drop, reason)| match &drop.what {
+            Ok(What::Table { instance, .. }) if !is_told(instance) => Some(mail::Refused {
+                instance: instance.clone(),
+                reason: "DROP".to_owned(),
+                text: format!("{} was rejected: {reason}", drop.file.name),
+            }),
+            _ => None,
+        });
+        mail::publish_refused(self.ledger, self.clock, &refused.collect::<Vec<_>>()).await?;
         for (drop, reason) in &drops.rejected {
             self.step(Step::MoveDrop(drop.file.name.clone()), async { drops.inbox.reject(drop, reason) }).await?;
-            // A refusal of the instance was mailed already.
-            if let Ok(What::Table { instance, .. }) = &drop.what
-                && report.instances.get(instance).is_none_or(|r| r.outcome != Outcome::Refused)
-            {
-                let text = format!("{} was rejected: {reason}", drop.file.name);
-                mail::publish_refused(self.ledger, self.clock, instance, "DROP", &text).await?;
-            }
         }
         Ok(())
     }
@@ -219,23 +223,15 @@ impl Run<'_> {
         self.sweep()?;
         let rejected =
             |i: &Instance| report.rejected.iter().any(|r| r.name.starts_with(&format!("{}.{}.", i.stream, i.audience)));
-        for (instance, entry) in &report.instances {
-            if entry.is_well() && !rejected(instance) {
-                mail::publish_recovered(self.ledger, self.clock, instance).await?;
-            }
-        }
+        let well = report.instances.iter().filter(|(i, entry)| entry.is_well() && !rejected(i));
+        let mut over: BTreeSet<Instance> = well.map(|(i, _)| i.clone()).collect();
         // What is no instance (any more) ends with the next run that went well without it: a drop of an unknown
         // stream or zone that was not sent again, an audience that is gone.
         let went_well = report.instances.values().any(|e| e.is_well());
-        for instance in mail::refused_instances(self.ledger).await? {
-            if went_well
-                && self.is_asked(&instance.stream)
-                && !report.instances.contains_key(&instance)
-                && !rejected(&instance)
-            {
-                mail::publish_recovered(self.ledger, self.clock, &instance).await?;
-            }
+        let is_gone = |i: &Instance| self.is_asked(&i.stream) && !report.instances.contains_key(i) && !rejected(i);
+        if went_well {
+            over.extend(mail::refused_instances(self.ledger).await?.into_iter().filter(is_gone));
         }
-        Ok(())
+        Ok(mail::publish_recovered(self.ledger, self.clock, &over).await?)
     }
 }

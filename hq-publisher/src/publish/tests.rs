@@ -427,6 +427,34 @@ async fn more_rows_than_readers_take_stop_their_stream_only() {
     assert_eq!(outcome(&r, "price@zone-east"), Outcome::Published);
 }
 
+/// One mistake at the source is one event, be the zones hundreds.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_many_zones_share_a_mail_and_so_do_their_ends() {
+    let w = World::new().await;
+    for n in 0..10 {
+        w.sql(&format!(
+            "INSERT INTO store VALUES ('x{n}', 'z{n}', NULL); INSERT INTO price VALUES ('z{n}', 'sku1', 1);
+             INSERT INTO deal VALUES ('z{n}', 1, 'sku1')"
+        ));
+    }
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails = async || ledger.unsent_mails().await.unwrap();
+    w.sql("UPDATE price SET cents = NULL WHERE sku = 'sku1'");
+    for _ in 0..2 {
+        let r = w.publish().await;
+        assert!((0..10).all(|n| outcome(&r, &format!("price@zone-z{n}")) == Outcome::Refused), "{:?}", r.lines());
+        let told = mails().await;
+        assert_eq!((told.len(), told[0].subject.as_str()), (1, "[Tillcast] 12 at once: publish refused"));
+        let named = |text: &str| told[0].body.contains(text);
+        assert!(named("Publishing price@zone-z9 was refused (BAD_ROWS)") && named("sku1"), "{told:?}");
+    }
+    w.sql("UPDATE price SET cents = 5 WHERE sku = 'sku1'");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    let told: Vec<String> = mails().await.into_iter().skip(1).map(|m| m.subject).collect();
+    assert_eq!(told, ["[Tillcast] Recovered: 12 at once: publish refused"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_table_or_column_is_named_and_others_go_on() {
     let w = World::new().await;
