@@ -32,7 +32,7 @@ fn of_cause(e: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
         .or_else(|| e.is::<KeysError>().then_some(KEYS))
 }
 
-const CONFIG: &str = "CONFIG";
+pub(crate) const CONFIG: &str = "CONFIG";
 const LEDGER: &str = "LEDGER";
 const BUCKET: &str = "BUCKET";
 const KEYS: &str = "KEYS";
@@ -42,7 +42,7 @@ const OVERTAKEN: &str = "OVERTAKEN";
 /// This machine: its disk, its memory, its SQLite.
 const MACHINE: &str = "MACHINE";
 
-fn publish(e: &PublishError) -> &'static str {
+pub(crate) fn publish(e: &PublishError) -> &'static str {
     match e {
         PublishError::Config(_) => CONFIG,
         PublishError::LeaseHeld { .. } => "LEASE_HELD",

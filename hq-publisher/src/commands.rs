@@ -1,6 +1,6 @@
 //! What each command does, from settings to exit code. Reports go to stdout, everything else to stderr.
 
-use crate::bucket::{Bucket, Buckets};
+use crate::bucket::Buckets;
 use crate::carry;
 use crate::cli::{Cli, Command, Publish, TrustCommand};
 use crate::code;
@@ -10,7 +10,7 @@ use crate::enrol::{Desk, EnrolError, TrustReport};
 use crate::hooks::Post;
 use crate::ledger::Ledger;
 use crate::progress::Shown;
-use crate::publish::{self, PublishError, PublishOptions, Quiet, contracts};
+use crate::publish::{self, PublishOptions, Quiet, contracts};
 use crate::status;
 use crate::verify;
 use crate::web;
@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use clap::CommandFactory;
 use proto::cli::{Exit, print_json, print_line, shutdown_signal};
 use proto::clock::{Clock, SystemClock};
-use proto::config::{ConfigError, Loaded, environment};
+use proto::config::{Loaded, environment};
 use proto::ids::{DeviceId, StoreId};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -61,10 +61,7 @@ pub async fn run(cli: &Cli) -> anyhow::Result<Exit> {
 
 /// How an error ends the process.
 pub fn exit_of(e: &anyhow::Error) -> Exit {
-    let usage = e.is::<ConfigError>()
-        || e.downcast_ref::<PublishError>().is_some_and(|e| e.exit_code() == Exit::Usage.code())
-        || matches!(e.downcast_ref::<web::ServeError>(), Some(web::ServeError::Config(_)));
-    if usage { Exit::Usage } else { Exit::Failed }
+    if code::of(e) == code::CONFIG { Exit::Usage } else { Exit::Failed }
 }
 
 /// `init` where no settings are: writes commented ones to edit. Whether it did.
@@ -324,11 +321,7 @@ impl Shop<'_> {
     }
 
     fn check_config(&self, loaded: &Loaded<Config>) -> anyhow::Result<Exit> {
-        let contracts = contracts::load(self.config)?;
-        Post::new(self.config)?;
-        for url in &self.config.objects.urls {
-            Bucket::open(url, &self.config.objects).map_err(|e| ConfigError(e.to_string()))?;
-        }
+        let contracts = contracts::check(self.config)?;
         if self.json {
             print_json(self.config);
         } else {

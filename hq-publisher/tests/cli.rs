@@ -58,6 +58,37 @@ fn a_failure_as_a_whole_is_json_for_who_asks_for_it() {
 }
 
 #[test]
+fn a_wrong_url_or_address_is_a_matter_of_the_settings_in_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    settings(dir.path(), 0);
+    assert_eq!(run(dir.path(), &["init"]).0, 0);
+    let right = fs::read_to_string(dir.path().join("hq.toml")).unwrap();
+    let mail = "[mail]\nsmtp = \"smtp://127.0.0.1:1\"\nto = [\"it@example.com\"]\nfrom = \"no address\"\n[publish]";
+    let all: &[&[&str]] =
+        &[&["check-config"], &["publish"], &["publish", "--dry-run"], &["enroll", "0421"], &["verify"]];
+    for (was, wrong, told, commands) in [
+        ("file:objects", "file:///srv/a?b", "objects.urls", all),
+        ("file:objects", "s3:///prefix", "objects.urls", all),
+        ("sqlite:hq.db", "postgres://h:port/d", "source.url", &all[..4]),
+        ("[publish]", mail, "mail.from", &all[..3]),
+    ] {
+        fs::write(dir.path().join("hq.toml"), right.replace(was, wrong)).unwrap();
+        for args in commands {
+            let (exit, stdout, stderr) = run(dir.path(), &[*args, &["--json"][..]].concat());
+            assert_eq!(exit, 2, "{wrong} {args:?}: {stdout}{stderr}");
+            let answer: Value = serde_json::from_str(&stdout).unwrap();
+            assert_eq!(answer["code"], "CONFIG", "{wrong} {args:?}: {answer}");
+            assert!(answer["error"].as_str().unwrap().contains(told), "{wrong} {args:?}: {answer}");
+        }
+    }
+    // A timer reads no exit codes.
+    fs::write(dir.path().join("hq.toml"), right).unwrap();
+    let (_, status, _) = run(dir.path(), &["status", "--json"]);
+    let waits = serde_json::from_str::<Value>(&status).unwrap()["outbox"].to_string();
+    assert!(waits.contains("publish failed"), "{waits}");
+}
+
+#[test]
 fn who_is_revoked_already_is_said_to_be() {
     let dir = tempfile::tempdir().unwrap();
     settings(dir.path(), 0);

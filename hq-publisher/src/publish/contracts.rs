@@ -1,7 +1,9 @@
 //! Streams as configured, with their contracts and queries understood: every mistake that can be
 //! found without a connection is found here, before anything is touched.
 
+use crate::bucket::Bucket;
 use crate::config::{AudienceKind, Config, StreamConfig};
+use crate::hooks::Post;
 use crate::source_db::query::{Dialect, Query};
 use crate::source_db::{self, parse_query};
 use proto::config::ConfigError;
@@ -57,6 +59,17 @@ pub fn load(config: &Config) -> Result<Contracts, ConfigError> {
         _ => None,
     };
     Ok(Contracts { streams, stores })
+}
+
+/// The same, where the URLs and addresses of the settings can be read as well.
+pub fn check(config: &Config) -> Result<Contracts, ConfigError> {
+    let contracts = load(config)?;
+    source_db::check_url(&config.source)?;
+    for url in &config.objects.urls {
+        Bucket::open(url, &config.objects).map_err(|e| ConfigError(e.to_string()))?;
+    }
+    Post::new(config)?;
+    Ok(contracts)
 }
 
 fn stream(config: &Config, s: &StreamConfig, dialect: Option<Dialect>) -> Result<Stream, ConfigError> {

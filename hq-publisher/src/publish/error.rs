@@ -60,7 +60,7 @@ pub enum PublishError {
 impl PublishError {
     /// 2 for settings, else 1.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, PublishError::Config(_)) { 2 } else { 1 }
+        if crate::code::publish(self) == crate::code::CONFIG { 2 } else { 1 }
     }
 }
 

@@ -92,7 +92,7 @@ pub async fn run(
         // Nobody's timer: whoever types it reads it.
         return Err(ConfigError(format!("--stream {s}: there is no such stream in the settings")).into());
     }
-    let contracts = match contracts::load(config) {
+    let contracts = match contracts::check(config) {
         Ok(contracts) => contracts,
         Err(e) if options.dry_run => return Err(e.into()),
         Err(e) => {

@@ -18,6 +18,7 @@ use crate::source::{
 use drivers::{Fields, Session};
 use futures_util::{FutureExt, TryStreamExt};
 use jiff::tz::Offset;
+use proto::config::ConfigError;
 use proto::ids::{StoreId, Zone};
 use proto::schema::Table;
 use proto::value::{ColumnType, Value};
@@ -106,6 +107,16 @@ pub fn dialect(kind: &SourceKind) -> Option<Dialect> {
         SourceKind::MySql(_) => Some(Dialect::MySql),
         SourceKind::Inbox(_) => None,
     }
+}
+
+/// Whether the source's URL can be read; connects to nothing.
+pub fn check_url(config: &SourceConfig) -> Result<(), ConfigError> {
+    match config.kind()? {
+        SourceKind::Postgres(url) => PgConnectOptions::from_str(&url).map(drop),
+        SourceKind::MySql(url) => MySqlConnectOptions::from_str(&url).map(drop),
+        SourceKind::Sqlite(_) | SourceKind::Inbox(_) => Ok(()),
+    }
+    .map_err(|e| ConfigError(format!("source.url: {e}")))
 }
 
 enum Link {
