@@ -252,8 +252,9 @@ impl Receipts {
     /// Those that were read back.
     pub async fn read(ledger: &Ledger, limits: &Limits) -> Result<Receipts, LedgerError> {
         let read = |row: ReceiptRow| {
-            let receipt = dsse::peek(row.envelope.as_bytes(), limits.manifest_bytes).ok()?;
-            Some((row.store, receipt))
+            let receipt: Receipt = dsse::peek(row.envelope.as_bytes(), limits.manifest_bytes).ok()?;
+            let time = receipt.time.min(row.recorded_at);
+            Some((row.store, Receipt { time, ..receipt }))
         };
         Ok(Receipts(ledger.last_receipts().await?.into_iter().filter_map(read).collect()))
     }

@@ -6,15 +6,20 @@ use crate::config::Config;
 use crate::enrol::Desk;
 use crate::publish::{self, PublishOptions, Quiet};
 use crate::{status, verify};
-use proto::clock::TestClock;
+use proto::clock::{TestClock, after, before};
+use proto::keys::SecretKey;
 use proto::trust::EnrolCode;
+use proto::wire::Heartbeat;
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 struct World {
     dir: tempfile::TempDir,
     config: Config,
-    clock: Arc<dyn Clock>,
+    clock: Arc<TestClock>,
 }
 
 impl World {
@@ -41,8 +46,42 @@ impl World {
         Desk::open(&self.config, self.clock.as_ref(), false).await.unwrap()
     }
     async fn publish(&self) {
-        let report = publish::run(&self.config, &PublishOptions::default(), &self.clock, &Quiet, &Quiet).await.unwrap();
+        let report = self.try_publish().await;
         assert_eq!(report.exit_code(), 0, "{report:?}");
+    }
+    async fn try_publish(&self) -> publish::PublishReport {
+        let clock: Arc<dyn Clock> = self.clock.clone();
+        publish::run(&self.config, &PublishOptions::default(), &clock, &Quiet, &Quiet).await.unwrap()
+    }
+    /// Enrols the store's relay; its key.
+    async fn enrol(&self) -> SecretKey {
+        let code = self.desk().await.enroll(&"0421".parse().unwrap()).await.unwrap();
+        EnrolCode::from_text(&code.code, self.clock.now()).unwrap().key().unwrap()
+    }
+    /// What the store's relay says now, with all that is published.
+    async fn up_to_date(&self) -> Receipt {
+        let price: Instance = "price@zone-east".parse().unwrap();
+        let head = self.desk().await.ledger.head(&price).await.unwrap().unwrap();
+        Receipt {
+            format: 1,
+            store: "0421".parse().unwrap(),
+            serial: Some(2),
+            versions: BTreeMap::from([(price.clone(), head.version)]),
+            digests: BTreeMap::from([(price, head.digests)]),
+            time: self.clock.now(),
+            refusals: Vec::new(),
+        }
+    }
+    /// Reads a receipt back.
+    async fn read_back(&self, r: &Receipt, by: &SecretKey) -> ReceiptLine {
+        let file = self.dir.path().join("receipt.json");
+        fs::write(&file, r.seal(by).unwrap()).unwrap();
+        receipt(&self.desk().await.ledger, &file, &self.config.limits, self.clock.as_ref()).await.unwrap()
+    }
+    /// What whoever looks is told of the store.
+    async fn shown(&self) -> Vec<String> {
+        let report = status::report(&self.config, &self.desk().await.ledger, self.clock.as_ref()).await.unwrap();
+        report.lines().into_iter().filter(|l| l.starts_with("store 0421")).collect()
     }
     fn change(&self, sql: &str) {
         rusqlite::Connection::open(self.dir.path().join("hq.db")).unwrap().execute_batch(sql).unwrap();
@@ -109,55 +148,83 @@ async fn an_export_is_the_bucket_as_the_store_sees_it() {
 async fn the_first_contract_takes_no_price_of_zero() {
     let w = World::new().await;
     w.change("UPDATE price SET price_cents = 0 WHERE sku = 'a'");
-    let report = publish::run(&w.config, &PublishOptions::default(), &w.clock, &Quiet, &Quiet).await.unwrap();
+    let report = w.try_publish().await;
     assert_eq!((report.exit_code(), report.instances.values().next().unwrap().bad_rows), (1, 1), "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn receipts_are_verified_recorded_and_compared() {
     let w = World::new().await;
-    let code = w.desk().await.enroll(&"0421".parse().unwrap()).await.unwrap();
-    let key = EnrolCode::from_text(&code.code, w.clock.now()).unwrap().key().unwrap();
+    let (key, good) = (w.enrol().await, w.up_to_date().await);
     let price: Instance = "price@zone-east".parse().unwrap();
-    let head = w.desk().await.ledger.head(&price).await.unwrap().unwrap();
-    let good = Receipt {
-        format: 1,
-        store: "0421".parse().unwrap(),
-        serial: Some(2),
-        versions: BTreeMap::from([(price.clone(), head.version)]),
-        digests: BTreeMap::from([(price.clone(), head.digests.clone())]),
-        time: w.clock.now(),
-        refusals: Vec::new(),
-    };
-    let line = async |r: &Receipt, by: &proto::keys::SecretKey| {
-        let file = w.dir.path().join("receipt.json");
-        fs::write(&file, r.seal(by).unwrap()).unwrap();
-        receipt(&w.desk().await.ledger, &file, &w.config.limits, w.clock.as_ref()).await.unwrap()
-    };
-    let l = line(&good, &key).await;
+    let l = w.read_back(&good, &key).await;
     assert_eq!((l.refused, l.behind.len(), l.differ.len()), (None, 0, 0));
-    assert!(line(&good, &key).await.refused.is_none(), "twice is fine");
+    assert!(w.read_back(&good, &key).await.refused.is_none(), "twice is fine");
     let none = Receipt { versions: BTreeMap::new(), ..good.clone() };
-    assert_eq!(line(&none, &key).await.behind[&price], (None, head.version));
+    assert_eq!(w.read_back(&none, &key).await.behind[&price], (None, good.versions[&price]));
     let other = Receipt { digests: BTreeMap::from([(price.clone(), BTreeMap::new())]), ..good.clone() };
-    assert_eq!(line(&other, &key).await.differ, [price]);
-    let stranger = proto::keys::SecretKey::from_seed([9; 32]);
-    assert!(line(&good, &stranger).await.refused.is_some());
+    assert_eq!(w.read_back(&other, &key).await.differ, [price]);
+    let stranger = SecretKey::from_seed([9; 32]);
+    assert!(w.read_back(&good, &stranger).await.refused.is_some());
     let unknown = Receipt { store: "0422".parse().unwrap(), ..good.clone() };
-    assert!(line(&unknown, &key).await.refused.unwrap().contains("no enrolled relay"));
+    assert!(w.read_back(&unknown, &key).await.refused.unwrap().contains("no enrolled relay"));
     // Whoever looks knows it by that, as of its time, until another machine is the relay.
-    let shown = async || {
-        let report = status::report(&w.config, &w.desk().await.ledger, w.clock.as_ref()).await.unwrap();
-        report.lines().into_iter().filter(|l| l.starts_with("store 0421")).collect::<Vec<_>>()
-    };
-    let later = |s| proto::clock::after(w.clock.now(), std::time::Duration::from_secs(s));
-    line(&Receipt { time: later(60), ..none.clone() }, &key).await;
-    assert_eq!(shown().await, ["store 0421: behind in price@zone-east (by stick, 2026-01-01T00:01:00Z)"]);
-    line(&Receipt { time: later(120), ..good.clone() }, &key).await;
-    assert_eq!(shown().await, ["store 0421: up to date (by stick, 2026-01-01T00:02:00Z)"]);
+    w.clock.advance(MINUTE);
+    w.read_back(&Receipt { time: w.clock.now(), ..none }, &key).await;
+    assert_eq!(w.shown().await, ["store 0421: behind in price@zone-east (by stick, 2026-01-01T00:01:00Z)"]);
+    w.clock.advance(MINUTE);
+    w.read_back(&Receipt { time: w.clock.now(), ..good.clone() }, &key).await;
+    assert_eq!(w.shown().await, ["store 0421: up to date (by stick, 2026-01-01T00:02:00Z)"]);
     w.desk().await.revoke(&"0421".parse().unwrap()).await.unwrap();
-    assert_eq!(shown().await, [""; 0]);
-    assert!(line(&good, &key).await.refused.unwrap().contains("revoked"));
+    assert_eq!(w.shown().await, [""; 0]);
+    assert!(w.read_back(&good, &key).await.refused.unwrap().contains("revoked"));
+}
+
+/// Ten years ahead: what comes when the clock is right again counts, be it a receipt, a heartbeat, or a machine in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_by_a_clock_that_was_ahead_gives_way_to_what_comes_later() {
+    let w = World::new().await;
+    let (key, good) = (w.enrol().await, w.up_to_date().await);
+    let none = Receipt { versions: BTreeMap::new(), ..good.clone() };
+    let ahead = Receipt { time: after(w.clock.now(), 60 * 24 * 3650 * MINUTE), ..none.clone() };
+    w.read_back(&ahead, &key).await;
+    assert_eq!(w.shown().await, ["store 0421: behind in price@zone-east (by stick, 2026-01-01T00:00:00Z)"]);
+    // As it was written, not as it was read back, where both are of one second.
+    w.read_back(&Receipt { time: after(ahead.time, MINUTE), ..good.clone() }, &key).await;
+    w.read_back(&Receipt { time: after(ahead.time, MINUTE / 2), ..none.clone() }, &key).await;
+    assert_eq!(w.shown().await, ["store 0421: up to date (by stick, 2026-01-01T00:00:00Z)"]);
+    w.clock.advance(MINUTE);
+    w.read_back(&Receipt { time: w.clock.now(), ..good.clone() }, &key).await;
+    assert_eq!(w.shown().await, ["store 0421: up to date (by stick, 2026-01-01T00:01:00Z)"]);
+    w.clock.advance(MINUTE);
+    w.read_back(&ahead, &key).await;
+    assert_eq!(w.shown().await, ["store 0421: up to date (by stick, 2026-01-01T00:01:00Z)"], "replayed");
+
+    w.read_back(&Receipt { time: after(ahead.time, 2 * MINUTE), ..none }, &key).await;
+    assert_eq!(w.shown().await, ["store 0421: behind in price@zone-east (by stick, 2026-01-01T00:02:00Z)"]);
+    let receipts = Receipts::read(&w.desk().await.ledger, &w.config.limits).await.unwrap();
+    let relay: DeviceId = "0421".parse().unwrap();
+    let at = |sent_at| DeviceView {
+        id: &relay,
+        silent_for: None,
+        watched_for: MINUTE,
+        stuck_for: None,
+        late_for: None,
+        is_double: false,
+        beat: Some(Arc::new(Heartbeat { sent_at, ..Heartbeat::plain(relay.clone(), 1) })),
+    };
+    assert!(receipts.newest_word(&at(before(w.clock.now(), MINUTE))).is_some());
+    assert!(receipts.newest_word(&at(w.clock.now())).is_none(), "sent since");
+
+    w.clock.advance(MINUTE);
+    let new = w.enrol().await;
+    assert_eq!(
+        w.shown().await,
+        ["store 0421: behind in price@zone-east"],
+        "another machine, of which nothing is known"
+    );
+    w.read_back(&Receipt { time: Timestamp::UNIX_EPOCH, ..good }, &new).await;
+    assert_eq!(w.shown().await, ["store 0421: up to date (by stick, 1970-01-01T00:00:00Z)"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
