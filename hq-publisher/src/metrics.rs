@@ -1,10 +1,13 @@
 //! Numbers for Prometheus, made at each scrape from what `serve` knows.
 
+use crate::carry::Receipts;
+use crate::config::StreamConfig;
 use crate::fleet::DeviceView;
-use crate::ledger::{Head, StoreRow};
+use crate::ledger::{Head, StoreRow, StoreSeen};
+use crate::status::{behind, is_behind};
 use prometheus::{Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
-use proto::ids::{DeviceId, Instance};
-use std::collections::BTreeMap;
+use proto::ids::{DeviceId, Instance, StoreId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What `serve` counts.
@@ -37,6 +40,10 @@ pub struct Scrape<'a> {
     pub devices: &'a [DeviceView<'a>],
     /// Heads.
     pub heads: &'a BTreeMap<Instance, Head>,
+    /// Streams of the settings.
+    pub streams: &'a [StreamConfig],
+    /// What relays told by stick.
+    pub receipts: &'a Receipts,
     /// Mails that wait.
     pub mails: usize,
     /// Episodes that are open.
@@ -96,12 +103,7 @@ impl Metrics {
         self.count_devices(s);
         self.version.reset();
         self.behind.reset();
-        let mut late: BTreeMap<&Instance, usize> = BTreeMap::new();
-        for (instance, report) in s.devices.iter().filter_map(|d| d.beat.as_ref()).flat_map(|b| &b.streams) {
-            if s.heads.get(instance).is_some_and(|h| report.version.is_none_or(|v| v < h.version)) {
-                *late.entry(instance).or_default() += 1;
-            }
-        }
+        let late = count_behind(s);
         for (instance, head) in s.heads {
             let labels = [instance.stream.to_string(), instance.audience.to_string()];
             self.version.with_label_values(&labels).set(head.version.as_i64());
@@ -133,6 +135,25 @@ impl Metrics {
     }
 }
 
+/// How many devices are behind in each instance.
+fn count_behind(s: &Scrape<'_>) -> BTreeMap<Instance, usize> {
+    let stores: BTreeMap<&StoreId, &StoreSeen> = s.stores.iter().map(|r| (&r.seen.id, &r.seen)).collect();
+    let mut late: BTreeMap<Instance, usize> = BTreeMap::new();
+    for d in s.devices {
+        let Some(held) = s.receipts.held(d) else { continue };
+        let named = held.keys().filter(|i| is_behind(s.heads, &held, i)).map(|i| (*i).clone());
+        let mut all: BTreeSet<Instance> = named.collect();
+        // What never came is not named.
+        if let Some(store) = stores.get(d.id.store()) {
+            all.extend(behind(s.streams, s.heads, store, &held));
+        }
+        for instance in all {
+            *late.entry(instance).or_default() += 1;
+        }
+    }
+    late
+}
+
 fn number(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
@@ -148,7 +169,6 @@ fn resident_bytes() -> i64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn every_figure_is_documented() {
@@ -157,6 +177,8 @@ mod tests {
             stores: &[],
             devices: &[],
             heads: &BTreeMap::new(),
+            streams: &[],
+            receipts: &Receipts::default(),
             mails: 0,
             episodes: 0,
             store_silent: Duration::ZERO,

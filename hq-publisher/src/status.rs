@@ -1,10 +1,10 @@
 //! `status`: how streams, stores, devices and mails stand. Reads the ledger, changes nothing.
 
 use crate::carry::Receipts;
-use crate::config::Config;
+use crate::config::{Config, StreamConfig};
 use crate::fleet::{self, DeviceView, Digests, Fleet, long};
 use crate::intake;
-use crate::ledger::{Ledger, LedgerError, State, StoreRow};
+use crate::ledger::{Head, Ledger, LedgerError, State, StoreRow, StoreSeen};
 use crate::manifests::{followed, lost, newest_trust};
 use crate::some::some;
 use proto::clock::{Clock, Timestamp, after};
@@ -154,7 +154,7 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
     for instance in lines.iter().flat_map(|s| &s.behind) {
         *late.entry(instance).or_default() += 1;
     }
-    let stream = |(i, h): (&Instance, &crate::ledger::Head)| {
+    let stream = |(i, h): (&Instance, &Head)| {
         let behind = late.get(i).copied().unwrap_or(0);
         let line = StreamLine {
             version: h.version,
@@ -204,15 +204,9 @@ fn store_line(
     s: &StoreRow,
     relay: Option<&DeviceView<'_>>,
     receipts: &Receipts,
-    heads: &BTreeMap<Instance, crate::ledger::Head>,
+    heads: &BTreeMap<Instance, Head>,
 ) -> StoreLine {
     let all = relay.and_then(|r| receipts.held(r)).unwrap_or_default();
-    let late = |i: &Instance| {
-        let held = all.get(i).copied().flatten();
-        heads.get(i).is_some_and(|h| held.is_none_or(|v| v < h.version))
-    };
-    // Without a relay nobody says what the store has.
-    let follows = config.streams.iter().filter_map(|c| followed(&c.name, c.audience, &s.seen));
     StoreLine {
         id: s.seen.id.clone(),
         zone: s.seen.zone.as_ref().map(ToString::to_string),
@@ -221,9 +215,27 @@ fn store_line(
         put: s.put_serial >= s.serial,
         expires_at: s.expires_at,
         vanished_at: s.vanished_at,
-        behind: if relay.is_some() { follows.filter(late).collect() } else { Vec::new() },
+        // Without a relay nobody says what the store has.
+        behind: if relay.is_some() { behind(&config.streams, heads, &s.seen, &all) } else { Vec::new() },
         by_stick: relay.and_then(|r| receipts.newest_word(r)).map(|r| r.time),
     }
+}
+
+/// Whether whoever holds these does not have the newest version of an instance.
+pub fn is_behind(heads: &BTreeMap<Instance, Head>, held: &BTreeMap<&Instance, Option<Version>>, i: &Instance) -> bool {
+    let held = held.get(i).copied().flatten();
+    heads.get(i).is_some_and(|h| held.is_none_or(|v| v < h.version))
+}
+
+/// The instances that a store follows of which that is so.
+pub fn behind(
+    streams: &[StreamConfig],
+    heads: &BTreeMap<Instance, Head>,
+    store: &StoreSeen,
+    held: &BTreeMap<&Instance, Option<Version>>,
+) -> Vec<Instance> {
+    let follows = streams.iter().filter_map(|c| followed(&c.name, c.audience, store));
+    follows.filter(|i| is_behind(heads, held, i)).collect()
 }
 
 fn device_line(v: &DeviceView<'_>) -> DeviceLine {

@@ -9,6 +9,7 @@ mod tests;
 pub mod ticks;
 mod wake;
 
+use crate::carry::Receipts;
 use crate::config::Config;
 use crate::hooks::Post;
 use crate::intake::{Intake, Taken};
@@ -346,6 +347,8 @@ async fn scrape(app: &App) -> Result<Vec<u8>, ServeError> {
         stores: &app.ledger.stores().await?,
         devices: &devices,
         heads: &app.ledger.heads().await?,
+        streams: &app.config.streams,
+        receipts: &Receipts::read(&app.ledger, &app.config.limits).await?,
         mails: app.ledger.unsent_mails().await?.len(),
         episodes: app.ledger.open_episodes("").await?.len(),
         store_silent: app.config.alerts.store_silent.0,

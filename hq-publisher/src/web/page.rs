@@ -6,14 +6,14 @@ use crate::carry::Receipts;
 use crate::fleet::{DeviceView, long};
 use crate::ledger::{Episode, Head, LedgerError, StoreRow};
 use crate::mail::one_line;
-use crate::manifests::followed;
+use crate::status::behind;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::response::{IntoResponse, Response};
 use maud::{DOCTYPE, Markup, html};
 use proto::clock::{Timestamp, since};
-use proto::ids::{DeviceId, Instance, StoreId, Version};
+use proto::ids::{DeviceId, Instance, StoreId};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -188,7 +188,7 @@ fn device(v: &View<'_>, s: &StoreRow, d: &DeviceView<'_>) -> Markup {
         DeviceId::Register(_) => ("register", v.app.config.alerts.register_silent.0),
     };
     let held = v.receipts.held(d);
-    let behind = held.as_ref().map_or_else(Vec::new, |held| behind(v, s, held));
+    let behind = held.as_ref().map_or_else(Vec::new, |held| behind(&v.app.config.streams, &v.heads, &s.seen, held));
     let errors = d.beat.as_ref().map_or(&[][..], |beat| &beat.errors);
     html! {
         td { (d.id) " " span.meta { (role) } }
@@ -209,14 +209,4 @@ fn device(v: &View<'_>, s: &StoreRow, d: &DeviceView<'_>) -> Markup {
             }
         }
     }
-}
-
-/// The instances of its store that a device does not have at the newest version.
-fn behind(v: &View<'_>, s: &StoreRow, held: &BTreeMap<&Instance, Option<Version>>) -> Vec<Instance> {
-    let wanted = v.app.config.streams.iter().filter_map(|c| followed(&c.name, c.audience, &s.seen));
-    let late = |i: &Instance| {
-        let held = held.get(i).copied().flatten();
-        v.heads.get(i).is_some_and(|h| held.is_none_or(|held| held < h.version))
-    };
-    wanted.filter(late).collect()
 }

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use super::*;
+use crate::config::{AudienceKind, StreamConfig};
 use crate::ledger::{
     Acquired, Adopted, Head, Made, NewManifest, News, ReceiptRow, SignStore, StoreSeen, TakenOver, WasPut, Which,
 };
@@ -298,6 +299,34 @@ async fn a_store_that_lives_on_sticks_is_shown_by_its_last_receipt() {
     w.beat(&beat, &key(1)).await;
     let (_, page) = w.get("/").await;
     assert!(!told.iter().any(|t| page.contains(t)), "{page}");
+}
+
+/// One that never got a new stream, or that of its new zone, names nothing of it.
+#[tokio::test]
+async fn who_never_got_a_stream_is_counted_as_behind() {
+    let mut w = World::new().await;
+    let mut config = w.app.config.clone();
+    let (name, schema) = ("price".parse().unwrap(), "price.sql".into());
+    config.streams.push(StreamConfig { name, audience: AudienceKind::Zone, schema, tables: Vec::new() });
+    let (stop, stopping) = watch::channel(false);
+    w.app = App::open(&config, w.clock.clone(), stopping).await.unwrap();
+    w.stop = stop;
+    w.adopt("price@zone-east").await;
+    let behind = async || {
+        let (_, text) = w.get("/metrics").await;
+        let line = text.lines().find(|l| l.starts_with("tillcast_devices_behind{")).unwrap();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    assert_eq!(behind().await, "0", "nobody was heard");
+    w.beat(&heartbeat("1", 1), &key(1)).await;
+    w.beat(&heartbeat("1-1", 1), &key(2)).await;
+    assert_eq!(behind().await, "2");
+    let mut beat = heartbeat("1", 2);
+    let version = Some(proto::ids::Version::FIRST);
+    let report = StreamReport { version, schema: None, digests: BTreeMap::new(), state: StreamState::Ok };
+    beat.streams.insert("price@zone-east".parse().unwrap(), report);
+    w.beat(&beat, &key(1)).await;
+    assert_eq!(behind().await, "1");
 }
 
 #[tokio::test]
