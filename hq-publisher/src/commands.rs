@@ -77,12 +77,18 @@ fn write_settings(cli: &Cli) -> anyhow::Result<bool> {
     let dir = path.parent().unwrap_or(Path::new(""));
     let schema = dir.join("schema");
     proto::shelf::create_dir(&schema)?;
-    let _ = proto::shelf::write_new(&schema.join("price.sql"), include_bytes!("init/price.sql"))?;
+    let contract = schema.join("price.sql");
+    let _ = proto::shelf::write_new(&contract, include_bytes!("init/price.sql"))?;
     let _ = proto::shelf::write_new(path, include_bytes!("init/hq.toml"))?;
-    print_line(format_args!("wrote {} and {}", path.display(), schema.join("price.sql").display()));
-    print_line(
-        "edit them to fit your database, try them with `hq-publisher check-config`, then run `hq-publisher init` again",
-    );
+    let files = [path, contract.as_path()].map(|file| file.display().to_string());
+    let next =
+        "edit them to fit your database, try them with `hq-publisher check-config`, then run `hq-publisher init` again";
+    if cli.common.json {
+        print_json(&serde_json::json!({ "outcome": "settings written", "files": files, "next": next }));
+    } else {
+        print_line(format_args!("wrote {}", files.join(" and ")));
+        print_line(next);
+    }
     Ok(true)
 }
 

@@ -89,6 +89,23 @@ fn a_wrong_url_or_address_is_a_matter_of_the_settings_in_every_command() {
 }
 
 #[test]
+fn init_tells_a_script_what_it_wrote_and_what_it_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let init = |at: &Path| {
+        let (exit, stdout, stderr) = run(at, &["init", "--json"]);
+        assert_eq!(exit, 0, "{stdout}{stderr}");
+        serde_json::from_str::<Value>(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout}"))
+    };
+    let told = init(dir.path());
+    assert_eq!(told["outcome"], "settings written");
+    for file in told["files"].as_array().unwrap() {
+        assert!(dir.path().join(file.as_str().unwrap()).is_file(), "{told}");
+    }
+    settings(dir.path(), 0);
+    assert_eq!((&init(dir.path())["outcome"], &init(dir.path())["outcome"]), (&"made".into(), &"found".into()));
+}
+
+#[test]
 fn who_is_revoked_already_is_said_to_be() {
     let dir = tempfile::tempdir().unwrap();
     settings(dir.path(), 0);
