@@ -714,6 +714,18 @@ mod tests {
     }
 
     #[test]
+    fn each_mail_of_a_fault_has_its_row_in_the_readme() {
+        let (readme, id) = (include_str!("../../README.md"), "1-1".parse().unwrap());
+        let of_streams = ["PACK_IN_ERROR", "PACK_MISSING", "STREAM_REFUSED", "DRIFT"].map(|c| (c, Some("price@all")));
+        let of_devices = ["DISK_FULL", "HALTED", "POWER_UNSTABLE", "CRASH_LOOP", "LOG_STUCK"].map(|c| (c, None));
+        for (code, instance) in of_streams.into_iter().chain(of_devices) {
+            let (_, subject, _) = told_fault(&id, &fault(code, instance)).unwrap();
+            let row = format!("*{}*", subject.replace(instance.unwrap_or("1-1"), "…"));
+            assert!(readme.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn a_version_above_the_newest_was_not_published_here() {
         let published = |known: &[u64], unknown: u64| {
             let known = known.iter().map(|v| (Version::try_from(*v).unwrap(), Some(digests("0"))));
