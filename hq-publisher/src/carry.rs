@@ -254,9 +254,12 @@ impl Receipts {
         let read = |row: ReceiptRow| {
             let receipt: Receipt = dsse::peek(row.envelope.as_bytes(), limits.manifest_bytes).ok()?;
             let time = receipt.time.min(row.recorded_at);
-            Some((row.store, Receipt { time, ..receipt }))
+            Some(((time, receipt.time, receipt.serial), row.store, Receipt { time, ..receipt }))
         };
-        Ok(Receipts(ledger.last_receipts().await?.into_iter().filter_map(read).collect()))
+        let mut all: Vec<_> = ledger.last_receipts().await?.into_iter().filter_map(read).collect();
+        // Several may be of one second.
+        all.sort_by_key(|(order, ..)| *order);
+        Ok(Receipts(all.into_iter().map(|(_, store, receipt)| (store, receipt)).collect()))
     }
 
     /// A relay's, where it has sent no heartbeat since.

@@ -80,7 +80,8 @@ pub struct StoreLine {
     pub vanished_at: Option<Timestamp>,
     /// Instances that its relay has not at the newest version.
     pub behind: Vec<Instance>,
-    /// When a stick's receipt told that, by the relay's clock; none: its heartbeats did.
+    /// When a stick's receipt told that, by the relay's clock, or when it was read back if that was ahead; none: its
+    /// heartbeats did.
     pub by_stick: Option<Timestamp>,
 }
 

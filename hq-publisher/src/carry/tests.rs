@@ -180,7 +180,7 @@ async fn receipts_are_verified_recorded_and_compared() {
     assert!(w.read_back(&good, &key).await.refused.unwrap().contains("revoked"));
 }
 
-/// Ten years ahead: what comes when the clock is right again counts, be it a receipt, a heartbeat, or a machine in its place.
+/// Ten years ahead: what comes when the clock is right again counts, be it a receipt, a heartbeat or a new machine's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_by_a_clock_that_was_ahead_gives_way_to_what_comes_later() {
     let w = World::new().await;

@@ -171,11 +171,22 @@ fn replayed_receipts_move_nothing() {
     let old = import(&site, first.path()).ok().json();
     let file = old["receipt_file"].as_str().unwrap().to_owned();
     site.hq.run(&["receipt", &file]).ok();
+    let known = || {
+        let store = site.hq.json(&["status"])["stores"][0].clone();
+        assert!(store["by_stick"].is_string(), "{store:#}");
+        (store["by_stick"].clone(), store["behind"].clone())
+    };
     news(&site);
-    import(&site, stick(&site).path()).ok();
+    assert_eq!(known().1, json!(["price@zone-east"]));
+    let second = stick(&site);
+    let new = import(&site, second.path()).ok().json();
+    site.hq.run(&["receipt", new["receipt_file"].as_str().unwrap()]).ok();
+    let right = known();
+    assert_eq!(right.1, json!([]));
     for _ in 0..2 {
         let line = site.hq.json(&["receipt", &file])[0].clone();
         assert!(line["behind"]["price@zone-east"].is_array(), "an old one is told as such: {line:#}");
+        assert_eq!(known(), right);
     }
     let mut other = forge::payload(&fs::read(&file).unwrap());
     let dir = temp_dir("receipts");
@@ -194,4 +205,5 @@ fn replayed_receipts_move_nothing() {
     for path in [pipe.to_str().unwrap(), link.to_str().unwrap(), "/dev/zero", "/"] {
         no_panic(&site.hq.run(&["receipt", path]).code(1).text());
     }
+    assert_eq!(known(), right);
 }
