@@ -328,6 +328,7 @@ impl Shop<'_> {
 
     fn check_config(&self, loaded: &Loaded<Config>) -> anyhow::Result<Exit> {
         let contracts = contracts::check(self.config)?;
+        Post::new(self.config)?;
         if self.json {
             print_json(self.config);
         } else {

@@ -70,7 +70,7 @@ fn a_wrong_url_or_address_is_a_matter_of_the_settings_in_every_command() {
         ("file:objects", "file:///srv/a?b", "objects.urls", all),
         ("file:objects", "s3:///prefix", "objects.urls", all),
         ("sqlite:hq.db", "postgres://h:port/d", "source.url", &all[..4]),
-        ("[publish]", mail, "mail.from", &all[..3]),
+        ("[publish]", mail, "mail.from", &all[..1]),
     ] {
         fs::write(dir.path().join("hq.toml"), right.replace(was, wrong)).unwrap();
         for args in commands {
@@ -81,6 +81,11 @@ fn a_wrong_url_or_address_is_a_matter_of_the_settings_in_every_command() {
             assert!(answer["error"].as_str().unwrap().contains(told), "{wrong} {args:?}: {answer}");
         }
     }
+    // Prices wait for no mail's sake.
+    fs::write(dir.path().join("hq.toml"), right.replace("[publish]", mail)).unwrap();
+    let (exit, stdout, _) = run(dir.path(), &["publish"]);
+    assert_eq!(exit, 3, "{stdout}");
+    assert!(stdout.contains("mail.from") && stdout.contains("published"), "{stdout}");
     // A timer reads no exit codes.
     fs::write(dir.path().join("hq.toml"), right).unwrap();
     let (_, status, _) = run(dir.path(), &["status", "--json"]);

@@ -3,7 +3,6 @@
 
 use crate::bucket::Bucket;
 use crate::config::{AudienceKind, Config, StreamConfig};
-use crate::hooks::Post;
 use crate::source_db::query::{Dialect, Query};
 use crate::source_db::{self, parse_query};
 use proto::config::ConfigError;
@@ -61,14 +60,13 @@ pub fn load(config: &Config) -> Result<Contracts, ConfigError> {
     Ok(Contracts { streams, stores })
 }
 
-/// The same, where the URLs and addresses of the settings can be read as well.
+/// The same, where the URLs of the source and of the buckets can be read as well.
 pub fn check(config: &Config) -> Result<Contracts, ConfigError> {
     let contracts = load(config)?;
     source_db::check_url(&config.source)?;
     for url in &config.objects.urls {
         Bucket::open(url, &config.objects).map_err(|e| ConfigError(e.to_string()))?;
     }
-    Post::new(config)?;
     Ok(contracts)
 }
 

@@ -29,6 +29,7 @@ pub use tell::NOT_RUN;
 
 use crate::bucket::Buckets;
 use crate::config::Config;
+use crate::hooks::Post;
 use crate::ledger::{Complaint, Head, Ledger, LedgerError, Token};
 use crate::mail;
 use crate::manifests::{self, Move, Signer, telling};
@@ -286,6 +287,10 @@ impl Run<'_> {
         let waiting = self.finish_earlier(&mut report).await?;
         self.signer.leave(waiting);
         self.learn(contracts).await?;
+        // Prices wait for no mail's sake.
+        if let Err(e) = Post::new(self.config) {
+            self.problem(format!("no mail leaves: {e}"));
+        }
         // 4. One snapshot; the stores, and with them the audiences.
         let mut feed = Feed::open(self.config, self.options, self.clock).await?;
         let stores = self.stores(contracts, &mut feed, &mut report).await?;
