@@ -297,6 +297,16 @@ impl TrustState {
         Ok(self.version.saturating_add(1)..=claimed)
     }
 
+    /// What trust file `n` says by a threshold of its own root keys: one of a chain whose beginning is not
+    /// known here. Whether it leads to the next, [`TrustState::step`] says.
+    pub fn of_file(n: u64, envelope: &[u8], limits: &Limits) -> Result<TrustState, Refusal> {
+        let trust = Trust::from_payload(&dsse::peek_payload(envelope, limits.trust_bytes)?)?;
+        if trust.version != n {
+            return Err(Refusal::Trust(format!("version {} under the number {n}", trust.version)));
+        }
+        TrustState::pinned(trust.root, n).step(envelope, limits)
+    }
+
     /// Takes the next trust file: signed by a threshold of the known root keys and of its own,
     /// version exactly one higher, epoch not lower.
     pub fn step(&self, envelope: &[u8], limits: &Limits) -> Result<TrustState, Refusal> {
@@ -603,6 +613,27 @@ mod tests {
         assert_eq!(one.steps_to(4, &limits).unwrap().collect::<Vec<_>>(), [2, 3, 4]);
         assert!(one.steps_to(0, &limits).unwrap().is_empty());
         assert_eq!(code(one.steps_to(5000, &limits)), "TOO_MANY_TRUST_STEPS");
+    }
+
+    #[test]
+    fn a_file_in_the_midst_of_a_chain_is_right_by_its_own_roots_and_leads_to_the_next() {
+        let limits = Limits::default();
+        let sign = |t: &Trust, by: &[u8]| {
+            let keys: Vec<_> = by.iter().map(|n| key(*n)).collect();
+            t.sign(&keys.iter().collect::<Vec<_>>()).unwrap()
+        };
+        let two = trust(2, 1, roots(&[2], 1), &[11]);
+        let three = sign(&trust(3, 1, roots(&[3], 1), &[12]), &[2, 3]);
+        let link = TrustState::of_file(2, &sign(&two, &[1, 2]), &limits).unwrap();
+        assert_eq!(link.trust(), Some(&two));
+        assert_eq!(link.step(&three, &limits).unwrap(), TrustState::of_file(3, &three, &limits).unwrap());
+        assert_eq!(code(TrustState::of_file(2, &sign(&two, &[1]), &limits)), "BAD_SIGNATURE", "not by its own root");
+        assert_eq!(code(TrustState::of_file(4, &three, &limits)), "BAD_TRUST", "under another number");
+        let one = sign(&trust(1, 1, roots(&[1], 1), &[10]), &[1]);
+        assert_eq!(code(TrustState::of_file(0, &one, &limits)), "BAD_TRUST", "files begin at 1");
+        assert_eq!(code(TrustState::of_file(2, &three[1..], &limits)), "NOT_AN_ENVELOPE");
+        let other = TrustState::of_file(2, &sign(&trust(2, 1, roots(&[66], 1), &[11]), &[66]), &limits).unwrap();
+        assert_eq!(code(other.step(&three, &limits)), "BAD_SIGNATURE", "right by itself, and leads nowhere");
     }
 
     #[test]

@@ -49,7 +49,7 @@ enum Verb {
     Once,
     /// How the store stands.
     Status,
-    /// Recompute the shadow's digests from its rows, and hash the served packs.
+    /// Recompute the shadow's digests from its rows, hash the served packs, and look at the trust files.
     Verify,
     /// Take in hand-carried objects from a folder, and answer with a signed receipt.
     Import {

@@ -40,7 +40,7 @@ const MAX_LINE: u64 = 8 << 20;
 pub enum Order {
     /// How do you stand?
     Status,
-    /// Recompute digests from the rows, hash the served packs.
+    /// Recompute digests from the rows, hash the served packs, look at the trust files.
     Verify,
     /// One cycle.
     Once,
@@ -208,12 +208,15 @@ async fn verify(relay: &Relay) -> Answer {
         lines
             .push(format!("{instance}: served, and gone from {}: the next cycle makes it anew from ok/", shadow::FILE));
     }
-    let rotten = rotten_packs(relay).await;
-    for name in &rotten {
-        lines.push(format!("{name}: its bytes have changed on the disk; it is fetched anew"));
+    let packs = rotten_packs(relay).await;
+    for name in &packs {
         relay.hall.event("BIT_ROT", &name.to_string(), "found by verify");
         relay.throw_away(name);
     }
+    let trust = relay.verify_trust().await;
+    let rotten: Vec<String> =
+        packs.iter().map(ToString::to_string).chain(trust.iter().map(ToString::to_string)).collect();
+    lines.extend(rotten.iter().map(|name| format!("{name}: its bytes have changed on the disk; it comes anew")));
     wrong |= !rotten.is_empty() || !lost.is_empty();
     if wrong {
         relay.hall.wake.notify_one();

@@ -28,6 +28,7 @@ pub mod relay;
 pub mod import;
 pub mod spare;
 pub mod stream;
+pub mod trust_files;
 
 pub mod control;
 pub mod doctor;

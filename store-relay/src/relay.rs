@@ -13,20 +13,20 @@ use crate::spool::{Spool, SpoolError};
 use crate::steps::Steps;
 use crate::stream::{self, Absent, Outcome, Supply};
 use crate::trial::Runner;
+use crate::trust_files::TrustFiles;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use proto::clock::Clock;
 use proto::config::ConfigError;
 use proto::device::{self, Device, DeviceError};
 use proto::disk;
-use proto::fetch::{Small, Source};
+use proto::fetch::Source;
 use proto::follow::{self, FollowError, Follower, Refreshed};
 use proto::ids::{DeviceId, Instance, StreamName, Version};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::Manifest;
 use proto::retry::Verdict;
-use proto::shelf::{self, LockError, LockFile, ShelfError};
-use proto::trust::TrustState;
+use proto::shelf::{LockError, LockFile, ShelfError};
 use proto::wire::fault;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -142,8 +142,10 @@ pub struct Relay {
     pub(crate) locks: Mutex<BTreeMap<StreamName, Arc<tokio::sync::Mutex<()>>>>,
     /// One a pack that is being downloaded.
     pub(crate) fetching: Mutex<BTreeMap<PackName, Arc<tokio::sync::Mutex<()>>>>,
-    /// Held by whoever puts a manifest to work.
-    adopting: tokio::sync::Mutex<()>,
+    /// Held by whoever puts a manifest or trust files to work.
+    pub(crate) adopting: tokio::sync::Mutex<()>,
+    /// The trust files that registers walk.
+    pub(crate) trust_files: Mutex<TrustFiles>,
     /// Whether an import is at work on the streams.
     pub(crate) importing: watch::Sender<bool>,
     /// Held by whoever works in `import/`: what lies there is of one folder.
@@ -232,6 +234,7 @@ impl Relay {
             locks: Mutex::default(),
             fetching: Mutex::default(),
             adopting: tokio::sync::Mutex::default(),
+            trust_files: Mutex::default(),
             importing: watch::Sender::new(false),
             import_turn: tokio::sync::Mutex::default(),
             import_of: watch::Sender::default(),
@@ -251,9 +254,9 @@ impl Relay {
     /// Step 1 of a cycle, at a start: the directories are made to agree with what the shadow proved.
     fn where_are_we(&self) -> Result<(), RelayError> {
         let hall = &self.hall;
-        let (manifest, trust_version) = {
+        let manifest = {
             let device = follow::lock(&hall.device);
-            (device.manifest().map(|m| (Arc::new(m.get().clone()), m.envelope().to_vec())), device.trust().version())
+            device.manifest().map(|m| (Arc::new(m.get().clone()), m.envelope().to_vec()))
         };
         {
             let mut state = hall.state();
@@ -275,9 +278,9 @@ impl Relay {
         if let Some((_, envelope)) = manifest {
             self.put_manifest(&envelope)?;
         }
-        for (n, path) in hall.shelves.trust_files()? {
-            let bytes = shelf::read_bounded(&path, hall.config.limits.trust_bytes)?;
-            self.show_trust(n, n == trust_version, bytes.into());
+        if let Err(e) = self.order_trust() {
+            // What could be read is served; the rest comes anew.
+            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
         hall.restore_refusals(&self.sources)?;
         self.restore_absent()?;
@@ -326,22 +329,6 @@ impl Relay {
         let name = ObjectName::Manifest(self.hall.config.store.clone());
         self.hall.shelves.put_small(&name, envelope)?;
         self.hall.objects.put_small(name, Bytes::copy_from_slice(envelope));
-        Ok(())
-    }
-
-    fn show_trust(&self, n: u64, newest: bool, bytes: Bytes) {
-        self.hall.objects.put_small(ObjectName::TrustVersion(n), bytes.clone());
-        if newest {
-            self.hall.objects.put_small(ObjectName::Trust, bytes);
-        }
-    }
-
-    fn put_trust(&self, n: u64, newest: bool, bytes: Bytes) -> Result<(), ShelfError> {
-        self.hall.shelves.put_small(&ObjectName::TrustVersion(n), &bytes)?;
-        if newest {
-            self.hall.shelves.put_small(&ObjectName::Trust, &bytes)?;
-        }
-        self.show_trust(n, newest, bytes);
         Ok(())
     }
 
@@ -489,20 +476,23 @@ impl Relay {
             (m.get().clone(), m.envelope().to_vec(), device.trust().version())
         };
         for (n, bytes) in &news.trust {
-            self.put_trust(*n, *n == trust, bytes.clone())?;
+            self.put_trust(*n, *n == trust, bytes)?;
         }
         let this = Some((manifest.epoch, manifest.serial));
-        if self.hall.state().adopted == this && self.hall.objects.get("/trust.json").is_some() {
+        let is_adopted = self.hall.state().adopted == this;
+        let sources = if news.reached > 0 { sources } else { &[] };
+        // What no source had is asked for by each look at one that answers.
+        if !is_adopted || (!sources.is_empty() && !self.has_all_trust(trust)) {
+            self.fill_trust(sources).await?;
+        }
+        if is_adopted {
             return Ok(());
         }
-        self.fill_trust(trust, sources).await?;
         self.put_manifest(&envelope)?;
-        if self.hall.state().adopted != this {
-            tracing::info!(serial = manifest.serial, epoch = manifest.epoch, "manifest accepted");
-            self.follow_manifest(manifest).await?;
-            // Only now: what failed on the way is done again by the next look.
-            self.hall.state().adopted = this;
-        }
+        tracing::info!(serial = manifest.serial, epoch = manifest.epoch, "manifest accepted");
+        self.follow_manifest(manifest).await?;
+        // Only now: what failed on the way is done again by the next look.
+        self.hall.state().adopted = this;
         Ok(())
     }
 
@@ -562,24 +552,6 @@ impl Relay {
         self.hall.objects.remove(&name.clone().into());
         self.hall.state().ok.remove(name);
         self.hall.shelves.drop_pack(Room::Ok, name)
-    }
-
-    /// Registers enrolled before this relay walk trust files that it never had to read.
-    async fn fill_trust(&self, newest: u64, sources: &[Source]) -> Result<(), ShelfError> {
-        let there: BTreeSet<u64> = self.hall.shelves.trust_files()?.into_iter().map(|(n, _)| n).collect();
-        let limits = &self.hall.config.limits;
-        for n in (1..=newest).filter(|n| !there.contains(n)) {
-            for source in sources {
-                let got = source.get_small(&ObjectName::TrustVersion(n), None, None, limits.trust_bytes).await;
-                if let Ok(Small::Body { bytes, .. }) = got
-                    && TrustState::claimed_version(&bytes, limits) == Ok(n)
-                {
-                    self.put_trust(n, n == newest, bytes)?;
-                    break;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Trouble with this machine's own files.

@@ -146,8 +146,10 @@ fn every(targets: &[&str], running: bool) -> Vec<Cell> {
 }
 
 const BUCKET: [&str; 4] = ["trust.json", "trust file", "manifest", "pack"];
-const DIRECTORIES: [&str; 13] = [
+const DIRECTORIES: [&str; 15] = [
     "served manifest",
+    "served trust.json",
+    "served trust file",
     "incoming/",
     "ready/",
     "ok/",

@@ -175,7 +175,7 @@ const REPUT: &[&str] = &["`publish`", "`verify --mend`", "`publish --full`"];
 /// What files of the wrong owner or mode need.
 pub const RIGHTS: &str = "owner and mode put right, and a restart";
 
-pub const TARGETS: [Target; 24] = [
+pub const TARGETS: [Target; 26] = [
     target(
         "trust.json",
         Kind::Envelope("trust"),
@@ -219,6 +219,24 @@ pub const TARGETS: [Target; 24] = [
         "relay-0421/data/ok/stores/0421/manifest.json",
         "objects/stores/0815/manifest.json",
         "relay-0421/data/ok/stores/0999/manifest.json",
+        &[RIGHTS],
+    ),
+    target(
+        "served trust.json",
+        Kind::Envelope("trust"),
+        Stage::Device,
+        "relay-0421/data/ok/trust.json",
+        "objects/stores/0421/manifest.json",
+        "relay-0421/data/ok/trust/0000000009.json",
+        &[RIGHTS],
+    ),
+    target(
+        "served trust file",
+        Kind::Envelope("trust"),
+        Stage::Device,
+        "relay-0421/data/ok/trust/0000000001.json",
+        "objects/stores/0421/manifest.json",
+        "relay-0421/data/ok/trust/0000000009.json",
         &[RIGHTS],
     ),
     target(

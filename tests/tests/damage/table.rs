@@ -174,6 +174,30 @@ roll back | quiet | itself | quiet | itself
 future version | quiet | itself | quiet | itself
 wrong owner | quiet | itself | quiet | itself
 read-only | quiet | itself | quiet | itself
+# served trust.json
+truncate | relay BIT_ROT | itself | quiet | itself
+empty | relay BIT_ROT | itself | quiet | itself
+delete | quiet | itself | quiet | itself
+flip payload | relay BIT_ROT | itself | quiet | itself
+flip signature | relay BIT_ROT | itself | quiet | itself
+swap | relay BIT_ROT | itself | quiet | itself
+duplicate | quiet | itself | quiet | itself
+roll back | quiet | itself | quiet | itself
+future version | relay BIT_ROT | itself | quiet | itself
+wrong owner | relay BIT_ROT | itself | quiet | itself
+read-only | quiet | itself | quiet | itself
+# served trust file
+truncate | relay BIT_ROT | itself | relay BIT_ROT | itself
+empty | relay BIT_ROT | itself | relay BIT_ROT | itself
+delete | quiet | itself | quiet | itself
+flip payload | relay BIT_ROT | itself | relay BIT_ROT | itself
+flip signature | relay BIT_ROT | itself | relay BIT_ROT | itself
+swap | relay BIT_ROT | itself | relay BIT_ROT | itself
+duplicate | quiet | itself | quiet | itself
+roll back | cannot be: it has one version for ever; other bytes are a swap
+future version | relay BIT_ROT | itself | relay BIT_ROT | itself
+wrong owner | relay BIT_ROT | itself | relay BIT_ROT | itself
+read-only | quiet | itself | quiet | itself
 # incoming/
 truncate | quiet | itself | cannot be: a part lies there for moments; see the directory as a whole
 empty | quiet | itself | cannot be: a part lies there for moments; see the directory as a whole
