@@ -6,6 +6,7 @@
 
 use crate::clock::Clock;
 use crate::device::{Device, DeviceError};
+use crate::dsse::DsseError;
 use crate::fetch::{Etag, FetchError, RateFloor, Small, Source, Want};
 use crate::layout::{ObjectName, PackName};
 use crate::limits::Limits;
@@ -106,9 +107,10 @@ impl Follower {
         let mut out = Refreshed::default();
         for (source, etag) in self.sources.iter().zip(&mut self.etags) {
             match refresh_from(source, etag, device, clock, limits, hint, &mut out.trust).await {
-                Ok(changed) => {
+                Ok((changed, problem)) => {
                     out.reached += 1;
                     out.changed |= changed;
+                    out.problems.extend(problem);
                 }
                 Err(e) => {
                     out.reached += usize::from(matches!(e, FollowError::Refused { .. }));
@@ -141,7 +143,8 @@ impl Follower {
     }
 }
 
-/// One source: manifest → trust, if the manifest is new → accept → save.
+/// One source: manifest → trust, if the manifest is new → accept → save. Whether the manifest is newer, and what is
+/// wrong all the same.
 async fn refresh_from(
     source: &Source,
     etag: &mut Option<Etag>,
@@ -150,14 +153,14 @@ async fn refresh_from(
     limits: &Limits,
     hint: Option<u64>,
     walked: &mut Vec<(u64, Bytes)>,
-) -> Result<bool, FollowError> {
+) -> Result<(bool, Option<FollowError>), FollowError> {
     let (store, mut trust) = {
         let d = lock(device);
         (d.id().store().clone(), d.trust().clone())
     };
     let object = ObjectName::Manifest(store.clone());
     let (bytes, new_etag) = match source.get_small(&object, hint, etag.as_ref(), limits.manifest_bytes).await? {
-        Small::Unchanged => return Ok(false),
+        Small::Unchanged => return Ok((false, None)),
         Small::Body { bytes, etag } => (bytes, etag),
     };
     let whole = walk(source, &mut trust, limits, walked).await;
@@ -169,16 +172,33 @@ async fn refresh_from(
         // Another source, read at the same time, has led as far or further: trust never goes back.
         trust = d.trust().clone();
     }
-    whole?;
-    let refused =
-        |refusal| FollowError::Refused { source_url: source.url().to_owned(), object: object.clone(), refusal };
-    let accepted: Accepted = accept_manifest(&bytes, &store, &trust, d.seen(), clock.now(), limits).map_err(refused)?;
+    // A pointer that says nothing hides no more than an old one could: the list is judged by what is known.
+    let unread = match whole {
+        Err(e) if is_no_pointer(&e) => Some(e),
+        whole => whole.map(|()| None)?,
+    };
+    let accepted: Accepted = match accept_manifest(&bytes, &store, &trust, d.seen(), clock.now(), limits) {
+        Ok(accepted) => accepted,
+        Err(refusal) => {
+            let refused = || FollowError::Refused { source_url: source.url().to_owned(), object, refusal };
+            return Err(unread.unwrap_or_else(refused));
+        }
+    };
     let changed = !accepted.again || d.manifest().is_none();
     if changed {
         d.save(&trust, Some(&accepted))?;
     }
-    *etag = new_etag;
-    Ok(changed)
+    // The walk is tried again by the next look.
+    if unread.is_none() {
+        *etag = new_etag;
+    }
+    Ok((changed, unread))
+}
+
+/// Whether it is `trust.json` that cannot be read: nobody signed what that says.
+fn is_no_pointer(e: &FollowError) -> bool {
+    let FollowError::Refused { object: ObjectName::Trust, refusal, .. } = e else { return false };
+    matches!(refusal, Refusal::Envelope(DsseError::NotAnEnvelope(_)))
 }
 
 /// Walks the trust files from what is known to what `trust.json` claims, as far as they are good.

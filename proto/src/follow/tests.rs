@@ -140,6 +140,32 @@ async fn what_is_refused_leaves_the_last_good_one() {
 }
 
 #[tokio::test]
+async fn a_pointer_that_cannot_be_read_is_told_and_stops_no_list_that_known_trust_proves() {
+    let bench = Bench::new();
+    bench.trust(1, 11);
+    bench.manifest(7, 11);
+    let (mut follower, device) = (bench.follower(), bench.device());
+    bench.refresh(&mut follower, &device).await;
+    bench.put(&ObjectName::Trust, b"rot");
+    bench.manifest(8, 11);
+    for changed in [true, false] {
+        let news = bench.refresh(&mut follower, &device).await;
+        assert_eq!((news.changed, news.reached, news.problems[0].code()), (changed, 1, "NOT_AN_ENVELOPE"));
+        assert_eq!(serial(&device), Some(8));
+    }
+    // By a key that the next trust file names.
+    bench.trust(2, 12);
+    bench.put(&ObjectName::Trust, b"rot");
+    bench.manifest(9, 12);
+    let news = bench.refresh(&mut follower, &device).await;
+    assert_eq!((news.problems.len(), news.problems[0].code(), serial(&device)), (1, "NOT_AN_ENVELOPE", Some(8)));
+    bench.trust(2, 12);
+    let news = bench.refresh(&mut follower, &device).await;
+    assert!(news.changed && news.problems.is_empty(), "{news:?}");
+    assert_eq!((serial(&device), lock(&device).trust().version()), (Some(9), 2));
+}
+
+#[tokio::test]
 async fn a_source_that_is_gone_is_a_problem_and_no_change() {
     let bench = Bench::new();
     let (mut follower, device) = (bench.follower(), bench.device());
