@@ -3,6 +3,7 @@
 //! Owns names, defaults and the rules between settings. Reads nothing but the file and the
 //! environment (through [`proto::config`]), and the machine's time zones; opens no database and no bucket.
 
+use crate::hours::Hours;
 use crate::source_db::times::SourceZone;
 use proto::config::{ConfigError, HumanBytes, HumanDuration, Loaded, Secret};
 use proto::fetch::S3Options;
@@ -284,6 +285,10 @@ pub struct AlertsConfig {
     pub store_silent: HumanDuration,
     /// A register of which nothing was heard. 30 min.
     pub register_silent: HumanDuration,
+    /// When registers are meant to be on: of their silence only what falls into these counts. None: always.
+    pub register_hours: Vec<Hours>,
+    /// The zone by whose clocks `register_hours` are meant. UTC.
+    pub time_zone: SourceZone,
     /// A store or register that is heard and gets nothing of what is published. 15 min.
     pub stuck: HumanDuration,
     /// No publish that went through, for so long as `serve` has watched. 4 days; 0s: never.
@@ -313,6 +318,8 @@ impl Default for AlertsConfig {
         AlertsConfig {
             store_silent: s(300),
             register_silent: s(1800),
+            register_hours: Vec::new(),
+            time_zone: SourceZone::default(),
             stuck: s(900),
             no_publish: s(4 * 24 * HOUR),
             disk_low_percent: 15,

@@ -2,6 +2,7 @@
 //! out. Asks no clock, no database; who mails what is [`crate::alert`]'s.
 
 use crate::config::AlertsConfig;
+use crate::hours::Open;
 use crate::ledger::{Complaint, LIST_NOT_OURS, Serials, VERSION_NOT_OURS, WITNESSES};
 use crate::mail::one_line;
 use proto::clock::{Timestamp, since};
@@ -69,7 +70,7 @@ pub struct Fleet<'a> {
     pub own_disk: Option<Disk>,
     /// Thresholds.
     pub alerts: &'a AlertsConfig,
-    /// Now, for texts and expiry only: silence is measured by durations.
+    /// Now, for texts, expiry and opening hours: silence is measured by durations.
     pub now: Timestamp,
 }
 
@@ -113,6 +114,7 @@ pub fn assess(fleet: &Fleet<'_>) -> Assessment {
     let mut tell = |(key, subject, line): Told| {
         reports.entry(key).or_insert_with(|| (subject, Vec::new())).1.push(line);
     };
+    let open = Open::before(fleet.now, &fleet.alerts.register_hours, &fleet.alerts.time_zone);
     let silent = silent_stores(fleet, &mut a);
     let stuck = stuck_stores(fleet, &silent, &mut a);
     let mut complaints: BTreeMap<&DeviceId, Vec<&Fault>> = BTreeMap::new();
@@ -127,7 +129,7 @@ pub fn assess(fleet: &Fleet<'_>) -> Assessment {
         let signed = fleet.serials.get(store).map(|s| s.signed);
         for d in of_store {
             if matches!(d.id, DeviceId::Register(_)) {
-                register_silence(fleet, d, is_silent, &mut a);
+                register_silence(fleet, d, &open, is_silent, &mut a);
                 stuck_register(fleet, d, has_reason, &mut a);
             }
             if d.is_double {
@@ -210,10 +212,10 @@ fn silent_stores(fleet: &Fleet<'_>, a: &mut Assessment) -> BTreeSet<StoreId> {
     silent
 }
 
-fn register_silence(fleet: &Fleet<'_>, d: &DeviceView, store_is_silent: bool, a: &mut Assessment) {
+fn register_silence(fleet: &Fleet<'_>, d: &DeviceView, open: &Open, store_is_silent: bool, a: &mut Assessment) {
     let limit = fleet.alerts.register_silent.0;
     // A device that was never heard waits for its installation.
-    let Some(silent_for) = d.silent_for.filter(|s| *s >= limit) else { return };
+    let Some(silent_for) = d.silent_for.filter(|s| open.part_of(*s) >= limit) else { return };
     if store_is_silent {
         return;
     }
@@ -549,6 +551,23 @@ mod tests {
     }
     fn digests(of: &str) -> Digests {
         BTreeMap::from([("price".parse().unwrap(), of.repeat(32).parse().unwrap())])
+    }
+
+    #[test]
+    fn registers_that_are_switched_off_at_night_are_not_silent() {
+        let devices = [device("1", Some(0), 999), device("1-1", Some(600), 999)];
+        for (now, is_silent) in
+            [("2026-11-30T06:59Z", false), ("2026-11-30T07:29Z", false), ("2026-11-30T07:30Z", true)]
+        {
+            let alerts = AlertsConfig {
+                register_hours: vec!["Mon-Sat 07:00-20:00".to_owned().try_into().unwrap()],
+                ..AlertsConfig::default()
+            };
+            let found = of(&devices, |fleet| {
+                assess(&Fleet { alerts: &alerts, now: now.parse().unwrap(), ..fleet.clone() }).findings
+            });
+            assert_eq!(found.contains_key("register-silent/1-1"), is_silent, "{now}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod manifests;
 
 pub mod alert;
 pub mod fleet;
+pub mod hours;
 pub mod mail;
 
 pub mod hooks;

@@ -508,13 +508,7 @@ impl Run<'_> {
         Bounds { percent: self.config.publish.shrink_percent, rows: self.config.publish.shrink_rows }
     }
 
-    fn facts(
-        &self,
-        task: &Task<'_>,
-        head: Option<&Head>,
-        c: &Compared,
-        published: Option<&Published>,
-    ) -> Facts {
+    fn facts(&self, task: &Task<'_>, head: Option<&Head>, c: &Compared, published: Option<&Published>) -> Facts {
         Facts {
             published: published.is_some(),
             changed_rows: c.diff.tables.values().map(|t| t.rows.total()).sum(),

@@ -47,12 +47,21 @@ impl SourceZone {
     /// A time that this zone's clocks show, in UTC. Of an hour that they show twice the second is meant, one that they
     /// leave out is counted on from before it: so PostgreSQL understands them, too. 9999-12-31 stays: it means for ever.
     pub fn utc(&self, shown: DateTime) -> String {
-        let moved = (shown.date() < Date::MAX).then(|| self.0.to_ambiguous_timestamp(shown).later());
-        match moved {
-            Some(Ok(t)) => t.to_string(),
+        match Some(shown).filter(|s| s.date() < Date::MAX).and_then(|s| self.instant(s)) {
+            Some(t) => t.to_string(),
             // The last hours that a timestamp cannot hold are so far off that no zone matters.
             _ => utc(shown),
         }
+    }
+
+    /// When this zone's clocks show a time; of an hour that they show twice the second.
+    pub fn instant(&self, shown: DateTime) -> Option<Timestamp> {
+        self.0.to_ambiguous_timestamp(shown).later().ok()
+    }
+
+    /// The date that its clocks show.
+    pub fn date(&self, at: Timestamp) -> Date {
+        self.0.to_datetime(at).date()
     }
 
     /// How far its clocks are before UTC at a time, in whole minutes, as MySQL takes it.
