@@ -481,8 +481,7 @@ impl Relay {
         let this = Some((manifest.epoch, manifest.serial));
         let is_adopted = self.hall.state().adopted == this;
         let sources = if news.reached > 0 { sources } else { &[] };
-        // What no source had is asked for by each look at one that answers.
-        if !is_adopted || (!sources.is_empty() && !self.has_all_trust(trust)) {
+        if !is_adopted || (!sources.is_empty() && self.lacks_trust(trust)) {
             self.fill_trust(sources).await?;
         }
         if is_adopted {

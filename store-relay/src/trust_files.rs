@@ -14,8 +14,12 @@ use proto::trust::TrustState;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 const ROTTEN: &str = "its bytes in ok/ are not what headquarters signed; it comes anew";
+
+/// What no source had is asked for again with the next list, or after so long: a bucket may have lost it for good.
+const AGAIN: Duration = Duration::from_secs(600);
 
 /// Trust files by their numbers.
 type Chain = BTreeMap<u64, Bytes>;
@@ -27,6 +31,8 @@ pub(crate) struct TrustFiles {
     served: Chain,
     /// Those that the latest looks found damaged.
     rotten: Vec<ObjectName>,
+    /// When sources were last asked for what is missing, by the monotonic clock.
+    asked: Option<Duration>,
 }
 
 impl Relay {
@@ -38,10 +44,15 @@ impl Relay {
         follow::lock(&self.hall.device).trust().clone()
     }
 
-    /// Whether each file up to the newest is served.
-    pub(crate) fn has_all_trust(&self, newest: u64) -> bool {
+    fn has_all_trust(&self, newest: u64) -> bool {
         let known = self.known_trust();
         (1..=newest).all(|n| known.served.contains_key(&n))
+    }
+
+    /// Whether a file up to the newest is missing, and sources may be asked again.
+    pub(crate) fn lacks_trust(&self, newest: u64) -> bool {
+        let (asked, now) = (self.known_trust().asked, self.hall.clock.monotonic());
+        asked.is_none_or(|at| now.saturating_sub(at) >= AGAIN) && !self.has_all_trust(newest)
     }
 
     /// Makes what is served, and what lies in `ok/`, agree with what `device.db` trusts. What is damaged there is
@@ -132,6 +143,9 @@ impl Relay {
         self.order_trust()?;
         self.known_trust().rotten.clear();
         let newest = self.newest_trust();
+        if !sources.is_empty() && !self.has_all_trust(newest.version()) {
+            self.known_trust().asked = Some(self.hall.clock.monotonic());
+        }
         for source in sources {
             if self.has_all_trust(newest.version()) {
                 break;
