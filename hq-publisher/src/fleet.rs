@@ -29,6 +29,8 @@ pub struct DeviceView<'a> {
     pub silent_for: Option<Duration>,
     /// How long HQ could have heard it: since `serve` started, or since its store came back.
     pub watched_for: Duration,
+    /// Heard once since it was silent: one word of a line that comes and goes ends nothing.
+    pub is_just_back: bool,
     /// How long it has held an older list than it could have (its store's; a register: its relay's) without coming nearer;
     /// none: it has not.
     pub stuck_for: Option<Duration>,
@@ -197,11 +199,14 @@ fn silent_stores(fleet: &Fleet<'_>, a: &mut Assessment) -> BTreeSet<StoreId> {
     let mut silent = BTreeSet::new();
     for d in fleet.devices {
         let (DeviceId::Relay(store), Some(silent_for)) = (d.id, d.silent_for) else { continue };
+        let key = format!("store-silent/{store}");
         if silent_for < limit {
+            if d.is_just_back {
+                a.undecided.insert(key);
+            }
             continue;
         }
         silent.insert(store.clone());
-        let key = format!("store-silent/{store}");
         if d.watched_for < limit {
             a.undecided.insert(key);
             continue;
@@ -522,6 +527,7 @@ mod tests {
             id: Box::leak(Box::new(id.parse().unwrap())),
             silent_for: silent.map(|m| Duration::from_secs(m * MIN)),
             watched_for: Duration::from_secs(watched * MIN),
+            is_just_back: false,
             stuck_for: None,
             late_for: None,
             is_double: false,
@@ -575,6 +581,12 @@ mod tests {
         type Case<'a> = (&'a str, &'a [DeviceView<'a>], &'a [&'a str], &'a [&'a str]);
         let table: &[Case<'_>] = &[
             ("all is well", &[device("1", Some(4), 99), device("1-1", Some(29), 99)], &[], &[]),
+            (
+                "a store that was heard once again",
+                &[DeviceView { is_just_back: true, ..device("1", Some(1), 99) }],
+                &[],
+                &["store-silent/1"],
+            ),
             ("a store at the limit", &[device("1", Some(5), 99)], &["store-silent/1"], &[]),
             (
                 "a register at the limit",

@@ -153,6 +153,11 @@ impl Heard {
         }
     }
 
+    /// Whether nothing was heard since the word that ended its silence.
+    fn is_just_back(&self) -> bool {
+        self.back == Some(self.at)
+    }
+
     fn silent_for(&self, now: Duration) -> Duration {
         now.saturating_sub(self.at) + self.age
     }
@@ -416,7 +421,8 @@ impl Intake {
         let says_something = |h: &Heard| !h.is_calm || h.stuck.is_some() || !h.late.is_empty();
         let is_news = |id: &DeviceId, heard: Option<&Heard>, now: Duration| {
             let limit = if matches!(id, DeviceId::Relay(_)) { self.store_silent } else { register_silent };
-            let is_loud = |h: &Heard| says_something(h) || h.double.is_some() || h.silent_for(now) >= limit;
+            let is_loud =
+                |h: &Heard| says_something(h) || h.double.is_some() || h.is_just_back() || h.silent_for(now) >= limit;
             heard.is_some_and(is_loud) || complain.contains(id)
         };
         self.views_with(devices, is_news, says_something)
@@ -450,6 +456,7 @@ impl Intake {
                     id,
                     silent_for: heard.map(|h| h.silent_for(now)),
                     watched_for: now.saturating_sub(watched_from),
+                    is_just_back: heard.is_some_and(Heard::is_just_back),
                     stuck_for: heard.and_then(|h| h.stuck).map(|since| now.saturating_sub(since)),
                     late_for: heard.and_then(|h| h.late.values().min()).map(|since| now.saturating_sub(*since)),
                     is_double: heard.and_then(|h| h.double).is_some_and(|at| now.saturating_sub(at) < DOUBLE_TOLD),
@@ -536,6 +543,7 @@ pub async fn glance<'a>(
         views.push(DeviceView {
             silent_for: row.as_ref().map(|r| since(now, r.last_seen_at)),
             watched_for: Duration::MAX,
+            is_just_back: false,
             stuck_for: None,
             late_for: None,
             is_double: false,

@@ -208,6 +208,7 @@ async fn a_receipt_by_a_clock_that_was_ahead_gives_way_to_what_comes_later() {
         id: &relay,
         silent_for: None,
         watched_for: MINUTE,
+        is_just_back: false,
         stuck_for: None,
         late_for: None,
         is_double: false,

@@ -68,10 +68,10 @@ impl Trouble {
         let next = |n: usize, from: u64| (from + BEAT - 1 - self.phases[n]) / BEAT * BEAT + self.phases[n];
         let tick = |t: u64| t.div_ceil(TICK) * TICK;
         let mut expected = BTreeMap::new();
-        // From the last word before to the first one after.
+        // From the last word before to the first one after; the second one ends it.
         let gap = self.store.map(|s| (last(0, s.from), next(0, s.until)));
         if let Some((lost, back)) = gap.filter(|(lost, back)| tick(lost + STORE_LIMIT) < *back) {
-            expected.insert("store-silent/1".to_owned(), (tick(lost + STORE_LIMIT), tick(back)));
+            expected.insert("store-silent/1".to_owned(), (tick(lost + STORE_LIMIT), tick(back + BEAT)));
         }
         if let Some((n, silence)) = self.register {
             let lost = last(n, silence.from);

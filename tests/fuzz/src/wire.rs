@@ -65,6 +65,7 @@ fn judged(beat: Heartbeat) {
         id: &id,
         silent_for: Some(seconds),
         watched_for: seconds,
+        is_just_back: false,
         stuck_for: None,
         late_for: None,
         is_double: false,
