@@ -160,14 +160,29 @@ impl Shadow {
         streams: &[StreamName],
         keep: impl Fn(&PackName) -> bool,
     ) -> Result<Vec<StreamName>, SqliteError> {
+        self.forget_unwanted(|| (streams.to_vec(), keep)).await
+    }
+
+    /// The same; what is wanted is asked when no trial runs any more, which may have been one of a newer list.
+    pub async fn forget_unwanted<K: Fn(&PackName) -> bool>(
+        &self,
+        wanted: impl FnOnce() -> (Vec<StreamName>, K),
+    ) -> Result<Vec<StreamName>, SqliteError> {
         let _alone = self.gate.lock().await;
+        let (streams, keep) = wanted();
         let mut replica = Replica::open(&self.path, &self.limits)?;
-        let gone = failpoint::step("shadow.drop-streams", || replica.drop_streams_except(streams))?;
+        let gone = failpoint::step("shadow.drop-streams", || replica.drop_streams_except(&streams))?;
         failpoint::step("shadow.forget-proofs", || {
             replica
                 .forget_proofs(|instance, version, kind| keep(&PackName { instance: instance.clone(), version, kind }))
         })?;
         Ok(gone)
+    }
+
+    /// As long as the guard lives, nothing is tried.
+    #[cfg(test)]
+    pub async fn alone(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.gate.lock().await
     }
 
     /// Brings the whole WAL home and cuts it, unless a trial runs.

@@ -353,11 +353,16 @@ impl Relay {
             self.forgive(&name)?;
         }
         // 3. Proofs of packs that are neither listed nor there.
-        let there: BTreeSet<PackName> = hall.state().ok.keys().cloned().collect();
-        let proofs_to_go = hall.state().proofs.keys().any(|n| !listed.contains(n) && !there.contains(n));
+        let wanted = || {
+            let (streams, listed) = (self.streams(), self.listed());
+            let state = hall.state();
+            let there: BTreeSet<PackName> = state.ok.keys().chain(state.ready.keys()).cloned().collect();
+            (streams, move |n: &PackName| listed.contains(n) || there.contains(n))
+        };
+        let (_, keep) = wanted();
+        let proofs_to_go = hall.state().proofs.keys().any(|n| !keep(n));
         if proofs_to_go {
-            let keep = |n: &PackName| listed.contains(n) || there.contains(n);
-            self.shadow.forget(&self.streams(), keep).await.map_err(crate::shadow::ShadowError::from)?;
+            self.shadow.forget_unwanted(wanted).await.map_err(crate::shadow::ShadowError::from)?;
             self.read_shadow()?;
         }
         // 4. WALs brought home and cut.

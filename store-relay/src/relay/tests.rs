@@ -1167,6 +1167,28 @@ async fn order_takes_nothing_away_that_is_being_proved_or_was_just_proved() {
     assert!(rooms_of(&relay, &name).is_empty(), "another way was taken");
 }
 
+/// A trial of a newer list holds the shadow while order waits for it.
+#[tokio::test]
+async fn order_forgets_no_proof_of_a_list_that_came_while_it_waited() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let (gone, new) = (hq_pack(&hq.instance("price"), 9), hq.pack("price", 2, Delta));
+    let sha256 = proto::digest::Sha256::of(b"gone");
+    state(&relay).proofs.insert(gone, sha256);
+    let alone = relay.shadow.alone().await;
+    let trial = async {
+        hq.publish("price", &[(1, Some("c"))], Make::Delta);
+        hq.sign();
+        assert_eq!(relay.refresh(0).await, (1, Vec::new()));
+        let shadow = Replica::open(relay.shadow.path(), &relay.hall.config.limits).unwrap();
+        shadow.add_proof(&new.instance, (new.version, new.kind, sha256), now()).unwrap();
+        drop(alone);
+    };
+    tokio::join!(relay.tidy(), trial);
+    assert_eq!(state(&relay).proofs.get(&new), Some(&sha256));
+}
+
 #[tokio::test]
 async fn a_list_of_nothing_is_no_failure() {
     let mut hq = Hq::new();
