@@ -12,7 +12,7 @@ use proto::ids::{Instance, StreamName, TableName};
 use proto::layout::PackName;
 use proto::limits::Limits;
 use proto::manifest::{Listed, PackEntry};
-use proto::replica::sqlite::SqliteError;
+use proto::replica::sqlite::{self, SqliteError};
 use proto::replica::{ApplyError, Job, PackFile, Replica, TableCheck, VerifyError};
 use proto::retry::Verdict;
 use proto::shelf;
@@ -245,8 +245,12 @@ fn job<'a>(trial: &'a Trial, packs: &'a [PackFile<'a>], prove: bool) -> Job<'a> 
 
 /// A failure may be the pack's, the file's, the shadow's or the machine's.
 fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError, begun: Option<&PackName>) -> TrialEnd {
+    let from_delta = trial.packs.first().is_some_and(|(_, e)| e.base.is_some());
+    // A table or column that is gone reads as a failure of the statement.
+    let is_misfit = matches!(error, ApplyError::Sqlite(e) if sqlite::is_misfit(e.inner()));
     if let ApplyError::Sqlite(e) = error
         && e.verdict() != Verdict::Quarantine
+        && !(is_misfit && from_delta)
     {
         return TrialEnd::of_sqlite(e);
     }
@@ -255,7 +259,6 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError, begun: Optio
         return TrialEnd::Waits { text };
     }
     // The stream was let go after the plan was made, which says nothing of the pack: the next plan begins with a full.
-    let from_delta = trial.packs.first().is_some_and(|(_, e)| e.base.is_some());
     if matches!(error, ApplyError::WrongBase { .. })
         && from_delta
         && matches!(shadow.held(&trial.instance.stream), Ok(None))
@@ -275,12 +278,10 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError, begun: Optio
             Err(_) => return TrialEnd::Surroundings { code: error.code().into(), text, disk_full: false },
         }
     }
-    if error.verdict() == Verdict::Retry {
-        return TrialEnd::Surroundings { code: error.code().into(), text, disk_full: false };
-    }
     // 2. The shadow: a strict failure of a delta asks first whether the base is what it should be. Of a chain that begins
     // with a full the rows that are here are no part.
-    if error.may_be_drift() && from_delta {
+    let may_be_drift = error.may_be_drift() || is_misfit || matches!(error, ApplyError::Schema { .. });
+    if may_be_drift && from_delta {
         match shadow.verify(&trial.instance.stream) {
             Ok(checks) => {
                 if let Some(drift) = drift_text(&trial.instance.stream, &checks) {
@@ -291,6 +292,9 @@ fn whose_fault(trial: &Trial, shadow: &Replica, error: &ApplyError, begun: Optio
             // The rows cannot be asked: the pack stays the suspect, until it is judged by other limits or another build.
             Err(VerifyError::Contract { .. }) => {}
         }
+    }
+    if error.verdict() == Verdict::Retry {
+        return TrialEnd::Surroundings { code: error.code().into(), text, disk_full: false };
     }
     // 3. The pack.
     let pack = guilty.map(|(_, e)| e.name(&trial.instance));

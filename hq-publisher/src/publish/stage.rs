@@ -19,7 +19,7 @@ use proto::ids::{Instance, StreamName, TableName, Version, Zone};
 use proto::layout::ObjectName;
 use proto::manifest::PackEntry;
 use proto::pack::RowCounts;
-use proto::replica::{Replica, VerifyError};
+use proto::replica::{Replica, VerifyError, sqlite};
 use proto::retry::Verdict;
 use proto::schema::Contract;
 use std::collections::{BTreeMap, BTreeSet};
@@ -483,7 +483,7 @@ impl Run<'_> {
         });
         p.replica.rollback();
         result.map_err(|e| match &e {
-            DiffError::Sqlite { source, .. } => damaged(proto::replica::sqlite::verdict(source), &e),
+            DiffError::Sqlite { source, .. } => unreadable(source, &e),
             DiffError::Spool { .. } => CompareError::Stop(Stop::Fatal(PublishError::Machine(e.to_string()))),
         })?;
         Ok(compared)
@@ -610,13 +610,17 @@ fn damaged(verdict: Verdict, e: &dyn std::fmt::Display) -> CompareError {
     }
 }
 
+/// Of the published rows. A table or column that is gone reads as a failure of the statement.
+fn unreadable(source: &rusqlite::Error, e: &dyn std::fmt::Display) -> CompareError {
+    damaged(if sqlite::is_misfit(source) { Verdict::Rebuild } else { sqlite::verdict(source) }, e)
+}
+
 /// Rows of the scratch database counted, without a comparison: everything is new.
 fn counted(scratch: &Scratch, contract: &Contract, published: Option<&Published>) -> Result<Diff, CompareError> {
-    let fatal = |e: rusqlite::Error| CompareError::Stop(Stop::Fatal(PublishError::Machine(e.to_string())));
     let count = |db: &rusqlite::Connection, table: &TableName| -> Result<u64, CompareError> {
         db.query_row(&format!("SELECT count(*) FROM \"{table}\""), [], |r| r.get::<_, i64>(0))
             .map(i64::unsigned_abs)
-            .map_err(fatal)
+            .map_err(|e| unreadable(&e, &e))
     };
     let mut diff = Diff::default();
     for table in &contract.tables {

@@ -58,6 +58,8 @@ pub struct Hq {
     pub publisher: SecretKey,
     pub registers: BTreeMap<RegisterId, PublicKey>,
     pub created_at: Timestamp,
+    /// Whether contracts have an index.
+    pub indexed: bool,
 }
 
 impl Hq {
@@ -72,6 +74,7 @@ impl Hq {
             publisher: secret(10),
             registers: BTreeMap::new(),
             created_at: now(),
+            indexed: false,
         };
         hq.put_trust();
         hq
@@ -175,7 +178,7 @@ impl Hq {
         rows: &Rows,
         digest: StateDigest,
     ) -> PackEntry {
-        let ddl = ddl(&instance.stream);
+        let ddl = ddl(&instance.stream, self.indexed);
         let contract = Contract::parse(&ddl, &Limits::default()).unwrap();
         let kind = if base.is_some() { PackKind::Delta } else { PackKind::Full };
         let header = Header {
@@ -277,8 +280,10 @@ impl Hq {
 fn table(stream: &StreamName) -> TableName {
     format!("{stream}_row").parse().unwrap()
 }
-fn ddl(stream: &StreamName) -> String {
-    format!("CREATE TABLE {} (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;", table(stream))
+fn ddl(stream: &StreamName, indexed: bool) -> String {
+    let table = table(stream);
+    let index = if indexed { format!("\nCREATE INDEX {table}_name ON {table} (name);") } else { String::new() };
+    format!("CREATE TABLE {table} (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;{index}")
 }
 fn digest(rows: &Rows) -> StateDigest {
     let mut d = StateDigest::default();

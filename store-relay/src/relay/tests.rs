@@ -331,21 +331,33 @@ async fn a_lost_full_is_gone_round_for_registers_that_are_new_or_told_of() {
 
 #[tokio::test]
 async fn a_drifted_shadow_is_healed_by_a_full_without_a_try() {
-    let (mut hq, store) = two_streams();
-    let relay = store.open();
-    once(&relay).await;
-    {
-        let db = rusqlite::Connection::open(relay.shadow.path()).unwrap();
-        db.execute("UPDATE price_row SET name = 'by hand' WHERE id = 2", []).unwrap();
+    for (tampering, indexed) in [
+        ("UPDATE price_row SET name = 'by hand' WHERE id = 2", false),
+        ("DROP TABLE price_row", false),
+        ("DROP TABLE price_row", true),
+        ("ALTER TABLE price_row RENAME COLUMN name TO n", false),
+    ] {
+        let mut hq = Hq::new();
+        hq.indexed = indexed;
+        hq.follow("price", "zone-east");
+        hq.publish("price", &[(1, Some("a")), (2, Some("b"))], Make::Full);
+        hq.sign();
+        let store = Store::enrolled(&[hq.url()]);
+        let relay = store.open();
+        once(&relay).await;
+        {
+            let db = rusqlite::Connection::open(relay.shadow.path()).unwrap();
+            db.execute_batch(tampering).unwrap();
+        }
+        hq.publish("price", &[(1, Some("c")), (2, None)], Make::Delta);
+        hq.sign();
+        once(&relay).await;
+        assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string(), "{tampering}");
+        assert_eq!(served(&relay, &hq.instance("price")), Some(2), "{tampering}");
+        assert!(state(&relay).attempts.is_empty() && state(&relay).drifts.is_empty(), "{tampering}");
+        let events: Vec<String> = relay.hall.spool.events(10).unwrap().into_iter().map(|e| e.code).collect();
+        assert_eq!(events, ["HEALED", "DRIFT"], "{tampering}");
     }
-    hq.publish("price", &[(2, None)], Make::Delta);
-    hq.sign();
-    once(&relay).await;
-    assert_eq!(shadow_digest(&relay, "price"), hq.digest("price").to_string());
-    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
-    assert!(state(&relay).attempts.is_empty() && state(&relay).drifts.is_empty());
-    let events: Vec<String> = relay.hall.spool.events(10).unwrap().into_iter().map(|e| e.code).collect();
-    assert_eq!(events, ["HEALED", "DRIFT"]);
 }
 
 #[tokio::test]
