@@ -260,8 +260,9 @@ impl Files {
         let (memory, word) = Memory::load(device.clone())?;
         // Before the file is moved: what is opened next, also by another try, finds nothing wrong.
         let tell = |damage: &str| {
-            memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), &remedy::begun_anew(damage), now));
-            memory.keep_faults()
+            memory.faults(|f| remedy::raise_anew(f, STORE_DB, &remedy::begun_anew(damage), now));
+            // Without room there is none for a new file either.
+            memory.keep_faults().or_else(|e| if e.is_disk_full() { Err(e) } else { remedy::goes_on_without(e) })
         };
         forget_stray_log(&config.store_db())?;
         let (db, mut is_anew) = match RegisterDb::open(&config.store_db(), &config.limits) {

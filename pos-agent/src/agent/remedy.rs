@@ -2,11 +2,13 @@
 //! row; what it latches is durable before it counts.
 
 use super::{Agent, Goal, Went};
+use crate::faults::Faults;
 use crate::memory::STUCK;
 use crate::pace::End;
 use crate::register_db::{AllHeld, ApplyFailure, DbError, Healed, Remedy, STORE_DB, STORE_LOG};
 use crate::report;
 use crate::verify::{self, StreamFound};
+use proto::clock::Timestamp;
 use proto::device::DeviceError;
 use proto::disk;
 use proto::fetch::{self, FetchError, FetchErrorKind, Want};
@@ -30,6 +32,22 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// What is told of a damaged file: who has it open reads it on.
 pub(super) fn begun_anew(why: &str) -> String {
     format!("{why}; a new one is begun: restart every program that has had {STORE_DB} open since before")
+}
+
+/// Notes that a file of the database was damaged, deleted or replaced. Another time is another fault, also while the one
+/// before is open: who had the file open is to be restarted again.
+pub(super) fn raise_anew(faults: &mut Faults, object: &str, text: &str, now: Timestamp) -> bool {
+    faults.mend(fault::DRIFT, |f| f.instance.is_none() && f.object.as_deref() == Some(object));
+    faults.raise(fault::DRIFT, None, Some(object), text, now)
+}
+
+/// That it cannot be written down keeps no register without a database: it is told from memory, and written when it can be.
+pub(super) fn goes_on_without(e: DeviceError) -> Result<(), DeviceError> {
+    if e.verdict() == Verdict::Halt {
+        return Err(e);
+    }
+    tracing::error!(error = %e, "that the database was damaged could not be written down");
+    Ok(())
 }
 
 impl Agent {
@@ -228,11 +246,7 @@ impl Agent {
         // The file's own ends when all is held again.
         let object = if file == self.db.path() { STORE_DB } else { STORE_LOG };
         let now = self.clock.now();
-        self.memory.faults(|f| {
-            // Another time is another fault.
-            f.mend(fault::DRIFT, |f| f.object.as_deref() == Some(object));
-            f.raise(fault::DRIFT, None, Some(object), &text, now)
-        });
+        self.memory.faults(|f| raise_anew(f, object, &text, now));
         // The next start finds nothing of it.
         self.memory.save_faults();
         self.tell.notify_one();
@@ -281,13 +295,12 @@ impl Agent {
         }
         tracing::error!(code = fault::DRIFT, %why, "the database is damaged: beginning a new one");
         let now = self.clock.now();
-        self.memory.faults(|f| f.raise(fault::DRIFT, None, Some(STORE_DB), &begun_anew(why), now));
+        self.memory.faults(|f| raise_anew(f, STORE_DB, &begun_anew(why), now));
         self.tell.notify_one();
-        // Before the file is moved: the next start finds nothing wrong. Where there is no room for it, it is written when
-        // there is some.
+        // Before the file is moved: the next start finds nothing wrong.
         let make_room = |e: &DeviceError| self.out_of_room(&e.to_string());
         let kept = disk::or_make_room(|| self.memory.keep_faults(), DeviceError::is_disk_full, make_room);
-        if let Err(e) = kept.or_else(|e| if e.is_disk_full() { Ok(()) } else { Err(e) }) {
+        if let Err(e) = kept.or_else(goes_on_without) {
             self.trouble(e.verdict(), false, &e.to_string());
             return End::Retry;
         }
