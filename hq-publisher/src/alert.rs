@@ -1,10 +1,11 @@
 //! Who is told what: pure. Findings and open episodes go in, notices come out: one mail when an
 //! episode opens, one when it ends, and one for many that open at once. Writes nothing.
 
-use crate::fleet::{Assessment, Finding, long};
+use crate::fleet::{Assessment, DATABASE, Finding, long};
 use crate::ledger::Episode;
 use proto::clock::{Timestamp, since};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// The episodes that [`crate::publish`] opens and closes itself.
 pub const PUBLISH: &str = "publish-";
@@ -35,13 +36,36 @@ const FOLD: usize = 6;
 /// Lines of a folded mail.
 const LISTED: usize = 200;
 
+/// Damages of one device's database that may be open at once: each has the time that the device says.
+const DAMAGES: usize = 4;
+/// A damage stays open for so long, so that a device that makes them up fills no mailbox.
+const DAMAGED_FOR: Duration = Duration::from_secs(3600);
+
+/// Whose database the episode is of, if it is of one.
+fn whose_database(key: &str) -> Option<&str> {
+    key.strip_prefix(DATABASE)?.split('/').next()
+}
+
 /// Compares findings with the open episodes.
 pub fn due(assessment: &Assessment, open: &[Episode], now: Timestamp) -> Due {
     let known: BTreeSet<&str> = open.iter().map(|e| e.key.as_str()).collect();
-    let begins = assessment.findings.values().filter(|f| !known.contains(f.key.as_str())).map(begin);
+    let mut damages: BTreeMap<String, usize> = BTreeMap::new();
+    let mut is_one_more = |key: &str| {
+        whose_database(key).is_none_or(|whose| {
+            let of_it = damages.entry(whose.to_owned()).or_default();
+            *of_it += 1;
+            *of_it <= DAMAGES
+        })
+    };
+    for e in open {
+        is_one_more(&e.key);
+    }
+    let begins = assessment.findings.values().filter(|f| !known.contains(f.key.as_str()) && is_one_more(&f.key));
+    let begins = begins.map(begin);
     let ends = open
         .iter()
         .filter(|e| !e.key.starts_with(PUBLISH))
+        .filter(|e| whose_database(&e.key).is_none() || since(now, e.opened_at) >= DAMAGED_FOR)
         .filter(|e| !assessment.findings.contains_key(&e.key) && !assessment.is_undecided(&e.key))
         .map(|e| end(e, now));
     Due { open: fold(begins, ""), close: fold(ends, "Recovered: ") }
@@ -144,6 +168,26 @@ mod tests {
         }
         let over = due(&wrong(&[], &[]), &open(&["a/1"]), now());
         assert!(over.close[0].body.contains("after 10 min"), "{}", over.close[0].body);
+    }
+
+    /// A stolen register says another time in each heartbeat.
+    #[test]
+    fn a_device_that_makes_up_damages_fills_no_mailbox() {
+        let key = |of: &str, n: usize| format!("database/{of}/{n}");
+        let (mut known, mut mails) = (Vec::new(), 0);
+        for n in 0..200 {
+            let keys = [key("1-1", n), key("1-1", n + 1000), key("1-2", 7)];
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            // Each of them is ten minutes old.
+            let due = due(&wrong(&keys, &[]), &open(&known.iter().map(String::as_str).collect::<Vec<_>>()), now());
+            assert!(due.close.is_empty());
+            mails += due.open.len();
+            known.extend(due.open.into_iter().flat_map(|n| n.episodes).map(|(key, _)| key));
+        }
+        assert_eq!((mails, known.len()), (DAMAGES + 1, DAMAGES + 1));
+        let later = Timestamp::from_second(3600).unwrap();
+        let over = due(&wrong(&[], &[]), &open(&known.iter().map(String::as_str).collect::<Vec<_>>()), later);
+        assert_eq!(over.close.len(), DAMAGES + 1);
     }
 
     #[test]

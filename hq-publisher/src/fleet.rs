@@ -162,6 +162,8 @@ pub fn assess(fleet: &Fleet<'_>) -> Assessment {
     a
 }
 
+/// Before the id and the time, in the key of a damaged database's episode.
+pub const DATABASE: &str = "database/";
 /// Before the id, in the key of a silent register's episode.
 const REGISTER_SILENT: &str = "register-silent/";
 
@@ -471,7 +473,7 @@ fn told_fault(id: &DeviceId, f: &Fault) -> Option<Told> {
         // Each time is one of its own: who has the old file open is to be restarted again.
         fault::DRIFT if f.instance.is_none() && f.object.is_some() => {
             let subject = format!("The database of {id} was damaged, deleted or replaced");
-            Some((format!("database/{id}/{}", f.since), subject, line))
+            Some((format!("{DATABASE}{id}/{}", f.since), subject, line))
         }
         // Also one that was healed before the heartbeat: the stream's state does not show it any more.
         fault::DRIFT => {
