@@ -257,6 +257,13 @@ fn device_line(v: &DeviceView<'_>) -> DeviceLine {
 /// Stores and devices listed for people; JSON has them all.
 const LISTED: usize = 50;
 
+fn store_text(s: &StoreLine) -> String {
+    let of: Vec<String> = s.behind.iter().map(ToString::to_string).collect();
+    let state = if of.is_empty() { "up to date".to_owned() } else { format!("behind in {}", of.join(", ")) };
+    let by_stick = s.by_stick.map_or_else(String::new, |t| format!(" (by stick, {t})"));
+    format!("store {}: {state}{by_stick}", s.id)
+}
+
 impl Report {
     /// The report for people.
     pub fn lines(&self) -> Vec<String> {
@@ -282,13 +289,18 @@ impl Report {
         if !gone.is_empty() {
             out.push(format!("no longer in the list, and devices are enrolled there: {}", some(gone, ", ")));
         }
-        let told = self.stores.iter().filter(|s| !s.behind.is_empty() || s.by_stick.is_some()).take(LISTED);
-        out.extend(told.map(|s| {
-            let of: Vec<String> = s.behind.iter().map(ToString::to_string).collect();
-            let state = if of.is_empty() { "up to date".to_owned() } else { format!("behind in {}", of.join(", ")) };
-            let by_stick = s.by_stick.map_or_else(String::new, |t| format!(" (by stick, {t})"));
-            format!("store {}: {state}{by_stick}", s.id)
-        }));
+        // Those that are behind first: of a chain on sticks the others are many.
+        for is_behind in [true, false] {
+            let of_it = |s: &&StoreLine| s.behind.is_empty() != is_behind && (is_behind || s.by_stick.is_some());
+            out.extend(self.stores.iter().filter(of_it).take(LISTED).map(store_text));
+            let more = self.stores.iter().filter(of_it).count().saturating_sub(LISTED);
+            if more > 0 {
+                out.push(format!(
+                    "… and {more} more stores {}",
+                    if is_behind { "behind" } else { "up to date by stick" }
+                ));
+            }
+        }
         out.extend(self.devices.iter().filter(|d| !d.errors.is_empty()).take(LISTED).map(|d| {
             let of: Vec<String> = d.errors.iter().map(|e| format!("{}: {}", e.code, e.text)).collect();
             let heard =
@@ -313,6 +325,22 @@ impl Report {
 mod tests {
     use super::*;
 
+    fn nothing() -> Report {
+        Report {
+            streams: BTreeMap::new(),
+            stores: Vec::new(),
+            devices: Vec::new(),
+            errors: Vec::new(),
+            episodes: Vec::new(),
+            outbox: Vec::new(),
+            unfinished: Vec::new(),
+            serial: None,
+            network: Network::Online,
+            debts: Vec::new(),
+            trust: Some((1, 1)),
+        }
+    }
+
     #[test]
     fn a_refused_publish_is_told_and_nothing_twice() {
         let episode = |key: &str, text: &str| EpisodeLine {
@@ -321,23 +349,36 @@ mod tests {
             opened_at: Timestamp::UNIX_EPOCH,
         };
         let report = Report {
-            streams: BTreeMap::new(),
-            stores: Vec::new(),
-            devices: Vec::new(),
             errors: vec!["Store 1 is silent: for 5 min".to_owned()],
             episodes: vec![
                 episode("publish/refused/price@all/SHRINK", "Publishing price@all was refused (SHRINK)"),
                 episode("silent/1", "Store 1 is silent"),
             ],
-            outbox: Vec::new(),
-            unfinished: Vec::new(),
-            serial: None,
-            network: Network::Online,
-            debts: Vec::new(),
-            trust: Some((1, 1)),
+            ..nothing()
         };
         let wrong: Vec<String> = report.lines().into_iter().filter(|l| l.starts_with("wrong")).collect();
         let refused = "wrong since 1970-01-01T00:00:00Z: Publishing price@all was refused (SHRINK)";
         assert_eq!(wrong, ["wrong: Store 1 is silent: for 5 min", refused]);
+    }
+    /// A chain on sticks has hundreds that are up to date.
+    #[test]
+    fn stores_that_are_behind_come_before_those_that_a_stick_brought_up_to_date() {
+        let store = |n: usize, behind: bool| StoreLine {
+            id: format!("{n:04}").parse().unwrap(),
+            zone: None,
+            region: None,
+            serial: 1,
+            put: true,
+            expires_at: None,
+            vanished_at: None,
+            behind: if behind { vec!["price@all".parse().unwrap()] } else { Vec::new() },
+            by_stick: Some(Timestamp::UNIX_EPOCH),
+        };
+        let stores = (0..60).map(|n| store(n, false)).chain((60..112).map(|n| store(n, true))).collect();
+        let told: Vec<String> = Report { stores, ..nothing() }.lines().into_iter().skip(1).collect();
+        assert_eq!(told[0], "store 0060: behind in price@all (by stick, 1970-01-01T00:00:00Z)");
+        assert_eq!(told[LISTED], "… and 2 more stores behind");
+        assert_eq!(told[LISTED + 1], "store 0000: up to date (by stick, 1970-01-01T00:00:00Z)");
+        assert_eq!(told[2 * LISTED + 1..], ["… and 10 more stores up to date by stick"]);
     }
 }
