@@ -38,6 +38,9 @@ impl<E: Into<Stop>> From<E> for MakeError {
     }
 }
 
+/// The reason of a pack that is over the limits.
+pub(super) const PACK_LIMITS: &str = "PACK_LIMITS";
+
 /// What is said of a pack that is over the limits.
 pub(super) fn too_large(instance: &Instance, pack: &PackEntry, limits: &Limits) -> Option<String> {
     let (name, PackEntry { bytes, unpacked, .. }) = (pack.name(instance), pack);
@@ -78,17 +81,28 @@ impl Making<'_, '_> {
         let number = self.reserve().await?;
         run.progress.phase(instance, Phase::Packing);
         let mut packs: Vec<(PackEntry, PathBuf)> = Vec::new();
-        let mut digests = compared.diff.digests.clone();
+        let (mut digests, mut full) = (compared.diff.digests.clone(), self.plan.full);
         if self.plan.delta {
             let migrate = compared.migrate.clone();
             let spool = &mut compared.spool;
-            let (entry, path, _) = self.write(PackKind::Delta, number, migrate, report, |w| {
+            let written = self.write(PackKind::Delta, number, migrate, report, |w| {
                 spool.write(w).map_err(|e| PublishError::Machine(format!("a delta: {e}")))?;
                 Ok(digests.clone())
-            })?;
-            packs.push((entry, path));
+            });
+            match written {
+                Ok((entry, path, _)) => packs.push((entry, path)),
+                // Rows that go count as those that come do, and a row whose UNIQUE value changed is both: a full is less.
+                Err(Stop::Refused(r)) if r.code == PACK_LIMITS => {
+                    tracing::warn!(%instance, why = %r.text, "the delta is over the limits: a full alone is made");
+                    let reason = format!("{}; the delta is over the limits", self.plan.reason);
+                    report.plan = Some(Plan { delta: false, full: true, reason });
+                    report.packs.clear();
+                    full = true;
+                }
+                Err(stop) => return Err(stop.into()),
+            }
         }
-        if self.plan.full {
+        if full {
             let (entry, path, found) =
                 self.write(PackKind::Full, number, Vec::new(), report, |w| self.all_rows(scratch, w))?;
             digests = found;
@@ -173,12 +187,21 @@ impl Making<'_, '_> {
         run.steps.before(&step)?;
         let (written, digests) = tokio::task::block_in_place(|| failpoint::step(step.failpoint(), write))?;
         run.steps.after(&step)?;
-        report.packs.push(PackReport { kind, bytes: written.bytes, rows: written.rows.total() });
+        let rows = written.rows.total();
+        report.packs.push(PackReport { kind, bytes: written.bytes, rows });
         let Written { bytes, unpacked, sha256, .. } = written;
         let entry = PackEntry { version: self.version, kind, base, bytes, unpacked, sha256 };
-        if let Some(text) = too_large(self.task.instance, &entry, &run.config.limits) {
+        let limits = &run.config.limits;
+        let too_many = || {
+            format!(
+                "{name} has {rows} rows: readers refuse that (limits.rows = {}; raise it at every tier)",
+                limits.rows
+            )
+        };
+        let text = too_large(self.task.instance, &entry, limits);
+        if let Some(text) = text.or_else(|| (rows > limits.rows).then(too_many)) {
             shelf::remove(&path)?;
-            return Err(refused("PACK_LIMITS", text));
+            return Err(refused(PACK_LIMITS, text));
         }
         Ok((entry, path, digests))
     }

@@ -2,7 +2,7 @@
 
 use super::contracts::Stream;
 use super::feed::{Feed, Kept, ReadError, faults_text};
-use super::make::{Digests, MakeError, Making, too_large};
+use super::make::{Digests, MakeError, Making, PACK_LIMITS, too_large};
 use super::report::{InstanceReport, Outcome};
 use super::steps::{Phase, Step};
 use super::{PublishError, Run};
@@ -249,7 +249,7 @@ impl Run<'_> {
             {
                 let way = "Or publish --full twice: then it is listed no more";
                 return Err(refused(
-                    "PACK_LIMITS",
+                    PACK_LIMITS,
                     format!("what is published is over limits that were lowered: {text}. {way}"),
                 ));
             }
