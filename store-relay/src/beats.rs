@@ -5,9 +5,11 @@ use crate::hall::{AtHq, Hall, Heard, Voice};
 use crate::spool::{self, KeptBeat, SpoolError};
 use proto::clock::since;
 use proto::disk;
+use proto::dsse::DsseError;
 use proto::ids::{DeviceId, RegisterId};
 use proto::keys::PublicKey;
 use proto::runs::DOUBLE_TOLD;
+use proto::trust::Refusal;
 use proto::wire::{self, Beat, Beats, Heartbeat, fault};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -55,7 +57,8 @@ pub fn take(hall: &Hall, beats: &Beats, from: IpAddr) -> Taken {
             }
             Err(Refused::Older(who, seq, last)) => {
                 taken.go_on_above.insert(who.clone(), last);
-                taken.refused.insert(who, format!("heartbeat {seq} came after {last}"));
+                let what = if seq == last { "was another heartbeat's".into() } else { format!("is older than {last}") };
+                taken.refused.insert(who, format!("number {seq} {what}"));
             }
             Err(Refused::Bad(who, why)) => {
                 taken.refused.insert(who, why);
@@ -114,22 +117,27 @@ fn take_one(hall: &Hall, beat: &Beat, n: usize) -> Result<Took, Refused> {
         return Err(Refused::Unknown(who, "no key of this register is in the manifest".into()));
     };
     // 2. Signed by it? (The key may have been changed at HQ just now.)
-    let heartbeat =
-        Heartbeat::open(&envelope, &claimed, &key, limits).map_err(|e| Refused::Unknown(who.clone(), e.to_string()))?;
+    let heartbeat = Heartbeat::open(&envelope, &claimed, &key, limits).map_err(|e| match e {
+        Refusal::Envelope(DsseError::NotSigned { .. }) => Refused::Unknown(who.clone(), e.to_string()),
+        // By its key, and of a form that only a later build reads: no other list would help.
+        _ => Refused::Bad(who.clone(), e.to_string()),
+    })?;
     note_run(hall, &register, &heartbeat);
     // 3. Newer than the last?
     let key = key.to_string();
-    let (last, news, at_hq) = {
+    let (last, same, news, at_hq) = {
         let state = hall.state();
         let last = state.registers.get(&register).filter(|h| h.key == key);
         let news = last.is_none_or(|h| differs(&h.beat, &heartbeat));
-        (last.map(|h| h.beat.seq), news, last.map_or(AtHq::default(), |h| h.at_hq))
+        let same = last.is_some_and(|h| h.beat == heartbeat);
+        (last.map(|h| h.beat.seq), same, news, last.map_or(AtHq::default(), |h| h.at_hq))
     };
-    if let Some(last) = last.filter(|last| heartbeat.seq < *last) {
+    // Another one by the same number is of a copy, or of a register that was set back: it is not heard, either.
+    if let Some(last) = last.filter(|last| heartbeat.seq <= *last && !same) {
         return Err(Refused::Older(who, heartbeat.seq, last));
     }
     // 4. No more often than a disk should bear of one machine.
-    let is_new = last != Some(heartbeat.seq);
+    let is_new = !same;
     let behind = {
         let mut state = hall.state();
         let voice = state.voices.entry(register.clone()).or_default();

@@ -92,7 +92,11 @@ impl Drop for Scene {
 }
 
 fn beat(register: &str, key: u8, seq: u64) -> Vec<u8> {
-    let beat = Heartbeat {
+    saying(register, key, seq, |_| {})
+}
+
+fn saying(register: &str, key: u8, seq: u64, change: impl FnOnce(&mut Heartbeat)) -> Vec<u8> {
+    let mut beat = Heartbeat {
         format: 1,
         device: register.parse::<DeviceId>().unwrap(),
         run: None,
@@ -108,6 +112,7 @@ fn beat(register: &str, key: u8, seq: u64) -> Vec<u8> {
         clock_skew_s: None,
         registers: Default::default(),
     };
+    change(&mut beat);
     let envelope = serde_json::from_slice(&beat.seal(&secret(key)).unwrap()).unwrap();
     serde_json::to_vec(&Beats { beats: vec![Beat { envelope, seen_s: 0 }] }).unwrap()
 }
@@ -253,6 +258,12 @@ async fn heartbeats_are_verified_kept_and_answered() {
     let (status, answer) = scene.post(&beat("0421-03", 33, 4)).await;
     assert_eq!((status, answer.refused.contains_key("0421-03")), (200, true));
     assert_eq!(answer.go_on_above["0421-03"], 5, "it was set back: it is to count on from there");
+    let (status, answer) = scene.post(&saying("0421-03", 33, 5, |b| b.serial = Some(2))).await;
+    assert_eq!((status, answer.go_on_above.get("0421-03")), (200, Some(&5)), "another one by the same number");
+    assert_eq!(answer.refused["0421-03"], "number 5 was another heartbeat's");
+    // By its key, and of a later build: it is told so, and no other list is asked for.
+    let (status, answer) = scene.post(&saying("0421-03", 33, 6, |b| b.format = 2)).await;
+    assert_eq!((status, answer.refused.contains_key("0421-03")), (200, true));
     // Not its key; nobody's key; the relay's own id.
     for (who, key) in [("0421-03", 34), ("0421-09", 33)] {
         let (status, answer) = scene.post(&beat(who, key, 9)).await;
