@@ -268,7 +268,7 @@ impl Intake {
         let (mut refused, mut go_on_above) = (BTreeMap::new(), BTreeMap::new());
         let mut keys: BTreeMap<StoreId, Vec<DeviceRow>> = BTreeMap::new();
         let (mut rows, mut taken) = (Vec::new(), Vec::new());
-        for (n, beat) in beats.beats.iter().enumerate().take(BEATS) {
+        for (n, beat) in beats.beats.iter().enumerate() {
             match self.open_beat(beat, &mut keys).await? {
                 Ok((heartbeat, envelope)) => {
                     let age = Duration::from_secs(beat.seen_s).min(OLDEST);

@@ -12,7 +12,7 @@ mod wake;
 use crate::carry::Receipts;
 use crate::config::Config;
 use crate::hooks::Post;
-use crate::intake::{Intake, Taken};
+use crate::intake::{BEATS, Intake, Taken};
 use crate::ledger::{Ledger, LedgerError};
 use crate::metrics::{Metrics, Scrape};
 use axum::body::Bytes;
@@ -299,6 +299,9 @@ async fn heartbeats(State(app): State<Arc<App>>, peer: Option<Extension<Peer>>, 
         Err(e) => return refuse(StatusCode::BAD_REQUEST, &format!("not heartbeats: {e}")),
     };
     let count = beats.beats.len();
+    if count > BEATS {
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, &format!("{count} heartbeats in one post, {BEATS} are allowed"));
+    }
     match app.intake.take(beats).await {
         Ok(Taken { answer, proved }) => {
             if let Some(Extension(peer)) = peer.filter(|_| proved) {

@@ -341,6 +341,9 @@ async fn odd_requests() {
     let alone = heartbeat("1", 1).seal(&key(1)).unwrap();
     assert_eq!(post(alone.clone()).await, StatusCode::OK, "an envelope alone is read, if nobody knows it");
     assert_eq!(post([b"[", &alone[..], b"]"].concat()).await, StatusCode::OK);
+    let envelope: serde_json::Value = serde_json::from_slice(&alone).unwrap();
+    let many = serde_json::to_vec(&vec![envelope; crate::intake::BEATS + 1]).unwrap();
+    assert_eq!(post(many).await, StatusCode::PAYLOAD_TOO_LARGE, "none is left out unsaid");
     assert_eq!(post(vec![b' '; 5 << 20]).await, StatusCode::PAYLOAD_TOO_LARGE);
     // Nothing to keep before `init`.
     ticks::manifests(&w.app).await.unwrap();
