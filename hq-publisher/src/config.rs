@@ -21,6 +21,9 @@ const fn s(n: u64) -> HumanDuration {
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 
+/// Deltas between two fulls, at most: a list names those before the last full, too, and `limits.manifest_bytes` bounds it.
+const MOST_DELTAS: u64 = 500;
+
 /// All settings. Paths and URLs are absolute after [`load`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -342,7 +345,7 @@ pub struct PublishConfig {
     pub shrink_percent: u64,
     /// … and more than this many. 100.
     pub shrink_rows: u64,
-    /// Make a full again after so many deltas. 64.
+    /// Make a full again after so many deltas; 500 at most. 64.
     pub deltas: u64,
     /// gzip level of packs, 1 to 9. 6.
     pub level: u32,
@@ -460,6 +463,9 @@ impl Config {
             if value.0.is_zero() {
                 return Err(ConfigError(format!("{name} = \"{value}\": it must be longer than 0")));
             }
+        }
+        if publish.deltas > MOST_DELTAS {
+            return Err(ConfigError(format!("publish.deltas: at most {MOST_DELTAS}; a list names them all")));
         }
         if self.serve.beats_bytes.0 < self.limits.heartbeat_bytes {
             return Err(ConfigError("serve.beats_bytes: at least limits.heartbeat_bytes".into()));
@@ -654,6 +660,7 @@ mod tests {
             (format!("{LEAST}[publish]\nlevel = 12\n"), "publish.level"),
             (format!("{LEAST}[publish]\nresign_after = \"40d\"\n"), "publish.resign_after"),
             (format!("{LEAST}[publish]\nresign_after = \"0s\"\n"), "publish.resign_after"),
+            (format!("{LEAST}[publish]\ndeltas = 501\n"), "publish.deltas"),
             (format!("{LEAST}[mail]\nsmtp = \"smtp://h\"\nfrom = \"a@b.c\"\nto = []\n"), "mail.to"),
             (
                 format!("{LEAST}[mail]\nsmtp = \"smtp://h\"\nfrom = \"a@b.c\"\nto = [\"a@b.c\"]\ntimeout = \"0s\"\n"),
