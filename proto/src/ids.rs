@@ -101,7 +101,13 @@ name_type!(
 );
 name_type!(
     /// A stream's name: 1-63 of `a-z 0-9 _`, a letter first. `tillcast` is ours.
-    StreamName, "stream name", |s| check_name("stream name", s)
+    StreamName, "stream name", |s| {
+        check_name("stream name", s)?;
+        if s == "tillcast" {
+            return Err(BadName::new("stream name", s, "it is reserved"));
+        }
+        Ok(())
+    }
 );
 name_type!(
     /// A table's name: 1-63 of `a-z 0-9 _`, a letter first; names beginning with `tillcast_` or
@@ -374,7 +380,7 @@ mod tests {
         {
             assert!(s.parse::<StoreId>().is_err(), "{s:?}");
         }
-        for s in ["", "..", "Price", "1price", "price-east", "p\"", &"a".repeat(64)] {
+        for s in ["", "..", "Price", "1price", "price-east", "p\"", "tillcast", &"a".repeat(64)] {
             assert!(s.parse::<StreamName>().is_err(), "{s:?}");
         }
         for s in ["0421", "0421-", "-03", "0421-nul", "0421-1-2", &format!("0421-{}", "a".repeat(17))] {
