@@ -138,7 +138,7 @@ impl Life {
         }
         let lines = Chain::stores().map(|store| Line { store, down: true, until: 0.0, since: 0.0 }).collect();
         let watch = Watch::start(directories, Duration::from_secs_f64((options.day / 12.0).clamp(0.5, 5.0)));
-        let data = if chain.data.is_some() { "real" } else { "the sample" };
+        let data = if chain.data.is_some() { "the real data" } else { "the sample" };
         let report = Report { days: (options.days, options.day), data: data.into(), ..Report::default() };
         Life {
             options: options.clone(),

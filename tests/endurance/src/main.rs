@@ -34,4 +34,6 @@ fn main() {
         std::fs::write(path, &report.svg).unwrap();
     }
     assert!(report.growing().is_empty(), "without bound: {:?}", report.growing());
+    assert!(report.failures.is_empty(), "publishes failed: {:?}", report.failures);
+    println!("nothing grew and no publish failed, with {} as master data", report.data);
 }
