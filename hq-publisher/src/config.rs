@@ -21,7 +21,8 @@ const fn s(n: u64) -> HumanDuration {
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 
-/// Deltas between two fulls, at most: a list names those before the last full, too, and `limits.manifest_bytes` bounds it.
+/// Deltas between two fulls, at most: a list names those before the last full, too, and is to be within
+/// `limits.manifest_bytes`.
 const MOST_DELTAS: u64 = 500;
 
 /// All settings. Paths and URLs are absolute after [`load`].

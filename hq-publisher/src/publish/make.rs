@@ -91,7 +91,7 @@ impl Making<'_, '_> {
             });
             match written {
                 Ok((entry, path, _)) => packs.push((entry, path)),
-                // Rows that go count as those that come do, and a row whose UNIQUE value changed is both: a full is less.
+                // Rows that go count as those that come do, and a row whose UNIQUE value changed is both.
                 Err(Stop::Refused(r)) if r.code == PACK_LIMITS => {
                     tracing::warn!(%instance, why = %r.text, "the delta is over the limits: a full alone is made");
                     let reason = format!("{}; the delta is over the limits", self.plan.reason);

@@ -3013,7 +3013,8 @@ async fn a_replica_is_made_from_packs_that_are_over_lowered_limits() {
     let r = w.publish().await;
     assert_eq!((r.exit_code(), outcome(&r, "catalog@all")), (0, Outcome::Unchanged), "{:?}", r.lines());
     w.all_is_well();
-    // Rows that come, and those that go, are too many for one pack of readers with these limits: a full has the former alone.
+    // Rows that come, and those that go, are too many for one pack of readers with these limits: a full has the former
+    // alone.
     w.sql("DELETE FROM price WHERE zone = 'west'; INSERT INTO price SELECT 'west', 'new' || plu, 5 FROM item");
     let r = w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
     let price = &r.instances[&"price@zone-west".parse().unwrap()];

@@ -34,14 +34,15 @@ pub(super) fn begun_anew(why: &str) -> String {
     format!("{why}; a new one is begun: restart every program that has had {STORE_DB} open since before")
 }
 
-/// Notes that a file of the database was damaged, deleted or replaced. Another time is another fault, also while the one
-/// before is open: who had the file open is to be restarted again.
+/// Notes that a file of the database was damaged, deleted or replaced. Another time is another fault, also while the
+/// one before is open: who had the file open is to be restarted again.
 pub(super) fn raise_anew(faults: &mut Faults, object: &str, text: &str, now: Timestamp) -> bool {
     faults.mend(fault::DRIFT, |f| f.instance.is_none() && f.object.as_deref() == Some(object));
     faults.raise(fault::DRIFT, None, Some(object), text, now)
 }
 
-/// That it cannot be written down keeps no register without a database: it is told from memory, and written when it can be.
+/// That it cannot be written down keeps no register without a database: it is told from memory, and written when it can
+/// be.
 pub(super) fn goes_on_without(e: DeviceError) -> Result<(), DeviceError> {
     if e.verdict() == Verdict::Halt {
         return Err(e);
