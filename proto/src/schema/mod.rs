@@ -254,6 +254,9 @@ impl Contract {
         for t in &tables {
             foreign_keys_stay_inside(&db, t, &tables)?;
         }
+        for t in tables.iter().filter(|t| t.has_foreign_keys) {
+            foreign_keys_fit(&db, t)?;
+        }
         Ok(Contract { ddl: ddl.to_owned(), sha256: Sha256::of(ddl.as_bytes()), tables })
     }
 
@@ -541,6 +544,15 @@ fn foreign_keys_stay_inside(db: &Connection, table: &Table, tables: &[Table]) ->
     Ok(())
 }
 
+/// SQLite takes a foreign key by which it can check no row, and says so at the first check.
+fn foreign_keys_fit(db: &Connection, table: &Table) -> Result<(), SchemaError> {
+    let check = db.prepare(&format!("PRAGMA foreign_key_check({})", table.quoted()));
+    check.map(drop).map_err(|e| SchemaError::Rule {
+        table: table.name.to_string(),
+        rule: format!("{e}: what a foreign key refers to must be the PRIMARY KEY there, or UNIQUE"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -597,6 +609,42 @@ mod tests {
         ] {
             let e = parse(ddl).unwrap_err().to_string();
             assert!(e.contains(why), "{ddl}: {e}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_key_refers_to_what_is_unique() {
+        let with = |parent: &str, refers: &str| {
+            parse(&format!(
+                "CREATE TABLE p ({parent}) STRICT; CREATE TABLE c (id INTEGER PRIMARY KEY, code TEXT {refers}) STRICT;"
+            ))
+        };
+        let (one, two) = ("id INTEGER PRIMARY KEY, code TEXT", "a TEXT, b TEXT, PRIMARY KEY (a, b)");
+        let index = |sql: &str| {
+            format!("{one}) STRICT; CREATE UNIQUE INDEX i ON p (code){sql}; CREATE TABLE more (a TEXT PRIMARY KEY")
+        };
+        for (parent, refers) in [
+            (one, "REFERENCES p (code)"),
+            (one, "REFERENCES p (nosuch)"),
+            (two, "REFERENCES p"),
+            (two, "REFERENCES p (a)"),
+            (index(" WHERE id > 3").as_str(), "REFERENCES p (code)"),
+            (one, "REFERENCES c (code)"),
+        ] {
+            let e = with(parent, refers).unwrap_err();
+            assert!(
+                e.to_string().starts_with("table c: foreign key mismatch") && e.to_string().contains("UNIQUE"),
+                "{e}"
+            );
+        }
+        for (parent, refers) in [
+            (one, "REFERENCES p"),
+            ("id INTEGER PRIMARY KEY, code TEXT UNIQUE", "REFERENCES P (Code)"),
+            (index("").as_str(), "REFERENCES p (code)"),
+            (two, ", up TEXT, FOREIGN KEY (up, code) REFERENCES p"),
+            (one, "UNIQUE REFERENCES c (code)"),
+        ] {
+            with(parent, refers).unwrap();
         }
     }
 

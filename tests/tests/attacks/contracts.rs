@@ -130,6 +130,10 @@ fn evil() -> Vec<(&'static str, String)> {
         ),
         ("a foreign key to another's table", with("CREATE TABLE e (a TEXT PRIMARY KEY REFERENCES staff (id)) STRICT;")),
         (
+            "a foreign key to what is not unique",
+            with("CREATE TABLE e (a INTEGER PRIMARY KEY REFERENCES price (price_cents)) STRICT;"),
+        ),
+        (
             "a table that recurses",
             with("CREATE TABLE e AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n;"),
         ),

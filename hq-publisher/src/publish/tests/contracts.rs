@@ -148,6 +148,18 @@ async fn an_addition_that_only_a_drifted_replica_refuses_travels_in_a_delta() {
     w.all_is_well();
 }
 
+/// SQLite takes it and can check no row by it: each publish of all streams would end at that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_key_that_does_not_fit_is_found_before_anything_is_touched() {
+    let w = World::new().await;
+    w.write(
+        "catalog.sql",
+        &format!("{CATALOG}\nCREATE TABLE c (name TEXT PRIMARY KEY REFERENCES item (name)) STRICT;"),
+    );
+    let e = crate::publish::contracts::load(&w.config).unwrap_err().to_string();
+    assert!(e.contains("catalog.sql: table c: foreign key mismatch"), "{e}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_text_in_double_quotes_is_found_before_anything_is_touched() {
     let w = World::new().await;
