@@ -117,7 +117,7 @@ pub fn is_at(held: Option<&Held>, instance: &Instance, head: &Head) -> bool {
     held.is_some_and(|h| h.version_of(instance, head.epoch) == Some(head.version) && h.digests == head.digests)
 }
 
-/// Opens a replica; one that is no database any more is thrown away and made anew.
+/// Opens a replica; one that is no database any more, or whose versions cannot be read, is thrown away and made anew.
 pub fn open(path: &Path, instance: &Instance, limits: &Limits) -> Result<(Replica, Option<Held>), RebuildError> {
     let look = || {
         let replica = Replica::open(path, limits)?;
@@ -125,7 +125,7 @@ pub fn open(path: &Path, instance: &Instance, limits: &Limits) -> Result<(Replic
         Ok::<_, SqliteError>((replica, held))
     };
     match look() {
-        Err(e) if e.verdict() == Verdict::Rebuild => {
+        Err(e) if e.verdict() == Verdict::Rebuild || e.is_unreadable() => {
             tracing::warn!(%instance, error = %e, "the published replica is damaged; it is made anew");
             discard(path)?;
             Ok(look()?)

@@ -102,14 +102,14 @@ impl Published {
                 self.prove(stream)?;
                 Ok(Err(format!("the rows that are out do not take {e}")))
             }
-            Err(e) => Err(damaged(e.verdict(), &e)),
+            Err(e) => Err(damaged(e.inner(), &e)),
         }
     }
 
     /// Recomputes its digests.
     fn prove(&self, stream: &StreamName) -> Result<(), CompareError> {
         let checks = self.replica.verify(stream).map_err(|e| match e {
-            VerifyError::Sqlite(e) => damaged(e.verdict(), &e),
+            VerifyError::Sqlite(e) => damaged(e.inner(), &e),
             VerifyError::Contract { .. } => refused("REPLICA", e.to_string()).into(),
         })?;
         match checks.iter().find(|c| !c.is_right()) {
@@ -483,7 +483,7 @@ impl Run<'_> {
         });
         p.replica.rollback();
         result.map_err(|e| match &e {
-            DiffError::Sqlite { source, .. } => unreadable(source, &e),
+            DiffError::Sqlite { source, .. } => damaged(source, &e),
             DiffError::Spool { .. } => CompareError::Stop(Stop::Fatal(PublishError::Machine(e.to_string()))),
         })?;
         Ok(compared)
@@ -603,30 +603,29 @@ impl From<ScratchError> for CompareError {
     }
 }
 
-fn damaged(verdict: Verdict, e: &dyn std::fmt::Display) -> CompareError {
-    match verdict {
+/// The published replica failed: where a table or column of it is gone, too, it is made anew.
+fn damaged(cause: &rusqlite::Error, e: &dyn std::fmt::Display) -> CompareError {
+    match sqlite::verdict(cause) {
         Verdict::Rebuild | Verdict::Quarantine => CompareError::Damaged(e.to_string()),
+        _ if sqlite::is_misfit(cause) => CompareError::Damaged(e.to_string()),
         _ => CompareError::Stop(Stop::Fatal(PublishError::Machine(e.to_string()))),
     }
 }
 
-/// Of the published rows. A table or column that is gone reads as a failure of the statement.
-fn unreadable(source: &rusqlite::Error, e: &dyn std::fmt::Display) -> CompareError {
-    damaged(if sqlite::is_misfit(source) { Verdict::Rebuild } else { sqlite::verdict(source) }, e)
-}
-
 /// Rows of the scratch database counted, without a comparison: everything is new.
 fn counted(scratch: &Scratch, contract: &Contract, published: Option<&Published>) -> Result<Diff, CompareError> {
-    let count = |db: &rusqlite::Connection, table: &TableName| -> Result<u64, CompareError> {
-        db.query_row(&format!("SELECT count(*) FROM \"{table}\""), [], |r| r.get::<_, i64>(0))
-            .map(i64::unsigned_abs)
-            .map_err(|e| unreadable(&e, &e))
+    let fatal = |e: rusqlite::Error| CompareError::Stop(Stop::Fatal(PublishError::Machine(e.to_string())));
+    let count = |db: &rusqlite::Connection, table: &TableName| {
+        let sql = format!("SELECT count(*) FROM \"{table}\"");
+        db.query_row(&sql, [], |r| r.get::<_, i64>(0)).map(i64::unsigned_abs)
     };
     let mut diff = Diff::default();
     for table in &contract.tables {
-        let after = count(scratch.connection(), &table.name)?;
+        let after = count(scratch.connection(), &table.name).map_err(fatal)?;
         let before = match published {
-            Some(p) if p.contract.table(&table.name).is_some() => count(p.replica.connection(), &table.name)?,
+            Some(p) if p.contract.table(&table.name).is_some() => {
+                count(p.replica.connection(), &table.name).map_err(|e| damaged(&e, &e))?
+            }
             _ => 0,
         };
         let rows = RowCounts { insert: after, ..RowCounts::default() };

@@ -674,7 +674,7 @@ async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
     base.sql(CHANGE);
     base.publish().await;
     base.sql("UPDATE item SET name = 'x' WHERE sku = 'sku5'; UPDATE price SET cents = 1 WHERE sku = 'sku5'");
-    for damage in 0..6 {
+    for damage in 0..7 {
         let w = base.twin();
         let path = w.dir.path().join("state/replicas/catalog@all.db");
         match damage {
@@ -690,9 +690,12 @@ async fn lost_damaged_and_drifted_replicas_are_made_from_the_bucket() {
                     "UPDATE item SET name = 'by hand' WHERE sku = 'sku5'; DELETE FROM item WHERE sku = 'sku6'",
                 )
                 .unwrap(),
-            3 => Connection::open(&path).unwrap().execute_batch("DROP TABLE item").unwrap(),
-            4 => Connection::open(&path).unwrap().execute_batch("ALTER TABLE item RENAME COLUMN name TO n").unwrap(),
-            _ => Connection::open(&path).unwrap().execute_batch("UPDATE tillcast_stream SET version = 1").unwrap(),
+            3 => Connection::open(&path).unwrap().execute_batch("UPDATE tillcast_stream SET version = 1").unwrap(),
+            4 => Connection::open(&path).unwrap().execute_batch("DROP TABLE item").unwrap(),
+            5 => {
+                Connection::open(&path).unwrap().execute_batch("ALTER TABLE item RENAME COLUMN name TO title").unwrap()
+            }
+            _ => Connection::open(&path).unwrap().execute_batch("DROP TABLE tillcast_table").unwrap(),
         }
         let r = w.publish().await;
         assert_eq!(r.exit_code(), 0, "{damage}: {:?}", r.lines());
