@@ -26,8 +26,7 @@ use query::{Dialect, Param, Query};
 use rusqlite::OpenFlags;
 use sqlx::mysql::MySqlConnectOptions;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Column, ConnectOptions, Connection, Executor, Row as _, SqlSafeStr, Statement};
-use std::collections::BTreeSet;
+use sqlx::{AssertSqlSafe, Column, ConnectOptions, Connection, Executor, SqlSafeStr, Statement};
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -134,16 +133,20 @@ pub struct Database {
     is_dead: bool,
 }
 
-/// Of the tables that PostgreSQL's transaction has read (it holds their locks): those whose rows lie in another file
-/// than the snapshot's catalogue says, or that this does not know. TRUNCATE, a rewrite and DROP with CREATE count for
-/// older snapshots at once, which see the table empty. Indexes made anew are no matter. Also whether all of them are
-/// materialized views, whose new rows older snapshots do see, beside the old ones of other tables.
-const UNSEEN: &str =
-    "SELECT string_agg(DISTINCT l.relation::regclass::text, ', '), bool_and(c.relkind IS NOT DISTINCT FROM 'm')
-    FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
-    WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
-    AND pg_index_has_property(l.relation, 'clusterable') IS NULL
-    AND (c.oid IS NULL OR c.relfilenode <> 0 AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode)";
+/// Of the tables that a query of PostgreSQL's has read (its locks tell; those of the one before are given up):
+/// those whose rows lie in another file than the snapshot's catalogue says, or that this does not know. TRUNCATE, a
+/// rewrite and DROP with CREATE count for older snapshots at once, which see the table empty. Indexes made anew are no
+/// matter, nor is a refreshed materialized view that is all that was read, also by functions: older snapshots see its
+/// new rows, whole.
+const UNSEEN: &str = "SELECT string_agg(DISTINCT relation::regclass::text, ', ') FILTER (WHERE is_unseen) FROM (
+        SELECT l.relation, c.relkind IS NOT DISTINCT FROM 'm' AS is_view,
+            c.oid IS NULL OR c.relfilenode <> 0 AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
+                AS is_unseen,
+            (c.relkind IN ('v', 't') OR c.relnamespace = 'pg_catalog'::regnamespace) IS NOT TRUE AS has_rows
+        FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
+        WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation'
+        AND pg_index_has_property(l.relation, 'clusterable') IS NULL) was_read
+    HAVING count(DISTINCT relation) FILTER (WHERE has_rows) <> 1 OR NOT bool_and(is_view) FILTER (WHERE is_unseen)";
 
 /// What a query gives.
 struct Found {
@@ -339,14 +342,15 @@ impl Database {
         match &mut self.link {
             Link::Postgres(conn) => {
                 stream!(&mut *conn);
-                let asked = tokio::time::timeout(limit, unseen(conn, query, &values)).await;
-                let tables = asked
+                let asked = sqlx::query_scalar::<_, Option<String>>(UNSEEN).fetch_optional(&mut *conn);
+                let tables = tokio::time::timeout(limit, asked)
+                    .await
                     .map_err(|_| {
                         self.is_dead = true;
                         SourceError::Late { what: what.to_owned(), limit: limit.as_secs() }
                     })?
                     .map_err(|e| failed(e.to_string()))?;
-                if let Some(tables) = tables {
+                if let Some(tables) = tables.flatten() {
                     return Err(SourceError::Unseen { what: what.to_owned(), tables });
                 }
             }
@@ -363,10 +367,10 @@ impl Database {
         Ok(())
     }
 
-    /// A failed query ends PostgreSQL's transaction; back to its beginning, in the same snapshot, so
-    /// that other streams go on.
-    async fn mend<T>(&mut self, result: Result<T, SourceError>) -> Result<T, SourceError> {
-        if let (Err(_), Link::Postgres(conn), false) = (&result, &mut self.link, self.is_dead) {
+    /// Back to the beginning of PostgreSQL's transaction, in the same snapshot: a failed query ends it, and other
+    /// streams go on; a good one leaves its locks, and the next is judged by its own.
+    async fn back(&mut self) {
+        if let (Link::Postgres(conn), false) = (&mut self.link, self.is_dead) {
             let back = conn.execute(sqlx::raw_sql("ROLLBACK TO SAVEPOINT tillcast"));
             match tokio::time::timeout(self.row_timeout, back).await {
                 Ok(Ok(_)) => {}
@@ -374,7 +378,6 @@ impl Database {
                 Err(_) => self.is_dead = true,
             }
         }
-        result
     }
 
     /// Reads a table's rows into the sink, by column name, converted to the contract's types.
@@ -386,7 +389,8 @@ impl Database {
         sink: &mut dyn RowSink,
     ) -> Result<(), SourceError> {
         let result = self.read_rows(table, query, names, sink).await;
-        self.mend(result).await
+        self.back().await;
+        result
     }
 
     async fn read_rows(
@@ -408,14 +412,15 @@ impl Database {
     pub async fn probe(&mut self, table: &Table, query: &Query) -> Result<(), SourceError> {
         let what = format!("table {}", table.name);
         let found = self.columns(&what, query).await;
-        let found = self.mend(found).await?;
-        places(&what, table, &found).map(|_| ())
+        self.back().await;
+        places(&what, table, &found?).map(|_| ())
     }
 
     /// Reads the list of stores: column `id`, and `zone` and `region` where there are any.
     pub async fn stores(&mut self, query: &Query) -> Result<Vec<StoreRow>, SourceError> {
         let result = self.read_stores(query).await;
-        self.mend(result).await
+        self.back().await;
+        result
     }
 
     async fn read_stores(&mut self, query: &Query) -> Result<Vec<StoreRow>, SourceError> {
@@ -438,44 +443,6 @@ impl Database {
         })
         .await?;
         Ok(list.finish()?)
-    }
-}
-
-/// What the snapshot does not see as it was, of what a query read. A refreshed materialized view that is all that it reads is
-/// read as it is now, whole.
-async fn unseen(
-    conn: &mut sqlx::PgConnection,
-    query: &Query,
-    values: &[Option<String>],
-) -> Result<Option<String>, sqlx::Error> {
-    let (tables, are_views): (Option<String>, Option<bool>) = sqlx::query_as(UNSEEN).fetch_one(&mut *conn).await?;
-    if are_views != Some(true) {
-        return Ok(tables);
-    }
-    let explain = format!("EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) {}", query.sql);
-    let mut explain = sqlx::query(AssertSqlSafe(explain)).persistent(false);
-    for value in values {
-        explain = explain.bind(value);
-    }
-    let plan: String = explain.fetch_one(conn).await?.try_get_unchecked(0)?;
-    let plan = serde_json::from_str(&plan).map_err(|e| sqlx::Error::Decode(e.into()))?;
-    let mut read = BTreeSet::new();
-    relations(&plan, &mut read);
-    Ok(tables.filter(|_| read.len() != 1))
-}
-
-/// The relations that PostgreSQL's plan of a query reads.
-fn relations<'p>(plan: &'p serde_json::Value, found: &mut BTreeSet<[Option<&'p str>; 2]>) {
-    match plan {
-        serde_json::Value::Array(items) => items.iter().for_each(|item| relations(item, found)),
-        serde_json::Value::Object(node) => {
-            let text = |name| node.get(name).and_then(serde_json::Value::as_str);
-            if let Some(name) = text("Relation Name") {
-                found.insert([text("Schema"), Some(name)]);
-            }
-            node.values().for_each(|below| relations(below, found));
-        }
-        _ => {}
     }
 }
 
