@@ -221,14 +221,17 @@ pub async fn publish_notices(
     for (what, (subject, text)) in problems {
         publish_notice(ledger, clock, what, Some((subject, text))).await?;
     }
-    let before = format!("{}notice/", alert::PUBLISH);
-    for episode in ledger.open_episodes(&format!("{before}{begins}")).await? {
-        match episode.key.strip_prefix(&before) {
-            Some(what) if !problems.contains_key(what) => publish_notice(ledger, clock, what, None).await?,
-            _ => {}
-        }
+    for what in open_notices(ledger, begins).await?.iter().filter(|what| !problems.contains_key(*what)) {
+        publish_notice(ledger, clock, what, None).await?;
     }
     Ok(())
+}
+
+/// What the open episodes of [`publish_notice`] are of, as far as that begins so.
+pub async fn open_notices(ledger: &Ledger, begins: &str) -> Result<Vec<String>, LedgerError> {
+    let before = format!("{}notice/", alert::PUBLISH);
+    let open = ledger.open_episodes(&format!("{before}{begins}")).await?;
+    Ok(open.iter().filter_map(|e| Some(e.key.strip_prefix(&before)?.to_owned())).collect())
 }
 
 /// These stores have devices and are not in the list any more: opens an episode of each, and closes those of others. Many

@@ -198,15 +198,6 @@ impl Drop {
         file.metadata().is_ok_and(|m| stamp(&m) == self.file.stamp)
     }
 
-    /// How long it has lain here, by `now`, ns since 1970: since it was written or put here, of what is not in the future.
-    pub fn age_ns(&self, now: i128) -> i128 {
-        use std::os::unix::fs::MetadataExt as _;
-        let put = |m: std::fs::Metadata| i128::from(m.ctime()) * 1_000_000_000 + i128::from(m.ctime_nsec());
-        let put = self.file.path.symlink_metadata().ok().map(put);
-        let times = put.into_iter().chain([self.file.stamp.1]);
-        now - times.filter(|at| *at <= now).max().unwrap_or(now)
-    }
-
     /// Whether there is another file for the same table.
     fn has_rival(&self) -> bool {
         let is_table = matches!(self.what, Ok(What::Table { .. }));

@@ -20,6 +20,7 @@ mod stage;
 pub mod steps;
 mod stores;
 mod tell;
+mod waits;
 
 pub use error::PublishError;
 pub use lease::{Lease, host};
@@ -55,6 +56,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tell::{tell_of_failure, tell_of_run, warn_untold};
+use waits::Waits;
 
 /// Transactions on published replicas that are kept open until the signature. Beyond them a
 /// replica is rolled back and applied once more after it.
@@ -221,6 +223,7 @@ impl Tools<'_> {
             behind: BTreeSet::new(),
             lacked: BTreeSet::new(),
             splits: BTreeMap::new(),
+            waits: Waits::default(),
             scratch_dir: scratch,
             packs_dir: packs,
             problems: Mutex::default(),
@@ -259,6 +262,8 @@ struct Run<'a> {
     lacked: BTreeSet<Instance>,
     /// Streams that take over tables of one that the settings lost, while its other tables are nobody's: why not.
     splits: BTreeMap<StreamName, String>,
+    /// Drops that wait for others.
+    waits: Waits,
     scratch_dir: PathBuf,
     packs_dir: PathBuf,
     problems: Mutex<Vec<String>>,
@@ -346,7 +351,9 @@ impl Run<'_> {
         self.tell_left_out(contracts, &mut report).await?;
         self.tell_unlisted(&stores, &mut report).await?;
         if let Some(drops) = drops {
+            self.tell_waits(&drops, &settled, &report).await?;
             self.clear_inbox(drops, &settled, &mut report).await?;
+            self.note_waits().await?;
         }
         if !self.options.dry_run {
             report.lag = self.buckets.repair_mirrors().await?;
@@ -404,6 +411,7 @@ impl Run<'_> {
     /// What the ledger knows: heads, contracts, and what devices complain of.
     async fn learn(&mut self, contracts: &Contracts) -> Result<(), PublishError> {
         self.heads = self.ledger.heads().await?;
+        self.waits = Waits::look(self.ledger).await?;
         // Any signature goes above what overtook the ledger, and no store's list tells of it any more.
         let is_set_back = self.ledger.is_set_back().await?;
         self.behind = behind::look(self.ledger, self.buckets, &self.heads).await?;

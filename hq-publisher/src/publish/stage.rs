@@ -139,7 +139,7 @@ fn bad_rows(
     wrong: &BTreeSet<TableName>,
     missed: &Missed,
     drops: &[Drop],
-    may_wait: impl Fn(&Drop) -> bool,
+    may_wait: impl Fn(&Drop, &str) -> bool,
 ) -> Refusal {
     let of_tables = drops.iter().filter_map(|d| match &d.what {
         Ok(What::Table { table, .. }) => Some((table, d)),
@@ -149,15 +149,13 @@ fn bad_rows(
     let is_to_come = |t: &TableName| wrong.contains(t) || !drops.contains_key(t);
     let (mut reject, mut text) = (Vec::new(), String::new());
     for (&table, &drop) in drops.iter().filter(|(t, _)| faults.first.iter().any(|f| f.table == ***t)) {
-        let parents = missed.get(table).filter(|_| may_wait(drop) && !wrong.contains(table));
-        match parents.filter(|parents| parents.iter().all(is_to_come)) {
-            Some(parents) => {
-                let parents: Vec<&str> = parents.iter().map(TableName::as_str).collect();
-                let (name, parents) = (&drop.file.name, parents.join(", "));
-                text.push_str(&format!(
-                    "; {name} stays until a right drop of table {parents} comes, or source.wait is over"
-                ));
-            }
+        let parents = missed.get(table).filter(|all| !wrong.contains(table) && all.iter().all(is_to_come));
+        let parents = parents.map(|all| all.iter().map(TableName::as_str).collect::<Vec<_>>().join(", "));
+        match parents.filter(|parents| may_wait(drop, parents)) {
+            Some(parents) => text.push_str(&format!(
+                "; {} stays until a right drop of table {parents} comes, or source.wait is over",
+                drop.file.name
+            )),
             None => reject.push((drop.clone(), faults_text(instance, &faults, table))),
         }
     }
@@ -445,8 +443,8 @@ impl Run<'_> {
         report.bad_rows = faults.count;
         report.faults = faults.first.iter().map(|f| format!("{instance}: {f}")).collect();
         // Its whole stream waits with it.
-        let (now, wait) = (self.clock.now().as_nanosecond(), self.config.source.wait.0.as_nanos().cast_signed());
-        let may_wait = |drop: &Drop| drop.age_ns(now) <= wait;
+        let (now, longest) = (self.clock.now(), self.config.source.wait.0);
+        let may_wait = |drop: &Drop, parents: &str| self.waits.may_wait(drop, parents, now, longest);
         Err(Stop::Refused(Box::new(bad_rows(instance, faults, &wrong, &missed, drops, may_wait))).into())
     }
 

@@ -8,7 +8,7 @@ use crate::enrol::{Desk, EnrolError, TrustReport};
 use crate::ledger::{Acquired, BeatRow, State};
 use crate::manifests::ManifestsError;
 use proto::chain;
-use proto::clock::{TestClock, Timestamp};
+use proto::clock::TestClock;
 use proto::digest::Sha256;
 use proto::dsse;
 use proto::layout::{ObjectName, PackKind};
@@ -1547,34 +1547,34 @@ async fn a_drop_that_refers_to_rows_of_one_that_is_to_come_waits_for_it() {
     fs::remove_file(w.dir.path().join("inbox/catalog.all.item.csv")).unwrap();
     let r = w.publish().await;
     assert_eq!((r.rejected.len(), catalog(&r).bad_rows), (1, 3), "{:?}", r.lines());
-    // Nor is it waited for without end: its stream waits with it.
-    // Not younger than its marker.
-    let now = std::time::SystemTime::now() - Duration::from_secs(1);
+    // Nor is it waited for without end: its stream waits with it. It counts from the first word, however old a drop is.
+    let subjects =
+        async || -> Vec<String> { ledger.unsent_mails().await.unwrap().into_iter().map(|m| m.subject).collect() };
+    let in_vain = "[Tillcast] catalog.all.line.csv was rejected".to_owned();
+    let recovered = "[Tillcast] Recovered: catalog.all.line.csv was rejected".to_owned();
     drop_file(&w, "catalog.all.line.csv", "id,sku\n1,a\n2,d\n");
-    let path = w.dir.path().join("inbox/catalog.all.line.csv");
-    let drop = || {
-        let there = crate::inbox::Inbox::new(&w.dir.path().join("inbox")).look().unwrap();
-        let file = there.into_iter().find(|f| f.path == path).unwrap();
-        crate::inbox::Drop { file, what: Ok(crate::inbox::What::Stores) }
-    };
-    // It came when it was put here, though it be written long before; and is not younger than it is for a time to come.
-    let set = |at| fs::File::options().append(true).open(&path).unwrap().set_modified(at).unwrap();
-    let ns = |t: std::time::SystemTime| t.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos().cast_signed();
-    let (hour, a_minute) = (Duration::from_secs(3600), 60_000_000_000);
-    for written in [now - 9 * hour, now + 9 * hour] {
-        set(written);
-        assert!((0..a_minute).contains(&drop().age_ns(ns(now) + a_minute / 2)), "{:?}", drop().age_ns(ns(now)));
-        assert!(drop().age_ns(ns(now + 2 * hour)) > ns(std::time::UNIX_EPOCH + hour));
-    }
-    let ahead = Timestamp::try_from(now + hour).unwrap();
-    w.clock.advance(Duration::try_from(ahead.duration_since(w.clock.now())).unwrap());
-    set(now);
-    for (minutes, rejected) in [(0, 0), (1, 1)] {
+    let file = fs::File::options().append(true).open(w.dir.path().join("inbox/catalog.all.line.csv")).unwrap();
+    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(9 * 3600)).unwrap();
+    for (minutes, rejected) in [(0, 0), (59, 0), (1, 1)] {
         w.clock.advance(Duration::from_secs(60 * minutes));
+        let told = subjects().await.len();
         let r = w.publish_as(PublishOptions { clock_is_right: true, ..options() }).await;
         assert_eq!((r.rejected.len(), catalog(&r).code), (rejected, Some("BAD_ROWS")), "{minutes}: {:?}", r.lines());
+        assert_eq!(subjects().await.len() - told, rejected, "{minutes}: {:?}", subjects().await);
     }
+    assert_eq!(subjects().await.last(), Some(&in_vain));
     assert_eq!(catalog(&w.publish().await).outcome, Outcome::Unchanged, "its stream goes on");
+    // What comes without it says nothing of it.
+    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,1\nb,Milk,2\nc,Cake,3\nd,Bread,4\n");
+    assert_eq!(catalog(&w.publish().await).outcome, Outcome::Published);
+    assert!(!subjects().await.contains(&recovered), "{:?}", subjects().await);
+    // It is told anew each time it waits.
+    drop_file(&w, "catalog.all.line.csv", "id,sku\n1,a\n2,e\n");
+    let r = w.publish().await;
+    assert_eq!((r.rejected.len(), catalog(&r).code), (0, Some("BAD_ROWS")), "{:?}", r.lines());
+    drop_file(&w, "catalog.all.line.csv", "id,sku\n1,a\n2,d\n");
+    assert_eq!(catalog(&w.publish().await).outcome, Outcome::Published);
+    assert!(subjects().await.contains(&recovered), "{:?}", subjects().await);
 }
 
 /// The run that rejects it exits 3 once, and nobody may look at that.

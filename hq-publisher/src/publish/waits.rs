@@ -1,0 +1,123 @@
+//! Drops that wait for others: their rows refer to rows of a table of which no right drop has come.
+//!
+//! Owns since when that is told of each, from run to run, and the mail where it was in vain. If the power goes, a drop may
+//! wait for longer.
+
+use super::feed::Drops;
+use super::report::{InstanceReport, Outcome, PublishReport};
+use super::{PublishError, Run};
+use crate::inbox::{Drop, What};
+use crate::ledger::{Ledger, LedgerError};
+use crate::mail;
+use proto::clock::{Timestamp, since};
+use proto::ids::{Instance, StreamName, TableName};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The fact that names the drops that wait.
+const WAITS: &str = "waits";
+
+/// How the notices of those begin that waited in vain; instance and table follow.
+const IN_VAIN: &str = "waited ";
+
+/// Drops that wait, by name and stamp, and since when that is told.
+type Told = BTreeMap<String, Timestamp>;
+
+/// What waits.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    /// As earlier runs told it.
+    before: Told,
+    /// As this one does.
+    now: Mutex<Told>,
+    /// What waited in vain: notices with subject and text.
+    over: Mutex<BTreeMap<String, (String, String)>>,
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Waits {
+    /// As earlier runs left it.
+    pub(super) async fn look(ledger: &Ledger) -> Result<Waits, LedgerError> {
+        let before = ledger.fact(WAITS).await?.and_then(|text| serde_json::from_str(&text).ok());
+        Ok(Waits { before: before.unwrap_or_default(), ..Waits::default() })
+    }
+
+    /// Whether a drop may wait for rows of these tables: for no longer than `longest` after that was first told.
+    pub(super) fn may_wait(&self, drop: &Drop, parents: &str, now: Timestamp, longest: Duration) -> bool {
+        let Ok(What::Table { instance, table, .. }) = &drop.what else { return false };
+        let (name, (bytes, modified_ns)) = (&drop.file.name, drop.file.stamp);
+        let file = format!("{name} {bytes} {modified_ns}");
+        // The clock may have been ahead.
+        let told = self.before.get(&file).map_or(now, |told| (*told).min(now));
+        let may_wait = since(now, told) < longest;
+        if may_wait {
+            locked(&self.now).insert(file, told);
+        } else {
+            let text = format!(
+                "{name} refers to rows of table {parents}, and no right drop of that came within source.wait. It lies \
+                 in rejected/: put it into the inbox again when that one is there."
+            );
+            locked(&self.over).insert(format!("{IN_VAIN}{instance} {table}"), (format!("{name} was rejected"), text));
+        }
+        may_wait
+    }
+}
+
+impl Run<'_> {
+    /// Tells of what waited in vain. That ends when a drop of its table is out, or nobody has that table any more:
+    /// drops of others say nothing of its rows.
+    pub(super) async fn tell_waits(
+        &self,
+        drops: &Drops,
+        settled: &[Instance],
+        report: &PublishReport,
+    ) -> Result<(), PublishError> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let went_well = report.instances.values().any(InstanceReport::is_well);
+        let ends = |instance: &Instance, table: &TableName| {
+            let Some(entry) = report.instances.get(instance) else {
+                return went_well && self.is_asked(&instance.stream);
+            };
+            let is_out = entry.outcome == Outcome::Published || settled.contains(instance);
+            let came = drops.tables.get(instance).is_some_and(|tables| tables.contains_key(table));
+            is_out && (came || !entry.tables.is_empty() && !entry.tables.contains_key(table))
+        };
+        for what in mail::open_notices(self.ledger, IN_VAIN).await? {
+            let of = what.strip_prefix(IN_VAIN).and_then(|of| of.split_once(' '));
+            let of: Option<(Instance, TableName)> =
+                of.and_then(|(instance, table)| Some((instance.parse().ok()?, table.parse().ok()?)));
+            if of.is_none_or(|(instance, table)| ends(&instance, &table)) {
+                mail::publish_notice(self.ledger, self.clock, &what, None).await?;
+            }
+        }
+        let over = std::mem::take(&mut *locked(&self.waits.over));
+        for (what, (subject, text)) in &over {
+            mail::publish_notice(self.ledger, self.clock, what, Some((subject, text))).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps in mind what waits; what this run did not look at, too.
+    pub(super) async fn note_waits(&self) -> Result<(), PublishError> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let mut all = locked(&self.waits.now).clone();
+        let is_asked = |file: &str| {
+            let stream = file.split('.').next().and_then(|stream| stream.parse::<StreamName>().ok());
+            stream.is_none_or(|stream| self.is_asked(&stream))
+        };
+        all.extend(self.waits.before.iter().filter(|(file, _)| !is_asked(file)).map(|(file, at)| (file.clone(), *at)));
+        if all != self.waits.before {
+            let text = serde_json::to_string(&all).map_err(|e| PublishError::Machine(e.to_string()))?;
+            self.ledger.set_fact(WAITS, &text).await?;
+        }
+        Ok(())
+    }
+}
