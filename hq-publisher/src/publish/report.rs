@@ -24,7 +24,7 @@ pub enum Outcome {
     Refused,
     /// It could be, but another instance of its stream is refused.
     HeldBack,
-    /// No drop has come for it yet.
+    /// Not all drops of its first version have come yet.
     Waiting,
 }
 

@@ -278,7 +278,7 @@ impl Run<'_> {
         Ok(None)
     }
 
-    /// With an inbox: whether there is nothing to read at all.
+    /// With an inbox: whether there is nothing to read at all, or not yet all that a first version needs.
     fn may_rest(
         &self,
         task: &Task<'_>,
@@ -287,14 +287,27 @@ impl Run<'_> {
         drops: &[Drop],
         report: &mut InstanceReport,
     ) -> bool {
-        if !matches!(feed, Feed::Inbox(_)) || !drops.is_empty() {
+        let Feed::Inbox(all) = feed else { return false };
+        let came = all.tables.get(task.instance);
+        let tables = task.stream.contract.tables.iter().map(|t| &t.name);
+        let lacking = tables.filter(|t| came.is_none_or(|came| !came.contains_key(*t)));
+        let lacking: Vec<&str> = lacking.map(TableName::as_str).collect();
+        if head.is_none() && !lacking.is_empty() && !all.doubles.contains_key(task.instance) {
+            (report.outcome, report.rested) = (Outcome::Waiting, true);
+            report.reason = match drops.is_empty() {
+                true => "no drop has come for it yet".into(),
+                false => format!("no drop has come for table {} yet; what came for others stays", lacking.join(", ")),
+            };
+            let (now, longest) = (self.clock.now(), self.config.source.wait.0);
+            if !drops.is_empty() && self.waits.is_late(task.instance, &report.reason, now, longest) {
+                self.problem(format!("{}: {}", task.instance, report.reason));
+            }
+            return true;
+        }
+        if !drops.is_empty() {
             return false;
         }
         let same = self.contract_is_known(task.instance, head, &task.stream.contract);
-        if head.is_none() {
-            report.outcome = Outcome::Waiting;
-            report.reason = "no drop has come for it yet".into();
-        }
         // A retired one wants drops: stores would follow rows of long ago.
         let is_stuck = self.reported.get(task.instance).is_some_and(|r| r.is_stuck);
         let is_wanted = self.options.full || self.lacked.contains(task.instance) || is_stuck;

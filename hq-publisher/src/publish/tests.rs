@@ -1577,6 +1577,36 @@ async fn a_drop_that_refers_to_rows_of_one_that_is_to_come_waits_for_it() {
     assert!(subjects().await.contains(&recovered), "{:?}", subjects().await);
 }
 
+/// One zone's exporter that leaves a file out holds up no other zone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_zone_of_which_not_all_drops_came_waits_and_others_go_on() {
+    let w = inbox_world().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let subjects =
+        async || -> Vec<String> { ledger.unsent_mails().await.unwrap().into_iter().map(|m| m.subject).collect() };
+    let waits = "[Tillcast] price@zone-north waits for drops".to_owned();
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n0423,north\n");
+    for (minutes, cents, mails) in [(0, 101, vec![]), (59, 102, vec![]), (1, 103, vec![waits.clone()])] {
+        w.clock.advance(Duration::from_secs(60 * minutes));
+        drop_prices(&w, cents);
+        // Each is another file.
+        drop_file(&w, "price.zone-north.price.csv", &format!("sku,cents\na,{cents}\n"));
+        let r = w.publish_as(PublishOptions { clock_is_right: true, ..options() }).await;
+        assert_eq!(outcome(&r, "price@zone-east"), Outcome::Published, "{minutes}: {:?}", r.lines());
+        let north = &r.instances[&"price@zone-north".parse().unwrap()];
+        assert_eq!((north.outcome, north.code, r.rejected.len()), (Outcome::Waiting, None, 0), "{:?}", r.lines());
+        assert!(north.reason.starts_with("no drop has come for table deal yet"), "{}", north.reason);
+        assert!(w.exists("inbox/price.zone-north.price.csv"), "it stays");
+        assert_eq!((r.exit_code(), subjects().await), (if mails.is_empty() { 0 } else { 3 }, mails), "{minutes}");
+    }
+    drop_file(&w, "price.zone-north.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-north")), (0, Outcome::Published), "{:?}", r.lines());
+    let recovered = "[Tillcast] Recovered: price@zone-north waits for drops".to_owned();
+    assert_eq!(subjects().await, [waits, recovered]);
+}
+
 /// The run that rejects it exits 3 once, and nobody may look at that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drop_with_a_wrong_name_is_mailed_until_drops_come_without_one() {

@@ -1,7 +1,8 @@
-//! Drops that wait for others: their rows refer to rows of a table of which no right drop has come.
+//! Drops that wait for others: their rows refer to rows of a table of which no right drop has come, or they are not all
+//! that a first version needs.
 //!
-//! Owns since when that is told of each, from run to run, and the mail where it was in vain. If the power goes, a drop may
-//! wait for longer.
+//! Owns since when that is told of each, from run to run, and the mail where it was in vain. If the power goes, a drop
+//! may wait for longer.
 
 use super::feed::Drops;
 use super::report::{InstanceReport, Outcome, PublishReport};
@@ -21,7 +22,10 @@ const WAITS: &str = "waits";
 /// How the notices of those begin that waited in vain; instance and table follow.
 const IN_VAIN: &str = "waited ";
 
-/// Drops that wait, by name and stamp, and since when that is told.
+/// How the notices of instances begin that lack drops for a first version; the instance follows.
+const LACKS: &str = "lacks ";
+
+/// Drops that wait, by name and stamp, and instances that lack some: since when that is told.
 type Told = BTreeMap<String, Timestamp>;
 
 /// What waits.
@@ -33,6 +37,8 @@ pub(super) struct Waits {
     now: Mutex<Told>,
     /// What waited in vain: notices with subject and text.
     over: Mutex<BTreeMap<String, (String, String)>>,
+    /// The same of what goes on waiting.
+    late: Mutex<BTreeMap<String, (String, String)>>,
 }
 
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -51,8 +57,7 @@ impl Waits {
         let Ok(What::Table { instance, table, .. }) = &drop.what else { return false };
         let (name, (bytes, modified_ns)) = (&drop.file.name, drop.file.stamp);
         let file = format!("{name} {bytes} {modified_ns}");
-        // The clock may have been ahead.
-        let told = self.before.get(&file).map_or(now, |told| (*told).min(now));
+        let told = self.told(&file, now);
         let may_wait = since(now, told) < longest;
         if may_wait {
             locked(&self.now).insert(file, told);
@@ -64,6 +69,27 @@ impl Waits {
             locked(&self.over).insert(format!("{IN_VAIN}{instance} {table}"), (format!("{name} was rejected"), text));
         }
         may_wait
+    }
+
+    /// Whether an instance has waited for drops that its first version lacks, at `now`, for as long as `longest`.
+    pub(super) fn is_late(&self, instance: &Instance, reason: &str, now: Timestamp, longest: Duration) -> bool {
+        let key = instance.to_string();
+        let told = self.told(&key, now);
+        locked(&self.now).insert(key, told);
+        let is_late = since(now, told) >= longest;
+        if is_late {
+            let notice = (
+                format!("{instance} waits for drops"),
+                format!("{reason}, and nothing of it is published until then."),
+            );
+            locked(&self.late).insert(format!("{LACKS}{instance}"), notice);
+        }
+        is_late
+    }
+
+    /// When it was first told that something waits. The clock may have been ahead.
+    fn told(&self, what: &str, now: Timestamp) -> Timestamp {
+        self.before.get(what).map_or(now, |told| (*told).min(now))
     }
 }
 
@@ -96,8 +122,14 @@ impl Run<'_> {
                 mail::publish_notice(self.ledger, self.clock, &what, None).await?;
             }
         }
+        let late = std::mem::take(&mut *locked(&self.waits.late));
+        for what in mail::open_notices(self.ledger, LACKS).await?.iter().filter(|what| !late.contains_key(*what)) {
+            if self.is_asked_of(what.strip_prefix(LACKS).unwrap_or_default()) {
+                mail::publish_notice(self.ledger, self.clock, what, None).await?;
+            }
+        }
         let over = std::mem::take(&mut *locked(&self.waits.over));
-        for (what, (subject, text)) in &over {
+        for (what, (subject, text)) in over.iter().chain(&late) {
             mail::publish_notice(self.ledger, self.clock, what, Some((subject, text))).await?;
         }
         Ok(())
@@ -109,15 +141,18 @@ impl Run<'_> {
             return Ok(());
         }
         let mut all = locked(&self.waits.now).clone();
-        let is_asked = |file: &str| {
-            let stream = file.split('.').next().and_then(|stream| stream.parse::<StreamName>().ok());
-            stream.is_none_or(|stream| self.is_asked(&stream))
-        };
-        all.extend(self.waits.before.iter().filter(|(file, _)| !is_asked(file)).map(|(file, at)| (file.clone(), *at)));
+        let before = self.waits.before.iter().filter(|(what, _)| !self.is_asked_of(what));
+        all.extend(before.map(|(what, at)| (what.clone(), *at)));
         if all != self.waits.before {
             let text = serde_json::to_string(&all).map_err(|e| PublishError::Machine(e.to_string()))?;
             self.ledger.set_fact(WAITS, &text).await?;
         }
         Ok(())
+    }
+
+    /// Whether this run looks at the stream of a drop or an instance.
+    fn is_asked_of(&self, what: &str) -> bool {
+        let stream = what.split(['.', '@']).next().and_then(|stream| stream.parse::<StreamName>().ok());
+        stream.is_none_or(|stream| self.is_asked(&stream))
     }
 }
