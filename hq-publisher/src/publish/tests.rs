@@ -3055,6 +3055,15 @@ async fn a_replica_is_made_from_packs_that_are_over_lowered_limits() {
     assert_eq!(price.packs.iter().map(|p| (p.kind, p.rows)).collect::<Vec<_>>(), [(PackKind::Full, 401)]);
     assert!(price.plan.as_ref().unwrap().reason.ends_with("; the delta is over the limits"), "{:?}", price.plan);
     w.all_is_well();
+    // Where that is too large as well, the limit is to be raised.
+    w.sql(
+        "DELETE FROM price WHERE zone = 'west'; INSERT INTO price SELECT 'west', 'more' || plu, 5 FROM item;
+         INSERT INTO deal SELECT 'west', plu + 1000, sku FROM item",
+    );
+    let r = w.publish_as(PublishOptions { allow_shrink: Some(None), ..options() }).await;
+    let told = &r.instances[&"price@zone-west".parse().unwrap()];
+    assert_eq!((r.exit_code(), told.code), (3, Some("PACK_LIMITS")), "{:?}", r.lines());
+    assert!(told.reason.contains("limits.rows = 500"), "{}", told.reason);
 }
 
 /// A newer headquarters published it: an older one on a new machine must not sign lists without it.
