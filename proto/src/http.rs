@@ -105,12 +105,6 @@ impl HttpLimits {
                 return Err(format!("{table}.{name} = {value}: at least {least}"));
             }
         }
-        let (reserved, connections) = (self.reserved, self.connections);
-        if reserved >= connections {
-            return Err(format!(
-                "{table}.reserved = {reserved}: less than {table}.connections, which is {connections}"
-            ));
-        }
         if self.backlog == 0 {
             return Err(format!("{table}.backlog = 0: at least 1"));
         }

@@ -1,7 +1,6 @@
 //! The relay's settings: `relay.toml`, overridden by `TILLCAST__…`. Every limit of the relay is
 //! here with its default. Only this room reads them; the others are handed values.
 
-use crate::lan::MAX_WAIT;
 use proto::config::{self, ConfigError, HumanBytes, HumanDuration, Loaded};
 use proto::disk::{self, DataDisk};
 use proto::fetch::{RateFloor, Source, SourceOptions, without_credentials};
@@ -216,12 +215,6 @@ impl Config {
             }
         }
         self.http.check("http").map_err(ConfigError)?;
-        if self.http.answer_timeout.0 <= MAX_WAIT {
-            let (told, wait) = (self.http.answer_timeout, HumanDuration(MAX_WAIT));
-            return Err(ConfigError(format!(
-                "http.answer_timeout = \"{told}\": longer than {wait}, the longest long poll"
-            )));
-        }
         self.limits.check().map_err(ConfigError)?;
         disk::check_ballast(self.ballast.map(|b| b.0)).map_err(ConfigError)?;
         if self.tries.limit == 0 {
@@ -316,8 +309,6 @@ mod tests {
             (base.replace("\"d\"", "\"\""), "data_dir"),
             (format!("{base}ballast = \"900TiB\"\n"), "ballast"),
             (format!("{base}[http]\nconnections = 0\n"), "http.connections"),
-            (format!("{base}[http]\nconnections = 128\n"), "http.reserved"),
-            (format!("{base}[http]\nanswer_timeout = \"60s\"\n"), "http.answer_timeout"),
             (format!("{base}[limits]\npack_bytes = 0\n"), "limits.pack_bytes"),
             (format!("{base}sources = [\"file:///o\"]\n[source]\nca_file = \"none.pem\"\n"), "none.pem"),
             (format!("{base}sources = [\"file:///o\"]\n[source]\nread_timeout = \"0s\"\n"), "read_timeout"),

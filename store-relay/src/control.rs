@@ -213,7 +213,11 @@ async fn verify(relay: &Relay) -> Answer {
         relay.hall.event("BIT_ROT", &name.to_string(), "found by verify");
         relay.throw_away(name);
     }
-    let trust = relay.verify_trust().await;
+    let trust = relay.verify_trust().await.unwrap_or_else(|e| {
+        lines.push(e.to_string());
+        wrong = true;
+        Vec::new()
+    });
     let rotten: Vec<String> =
         packs.iter().map(ToString::to_string).chain(trust.iter().map(ToString::to_string)).collect();
     lines.extend(rotten.iter().map(|name| format!("{name}: its bytes have changed on the disk; it comes anew")));

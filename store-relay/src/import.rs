@@ -244,7 +244,9 @@ impl Relay {
             if matches!(problem, FollowError::Refused { refusal: Refusal::OlderSerial { .. }, .. }) {
                 judged = Judged::Older;
             } else {
-                judged = Judged::Refused;
+                if !news.changed {
+                    judged = Judged::Refused;
+                }
                 work.refusals.push(reason(problem));
             }
         }

@@ -8,7 +8,7 @@ use crate::debts::Standing;
 use crate::hall::{Files, Hall};
 use crate::lan::objects::Objects;
 use crate::shadow::{Shadow, ShadowError};
-use crate::shelves::{Room, Shelves, Truth};
+use crate::shelves::{Room, Shelves, Truth, is_exhausted};
 use crate::spool::{Spool, SpoolError};
 use crate::steps::Steps;
 use crate::stream::{self, Absent, Outcome, Supply};
@@ -279,6 +279,9 @@ impl Relay {
             self.put_manifest(&envelope)?;
         }
         if let Err(e) = self.order_trust() {
+            if is_exhausted(&e.source) {
+                return Err(e.into());
+            }
             // What could be read is served; the rest comes anew.
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
@@ -481,18 +484,20 @@ impl Relay {
         let this = Some((manifest.epoch, manifest.serial));
         let is_adopted = self.hall.state().adopted == this;
         let sources = if news.reached > 0 { sources } else { &[] };
-        if !is_adopted || (!sources.is_empty() && self.lacks_trust(trust)) {
-            self.fill_trust(sources).await?;
+        let mut filled = Ok(());
+        if !is_adopted || self.lacks_trust(trust, sources) {
+            filled = self.fill_trust(sources).await;
         }
-        if is_adopted {
-            return Ok(());
+        if is_adopted || filled.as_ref().is_err_and(|e| e.verdict() == Verdict::Halt) {
+            return Ok(filled?);
         }
         self.put_manifest(&envelope)?;
         tracing::info!(serial = manifest.serial, epoch = manifest.epoch, "manifest accepted");
         self.follow_manifest(manifest).await?;
         // Only now: what failed on the way is done again by the next look.
         self.hall.state().adopted = this;
-        Ok(())
+        // An old trust file that cannot be put in order keeps no list away.
+        Ok(filled?)
     }
 
     /// Makes a new manifest the one that the relay works by.

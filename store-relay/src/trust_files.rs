@@ -31,8 +31,8 @@ pub(crate) struct TrustFiles {
     served: Chain,
     /// Those that the latest looks found damaged.
     rotten: Vec<ObjectName>,
-    /// When sources were last asked for what is missing, by the monotonic clock.
-    asked: Option<Duration>,
+    /// When each source was last asked for what is missing, by the monotonic clock.
+    asked: BTreeMap<String, Duration>,
 }
 
 impl Relay {
@@ -49,10 +49,13 @@ impl Relay {
         (1..=newest).all(|n| known.served.contains_key(&n))
     }
 
-    /// Whether a file up to the newest is missing, and sources may be asked again.
-    pub(crate) fn lacks_trust(&self, newest: u64) -> bool {
-        let (asked, now) = (self.known_trust().asked, self.hall.clock.monotonic());
-        asked.is_none_or(|at| now.saturating_sub(at) >= AGAIN) && !self.has_all_trust(newest)
+    /// Whether a file up to the newest is missing, and one of the sources may be asked again.
+    pub(crate) fn lacks_trust(&self, newest: u64, sources: &[Source]) -> bool {
+        let now = self.hall.clock.monotonic();
+        let is_due = |known: &TrustFiles, source: &Source| {
+            known.asked.get(source.url()).is_none_or(|at| now.saturating_sub(*at) >= AGAIN)
+        };
+        !self.has_all_trust(newest) && sources.iter().any(|source| is_due(&self.known_trust(), source))
     }
 
     /// Makes what is served, and what lies in `ok/`, agree with what `device.db` trusts. What is damaged there is
@@ -73,8 +76,12 @@ impl Relay {
             let mut known = self.known_trust();
             let mut found: Chain = there.iter().filter_map(|(n, bytes)| Some((*n, bytes.clone()?))).collect();
             found.append(&mut known.served);
-            let newest_of = |bytes: Option<Bytes>| bytes.filter(|b| is_newest(b, &newest, limits));
-            let newest = newest_of(found.remove(&last)).or_else(|| newest_of(head.clone()));
+            let copies = [found.remove(&last), head.clone()].into_iter().flatten();
+            let copies: Vec<Bytes> = copies.filter(|bytes| is_newest(bytes, &newest, limits)).collect();
+            // A signature that is gone shows only by the file before it.
+            let before = last.checked_sub(1).and_then(|n| Some((n, found.get(&n)?)));
+            let fits = |bytes: &&Bytes| before.is_none_or(|(n, file)| leads(n, file, Some(bytes), limits));
+            let newest = copies.iter().find(fits).or(copies.first()).cloned();
             found.extend(newest.clone().map(|bytes| (last, bytes)));
             known.served = links(&found, limits);
             for n in found.into_keys().chain([last]).filter(|n| !known.served.contains_key(n)) {
@@ -110,20 +117,18 @@ impl Relay {
     }
 
     fn drop_rotten_trust(&self, name: ObjectName) -> Result<(), ShelfError> {
-        shelf::remove(&self.hall.shelves.path(Room::Ok, &name))?;
+        let path = self.hall.shelves.path(Room::Ok, &name);
         tracing::error!(object = %name, "{ROTTEN}");
         self.hall.event("BIT_ROT", &name.to_string(), ROTTEN);
         self.known_trust().rotten.push(name);
-        Ok(())
+        shelf::remove(&path)
     }
 
     /// Looks at all of them again; those found damaged now, or by the start.
-    pub(crate) async fn verify_trust(&self) -> Vec<ObjectName> {
+    pub(crate) async fn verify_trust(&self) -> Result<Vec<ObjectName>, ShelfError> {
         let _one = self.adopting.lock().await;
-        if let Err(e) = self.order_trust() {
-            self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
-        }
-        std::mem::take(&mut self.known_trust().rotten)
+        self.order_trust().inspect_err(|e| self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string()))?;
+        Ok(std::mem::take(&mut self.known_trust().rotten))
     }
 
     /// Puts one that was checked into `ok/`, and serves it.
@@ -143,15 +148,19 @@ impl Relay {
         self.order_trust()?;
         self.known_trust().rotten.clear();
         let newest = self.newest_trust();
-        if !sources.is_empty() && !self.has_all_trust(newest.version()) {
-            self.known_trust().asked = Some(self.hall.clock.monotonic());
-        }
         for source in sources {
             if self.has_all_trust(newest.version()) {
                 break;
             }
-            for (n, bytes) in self.chain_of(source, &newest).await {
-                self.put_trust(n, n == newest.version(), &bytes)?;
+            let chain = self.chain_of(source, &newest).await;
+            let unbroken = {
+                let mut known = self.known_trust();
+                known.asked.insert(source.url().to_owned(), self.hall.clock.monotonic());
+                (1..=newest.version()).rev().take_while(|n| known.served.contains_key(n)).count()
+            };
+            // What leads no farther than what is served may be what rotted.
+            for (n, bytes) in chain.iter().filter(|_| chain.len() > unbroken) {
+                self.put_trust(*n, *n == newest.version(), bytes)?;
             }
         }
         Ok(())

@@ -142,7 +142,7 @@ fn a_list_of_stores_made_anew_under_the_snapshot_keeps_nothing_from_anybody() {
             INSERT INTO store SELECT * FROM kept;
             DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'store'::regclass)
                 LOOP PERFORM pg_sleep(0.01); END LOOP; END $$";
-        s.spawn(|| POSTGRES.sql(database, reload));
+        s.spawn(move || POSTGRES.sql(database, reload));
         until(PATIENCE, "the list is being made anew", || {
             holds("granted AND mode = 'AccessExclusiveLock' AND relation = 'store'::regclass")
         });

@@ -35,13 +35,13 @@ pub async fn unanswered(
         let is_open =
             |c: &&Complaint| full.is_none_or(|full| full <= c.fault.since) && (is_old || full_may_help(&c.fault));
         // Drift heals by the full that is out.
-        let is_drift = |c: &Complaint| c.fault.code == fault::DRIFT;
-        let worst = of.into_iter().filter(is_open).max_by_key(|c| (!is_drift(c), c.fault.since));
+        let is_stuck = |c: &Complaint| [fault::PACK_MISSING, fault::PACK_IN_ERROR].contains(&c.fault.code.as_str());
+        let worst = of.into_iter().filter(is_open).max_by_key(|c| (is_stuck(c), c.fault.since));
         if let Some(c) = worst {
             // Where the newest version is a full itself, one more is a way round it for nobody, or the bucket lost it.
             let is_way_round = head.deltas_since_full().next().is_some() || is_old;
             let told = format!("{} {}", c.device, c.fault.code);
-            reports.insert(instance.clone(), Report { told, is_stuck: is_way_round && !is_drift(c) });
+            reports.insert(instance.clone(), Report { told, is_stuck: is_way_round && is_stuck(c) });
         }
     }
     Ok(reports)

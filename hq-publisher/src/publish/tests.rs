@@ -1927,7 +1927,7 @@ async fn a_stuck_device_gets_a_full_though_no_row_changed() {
             (Some(fault::DRIFT), 10),
             (Some(fault::PACK_MISSING), 10),
             (Some(fault::PACK_IN_ERROR), 10),
-            (Some(fault::PACK_IN_ERROR), 86_400),
+            (Some(fault::PACK_IN_ERROR), 86_380),
             (None, 10),
         ];
         for (seq, (code, s)) in told.into_iter().enumerate() {
@@ -2571,6 +2571,9 @@ async fn a_bucket_set_back_with_its_ledger_is_gone_above_by_what_devices_hold() 
     use crate::ledger::BeatRow;
     let w = World::new().await;
     w.publish().await;
+    w.sql("UPDATE price SET cents = cents + 1");
+    w.publish().await;
+    w.clock.advance(Duration::from_secs(1));
     let ledger = Ledger::open(&w.config).await.unwrap();
     let newest = || w.manifest("0421").unwrap().streams["price"].version.get();
     let out = newest() + 6;

@@ -63,7 +63,8 @@ impl Gate {
         let place = place(ip);
         let mut crowd = self.crowd();
         let is_stranger = !crowd.known.is_empty() && !crowd.known.contains(&place);
-        let reserved = if is_stranger { self.limits.reserved } else { 0 };
+        // A third is left for strangers: whoever is new becomes known by a heartbeat, which needs a connection.
+        let reserved = if is_stranger { self.limits.reserved.min(self.limits.connections / 3 * 2) } else { 0 };
         let here = crowd.by_ip.get(&place).copied().unwrap_or(0);
         if crowd.open >= self.limits.connections.saturating_sub(reserved) || here >= self.limits.per_ip {
             self.refused.fetch_add(1, Ordering::Relaxed);
@@ -168,5 +169,14 @@ mod tests {
         let gate = gate(6, 6, 2);
         let crowd: Vec<_> = (1..=7).filter_map(|n| gate.admit(IpAddr::from([10, 1, 0, n]))).collect();
         assert_eq!(crowd.len(), 6);
+    }
+
+    #[test]
+    fn a_third_of_the_places_is_left_for_strangers() {
+        let gate = gate(6, 6, 170);
+        gate.befriend(IpAddr::from([10, 0, 0, 1]));
+        let crowd: Vec<_> = (1..=7).filter_map(|n| gate.admit(IpAddr::from([10, 1, 0, n]))).collect();
+        assert_eq!(crowd.len(), 2);
+        assert!(gate.admit(IpAddr::from([10, 0, 0, 1])).is_some());
     }
 }

@@ -399,7 +399,6 @@ fn bounds_that_would_serve_nobody_are_refused() {
     for (limits, told) in [
         (HttpLimits { connections: 0, ..quick() }, "http.connections = 0: at least 1"),
         (HttpLimits { per_ip: 0, ..quick() }, "http.per_ip = 0: at least 1"),
-        (HttpLimits { connections: 170, ..quick() }, "http.reserved = 170: less than http.connections, which is 170"),
         (HttpLimits { head_timeout: ms(0), ..quick() }, "http.head_timeout = \"0s\": at least 100ms"),
     ] {
         assert_eq!(limits.check("http").unwrap_err(), told);

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest long poll.
-pub const MAX_WAIT: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Bytes of one post of heartbeats.
 const MAX_BEATS: u64 = 1 << 20;
 
@@ -65,7 +65,7 @@ async fn versions(hall: &Hall, request: &Request<Inbound>, head_only: bool) -> R
     hall.metrics.polls.inc();
     // Register interest before looking.
     let mut news = hall.versions();
-    let wait = wait_asked(request.uri().query());
+    let wait = wait_asked(request.uri().query(), hall.config.http.answer_timeout.0);
     let now = Arc::clone(&news.borrow_and_update());
     if !is_known(request.headers(), &now) {
         return listing(&now, head_only);
@@ -114,12 +114,13 @@ fn is_known(headers: &HeaderMap, now: &Listing) -> bool {
     headers.contains_key(header::IF_NONE_MATCH) && none_match(headers, &now.etag)
 }
 
-fn wait_asked(query: Option<&str>) -> Duration {
+/// Shorter than any answer may take.
+fn wait_asked(query: Option<&str>, answer_timeout: Duration) -> Duration {
     let seconds = query
         .and_then(|q| q.split('&').find_map(|pair| pair.strip_prefix("wait=")))
         .and_then(|s| s.parse().ok())
         .unwrap_or(0);
-    Duration::from_secs(seconds).min(MAX_WAIT)
+    Duration::from_secs(seconds).min(MAX_WAIT).min(answer_timeout * 3 / 4)
 }
 
 fn listing(now: &Listing, head_only: bool) -> Response<Body> {

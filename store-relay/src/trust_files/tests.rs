@@ -219,4 +219,12 @@ async fn of_two_trust_files_that_do_not_fit_both_are_asked_for() {
     assert!(relay.hall.objects.get("/trust.json").is_some(), "registers that are up to date go on");
     once(&relay).await;
     assert_eq!(right(&relay, &hq, &names), names);
+    drop(relay);
+    // One copy is good, and shows it by the file before it: no source is needed.
+    for name in [four, HEAD] {
+        fs::write(store.data().join("ok").join(name), trust(4, 2, &[2])).unwrap();
+        let relay = store.open();
+        assert_eq!(right(&relay, &hq, &names), names, "{name}");
+        assert_eq!(rotten(&relay).last().unwrap(), name);
+    }
 }
