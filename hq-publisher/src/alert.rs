@@ -102,10 +102,14 @@ pub fn fold(notices: impl Iterator<Item = Notice>, before: &str) -> Vec<Notice> 
     joined.collect()
 }
 
-/// What such an episode is one of. Of a store it is no matter who found it.
+/// What such an episode is one of. Of a store it is no matter who found it; a notice says it by its first word.
 fn kind(key: &str) -> &str {
-    let kind = key.split('/').next().unwrap_or_default();
-    kind.strip_prefix(PUBLISH).filter(|k| *k != "refused").unwrap_or(kind)
+    let (kind, rest) = key.split_once('/').unwrap_or((key, ""));
+    match kind.strip_prefix(PUBLISH) {
+        Some("notice") => rest.split([' ', '/']).next().unwrap_or_default(),
+        Some("refused") | None => kind,
+        Some(kind) => kind,
+    }
 }
 
 fn join(kind: &str, some: Vec<Notice>, before: &str) -> Notice {

@@ -211,18 +211,36 @@ pub async fn publish_notice(
 }
 
 /// Opens an episode of each of these problems (by `what`, with subject and text), and closes those open ones whose `what`
-/// begins so and is not among them.
+/// begins so and is not among them. Many at once share a mail.
 pub async fn publish_notices(
     ledger: &Ledger,
     clock: &dyn Clock,
     begins: &str,
     problems: &BTreeMap<String, (String, String)>,
 ) -> Result<(), LedgerError> {
-    for (what, (subject, text)) in problems {
-        publish_notice(ledger, clock, what, Some((subject, text))).await?;
+    let before = format!("{}notice/", alert::PUBLISH);
+    let begin = |(what, (subject, text)): (&String, &(String, String))| {
+        let (key, body) = (format!("{before}{what}"), format!("{subject}.\n\n{text}\n"));
+        (key.clone(), Notice { episodes: vec![(key, subject.clone())], subject: subject.clone(), body })
+    };
+    agree(ledger, clock, &format!("{before}{begins}"), problems.iter().map(begin).collect()).await
+}
+
+/// Makes the open episodes whose keys begin so agree with these notices.
+async fn agree(
+    ledger: &Ledger,
+    clock: &dyn Clock,
+    begins: &str,
+    mut all: BTreeMap<String, Notice>,
+) -> Result<(), LedgerError> {
+    let now = clock.now();
+    let mut over = ledger.open_episodes(begins).await?;
+    over.retain(|e| all.remove(&e.key).is_none());
+    for n in alert::fold(all.into_values(), "") {
+        ledger.open_many(&n.episodes, &compose(&n, now), now).await?;
     }
-    for what in open_notices(ledger, begins).await?.iter().filter(|what| !problems.contains_key(*what)) {
-        publish_notice(ledger, clock, what, None).await?;
+    for n in alert::fold(over.iter().map(|e| alert::end(e, now)), "Recovered: ") {
+        ledger.close_many(&n.episodes, &compose(&n, now), now).await?;
     }
     Ok(())
 }
@@ -237,28 +255,18 @@ pub async fn open_notices(ledger: &Ledger, begins: &str) -> Result<Vec<String>, 
 /// These stores have devices and are not in the list any more: opens an episode of each, and closes those of others. Many
 /// at once share a mail.
 pub async fn publish_unlisted(ledger: &Ledger, clock: &dyn Clock, stores: &[&StoreId]) -> Result<(), LedgerError> {
-    let now = clock.now();
     let begins = format!("{}store-not-listed/", alert::PUBLISH);
-    let open = ledger.open_episodes(&begins).await?;
-    let known: BTreeSet<&str> = open.iter().map(|e| e.key.as_str()).collect();
-    let all: BTreeMap<String, &StoreId> = stores.iter().map(|s| (format!("{begins}{s}"), *s)).collect();
-    let begin = |(key, store): (&String, &&StoreId)| {
+    let begin = |store: &&StoreId| {
+        let key = format!("{begins}{store}");
         let subject = format!("Store {store} is no longer in the list");
         let body = format!(
             "{subject}.\n\nIts devices are enrolled, and go on with what they follow: of what is made for this store alone, or for \
              a zone that no other store has, nothing new comes, and nobody there sees it. Put it back into the list of stores; \
              or, if it is closed for good, `hq-publisher revoke` its relay and each register.\n"
         );
-        Notice { episodes: vec![(key.clone(), subject.clone())], subject, body }
+        (key.clone(), Notice { episodes: vec![(key, subject.clone())], subject, body })
     };
-    for n in alert::fold(all.iter().filter(|(key, _)| !known.contains(key.as_str())).map(begin), "") {
-        ledger.open_many(&n.episodes, &compose(&n, now), now).await?;
-    }
-    let over = open.iter().filter(|e| !all.contains_key(&e.key)).map(|e| alert::end(e, now));
-    for n in alert::fold(over, "Recovered: ") {
-        ledger.close_many(&n.episodes, &compose(&n, now), now).await?;
-    }
-    Ok(())
+    agree(ledger, clock, &begins, stores.iter().map(begin).collect()).await
 }
 
 fn overtaken_key(store: &str) -> String {

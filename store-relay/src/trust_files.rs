@@ -118,9 +118,12 @@ impl Relay {
 
     fn drop_rotten_trust(&self, name: ObjectName) -> Result<(), ShelfError> {
         let path = self.hall.shelves.path(Room::Ok, &name);
-        tracing::error!(object = %name, "{ROTTEN}");
-        self.hall.event("BIT_ROT", &name.to_string(), ROTTEN);
-        self.known_trust().rotten.push(name);
+        // One that cannot be removed is told once.
+        if !self.known_trust().rotten.contains(&name) {
+            tracing::error!(object = %name, "{ROTTEN}");
+            self.hall.event("BIT_ROT", &name.to_string(), ROTTEN);
+            self.known_trust().rotten.push(name);
+        }
         shelf::remove(&path)
     }
 

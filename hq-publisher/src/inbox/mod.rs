@@ -277,6 +277,11 @@ impl Inbox {
         &self.dir
     }
 
+    /// Whether something of that name lies there.
+    pub fn has(&self, name: &str) -> bool {
+        self.dir.join(name).symlink_metadata().is_ok()
+    }
+
     /// One look.
     pub fn look(&self) -> Result<Vec<Seen>, ShelfError> {
         let mut files = shelf::list(&self.dir)?;

@@ -325,13 +325,14 @@ impl Ledger {
     /// where that relay's clock was ahead then. All of them, where several are of one second.
     pub async fn last_receipts(&self) -> Result<Vec<ReceiptRow>, LedgerError> {
         let rows = sqlx::query(
-            "WITH told AS (SELECT receipt.store AS store, \
-             CASE WHEN time_s < recorded_s THEN time_s ELSE recorded_s END AS at_s, \
-             recorded_s, envelope FROM receipt JOIN device ON device.id = receipt.store \
+            "WITH told AS (SELECT receipt.store AS store, sha256, \
+             CASE WHEN time_s < recorded_s THEN time_s ELSE recorded_s END AS at_s \
+             FROM receipt JOIN device ON device.id = receipt.store \
              WHERE revoked_s IS NULL AND recorded_s >= enrolled_s) \
              SELECT told.store, at_s, recorded_s, envelope FROM told \
              JOIN (SELECT store, MAX(at_s) AS last_s FROM told GROUP BY store) AS newest \
-             ON newest.store = told.store AND newest.last_s = at_s",
+             ON newest.store = told.store AND newest.last_s = at_s \
+             JOIN receipt ON receipt.store = told.store AND receipt.sha256 = told.sha256",
         );
         let receipt = |r: &AnyRow| {
             let (time, recorded_at) = (r.time(1)?, r.time(2)?);

@@ -352,8 +352,9 @@ impl Run<'_> {
         self.tell_unlisted(&stores, &mut report).await?;
         if let Some(drops) = drops {
             self.tell_waits(&drops, &settled, &report).await?;
+            let inbox = drops.inbox.clone();
             self.clear_inbox(drops, &settled, &mut report).await?;
-            self.note_waits().await?;
+            self.note_waits(&inbox, &report).await?;
         }
         if !self.options.dry_run {
             report.lag = self.buckets.repair_mirrors().await?;

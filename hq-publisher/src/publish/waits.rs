@@ -7,11 +7,11 @@
 use super::feed::Drops;
 use super::report::{InstanceReport, Outcome, PublishReport};
 use super::{PublishError, Run};
-use crate::inbox::{Drop, What};
+use crate::inbox::{Drop, Inbox, What};
 use crate::ledger::{Ledger, LedgerError};
 use crate::mail;
 use proto::clock::{Timestamp, since};
-use proto::ids::{Instance, StreamName, TableName};
+use proto::ids::{Instance, TableName};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,12 +20,13 @@ use std::time::Duration;
 const WAITS: &str = "waits";
 
 /// How the notices of those begin that waited in vain; instance and table follow.
-const IN_VAIN: &str = "waited ";
+const IN_VAIN: &str = "drop-rejected ";
 
 /// How the notices of instances begin that lack drops for a first version; the instance follows.
-const LACKS: &str = "lacks ";
+const LACKS: &str = "waits-for-drops ";
 
-/// Drops that wait, by name and stamp, and instances that lack some: since when that is told.
+/// Drops that wait, by name (however often they are written anew: their stream waits with them), and instances that lack
+/// some: since when that is told.
 type Told = BTreeMap<String, Timestamp>;
 
 /// What waits.
@@ -55,12 +56,11 @@ impl Waits {
     /// Whether a drop may wait for rows of these tables: for no longer than `longest` after that was first told.
     pub(super) fn may_wait(&self, drop: &Drop, parents: &str, now: Timestamp, longest: Duration) -> bool {
         let Ok(What::Table { instance, table, .. }) = &drop.what else { return false };
-        let (name, (bytes, modified_ns)) = (&drop.file.name, drop.file.stamp);
-        let file = format!("{name} {bytes} {modified_ns}");
-        let told = self.told(&file, now);
+        let name = &drop.file.name;
+        let told = self.told(name, now);
         let may_wait = since(now, told) < longest;
         if may_wait {
-            locked(&self.now).insert(file, told);
+            locked(&self.now).insert(name.clone(), told);
         } else {
             let text = format!(
                 "{name} refers to rows of table {parents}, and no right drop of that came within source.wait. It lies \
@@ -94,8 +94,8 @@ impl Waits {
 }
 
 impl Run<'_> {
-    /// Tells of what waited in vain. That ends when a drop of its table is out, or nobody has that table any more:
-    /// drops of others say nothing of its rows.
+    /// Tells of what waits for long, until that is out, and of what waited in vain. The latter ends when a drop of its
+    /// table is out, or nobody has that table any more: drops of others say nothing of its rows.
     pub(super) async fn tell_waits(
         &self,
         drops: &Drops,
@@ -106,53 +106,47 @@ impl Run<'_> {
             return Ok(());
         }
         let went_well = report.instances.values().any(InstanceReport::is_well);
-        let ends = |instance: &Instance, table: &TableName| {
-            let Some(entry) = report.instances.get(instance) else {
+        let ends = |of: &str| {
+            let (instance, table) = of.split_once(' ').map_or((of, None), |(i, t)| (i, t.parse::<TableName>().ok()));
+            let Ok(instance) = instance.parse::<Instance>() else { return true };
+            let Some(entry) = report.instances.get(&instance) else {
                 return went_well && self.is_asked(&instance.stream);
             };
-            let is_out = entry.outcome == Outcome::Published || settled.contains(instance);
-            let came = drops.tables.get(instance).is_some_and(|tables| tables.contains_key(table));
-            is_out && (came || !entry.tables.is_empty() && !entry.tables.contains_key(table))
+            let is_out = entry.outcome == Outcome::Published || settled.contains(&instance);
+            let came = |table: &TableName| drops.tables.get(&instance).is_some_and(|tables| tables.contains_key(table));
+            let is_gone = |table: &TableName| !entry.tables.is_empty() && !entry.tables.contains_key(table);
+            is_out && table.is_none_or(|table| came(&table) || is_gone(&table))
         };
-        for what in mail::open_notices(self.ledger, IN_VAIN).await? {
-            let of = what.strip_prefix(IN_VAIN).and_then(|of| of.split_once(' '));
-            let of: Option<(Instance, TableName)> =
-                of.and_then(|(instance, table)| Some((instance.parse().ok()?, table.parse().ok()?)));
-            if of.is_none_or(|(instance, table)| ends(&instance, &table)) {
-                mail::publish_notice(self.ledger, self.clock, &what, None).await?;
+        for (begins, told) in [(IN_VAIN, &self.waits.over), (LACKS, &self.waits.late)] {
+            let mut told = std::mem::take(&mut *locked(told));
+            let open = mail::open_notices(self.ledger, begins).await?;
+            for what in open.into_iter().filter(|what| what.strip_prefix(begins).is_some_and(|of| !ends(of))) {
+                told.entry(what).or_default();
             }
-        }
-        let late = std::mem::take(&mut *locked(&self.waits.late));
-        for what in mail::open_notices(self.ledger, LACKS).await?.iter().filter(|what| !late.contains_key(*what)) {
-            if self.is_asked_of(what.strip_prefix(LACKS).unwrap_or_default()) {
-                mail::publish_notice(self.ledger, self.clock, what, None).await?;
-            }
-        }
-        let over = std::mem::take(&mut *locked(&self.waits.over));
-        for (what, (subject, text)) in over.iter().chain(&late) {
-            mail::publish_notice(self.ledger, self.clock, what, Some((subject, text))).await?;
+            mail::publish_notices(self.ledger, self.clock, begins, &told).await?;
         }
         Ok(())
     }
 
-    /// Keeps in mind what waits; what this run did not look at, too.
-    pub(super) async fn note_waits(&self) -> Result<(), PublishError> {
+    /// Keeps in mind what waits, for as long as a drop of that name lies there, or the instance is not out; after the
+    /// inbox was cleared.
+    pub(super) async fn note_waits(&self, inbox: &Inbox, report: &PublishReport) -> Result<(), PublishError> {
         if self.options.dry_run {
             return Ok(());
         }
-        let mut all = locked(&self.waits.now).clone();
-        let before = self.waits.before.iter().filter(|(what, _)| !self.is_asked_of(what));
-        all.extend(before.map(|(what, at)| (what.clone(), *at)));
+        let mut all = self.waits.before.clone();
+        all.append(&mut locked(&self.waits.now).clone());
+        all.retain(|what, _| match what.parse::<Instance>() {
+            Ok(instance) => {
+                let entry = report.instances.get(&instance);
+                entry.map_or(!self.is_asked(&instance.stream), |e| !e.is_well())
+            }
+            Err(_) => inbox.has(what),
+        });
         if all != self.waits.before {
             let text = serde_json::to_string(&all).map_err(|e| PublishError::Machine(e.to_string()))?;
             self.ledger.set_fact(WAITS, &text).await?;
         }
         Ok(())
-    }
-
-    /// Whether this run looks at the stream of a drop or an instance.
-    fn is_asked_of(&self, what: &str) -> bool {
-        let stream = what.split(['.', '@']).next().and_then(|stream| stream.parse::<StreamName>().ok());
-        stream.is_none_or(|stream| self.is_asked(&stream))
     }
 }

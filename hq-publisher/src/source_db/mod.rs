@@ -133,14 +133,16 @@ pub struct Database {
     is_dead: bool,
 }
 
-/// Of the tables that a query of PostgreSQL's has read (its locks tell; those of the one before are given up):
-/// those whose rows lie in another file than the snapshot's catalogue says, or that this does not know. TRUNCATE, a
-/// rewrite and DROP with CREATE count for older snapshots at once, which see the table empty. Indexes made anew are no
-/// matter, nor is a refreshed materialized view that is all that was read, also by functions: older snapshots see its
-/// new rows, whole.
+/// Of the tables that PostgreSQL's transaction has read (it holds their locks, so that none of them can become unseen
+/// later): those whose rows lie in another file than the snapshot's catalogue says, or that this knows by another name, or
+/// not. TRUNCATE, a rewrite and DROP with CREATE count for older snapshots at once, which see the table empty, and so does
+/// the name of a table that was put in another's place. Indexes made anew are no matter, nor is a refreshed materialized
+/// view that is all that was read, also by functions: older snapshots see its new rows, whole.
 const UNSEEN: &str = "SELECT string_agg(DISTINCT relation::regclass::text, ', ') FILTER (WHERE is_unseen) FROM (
         SELECT l.relation, c.relkind IS NOT DISTINCT FROM 'm' AS is_view,
             c.oid IS NULL OR c.relfilenode <> 0 AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
+                OR l.relation::regclass::text <> quote_ident(c.relname)
+                AND right(l.relation::regclass::text, length(quote_ident(c.relname)) + 1) <> '.' || quote_ident(c.relname)
                 AS is_unseen,
             (c.relkind IN ('v', 't') OR c.relnamespace = 'pg_catalog'::regnamespace) IS NOT TRUE AS has_rows
         FROM pg_locks l LEFT JOIN pg_class c ON c.oid = l.relation
@@ -148,12 +150,18 @@ const UNSEEN: &str = "SELECT string_agg(DISTINCT relation::regclass::text, ', ')
         AND pg_index_has_property(l.relation, 'clusterable') IS NULL) was_read
     HAVING count(DISTINCT relation) FILTER (WHERE has_rows) <> 1 OR NOT bool_and(is_view) FILTER (WHERE is_unseen)";
 
+/// Whether that has locked a materialized view.
+const HAS_VIEW: &str = "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+        WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND c.relkind = 'm')";
+
 /// What a query gives.
 struct Found {
     /// The names of its columns.
     names: Vec<String>,
     /// Which of them MySQL shows with zeros before the number, and gives without.
     zerofill: Vec<bool>,
+    /// Whether it reads a materialized view of PostgreSQL's.
+    has_view: bool,
 }
 
 fn zerofill(column: &str) -> String {
@@ -165,7 +173,7 @@ fn zerofill(column: &str) -> String {
 
 impl Found {
     fn of(names: Vec<String>) -> Self {
-        Found { zerofill: vec![false; names.len()], names }
+        Found { zerofill: vec![false; names.len()], names, has_view: false }
     }
 
     /// The places of the wanted columns, `texts` of which go into texts: there a number without its zeros would be
@@ -293,12 +301,14 @@ impl Database {
                 let statement = conn.prepare(sql).await.map_err(failed)?;
                 // The driver shows a column's flags in no other way.
                 let is_zerofill = |c: &sqlx::mysql::MySqlColumn| format!("{:?}", c.type_info()).contains("ZEROFILL");
-                Found { names: names!(statement), zerofill: statement.columns().iter().map(is_zerofill).collect() }
+                let zerofill = statement.columns().iter().map(is_zerofill).collect();
+                Found { names: names!(statement), zerofill, has_view: false }
             }
             Link::Postgres(conn) => {
                 let text = <String as sqlx::Type<sqlx::Postgres>>::type_info();
                 let statement = conn.prepare_with(sql, &vec![text; query.params.len()]).await.map_err(failed)?;
-                Found::of(names!(statement))
+                let found = Found::of(names!(statement));
+                Found { has_view: sqlx::query_scalar(HAS_VIEW).fetch_one(conn).await.map_err(failed)?, ..found }
             }
         })
     }
@@ -367,8 +377,17 @@ impl Database {
         Ok(())
     }
 
-    /// Back to the beginning of PostgreSQL's transaction, in the same snapshot: a failed query ends it, and other
-    /// streams go on; a good one leaves its locks, and the next is judged by its own.
+    /// What a query gave. One that failed has ended PostgreSQL's transaction; one that reads a materialized view is
+    /// judged by its own locks, and gives them up for those after it. All others keep theirs: what is read for one zone is not
+    /// made anew before it is read for the next.
+    async fn over<T>(&mut self, result: Result<(T, Found), SourceError>) -> Result<T, SourceError> {
+        if !matches!(&result, Ok((_, found)) if !found.has_view) {
+            self.back().await;
+        }
+        result.map(|(given, _)| given)
+    }
+
+    /// Back to the beginning of PostgreSQL's transaction, in the same snapshot.
     async fn back(&mut self) {
         if let (Link::Postgres(conn), false) = (&mut self.link, self.is_dead) {
             let back = conn.execute(sqlx::raw_sql("ROLLBACK TO SAVEPOINT tillcast"));
@@ -389,8 +408,7 @@ impl Database {
         sink: &mut dyn RowSink,
     ) -> Result<(), SourceError> {
         let result = self.read_rows(table, query, names, sink).await;
-        self.back().await;
-        result
+        self.over(result).await
     }
 
     async fn read_rows(
@@ -399,13 +417,17 @@ impl Database {
         query: &Query,
         names: Names<'_>,
         sink: &mut dyn RowSink,
-    ) -> Result<(), SourceError> {
+    ) -> Result<((), Found), SourceError> {
         let what = format!("table {}", table.name);
         let found = self.columns(&what, query).await?;
         let places = places(&what, table, &found)?;
         let types: Vec<ColumnType> = table.columns.iter().map(|c| c.ty).collect();
         let session = self.session.clone();
-        self.each(&what, query, names, &mut |row| take_row(table, &places, &types, row, &session, sink)).await
+        if found.has_view {
+            self.back().await;
+        }
+        self.each(&what, query, names, &mut |row| take_row(table, &places, &types, row, &session, sink)).await?;
+        Ok(((), found))
     }
 
     /// Checks that a query runs and has the contract's columns, without reading rows.
@@ -419,16 +441,18 @@ impl Database {
     /// Reads the list of stores: column `id`, and `zone` and `region` where there are any.
     pub async fn stores(&mut self, query: &Query) -> Result<Vec<StoreRow>, SourceError> {
         let result = self.read_stores(query).await;
-        self.back().await;
-        result
+        self.over(result).await
     }
 
-    async fn read_stores(&mut self, query: &Query) -> Result<Vec<StoreRow>, SourceError> {
+    async fn read_stores(&mut self, query: &Query) -> Result<(Vec<StoreRow>, Found), SourceError> {
         let what = "stores.query";
         let found = self.columns(what, query).await?;
         let places = found
             .places(&["id", "zone", "region"], &["zone", "region"], &[true; 3])
             .map_err(|text| SourceError::Columns { what: what.into(), text })?;
+        if found.has_view {
+            self.back().await;
+        }
         let mut list = StoreList::default();
         let session = self.session.clone();
         self.each(what, query, Names::default(), &mut |row| {
@@ -442,7 +466,7 @@ impl Database {
             Ok(())
         })
         .await?;
-        Ok(list.finish()?)
+        Ok((list.finish()?, found))
     }
 }
 
