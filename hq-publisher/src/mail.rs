@@ -675,6 +675,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn many_notices_at_once_share_a_mail_and_so_do_their_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"));
+        let begins = "waits-for-drops ";
+        let notice = |n: usize| (format!("price@zone-z{n} waits for drops"), "No drop has come.".to_owned());
+        let mut all: BTreeMap<_, _> = (0..30).map(|n| (format!("{begins}price@zone-z{n}"), notice(n))).collect();
+        for _ in 0..2 {
+            publish_notices(&l, &clock, begins, &all).await.unwrap();
+        }
+        // Who is known needs no text.
+        all.values_mut().for_each(|told| *told = Default::default());
+        all.pop_last();
+        for _ in 0..2 {
+            publish_notices(&l, &clock, begins, &all).await.unwrap();
+        }
+        publish_notices(&l, &clock, begins, &BTreeMap::new()).await.unwrap();
+        let subjects: Vec<String> = l.unsent_mails().await.unwrap().into_iter().map(|m| m.subject).collect();
+        let (many, one) = ("30 at once: waits for drops", "Recovered: price@zone-z9 waits for drops");
+        let last = "Recovered: 29 at once: waits for drops";
+        assert_eq!(subjects, [many, one, last].map(|s| format!("[Tillcast] {s}")));
+    }
+
+    #[tokio::test]
     async fn many_refusals_at_once_share_a_mail_for_each_reason() {
         let dir = tempfile::tempdir().unwrap();
         let (l, clock) = (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"));

@@ -1555,8 +1555,12 @@ async fn a_drop_that_refers_to_rows_of_one_that_is_to_come_waits_for_it() {
     drop_file(&w, "catalog.all.line.csv", "id,sku\n1,a\n2,d\n");
     let file = fs::File::options().append(true).open(w.dir.path().join("inbox/catalog.all.line.csv")).unwrap();
     file.set_modified(std::time::SystemTime::now() - Duration::from_secs(9 * 3600)).unwrap();
-    for (minutes, rejected) in [(0, 0), (59, 0), (1, 1)] {
+    for (minutes, rejected) in [(0, 0), (30, 0), (29, 0), (1, 1)] {
         w.clock.advance(Duration::from_secs(60 * minutes));
+        // Whoever writes it anew begins no new wait.
+        if minutes > 1 {
+            drop_file(&w, "catalog.all.line.csv", &format!("id,sku\n1,a\n2,d\n{minutes},d\n"));
+        }
         let told = subjects().await.len();
         let r = w.publish_as(PublishOptions { clock_is_right: true, ..options() }).await;
         assert_eq!((r.rejected.len(), catalog(&r).code), (rejected, Some("BAD_ROWS")), "{minutes}: {:?}", r.lines());
@@ -1600,11 +1604,20 @@ async fn a_new_zone_of_which_not_all_drops_came_waits_and_others_go_on() {
         assert!(w.exists("inbox/price.zone-north.price.csv"), "it stays");
         assert_eq!((r.exit_code(), subjects().await), (if mails.is_empty() { 0 } else { 3 }, mails), "{minutes}");
     }
+    let recovered = "[Tillcast] Recovered: price@zone-north waits for drops".to_owned();
+    // A wrong one ends nothing.
+    drop_file(&w, "price.zone-north.deal.ndjson", "{\"id\":1}\n");
+    let r = w.publish().await;
+    assert_eq!(outcome(&r, "price@zone-north"), Outcome::Refused, "{:?}", r.lines());
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-north")), (3, Outcome::Waiting), "{:?}", r.lines());
+    assert!(!subjects().await.contains(&recovered), "{:?}", subjects().await);
     drop_file(&w, "price.zone-north.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
     let r = w.publish().await;
     assert_eq!((r.exit_code(), outcome(&r, "price@zone-north")), (0, Outcome::Published), "{:?}", r.lines());
-    let recovered = "[Tillcast] Recovered: price@zone-north waits for drops".to_owned();
-    assert_eq!(subjects().await, [waits, recovered]);
+    let told = |subject: &String, all: &[String]| all.iter().filter(|s| *s == subject).count();
+    let all = subjects().await;
+    assert_eq!((told(&waits, &all), told(&recovered, &all)), (1, 1), "{all:?}");
 }
 
 /// The run that rejects it exits 3 once, and nobody may look at that.
