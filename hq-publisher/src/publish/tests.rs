@@ -121,6 +121,19 @@ impl World {
     async fn new() -> World {
         Self::with(CONFIG).await
     }
+    /// A heartbeat of this moment that says nothing.
+    fn word_of(&self, device: &str, seq: u64) -> BeatRow {
+        BeatRow {
+            device: device.parse().unwrap(),
+            seq,
+            envelope: String::new(),
+            received_at: self.clock.now(),
+            last_seen_at: self.clock.now(),
+            serial: None,
+            complaints: Vec::new(),
+            versions: Vec::new(),
+        }
+    }
     async fn with(config: &str) -> World {
         proto::fetch::install_tls();
         let dir = tempfile::tempdir().unwrap();
@@ -833,16 +846,7 @@ async fn a_ledger_set_back_is_told_whatever_devices_say_and_whoever_signs() {
     fs::copy(&backup, &ledger).unwrap();
     // A device tells of its list before anybody publishes.
     let serial = w.manifest("0421").unwrap().serial;
-    let beat = BeatRow {
-        device: "0421".parse().unwrap(),
-        seq: 1,
-        envelope: "{}".into(),
-        received_at: w.clock.now(),
-        last_seen_at: w.clock.now(),
-        serial: Some(serial),
-        complaints: Vec::new(),
-        versions: Vec::new(),
-    };
+    let beat = BeatRow { envelope: "{}".into(), serial: Some(serial), ..w.word_of("0421", 1) };
     let ledger = Ledger::open(&w.config).await.unwrap();
     ledger.record_beats(&[beat]).await.unwrap();
     assert_eq!(ledger.store(&"0421".parse().unwrap()).await.unwrap().unwrap().next_serial, serial + 1);
@@ -1878,7 +1882,6 @@ async fn a_new_epoch_begins_with_fulls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reported_fault_makes_the_next_publish_a_full_once() {
-    use crate::ledger::BeatRow;
     use proto::wire::{Fault, fault};
     let w = World::new().await;
     w.publish().await;
@@ -1890,16 +1893,7 @@ async fn a_reported_fault_makes_the_next_publish_a_full_once() {
         text: "x".into(),
         since: w.clock.now(),
     };
-    let beat = |seq, complaints| BeatRow {
-        device: "0421-03".parse().unwrap(),
-        seq,
-        envelope: String::new(),
-        received_at: w.clock.now(),
-        last_seen_at: w.clock.now(),
-        serial: None,
-        complaints,
-        versions: Vec::new(),
-    };
+    let beat = |seq, complaints| BeatRow { complaints, ..w.word_of("0421-03", seq) };
     let ledger = Ledger::open(&w.config).await.unwrap();
     // It heals, or not; its next beat tells of other things.
     ledger.record_beats(&[beat(1, vec![fault("catalog@all"), fault("madeup@all")])]).await.unwrap();
@@ -1928,7 +1922,6 @@ async fn a_reported_fault_makes_the_next_publish_a_full_once() {
 /// Where no row changes for days, a store behind a pack that is lost or refused would wait for the next one that does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stuck_device_gets_a_full_though_no_row_changed() {
-    use crate::ledger::BeatRow;
     use proto::wire::{Fault, fault};
     for w in [World::new().await, inbox_world().await] {
         let ledger = Ledger::open(&w.config).await.unwrap();
@@ -1952,17 +1945,8 @@ async fn a_stuck_device_gets_a_full_though_no_row_changed() {
                 text: "x".into(),
                 since: w.clock.now(),
             };
-            let beat = BeatRow {
-                device: "0421".parse().unwrap(),
-                seq: seq as u64,
-                envelope: String::new(),
-                received_at: w.clock.now(),
-                last_seen_at: w.clock.now(),
-                serial: None,
-                complaints: code.map(fault).into_iter().collect(),
-                versions: Vec::new(),
-            };
-            ledger.record_beats(&[beat]).await.unwrap();
+            let complaints = code.map(fault).into_iter().collect();
+            ledger.record_beats(&[BeatRow { complaints, ..w.word_of("0421", seq as u64) }]).await.unwrap();
             w.clock.advance(Duration::from_secs(10));
             if seq == 0 {
                 if w.exists("inbox/done") {
@@ -1996,17 +1980,8 @@ async fn a_device_that_refuses_fulls_too_makes_no_more_of_them() {
             text: "BAD_SCHEMA: contract: column item.weight: no such type".into(),
             since: w.clock.now(),
         };
-        let beat = BeatRow {
-            device: "0421".parse().unwrap(),
-            seq: seq as u64,
-            envelope: String::new(),
-            received_at: w.clock.now(),
-            last_seen_at: w.clock.now(),
-            serial: None,
-            complaints: refused.map(fault).into_iter().collect(),
-            versions: Vec::new(),
-        };
-        ledger.record_beats(&[beat]).await.unwrap();
+        let complaints = refused.map(fault).into_iter().collect();
+        ledger.record_beats(&[BeatRow { complaints, ..w.word_of("0421", seq as u64) }]).await.unwrap();
         w.clock.advance(Duration::from_secs(10));
         w.sql(&format!("UPDATE item SET name = 'v{seq}' WHERE sku = 'sku1'"));
         made.push(w.publish().await.instances[&"catalog@all".parse().unwrap()].packs.len());
@@ -2581,7 +2556,6 @@ async fn a_ledger_set_back_with_its_source_goes_above_what_is_out() {
 /// The bucket was restored too: what was out only the devices know.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_set_back_with_its_ledger_is_gone_above_by_what_devices_hold() {
-    use crate::ledger::BeatRow;
     let w = World::new().await;
     w.publish().await;
     w.sql("UPDATE price SET cents = cents + 1");
@@ -2595,17 +2569,8 @@ async fn a_bucket_set_back_with_its_ledger_is_gone_above_by_what_devices_hold() 
         if ledger.device(&device).await.unwrap().is_none() {
             ledger.enrol(&device, &proto::keys::SecretKey::from_seed([7; 32]).public(), w.clock.now()).await.unwrap();
         }
-        let beat = BeatRow {
-            device,
-            seq,
-            envelope: String::new(),
-            received_at: w.clock.now(),
-            last_seen_at: w.clock.now(),
-            serial: None,
-            complaints: Vec::new(),
-            versions: vec![("price@zone-east".parse().unwrap(), Version::try_from(version).unwrap())],
-        };
-        ledger.record_beats(&[beat]).await.unwrap();
+        let versions = vec![("price@zone-east".parse().unwrap(), Version::try_from(version).unwrap())];
+        ledger.record_beats(&[BeatRow { versions, ..w.word_of(register, seq) }]).await.unwrap();
     };
     says("0421-01", 1, out).await;
     says("0421-01", 2, out).await;
