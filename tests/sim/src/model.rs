@@ -333,14 +333,14 @@ impl Model {
                 }
                 let meta = path.metadata().unwrap();
                 let key = (path.clone(), meta.len(), meta.modified().unwrap());
-                if room == "ok" && !self.looked.contains(&key) {
+                if !self.looked.contains(&key) {
                     let found = forge::sha256(&std::fs::read(&path).unwrap());
                     if found != listed && self.rotten.contains(&path) {
                         continue;
                     }
                     self.rotten.remove(&path);
                     if found != listed {
-                        return Err(format!("{relay} serves {name} with hash {found}, published was {listed}"));
+                        return Err(format!("{relay} has {name} in {room}/ with hash {found}, published was {listed}"));
                     }
                     self.looked.insert(key);
                 }
