@@ -58,7 +58,8 @@ fn svg(rows: &[(&Line, Spread)]) -> String {
         // Beyond the axis it is the number that tells.
         if !(FROM..=TO).contains(&spread.median) {
             let (at, anchor) = if spread.median > TO { (middle - 9.0, "end") } else { (middle + 9.0, "start") };
-            let number = format!("{:.2} ×", spread.median);
+            let digits = if spread.median < 0.01 { 4 } else { 2 };
+            let number = format!("{:.digits$} ×", spread.median);
             writeln!(out, "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{number}</text>", y - 4.0).unwrap();
         }
     }
