@@ -162,10 +162,8 @@ pub async fn publish_refused(ledger: &Ledger, clock: &dyn Clock, all: &[Refused]
         let notice = Notice { episodes: vec![(key.clone(), subject.clone())], subject, body };
         begin.entry(reason).or_default().entry(key).or_insert(notice);
     }
-    for n in begin.into_values().flat_map(|some| alert::fold(some.into_values(), "")) {
-        if ledger.open_many(&n.episodes, &compose(&n, now), now).await? {
-            tracing::info!(subject = %n.subject, "mail written");
-        }
+    for of_reason in begin.into_values() {
+        open_all(ledger, of_reason.into_values(), now).await?;
     }
     Ok(())
 }
@@ -178,11 +176,7 @@ pub async fn publish_recovered(
 ) -> Result<(), LedgerError> {
     let now = clock.now();
     let open = refusals(ledger).await?;
-    let over = open.iter().filter(|(i, _)| instances.contains(i)).map(|(_, e)| alert::end(e, now));
-    for n in alert::fold(over, "Recovered: ") {
-        ledger.close_many(&n.episodes, &compose(&n, now), now).await?;
-    }
-    Ok(())
+    close_all(ledger, open.iter().filter(|(i, _)| instances.contains(i)).map(|(_, e)| e), now).await
 }
 
 /// Opens the episode of anything else that a publish found (a mirror that lags, a list that is not taken),
@@ -226,6 +220,28 @@ pub async fn publish_notices(
     agree(ledger, clock, &format!("{before}{begins}"), problems.iter().map(begin).collect()).await
 }
 
+/// Opens the episodes of these notices; many at once share a mail.
+async fn open_all(ledger: &Ledger, all: impl Iterator<Item = Notice>, now: Timestamp) -> Result<(), LedgerError> {
+    for n in alert::fold(all, "") {
+        if ledger.open_many(&n.episodes, &compose(&n, now), now).await? {
+            tracing::info!(subject = %n.subject, "mail written");
+        }
+    }
+    Ok(())
+}
+
+/// Closes these episodes, likewise.
+async fn close_all<'e>(
+    ledger: &Ledger,
+    over: impl Iterator<Item = &'e Episode>,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    for n in alert::fold(over.map(|e| alert::end(e, now)), "Recovered: ") {
+        ledger.close_many(&n.episodes, &compose(&n, now), now).await?;
+    }
+    Ok(())
+}
+
 /// Makes the open episodes whose keys begin so agree with these notices.
 async fn agree(
     ledger: &Ledger,
@@ -236,13 +252,8 @@ async fn agree(
     let now = clock.now();
     let mut over = ledger.open_episodes(begins).await?;
     over.retain(|e| all.remove(&e.key).is_none());
-    for n in alert::fold(all.into_values(), "") {
-        ledger.open_many(&n.episodes, &compose(&n, now), now).await?;
-    }
-    for n in alert::fold(over.iter().map(|e| alert::end(e, now)), "Recovered: ") {
-        ledger.close_many(&n.episodes, &compose(&n, now), now).await?;
-    }
-    Ok(())
+    open_all(ledger, all.into_values(), now).await?;
+    close_all(ledger, over.iter(), now).await
 }
 
 /// What the open episodes of [`publish_notice`] are of, as far as that begins so.

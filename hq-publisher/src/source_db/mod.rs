@@ -277,10 +277,15 @@ impl Database {
             return Err(SourceError::Dead { what: what.to_owned() });
         }
         let limit = self.row_timeout;
-        tokio::time::timeout(limit, self.prepare(what, query)).await.unwrap_or_else(|_| {
+        let found = tokio::time::timeout(limit, self.prepare(what, query)).await.unwrap_or_else(|_| {
             self.is_dead = true;
             Err(SourceError::Late { what: what.to_owned(), limit: limit.as_secs() })
-        })
+        })?;
+        // It is judged by its own locks.
+        if found.has_view {
+            self.back().await;
+        }
+        Ok(found)
     }
 
     async fn prepare(&mut self, what: &str, query: &Query) -> Result<Found, SourceError> {
@@ -423,9 +428,6 @@ impl Database {
         let places = places(&what, table, &found)?;
         let types: Vec<ColumnType> = table.columns.iter().map(|c| c.ty).collect();
         let session = self.session.clone();
-        if found.has_view {
-            self.back().await;
-        }
         self.each(&what, query, names, &mut |row| take_row(table, &places, &types, row, &session, sink)).await?;
         Ok(((), found))
     }
@@ -450,9 +452,6 @@ impl Database {
         let places = found
             .places(&["id", "zone", "region"], &["zone", "region"], &[true; 3])
             .map_err(|text| SourceError::Columns { what: what.into(), text })?;
-        if found.has_view {
-            self.back().await;
-        }
         let mut list = StoreList::default();
         let session = self.session.clone();
         self.each(what, query, Names::default(), &mut |row| {
