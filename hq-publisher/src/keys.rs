@@ -118,19 +118,20 @@ impl Keyring {
 
     /// The keys of a role, by number.
     pub fn keys(&self, role: Role) -> Result<Vec<KeyFile>, KeysError> {
+        self.each(role)?.into_iter().collect()
+    }
+
+    /// The same, with what is wrong with those that cannot be used: a file that nobody needs any more stops nobody.
+    pub fn each(&self, role: Role) -> Result<Vec<Result<KeyFile, KeysError>>, KeysError> {
         let entries = match shelf::list(&self.dir) {
             Ok(entries) => entries,
             Err(e) if e.is_not_found() => return Ok(Vec::new()),
             Err(e) => return Err(e.into()),
         };
-        let mut keys = Vec::new();
-        for e in entries.into_iter().filter(|e| !e.is_dir) {
-            if let Some(number) = number_of(&e.name, role) {
-                keys.push(KeyFile { key: read(&e.path)?, path: e.path, number });
-            }
-        }
-        keys.sort_by_key(|k| k.number);
-        Ok(keys)
+        let numbered = |e: shelf::Entry| number_of(&e.name, role).filter(|_| !e.is_dir).map(|n| (n, e.path));
+        let mut files: Vec<(u64, PathBuf)> = entries.into_iter().filter_map(numbered).collect();
+        files.sort_unstable();
+        Ok(files.into_iter().map(|(number, path)| Ok(KeyFile { key: read(&path)?, path, number })).collect())
     }
 
     /// Makes a key under the next number and writes it, durably.
@@ -216,8 +217,11 @@ mod tests {
         assert_eq!(all.iter().map(KeyFile::public).collect::<Vec<_>>(), [one.public(), two.public()]);
         assert!(ring.exposed().unwrap().is_empty());
         std::fs::set_permissions(&one.path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert_eq!(ring.exposed().unwrap(), [one.path]);
+        assert_eq!(ring.exposed().unwrap(), std::slice::from_ref(&one.path));
         std::fs::write(&two.path, "xyz").unwrap();
+        let [good, bad] = ring.each(Role::Publisher).unwrap().try_into().unwrap();
+        assert_eq!(good.unwrap().public(), one.public());
+        assert_eq!(bad.unwrap_err().to_string(), ring.keys(Role::Publisher).unwrap_err().to_string());
         let bad = ring.keys(Role::Publisher).unwrap_err().to_string();
         assert!(bad.contains("publisher-2.key") && bad.contains("64 lower-case hex digits"), "{bad}");
     }

@@ -173,7 +173,10 @@ impl Signer {
     async fn of_newest_trust(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Result<Signer, ManifestsError> {
         let trust = newest_trust(ledger, &config.limits).await?.ok_or(KeysError::NoTrust)?;
         let ring = Keyring::new(config.state.keys());
-        let keys = ring.keys(Role::Publisher)?;
+        let (mut keys, mut unusable) = (Vec::new(), Vec::new());
+        for key in ring.each(Role::Publisher)? {
+            key.map_or_else(|e| unusable.push(e), |key| keys.push(key));
+        }
         let now = clock.now();
         // The last one in the file is the newest: a rotation under way signs with it.
         let key = trust
@@ -183,6 +186,9 @@ impl Signer {
             .rev()
             .find_map(|k| keys.iter().find(|f| &f.public() == k));
         let Some(key) = key.map(|f| f.key.clone()) else {
+            if let Some(e) = unusable.into_iter().next() {
+                return Err(e.into());
+            }
             let wanted: Vec<String> = trust.publisher_keys(now).map(PublicKey::id).collect();
             return Err(KeysError::NoPublisher {
                 version: trust.version,
@@ -191,6 +197,9 @@ impl Signer {
             }
             .into());
         };
+        for e in unusable {
+            tracing::warn!(error = %e, "a key file that nothing is signed with cannot be used: restore it from its backup, or delete it");
+        }
         let heads = ledger.heads().await?;
         let left_out = left_out(config, &heads);
         let mut over = unnamed(config, &heads, |_| true);

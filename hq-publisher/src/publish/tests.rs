@@ -3068,3 +3068,20 @@ async fn a_new_machine_signs_nothing_where_it_cannot_read_a_stream() {
         assert_eq!(w.objects(), before);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_file_that_nobody_needs_may_rot() {
+    let w = World::new().await;
+    let keys = w.config.state.keys();
+    fs::write(keys.join("publisher-0.key"), "rot").unwrap();
+    fs::create_dir(keys.join("publisher-3.key")).unwrap();
+    assert_eq!(w.publish().await.exit_code(), 0);
+    w.sql("UPDATE price SET cents = cents + 1");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    // The one that is needed is told of by its own name, not by that it is none.
+    fs::write(keys.join("publisher-1.key"), "rot").unwrap();
+    fs::remove_file(keys.join("publisher-0.key")).unwrap();
+    w.sql("UPDATE price SET cents = cents + 1");
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err().to_string();
+    assert!(e.contains("publisher-1.key") && e.contains("no key file"), "{e}");
+}
