@@ -118,11 +118,6 @@ impl Config {
         DeviceId::Register(self.register.clone())
     }
 
-    /// Bounds on clients of the loopback API, which knows nobody's address: none are kept places.
-    pub fn api_limits(&self) -> HttpLimits {
-        HttpLimits { reserved: 0, ..self.http.clone() }
-    }
-
     /// The settings to show: URLs without the names and passwords in them.
     pub fn shown(&self) -> Config {
         let mut shown = self.clone();
@@ -154,7 +149,7 @@ impl Config {
         if self.verify.0 < second {
             return refuse(format!("verify = \"{}\" is out of range: 1s or more", self.verify));
         }
-        self.api_limits().check("http").map_err(ConfigError)?;
+        self.http.check("http").map_err(ConfigError)?;
         self.limits.check().map_err(ConfigError)?;
         proto::disk::check_ballast(self.ballast.map(|b| b.0)).map_err(ConfigError)?;
         if self.fallback_jitter.0 > hour {
@@ -239,7 +234,5 @@ mod tests {
         assert!(load(&LEAST.replace("\"data\"", "\"\"")).unwrap_err().to_string().contains("data_dir"));
         assert!(load("register = \"../../etc\"\ndata_dir = \"d\"\nrelay = \"http://h\"\n").is_err());
         load(&format!("{LEAST}local_listen = \"0.0.0.0:7422\"\nlocal_listen_anywhere = true\n")).unwrap();
-        // Nobody's places are kept.
-        assert_eq!(load(&format!("{LEAST}[http]\nconnections = 8\n")).unwrap().value.api_limits().reserved, 0);
     }
 }

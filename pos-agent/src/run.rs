@@ -65,7 +65,7 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future
 }
 
 async fn serve(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
-    let gate = Gate::new(agent.config.api_limits()).with_slow(&local_api::SLOW);
+    let gate = Gate::new(agent.config.http.clone()).with_slow(&local_api::SLOW);
     let handler = move |request, _peer| local_api::answer(agent.clone(), request);
     proto::http::serve_gated(listener, Arc::new(gate), shutdown, handler).await;
 }
