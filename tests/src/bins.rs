@@ -203,8 +203,17 @@ impl Daemon {
 
     /// Peak resident memory so far, in KiB.
     pub fn peak_memory_kib(&self) -> u64 {
+        self.kib("VmHWM:")
+    }
+
+    /// Its resident memory now, in KiB.
+    pub fn memory_kib(&self) -> u64 {
+        self.kib("VmRSS:")
+    }
+
+    fn kib(&self, what: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap_or_default();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let line = status.lines().find_map(|l| l.strip_prefix(what));
         line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
     }
 }

@@ -203,7 +203,8 @@ pub fn price_digest(data: &Path, store: &str) -> String {
     script(&["--key", "ProductId", columns], &[price_file(data, store)])
 }
 
-fn price_file(data: &Path, store: &str) -> PathBuf {
+/// The file of a store's price list.
+pub fn price_file(data: &Path, store: &str) -> PathBuf {
     data.join("konzum-hr").join(format!("{store}-2025-07-03.csv"))
 }
 

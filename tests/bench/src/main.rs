@@ -48,7 +48,7 @@ struct Options {
     /// Publishes of each latency series.
     #[arg(long, default_value_t = 20)]
     publishes: usize,
-    /// Also measure memory with ten times the rows (minutes, and some GB of disk).
+    /// Also measure memory with ten times the rows, and registers for a whole day (a quarter of an hour, and some GB of disk).
     #[arg(long)]
     large: bool,
     /// Draw an SVG a bench into this directory.
@@ -64,7 +64,7 @@ struct Options {
 
 type Bench = fn(&Options, &mut Results);
 
-const BENCHES: [(&str, Bench); 16] = [
+const BENCHES: [(&str, Bench); 17] = [
     ("full", apply::full),
     ("delta", apply::delta),
     ("publish", publish::publish),
@@ -76,6 +76,7 @@ const BENCHES: [(&str, Bench); 16] = [
     ("real", real::real),
     ("scale", scale::scale),
     ("fleet", fleet::fleet),
+    ("tills", crowd::tills),
     ("crowd", crowd::crowd),
     ("isolation", isolation::isolation),
     ("opening", opening::opening),
