@@ -52,6 +52,8 @@ pub struct Work<'a> {
 }
 
 const REGISTER: &str = "0421-01";
+/// The third version's: the first, and the two that a rotation makes.
+const TRUST_FILES: u64 = 3;
 
 /// Runs a cell; an error is an invariant that broke.
 pub fn run(cell: &Cell, target: &Target, prepared: &Prepared, explore: bool) -> Result<Outcome, String> {
@@ -197,18 +199,24 @@ impl Work<'_> {
     /// Looks on until it holds; takes down what the programs show meanwhile.
     fn wait(&mut self, patience: Duration, holds: impl Fn(&Self) -> bool) -> Result<bool, String> {
         let end = Instant::now() + patience;
+        let mut looks = 0_u32;
         loop {
             for (who, status) in self.status_of() {
                 self.note_faults(who, &status["errors"]);
                 self.note_debts(who, &status["debts"]);
             }
             self.rows_are_published()?;
+            // A dozen requests: not at each look.
+            if looks.is_multiple_of(4) {
+                self.served_is_good()?;
+            }
             if holds(self) {
                 return Ok(true);
             }
             if Instant::now() >= end {
                 return Ok(false);
             }
+            looks += 1;
             std::thread::sleep(Duration::from_millis(30));
         }
     }
@@ -315,7 +323,7 @@ impl Work<'_> {
 
     /// The register holds one published version. Where its own file was damaged, that is so once it was looked at.
     fn rows_are_published(&self) -> Result<(), String> {
-        let own = self.target.name == "store.db" && self.out.healed.is_none();
+        let own = self.target.name.starts_with("store.db") && self.out.healed.is_none();
         match self.rows() {
             _ if own => Ok(()),
             Some(rows) if self.prepared.rows.contains(&rows) || rows == self.goal() => Ok(()),
@@ -330,12 +338,17 @@ impl Work<'_> {
         }
         let url = |name: &str| format!("{}/{name}", self.relay_node().url());
         let get = |name: &str| http::try_request("GET", &url(name), &[], b"").ok().filter(|r| r.status == 200);
-        let trust = get("trust.json");
-        if trust.is_some_and(|t| !forge::is_sealed_by("trust", &t.body, &self.site.signing_key("root"))) {
-            return Err("the relay serves a damaged trust.json".into());
+        let root = self.prepared.second.signing_key("root");
+        let versions = (1..=TRUST_FILES).map(|n| (format!("trust/{n:010}.json"), Some(n)));
+        for (name, version) in versions.chain([("trust.json".to_owned(), None)]) {
+            let Some(served) = get(&name) else { continue };
+            let is_sealed = forge::is_sealed_by("trust", &served.body, &root);
+            if !is_sealed || version.is_some_and(|v| forge::payload(&served.body)["version"] != v) {
+                return Err(format!("the relay serves a damaged {name}"));
+            }
         }
         let Some(manifest) = get("stores/0421/manifest.json") else { return Ok(()) };
-        let keys = [&self.prepared.second, &self.prepared.third, &self.site].map(|s| s.signing_key("publisher"));
+        let keys = [&self.prepared.second, &self.prepared.third].map(|s| s.signing_key("publisher"));
         if !keys.iter().any(|key| forge::is_sealed_by("manifest", &manifest.body, key)) {
             return Err("the relay serves a damaged manifest".into());
         }
@@ -478,6 +491,7 @@ impl Work<'_> {
                 self.relay_node().run(&["once"]);
                 self.register_node().run(&["once"]);
                 self.rows_are_published()?;
+                self.served_is_good()?;
                 let (verify, status) = (self.site.hq.run(&["verify"]), self.status_of());
                 if publish.code == Some(0) && self.has_converged(&status) && verify.code == Some(0) {
                     self.out.healed = Some(remedy.to_owned());
@@ -518,7 +532,7 @@ impl Work<'_> {
             }
             RIGHTS => {
                 let mode = match self.target.kind {
-                    Kind::Database => 0o600,
+                    Kind::Database | Kind::Log | Kind::Key => 0o600,
                     Kind::Directory => 0o755,
                     _ => 0o644,
                 };
@@ -534,6 +548,10 @@ impl Work<'_> {
                 for end in ["-wal", "-shm", ""] {
                     let _ = fs::rename(beside(&file, end), beside(&file, &format!(".old{end}")));
                 }
+            }
+            "the key file put back, and `publish`" => {
+                fs::remove_file(&file).ok();
+                fs::copy(self.target.file(&self.prepared.second), &file).unwrap();
             }
             "the relay enrolled anew" | "the register enrolled anew" => {
                 for end in ["-wal", "-shm", ""] {

@@ -60,7 +60,7 @@ fn judged(cell: &Cell, target: &Target, prepared: &Prepared) -> Result<(), Strin
 }
 
 /// The codes that a table's row has all of; the reasons behind them may be more than it names.
-const FAULTS: [&str; 15] = [
+const FAULTS: [&str; 17] = [
     "PACK_IN_ERROR",
     "PACK_MISSING",
     "DRIFT",
@@ -76,6 +76,8 @@ const FAULTS: [&str; 15] = [
     "CRASH_LOOP",
     "POWER_UNSTABLE",
     "IDENTITY_CLONE",
+    "STREAM_REFUSED",
+    "NOT_CHECKED",
 ];
 const PASSING: [&str; 2] = ["REFUSED", "SOURCE"];
 
@@ -163,8 +165,19 @@ const DIRECTORIES: [&str; 15] = [
     "error/ as a whole",
     "import/ as a whole",
 ];
-const DATABASES: [&str; 7] =
-    ["shadow.db", "relay.db", "relay's device.db", "store.db", "register's device.db", "published replica", "fleet.db"];
+const DATABASES: [&str; 11] = [
+    "shadow.db",
+    "shadow.db's log",
+    "relay.db",
+    "relay's device.db",
+    "store.db",
+    "store.db's log",
+    "store.db's log's index",
+    "register's device.db",
+    "published replica",
+    "fleet.db",
+    "publisher key",
+];
 
 #[test]
 fn objects_in_the_bucket_while_stopped() {

@@ -27,6 +27,11 @@ pub struct Prepared {
     pub waiting: Site,
     /// As `second`; a bad price pack, well listed, lies in the relay's `error/`.
     pub refused: Site,
+    /// The third version everywhere but at the register, whose second is in its log alone: it was killed as it committed.
+    /// The relay was stopped before it cut its logs.
+    pub logged: Site,
+    /// The same with the first version and the second in place of the second and third.
+    pub logged_before: Site,
     /// The rows of store 0421 at each version.
     pub rows: [Digests; 3],
 }
@@ -66,10 +71,12 @@ fn prepare() -> Prepared {
     publish(1);
     let (first, rows_1) = settled();
     publish(2);
+    let logged_before = logged(&site);
     let (second, rows_2) = settled();
     site.hq.run(&["trust", "rotate"]).ok();
     publish(3);
     let third = site.copy();
+    let logged = logged(&site);
     let waiting = second.copy();
     news(&waiting, &third);
     fs::remove_file(waiting.bucket().join(NEW_PACK)).unwrap();
@@ -79,7 +86,32 @@ fn prepare() -> Prepared {
     for _ in 0..3 {
         refused.relay("0421").run(&["once"]).code(3);
     }
-    Prepared { rows: [rows_1, rows_2, site.expected("0421")], first, second, third, waiting, refused }
+    let rows = [rows_1, rows_2, site.expected("0421")];
+    Prepared { rows, first, second, third, waiting, refused, logged, logged_before }
+}
+
+/// A copy in which what was published last is in the logs: the relays were killed before they cut theirs, the registers
+/// between a commit and its way home.
+fn logged(site: &Site) -> Site {
+    let logged = site.copy();
+    for relay in logged.relays.values() {
+        let killed = relay.run_env(&["once"], &[("TILLCAST_FAILPOINT", "shadow.truncate.before")]);
+        assert_eq!(killed.code, None, "{}", killed.text());
+    }
+    // Relays that serve cut their logs when they have nothing else to do.
+    let other = logged.copy();
+    other.with_relays(|| {
+        for register in other.registers.values() {
+            let killed = register.run_env(&["once"], &[("TILLCAST_FAILPOINT", "agent.apply.committed")]);
+            assert_eq!(killed.code, None, "{}", killed.text());
+        }
+    });
+    for (id, register) in &logged.registers {
+        let data = register.dir.join("data");
+        fs::remove_dir_all(&data).unwrap();
+        files::copy_all(&other.register(id).dir.join("data"), &data);
+    }
+    logged
 }
 
 /// A delta of the third version that updates a row which is not there.
@@ -132,6 +164,10 @@ pub enum Kind {
     Json,
     /// A SQLite database.
     Database,
+    /// Its log, or the log's index.
+    Log,
+    /// A key file of headquarters.
+    Key,
     /// A directory of the relay as a whole.
     Directory,
 }
@@ -143,6 +179,8 @@ pub enum Stage {
     Bucket,
     /// On a device that is up to date; the news come after.
     Device,
+    /// On a device whose last version is in its log.
+    Logged,
     /// In a directory of the relay, where a crash left the pack that it had just got.
     Left,
     /// In `error/`.
@@ -175,7 +213,7 @@ const REPUT: &[&str] = &["`publish`", "`verify --mend`", "`publish --full`"];
 /// What files of the wrong owner or mode need.
 pub const RIGHTS: &str = "owner and mode put right, and a restart";
 
-pub const TARGETS: [Target; 26] = [
+pub const TARGETS: [Target; 30] = [
     target(
         "trust.json",
         Kind::Envelope("trust"),
@@ -357,6 +395,15 @@ pub const TARGETS: [Target; 26] = [
         &["`store-relay verify`", RIGHTS, "the file moved away, and a restart"],
     ),
     target(
+        "shadow.db's log",
+        Kind::Log,
+        Stage::Logged,
+        "relay-0421/data/shadow.db-wal",
+        "relay-0815/data/shadow.db-wal",
+        "relay-0421/data/shadow.db-wal.old",
+        &["`store-relay verify`", RIGHTS, "the file moved away, and a restart"],
+    ),
+    target(
         "relay.db",
         Kind::Database,
         Stage::Device,
@@ -381,6 +428,24 @@ pub const TARGETS: [Target; 26] = [
         "register-0421-01/data/store.db",
         "register-0815-01/data/store.db",
         "register-0421-01/data/store.db.damaged",
+        &["`pos-agent verify`", RIGHTS, "the file moved away, and a restart"],
+    ),
+    target(
+        "store.db's log",
+        Kind::Log,
+        Stage::Logged,
+        "register-0421-01/data/store.db-wal",
+        "register-0815-01/data/store.db-wal",
+        "register-0421-01/data/store.db-wal.old",
+        &["`pos-agent verify`", RIGHTS, "the file moved away, and a restart"],
+    ),
+    target(
+        "store.db's log's index",
+        Kind::Log,
+        Stage::Logged,
+        "register-0421-01/data/store.db-shm",
+        "register-0815-01/data/store.db-shm",
+        "register-0421-01/data/store.db-shm.old",
         &["`pos-agent verify`", RIGHTS, "the file moved away, and a restart"],
     ),
     target(
@@ -410,6 +475,15 @@ pub const TARGETS: [Target; 26] = [
         "hq/state/fleet.db.damaged",
         &[RIGHTS, "the file moved away, and `publish`"],
     ),
+    target(
+        "publisher key",
+        Kind::Key,
+        Stage::Headquarters,
+        "hq/state/keys/publisher-1.key",
+        "hq/state/keys/root-1.key",
+        "hq/state/keys/publisher-2.key",
+        &[RIGHTS, "the key file put back, and `publish`"],
+    ),
 ];
 
 const fn target(
@@ -429,8 +503,9 @@ pub fn faults(kind: Kind) -> Vec<&'static str> {
     let flips: &[&str] = match kind {
         Kind::Envelope(_) => &["flip payload", "flip signature"],
         Kind::Pack => &["flip header", "flip schema", "flip rows", "flip trailer"],
-        Kind::Json => &["flip"],
-        Kind::Database => &["flip header", "flip row", "flip end"],
+        Kind::Json | Kind::Key => &["flip"],
+        Kind::Database => &["flip header", "flip schema", "flip row", "flip index", "flip end"],
+        Kind::Log => &["flip header", "flip frame", "flip end"],
         Kind::Directory => return vec!["delete", "swap", "roll back", "wrong owner", "read-only"],
     };
     let rest = ["swap", "duplicate", "roll back", "future version", "wrong owner", "read-only"];
@@ -453,6 +528,7 @@ impl Target {
         let mut site = match self.stage {
             Stage::Left => p.waiting.copy(),
             Stage::Refused => p.refused.copy(),
+            Stage::Logged => p.logged.copy(),
             _ => p.second.copy(),
         };
         let put = |from: PathBuf, to: PathBuf| {
@@ -483,7 +559,7 @@ impl Target {
     /// Does the damage.
     pub fn damage(&self, site: &Site, p: &Prepared, cell: &Cell) {
         let file = self.file(site);
-        if self.kind == Kind::Database && !cell.running {
+        if self.kind == Kind::Database && (!cell.running || cell.fault == "flip index") {
             settle(&file);
         }
         if self.kind == Kind::Directory {
@@ -500,10 +576,15 @@ impl Target {
                 fs::create_dir_all(twin.parent().unwrap()).unwrap();
                 fs::write(twin, &bytes).unwrap();
             }
-            "roll back" => self.replace(&file, &fs::read(self.file(&p.first)).unwrap(), cell),
+            "roll back" => {
+                let before = if self.stage == Stage::Logged { &p.logged_before } else { &p.first };
+                self.replace(&file, &fs::read(self.file(before)).unwrap(), cell);
+            }
             "future version" => self.of_the_future(&file, site),
             "wrong owner" => give_away(&file),
             "read-only" => fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap(),
+            "flip schema" => flip_a_bit(&file, start_of_a_table(&bytes)),
+            "flip index" => flip_a_bit(&file, end_of_an_index(&file, &bytes)),
             flip => flip_a_bit(&file, self.region(&bytes, flip)),
         }
     }
@@ -540,13 +621,14 @@ impl Target {
             (Kind::Pack, "flip rows") => n * 3 / 4,
             (Kind::Pack, _) => n - 10,
             (Kind::Database, "flip header") => 3,
-            // A price's date: SQLite does not mind.
             (Kind::Database, "flip row") => {
                 // A device's manifest, or a price's date: SQLite does not mind.
                 let text = find(b"\"payload\":").map(|at| at + 400);
                 text.or(find(b"2026-01-01T00").map(|at| at + 3)).unwrap_or(n / 2)
             }
-            (Kind::Database, _) => n - 5,
+            // The log's salt.
+            (Kind::Log, "flip header") => 17,
+            (Kind::Database, _) | (Kind::Log, "flip end") => n - 5,
             _ => n / 2,
         }
     }
@@ -610,9 +692,38 @@ impl Target {
                 drop(db);
                 settle(file);
             }
-            Kind::Json | Kind::Directory => unreachable!(),
+            Kind::Json | Kind::Directory | Kind::Log | Kind::Key => unreachable!(),
         }
     }
+}
+
+/// Where the text of a table begins, without which SQLite can read nothing; texts of old tables lie about, too.
+fn start_of_a_table(bytes: &[u8]) -> usize {
+    let text = b"CREATE TABLE";
+    let is_read = |at: usize| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, bytes).unwrap();
+        flip_a_bit(file.path(), at);
+        let db = digest::open_read_only(file.path());
+        db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).is_err()
+    };
+    let mut texts = bytes.windows(text.len()).enumerate().filter(|(_, w)| w == text).map(|(at, _)| at);
+    texts.find(|at| is_read(*at)).unwrap()
+}
+
+/// The last byte of a leaf of an index (of a table without one, of the table): what its first entry ends with, which says
+/// of what row it is.
+fn end_of_an_index(file: &Path, bytes: &[u8]) -> usize {
+    let indexes = "SELECT rootpage FROM sqlite_schema WHERE rootpage > 0 ORDER BY type <> 'index', tbl_name <> 'price'";
+    let root: u32 = digest::open_read_only(file).query_row(indexes, [], |r| r.get(0)).unwrap();
+    let number = |at: usize| bytes[at..at + 4].iter().fold(0, |n, b| n << 8 | usize::from(*b));
+    let size = usize::from(bytes[16]) << 8 | usize::from(bytes[17]);
+    let mut page = root as usize;
+    // The inner pages of an index begin with 2, of a table with 5; both name their last child there.
+    while matches!(bytes[(page - 1) * size], 2 | 5) {
+        page = number((page - 1) * size + 8);
+    }
+    page * size - 1
 }
 
 /// To a user who lets nobody in.

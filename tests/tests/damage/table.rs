@@ -326,7 +326,9 @@ truncate | relay SHADOW_LOST | itself | relay SHADOW_LOST (LOCAL_FILES) | itself
 empty | quiet | itself | relay (SHADOW_LOST) (LOCAL_FILES) | itself
 delete | quiet | itself | relay (SHADOW_LOST) (LOCAL_FILES) | itself
 flip header | relay SHADOW_LOST | itself | relay SHADOW_LOST (LOCAL_FILES) | itself
+flip schema | relay SHADOW_LOST | itself | relay SHADOW_LOST (LOCAL_FILES) | itself
 flip row | quiet | itself | quiet | itself
+flip index | relay DRIFT | itself | relay DRIFT | itself
 flip end | relay (DRIFT) | itself | relay (DRIFT) | itself
 swap | quiet | itself | quiet | itself
 duplicate | quiet | itself | quiet | itself
@@ -334,12 +336,27 @@ roll back | quiet | itself | quiet | itself
 future version | relay 1 "update this program" | the file moved away, and a restart | relay LOCAL_FILES | the file moved away, and a restart
 wrong owner | relay 1 "unable to open database file" | owner and mode put right, and a restart | relay LOCAL_FILES | owner and mode put right, and a restart
 read-only | relay 1 "it cannot be written" | owner and mode put right, and a restart | relay LOCAL_FILES | owner and mode put right, and a restart
+# shadow.db's log
+truncate | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+empty | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+delete | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+flip header | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+flip frame | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+flip end | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+swap | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+duplicate | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+roll back | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+future version | cannot be: its form is SQLite's, the same since 2010
+wrong owner | relay 1 "unable to open database file" | owner and mode put right, and a restart | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+read-only | relay LOCAL_FILES | owner and mode put right, and a restart | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
 # relay.db
 truncate | relay SPOOL_LOST | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
 empty | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
 delete | quiet | itself | quiet | itself
 flip header | relay SPOOL_LOST | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
+flip schema | relay SPOOL_LOST | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
 flip row | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
+flip index | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
 flip end | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
 swap | quiet | itself | relay (SPOOL_LOST) (LOCAL_FILES) | itself
 duplicate | quiet | itself | quiet | itself
@@ -352,7 +369,9 @@ truncate | relay 1 "malformed" | the relay enrolled anew | quiet | itself
 empty | relay 2 "holds no enrolment" | the relay enrolled anew | quiet | itself
 delete | relay 2 "holds no enrolment" | the relay enrolled anew | quiet | itself
 flip header | relay 1 "not a database" | the relay enrolled anew | quiet | itself
+flip schema | relay 1 "malformed" | the relay enrolled anew | quiet | itself
 flip row | quiet | itself | quiet | itself
+flip index | relay 1 "id is damaged" | the relay enrolled anew | quiet | itself
 flip end | quiet | itself | quiet | itself
 swap | relay 2 "is enrolled as" | the relay enrolled anew | quiet | itself
 duplicate | quiet | itself | quiet | itself
@@ -365,7 +384,9 @@ truncate | quiet | itself | register DRIFT | itself
 empty | quiet | itself | register DRIFT | itself
 delete | quiet | itself | register (DRIFT) | itself
 flip header | quiet | itself | quiet | a restart
+flip schema | quiet | itself | quiet | itself
 flip row | quiet | `pos-agent verify` | quiet | `pos-agent verify`
+flip index | quiet | itself | quiet | itself
 flip end | quiet | itself | quiet | itself
 swap | quiet | itself | register (DRIFT) | a restart
 duplicate | quiet | itself | quiet | itself
@@ -373,12 +394,40 @@ roll back | quiet | itself | register (DRIFT) | a restart
 future version | register 1 "update this program" | the file moved away, and a restart | quiet | itself
 wrong owner | register 1 "unable to open database file" | owner and mode put right, and a restart | quiet | itself
 read-only | register 1 "it cannot be written" | owner and mode put right, and a restart | quiet | itself
+# store.db's log
+truncate | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+empty | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+delete | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+flip header | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+flip frame | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+flip end | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+swap | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+duplicate | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+roll back | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+future version | cannot be: its form is SQLite's, the same since 2010
+wrong owner | register 1 "unable to open database file" | owner and mode put right, and a restart | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+read-only | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+# store.db's log's index
+truncate | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+empty | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+delete | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+flip header | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+flip frame | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+flip end | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+swap | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+duplicate | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+roll back | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+future version | cannot be: its form is SQLite's, the same since 2010
+wrong owner | register 1 "unable to open database file" | owner and mode put right, and a restart | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+read-only | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
 # register's device.db
 truncate | register 1 "malformed" | the register enrolled anew | quiet | itself
 empty | register 2 "holds no enrolment" | the register enrolled anew | quiet | itself
 delete | register 2 "holds no enrolment" | the register enrolled anew | quiet | itself
 flip header | register 1 "not a database" | the register enrolled anew | quiet | itself
+flip schema | register 1 "malformed" | the register enrolled anew | quiet | itself
 flip row | quiet | itself | quiet | itself
+flip index | register 1 "id is damaged" | the register enrolled anew | quiet | itself
 flip end | quiet | itself | quiet | itself
 swap | register 2 "is enrolled as" | the register enrolled anew | quiet | itself
 duplicate | quiet | itself | quiet | itself
@@ -391,7 +440,9 @@ truncate | quiet | itself | quiet | itself
 empty | quiet | itself | quiet | itself
 delete | quiet | itself | quiet | itself
 flip header | quiet | itself | quiet | itself
+flip schema | quiet | itself | quiet | itself
 flip row | quiet | itself | quiet | itself
+flip index | quiet | itself | quiet | itself
 flip end | quiet | itself | quiet | itself
 swap | quiet | itself | quiet | itself
 duplicate | quiet | itself | quiet | itself
@@ -404,7 +455,9 @@ truncate | hq 1 "malformed" | the file moved away, and `publish` | hq 1 "malform
 empty | quiet | itself | hq 1 "database is locked" | a restart
 delete | quiet | itself | quiet | itself
 flip header | hq 1 "not a database" | the file moved away, and `publish` | hq 1 "not a database" | the file moved away, and `publish`
+flip schema | hq 1 "malformed" | the file moved away, and `publish` | hq 1 "malformed" | the file moved away, and `publish`
 flip row | quiet | itself | quiet | itself
+flip index | quiet | itself | quiet | itself
 flip end | quiet | itself | quiet | itself
 swap | quiet | itself | quiet | itself
 duplicate | quiet | itself | quiet | itself
@@ -412,4 +465,15 @@ roll back | hq 1 "run `publish`" | itself | hq 1 "run `publish`" | itself
 future version | hq 1 "update it" | the file moved away, and `publish` | hq 1 "update it" | the file moved away, and `publish`
 wrong owner | hq 1 "unable to open database file" | owner and mode put right, and a restart | hq 1 "unable to open database file" | owner and mode put right, and a restart
 read-only | hq 1 "readonly database" | owner and mode put right, and a restart | hq 1 "readonly database" | owner and mode put right, and a restart
+# publisher key
+truncate | hq 1 "it is no key file" | the key file put back, and `publish` | hq 1 "it is no key file" | the key file put back, and `publish`
+empty | hq 1 "it is no key file" | the key file put back, and `publish` | hq 1 "it is no key file" | the key file put back, and `publish`
+delete | hq 1 "none of the publisher keys" | the key file put back, and `publish` | hq 1 "none of the publisher keys" | the key file put back, and `publish`
+flip | hq 1 "none of the publisher keys" | the key file put back, and `publish` | hq 1 "none of the publisher keys" | the key file put back, and `publish`
+swap | hq 1 "none of the publisher keys" | the key file put back, and `publish` | hq 1 "none of the publisher keys" | the key file put back, and `publish`
+duplicate | quiet | itself | quiet | itself
+roll back | cannot be: it is written once
+future version | cannot be: it has no version
+wrong owner | hq 1 "Permission denied" | owner and mode put right, and a restart | hq 1 "Permission denied" | owner and mode put right, and a restart
+read-only | quiet | itself | quiet | itself
 "#;
