@@ -272,7 +272,7 @@ pub struct MailConfig {
     /// PEM certificates trusted beside the usual ones.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// The longest wait for the server. 30 s.
+    /// The longest wait for a connection to the server, and in `doctor` for its answer. 30 s.
     #[serde(default = "half_minute")]
     pub timeout: HumanDuration,
 }

@@ -14,12 +14,13 @@ use lettre::transport::smtp::client::{Certificate, Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use proto::cli::with_causes;
 use proto::clock::{Clock, Timestamp, after, since};
-use proto::config::ConfigError;
+use proto::config::{ConfigError, HumanDuration};
 use proto::failpoint;
 use proto::ids::{Instance, StoreId};
 use proto::retry::{Backoff, random_unit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Characters of an error that are kept.
 const ERROR: usize = 500;
@@ -35,6 +36,9 @@ const CLAIM: Duration = Duration::from_secs(180);
 
 /// The longest try.
 const TRY: Duration = Duration::from_secs(120);
+
+/// How long into a try recipients are still asked one by one; who is left is asked at the next.
+const ALONE: Duration = Duration::from_secs(60);
 
 /// Between tries of one mail.
 const BETWEEN: Backoff = Backoff::new(Duration::from_secs(30), Duration::from_secs(900));
@@ -64,7 +68,7 @@ pub struct SendError {
     pub text: String,
     /// Who took it nevertheless.
     pub taken: Vec<String>,
-    /// Who said "not now".
+    /// Who said "not now", or could not be asked in this try.
     pub later: Vec<String>,
     /// Whether the server cannot be used: no other mail need be tried.
     pub down: bool,
@@ -406,8 +410,9 @@ impl Round {
 }
 
 /// Whether a mail is done though not all took it: others have it, and who lacks it refused it for good, or all too long.
+/// A try that brought it to somebody is not the last one: it may have had no time for the others.
 fn is_borne(e: &SendError, taken: &Taken, now: Timestamp) -> bool {
-    let too_long = taken.values().min().is_some_and(|first| since(now, *first) >= PATIENCE);
+    let too_long = e.taken.is_empty() && taken.values().min().is_some_and(|first| since(now, *first) >= PATIENCE);
     !e.down && !taken.is_empty() && (e.later.is_empty() || too_long)
 }
 
@@ -433,6 +438,12 @@ pub struct Smtp {
     transport: AsyncSmtpTransport<Tokio1Executor>,
     from: Mailbox,
     to: Vec<Mailbox>,
+    /// `mail.timeout`. The library holds to it while it connects, and waits for each answer without end.
+    timeout: HumanDuration,
+    /// [`TRY`].
+    longest: Duration,
+    /// [`ALONE`].
+    alone: Duration,
 }
 
 impl Smtp {
@@ -457,15 +468,19 @@ impl Smtp {
             transport: builder.build(),
             from: mailbox(&config.from, "from")?,
             to: config.to.iter().map(|t| mailbox(t, "to")).collect::<Result<_, _>>()?,
+            timeout: config.timeout,
+            longest: TRY,
+            alone: ALONE,
         })
     }
 
     /// Says EHLO (and starts TLS, and logs in): for `doctor`.
     pub async fn test(&self) -> Result<(), String> {
-        match self.transport.test_connection().await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("the server does not answer NOOP".into()),
-            Err(e) => Err(with_causes(&e)),
+        match timeout(self.timeout.0, self.transport.test_connection()).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err("the server does not answer NOOP".into()),
+            Ok(Err(e)) => Err(with_causes(&e)),
+            Err(_) => Err(format!("no answer within {} (mail.timeout); port 465 is for smtps://", self.timeout)),
         }
     }
 
@@ -482,19 +497,30 @@ impl Smtp {
     }
 
     /// One transaction for all; a server that refuses it (lettre gives up at the first recipient that is refused) is
-    /// asked for each recipient alone, so that a dead address silences nobody else.
+    /// asked for each recipient alone, so that a dead address silences nobody else. Where there is no time for all, the
+    /// others are asked at the next try: who has it already must not get it again and again.
     async fn deliver(&self, mail: &Mail, to: &[String]) -> Result<(), SendError> {
+        let began = Instant::now();
+        let until = began + self.longest;
         let message = self.message(mail).map_err(|text| SendError { text, ..SendError::default() })?;
         let (from, bytes) = (message.envelope().from(), message.formatted());
-        let to: Vec<Address> =
+        let mut to: Vec<Address> =
             self.to.iter().map(|m| m.email.clone()).filter(|a| to.contains(&a.to_string())).collect();
-        let Err(refused) = self.ask(from, &to, &bytes).await else { return Ok(()) };
+        let Err(refused) = self.ask(from, &to, &bytes, until).await else { return Ok(()) };
         if to.len() < 2 || refused.down {
             return Err(refused);
         }
+        // Each try begins with another one: those that are refused may take all its time.
+        let first = mail.attempts.saturating_sub(1) as usize % to.len();
+        to.rotate_left(first);
         let mut all = SendError::default();
-        for one in to {
-            match self.ask(from, std::slice::from_ref(&one), &bytes).await {
+        for (n, one) in to.iter().enumerate() {
+            if n > 0 && began.elapsed() >= self.alone {
+                all.later.extend(to.iter().skip(n).map(ToString::to_string));
+                all.text = format!("the server is slow: {} recipients are asked at the next try", to.len() - n);
+                break;
+            }
+            match self.ask(from, std::slice::from_ref(one), &bytes, until).await {
                 Ok(()) => all.taken.push(one.to_string()),
                 Err(e) => {
                     tracing::warn!(to = %one, error = %e, "a recipient of mails was refused");
@@ -509,10 +535,14 @@ impl Smtp {
         if all.text.is_empty() { Ok(()) } else { Err(all) }
     }
 
-    async fn ask(&self, from: Option<&Address>, to: &[Address], bytes: &[u8]) -> Result<(), SendError> {
+    async fn ask(&self, from: Option<&Address>, to: &[Address], bytes: &[u8], until: Instant) -> Result<(), SendError> {
         let bad = |text: String| SendError { text, ..SendError::default() };
         let envelope = Envelope::new(from.cloned(), to.to_vec()).map_err(|e| bad(e.to_string()))?;
-        let Err(e) = self.transport.send_raw(&envelope, bytes).await else { return Ok(()) };
+        let Ok(sent) = timeout_at(until, self.transport.send_raw(&envelope, bytes)).await else {
+            let text = format!("the server did not take it within {} s", self.longest.as_secs());
+            return Err(SendError { down: true, ..bad(text) });
+        };
+        let Err(e) = sent else { return Ok(()) };
         let down = e.status().is_none_or(|s| LOGIN.contains(&u16::from(s)));
         let later = if e.is_transient() { to.iter().map(ToString::to_string).collect() } else { Vec::new() };
         Err(SendError { later, down, ..bad(with_causes(&e)) })
@@ -550,12 +580,10 @@ impl Transport for Smtp {
         let (smtp, mail, to) = (self.clone(), mail.clone(), to.to_vec());
         // A task of its own: what a mail library does with odd text must not take the service down.
         let work = tokio::spawn(async move { smtp.deliver(&mail, &to).await });
-        let (text, down) = match tokio::time::timeout(TRY, work).await {
-            Ok(Ok(outcome)) => return outcome,
-            Ok(Err(panic)) => (format!("the mail could not be built: {panic}"), false),
-            Err(_) => (format!("no answer within {} s", TRY.as_secs()), true),
-        };
-        Err(SendError { text, down, ..SendError::default() })
+        work.await.unwrap_or_else(|panic| {
+            let text = format!("the mail could not be built: {panic}");
+            Err(SendError { text, ..SendError::default() })
+        })
     }
 }
 
@@ -565,7 +593,7 @@ mod tests {
     use super::*;
     use proto::clock::TestClock;
     use std::sync::{Arc, Mutex};
-    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
     #[derive(Clone, Copy, PartialEq)]
     enum Says {
@@ -945,8 +973,8 @@ mod tests {
         assert!(head.contains(&format!("Message-ID: <{}>", mail.id)), "{head}");
     }
 
-    /// A mail server that answers `reply` to recipients whose address begins with `dead` and to mails of odd text; whom it
-    /// took each mail for.
+    /// A mail server that answers `reply` to recipients whose address begins with `dead` and to mails of odd text, and
+    /// nothing to those that begin with `silent`; whom it took each mail for.
     #[derive(Clone)]
     struct Server {
         url: String,
@@ -992,6 +1020,7 @@ mod tests {
                     "250 ok"
                 }
                 "RCPT" if line.contains("<dead") => reply,
+                "RCPT" if line.contains("<silent") => continue,
                 "RCPT" => {
                     to.push(line.split(['<', '>']).nth(1).unwrap().to_owned());
                     "250 ok"
@@ -1047,6 +1076,58 @@ mod tests {
         // Who is not let in can send nothing.
         let e = send(&server("454 no login now").await, &all, "b").await.unwrap_err();
         assert!(e.down && e.taken.is_empty(), "{e:?}");
+    }
+
+    /// There is time for one of them alone at each try.
+    #[tokio::test]
+    async fn a_slow_server_gets_each_mail_once_for_each_though_some_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (l, clock, server) =
+            (ledger(&dir).await, TestClock::at("2026-01-01T00:00:00Z"), server("550 no such user").await);
+        let mut smtp = smtp(&server, &["it@example.com", "dead@example.com", "b@example.com", "c@example.com"]);
+        smtp.alone = Duration::ZERO;
+        write(&l, &clock, &["A", "B"]).await;
+        drain_for(HOUR / 2, &l, &smtp, &clock).await;
+        let mut all = server.taken.lock().unwrap().concat();
+        all.sort();
+        let twice = ["b@example.com", "c@example.com", "it@example.com"].map(|who| [who, who]);
+        assert_eq!(all, twice.concat());
+        assert_eq!(l.unsent_mails().await.unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_mail_that_waited_for_a_day_goes_on_while_somebody_gets_it() {
+        let day_old = Taken::from([("it".to_owned(), Timestamp::UNIX_EPOCH)]);
+        let now = after(Timestamp::UNIX_EPOCH, PATIENCE);
+        let slow = SendError { later: vec!["c".into()], ..SendError::default() };
+        assert!(is_borne(&slow, &day_old, now));
+        assert!(!is_borne(&SendError { taken: vec!["b".into()], ..slow }, &day_old, now));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_falls_silent_is_left_and_who_took_a_mail_has_it() {
+        let server = server("550 no such user").await;
+        let mut half = smtp(&server, &["dead@example.com", "it@example.com", "silent@example.com", "b@example.com"]);
+        half.longest = Duration::from_secs(3);
+        let notice = Notice { episodes: Vec::new(), subject: "s".into(), body: "b".into() };
+        let mail = compose(&notice, Timestamp::UNIX_EPOCH);
+        let e = half.send(&mail, &half.recipients()).await.unwrap_err();
+        assert!(e.down && e.taken == ["it@example.com"], "{e:?}");
+
+        // One that does not even greet: it sees that it was left, by `doctor` too.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mute = Server { url: format!("smtp://{}", listener.local_addr().unwrap()), ..server };
+        let is_left = async || listener.accept().await.unwrap().0.read(&mut [0]).await.unwrap() == 0;
+        let mut smtp = smtp(&mute, &["it@example.com"]);
+        (smtp.timeout, smtp.longest) = (HumanDuration(Duration::from_secs(1)), Duration::from_secs(1));
+        let asked = async {
+            let (tested, left) = tokio::join!(smtp.test(), is_left());
+            assert!(tested.is_err_and(|e| e.contains("mail.timeout")) && left);
+            let to = smtp.recipients();
+            let (sent, left) = tokio::join!(smtp.send(&mail, &to), is_left());
+            assert!(sent.is_err_and(|e| e.down && e.taken.is_empty()) && left);
+        };
+        timeout(MINUTE, asked).await.unwrap();
     }
 
     #[tokio::test]
