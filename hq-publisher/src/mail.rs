@@ -462,8 +462,10 @@ impl Smtp {
         if let Some(tls) = own_tls(url, config)? {
             builder = builder.tls(tls);
         }
-        let mailbox =
-            |text: &str, what| one_line(text, 320).parse::<Mailbox>().map_err(|e| bad(what, &format!("`{text}`: {e}")));
+        let mailbox = |text: &str, what| {
+            let mailbox = one_line(text, 320).parse::<Mailbox>().map_err(|e| e.to_string());
+            mailbox.and_then(in_ascii).map_err(|e| bad(what, &format!("`{text}`: {e}")))
+        };
         Ok(Smtp {
             transport: builder.build(),
             from: mailbox(&config.from, "from")?,
@@ -552,6 +554,20 @@ impl Smtp {
 /// What servers answer to a login that they do not take: all mails wait for it. Any other answer is about a mail's sender,
 /// recipient or text.
 const LOGIN: [u16; 6] = [432, 454, 530, 534, 535, 538];
+
+/// With the domain's name as DNS has it. What few servers take would stand in the head of everybody's mail.
+fn in_ascii(mailbox: Mailbox) -> Result<Mailbox, String> {
+    let (user, domain) = (mailbox.email.user(), mailbox.email.domain());
+    if !user.is_ascii() {
+        return Err("few mail servers take letters beyond ASCII before the @; name another address of theirs".into());
+    }
+    if domain.is_ascii() {
+        return Ok(mailbox);
+    }
+    let domain = url::Host::parse(domain).map_err(|e| e.to_string())?.to_string();
+    let email = Address::new(user, domain).map_err(|e| e.to_string())?;
+    Ok(Mailbox::new(mailbox.name, email))
+}
 
 /// TLS with certificates of one's own, in the way that the URL asks for.
 fn own_tls(url: &str, config: &MailConfig) -> Result<Option<Tls>, ConfigError> {
@@ -1160,5 +1176,13 @@ mod tests {
         assert!(e.starts_with("mail.smtp"), "{e}");
         let e = Smtp::new(&config("smtp://h", "nobody")).unwrap_err().to_string();
         assert!(e.starts_with("mail.to") && e.contains("nobody"), "{e}");
+        // One of these would keep each mail from all.
+        let e = Smtp::new(&config("smtp://h", "Jörg <jörg@example.com>")).unwrap_err().to_string();
+        assert!(e.starts_with("mail.to") && e.contains("ASCII"), "{e}");
+        let smtp = Smtp::new(&config("smtp://h", "Jörg <it@bücher.example>")).unwrap();
+        assert_eq!(smtp.recipients(), ["it@xn--bcher-kva.example"]);
+        let notice = Notice { episodes: Vec::new(), subject: "s".into(), body: "b".into() };
+        let mail = compose(&notice, Timestamp::UNIX_EPOCH);
+        assert!(smtp.message(&mail).unwrap().formatted().is_ascii());
     }
 }
