@@ -12,6 +12,7 @@ use proto::cli::with_causes;
 use proto::clock::{Clock, after, before};
 use proto::config::{ConfigError, Secret};
 use proto::failpoint;
+use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder};
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ const ERROR: usize = 300;
 /// Bytes of a mail's text that the webhook is told, twice: with all else it stays below 28 KB, which chats take.
 const TOLD: usize = 6 << 10;
 
-/// Refusals that are about the address, the key or the moment; any other 4xx is about what was sent.
+/// Refusals that are about the address, the key or the moment, as a redirect is; any other 4xx is about what was sent.
 const NOT_OF_THE_MAIL: [u16; 8] = [401, 403, 404, 405, 407, 408, 410, 429];
 
 /// The lines of the settings.
@@ -42,10 +43,13 @@ struct Line {
 
 impl Line {
     /// Only for a line that is wanted: a client needs the machine's certificates.
-    fn new(url: Secret) -> Result<Line, ConfigError> {
+    fn new(url: Secret, redirects: Policy) -> Result<Line, ConfigError> {
         proto::fetch::install_tls();
-        let client = Client::builder().timeout(TRY).user_agent(concat!("tillcast/", env!("CARGO_PKG_VERSION"))).build();
-        let client = client.map_err(|e| ConfigError(format!("alerts: no HTTP client: {}", with_causes(&e))))?;
+        let client = Client::builder().timeout(TRY).user_agent(concat!("tillcast/", env!("CARGO_PKG_VERSION")));
+        let client = client
+            .redirect(redirects)
+            .build()
+            .map_err(|e| ConfigError(format!("alerts: no HTTP client: {}", with_causes(&e))))?;
         Ok(Line { client, url })
     }
 }
@@ -53,8 +57,9 @@ impl Line {
 impl Hooks {
     /// Reads the settings; connects to nothing.
     pub fn new(alerts: &AlertsConfig) -> Result<Hooks, ConfigError> {
-        let line = |url: &Option<Secret>| url.clone().map(Line::new).transpose();
-        Ok(Hooks { webhook: line(&alerts.webhook)?, ping: line(&alerts.ping)? })
+        let line = |url: &Option<Secret>, redirects| url.clone().map(|url| Line::new(url, redirects)).transpose();
+        // A redirected POST is asked again without what it was to tell; whatever page answers that would count as told.
+        Ok(Hooks { webhook: line(&alerts.webhook, Policy::none())?, ping: line(&alerts.ping, Policy::default())? })
     }
 
     /// Whether somebody waits for signs of life.
@@ -73,27 +78,43 @@ impl Hooks {
             "body": body,
             "created_at": mail.created_at,
         });
-        let Err(e) = answered(client.post(url.reveal()).json(&told)).await else { return Ok(()) };
-        let status = e.status().map(|s| s.as_u16());
+        let Err(Refused { status, text }) = answered(client.post(url.reveal()).json(&told)).await else {
+            return Ok(());
+        };
         let later = if status.is_some_and(|s| s >= 500) { self.recipients() } else { Vec::new() };
-        let down = status.is_none_or(|s| NOT_OF_THE_MAIL.contains(&s));
-        Err(SendError { text: shown(e), later, down, ..SendError::default() })
+        let down = status.is_none_or(|s| s < 400 || NOT_OF_THE_MAIL.contains(&s));
+        Err(SendError { text, later, down, ..SendError::default() })
     }
 
     /// A sign of life.
     pub async fn ping(&self) -> Result<(), String> {
         let Some(Line { client, url }) = &self.ping else { return Ok(()) };
-        answered(client.get(url.reveal())).await.map_err(shown)
+        answered(client.get(url.reveal())).await.map_err(|e| e.text)
     }
 }
 
-async fn answered(request: RequestBuilder) -> Result<(), reqwest::Error> {
-    request.send().await.and_then(reqwest::Response::error_for_status).map(drop)
+/// Why a line did not take something.
+struct Refused {
+    /// What it answered, where it did.
+    status: Option<u16>,
+    /// Without the address, which is a key.
+    text: String,
 }
 
-/// Without the address, which is a key.
-fn shown(e: reqwest::Error) -> String {
-    mail::one_line(&with_causes(&e.without_url()), ERROR)
+impl From<reqwest::Error> for Refused {
+    fn from(e: reqwest::Error) -> Refused {
+        let status = e.status().map(|s| s.as_u16());
+        Refused { status, text: mail::one_line(&with_causes(&e.without_url()), ERROR) }
+    }
+}
+
+async fn answered(request: RequestBuilder) -> Result<(), Refused> {
+    let status = request.send().await?.error_for_status()?.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let text = format!("it answers {status}, a redirect: put the address that it leads to into the settings");
+    Err(Refused { status: Some(status.as_u16()), text })
 }
 
 /// Where there is no mail server, the webhook gets all.
@@ -304,6 +325,28 @@ mod tests {
             let before = told(&hook).len();
             deliver_for(HOUR / 3, &post, &ledger, &clock).await;
             assert_eq!(told(&hook).split_off(before), ["first", "second"], "{dead:?}");
+        }
+    }
+
+    /// As nginx leads from `http` to `https`, or to the page of a login: that answers 200, and has read nothing.
+    #[tokio::test]
+    async fn a_webhook_that_leads_elsewhere_has_taken_nothing() {
+        for (status, location) in [(302, "location: /login\r\n"), (307, "location: /login\r\n"), (304, "")] {
+            let dir = tempfile::tempdir().unwrap();
+            let clock = TestClock::at("2026-01-01T00:00:00Z");
+            let ledger = outbox(&dir, &clock, &["first", "second"]).await;
+            let hook = Liar::start(move |a| match a.target.as_str() {
+                "/login" => Say::ok("who are you?"),
+                _ => Say::Whole(status, location.into(), Vec::new()),
+            });
+            let post = post(None, Some(&hook));
+            let held = post.deliver(&ledger, &clock).await.unwrap().unwrap();
+            assert!(held.contains("a redirect") && !held.contains(&hook.url()), "{status}: {held}");
+            assert_eq!(told(&hook), ["first"], "{status}: what it does not take holds up the others");
+            // Its right address is there.
+            hook.now(|_| Say::ok("ok"));
+            deliver_for(HOUR / 3, &post, &ledger, &clock).await;
+            assert_eq!(told(&hook), ["first", "first", "second"], "{status}");
         }
     }
 
