@@ -362,6 +362,7 @@ mod tests {
         }
         let texts: Vec<bool> = hook.asked().iter().map(|a| says(a, "(cut)")).collect();
         assert_eq!(texts, [true, true, false]);
+        assert!(hook.asked().iter().all(|a| says(a, "Written at 1970-01-01T00:00:00Z.")), "it may come late");
     }
 
     /// A service that began before `[mail]` was in the settings must not throw away what a publish that knows of it wrote.

@@ -105,14 +105,15 @@ pub fn cut(mut text: String, bytes: usize) -> String {
     text
 }
 
-/// A mail of a notice, with a Message-ID that stays.
+/// A mail of a notice, with a Message-ID that stays. It says first when it was written, which no cut takes away: "for 5 min"
+/// is of then, and mail servers date it when they get it.
 pub fn compose(notice: &Notice, now: Timestamp) -> Mail {
     let random = (random_unit().to_bits(), random_unit().to_bits());
     let body: String = notice.body.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
     Mail {
         id: format!("{:016x}{:016x}@tillcast", random.0, random.1),
         subject: one_line(&format!("[Tillcast] {}", notice.subject), SUBJECT),
-        body: cut(body, BODY),
+        body: cut(format!("Written at {now}.\n\n{body}"), BODY),
         created_at: now,
         attempts: 0,
         last_error: None,
@@ -983,6 +984,7 @@ mod tests {
         };
         let mail = compose(&notice, Timestamp::UNIX_EPOCH);
         assert!(mail.subject.chars().count() <= SUBJECT && mail.body.len() < BODY + 20);
+        assert!(mail.body.starts_with("Written at 1970-01-01T00:00:00Z.\n\nline one"), "{:.60}", mail.body);
         let text = String::from_utf8(smtp.message(&mail).unwrap().formatted()).unwrap();
         let head = text.split("\r\n\r\n").next().unwrap();
         assert!(!head.lines().any(|l| l.starts_with("Bcc")), "{head}");
