@@ -218,8 +218,7 @@ impl Ledger {
         .bind(id)
         .execute(&mut **w)
         .await?;
-        // What was sent long ago is of no more use.
-        sqlx::query("DELETE FROM mail WHERE sent_s < $1").bind(seconds(now) - KEEP_S).execute(&mut **w).await?;
+        w.forget_mails(now).await?;
         w.commit().await
     }
 
@@ -272,6 +271,7 @@ impl Ledger {
         .bind(far(now))
         .execute(&mut **w)
         .await?;
+        w.forget_mails(now).await?;
         w.commit().await
     }
 
@@ -349,7 +349,7 @@ impl Ledger {
     }
 }
 
-/// Mails sent and episodes closed are kept for 90 days.
+/// Mails sent or put aside and episodes closed are kept for 90 days.
 const KEEP_S: i64 = 90 * 86_400;
 
 /// Mails that nobody is to be told of are kept for an hour.
@@ -367,6 +367,12 @@ impl Write {
             failpoint::around("mail.queue", self.commit()).await?;
         }
         Ok(anything)
+    }
+
+    /// What was sent or put aside long ago is of no more use.
+    async fn forget_mails(&mut self, now: Timestamp) -> Result<(), LedgerError> {
+        sqlx::query("DELETE FROM mail WHERE sent_s < $1").bind(seconds(now) - KEEP_S).execute(&mut ***self).await?;
+        Ok(())
     }
 
     async fn add_mail(&mut self, mail: &Mail, now: Timestamp) -> Result<(), LedgerError> {

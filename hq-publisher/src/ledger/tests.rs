@@ -555,6 +555,25 @@ async fn one_mail_an_episode_and_a_mail_is_nobody_elses_while_claimed() {
     .await;
 }
 
+/// Where nobody is to be told.
+#[tokio::test]
+async fn mails_that_were_put_aside_long_ago_go() {
+    on_each_database(async |l| {
+        let left = async || {
+            let row = sqlx::query("SELECT COUNT(*) FROM mail").fetch_one(l.pool()).await.unwrap();
+            sqlx::Row::get::<i64, _>(&row, 0)
+        };
+        let (id, subject, body) = ("1@hq".into(), "s".into(), "b".into());
+        let mail = Mail { id, subject, body, created_at: t(0), attempts: 0, last_error: None };
+        l.open_episode("k", "text", &mail, t(0)).await.unwrap();
+        for (s, expected) in [(3600, 1), (3600 + 90 * 86_400, 1), (3601 + 90 * 86_400, 0)] {
+            l.discard_mails(t(s)).await.unwrap();
+            assert_eq!((l.unsent_mails().await.unwrap().len(), left().await), (0, expected), "after {s} s");
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_trust_file_is_not_rewritten_and_a_later_ledger_is_refused() {
     on_each_database(async |l| {
