@@ -96,7 +96,7 @@ fn serve(e: &ServeError) -> &'static str {
         ServeError::Config(_) => CONFIG,
         ServeError::Ledger(e) => ledger(e),
         ServeError::Listen { .. } => "LISTEN",
-        ServeError::Metrics(_) => MACHINE,
+        ServeError::Metrics(_) | ServeError::Loop(_) => MACHINE,
     }
 }
 

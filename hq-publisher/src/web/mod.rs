@@ -56,6 +56,9 @@ pub enum ServeError {
     /// The counters.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// A loop of the service ended by a defect.
+    #[error("a defect of this program ended one of the loops of `serve`, which is to be started anew: {0}")]
+    Loop(tokio::task::JoinError),
 }
 
 /// What handlers and loops share.
@@ -158,13 +161,15 @@ pub async fn serve(
     let mut loops = JoinSet::new();
     start_loops(&app, &mut loops);
     proto::cli::notify_ready();
-    let halted = AtomicBool::default();
+    let (halted, mut dead) = (AtomicBool::default(), None);
     let (gate, handler) = (Arc::clone(&app.gate), proto::http::from_tower(app.router()));
     let shutdown = async {
         // A sync that failed is not tried again: whoever supervises this starts it anew.
         tokio::select! {
             () = shutdown => {}
             () = app.ledger.halted() => halted.store(true, Ordering::Relaxed),
+            // Relays and pages would be answered on, and nobody would be mailed. They end by themselves only after this.
+            Some(Err(e)) = loops.join_next() => dead = Some(e),
         }
         proto::cli::notify_stopping();
         // Long polls answer now, not at their end.
@@ -176,7 +181,7 @@ pub async fn serve(
     if halted.into_inner() {
         return Err(LedgerError::Halted.into());
     }
-    Ok(())
+    dead.map_or(Ok(()), |e| Err(ServeError::Loop(e)))
 }
 
 /// Runs `step` every `wait`, until the service stops.

@@ -224,6 +224,35 @@ async fn faults_are_mailed_and_shown() {
     assert!(w.subjects().await.is_empty());
 }
 
+/// A clock that nobody can ask any more, from some moment on.
+#[derive(Debug)]
+struct Broken(TestClock, AtomicBool);
+impl Clock for Broken {
+    fn now(&self) -> Timestamp {
+        assert!(!self.1.load(Ordering::Relaxed), "a defect");
+        self.0.now()
+    }
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+}
+
+#[tokio::test]
+async fn a_loop_that_dies_ends_the_service() {
+    let w = World::new().await;
+    let mut config = w.app.config.clone();
+    config.serve.listen = ([127, 0, 0, 1], 0).into();
+    let clock = Arc::new(Broken(TestClock::at("2026-01-01T00:00:00Z"), AtomicBool::default()));
+    // It serves by now; nobody stops it.
+    let shutdown = async {
+        clock.1.store(true, Ordering::Relaxed);
+        std::future::pending().await
+    };
+    let served = serve(&config, clock.clone(), shutdown);
+    let ended = tokio::time::timeout(Duration::from_secs(60), served).await.unwrap();
+    assert!(matches!(&ended, Err(ServeError::Loop(e)) if e.is_panic()), "{ended:?}");
+}
+
 /// Every hour for days, while nothing else looks at the clock: no bucket is there.
 #[tokio::test]
 async fn the_time_is_noted_without_a_bucket_and_not_by_a_clock_that_leapt() {
