@@ -287,8 +287,20 @@ impl Upstream {
         changed
     }
 
-    /// Reads trust and manifest from the source in use, and takes them when they pass.
-    pub async fn refresh(&self, from: pace::From, device: &Mutex<Device>, limits: &Limits) -> Refreshed {
+    /// Reads trust and manifest from the source in use, and takes them when they pass; and which source that is.
+    pub async fn refresh(&self, device: &Mutex<Device>, limits: &Limits) -> (pace::From, Refreshed) {
+        let from = self.read_from();
+        // Of a static server that was left only its objects can tell that it is back.
+        if from == pace::From::Fallback && self.is_static() && self.silence().is_none() {
+            let back = self.read(pace::From::Relay, device, limits).await;
+            if back.reached > 0 {
+                return (pace::From::Relay, back);
+            }
+        }
+        (from, self.read(from, device, limits).await)
+    }
+
+    async fn read(&self, from: pace::From, device: &Mutex<Device>, limits: &Limits) -> Refreshed {
         let follower = match from {
             pace::From::Relay => &self.by_relay,
             pace::From::Fallback => &self.by_fallback,

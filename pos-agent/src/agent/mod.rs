@@ -476,8 +476,7 @@ impl Agent {
 
     /// Step 2. None when the source in use does not answer or nothing was ever received.
     async fn learn(&self) -> Option<Goal> {
-        let from = self.upstream.read_from();
-        let refreshed = self.upstream.refresh(from, &self.device, &self.config.limits).await;
+        let (from, refreshed) = self.upstream.refresh(&self.device, &self.config.limits).await;
         self.note_sources(&refreshed.problems);
         if refreshed.changed {
             self.tell.notify_one();

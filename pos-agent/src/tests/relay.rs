@@ -240,7 +240,44 @@ async fn a_static_server_without_the_manifest_is_left_like_a_silent_one() {
         agent.upstream.poll_relay(30 * S).await;
     }
     assert_eq!(agent.upstream.read_from(), From::Fallback);
+    poll_and_cycle(&agent).await;
+    assert_eq!(agent.upstream.read_from(), From::Fallback, "not back yet");
     std::fs::rename(&hidden, &manifest).unwrap();
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!(agent.upstream.read_from(), From::Relay);
+}
+
+/// Neither takes heartbeats, and a directory no polls.
+#[tokio::test]
+async fn a_static_server_or_a_directory_that_was_gone_for_long_is_taken_back() {
+    for is_directory in [false, true] {
+        let (mut hq, relay, mut r) = store().await;
+        relay.desk.versions.send_replace(None);
+        let dir = tempfile::tempdir().unwrap();
+        let (mount, away) = (dir.path().join("mount"), dir.path().join("away"));
+        std::os::unix::fs::symlink(hq.dir.path(), &mount).unwrap();
+        if is_directory {
+            r.config.relay = format!("file://{}", mount.display());
+        }
+        let agent = r.open();
+        assert_eq!(poll_and_cycle(&agent).await, End::Done);
+        relay.be_silent(true);
+        std::fs::rename(&mount, &away).unwrap();
+        for _ in 0..13 {
+            r.clock.advance(10 * S);
+            poll_and_cycle(&agent).await;
+        }
+        hq.delta("price@zone-east", 52, &rows(100, 52));
+        hq.sign();
+        assert_eq!(poll_and_cycle(&agent).await, End::Done, "{is_directory}");
+        let reads = || (agent.upstream.read_from(), agent.upstream.network());
+        assert_eq!(reads(), (From::Fallback, Network::OnlineRelayDown), "{is_directory}");
+        assert_eq!(version(&agent, "price@zone-east"), Some(52), "{is_directory}");
+        relay.be_silent(false);
+        std::fs::rename(&away, &mount).unwrap();
+        assert_eq!(poll_and_cycle(&agent).await, End::Done, "{is_directory}");
+        assert_eq!(reads(), (From::Relay, Network::InStore), "{is_directory}");
+    }
 }
 
 #[tokio::test]
