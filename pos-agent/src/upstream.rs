@@ -166,6 +166,11 @@ impl Upstream {
     /// The relay answered something sensible.
     pub fn relay_answered(&self) {
         let mut s = self.state();
+        // One that serves nothing and has no list for us, as a new machine that finds no way out, leads nowhere: it is
+        // left like a silent one, if there is somewhere to go.
+        if self.rules.has_fallback && s.is_empty && s.word.versions.is_empty() {
+            return;
+        }
         s.seen.relay = Some(self.clock.monotonic());
         s.share = random_unit();
     }
@@ -243,8 +248,9 @@ impl Upstream {
             }
             Ok(Polled::Body { bytes, etag }) => match page::<KnownVersions>(&bytes, etag.as_ref()) {
                 Ok(KnownVersions(versions)) => {
+                    let heard = self.take_versions(versions, etag);
                     self.relay_answered();
-                    self.take_versions(versions, etag)
+                    heard
                 }
                 Err(why) => {
                     let why = format!("not a list of versions: {why}");
@@ -290,8 +296,12 @@ impl Upstream {
     /// Reads trust and manifest from the source in use, and takes them when they pass; and which source that is.
     pub async fn refresh(&self, device: &Mutex<Device>, limits: &Limits) -> (pace::From, Refreshed) {
         let from = self.read_from();
-        // Of a static server that was left only its objects can tell that it is back.
-        if from == pace::From::Fallback && self.is_static() && self.silence().is_none() {
+        // Of a static server that was left, or a relay that had no list for us, only its objects tell that it is back.
+        let may_be_back = {
+            let s = self.state();
+            s.silence.is_none() && (s.is_static || s.is_empty)
+        };
+        if from == pace::From::Fallback && may_be_back {
             let back = self.read(pace::From::Relay, device, limits).await;
             if back.reached > 0 {
                 return (pace::From::Relay, back);

@@ -281,6 +281,25 @@ async fn a_static_server_or_a_directory_that_was_gone_for_long_is_taken_back() {
 }
 
 #[tokio::test]
+async fn a_relay_that_serves_nothing_and_has_no_list_for_the_store_is_left_until_it_has_one() {
+    let (_hq, relay, r) = store().await;
+    relay.lists(&[]);
+    relay.refuses("stores/0421/manifest.json", Some(404));
+    let agent = r.open();
+    for _ in 0..13 {
+        poll_and_cycle(&agent).await;
+        assert!(report::send(&agent).await.unwrap(), "it takes heartbeats");
+        r.clock.advance(10 * S);
+    }
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!((agent.upstream.read_from(), version(&agent, "price@zone-east")), (From::Fallback, Some(51)));
+    assert!(report::send(&agent).await.unwrap(), "still");
+    relay.refuses("stores/0421/manifest.json", None);
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!(agent.upstream.read_from(), From::Relay);
+}
+
+#[tokio::test]
 async fn a_single_cycle_does_not_wait_for_a_silence_to_last() {
     let (_hq, relay, r) = store().await;
     relay.be_silent(true);
