@@ -118,6 +118,8 @@ pub struct Device {
     unkept: Option<String>,
     /// The latest number of a heartbeat that is on no disk, for either.
     spoken: u64,
+    /// Facts written since the log was last brought home.
+    logged: u64,
 }
 
 const STARTS: &str = "starts";
@@ -130,7 +132,7 @@ pub const FOREIGN: &str = "foreign";
 /// How far heartbeats may be counted on at once: ten a minute for two years.
 const SEQ_REACH: u64 = 10_000_000;
 
-/// So many heartbeats are numbered between two checkpoints: each is a page or two of the log.
+/// So many facts are written between two checkpoints: each is a page or two of the log.
 const LOGGED: u64 = 64;
 
 const SCHEMA: &str =
@@ -219,7 +221,9 @@ impl Device {
         // Without randomness no copy of this device is told from it.
         let run = getrandom::u64().ok().map(|n| format!("{n:016x}"));
         let starts = starts.unwrap_or_default();
-        Ok(Device { db, id, key, trust, seen, manifest, run, starts, halted: None, unkept: None, spoken: 0 })
+        let (halted, unkept, spoken) = (None, None, 0);
+        // A process that writes one fact brings home what those before it wrote, too.
+        Ok(Device { db, id, key, trust, seen, manifest, run, starts, halted, unkept, spoken, logged: LOGGED })
     }
 
     /// Who this is.
@@ -312,10 +316,6 @@ impl Device {
     pub fn next_seq(&mut self) -> Result<u64, DeviceError> {
         let next = sound(&self.db, "seq")?.unwrap_or(0).max(self.spoken) + 1;
         self.keep_seq(next)?;
-        // For as long as no manifest comes, nothing else brings the log home.
-        if self.spoken < next && next.is_multiple_of(LOGGED) {
-            self.unless_halted(|db| Ok(sqlite::checkpoint(db, sqlite::Checkpoint::Passive)?))?;
-        }
         Ok(next)
     }
 
@@ -382,7 +382,16 @@ impl Device {
     }
     /// Writes a fact durably.
     pub fn set_fact<T: Serialize>(&mut self, name: &'static str, value: &T) -> Result<(), DeviceError> {
-        self.unless_halted(|db| put(db, name, value))
+        // For as long as no manifest comes, nothing else brings the log home. Before the write, which then begins the
+        // log anew: after it the next process would know nothing of that, and go on at the log's end.
+        let is_due = self.logged >= LOGGED;
+        self.logged = if is_due { 1 } else { self.logged + 1 };
+        self.unless_halted(|db| {
+            if is_due {
+                sqlite::checkpoint(db, sqlite::Checkpoint::Passive)?;
+            }
+            put(db, name, value)
+        })
     }
 
     /// Fails a sync of the file, as a dying disk does.
@@ -535,6 +544,27 @@ mod tests {
         assert_eq!(device.fact::<u64>("latch").unwrap(), Some(1));
         assert_eq!(device.starts(), &Starts::default());
         assert_eq!(device.next_seq().unwrap(), 2);
+    }
+
+    #[test]
+    fn the_log_is_brought_home_while_facts_alone_are_written_also_by_many_processes() {
+        let dir = tempfile::tempdir().unwrap();
+        Device::enrol(dir.path(), &code()).unwrap();
+        let open = || Device::open(dir.path(), &code().id, &Limits::default()).unwrap();
+        let log_bytes = || sqlite::log_bytes(&dir.path().join(FILE));
+        let mut device = open();
+        for n in 0..LOGGED * 8 {
+            device.set_fact("faults", &n).unwrap();
+        }
+        drop(device);
+        // A page or two each.
+        let most = (LOGGED + 1) * 2 * 4200;
+        assert!(log_bytes() <= most, "{}", log_bytes());
+        for n in 0..LOGGED * 4 {
+            open().set_fact("faults", &n).unwrap();
+        }
+        assert!(log_bytes() <= most, "{}", log_bytes());
+        assert_eq!(open().fact("faults").unwrap(), Some(LOGGED * 4 - 1));
     }
 
     #[test]
