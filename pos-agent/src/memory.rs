@@ -1,10 +1,10 @@
 //! What the agent must remember over restarts, in `device.db`: drift latches, packs to avoid, open
-//! faults, the relay's last word. A latch is durable before it is acted on; the rest is written
-//! after the fact, and a power cut only costs another try.
+//! faults, since when something does not go on, the relay's last word. A latch is durable before it
+//! is acted on; the rest is written after the fact, and a power cut only costs another try.
 
 use crate::faults::Faults;
 use crate::upstream::RelayWord;
-use proto::clock::{Timestamp, since};
+use proto::clock::{Clock, Timestamp, since};
 use proto::device::{Device, DeviceError};
 use proto::failpoint;
 use proto::follow::lock;
@@ -21,6 +21,7 @@ use std::time::Duration;
 const DRIFT: &str = "drift";
 const AVOID: &str = "avoid";
 const FAULTS: &str = "faults";
+const HELD_UP: &str = "held_up";
 const RELAY: &str = "relay_word";
 
 /// A pack that failed here is tried again after so long, in case the fault was this machine's.
@@ -40,12 +41,25 @@ pub struct Avoided {
     pub program: String,
 }
 
+/// Since when something does not go on.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct HeldUp {
+    /// UTC by this machine's clock: over restarts, for `once` alone never lasts until something is told.
+    since: Timestamp,
+    /// When this process met it first, by the monotonic clock, and how long it had lasted by then.
+    #[serde(skip)]
+    met: Option<(Duration, Duration)>,
+}
+
 #[derive(Debug, Default)]
 struct Notes {
     drift: BTreeMap<StreamName, String>,
     avoid: BTreeMap<PackName, Avoided>,
     faults: Faults,
     unsaved: bool,
+    /// Streams, or files of ours, by name.
+    held_up: BTreeMap<String, HeldUp>,
+    held_up_unsaved: bool,
     /// The latches of drift could not be read: only the rows know them.
     lost: bool,
 }
@@ -97,6 +111,8 @@ impl Memory {
                 avoid: note(&d, AVOID)?.unwrap_or_default(),
                 faults: note(&d, FAULTS)?.unwrap_or_default(),
                 unsaved: false,
+                held_up: note(&d, HELD_UP)?.unwrap_or_default(),
+                held_up_unsaved: false,
                 lost,
             };
             // Healed, and the power went before that was written here, too.
@@ -196,6 +212,10 @@ impl Memory {
                 .mend(code, |f| f.instance.as_ref().is_some_and(|i| manifest.instance(&i.stream).as_ref() != Some(i)));
         }
         notes.unsaved |= ended;
+        let held_up = notes.held_up.len();
+        let is_listed = |i: Instance| manifest.instance(&i.stream).as_ref() == Some(&i);
+        notes.held_up.retain(|what, _| what.parse().ok().is_none_or(is_listed));
+        notes.held_up_unsaved |= notes.held_up.len() != held_up;
         let before = notes.avoid.len();
         notes.avoid.retain(|p, _| manifest.lists(p));
         if notes.avoid.len() != before {
@@ -206,6 +226,38 @@ impl Memory {
     fn save_avoid(&self, notes: &Notes) {
         if let Err(e) = failpoint::step("agent.avoid", || lock(&self.device).set_fact(AVOID, &notes.avoid)) {
             tracing::warn!(error = %e, "the list of bad packs could not be written");
+        }
+    }
+
+    /// A stream, or a file of ours, does not go on: how long it has not.
+    pub fn held_up(&self, what: &str, clock: &dyn Clock) -> Duration {
+        let (now, at) = (clock.now(), clock.monotonic());
+        let mut notes = self.notes();
+        // One that was noted by a clock that was ahead begins anew.
+        if notes.held_up.get(what).is_none_or(|h| h.met.is_none() && h.since > now) {
+            notes.held_up.insert(what.to_owned(), HeldUp { since: now, met: None });
+            notes.held_up_unsaved = true;
+        }
+        let met = notes.held_up.get_mut(what).map(|h| *h.met.get_or_insert((at, since(now, h.since))));
+        met.map_or(Duration::ZERO, |(first, earlier)| at.saturating_sub(first).saturating_add(earlier))
+    }
+
+    /// It goes on.
+    pub fn goes_on(&self, what: &str) {
+        let mut notes = self.notes();
+        notes.held_up_unsaved |= notes.held_up.remove(what).is_some();
+    }
+
+    /// Writes down what does not go on, if that changed.
+    pub fn save_held_up(&self) {
+        let mut notes = self.notes();
+        if !notes.held_up_unsaved {
+            return;
+        }
+        match failpoint::step("agent.faults", || lock(&self.device).set_fact(HELD_UP, &notes.held_up)) {
+            Ok(()) => notes.held_up_unsaved = false,
+            // Until then it lives in memory, as the faults do.
+            Err(e) => tracing::debug!(error = %e, "since when something does not go on could not be written"),
         }
     }
 

@@ -170,10 +170,6 @@ pub struct Agent {
     halted: AtomicBool,
     /// The log holds something that a truncation would free.
     log_dirty: AtomicBool,
-    /// Since when, by the monotonic clock, a reader holds a long log.
-    log_held_since: Mutex<Option<Duration>>,
-    /// Since when, by the monotonic clock, a stream (or all: none) cannot go on for a failure of the surroundings.
-    stuck_since: Mutex<BTreeMap<Option<Instance>, Duration>>,
     /// This cycle met a full disk.
     full: AtomicBool,
     /// It is told that the disk is full, until it is not.
@@ -350,8 +346,6 @@ impl Agent {
             telling: tokio::sync::Mutex::default(),
             halted: AtomicBool::new(false),
             log_dirty: AtomicBool::new(true),
-            log_held_since: Mutex::default(),
-            stuck_since: Mutex::default(),
             full: AtomicBool::new(false),
             told_full: AtomicBool::new(false),
             short: Mutex::default(),
@@ -491,7 +485,6 @@ impl Agent {
         self.memory.prune(&manifest);
         let is_listed = |i: &Instance| manifest.instance(&i.stream).as_ref() == Some(i);
         self.shown().waits.retain(|i, _| is_listed(i));
-        self.stuck_since().retain(|i, _| i.as_ref().is_none_or(is_listed));
         self.at(Step::Learned).then_some(Goal { from, manifest })
     }
 

@@ -19,7 +19,7 @@ use proto::manifest::PackEntry;
 use proto::retry::Verdict;
 use proto::shelf;
 use proto::wire::{Fault, fault};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
@@ -49,6 +49,11 @@ pub(super) fn goes_on_without(e: DeviceError) -> Result<(), DeviceError> {
     }
     tracing::error!(error = %e, "that the database was damaged could not be written down");
     Ok(())
+}
+
+/// What cannot go on: a stream, or all.
+fn held_up(instance: Option<&Instance>) -> String {
+    instance.map_or_else(|| STORE_DB.to_owned(), Instance::to_string)
 }
 
 impl Agent {
@@ -99,19 +104,12 @@ impl Agent {
         self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since when what cannot go on.
-    pub(super) fn stuck_since(&self) -> MutexGuard<'_, BTreeMap<Option<Instance>, Duration>> {
-        self.stuck_since.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A stream (or all: none) cannot go on for a failure of the surroundings: said at once, a fault when it lasts.
     pub(super) fn stuck(&self, instance: Option<&Instance>, code: &str, object: &str, why: &str) {
         if let Some(i) = instance {
             self.shown().waits.insert(i.clone(), why.to_owned());
         }
-        let now = self.clock.monotonic();
-        let since = *self.stuck_since().entry(instance.cloned()).or_insert(now);
-        if now.saturating_sub(since) >= PATIENCE {
+        if self.memory.held_up(&held_up(instance), &*self.clock) >= PATIENCE {
             let now = self.clock.now();
             self.memory.faults(|f| f.raise(code, instance, Some(object), why, now));
         }
@@ -122,7 +120,7 @@ impl Agent {
         if let Some(i) = instance {
             self.shown().waits.remove(i);
         }
-        self.stuck_since().remove(&instance.cloned());
+        self.memory.goes_on(&held_up(instance));
         let of_it = |f: &Fault| match instance {
             Some(_) => f.instance.as_ref() == instance,
             None => f.instance.is_none() && f.object.as_deref() == Some(STORE_DB),

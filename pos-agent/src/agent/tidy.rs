@@ -51,6 +51,7 @@ impl Agent {
         if end != End::Halted {
             self.cut_log(advanced).await;
         }
+        self.memory.save_held_up();
         if self.memory.save_faults() {
             self.tell.notify_one();
         }
@@ -60,19 +61,18 @@ impl Agent {
     /// Idle work: the log is cut; a long one also while news come. Who keeps it from that for minutes is told of: the
     /// log grows with every pack until it fills the disk.
     async fn cut_log(&self, advanced: bool) {
-        let (now, long) = (self.clock.monotonic(), self.db.log_bytes() > self.config.log_alarm.0);
+        let long = self.db.log_bytes() > self.config.log_alarm.0;
         if self.log_dirty.load(Ordering::Relaxed) && (long || !advanced) {
             match self.db.truncate_log().await {
                 Ok(cut) => self.log_dirty.store(!cut, Ordering::Relaxed),
                 Err(e) => self.trouble(e.verdict(), e.is_disk_full(), &format!("the log could not be cut: {e}")),
             }
         }
-        let mut held_since = self.log_held_since.lock().unwrap_or_else(PoisonError::into_inner);
         if !long || !self.log_dirty.load(Ordering::Relaxed) {
-            *held_since = None;
+            self.memory.goes_on(STORE_LOG);
             // Of a stream that cannot be written `goes_on` tells.
             self.memory.faults(|f| f.mend(fault::LOG_STUCK, |f| f.instance.is_none()));
-        } else if now.saturating_sub(*held_since.get_or_insert(now)) >= LOG_PATIENCE {
+        } else if self.memory.held_up(STORE_LOG, &*self.clock) >= LOG_PATIENCE {
             let text = format!(
                 "{} is longer than {} (log_alarm), for a program reads in one transaction for minutes: end it",
                 log_path(&self.config.store_db()).display(),

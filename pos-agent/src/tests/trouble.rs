@@ -152,7 +152,7 @@ fn rot(r: &Register, name: &str, text: &str) {
 
 #[tokio::test]
 async fn a_note_that_cannot_be_read_keeps_no_register_from_starting() {
-    for name in ["drift", "avoid", "faults", "relay_word", "foreign"] {
+    for name in ["drift", "avoid", "faults", "held_up", "relay_word", "foreign"] {
         let mut hq = usual();
         let r = Register::enrolled(&hq, &hq.url(), &[]);
         poll_and_cycle(&r.open()).await;
@@ -484,6 +484,70 @@ async fn a_program_that_holds_the_database_for_minutes_is_told_of() {
     other.execute_batch("COMMIT").unwrap();
     assert_eq!(cycle(&agent).await, End::Done);
     assert_eq!((r.rows("price"), codes(&agent), debts(&agent)), (rows(100, 51), vec![], String::new()));
+}
+
+/// Driven by cron: no process lasts for as long as a program must be in the way before it is told.
+#[tokio::test]
+async fn how_long_a_program_is_in_the_way_outlasts_a_process_and_ends_when_it_is_not() {
+    let mut hq = usual();
+    let mut r = Register::enrolled(&hq, &hq.url(), &[]);
+    r.config.log_alarm = proto::config::HumanBytes(16 << 10);
+    let once = async || {
+        let agent = r.open();
+        let exit = run::once(&agent).await;
+        (exit, codes(&agent))
+    };
+    let done = (Exit::Done, vec![]);
+    assert_eq!(once().await, done);
+    let other = Connection::open(r.config.store_db()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.sign();
+    let stuck = |told: bool| vec![fault::LOG_STUCK.to_owned(); usize::from(told)];
+    for (pass, told) in [(0, false), (299, false), (1, true)] {
+        r.clock.advance(pass * S);
+        assert_eq!(once().await, (Exit::Partly, stuck(told)), "it writes: {pass}");
+    }
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(once().await, done);
+    // The same of one that only reads, while the log grows.
+    other.execute_batch("BEGIN; SELECT count(*) FROM price").unwrap();
+    hq.full(PRICE, 60, &rows(3000, 60));
+    hq.sign();
+    for (pass, told) in [(0, false), (299, false), (1, true)] {
+        r.clock.advance(pass * S);
+        assert_eq!(once().await.1, stuck(told), "it reads: {pass}");
+    }
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(once().await, done);
+    let kept = lock(&r.open().device).fact::<serde_json::Value>("held_up").unwrap();
+    assert_eq!(kept, Some(serde_json::json!({})), "it is not remembered for ever");
+}
+
+#[tokio::test]
+async fn how_long_something_is_held_up_is_counted_anew_where_the_clock_was_ahead() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let now = r.clock.now();
+    let lasted = |agent: &Agent| agent.memory.held_up(PRICE, &*r.clock);
+    r.clock.set(after(now, 86_400 * S));
+    let agent = r.open();
+    assert_eq!(lasted(&agent), Duration::ZERO);
+    agent.memory.save_held_up();
+    // Set right while it runs: this process goes by its own time.
+    r.clock.set(now);
+    r.clock.advance(60 * S);
+    assert_eq!(lasted(&agent), 60 * S);
+    drop(agent);
+    let agent = r.open();
+    assert_eq!(lasted(&agent), Duration::ZERO, "noted for tomorrow");
+    agent.memory.save_held_up();
+    drop(agent);
+    r.clock.advance(60 * S);
+    let agent = r.open();
+    assert_eq!(lasted(&agent), 60 * S);
+    r.clock.advance(5 * S);
+    assert_eq!(lasted(&agent), 65 * S);
 }
 
 #[tokio::test]
