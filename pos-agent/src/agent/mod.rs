@@ -170,7 +170,7 @@ pub struct Agent {
     halted: AtomicBool,
     /// The log holds something that a truncation would free.
     log_dirty: AtomicBool,
-    /// This cycle met a full disk.
+    /// This cycle met a full disk, or the one before did, and this one came to write nothing.
     full: AtomicBool,
     /// It is told that the disk is full, until it is not.
     told_full: AtomicBool,
@@ -378,11 +378,16 @@ impl Agent {
         if self.halted.load(Ordering::Relaxed) {
             return End::Halted;
         }
-        self.full.store(false, Ordering::Relaxed);
+        let was_full = self.full.swap(false, Ordering::Relaxed);
         // 1. The versions held, from the database itself.
-        let Some(held) = self.look().await else { return self.settle(End::Retry, false).await };
+        let held = self.look().await;
         // 2. What HQ signed, and how far the source in use can bring it.
-        let Some(goal) = self.learn().await else { return self.settle(End::Retry, false).await };
+        let goal = if held.is_some() { self.learn().await } else { None };
+        let (Some(held), Some(goal)) = (held, goal) else {
+            // Nothing was written that would have shown that there is room.
+            self.full.fetch_or(was_full, Ordering::Relaxed);
+            return self.settle(End::Retry, false).await;
+        };
         let applied_before = self.metrics.transactions();
         self.compare(&goal, &held);
         let end = self.bring_all(&goal, &held, news).await;

@@ -28,9 +28,8 @@ impl Agent {
     pub(crate) async fn settle(&self, end: End, advanced: bool) -> End {
         self.heed_device();
         let end = if self.halted.load(Ordering::Relaxed) { End::Halted } else { end };
-        let calm = !self.full.load(Ordering::Relaxed) && !matches!(end, End::Retry | End::Halted);
-        // It was full until there is room for the ballast too.
-        if calm && self.disk.restore() {
+        // It was full until there is room for the ballast too, whatever else a stream waits for.
+        if !self.full.load(Ordering::Relaxed) && end != End::Halted && self.disk.restore() {
             self.memory.faults(|f| f.mend(fault::DISK_FULL, |_| true));
             self.told_full.store(false, Ordering::Relaxed);
         }

@@ -673,6 +673,41 @@ async fn a_full_disk_keeps_the_old_version_whole_and_is_recovered_from() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_over_though_a_stream_waits_for_something_else_and_not_by_a_cycle_that_reached_nobody() {
+    let mut hq = usual();
+    let mut r = Register::enrolled(&hq, &hq.url(), &[]);
+    r.config.ballast = Some(proto::config::HumanBytes(1 << 20));
+    let has_ballast = || r.config.data_dir.join("ballast").exists();
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    assert!(has_ballast());
+    hq.full("price@zone-east", 60, &(1..20_000).map(|n| (n, n * 7919)).collect());
+    hq.sign();
+    agent.db.limit_pages(40).await;
+    assert_eq!(cycle(&agent).await, End::DiskFull);
+    let full = vec![fault::DISK_FULL.to_owned()];
+    assert_eq!((codes(&agent), has_ballast()), (full.clone(), false));
+    // The sources are gone for two looks.
+    let (bucket, away) = (hq.dir.path().to_owned(), hq.dir.path().with_extension("away"));
+    std::fs::rename(&bucket, &away).unwrap();
+    for _ in 0..2 {
+        assert_eq!(cycle(&agent).await, End::Retry);
+        assert!(codes(&agent).contains(&full[0]) && !has_ballast(), "{:?}", codes(&agent));
+    }
+    std::fs::rename(&away, &bucket).unwrap();
+    // There is room, and a program is stopped while it writes.
+    agent.db.limit_pages(1 << 20).await;
+    r.clock.advance(Duration::from_secs(3600));
+    let other = rusqlite::Connection::open(r.config.store_db()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(cycle(&agent).await, End::Retry);
+    assert_eq!((codes(&agent), has_ballast()), (vec![], true));
+    other.execute_batch("COMMIT").unwrap();
+    assert_eq!(cycle(&agent).await, End::Done);
+    assert_eq!(version(&agent, "price@zone-east"), Some(60));
+}
+
+#[tokio::test]
 async fn a_pack_that_has_room_goes_in_and_one_that_has_none_is_not_written_by_each_cycle() {
     let mut hq = usual();
     let r = Register::enrolled(&hq, &hq.url(), &[]);
