@@ -96,9 +96,7 @@ impl Web {
             let left = until.saturating_sub(self.clock.monotonic());
             if !left.is_zero() {
                 let kind = FetchErrorKind::Status { code: status.as_u16(), retry_after: Some(left) };
-                let text =
-                    format!("the server answered {status} and is left alone for {} s more", left.as_secs_f64().ceil());
-                return Err(Trouble::new(kind, text));
+                return Err(Trouble::new(kind, left_alone(status)));
             }
         }
         let told = |e: reqwest::Error| causes(&e.without_url());
@@ -297,7 +295,8 @@ pub(super) fn is_page(body: &[u8]) -> bool {
 /// 200 or 206 with something that is no web page.
 fn good(response: Response) -> Result<Response, Trouble> {
     let status = response.status();
-    let told = format!("the server answers {status}");
+    let retry_after = retry_after(&response);
+    let told = if retry_after.is_some() { left_alone(status) } else { format!("the server answers {status}") };
     let kind = match status {
         StatusCode::OK
         | StatusCode::PARTIAL_CONTENT
@@ -310,9 +309,14 @@ fn good(response: Response) -> Result<Response, Trouble> {
         }
         StatusCode::NOT_FOUND | StatusCode::GONE => FetchErrorKind::NotFound,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchErrorKind::Unauthorized,
-        other => FetchErrorKind::Status { code: other.as_u16(), retry_after: retry_after(&response) },
+        other => FetchErrorKind::Status { code: other.as_u16(), retry_after },
     };
     Err(Trouble::new(kind, told))
+}
+
+/// Of the answer, and for as long as it is kept to: readers write down and tell what has changed, so no number runs in it.
+fn left_alone(status: StatusCode) -> String {
+    format!("the server answers {status} and asks to be left alone")
 }
 
 /// How long a server that is too busy asks to be left alone (RFC 9110, 10.2.3): seconds, or a time by its own clock.

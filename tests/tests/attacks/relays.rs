@@ -108,7 +108,7 @@ fn lies() -> Vec<(&'static str, &'static str, Say, Comes)> {
             "come back in 500 years",
             v,
             Say::Whole(503, "retry-after: 18446744073709551615\r\n".into(), Vec::new()),
-            Nothing(1, "is left alone for 60 s"),
+            Nothing(1, "asks to be left alone"),
         ),
         ("500", "/", Say::Whole(500, String::new(), b"evil".to_vec()), Nothing(1, "the server answers 500")),
         ("401", "/", Say::Whole(401, String::new(), b"evil".to_vec()), Nothing(1, "the server answers 401")),
