@@ -306,7 +306,7 @@ pub struct Source {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    Dir(Arc<Path>),
+    Dir(dir::Dir),
     Web(web::Web),
     Bucket(bucket::Bucket),
 }
@@ -326,7 +326,8 @@ impl Source {
             .map_err(|e| bad(format!("{e}; write file:///dir, https://… or s3://bucket/prefix")))?;
         let kind = match parsed.scheme() {
             "file" if url.starts_with("file:///") => {
-                Kind::Dir(parsed.to_file_path().map_err(|()| bad("it is no path".to_owned()))?.into())
+                let root = parsed.to_file_path().map_err(|()| bad("it is no path".to_owned()))?;
+                Kind::Dir(dir::Dir::new(&root, options.read_timeout.0))
             }
             "file" => return Err(bad("the path must be absolute, file:///dir".to_owned())),
             "http" | "https" => Kind::Web(web::Web::new(parsed, options).map_err(bad)?),
@@ -358,7 +359,7 @@ impl Source {
     ) -> Result<Small, FetchError> {
         let path = name.to_string();
         let outcome = match &self.kind {
-            Kind::Dir(root) => dir::get_small(root.clone(), path, known.cloned(), max_bytes).await,
+            Kind::Dir(dir) => dir.get_small(path, known.cloned(), max_bytes).await,
             Kind::Web(web) => web.get_small(&path, query_serial, known, max_bytes).await,
             Kind::Bucket(bucket) => bucket.get_small(&path, known, max_bytes).await,
         };
@@ -481,7 +482,7 @@ impl Source {
 
     async fn open(&self, path: &str, start: u64, want: u64) -> Result<Opened, Trouble> {
         match &self.kind {
-            Kind::Dir(root) => dir::open(root.clone(), path.to_owned(), start).await,
+            Kind::Dir(dir) => dir.open(path.to_owned(), start).await,
             Kind::Web(web) => web.open(path, start, want).await,
             Kind::Bucket(bucket) => bucket.open(path, start).await,
         }

@@ -330,6 +330,45 @@ async fn links_and_fifos_in_a_directory_are_not_read() {
     assert_eq!(gone.get_small(&ObjectName::Trust, None, None, 9).await.unwrap_err().kind, FetchErrorKind::Network);
 }
 
+/// As on a network share whose server died: what reads there does not come back.
+#[tokio::test]
+async fn a_directory_that_hangs_is_not_waited_for_and_costs_one_thread() {
+    let (dir, body) = (tempfile::tempdir().unwrap(), bytes(5000));
+    let path = dir.path().join(PACK);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, &body).unwrap();
+    let options = SourceOptions { read_timeout: HumanDuration(Duration::from_millis(200)), ..Default::default() };
+    let source = Source::parse(&format!("file://{}", dir.path().display()), &options).unwrap();
+    let Kind::Dir(mut share) = source.kind.clone() else { panic!("{source:?}") };
+    let (server, dead) = std::sync::mpsc::channel::<()>();
+    let hangs = share.read(move |_| {
+        let _ = dead.recv();
+        Ok(())
+    });
+    let others = Arc::new(AtomicUsize::new(0));
+    let count = others.clone();
+    let waits = share.read(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    });
+    // The second waits for its turn, and no longer than the first for its answer.
+    let (first, second) = tokio::join!(hangs, waits);
+    for e in [first.unwrap_err(), second.unwrap_err()] {
+        assert_eq!(e.kind, FetchErrorKind::Network, "{e:?}");
+    }
+    let part = dir.path().join("x.part");
+    let e = source.get_small(&pack(), None, None, 9000).await.unwrap_err();
+    assert_eq!((e.kind, e.verdict()), (FetchErrorKind::Network, Verdict::Retry), "{e}");
+    let e = download(&source, &want(&body), &part, None).await.1.unwrap_err();
+    assert_eq!((e.kind, e.verdict()), (FetchErrorKind::Network, Verdict::Retry), "{e}");
+    assert_eq!(others.load(Ordering::Relaxed), 0, "nothing else hangs there");
+    // The server is back.
+    drop(server);
+    drop(share.turn.lock().await);
+    share.read_timeout = Duration::from_secs(600);
+    assert!(matches!(share.get_small(PACK.into(), None, 9000).await, Ok(Small::Body { .. })));
+}
+
 #[tokio::test]
 async fn a_connection_cut_again_and_again_wastes_nothing() {
     let body = bytes(900_000);
