@@ -8,7 +8,7 @@ use crate::lan::objects::Objects;
 use crate::metrics::Metrics;
 use crate::shelves::Shelves;
 use crate::spool::{Event, Spool, SpoolError};
-use crate::tries::{self, Attempts};
+use crate::tries::{self, Attempts, Cause};
 use bytes::Bytes;
 use proto::clock::{Clock, Timestamp};
 use proto::device::Device;
@@ -234,13 +234,14 @@ impl State {
         faults
     }
 
-    /// The listed packs that were given up.
+    /// The listed packs that were given up for what they are. Of one that sources here gave bent another may have the right
+    /// bytes, and whoever gets it hashes it.
     pub fn given_up(&self) -> Vec<Fault> {
         self.instances()
             .flat_map(|(i, e)| e.packs.iter().map(move |p| (p.name(&i), p.sha256)))
             .filter_map(|(name, sha256)| {
                 let attempts = self.attempts.get(&name).filter(|a| a.in_error && a.sha256 == sha256)?;
-                Some(pack_fault(name, attempts))
+                (attempts.cause != Cause::Hash).then(|| pack_fault(name, attempts))
             })
             .collect()
     }

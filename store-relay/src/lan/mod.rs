@@ -93,7 +93,7 @@ async fn versions(hall: &Hall, request: &Request<Inbound>, head_only: bool) -> R
     response
 }
 
-/// `/v1/errors`: the packs given up here, so that a register that reads elsewhere leaves them out too.
+/// `/v1/errors`: the packs given up here for what they are, so that a register that reads elsewhere leaves them out too.
 fn errors(hall: &Hall, asked: &HeaderMap) -> Response<Body> {
     let body = serde_json::to_vec(&hall.state().given_up()).unwrap_or_default();
     let Etag(etag) = Etag::of(&body);

@@ -1,11 +1,13 @@
 #![allow(clippy::disallowed_methods)]
 use super::*;
+use crate::config::TryRules;
 use crate::kit::{Hq, Make, Store, secret, state};
 use crate::relay::{Pace, Relay};
+use crate::tries::{self, Cause, Failure};
 use proto::clock::Timestamp;
 use proto::ids::DeviceId;
 use proto::layout::{ObjectName, PackKind};
-use proto::wire::{Beat, Heartbeat, Network};
+use proto::wire::{Beat, Fault, Heartbeat, Network};
 use std::net::SocketAddr;
 use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -368,6 +370,22 @@ async fn health_figures_and_the_page_say_how_it_stands() {
     assert_eq!(scene.get("/healthz", "").await.status, 503);
     let page = String::from_utf8(scene.get("/", "").await.body).unwrap();
     assert!(page.contains("fsync failed &lt;b&gt;") && page.contains("needs attention"));
+}
+
+/// A register keeps this word while its relay is silent, and reads a bucket that may have the right bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pack_that_sources_gave_bent_is_not_told_to_registers_as_given_up() {
+    let scene = Scene::new().await;
+    let (name, hall) = (scene.hq.pack("price", 1, PackKind::Full), &scene.relay.hall);
+    let sha256 = scene.hq.lines["price"].entries[0].sha256;
+    let rules = TryRules { limit: 1, ..TryRules::default() };
+    for (cause, told) in [(Cause::Hash, 0), (Cause::Content, 1), (Cause::Crash, 1)] {
+        let failure = Failure { cause, code: "X".into(), reason: "because".into() };
+        let attempts = tries::count(None, sha256, failure, hall.clock.now(), &rules, &hall.judge);
+        state(&scene.relay).attempts.insert(name.clone(), attempts);
+        let faults: Vec<Fault> = serde_json::from_slice(&scene.get("/v1/errors", "").await.body).unwrap();
+        assert_eq!(faults.len(), told, "{cause:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
