@@ -257,6 +257,10 @@ impl FetchError {
     pub fn is_not_found(&self) -> bool {
         self.kind == FetchErrorKind::NotFound
     }
+    /// Whether that may be what it says: of a bucket that may not be listed, what is not there is forbidden.
+    pub fn may_be_absent(&self) -> bool {
+        self.is_not_found() || self.kind == FetchErrorKind::Unauthorized
+    }
 }
 
 /// A failure before it is known of which object.

@@ -127,7 +127,7 @@ pub struct TryRules {
     pub first_pause: HumanDuration,
     /// The wait after later failures. 5 s.
     pub later_pause: HumanDuration,
-    /// A pack in `error/` for a wrong hash is fetched again after this. 1 h.
+    /// A pack in `error/` for a wrong hash is fetched again after this; sooner, where a source was not heard. 1 h.
     pub refetch: HumanDuration,
     /// A listed pack that no source has for so long is told, and gone round if another way leads on. 10 min.
     pub missing: HumanDuration,

@@ -330,6 +330,7 @@ mod tests {
                 since: now(),
                 last: now(),
                 in_error: true,
+                unheard: false,
                 judge: String::new(),
                 told: false,
                 etags: BTreeMap::new(),

@@ -499,6 +499,17 @@ impl Relay {
         }
     }
 
+    /// Whether a source has said that it lacks an object. One that gives no lists either refuses us whatever we ask for.
+    pub(crate) fn is_lacking(&self, e: &FetchError) -> bool {
+        let refuses_us = || self.hall.state().faults.contains_key(&(fault::SOURCE.to_owned(), e.source_url.clone()));
+        e.is_not_found() || (e.may_be_absent() && !refuses_us())
+    }
+
+    /// Whether each source has said what it has under an object's name. One that has not may have it.
+    pub(crate) fn all_spoke(&self, errors: &[FetchError]) -> bool {
+        errors.iter().all(|e| e.kind.wrong_body().is_some() || self.is_lacking(e))
+    }
+
     /// What follows when a pack could not be got; `None`: plan again.
     async fn not_gathered(
         &self,
@@ -576,10 +587,10 @@ impl Relay {
         }
         let failures: Vec<(&str, &FetchError)> =
             errors.iter().filter_map(|e| Some((e.kind.wrong_body()?, e))).collect();
-        let mut given_up = false;
+        let (mut given_up, unheard) = (false, !self.all_spoke(errors));
         for (code, e) in &failures {
             let (code, reason) = ((*code).to_owned(), e.to_string());
-            given_up |= self.count(name, entry.sha256, Failure { cause: Cause::Hash, code, reason });
+            given_up |= self.count(name, entry.sha256, Failure { cause: Cause::Hash, code, reason, unheard });
         }
         if given_up {
             for (_, e) in &failures {
@@ -769,11 +780,11 @@ impl Relay {
     fn guilty(&self, way: &Way, packs: &[AtHand], end: TrialEnd) -> Option<(PackName, Failure)> {
         let (named, begun, failure) = match end {
             TrialEnd::Refused { pack, code, text } => {
-                (pack, None, Failure { cause: Cause::Content, code, reason: text })
+                (pack, None, Failure { cause: Cause::Content, code, reason: text, unheard: false })
             }
             TrialEnd::Died { pack, how } => {
                 let reason = format!("the process that tried it died: {how}");
-                (None, pack, Failure { cause: Cause::Crash, code: "CRASH".into(), reason })
+                (None, pack, Failure { cause: Cause::Crash, code: "CRASH".into(), reason, unheard: false })
             }
             _ => return None,
         };

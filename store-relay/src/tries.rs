@@ -59,6 +59,9 @@ pub struct Attempts {
     pub last: Timestamp,
     /// Whether it was given up and lies in `error/`.
     pub in_error: bool,
+    /// Whether a source that may have it right was not heard when the last one failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unheard: bool,
     /// Which [`judge`] counted the last one; of records of older builds nobody knows.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub judge: String,
@@ -79,6 +82,8 @@ pub struct Failure {
     pub code: String,
     /// The reason, for people.
     pub reason: String,
+    /// Whether a source that may have the pack right was not heard.
+    pub unheard: bool,
 }
 
 /// Who judges packs here: this build, under these bounds. What one refused another may take.
@@ -108,6 +113,7 @@ pub fn count(
         since: before.map_or(now, |b| b.since),
         last: now,
         in_error: tries >= rules.limit,
+        unheard: failure.unheard,
         judge: judge.to_owned(),
         told: before.is_some_and(|b| b.told),
         etags: before.map(|b| b.etags.clone()).unwrap_or_default(),
@@ -126,13 +132,17 @@ pub fn due_again(attempts: &Attempts, rules: &TryRules) -> Option<Timestamp> {
         // A format that a later build of this program may know.
         Cause::Content if attempts.code == "UNKNOWN_FORMAT" => rules.refetch.0,
         Cause::Content => return None,
+        // Who was away for a moment may have it right.
+        Cause::Hash if attempts.unheard => ever_later(attempts, rules).min(rules.refetch.0),
         Cause::Hash => rules.refetch.0,
-        Cause::Crash => {
-            let doublings = attempts.tries.saturating_sub(rules.limit).min(31);
-            rules.crash_pause.0.saturating_mul(1 << doublings).min(rules.crash_pause_max.0)
-        }
+        Cause::Crash => ever_later(attempts, rules),
     };
     Some(after(attempts.last, wait))
+}
+
+fn ever_later(attempts: &Attempts, rules: &TryRules) -> Duration {
+    let doublings = attempts.tries.saturating_sub(rules.limit).min(31);
+    rules.crash_pause.0.saturating_mul(1 << doublings).min(rules.crash_pause_max.0)
 }
 
 /// Whether a pack with this hash may be used now. What another judge gave up is tried again at once: it may have been too
@@ -155,7 +165,7 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + s).unwrap()
     }
     fn failure(cause: Cause) -> Failure {
-        Failure { cause, code: "X".into(), reason: "because".into() }
+        Failure { cause, code: "X".into(), reason: "because".into(), unheard: false }
     }
     const JUDGE: &str = "1.0.0 abc";
     fn count(
@@ -237,6 +247,11 @@ mod tests {
         let hash = times(Cause::Hash, 5);
         assert!(!usable(Some(&hash), &sha, t(3599), &rules));
         assert!(usable(Some(&hash), &sha, t(3600), &rules));
+        // Sooner, while a source was not heard, and never later than that.
+        for (tries, wait) in [(3, 60), (4, 120), (8, 1920), (9, 3600), (u32::MAX, 3600)] {
+            let unheard = Attempts { tries, unheard: true, ..hash.clone() };
+            assert_eq!(due_again(&unheard, &rules), Some(t(wait)), "{tries}");
+        }
         for (tries, wait) in [(3, 60), (4, 120), (6, 480), (20, 6 * 3600), (u32::MAX, 6 * 3600)] {
             let mut crash = times(Cause::Crash, 3);
             crash.tries = tries;

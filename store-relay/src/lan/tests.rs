@@ -380,7 +380,7 @@ async fn a_pack_that_sources_gave_bent_is_not_told_to_registers_as_given_up() {
     let sha256 = scene.hq.lines["price"].entries[0].sha256;
     let rules = TryRules { limit: 1, ..TryRules::default() };
     for (cause, told) in [(Cause::Hash, 0), (Cause::Content, 1), (Cause::Crash, 1)] {
-        let failure = Failure { cause, code: "X".into(), reason: "because".into() };
+        let failure = Failure { cause, code: "X".into(), reason: "because".into(), unheard: false };
         let attempts = tries::count(None, sha256, failure, hall.clock.now(), &rules, &hall.judge);
         state(&scene.relay).attempts.insert(name.clone(), attempts);
         let faults: Vec<Fault> = serde_json::from_slice(&scene.get("/v1/errors", "").await.body).unwrap();

@@ -200,6 +200,35 @@ async fn a_wrong_hash_is_kept_reported_and_fetched_again_hourly_or_when_it_chang
     assert!(fault_codes(&relay).is_empty());
 }
 
+/// Who has it right is away for as long as the tries of what another gives bent take.
+#[tokio::test]
+async fn a_pack_that_was_given_up_while_a_source_was_away_is_fetched_again_soon() {
+    let (mut hq, _) = two_streams();
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    let (mirror, name) = (tempfile::tempdir().unwrap(), hq.pack("price", 2, Delta));
+    copy_tree(hq.bucket.path(), mirror.path());
+    let copy = mirror.path().join(ObjectName::Pack(name.clone()).to_string());
+    let mut bent = fs::read(&copy).unwrap();
+    bent[20] ^= 1;
+    fs::write(copy, bent).unwrap();
+    let store = Store::enrolled(&[format!("file://{}", mirror.path().display()), hq.url()]);
+    let relay = store.open();
+    let away = hq.bucket.path().with_extension("away");
+    fs::rename(hq.bucket.path(), &away).unwrap();
+    for _ in 0..3 {
+        once(&relay).await;
+    }
+    assert_eq!((rooms_of(&relay, &name), served(&relay, &hq.instance("price"))), (vec!["error"], Some(1)));
+    fs::rename(&away, hq.bucket.path()).unwrap();
+    once(&relay).await;
+    assert_eq!(state(&relay).attempts[&name].tries, 3, "not without a pause");
+    store.clock.advance(HOUR / 60);
+    once(&relay).await;
+    assert_eq!((rooms_of(&relay, &name), served(&relay, &hq.instance("price"))), (vec!["ok"], Some(2)));
+    assert!(fault_codes(&relay).is_empty(), "{:?}", state(&relay).all_faults());
+}
+
 #[tokio::test]
 async fn a_cut_pack_or_a_dead_source_is_no_try() {
     let (mut hq, store) = two_streams();
