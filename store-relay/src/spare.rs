@@ -99,13 +99,13 @@ impl Relay {
             return;
         }
         // 1. The cheapest chain from nothing to what the shadow holds; what is at hand costs nothing.
-        let (mut absent, by_new) = (BTreeSet::new(), Some((Wanted::ByNew, instance)));
+        let (mut absent, mut all_spoke, by_new) = (BTreeSet::new(), true, Some((Wanted::ByNew, instance)));
         let (epoch, packs, digests) = loop {
             if self.is_halted() {
                 return;
             }
             let Some((epoch, way, digests)) = self.chain_from_nothing(instance, supply, &absent) else {
-                absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name));
+                absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name, all_spoke));
                 return;
             };
             match self.gather(instance, &way, supply).await {
@@ -118,6 +118,7 @@ impl Relay {
                         (Some(true), _) => {}
                         // Round what no source has.
                         (None, Missing::Fetch(name, _, errors)) if errors.iter().any(FetchError::is_not_found) => {
+                            all_spoke &= self.all_spoke(&errors);
                             absent.insert(name);
                         }
                         _ => return,

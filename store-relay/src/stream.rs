@@ -38,6 +38,8 @@ const SLOWEST: u64 = 256 << 10;
 const SLOWEST_READ: u64 = 1 << 20;
 /// Bytes of a bad body that are kept to be looked at.
 const EVIDENCE: u64 = 16 << 20;
+/// So many times `tries.missing` is waited for a source that was not heard: it may have what no other has.
+const UNHEARD: u32 = 6;
 /// Turns of one call: packs of one stream that are given up in a row, and heals.
 const TURNS: usize = 32;
 
@@ -300,7 +302,10 @@ impl Relay {
     /// Whether no source has had a listed pack for long.
     fn is_missing(&self, wanted: Wanted, name: &PackName) -> bool {
         let (now, limit) = (self.hall.clock.monotonic(), self.hall.config.tries.missing.0);
-        self.absent().get(&(wanted, name.clone())).is_some_and(|a| now.saturating_sub(a.at) + a.earlier >= limit)
+        self.absent().get(&(wanted, name.clone())).is_some_and(|a| {
+            let limit = if a.all_spoke { limit } else { limit.saturating_mul(UNHEARD) };
+            now.saturating_sub(a.at) + a.earlier >= limit
+        })
     }
 
     /// Reads what earlier processes missed, and for how long: `once` alone never lasts until something is told.
@@ -309,20 +314,25 @@ impl Relay {
         for wanted in [Wanted::Here, Wanted::ByNew] {
             for (name, seen) in self.hall.spool.moments(wanted.kept_as())? {
                 let Ok(name) = name.parse() else { continue };
-                self.absent().insert((wanted, name), Absent { seen, at, earlier: since(now, seen) });
+                // Who was heard then nobody knows; the next look says who is.
+                let absent = Absent { seen, at, earlier: since(now, seen), all_spoke: true };
+                self.absent().insert((wanted, name), absent);
             }
         }
         Ok(())
     }
 
-    /// A source says that it has not got a listed pack, and no other has it. A mirror may lag; after a while it is told.
-    pub(crate) fn note_absent(&self, wanted: Wanted, name: &PackName) {
+    /// A source says that it has not got a listed pack, and no other gave it. A mirror may lag; after a while it is told,
+    /// a longer one where not all spoke.
+    pub(crate) fn note_absent(&self, wanted: Wanted, name: &PackName, all_spoke: bool) {
         let (now, at) = (self.hall.clock.now(), self.hall.clock.monotonic());
         let (is_new, seen) = {
             let mut absent = self.absent();
             let known = absent.contains_key(&(wanted, name.clone()));
-            let new = Absent { seen: now, at, earlier: Duration::ZERO };
-            (!known, absent.entry((wanted, name.clone())).or_insert(new).seen)
+            let new = Absent { seen: now, at, earlier: Duration::ZERO, all_spoke };
+            let noted = absent.entry((wanted, name.clone())).or_insert(new);
+            noted.all_spoke = all_spoke;
+            (!known, noted.seen)
         };
         if is_new && let Err(e) = self.hall.spool.keep_moment(wanted.kept_as(), &name.to_string(), now) {
             tracing::warn!(error = %e, "since when a pack is missing was not written down");
@@ -533,7 +543,7 @@ impl Relay {
                 None if errors.is_empty() => format!("{name}: there is no source"),
                 None => {
                     if errors.iter().any(FetchError::is_not_found) {
-                        self.note_absent(Wanted::Here, &name);
+                        self.note_absent(Wanted::Here, &name, self.all_spoke(&errors));
                     }
                     all_texts(&errors)
                 }
@@ -956,6 +966,8 @@ pub(crate) struct Absent {
     at: Duration,
     /// How long it had been so for the processes before this one.
     earlier: Duration,
+    /// Whether at the last look all sources said what they have.
+    all_spoke: bool,
 }
 
 impl Wanted {

@@ -278,6 +278,37 @@ async fn a_pack_that_no_source_has_is_told_after_a_while_and_gone_round() {
     assert!(fault_codes(&relay).is_empty() && state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
 }
 
+/// A mirror that lags for good, beside a bucket that is down.
+#[tokio::test]
+async fn a_pack_is_not_told_as_missing_while_a_source_that_may_have_it_is_away() {
+    let (mut hq, _) = two_streams();
+    let mirror = tempfile::tempdir().unwrap();
+    let store = Store::enrolled(&[format!("file://{}", mirror.path().display()), hq.url()]);
+    let relay = store.open();
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    copy_tree(hq.bucket.path(), mirror.path());
+    let name = hq.pack("price", 2, Delta);
+    fs::remove_file(mirror.path().join(ObjectName::Pack(name.clone()).to_string())).unwrap();
+    let away = hq.bucket.path().with_extension("away");
+    fs::rename(hq.bucket.path(), &away).unwrap();
+    for minutes in [0, 10, 49] {
+        store.clock.advance(HOUR / 60 * minutes);
+        let round = once(&relay).await;
+        assert_eq!(fault_codes(&relay), ["SOURCE"], "{minutes}");
+        let Outcome::Again(_, why) = &round.streams["price"] else { panic!("{round:?}") };
+        assert!(relay.sources.iter().all(|s| why.contains(s.url())), "{why}");
+    }
+    // One that never comes back must not keep the full away that leads past the gap.
+    store.clock.advance(HOUR / 60);
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["PACK_MISSING", "SOURCE"]);
+    fs::rename(&away, hq.bucket.path()).unwrap();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(2));
+    assert!(fault_codes(&relay).is_empty(), "{:?}", state(&relay).all_faults());
+}
+
 /// Driven by cron: no process lasts for as long as a pack must be missing before it is told.
 #[tokio::test]
 async fn how_long_a_pack_is_missing_outlasts_a_process_and_ends_when_it_is_had() {
