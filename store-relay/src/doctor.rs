@@ -3,10 +3,11 @@
 
 use crate::config::Config;
 use crate::control::{self, Order};
+use crate::shelves::Room;
 use proto::device::{self, Device, DeviceError};
-use proto::fetch::{Small, Source};
+use proto::fetch::{FetchError, FetchErrorKind, Small, Source};
 use proto::ids::DeviceId;
-use proto::layout::ObjectName;
+use proto::layout::{ObjectName, PackName};
 use proto::{owner, shelf};
 use serde::Serialize;
 
@@ -36,6 +37,8 @@ impl std::fmt::Display for Finding {
 
 /// Less room than this is told.
 const ROOM: u64 = 64 << 20;
+/// So many listed packs are looked for.
+const LOOKS: usize = 64;
 
 /// Tries everything. Also whether a relay runs here.
 pub async fn examine(config: &Config) -> anyhow::Result<(bool, Vec<Finding>)> {
@@ -43,10 +46,19 @@ pub async fn examine(config: &Config) -> anyhow::Result<(bool, Vec<Finding>)> {
     let files = Finding::of("files", files(config));
     // Whoever may not write there would only hear that again, and leave files that the service cannot.
     let enrolment = files.well.then(|| Finding::of("enrolment", enrolment(config)));
+    let not_here = if files.well { not_here(config) } else { Vec::new() };
     let mut findings = vec![Finding::of(format!("data directory {}", config.data_dir.display()), room(config)), files];
     findings.extend(enrolment);
-    for source in config.sources()? {
-        findings.push(Finding::of(format!("source {}", source.url()), manifest(config, &source).await));
+    let mut sources = config.sources()?;
+    let mut silent = Vec::new();
+    for source in &sources {
+        let found = Finding::of(format!("source {}", source.url()), manifest(config, source).await);
+        silent.extend((!found.well).then(|| source.url().to_owned()));
+        findings.push(found);
+    }
+    sources.retain(|s| silent.iter().all(|url| url != s.url()));
+    if !sources.is_empty() && !not_here.is_empty() {
+        findings.push(Finding::of("listed packs", packs(&not_here, &sources).await));
     }
     if let Some(hq) = config.hq_source()? {
         let query = [("store", config.store.as_str())];
@@ -94,6 +106,45 @@ async fn manifest(config: &Config, source: &Source) -> Result<String, String> {
     }
 }
 
+/// Packs that the held list names and that are not served yet.
+fn not_here(config: &Config) -> Vec<PackName> {
+    let Ok(device) = Device::open(&config.data_dir, &DeviceId::Relay(config.store.clone()), &config.limits) else {
+        return Vec::new();
+    };
+    let ok = config.data_dir.join(Room::Ok.dir());
+    let listed = device.manifest().into_iter().flat_map(|m| m.instances());
+    let named = listed.flat_map(|(i, e)| e.packs.iter().map(move |p| p.name(&i)));
+    named.filter(|name| !ok.join(ObjectName::Pack(name.clone()).to_string()).is_file()).take(LOOKS).collect()
+}
+
+/// Whether these sources, whose lists can be had, have the packs, too.
+async fn packs(names: &[PackName], sources: &[Source]) -> Result<String, String> {
+    for name in names {
+        if let Err(errors) = is_had(name, sources).await {
+            let gone = if errors.iter().all(FetchError::may_be_absent) {
+                "; it is gone (a bucket that may not be listed says so by 403), and the next publish goes round it"
+            } else {
+                ""
+            };
+            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            return Err(format!("no source gives {name}: {}{gone}", errors.join("; ")));
+        }
+    }
+    Ok(format!("{} that are not served yet may be had", names.len()))
+}
+
+async fn is_had(name: &PackName, sources: &[Source]) -> Result<(), Vec<FetchError>> {
+    let mut errors = Vec::new();
+    for source in sources {
+        // No byte of it is wanted: what is there is "too long".
+        match source.get_small(&name.clone().into(), None, None, 0).await {
+            Err(e) if e.kind != FetchErrorKind::TooLong => errors.push(e),
+            _ => return Ok(()),
+        }
+    }
+    Err(errors)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::disallowed_methods)]
@@ -127,6 +178,29 @@ mod tests {
         let found = found(&store).await;
         assert!(of(&found, "data directory").text.contains("enroll") && !of(&found, "files").well, "{found:?}");
         assert!(!store.data().exists());
+    }
+
+    #[tokio::test]
+    async fn a_listed_pack_that_no_source_gives_is_told() {
+        let mut hq = Hq::new();
+        hq.follow("price", "all");
+        hq.publish("price", &[(1, Some("a"))], crate::kit::Make::Full);
+        hq.publish("price", &[(1, Some("b"))], crate::kit::Make::Delta);
+        hq.sign();
+        let delta = hq.path(&hq.pack("price", 2, proto::layout::PackKind::Delta).into());
+        let good = std::fs::read(&delta).unwrap();
+        std::fs::remove_file(&delta).unwrap();
+        let bucket = hq.unlisted().await;
+        let store = Store::enrolled(&[bucket.url]);
+        let relay = store.open();
+        relay.mirror_once(crate::relay::Pace::Once).await;
+        drop(relay);
+        let told = found(&store).await;
+        let packs = of(&told, "listed packs");
+        assert!(of(&told, "source").well && !packs.well, "{told:?}");
+        assert!(packs.text.contains("0000000002.delta.pack") && packs.text.contains("403"), "{told:?}");
+        std::fs::write(&delta, good).unwrap();
+        assert!(of(&found(&store).await, "listed packs").well);
     }
 
     #[tokio::test]

@@ -10,7 +10,6 @@ use crate::trial::{self, Aim, TrialEnd};
 use crate::tries;
 use proto::chain;
 use proto::clock::since;
-use proto::fetch::FetchError;
 use proto::ids::{Instance, StreamName};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::PackEntry;
@@ -117,7 +116,7 @@ impl Relay {
                         // Round what was given up.
                         (Some(true), _) => {}
                         // Round what no source has.
-                        (None, Missing::Fetch(name, _, errors)) if errors.iter().any(FetchError::is_not_found) => {
+                        (None, Missing::Fetch(name, _, errors)) if errors.iter().any(|e| self.is_lacking(e)) => {
                             all_spoke &= self.all_spoke(&errors);
                             absent.insert(name);
                         }

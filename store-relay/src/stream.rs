@@ -542,7 +542,7 @@ impl Relay {
                 Some(given_up) => return self.after_a_try(stream, &name, given_up, all_texts(&errors), pace),
                 None if errors.is_empty() => format!("{name}: there is no source"),
                 None => {
-                    if errors.iter().any(FetchError::is_not_found) {
+                    if errors.iter().any(|e| self.is_lacking(e)) {
                         self.note_absent(Wanted::Here, &name, self.all_spoke(&errors));
                     }
                     all_texts(&errors)

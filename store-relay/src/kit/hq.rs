@@ -3,6 +3,7 @@
 
 use proto::clock::{Timestamp, after};
 use proto::digest::{RowHasher, Sha256, StateDigest};
+use proto::http::{Body, HttpLimits, Inbound, text};
 use proto::ids::{Audience, Instance, RegisterId, StreamName, TableName, Version};
 use proto::keys::{PublicKey, SecretKey};
 use proto::layout::{ObjectName, PackKind, PackName};
@@ -14,9 +15,13 @@ use proto::trust::{EnrolCode, PublisherKey, RootKeys, Trust, sign_manifest};
 use proto::value::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::future::ready;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 
 pub const NOW: &str = "2026-11-21T12:00:00Z";
 
@@ -271,10 +276,31 @@ impl Hq {
         good
     }
 
+    /// Serves the bucket as S3 does to whom it does not let list it: what is not there is forbidden.
+    pub async fn unlisted(&self) -> Unlisted {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (url, shut) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(AtomicBool::new(false)));
+        let (bucket, is_shut) = (self.bucket.path().to_owned(), Arc::clone(&shut));
+        let answer = move |request: http::Request<Inbound>, _| {
+            let path = bucket.join(request.uri().path().trim_start_matches('/').replace("%40", "@"));
+            let found = (!is_shut.load(Ordering::Relaxed)).then(|| fs::read(path).ok()).flatten();
+            let forbidden = || text(http::StatusCode::FORBIDDEN, "AccessDenied");
+            ready(found.map_or_else(forbidden, |bytes| http::Response::new(Body::from(bytes))))
+        };
+        tokio::spawn(proto::http::serve(listener, HttpLimits::default(), std::future::pending(), answer));
+        Unlisted { url, shut }
+    }
+
     /// What the stream's table must hold, as a digest.
     pub fn digest(&self, stream: &str) -> StateDigest {
         digest(&self.lines[stream].rows)
     }
+}
+
+/// A server of [`Hq::unlisted`]; once it is shut all is forbidden, as to a token that has expired.
+pub struct Unlisted {
+    pub url: String,
+    pub shut: Arc<AtomicBool>,
 }
 
 fn table(stream: &StreamName) -> TableName {

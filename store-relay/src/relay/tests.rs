@@ -278,6 +278,34 @@ async fn a_pack_that_no_source_has_is_told_after_a_while_and_gone_round() {
     assert!(fault_codes(&relay).is_empty() && state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
 }
 
+/// As S3 says it where `s3:ListBucket` is not granted, and the CDN before it.
+#[tokio::test]
+async fn a_pack_that_a_bucket_forbids_is_missing_where_its_lists_are_given() {
+    let (mut hq, _) = two_streams();
+    let bucket = hq.unlisted().await;
+    let store = Store::enrolled(std::slice::from_ref(&bucket.url));
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    fs::remove_file(hq.path(&hq.pack("price", 2, Delta).into())).unwrap();
+    once(&relay).await;
+    assert!(fault_codes(&relay).is_empty(), "a mirror may lag");
+    store.clock.advance(HOUR / 6);
+    bucket.shut.store(true, Ordering::Relaxed);
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["SOURCE"], "who is let in nowhere knows nothing of packs");
+    bucket.shut.store(false, Ordering::Relaxed);
+    once(&relay).await;
+    assert_eq!(fault_codes(&relay), ["PACK_MISSING"]);
+    let many: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a full long"))).collect();
+    hq.publish("price", &many, Make::Both);
+    hq.sign();
+    once(&relay).await;
+    assert_eq!(served(&relay, &hq.instance("price")), Some(3), "by the full");
+    assert!(fault_codes(&relay).is_empty(), "{:?}", state(&relay).all_faults());
+}
+
 /// A mirror that lags for good, beside a bucket that is down.
 #[tokio::test]
 async fn a_pack_is_not_told_as_missing_while_a_source_that_may_have_it_is_away() {
