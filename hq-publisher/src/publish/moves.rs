@@ -336,8 +336,8 @@ impl Run<'_> {
             .filter(|e| whole && matches!(e.outcome, Outcome::Published | Outcome::Unchanged) && !e.tables.is_empty());
         let after = match staged {
             Some(entry) => entry.tables.iter().map(|(name, t)| (name.clone(), t.after)).collect(),
-            // One that has no version is not followed.
-            None if !self.heads.contains_key(to) => return Ok(Vec::new()),
+            // One that has no version, or one of long ago, is not followed.
+            None if !self.is_out(to, report) => return Ok(Vec::new()),
             None => self.published_rows(to).await?,
         };
         let lost = |(name, before): (&TableName, &u64)| {
@@ -347,6 +347,12 @@ impl Run<'_> {
             Some(lost.to_string())
         };
         Ok(self.published_rows(from).await?.iter().filter_map(lost).collect())
+    }
+
+    /// Whether what is published of an instance is kept up to date, or this run looked at its rows.
+    fn is_out(&self, instance: &Instance, report: &PublishReport) -> bool {
+        let is_fresh = self.heads.get(instance).is_some_and(|head| !head.retired);
+        is_fresh || report.instances.get(instance).is_some_and(InstanceReport::is_well)
     }
 
     /// How many rows of each table are published.
@@ -392,13 +398,9 @@ impl Run<'_> {
 
     /// Notes which stores go over: what the guard lets pass may be a letter wrong nevertheless.
     pub(super) fn note_moves(&self, report: &mut PublishReport) {
-        let is_out = |i: &Instance| {
-            let is_fresh = self.heads.get(i).is_some_and(|head| !head.retired);
-            is_fresh || report.instances.get(i).is_some_and(InstanceReport::is_well)
-        };
         let note = |m: &Move| {
             let to = m.to.as_ref()?;
-            let when = if is_out(to) { "" } else { ", once that is published" };
+            let when = if self.is_out(to, report) { "" } else { ", once that is published" };
             Some(format!("store {}: {} → {to}{when}", m.store, m.from))
         };
         let mut notes: Vec<String> =

@@ -278,7 +278,8 @@ impl Run<'_> {
         Ok(None)
     }
 
-    /// With an inbox: whether there is nothing to read at all, or not yet all that a first version needs.
+    /// With an inbox: whether there is nothing to read at all, or not yet all that a first version needs, or one of what no
+    /// store followed for a while: it would have rows of long ago.
     fn may_rest(
         &self,
         task: &Task<'_>,
@@ -292,7 +293,7 @@ impl Run<'_> {
         let tables = task.stream.contract.tables.iter().map(|t| &t.name);
         let lacking = tables.filter(|t| came.is_none_or(|came| !came.contains_key(*t)));
         let lacking: Vec<&str> = lacking.map(TableName::as_str).collect();
-        if head.is_none() && !lacking.is_empty() && !all.doubles.contains_key(task.instance) {
+        if head.is_none_or(|h| h.retired) && !lacking.is_empty() && !all.doubles.contains_key(task.instance) {
             (report.outcome, report.rested) = (Outcome::Waiting, true);
             report.reason = match drops.is_empty() {
                 true => "no drop has come for it yet".into(),
@@ -308,10 +309,9 @@ impl Run<'_> {
             return false;
         }
         let same = self.contract_is_known(task.instance, head, &task.stream.contract);
-        // A retired one wants drops: stores would follow rows of long ago.
         let is_stuck = self.reported.get(task.instance).is_some_and(|r| r.is_stuck);
         let is_wanted = self.options.full || self.lacked.contains(task.instance) || is_stuck;
-        report.rested = head.is_none_or(|h| same && !h.retired && !is_wanted && h.epoch == self.epoch);
+        report.rested = head.is_none_or(|h| same && !is_wanted && h.epoch == self.epoch);
         report.rested
     }
 
