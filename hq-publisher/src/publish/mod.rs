@@ -50,7 +50,7 @@ use proto::ids::{Audience, Instance, StoreId, StreamName, Version, Zone};
 use proto::replica::Replica;
 use proto::shelf;
 use report::{InstanceReport, Outcome};
-use stage::{Ready, Refusal, Stop, Task};
+use stage::{Ready, Stop, Task};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -61,6 +61,9 @@ use waits::Waits;
 /// Transactions on published replicas that are kept open until the signature. Beyond them a
 /// replica is rolled back and applied once more after it.
 const OPEN_REPLICAS: usize = 64;
+
+/// The refusal of a store without a zone, of a stream whose queries ask for that.
+const NO_ZONE: &str = "NO_ZONE";
 
 /// A run that has lasted longer hangs, and somebody should look.
 const LONG_RUN: Duration = Duration::from_secs(3600);
@@ -438,7 +441,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// All audiences of one stream. If one is refused, none is published.
+    /// All audiences of one stream. If one is refused, none is published; but a store without a zone, whose rows are not even
+    /// asked for, says nothing of those of others.
     #[allow(clippy::too_many_arguments, reason = "the spine's loop, cut in two")]
     async fn stage_stream(
         &self,
@@ -462,7 +466,7 @@ impl Run<'_> {
                 Ok(None) => {}
                 Err(Stop::Fatal(e)) => return Err(e),
                 Err(Stop::Refused(refusal)) => {
-                    refused = true;
+                    refused |= refusal.code != NO_ZONE;
                     self.refuse(&instance, *refusal, feed, &mut entry);
                 }
             }
@@ -508,12 +512,7 @@ impl Run<'_> {
         let asks_zone = stream.queries.values().any(|q| q.asks(crate::source_db::query::Param::Zone));
         if zone.is_none() && asks_zone && matches!(instance.audience, Audience::Store(_)) {
             let text = format!("{} has no zone, and the stream's queries ask for :zone", instance.audience);
-            return Err(Stop::Refused(Box::new(Refusal {
-                code: "NO_ZONE",
-                text,
-                faults: Default::default(),
-                reject: Vec::new(),
-            })));
+            return Err(stage::refused(NO_ZONE, text));
         }
         Box::pin(self.stage(&task, feed, entry)).await
     }

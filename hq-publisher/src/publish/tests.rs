@@ -2216,6 +2216,33 @@ async fn a_store_that_lost_its_zone_keeps_what_it_has_and_is_mailed() {
     w.all_is_well();
 }
 
+/// By a stream that is made by store and asks for the zone: the store before it is not unstaged, that after it not only tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_without_a_zone_that_is_asked_for_keeps_what_it_has_and_stops_no_other() {
+    let w = World::with(&CONFIG.replace("audience = \"zone\"", "audience = \"store\"")).await;
+    w.sql("INSERT INTO store VALUES ('0423', 'east', NULL)");
+    assert_eq!(w.publish().await.exit_code(), 0);
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails = async || ledger.unsent_mails().await.unwrap().len();
+    let version = |store: &str| w.manifest(store).unwrap().streams["price"].version.get();
+    w.sql("UPDATE store SET zone = NULL WHERE id = '0422'");
+    for n in 2..4 {
+        w.sql("UPDATE price SET cents = cents + 1 WHERE sku = 'sku1'");
+        let r = w.publish().await;
+        assert_eq!(r.exit_code(), 3, "{:?}", r.lines());
+        for other in ["0421", "0423"] {
+            assert_eq!(outcome(&r, &format!("price@store-{other}")), Outcome::Published, "{:?}", r.lines());
+            assert_eq!(version(other), n);
+        }
+        let refused = &r.instances[&"price@store-0422".parse().unwrap()];
+        assert_eq!((refused.outcome, refused.code), (Outcome::Refused, Some("NO_ZONE")), "{:?}", r.lines());
+        assert_eq!((version("0422"), mails().await), (1, 1), "it keeps what it has, and is mailed once");
+    }
+    w.sql("UPDATE store SET zone = 'west' WHERE id = '0422'");
+    assert_eq!((w.publish().await.exit_code(), version("0422"), mails().await), (0, 2, 2));
+    w.all_is_well();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_the_settings_lost_stays_listed_until_it_may_go() {
     let mut w = World::new().await;
