@@ -226,6 +226,7 @@ impl Tools<'_> {
             behind: BTreeSet::new(),
             lacked: BTreeSet::new(),
             splits: BTreeMap::new(),
+            awaited: BTreeSet::new(),
             waits: Waits::default(),
             scratch_dir: scratch,
             packs_dir: packs,
@@ -265,6 +266,8 @@ struct Run<'a> {
     lacked: BTreeSet<Instance>,
     /// Streams that take over tables of one that the settings lost, while its other tables are nobody's: why not.
     splits: BTreeMap<StreamName, String>,
+    /// With an inbox: what stores that have devices are to follow.
+    awaited: BTreeSet<Instance>,
     /// Drops that wait for others.
     waits: Waits,
     scratch_dir: PathBuf,
@@ -304,6 +307,7 @@ impl Run<'_> {
         let stores = self.stores(contracts, &mut feed, &mut report).await?;
         if let Feed::Inbox(drops) = &mut feed {
             report.notes.extend(drops.check(contracts, &stores));
+            self.awaited = self.awaited(contracts, &stores).await?;
         }
         self.signer.drop_moved(self.ledger).await?;
         self.splits = self.find_splits(contracts);

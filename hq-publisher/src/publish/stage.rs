@@ -300,7 +300,10 @@ impl Run<'_> {
                 false => format!("no drop has come for table {} yet; what came for others stays", lacking.join(", ")),
             };
             let (now, longest) = (self.clock.now(), self.config.source.wait.0);
-            if !drops.is_empty() && self.waits.is_late(task.instance, &report.reason, now, longest) {
+            // Who has nothing of a stream that others have is behind in nothing, and looks well.
+            let is_in_use = self.heads.keys().any(|i| i.stream == task.instance.stream);
+            let is_missed = is_in_use && self.awaited.contains(task.instance);
+            if (is_missed || !drops.is_empty()) && self.waits.is_late(task.instance, &report.reason, now, longest) {
                 self.problem(format!("{}: {}", task.instance, report.reason));
             }
             return true;

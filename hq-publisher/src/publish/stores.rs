@@ -10,10 +10,11 @@ use crate::guard;
 use crate::inbox::{self, Blame, Drop};
 use crate::ledger::StoreRow as Known;
 use crate::mail;
+use crate::manifests;
 use crate::some::some;
 use crate::source::{self, StoreRow};
 use crate::source_db::SourceError;
-use proto::ids::{DeviceId, StoreId};
+use proto::ids::{DeviceId, Instance, StoreId};
 use proto::shelf;
 use std::collections::BTreeSet;
 
@@ -103,6 +104,18 @@ impl Run<'_> {
             mail::publish_unlisted(self.ledger, self.clock, &gone).await?;
         }
         Ok(())
+    }
+
+    /// What stores that have devices are to follow.
+    pub(super) async fn awaited(
+        &self,
+        contracts: &Contracts,
+        stores: &[StoreRow],
+    ) -> Result<BTreeSet<Instance>, PublishError> {
+        let enrolled = self.ledger.enrolled().await?;
+        let alive: BTreeSet<&StoreId> = enrolled.iter().map(DeviceId::store).collect();
+        let follows = |s| contracts.streams.iter().filter_map(move |c| manifests::followed(&c.name, c.audience, s));
+        Ok(stores.iter().filter(|s| alive.contains(&s.id)).flat_map(follows).collect())
     }
 
     async fn dropped_stores(

@@ -1624,6 +1624,38 @@ async fn a_new_zone_of_which_not_all_drops_came_waits_and_others_go_on() {
     assert_eq!((told(&waits, &all), told(&recovered, &all)), (1, 1), "{all:?}");
 }
 
+/// An exporter that goes by another list, or a letter wrong in `stores.csv`: its registers have no prices, and look well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zone_of_which_no_drop_comes_is_mailed_where_devices_wait_for_it() {
+    let w = inbox_world().await;
+    w.publish().await;
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n0423,north\n");
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails =
+        async || -> Vec<String> { ledger.unsent_mails().await.unwrap().into_iter().map(|m| m.subject).collect() };
+    let an_hour_on = async || {
+        w.clock.advance(Duration::from_secs(3600));
+        w.publish().await
+    };
+    let waits = "[Tillcast] price@zone-north waits for drops".to_owned();
+    for (has_devices, codes) in [(false, &[0, 0][..]), (true, &[0, 3, 3])] {
+        if has_devices {
+            let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+            desk.enroll(&"0423".parse().unwrap()).await.unwrap();
+        }
+        for code in codes {
+            let r = an_hour_on().await;
+            assert_eq!((r.exit_code(), outcome(&r, "price@zone-north")), (*code, Outcome::Waiting), "{:?}", r.lines());
+            assert_eq!(mails().await, if *code == 0 { vec![] } else { vec![waits.clone()] });
+        }
+    }
+    drop_file(&w, "price.zone-north.price.csv", "sku,cents\na,100\n");
+    drop_file(&w, "price.zone-north.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-north")), (0, Outcome::Published), "{:?}", r.lines());
+    assert_eq!(mails().await, [waits, "[Tillcast] Recovered: price@zone-north waits for drops".into()]);
+}
+
 /// What is left of its last time is as old as that: it is neither sold by nor compared with.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_zone_that_comes_back_waits_for_its_drops_and_others_go_on() {
