@@ -1,6 +1,7 @@
 //! Objects carried by hand: `export` writes a store's, `receipt` reads back what its relay answered.
 //!
-//! An export is complete or fails: packs and trust files first, the manifest last.
+//! An export is complete or fails: packs and trust files first, the manifest last. What the bucket lost and a newer full
+//! goes round is not needed.
 
 use crate::bucket::{BucketError, Buckets};
 use crate::fleet::DeviceView;
@@ -10,7 +11,7 @@ use proto::digest::{Sha256, Sha256Stream};
 use proto::dsse;
 use proto::failpoint;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
-use proto::layout::ObjectName;
+use proto::layout::{ObjectName, PackKind};
 use proto::limits::Limits;
 use proto::manifest::{Manifest, PackEntry};
 use proto::shelf::{self, ShelfError};
@@ -63,6 +64,8 @@ pub struct Exported {
     pub bytes: u64,
     /// Packs that were there before.
     pub kept: usize,
+    /// Packs that the bucket does not hold as they were put, and that a full in the folder goes round.
+    pub left_out: usize,
 }
 
 /// Writes a store's objects into a folder; `step` hears of each pack: done, of how many.
@@ -78,20 +81,36 @@ pub async fn export(
     let (serial, envelope) = (last.serial, last.envelope);
     let manifest: Manifest = dsse::peek(envelope.as_bytes(), limits.manifest_bytes)
         .map_err(|e| CarryError::BadManifest(store.clone(), e.to_string()))?;
-    let packs: Vec<(Instance, PackEntry)> =
-        manifest.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| (i.clone(), p.clone()))).collect();
+    let mut packs: Vec<(Instance, PackEntry, bool)> = Vec::new();
+    for (instance, entry) in manifest.instances() {
+        let full = entry.packs.iter().rfind(|p| p.kind == PackKind::Full);
+        let is_needless = |p: &PackEntry| full.is_some_and(|full| p != full && p.version <= full.version);
+        packs.extend(entry.packs.iter().map(|p| (instance.clone(), p.clone(), is_needless(p))));
+    }
+    // The fulls that go round others are there before these.
+    packs.sort_by_key(|(.., is_needless)| *is_needless);
     let mut done = Exported {
         store: store.clone(),
         serial,
         expires_at: manifest.expires_at,
-        packs: packs.len(),
+        packs: 0,
         bytes: 0,
         kept: 0,
+        left_out: 0,
     };
-    for (n, (instance, entry)) in packs.iter().enumerate() {
+    for (n, (instance, entry, is_needless)) in packs.iter().enumerate() {
         step(n, packs.len());
+        let was_copied = match export_pack(buckets, instance, entry, dir).await {
+            Err(e @ CarryError::BadPack { .. }) if *is_needless => {
+                tracing::warn!("{e}; it is left out, for a newer full goes round it");
+                done.left_out += 1;
+                continue;
+            }
+            other => other?,
+        };
+        done.packs += 1;
         done.bytes += entry.bytes;
-        done.kept += usize::from(!export_pack(buckets, instance, entry, dir).await?);
+        done.kept += usize::from(!was_copied);
     }
     step(packs.len(), packs.len());
     let trust = ledger.trust().await?;

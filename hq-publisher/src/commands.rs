@@ -303,6 +303,12 @@ impl Shop<'_> {
                 dir.display(),
                 done.kept
             ));
+            if done.left_out > 0 {
+                print_line(format_args!(
+                    "{} older packs are missing in the bucket or bent there, and left out: newer fulls go round them",
+                    done.left_out
+                ));
+            }
         }
         Ok(Exit::Done)
     }

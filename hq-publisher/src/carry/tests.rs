@@ -143,6 +143,40 @@ async fn an_export_is_the_bucket_as_the_store_sees_it() {
     assert!(!w.objects("other").iter().any(|n| n.ends_with("manifest.json")), "no manifest without its packs");
 }
 
+/// A pack that is lost stays listed until the second full after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_goes_without_a_lost_pack_that_a_full_goes_round() {
+    let w = World::new().await;
+    let pack = |name: &str| format!("packs/price@zone-east/{name}.pack");
+    let lose = |name: &str| fs::remove_file(w.dir.path().join("objects").join(pack(name))).unwrap();
+    w.change("UPDATE price SET price_cents = 101 WHERE sku = 'a'");
+    let clock: Arc<dyn Clock> = w.clock.clone();
+    let full = PublishOptions { full: true, ..PublishOptions::default() };
+    let report = publish::run(&w.config, &full, &clock, &Quiet, &Quiet).await.unwrap();
+    assert_eq!(report.exit_code(), 0, "{report:?}");
+    w.change("UPDATE price SET price_cents = 102 WHERE sku = 'a'");
+    w.publish().await;
+    let whole = w.export("whole").await.unwrap();
+    lose("0000000001.full");
+    fs::write(w.dir.path().join("objects").join(pack("0000000002.delta")), "x").unwrap();
+    assert!(w.verify().await.is_right());
+    let done = w.export("stick").await.unwrap();
+    assert_eq!((whole.left_out, done.left_out, done.packs), (0, 2, whole.packs - 2));
+    let wanted: Vec<String> = w
+        .objects("whole")
+        .into_iter()
+        .filter(|n| ![pack("0000000001.full"), pack("0000000002.delta")].contains(n))
+        .collect();
+    assert_eq!(w.objects("stick"), wanted);
+    // What leads on from the full is needed, and that itself.
+    for lost in ["0000000003.delta", "0000000002.full"] {
+        lose(lost);
+        let e = w.export(lost).await.unwrap_err().to_string();
+        assert!(e.contains(lost) && e.contains("verify"), "{e}");
+        assert!(!w.objects(lost).iter().any(|n| n.ends_with("manifest.json")), "no manifest without its packs");
+    }
+}
+
 /// A text that is no number, cast to one, is 0.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_contract_takes_no_price_of_zero() {
