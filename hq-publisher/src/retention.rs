@@ -4,6 +4,10 @@ use crate::ledger::PublishedPack;
 use proto::clock::{Timestamp, after};
 use std::time::Duration;
 
+/// How long a version whose packs are gone is known by its digests after the next one came: a device that holds it may be
+/// heard again. No older word of a device counts.
+pub const REMEMBERED: Duration = Duration::from_secs(400 * 86_400);
+
 /// How long packs are kept that no manifest lists any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {

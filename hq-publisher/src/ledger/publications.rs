@@ -455,7 +455,8 @@ impl Ledger {
     /// Every pack of an instance that was signed and not deleted, by (version, kind): for retention.
     pub async fn published(&self, instance: &Instance) -> Result<Vec<PublishedPack>, LedgerError> {
         let rows = sqlx::query(
-            "SELECT packs, signed_s FROM publication WHERE instance = $1 AND state IN ('signed', 'done') ORDER BY version",
+            "SELECT packs, signed_s FROM publication WHERE instance = $1 AND state IN ('signed', 'done') AND packs <> '[]' \
+             ORDER BY version",
         )
         .bind(instance.to_string())
         .fetch_all(self.pool())
@@ -512,6 +513,22 @@ impl Ledger {
             break;
         }
         w.note_deletion(pack).await?;
+        w.commit().await
+    }
+
+    /// Forgets the versions of an instance that another one replaced before this time, of which no pack is left; numbers
+    /// given up below that go with them. The one that replaced them stays, and with it what [`Ledger::max_version`] says.
+    pub async fn forget_replaced(&self, token: Token, i: &Instance, before: Timestamp) -> Result<(), LedgerError> {
+        let mut w = self.write().await?;
+        w.check_lease(token).await?;
+        sqlx::query(
+            "DELETE FROM publication WHERE instance = $1 AND (state = 'abandoned' OR state = 'done' AND packs = '[]') \
+             AND version < (SELECT MAX(version) FROM publication WHERE instance = $1 AND signed_s < $2)",
+        )
+        .bind(i.to_string())
+        .bind(seconds(before))
+        .execute(&mut **w)
+        .await?;
         w.commit().await
     }
 }

@@ -332,6 +332,71 @@ async fn manifests_list_two_fulls_and_what_follows_and_retention_knows_the_rest(
     .await;
 }
 
+/// A row a version for ever would be read by each publish. What a device may hold, or a pack is left of, stays; no number
+/// comes again.
+#[tokio::test]
+async fn versions_that_were_replaced_long_ago_are_forgotten() {
+    on_each_database(async |l| {
+        let token = lease(&l, t(0)).await;
+        use PackKind::{Delta, Full};
+        for n in 1..=9 {
+            let kinds: &[PackKind] = match n {
+                1 => &[Full],
+                5 | 7 => &[Full, Delta],
+                _ => &[Delta],
+            };
+            let staged = pack_one(&l, token, n, kinds).await.unwrap();
+            if [3, 9].contains(&n) {
+                l.abandon(token, &price(), v(n)).await.unwrap();
+                continue;
+            }
+            l.sign(Some(token), of(&[staged]), Which::All, 9, t(i64::try_from(n).unwrap()), &mut maker).await.unwrap();
+            l.done(token, &price(), v(n)).await.unwrap();
+        }
+        let there = async || {
+            let mut there = Vec::new();
+            for n in 1..=9 {
+                there.extend(l.publication(&price(), v(n)).await.unwrap().map(|p| p.version.get()));
+            }
+            there
+        };
+        let head = l.head(&price()).await.unwrap().unwrap();
+        l.forget_replaced(token, &price(), t(100)).await.unwrap();
+        assert_eq!(there().await, [1, 2, 4, 5, 6, 7, 8, 9], "their packs are there; 3 was given up");
+        for (version, kind) in [(1, Full), (2, Delta), (4, Delta), (5, Full), (5, Delta)] {
+            l.forget_pack(token, &PackName { instance: price(), version: v(version), kind }).await.unwrap();
+        }
+        let published = l.published(&price()).await.unwrap();
+        assert_eq!(published.iter().map(|p| p.entry.version.get()).collect::<Vec<_>>(), [6, 7, 7, 8]);
+        // Each is known until the time is over at which the next one was signed.
+        for (before, left) in [
+            (1, &[1, 2, 4, 5, 6, 7, 8, 9][..]),
+            (5, &[4, 5, 6, 7, 8, 9]),
+            (6, &[5, 6, 7, 8, 9]),
+            (7, &[6, 7, 8, 9]),
+            (1000, &[6, 7, 8, 9]),
+        ] {
+            l.forget_replaced(token, &price(), t(before)).await.unwrap();
+            assert_eq!(there().await, left, "{before}");
+            assert_eq!(l.published(&price()).await.unwrap(), published);
+            assert_eq!(l.max_version(&price()).await.unwrap(), Some(v(9)));
+        }
+        assert_eq!(l.head(&price()).await.unwrap().unwrap(), head);
+        assert!(matches!(pack_one(&l, token, 9, &[Full]).await, Err(LedgerError::VersionTaken { .. })));
+        pack_one(&l, token, 10, &[Full]).await.unwrap();
+        // Nor do all of an instance go that has no pack.
+        for (version, kind) in [(6, Delta), (7, Full), (7, Delta), (8, Delta)] {
+            l.forget_pack(token, &PackName { instance: price(), version: v(version), kind }).await.unwrap();
+        }
+        l.forget_replaced(token, &price(), t(1000)).await.unwrap();
+        assert_eq!((there().await, l.max_version(&price()).await.unwrap()), (vec![8, 9], Some(v(10))));
+        assert!(matches!(l.acquire("other", t(1000), TTL).await.unwrap(), Acquired::Lease(_)));
+        let late = l.forget_replaced(token, &price(), t(1000)).await;
+        assert!(matches!(late, Err(LedgerError::LeaseLost)));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn contracts_are_numbered_by_change_and_never_rewritten() {
     on_each_database(async |l| {

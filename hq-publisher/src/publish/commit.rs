@@ -9,6 +9,7 @@ use crate::mail;
 use crate::manifests::{self, Followed, ManifestsError, Moves, put_unfinished};
 use crate::rebuild;
 use crate::retention::{self, Keep};
+use proto::clock::before;
 use proto::failpoint;
 use proto::ids::{Instance, StoreId};
 use proto::layout::ObjectName;
@@ -190,6 +191,9 @@ impl Run<'_> {
         }
         for name in &gone {
             self.step(Step::ForgetPack(name.clone()), self.ledger.forget_pack(token, name)).await?;
+        }
+        if !gone.is_empty() {
+            self.ledger.forget_replaced(token, instance, before(self.clock.now(), retention::REMEMBERED)).await?;
         }
         Ok(gone.len())
     }

@@ -1339,6 +1339,19 @@ async fn fulls_come_when_they_are_due_and_old_packs_go() {
     assert_eq!(kinds, [3, 2, 2, 9, 2, 2, 9, 2], "full, d, d, d+full, d, d, d+full, d");
     assert!(!w.exists("objects/packs/catalog@all/0000000001.full.pack"), "two fulls later it is nobody's");
     assert!(w.exists("objects/packs/catalog@all/0000000004.full.pack"));
+    // More than a year later what a device might hold is known, and nothing else.
+    let ledger = Connection::open(w.dir.path().join("state/fleet.db")).unwrap();
+    let known =
+        || rows(&ledger, "SELECT '' || version FROM publication WHERE instance = 'catalog@all' ORDER BY version");
+    assert_eq!(known(), ["1", "2", "3", "4", "5", "6", "7", "8"]);
+    ledger.execute("UPDATE publication SET signed_s = signed_s - 401 * 86400", []).unwrap();
+    for n in 8..11 {
+        w.sql(&format!("UPDATE item SET name = 'v{n}' WHERE sku = 'sku1'"));
+        w.clock.advance(Duration::from_secs(5));
+        assert_eq!(w.publish().await.exit_code(), 0);
+    }
+    assert_eq!(known(), ["7", "8", "9", "10", "11"]);
+    w.all_is_well();
 }
 
 const INBOX: &str = r#"
