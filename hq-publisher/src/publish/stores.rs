@@ -36,8 +36,14 @@ impl Run<'_> {
                     Ok(told)
                 });
                 match told {
-                    // One store's mistake keeps no price from the others, nor does a list that is just being made.
-                    Err(e @ (SourceError::Stores(_) | SourceError::Unseen { .. })) if !known.is_empty() => {
+                    // One store's mistake keeps no price from the others, nor does a list that is just being made, or
+                    // cannot be read: what else cannot be read the tables' own queries tell.
+                    Err(
+                        e @ (SourceError::Stores(_)
+                        | SourceError::Unseen { .. }
+                        | SourceError::Query { .. }
+                        | SourceError::Columns { .. }),
+                    ) if !known.is_empty() => {
                         let text = format!("the list of stores in the source is not taken: {e}");
                         self.problem(text.clone());
                         self.mail_unread(&text).await?;

@@ -599,6 +599,36 @@ async fn one_bad_store_of_a_database_leaves_the_known_list_and_stops_no_price() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_stores_that_cannot_be_read_leaves_the_known_one_and_stops_no_price() {
+    let w = World::with(&CONFIG.replace("SELECT id, zone, region FROM store", "SELECT * FROM store")).await;
+    let renamed = ["ALTER TABLE store RENAME TO shop", "ALTER TABLE shop RENAME TO store"];
+    w.sql(renamed[0]);
+    // Nobody is known yet.
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert!(matches!(e, PublishError::Source(crate::source_db::SourceError::Query { .. })), "{e}");
+    w.sql(renamed[1]);
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let mails = async || ledger.unsent_mails().await.unwrap().len();
+    let of_columns = ["ALTER TABLE store RENAME COLUMN id TO number", "ALTER TABLE store RENAME COLUMN number TO id"];
+    for [broken, mended] in [renamed, of_columns] {
+        let before = mails().await;
+        w.sql(broken);
+        for _ in 0..2 {
+            w.sql("UPDATE price SET cents = cents + 1 WHERE sku = 'sku3'");
+            let r = w.publish().await;
+            assert_eq!((r.exit_code(), r.stores), (3, 2), "{broken}: {:?}", r.lines());
+            assert_eq!(outcome(&r, "price@zone-east"), Outcome::Published, "{broken}: {:?}", r.lines());
+            assert!(r.problems[0].contains("stores.query"), "{:?}", r.problems);
+            assert_eq!(mails().await, before + 1, "it is mailed once");
+        }
+        w.sql(mended);
+        assert_eq!((w.publish().await.exit_code(), mails().await), (0, before + 2));
+    }
+    w.all_is_well();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn few_rows_that_repeat_themselves_are_published() {
     let w = World::with(&CONFIG.replace("SELECT sku, name, plu FROM item", "SELECT sku, name, NULL AS plu FROM item"))
         .await;
