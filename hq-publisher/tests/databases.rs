@@ -295,6 +295,24 @@ async fn a_run_reads_one_snapshot_and_survives_a_broken_query() {
     }
 }
 
+/// The first zone's packs are made for minutes, while its session waits to be asked for the second one's rows.
+#[tokio::test]
+async fn a_servers_limits_for_idle_sessions_end_no_snapshot() {
+    let (postgres, maria) = (Postgres::start(), MariaDb::start());
+    postgres.sql("src", "ALTER DATABASE src SET idle_in_transaction_session_timeout = '1h'");
+    maria.sql("src", "SET GLOBAL wait_timeout = 3600");
+    for (url, dialect, asked, want) in [
+        (postgres.url("src"), Dialect::Postgres, "current_setting('idle_in_transaction_session_timeout')", "1 | \"0\""),
+        (maria.url("src"), Dialect::MySql, "CAST(@@wait_timeout AS CHAR)", "1 | \"28800\""),
+    ] {
+        let mut db = open(&url).await;
+        // A query that fails goes back to the beginning, and not before that.
+        read(&mut db, dialect, &table(&[("v", "TEXT")]), "SELECT 1 AS id, nothing AS v").await.unwrap_err();
+        each(&mut db, dialect, &[(asked, "TEXT", want)]).await;
+        db.close().await;
+    }
+}
+
 /// A snapshot older than a TRUNCATE sees the table empty: of a left join that would be prices that never were.
 #[tokio::test]
 async fn a_table_truncated_under_the_snapshot_is_refused_until_the_next_run() {

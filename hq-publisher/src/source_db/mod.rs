@@ -220,8 +220,11 @@ impl Database {
                     PgConnectOptions::from_str(&url).map_err(bad)?.disable_statement_logging().connect(),
                 )
                 .await?;
+                // Between two reads packs are made: a limit for idle transactions would end the snapshot there, at each
+                // run alike.
                 let begin = format!(
-                    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL TimeZone = '{}'; SELECT 1; SAVEPOINT tillcast",
+                    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL TimeZone = '{}'; \
+                     SET LOCAL idle_in_transaction_session_timeout = 0; SELECT 1; SAVEPOINT tillcast",
                     session.zone.name()
                 );
                 in_time(limit, conn.execute(sqlx::raw_sql(AssertSqlSafe(begin)))).await?;
@@ -244,6 +247,8 @@ impl Database {
                 let zone = format!("SET SESSION time_zone = '{}'", times::offset_text(session.offset));
                 for begin in [
                     &zone,
+                    // As above: its default, where the server's own is lower.
+                    "SET SESSION wait_timeout = GREATEST(@@wait_timeout, 28800)",
                     "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
                     "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
                 ] {
