@@ -4,6 +4,7 @@
 //! never believe an unsigned word but the age of a beat that a relay passes on. The ledger is written
 //! before the answer is given: if the power goes, an answered beat is there.
 
+use crate::config::AlertsConfig;
 use crate::fleet::{self, DeviceView, Published, in_lines};
 use crate::ledger::{BeatOutcome, BeatRow, Complaint, DeviceRow, Ledger, LedgerError, Serials};
 use proto::clock::{Clock, Timestamp, before, since};
@@ -35,6 +36,8 @@ pub struct Intake {
     limits: Limits,
     /// A silence as long as this makes a relay's next beat a return.
     store_silent: Duration,
+    /// A register that was silent for so long was away.
+    register_silent: Duration,
     state: Mutex<State>,
     /// Beats to be recorded.
     waiting: Mutex<Vec<Waiting>>,
@@ -161,6 +164,19 @@ impl Heard {
     fn silent_for(&self, now: Duration) -> Duration {
         now.saturating_sub(self.at) + self.age
     }
+
+    /// Heard again, as it was `age` ago. While it was away it could get nothing: a silence as long as `away` is none of the
+    /// time in which it did not.
+    fn hear_again(&mut self, at: Duration, age: Duration, away: Duration) {
+        let silence = self.silent_for(at);
+        if silence >= away {
+            let (gap, heard) = (silence.saturating_sub(age), at.saturating_sub(age));
+            for since in self.stuck.iter_mut().chain(self.late.values_mut()) {
+                *since = (*since + gap).min(heard).max(*since);
+            }
+        }
+        (self.at, self.age) = (at, age);
+    }
 }
 
 impl Intake {
@@ -169,11 +185,13 @@ impl Intake {
         ledger: Ledger,
         clock: Arc<dyn Clock>,
         limits: Limits,
-        store_silent: Duration,
+        alerts: &AlertsConfig,
     ) -> Result<Intake, LedgerError> {
         let state = State { started: clock.monotonic(), ..State::default() };
         let (waiting, writing) = (Mutex::default(), tokio::sync::Mutex::default());
-        let intake = Intake { ledger, clock, limits, store_silent, state: Mutex::new(state), waiting, writing };
+        let (store_silent, register_silent) = (alerts.store_silent.0, alerts.register_silent.0);
+        let state = Mutex::new(state);
+        let intake = Intake { ledger, clock, limits, store_silent, register_silent, state, waiting, writing };
         intake.read_ledger().await?;
         Ok(intake)
     }
@@ -181,6 +199,14 @@ impl Intake {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         // A panic while it was held left numbers behind, nothing half-moved.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a device may be silent.
+    fn away(&self, id: &DeviceId) -> Duration {
+        match id {
+            DeviceId::Relay(_) => self.store_silent,
+            DeviceId::Register(_) => self.register_silent,
+        }
     }
 
     /// Takes over the beats that other `serve` processes recorded.
@@ -211,9 +237,12 @@ impl Intake {
     /// Notes a beat that was heard `age` ago.
     fn hear(&self, state: &mut State, id: DeviceId, seq: u64, beat: Arc<Heartbeat>, at: Duration, age: Duration) {
         let of_store = state.heard.0.entry(id.store().clone()).or_default();
-        let last = of_store.remove(&id);
+        let mut last = of_store.remove(&id);
         let returns = last.as_ref().is_some_and(|h| h.silent_for(at) >= self.store_silent) && age < self.store_silent;
         let back = if returns { Some(at) } else { last.as_ref().and_then(|h| h.back) };
+        if let Some(h) = &mut last {
+            h.hear_again(at, age, self.away(&id));
+        }
         let serial = beat.serial.unwrap_or(0);
         let stuck = last.as_ref().filter(|h| h.serial >= serial).and_then(|h| h.stuck);
         let late = late(&beat, last.as_ref(), at);
@@ -223,7 +252,7 @@ impl Intake {
             if let Some(h) = of_store.get_mut(&DeviceId::Register(register.clone())) {
                 let told = age + Duration::from_secs(*ago).min(OLDEST);
                 if told < h.silent_for(at) {
-                    (h.at, h.age) = (at, told);
+                    h.hear_again(at, told, self.register_silent);
                 }
             }
         }
@@ -411,16 +440,11 @@ impl Intake {
 
     /// The same, without devices and heartbeats of which there is nothing to tell: most are heard, say what they said, and
     /// have no complaint.
-    pub fn news<'a>(
-        &self,
-        devices: &'a [DeviceId],
-        complaints: &[Complaint],
-        register_silent: Duration,
-    ) -> Vec<DeviceView<'a>> {
+    pub fn news<'a>(&self, devices: &'a [DeviceId], complaints: &[Complaint]) -> Vec<DeviceView<'a>> {
         let complain: BTreeSet<&DeviceId> = complaints.iter().map(|c| &c.device).collect();
         let says_something = |h: &Heard| !h.is_calm || h.stuck.is_some() || !h.late.is_empty();
         let is_news = |id: &DeviceId, heard: Option<&Heard>, now: Duration| {
-            let limit = if matches!(id, DeviceId::Relay(_)) { self.store_silent } else { register_silent };
+            let limit = self.away(id);
             let is_loud =
                 |h: &Heard| says_something(h) || h.double.is_some() || h.is_just_back() || h.silent_for(now) >= limit;
             heard.is_some_and(is_loud) || complain.contains(id)
@@ -563,7 +587,6 @@ mod years;
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::config::AlertsConfig;
     use crate::fleet::{self, Fleet};
     use proto::clock::TestClock;
     use proto::keys::SecretKey;
@@ -596,7 +619,8 @@ mod tests {
             World { dir, ledger, clock }
         }
         async fn intake(&self) -> Intake {
-            Intake::open(self.ledger.clone(), self.clock.clone(), Limits::default(), s(300)).await.unwrap()
+            let alerts = AlertsConfig::default();
+            Intake::open(self.ledger.clone(), self.clock.clone(), Limits::default(), &alerts).await.unwrap()
         }
         /// (silent for, watched for) of relay and register, s.
         async fn seen(&self, intake: &Intake) -> Vec<(Option<u64>, u64)> {
@@ -822,6 +846,64 @@ mod tests {
         assert_eq!((stuck(5), register()), (None, Some(9)));
     }
 
+    /// Its line was cut, or it was switched off: something was published meanwhile, and its first word comes before it has it.
+    #[tokio::test]
+    async fn what_a_device_could_not_get_while_it_was_silent_is_not_counted() {
+        let w = World::new().await;
+        let (i, ids) = (w.intake().await, w.ledger.enrolled().await.unwrap());
+        let of_relay = |seq, serial, ago| {
+            resealed(beat("1", seq, &key(1), 0, &[("1-1", ago)]), &key(1), |b| b.serial = Some(serial))
+        };
+        let of_register = |seq| resealed(beat("1-1", seq, &key(2), 2, &[]), &key(2), |b| b.serial = Some(5));
+        let found = |wake: u64| {
+            let serials = BTreeMap::from([("1".parse().unwrap(), Serials { wake, signed: wake })]);
+            i.expect(&serials);
+            let assessment = fleet::assess(&Fleet {
+                devices: &i.views(&ids),
+                complaints: &[],
+                published: &Published::new(),
+                serials: &serials,
+                expiring: &[],
+                own_disk: None,
+                alerts: &AlertsConfig::default(),
+                now: w.clock.now(),
+            });
+            assessment.findings.into_keys().collect::<Vec<_>>().join(" ")
+        };
+        let mut seq = 1;
+        take(&i, vec![of_relay(seq, 5, 2), of_register(1)]).await;
+        assert_eq!(found(5), "");
+        // Its list is published, and three hours pass.
+        for _ in 0..36 {
+            w.clock.advance(s(300));
+            assert_eq!(found(6), "store-silent/1");
+        }
+        for minute in 0..=15 {
+            seq += 1;
+            take(&i, vec![of_relay(seq, 5, 2)]).await;
+            assert_eq!(found(6), if minute < 15 { "" } else { "store-stuck/1" }, "heard again for {minute} min");
+            w.clock.advance(s(60));
+        }
+        seq += 1;
+        take(&i, vec![of_relay(seq, 6, 2)]).await;
+        assert_eq!(found(6), "", "its register has time");
+        // That is switched off for the night, its relay is not.
+        for n in 1..=150 {
+            w.clock.advance(s(240));
+            seq += 1;
+            take(&i, vec![of_relay(seq, 6, 2 + 240 * n)]).await;
+            found(6);
+        }
+        assert_eq!(found(6), "register-silent/1-1");
+        for minute in 0..=15 {
+            w.clock.advance(s(60));
+            seq += 1;
+            // Its relay's word of it comes first.
+            take(&i, vec![of_relay(seq, 6, 2), of_register(2 + minute)]).await;
+            assert_eq!(found(6), if minute < 15 { "" } else { "register-stuck/1-1" }, "on for {minute} min");
+        }
+    }
+
     /// Its list comes, and a pack that it lists does not: a source that answers 500, a web page, nothing.
     #[tokio::test]
     async fn who_has_its_list_and_comes_no_further_in_a_stream_is_late() {
@@ -929,7 +1011,7 @@ mod tests {
         let w = World::new().await;
         let i = w.intake().await;
         let id: DeviceId = "1".parse().unwrap();
-        let news = |complaints: &[Complaint]| i.news(std::slice::from_ref(&id), complaints, s(1800)).len();
+        let news = |complaints: &[Complaint]| i.news(std::slice::from_ref(&id), complaints).len();
         assert_eq!(news(&[]), 0, "never heard: not installed yet");
         take(&i, vec![beat("1", 1, &key(1), 0, &[])]).await;
         assert_eq!(news(&[]), 1);
@@ -962,7 +1044,7 @@ mod tests {
         let judged = async |i: &Intake| {
             let (ids, complaints) = (["1-1".parse().unwrap()], i.ledger.unjudged().await.unwrap());
             let (published, serials, alerts) = (Published::new(), BTreeMap::new(), AlertsConfig::default());
-            let devices = i.news(&ids, &complaints, alerts.register_silent.0);
+            let devices = i.news(&ids, &complaints);
             let fleet = Fleet {
                 devices: &devices,
                 complaints: &complaints,

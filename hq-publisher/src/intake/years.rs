@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::alert::{self, Due};
-use crate::config::AlertsConfig;
 use crate::fleet::{self, Fleet};
 use crate::ledger::Episode;
 use proto::clock::TestClock;
@@ -108,11 +107,13 @@ impl Chain {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::open_url(&format!("sqlite:{}", dir.path().join("f.db").display())).await.unwrap();
         let clock = Arc::new(TestClock::at("2026-01-01T00:00:00Z"));
-        let limit = Duration::from_secs(STORE_LIMIT);
+        let alerts = AlertsConfig::default();
+        let limits = (alerts.store_silent.0.as_secs(), alerts.register_silent.0.as_secs());
+        assert_eq!(limits, (STORE_LIMIT, REGISTER_LIMIT));
         let registers = (1..=REGISTERS).map(|n| format!("1-{n}"));
         Chain {
             _dir: dir,
-            intake: Intake::open(ledger, clock.clone(), Limits::default(), limit).await.unwrap(),
+            intake: Intake::open(ledger, clock.clone(), Limits::default(), &alerts).await.unwrap(),
             clock,
             ids: std::iter::once("1".to_owned()).chain(registers).map(|id| id.parse().unwrap()).collect(),
             open: Vec::new(),
@@ -145,7 +146,7 @@ impl Chain {
     fn look(&mut self) -> (Vec<String>, Vec<String>) {
         let now = self.clock.now();
         self.intake.expect(&self.serials);
-        let devices = self.intake.news(&self.ids, &[], Duration::from_secs(REGISTER_LIMIT));
+        let devices = self.intake.news(&self.ids, &[]);
         let fleet = Fleet {
             devices: &devices,
             complaints: &[],

@@ -108,8 +108,8 @@ impl App {
     ) -> Result<Arc<App>, ServeError> {
         let post = Post::new(config)?;
         let ledger = Ledger::open(config).await?;
-        let (silent, watched) = (config.alerts.store_silent.0, Mutex::new(clock.monotonic()));
-        let intake = Intake::open(ledger.clone(), Arc::clone(&clock), config.limits.clone(), silent).await?;
+        let watched = Mutex::new(clock.monotonic());
+        let intake = Intake::open(ledger.clone(), Arc::clone(&clock), config.limits.clone(), &config.alerts).await?;
         let app = App {
             config: config.clone(),
             wakes: Wakes::default(),

@@ -48,7 +48,7 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
         return Ok(());
     }
     let enrolled = ledger.enrolled().await?;
-    let views = app.intake.news(&enrolled, &told, app.config.alerts.register_silent.0);
+    let views = app.intake.news(&enrolled, &told);
     let published = app.intake.published(&views).await?;
     let expiring = ledger.expiring(after(now, app.config.alerts.manifest_expires.0)).await?;
     let serials = ledger.serials().await?;
