@@ -26,6 +26,10 @@ pub const BEATS: usize = 4096;
 /// A relay's word on how long ago it heard a device counts up to this: beyond it, it is nonsense.
 const OLDEST: Duration = Duration::from_secs(400 * 86_400);
 
+/// Headquarters that could hear nobody for so long does not take that for their silence: relays wait for up to a minute
+/// before they post again.
+const DEAF: Duration = Duration::from_secs(60);
+
 /// Faults kept of one beat beyond the next.
 const COMPLAINTS: usize = 40;
 
@@ -62,8 +66,23 @@ struct State {
     published: Arc<Published>,
     /// When the ledger was last read for beats that other processes took.
     read_at: Option<Timestamp>,
-    /// Monotonic time of the start.
+    /// Monotonic time of the start, or when headquarters heard again after it was deaf.
     started: Duration,
+    /// Monotonic time since when no heartbeat could be kept, though some came; none: the last ones were.
+    deaf_since: Option<Duration>,
+}
+
+impl State {
+    /// Begins to watch anew, where nobody could be heard for long.
+    fn watch_anew(&mut self, now: Duration, deaf_for: Duration) {
+        if deaf_for >= DEAF {
+            (self.started, self.deaf_since) = (now, None);
+        }
+    }
+
+    fn deaf_for(&self, now: Duration) -> Duration {
+        self.deaf_since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
+    }
 }
 
 /// Who was heard, by store: it is found once for all its devices.
@@ -298,7 +317,7 @@ impl Intake {
         let mut keys: BTreeMap<StoreId, Vec<DeviceRow>> = BTreeMap::new();
         let (mut rows, mut taken) = (Vec::new(), Vec::new());
         for (n, beat) in beats.beats.iter().enumerate() {
-            match self.open_beat(beat, &mut keys).await? {
+            match self.open_beat(beat, &mut keys).await.inspect_err(|_| self.note_deaf(at))? {
                 Ok((heartbeat, envelope)) => {
                     let age = Duration::from_secs(beat.seen_s).min(OLDEST);
                     let heard = before(now, age);
@@ -363,6 +382,11 @@ impl Intake {
         let all: Vec<BeatRow> = together.iter_mut().flat_map(|w| std::mem::take(&mut w.rows)).collect();
         let write = async |rows: &[BeatRow]| failpoint::around("intake.record", self.ledger.record_beats(rows)).await;
         let written = write(&all).await;
+        match &written {
+            Ok(_) => self.note_hearing(),
+            Err(e) if e.is_of_values() => {}
+            Err(_) => self.note_deaf(at),
+        }
         let (mut from, is_one) = (0, together.len() == 1);
         for Waiting { said, at, tell, .. } in together {
             let its = from..from + said.len();
@@ -384,6 +408,27 @@ impl Intake {
             Some(outcomes) => Ok(outcomes),
             None => Err(written.err().unwrap_or_else(not_written)),
         }
+    }
+
+    /// Beats came, and the ledger could not be used.
+    fn note_deaf(&self, at: Duration) {
+        self.state().deaf_since.get_or_insert(at);
+    }
+
+    /// Beats were kept.
+    fn note_hearing(&self) {
+        let (now, mut state) = (self.clock.monotonic(), self.state());
+        let deaf_for = state.deaf_for(now);
+        state.watch_anew(now, deaf_for);
+        state.deaf_since = None;
+    }
+
+    /// A look at the fleet begins, which can use the ledger, after nobody could look for `blind`: without its ledger, or
+    /// while it stood still, headquarters heard nobody, and that is no silence of theirs.
+    pub fn watch_on(&self, blind: Duration) {
+        let (now, mut state) = (self.clock.monotonic(), self.state());
+        let deaf_for = state.deaf_for(now).max(blind);
+        state.watch_anew(now, deaf_for);
     }
 
     /// Takes in what recorded beats say.
@@ -752,6 +797,48 @@ mod tests {
         assert_eq!(["1", "1-1", "2"].map(heard), [true, false, true]);
         let rows = w.ledger.beats(None).await.unwrap();
         assert_eq!(rows.iter().map(|b| b.device.as_str()).collect::<Vec<_>>(), ["1", "2"]);
+    }
+
+    #[tokio::test]
+    async fn who_was_not_heard_because_the_ledger_was_away_is_watched_anew() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        take(&i, vec![beat("1", 1, &key(1), 0, &[]), beat("1-1", 1, &key(2), 0, &[])]).await;
+        let db = rusqlite::Connection::open(w.dir.path().join("f.db")).unwrap();
+        let rename = |from: &str, to: &str| db.execute_batch(&format!("ALTER TABLE {from} RENAME TO {to}")).unwrap();
+        let watched = async || w.seen(&i).await[0].1;
+        let mut seq = 1;
+        // The first is asked for when a beat is opened, the other when it is written.
+        for table in ["device", "beat"] {
+            for (minutes, is_long) in [(1, false), (6, true)] {
+                rename(table, "away");
+                for minute in 0..minutes {
+                    seq += 1;
+                    let post = Beats { beats: vec![beat("1-1", seq, &key(2), 0, &[])] };
+                    assert!(i.take(post).await.is_err(), "{table}, {minute}");
+                    w.clock.advance(s(59));
+                }
+                rename("away", table);
+                let before = watched().await;
+                seq += 1;
+                take(&i, vec![beat("1-1", seq, &key(2), 0, &[])]).await;
+                assert_eq!(watched().await, if is_long { 0 } else { before }, "{table} away for {minutes} min");
+                w.clock.advance(s(9));
+                i.watch_on(Duration::ZERO);
+                assert_eq!(watched().await, if is_long { 9 } else { before + 9 }, "it hears");
+            }
+        }
+        // What cannot be kept for what it is makes nobody deaf.
+        let no = "CREATE TRIGGER no BEFORE INSERT ON beat BEGIN SELECT RAISE(ABORT, 'no'); END";
+        db.execute_batch(no).unwrap();
+        let before = watched().await;
+        for _ in 0..9 {
+            seq += 1;
+            assert!(i.take(Beats { beats: vec![beat("1-1", seq, &key(2), 0, &[])] }).await.is_err());
+            w.clock.advance(s(59));
+            i.watch_on(Duration::ZERO);
+        }
+        assert_eq!(watched().await, before + 9 * 59);
     }
 
     #[tokio::test]

@@ -57,10 +57,14 @@ impl World {
         let (status, _, body) = self.ask(Request::get(path).body(Body::empty()).unwrap()).await;
         (status, body)
     }
-    async fn beat(&self, beat: &Heartbeat, by: &SecretKey) -> BeatAnswer {
+    async fn post(&self, beat: &Heartbeat, by: &SecretKey) -> (StatusCode, String) {
         let envelope: Envelope = serde_json::from_slice(&beat.seal(by).unwrap()).unwrap();
         let body = serde_json::to_vec(&Beats { beats: vec![Beat { envelope, seen_s: 0 }] }).unwrap();
         let (status, _, text) = self.ask(Request::post("/v1/heartbeats").body(body.into()).unwrap()).await;
+        (status, text)
+    }
+    async fn beat(&self, beat: &Heartbeat, by: &SecretKey) -> BeatAnswer {
+        let (status, text) = self.post(beat, by).await;
         assert_eq!(status, StatusCode::OK, "{text}");
         serde_json::from_str(&text).unwrap()
     }
@@ -180,6 +184,43 @@ async fn silence_is_mailed_once_and_its_end_too() {
     w.beat(&heartbeat("1-1", 2), &key(2)).await;
     ticks::alerts(&w.app).await.unwrap();
     assert_eq!(w.subjects().await[3], "[Tillcast] Recovered: Register 1-1 is silent");
+}
+
+/// PostgreSQL is started anew, the ledger's disk is full, or the process stands still: the stores are heard by nobody, and
+/// come again within the next minutes.
+#[tokio::test]
+async fn nobody_is_silent_because_headquarters_did_not_hear() {
+    for (table, looks) in [("device", true), ("beat", true), ("beat", false)] {
+        let w = World::new().await;
+        let minute = || w.clock.advance(Duration::from_secs(60));
+        for seq in 1..4 {
+            w.beat(&heartbeat("1", seq), &key(1)).await;
+            ticks::alerts(&w.app).await.unwrap();
+            minute();
+        }
+        let db = rusqlite::Connection::open(w.app.config.state.dir.join("fleet.db")).unwrap();
+        db.execute_batch(&format!("ALTER TABLE {table} RENAME TO away")).unwrap();
+        for seq in 4..12 {
+            if looks {
+                assert_eq!(w.post(&heartbeat("1", seq), &key(1)).await.0, StatusCode::SERVICE_UNAVAILABLE);
+                // It may be able to read.
+                let _ = ticks::alerts(&w.app).await;
+            }
+            minute();
+        }
+        db.execute_batch(&format!("ALTER TABLE away RENAME TO {table}")).unwrap();
+        for later in 0..4 {
+            ticks::alerts(&w.app).await.unwrap();
+            assert!(w.subjects().await.is_empty(), "{table}, {looks}, {later} min later");
+            minute();
+        }
+        // By the second it could be heard for long enough.
+        for _ in 0..2 {
+            ticks::alerts(&w.app).await.unwrap();
+            minute();
+        }
+        assert_eq!(w.subjects().await, ["[Tillcast] Store 1 is silent"], "{table}, {looks}");
+    }
 }
 
 #[tokio::test]
