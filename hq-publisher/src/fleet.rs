@@ -92,11 +92,11 @@ pub struct Finding {
 pub struct Assessment {
     /// What is wrong.
     pub findings: BTreeMap<String, Finding>,
-    /// Keys that are neither wrong nor right: HQ has not listened for long enough, or the store
-    /// above is silent. An open episode of these stays open.
+    /// Keys that are neither wrong nor right: HQ has not listened for long enough, the store above is
+    /// silent, or the device was enrolled (anew) and not heard since. An open episode of these stays open.
     pub undecided: BTreeSet<String>,
-    /// Stores that are silent as far as is known: whether their registers are too cannot be judged. (Not a key each: a
-    /// carrier's outage has a hundred thousand.)
+    /// Stores that are silent as far as is known, or were not heard yet: whether their registers are too cannot be judged.
+    /// (Not a key each: a carrier's outage has a hundred thousand.)
     pub silent: BTreeSet<StoreId>,
 }
 
@@ -200,8 +200,14 @@ fn silent_stores(fleet: &Fleet<'_>, a: &mut Assessment) -> BTreeSet<StoreId> {
     let limit = fleet.alerts.store_silent.0;
     let mut silent = BTreeSet::new();
     for d in fleet.devices {
-        let (DeviceId::Relay(store), Some(silent_for)) = (d.id, d.silent_for) else { continue };
+        let DeviceId::Relay(store) = d.id else { continue };
         let key = format!("store-silent/{store}");
+        // One that was never heard waits for its installation, or for another one.
+        let Some(silent_for) = d.silent_for else {
+            silent.insert(store.clone());
+            a.undecided.insert(key);
+            continue;
+        };
         if silent_for < limit {
             if d.is_just_back {
                 a.undecided.insert(key);
@@ -221,16 +227,15 @@ fn silent_stores(fleet: &Fleet<'_>, a: &mut Assessment) -> BTreeSet<StoreId> {
 
 fn register_silence(fleet: &Fleet<'_>, d: &DeviceView, open: &Open, store_is_silent: bool, a: &mut Assessment) {
     let limit = fleet.alerts.register_silent.0;
-    // A device that was never heard waits for its installation.
-    let Some(silent_for) = d.silent_for.filter(|s| open.part_of(*s) >= limit) else { return };
-    if store_is_silent {
+    if store_is_silent || d.silent_for.is_some_and(|s| open.part_of(s) < limit) {
         return;
     }
     let key = format!("{REGISTER_SILENT}{}", d.id);
-    if d.watched_for < limit {
+    // One that was never heard waits for its installation, or for another one.
+    let Some(silent_for) = d.silent_for.filter(|_| d.watched_for >= limit) else {
         a.undecided.insert(key);
         return;
-    }
+    };
     let reason = format!("nothing was heard of register {} for {}; its store's relay is heard", d.id, long(silent_for));
     a.add(key, format!("Register {} is silent", d.id), vec![reason]);
 }
@@ -620,7 +625,24 @@ mod tests {
                 &[],
                 &["register-silent/1-1"],
             ),
-            ("never heard: not installed yet", &[device("1", None, 99), device("1-1", None, 99)], &[], &[]),
+            (
+                "never heard: not installed yet, or enrolled anew",
+                &[device("1", None, 99), device("1-1", None, 99)],
+                &[],
+                &["register-silent/1-1", "store-silent/1"],
+            ),
+            (
+                "a relay that was enrolled anew speaks for its registers",
+                &[device("1", None, 99), device("1-1", Some(40), 99)],
+                &[],
+                &["register-silent/1-1", "store-silent/1"],
+            ),
+            (
+                "a register that was enrolled anew",
+                &[device("1", Some(0), 99), device("1-1", None, 99)],
+                &[],
+                &["register-silent/1-1"],
+            ),
         ];
         for (name, devices, findings, undecided) in table {
             let (f, u) = judge(devices);

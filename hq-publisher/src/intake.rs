@@ -257,7 +257,12 @@ impl Intake {
     fn hear(&self, state: &mut State, id: DeviceId, seq: u64, beat: Arc<Heartbeat>, at: Duration, age: Duration) {
         let of_store = state.heard.0.entry(id.store().clone()).or_default();
         let mut last = of_store.remove(&id);
-        let returns = last.as_ref().is_some_and(|h| h.silent_for(at) >= self.store_silent) && age < self.store_silent;
+        let was_away = match &last {
+            Some(h) => h.silent_for(at) >= self.store_silent,
+            // Enrolled anew, with registers that were heard before.
+            None => matches!(id, DeviceId::Relay(_)) && !of_store.is_empty(),
+        };
+        let returns = was_away && age < self.store_silent;
         let back = if returns { Some(at) } else { last.as_ref().and_then(|h| h.back) };
         if let Some(h) = &mut last {
             h.hear_again(at, age, self.away(&id));
@@ -492,7 +497,8 @@ impl Intake {
             let limit = self.away(id);
             let is_loud =
                 |h: &Heard| says_something(h) || h.double.is_some() || h.is_just_back() || h.silent_for(now) >= limit;
-            heard.is_some_and(is_loud) || complain.contains(id)
+            // Of one that was enrolled anew an episode may be open.
+            heard.is_none_or(is_loud) || complain.contains(id)
         };
         self.views_with(devices, is_news, says_something)
     }
@@ -510,8 +516,8 @@ impl Intake {
             let store = of_store[0].store();
             let voices = state.heard.of(store);
             let heard = |id: &DeviceId| voices.and_then(|v| v.get(id));
-            // A register is watched while its store's relay is heard.
-            let back = heard(&DeviceId::Relay(store.clone())).and_then(|relay| relay.back).unwrap_or_default();
+            // A register is watched while its store's relay is heard: not where there is none, or none was heard yet.
+            let relay = of_store.iter().find(|id| matches!(id, DeviceId::Relay(_))).and_then(heard);
             views.extend(of_store.iter().filter_map(|id| {
                 let heard = heard(id);
                 if !is_wanted(id, heard, now) {
@@ -519,7 +525,7 @@ impl Intake {
                 }
                 let watched_from = match id {
                     DeviceId::Relay(_) => state.started,
-                    DeviceId::Register(_) => back.max(state.started),
+                    DeviceId::Register(_) => relay.map_or(now, |r| r.back.unwrap_or_default().max(state.started)),
                 };
                 Some(DeviceView {
                     id,
@@ -1099,7 +1105,7 @@ mod tests {
         let i = w.intake().await;
         let id: DeviceId = "1".parse().unwrap();
         let news = |complaints: &[Complaint]| i.news(std::slice::from_ref(&id), complaints).len();
-        assert_eq!(news(&[]), 0, "never heard: not installed yet");
+        assert_eq!(news(&[]), 1, "never heard: not installed yet, or anew");
         take(&i, vec![beat("1", 1, &key(1), 0, &[])]).await;
         assert_eq!(news(&[]), 1);
         i.note_calm([(&id, 1)].into_iter());
@@ -1192,6 +1198,9 @@ mod tests {
         take(&i, vec![beat("1", 2, &key(1), 0, &[])]).await;
         w.clock.advance(s(60));
         assert_eq!(w.seen(&i).await, [(Some(60), 7260), (Some(7260), 60)]);
+        // Without a relay of its own nobody could carry its word.
+        let ids = w.ledger.enrolled().await.unwrap();
+        assert_eq!(i.views(&ids[1..])[0].watched_for, s(0));
         // What another process recorded is taken over.
         let other = w.intake().await;
         take(&other, vec![beat("1-1", 2, &key(2), 3, &[])]).await;

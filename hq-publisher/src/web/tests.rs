@@ -186,6 +186,50 @@ async fn silence_is_mailed_once_and_its_end_too() {
     assert_eq!(w.subjects().await[3], "[Tillcast] Recovered: Register 1-1 is silent");
 }
 
+/// Its new machine is there tomorrow; `serve` is started anew meanwhile.
+#[tokio::test]
+async fn a_device_that_is_enrolled_anew_is_back_when_it_is_heard() {
+    let mut w = World::new().await;
+    let minute = async |w: &World| {
+        w.clock.advance(Duration::from_secs(60));
+        ticks::alerts(&w.app).await.unwrap();
+    };
+    w.beat(&heartbeat("1", 1), &key(1)).await;
+    w.beat(&heartbeat("1-1", 1), &key(2)).await;
+    for _ in 0..5 {
+        minute(&w).await;
+    }
+    let silent = "[Tillcast] Store 1 is silent";
+    assert_eq!(w.subjects().await, [silent]);
+    w.app.ledger.enrol(&"1".parse().unwrap(), &key(3).public(), w.clock.now()).await.unwrap();
+    let (stop, stopping) = watch::channel(false);
+    w.app = App::open(&w.app.config, w.clock.clone(), stopping).await.unwrap();
+    w.stop = stop;
+    for _ in 0..40 {
+        minute(&w).await;
+    }
+    assert_eq!(w.subjects().await, [silent], "nobody was heard");
+    // Now it is there, and its register has time.
+    for seq in 1..30 {
+        w.beat(&heartbeat("1", seq), &key(3)).await;
+        minute(&w).await;
+    }
+    assert_eq!(w.subjects().await, [silent, "[Tillcast] Recovered: Store 1 is silent"]);
+    w.beat(&heartbeat("1", 30), &key(3)).await;
+    minute(&w).await;
+    assert_eq!(w.subjects().await[2..], ["[Tillcast] Register 1-1 is silent"]);
+    // Nor is that over by a new code for it, or because its relay is revoked.
+    w.app.ledger.enrol(&"1-1".parse().unwrap(), &key(4).public(), w.clock.now()).await.unwrap();
+    let (stop, stopping) = watch::channel(false);
+    w.app = App::open(&w.app.config, w.clock.clone(), stopping).await.unwrap();
+    w.stop = stop;
+    w.app.ledger.revoke(&"1".parse().unwrap(), w.clock.now()).await.unwrap();
+    for _ in 0..40 {
+        minute(&w).await;
+    }
+    assert_eq!(w.subjects().await.len(), 3, "{:?}", w.subjects().await);
+}
+
 /// PostgreSQL is started anew, the ledger's disk is full, or the process stands still: the stores are heard by nobody, and
 /// come again within the next minutes.
 #[tokio::test]
