@@ -36,6 +36,23 @@ const FOLD: usize = 6;
 /// Lines of a folded mail.
 const LISTED: usize = 200;
 
+/// What was told of a few stores is told again from so many on: a device that lasts in it, or is dead, hides nothing that
+/// the others get.
+const GROWN: [usize; 5] = [5, 50, 500, 5000, 50_000];
+/// Between the key of an episode and the number of stores, in the key of one that grew.
+const IN: &str = " in ";
+
+/// An episode that so many stores are in: key and text.
+fn grown(f: &Finding) -> impl Iterator<Item = (String, String)> {
+    let reached = GROWN.into_iter().filter(|n| f.stores >= *n);
+    reached.map(|n| (format!("{}{IN}{n}", f.key), format!("{}: {n} stores or more", f.subject)))
+}
+
+/// The key of the episode without the number of stores, and that.
+fn parts(key: &str) -> (&str, Option<usize>) {
+    key.rsplit_once(IN).and_then(|(of, n)| Some((of, Some(n.parse().ok()?)))).unwrap_or((key, None))
+}
+
 /// Damages of one device's database that may be open at once: each has the time that the device says.
 const DAMAGES: usize = 4;
 /// A damage stays open for so long, so that a device that makes them up fills no mailbox.
@@ -60,23 +77,47 @@ pub fn due(assessment: &Assessment, open: &[Episode], now: Timestamp) -> Due {
     for e in open {
         is_one_more(&e.key);
     }
-    let begins = assessment.findings.values().filter(|f| !known.contains(f.key.as_str()) && is_one_more(&f.key));
-    let begins = begins.map(begin);
-    let ends = open
-        .iter()
-        .filter(|e| !e.key.starts_with(PUBLISH))
-        .filter(|e| whose_database(&e.key).is_none() || since(now, e.opened_at) >= DAMAGED_FOR)
-        .filter(|e| !assessment.findings.contains_key(&e.key) && !assessment.is_undecided(&e.key))
-        .map(|e| end(e, now));
+    let begins = assessment.findings.values().filter_map(|f| {
+        let first = Some((f.key.clone(), f.subject.clone()));
+        let first = first.filter(|(key, _)| !known.contains(key.as_str()) && is_one_more(key.as_str()));
+        let more = grown(f).filter(|(key, _)| !known.contains(key.as_str()));
+        begin(f, first.into_iter().chain(more).collect())
+    });
+    let mut ends: BTreeMap<&str, Vec<&Episode>> = BTreeMap::new();
+    let is_over = |e: &&Episode| {
+        !e.key.starts_with(PUBLISH)
+            && (whose_database(&e.key).is_none() || since(now, e.opened_at) >= DAMAGED_FOR)
+            && !lasts(assessment, &e.key)
+    };
+    for e in open.iter().filter(is_over) {
+        ends.entry(parts(&e.key).0).or_default().push(e);
+    }
+    let ends = ends.into_values().filter_map(|together| end_together(&together, now));
     Due { open: fold(begins, ""), close: fold(ends, "Recovered: ") }
 }
 
-fn begin(f: &Finding) -> Notice {
-    Notice {
-        episodes: vec![(f.key.clone(), f.subject.clone())],
-        subject: f.subject.clone(),
-        body: format!("{}.\n\n{}\n", f.subject, f.lines.join("\n")),
+/// Whether an episode goes on. One that grew does as long as half of the stores are in it: one more or less is neither.
+fn lasts(assessment: &Assessment, key: &str) -> bool {
+    let (of, stores) = parts(key);
+    match assessment.findings.get(of) {
+        Some(f) => stores.is_none_or(|n| f.stores * 2 >= n),
+        None => assessment.is_undecided(of),
     }
+}
+
+/// The mail of an episode that begins or has grown; none where it is known.
+fn begin(f: &Finding, episodes: Vec<(String, String)>) -> Option<Notice> {
+    let (key, text) = episodes.first()?;
+    let subject = if *key == f.key { text.clone() } else { episodes.last()?.1.clone() };
+    let body = format!("{subject}.\n\n{}\n", f.lines.join("\n"));
+    Some(Notice { episodes, subject, body })
+}
+
+/// One mail for an episode and how it grew, by what is over of it: all of it, or from so many stores on.
+fn end_together(together: &[&Episode], now: Timestamp) -> Option<Notice> {
+    let least = together.iter().min_by_key(|e| parts(&e.key).1)?;
+    let episodes = together.iter().map(|e| (e.key.clone(), e.text.clone())).collect();
+    Some(Notice { episodes, ..end(least, now) })
 }
 
 /// The notice that an episode is over.
@@ -131,7 +172,7 @@ mod tests {
     use super::*;
 
     fn finding(key: &str) -> Finding {
-        Finding { key: key.into(), subject: format!("{key} is wrong"), lines: vec!["because".into()] }
+        Finding { key: key.into(), subject: format!("{key} is wrong"), lines: vec!["because".into()], stores: 1 }
     }
     fn wrong(keys: &[&str], undecided: &[&str]) -> Assessment {
         Assessment {
@@ -172,6 +213,38 @@ mod tests {
         }
         let over = due(&wrong(&[], &[]), &open(&["a/1"]), now());
         assert!(over.close[0].body.contains("after 10 min"), "{}", over.close[0].body);
+    }
+
+    /// One register has been in error for a month, or is dead; then a pack of the same stream dies in all stores.
+    #[test]
+    fn what_a_few_have_had_for_long_hides_nothing_that_many_get() {
+        let (mut known, mut mails): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+        let mut look = |stores: usize| {
+            let mut found = wrong(&["pack/a", "store-silent/5"], &[]);
+            found.findings.get_mut("pack/a").unwrap().stores = stores;
+            if stores == 0 {
+                found.findings.remove("pack/a");
+            }
+            let due = due(&found, &open(&known.iter().map(String::as_str).collect::<Vec<_>>()), now());
+            let keys = |n: &[Notice]| n.iter().flat_map(|n| &n.episodes).map(|(k, _)| k.clone()).collect::<Vec<_>>();
+            known.extend(keys(&due.open));
+            let over = keys(&due.close);
+            known.retain(|k| !over.contains(k));
+            mails.extend(due.open.into_iter().chain(due.close).map(|n| n.subject));
+            std::mem::take(&mut mails)
+        };
+        assert_eq!(look(1), ["pack/a is wrong", "store-silent/5 is wrong"]);
+        assert_eq!(look(4), [""; 0]);
+        assert_eq!(look(600), ["pack/a is wrong: 500 stores or more"], "one mail for 5, 50 and 500");
+        for stores in [499, 250, 700] {
+            assert_eq!(look(stores), [""; 0], "{stores}");
+        }
+        assert_eq!(look(249).len(), 1);
+        assert_eq!(look(2), ["Recovered: pack/a in 5 is wrong"], "and in 50: one mail");
+        assert_eq!(look(7), ["pack/a is wrong: 5 stores or more"]);
+        assert_eq!(look(0), ["Recovered: pack/a is wrong"]);
+        assert_eq!(look(60), ["pack/a is wrong"], "all at once are one mail");
+        assert_eq!(look(0), ["Recovered: pack/a is wrong"]);
     }
 
     /// A stolen register says another time in each heartbeat.

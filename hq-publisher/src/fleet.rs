@@ -85,6 +85,8 @@ pub struct Finding {
     pub subject: String,
     /// The reasons, a line each.
     pub lines: Vec<String>,
+    /// Stores that it is told of.
+    pub stores: usize,
 }
 
 /// All findings, by key; and what cannot be judged yet.
@@ -109,13 +111,17 @@ const FAULTS: usize = 64;
 /// What a device tells: the key of the episode, its subject, and the device's line in it.
 type Told = (String, String, String);
 
+/// What devices tell of one thing.
+struct Report<'a> {
+    subject: String,
+    lines: Vec<String>,
+    stores: Vec<&'a StoreId>,
+}
+
 /// Judges the fleet.
 pub fn assess(fleet: &Fleet<'_>) -> Assessment {
     let mut a = Assessment::default();
-    let mut reports: BTreeMap<String, (String, Vec<String>)> = BTreeMap::new();
-    let mut tell = |(key, subject, line): Told| {
-        reports.entry(key).or_insert_with(|| (subject, Vec::new())).1.push(line);
-    };
+    let mut reports: BTreeMap<String, Report> = BTreeMap::new();
     let open = Open::before(fleet.now, &fleet.alerts.register_hours, &fleet.alerts.time_zone);
     let silent = silent_stores(fleet, &mut a);
     let stuck = stuck_stores(fleet, &silent, &mut a);
@@ -129,6 +135,14 @@ pub fn assess(fleet: &Fleet<'_>) -> Assessment {
         let is_silent = silent.contains(store);
         let has_reason = is_silent || stuck.contains(store);
         let signed = fleet.serials.get(store).map(|s| s.signed);
+        let mut tell = |(key, subject, line): Told| {
+            let report =
+                reports.entry(key).or_insert_with(|| Report { subject, lines: Vec::new(), stores: Vec::new() });
+            report.lines.push(line);
+            if report.stores.last() != Some(&store) {
+                report.stores.push(store);
+            }
+        };
         for d in of_store {
             if matches!(d.id, DeviceId::Register(_)) {
                 register_silence(fleet, d, &open, is_silent, &mut a);
@@ -154,8 +168,8 @@ pub fn assess(fleet: &Fleet<'_>) -> Assessment {
     if let Some(disk) = &fleet.own_disk {
         low_disk(fleet, "headquarters", disk, false, &mut a);
     }
-    for (key, (subject, lines)) in reports {
-        a.add(key, subject, lines);
+    for (key, Report { subject, lines, stores }) in reports {
+        a.add_of(key, subject, lines, stores.len());
     }
     expiring(fleet, &mut a);
     a.silent = silent;
@@ -174,13 +188,17 @@ impl Assessment {
         self.undecided.contains(key) || register().is_some_and(|r| self.silent.contains(r.store()))
     }
 
-    fn add(&mut self, key: String, subject: String, mut lines: Vec<String>) {
+    fn add(&mut self, key: String, subject: String, lines: Vec<String>) {
+        self.add_of(key, subject, lines, 1);
+    }
+
+    fn add_of(&mut self, key: String, subject: String, mut lines: Vec<String>, stores: usize) {
         if lines.len() > LISTED {
             let more = lines.len() - LISTED;
             lines.truncate(LISTED);
             lines.push(format!("… and {more} more"));
         }
-        self.findings.insert(key.clone(), Finding { key, subject, lines });
+        self.findings.insert(key.clone(), Finding { key, subject, lines, stores });
     }
 }
 
@@ -516,8 +534,8 @@ fn expiring(fleet: &Fleet<'_>, a: &mut Assessment) {
         })
         .collect();
     if !lines.is_empty() {
-        let subject = "Manifests expire and were not signed anew".to_owned();
-        a.add("manifest-expires".into(), subject, lines);
+        let (subject, stores) = ("Manifests expire and were not signed anew".to_owned(), lines.len());
+        a.add_of("manifest-expires".into(), subject, lines, stores);
     }
 }
 
@@ -864,7 +882,16 @@ mod tests {
             now: Timestamp::UNIX_EPOCH,
         });
         assert_eq!(a.findings.keys().collect::<Vec<_>>(), ["manifest-expires", "pack-in-error/price@all"]);
-        let lines = &a.findings["pack-in-error/price@all"].lines;
-        assert_eq!((lines.len(), lines[20].as_str()), (21, "… and 980 more"));
+        let Finding { lines, stores, .. } = &a.findings["pack-in-error/price@all"];
+        assert_eq!((lines.len(), lines[20].as_str(), *stores), (21, "… and 980 more", 1000));
+        let of_one: Vec<DeviceView> = ["1", "1-1"]
+            .map(|id| {
+                let mut d = device(id, Some(0), 99);
+                Arc::make_mut(d.beat.as_mut().unwrap()).errors = vec![fault("PACK_IN_ERROR", Some("price@all"))];
+                d
+            })
+            .into();
+        let found = of(&of_one, |fleet| assess(fleet).findings);
+        assert_eq!((found["pack-in-error/price@all"].lines.len(), found["pack-in-error/price@all"].stores), (2, 1));
     }
 }
