@@ -27,7 +27,8 @@ pub struct DeviceView<'a> {
     pub id: &'a DeviceId,
     /// How long ago it was last heard, by HQ or its relay; none: never.
     pub silent_for: Option<Duration>,
-    /// How long HQ could have heard it: since `serve` started or could hear again, or since its store came back.
+    /// How long HQ could have heard it: since `serve` started or could hear again, or since its store came back; of a register
+    /// also while it was silent before, if its store was away for less than an hour.
     pub watched_for: Duration,
     /// Heard once since it was silent: one word of a line that comes and goes ends nothing.
     pub is_just_back: bool,

@@ -30,6 +30,10 @@ const OLDEST: Duration = Duration::from_secs(400 * 86_400);
 /// before they post again.
 const DEAF: Duration = Duration::from_secs(60);
 
+/// A line that comes and goes: what is not heard of a register between two outages counts on. After longer ones it has time
+/// anew, as in the morning.
+const FLAP: Duration = Duration::from_secs(3600);
+
 /// Faults kept of one beat beyond the next.
 const COMPLAINTS: usize = 40;
 
@@ -108,6 +112,8 @@ struct Heard {
     age: Duration,
     /// Monotonic time since when it is heard again; none while it was never away.
     back: Option<Duration>,
+    /// How long its relay was heard since its last word, up to the last time that the relay was back.
+    watched: Duration,
     /// Monotonic time since when it holds an older list than it could have, and came no nearer.
     stuck: Option<Duration>,
     /// The streams that do not come to what its list says, though it could: since when, by monotonic time, without a newer
@@ -178,6 +184,11 @@ impl Heard {
     /// Whether nothing was heard since the word that ended its silence.
     fn is_just_back(&self) -> bool {
         self.back == Some(self.at)
+    }
+
+    /// Monotonic time at which it said what was heard last.
+    fn last_word(&self) -> Duration {
+        self.at.saturating_sub(self.age)
     }
 
     fn silent_for(&self, now: Duration) -> Duration {
@@ -264,6 +275,10 @@ impl Intake {
         };
         let returns = was_away && age < self.store_silent;
         let back = if returns { Some(at) } else { last.as_ref().and_then(|h| h.back) };
+        // From when to when its registers were watched before, and whether that counts on.
+        let before = last.as_ref().filter(|_| returns && matches!(id, DeviceId::Relay(_)));
+        let before =
+            before.map(|h| (h.back.unwrap_or_default().max(state.started), h.last_word(), h.silent_for(at) < FLAP));
         if let Some(h) = &mut last {
             h.hear_again(at, age, self.away(&id));
         }
@@ -280,8 +295,17 @@ impl Intake {
                 }
             }
         }
-        let is_calm = false;
-        let mut heard = Heard { at, age, back, stuck, late, seq, serial, beat: beat.clone(), runs, is_calm, double };
+        if let Some((from, until, is_flap)) = before {
+            for register in of_store.values_mut() {
+                let word = register.last_word();
+                let earlier = if word < from { register.watched } else { Duration::ZERO };
+                let watched = earlier + until.saturating_sub(from.max(word));
+                register.watched = if is_flap { watched } else { Duration::ZERO };
+            }
+        }
+        let (is_calm, watched) = (false, Duration::ZERO);
+        let mut heard =
+            Heard { at, age, back, watched, stuck, late, seq, serial, beat: beat.clone(), runs, is_calm, double };
         heard.note_run(&beat, at);
         of_store.insert(id, heard);
     }
@@ -523,14 +547,16 @@ impl Intake {
                 if !is_wanted(id, heard, now) {
                     return None;
                 }
-                let watched_from = match id {
-                    DeviceId::Relay(_) => state.started,
-                    DeviceId::Register(_) => relay.map_or(now, |r| r.back.unwrap_or_default().max(state.started)),
+                let (watched_from, before) = match id {
+                    DeviceId::Relay(_) => (state.started, Duration::ZERO),
+                    DeviceId::Register(_) => relay.map_or((now, Duration::ZERO), |r| {
+                        (r.back.unwrap_or_default().max(state.started), heard.map_or(Duration::ZERO, |h| h.watched))
+                    }),
                 };
                 Some(DeviceView {
                     id,
                     silent_for: heard.map(|h| h.silent_for(now)),
-                    watched_for: now.saturating_sub(watched_from),
+                    watched_for: now.saturating_sub(watched_from) + before,
                     is_just_back: heard.is_some_and(Heard::is_just_back),
                     stuck_for: heard.and_then(|h| h.stuck).map(|since| now.saturating_sub(since)),
                     late_for: heard.and_then(|h| h.late.values().min()).map(|since| now.saturating_sub(*since)),
@@ -1187,6 +1213,42 @@ mod tests {
             let known = w.ledger.complaints().await.unwrap();
             assert_eq!(since(w.clock.now(), known[0].fault.since), s(ago), "{sent}");
         }
+    }
+
+    /// Its relay's line is away for six minutes in each twenty-five.
+    #[tokio::test]
+    async fn a_register_that_is_dead_behind_a_line_that_comes_and_goes_is_told() {
+        let w = World::new().await;
+        let (i, ids) = (w.intake().await, w.ledger.enrolled().await.unwrap());
+        take(&i, vec![beat("1", 1, &key(1), 0, &[]), beat("1-1", 1, &key(2), 0, &[])]).await;
+        let (mut seq, mut told) = (1, None);
+        for minute in 1..=75 {
+            w.clock.advance(s(60));
+            // Of the dead one, its relay says when it heard it.
+            if minute % 25 < 19 {
+                seq += 1;
+                take(&i, vec![beat("1", seq, &key(1), 0, &[("1-1", minute * 60)])]).await;
+            }
+            let assessment = fleet::assess(&Fleet {
+                devices: &i.views(&ids),
+                complaints: &[],
+                published: &Published::new(),
+                serials: &BTreeMap::new(),
+                expiring: &[],
+                own_disk: None,
+                alerts: &AlertsConfig::default(),
+                now: w.clock.now(),
+            });
+            if assessment.findings.contains_key("register-silent/1-1") {
+                told = told.or(Some(minute));
+            }
+        }
+        // 18 minutes, and from the 25th on 12 more.
+        assert_eq!(told, Some(37));
+        // Whoever was away for hours has time.
+        w.clock.advance(s(7200));
+        take(&i, vec![beat("1", seq + 1, &key(1), 0, &[])]).await;
+        assert_eq!(w.seen(&i).await[1].1, 0);
     }
 
     #[tokio::test]

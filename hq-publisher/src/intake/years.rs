@@ -77,10 +77,15 @@ impl Trouble {
             // Its relay tells of its return with the next post that arrives.
             let mut posts = (0..).map(|k| next(0, next(n, silence.until)) + k * BEAT);
             let back = posts.find(|t| self.is_heard(0, *t)).unwrap();
-            // While the store is silent nobody can tell; when it is back, its register has time.
+            // While the store is silent nobody can tell; when it is back, its register has time: what is left of it, where
+            // it was not away for long.
             let away = gap.filter(|(lost, back)| back - lost >= STORE_LIMIT);
-            let is_judged =
-                |t: &u64| away.is_none_or(|(lost, back)| *t < lost + STORE_LIMIT || *t >= back + REGISTER_LIMIT);
+            let had = |gone: u64, back: u64| if back - gone < FLAP.as_secs() { gone.saturating_sub(lost) } else { 0 };
+            let is_judged = |t: &u64| {
+                away.is_none_or(|(gone, back)| {
+                    *t < gone + STORE_LIMIT || *t >= back + REGISTER_LIMIT.saturating_sub(had(gone, back))
+                })
+            };
             let mut looks = (tick(lost + REGISTER_LIMIT)..tick(back)).step_by(TICK as usize);
             let due = looks.find(is_judged);
             expected.extend(due.map(|due| (format!("register-silent/1-{n}"), (due, tick(back)))));
