@@ -6,6 +6,9 @@ use proto::clock::Timestamp;
 use proto::failpoint;
 use proto::ids::{BadName, DeviceId, Instance, StoreId, Version};
 use proto::replica::sqlite;
+use proto::retry::Verdict;
+use rusqlite::config::DbConfig;
+use rusqlite::{ErrorCode, OpenFlags};
 use sqlx::any::{AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Row, Transaction};
 use std::collections::BTreeMap;
@@ -91,15 +94,33 @@ const SYNC_FAILED: [&str; 2] = ["1034", "1290"];
 /// PostgreSQL's disk_full.
 const FULL: &str = "53100";
 
+/// SQLITE_CORRUPT, in its kinds, and SQLITE_NOTADB.
+const DAMAGED: [i32; 2] = [11, 26];
+
 impl From<sqlx::Error> for LedgerError {
     fn from(e: sqlx::Error) -> Self {
-        let code = e.as_database_error().and_then(sqlx::error::DatabaseError::code);
-        let is_full = code.is_some_and(|code| code == FULL || code.parse().is_ok_and(sqlite::is_full));
-        if is_full { LedgerError::Full(e) } else { LedgerError::Database(e) }
+        let code = e.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default();
+        // PostgreSQL's have five characters.
+        let of_sqlite = code.parse::<i32>().ok().filter(|_| code.len() < 5);
+        if code == FULL || of_sqlite.is_some_and(sqlite::is_full) {
+            LedgerError::Full(e)
+        } else if of_sqlite.is_some_and(|n| DAMAGED.contains(&(n & 0xff))) {
+            LedgerError::damaged(&e)
+        } else {
+            LedgerError::Database(e)
+        }
     }
 }
 
 impl LedgerError {
+    /// Of a file that SQLite cannot read right. Once may be a read that failed.
+    fn damaged(found: &dyn fmt::Display) -> Self {
+        LedgerError::Unfit(format!(
+            "{found}: if it says so again, move it away with its -wal and -shm, and publish: it is made anew from the bucket; \
+             or put a backup in its place, with neither of them beside it"
+        ))
+    }
+
     /// Whether what was to be written is to blame, and not the database, its disk or the way to it: something else may be
     /// written all the same.
     pub fn is_of_values(&self) -> bool {
@@ -221,7 +242,8 @@ impl Ledger {
             Some(file) => (Kind::Sqlite, sqlite_url(file)?),
             None => (Kind::Postgres, url.to_owned()),
         };
-        if kind == Kind::Sqlite {
+        if let Some(file) = &file {
+            look_after_a_crash(file).await?;
             probe(&full).await?;
         }
         let pool = pool_options(kind).connect(&full).await?;
@@ -405,21 +427,45 @@ fn sqlite_url(path: &Path) -> Result<String, LedgerError> {
 
 /// The pool would try a damaged file for a minute, and say no more than that it waited.
 async fn probe(url: &str) -> Result<(), LedgerError> {
-    let open = async {
-        let mut c = AnyConnection::connect(url).await?;
-        settle(&mut c).await?;
-        c.close().await
+    let mut c = AnyConnection::connect(url).await?;
+    settle(&mut c).await?;
+    Ok(c.close().await?)
+}
+
+/// A log that a crash left belongs to the file that it was written for. Over a backup that was put in that one's place
+/// SQLite lays it all the same, without a word, and what comes of it is a mix of both.
+async fn look_after_a_crash(file: &Path) -> Result<(), LedgerError> {
+    let file = file.to_owned();
+    match tokio::task::spawn_blocking(move || unsound(&file)).await {
+        Ok(Some(found)) => Err(LedgerError::damaged(&found)),
+        // Where it could not be looked at, the opening says why.
+        Ok(None) | Err(_) => Ok(()),
+    }
+}
+
+/// What is wrong with a file that has a log and that nobody has open; indexes are looked at against their rows, which
+/// takes about a second for 500,000. The log is left as it is found: brought home, it could not be taken away any more.
+fn unsound(file: &Path) -> Option<String> {
+    if sqlite::log_bytes(file) == 0 || is_in_use(file) {
+        return None;
+    }
+    let db = sqlite::open_read_only(file).ok()?;
+    match db.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)) {
+        Ok(found) => (found != "ok").then(|| found.replace('\n', " ")),
+        Err(e) => (sqlite::verdict(&e) == Verdict::Rebuild).then(|| e.to_string()),
+    }
+}
+
+/// Whether some process has the file open: its log is no crash's, and it was looked at when that began.
+fn is_in_use(file: &Path) -> bool {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let lock = || -> rusqlite::Result<()> {
+        let db = rusqlite::Connection::open_with_flags(file, flags)?;
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        db.busy_timeout(Duration::ZERO)?;
+        db.execute_batch("PRAGMA locking_mode = EXCLUSIVE; SELECT count(*) FROM sqlite_schema")
     };
-    open.await.map_err(|e: sqlx::Error| {
-        let code = e.as_database_error().and_then(|d| d.code()).unwrap_or_default().into_owned();
-        // SQLITE_CORRUPT and SQLITE_NOTADB.
-        if !["11", "26"].contains(&code.as_str()) {
-            return e.into();
-        }
-        LedgerError::Unfit(format!(
-            "{e}: move it away with its -wal and -shm, and publish: it is made anew from the bucket"
-        ))
-    })
+    lock().is_err_and(|e| e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy))
 }
 
 /// WAL and full syncs, read back: a mode that was not taken loses acknowledged commits.

@@ -779,3 +779,60 @@ async fn a_disk_without_room_is_called_so() {
     let e = LedgerError::from(sqlx::query("SELECT nothing").execute(&mut *small).await.unwrap_err());
     assert!(matches!(e, LedgerError::Database(_)), "{e:?}");
 }
+
+/// SQLite would lay the log over whatever file has the name, and call it a ledger.
+#[tokio::test]
+async fn a_backup_beside_the_log_of_a_crash_is_no_ledger() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let url = format!("sqlite:{}", path("fleet.db").display());
+    let l = Ledger::open_url(&url).await.unwrap();
+    let bring_home = async |copy: &str| {
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_all(l.pool()).await.unwrap();
+        std::fs::copy(path("fleet.db"), path(copy)).unwrap();
+    };
+    bring_home("backup").await;
+    for n in 0..200 {
+        if n == 100 {
+            bring_home("its own").await;
+        }
+        l.set_fact(&format!("f{n}"), &"x".repeat(300)).await.unwrap();
+    }
+    std::fs::copy(path("fleet.db-wal"), path("log")).unwrap();
+    l.close().await;
+    let crash_and_restore = |file: &str| {
+        let _ = std::fs::remove_file(path("fleet.db-shm"));
+        std::fs::copy(path(file), path("fleet.db")).unwrap();
+        std::fs::copy(path("log"), path("fleet.db-wal")).unwrap();
+    };
+
+    crash_and_restore("its own");
+    let l = Ledger::open_url(&url).await.unwrap();
+    assert!(l.fact("f0").await.unwrap().is_some() && l.fact("f199").await.unwrap().is_some());
+    l.close().await;
+
+    crash_and_restore("backup");
+    // The log is not brought home by a look: it can still be taken away.
+    for _ in 0..2 {
+        let e = Ledger::open_url(&url).await.unwrap_err();
+        assert!(matches!(e, LedgerError::Unfit(_)) && e.to_string().contains("with its -wal and -shm"), "{e:?}");
+    }
+    for end in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(path(&format!("fleet.db{end}")));
+    }
+    assert_eq!(Ledger::open_url(&url).await.unwrap().fact("f0").await.unwrap(), None);
+}
+
+#[test]
+fn a_damaged_ledger_is_called_so_whenever_it_is_met() {
+    let of = |code| LedgerError::from(sqlx::Error::Database(Box::new(Unsynced(code))));
+    // SQLITE_CORRUPT, SQLITE_CORRUPT_INDEX, SQLITE_NOTADB.
+    for code in ["11", "779", "26"] {
+        let e = of(code);
+        assert!(matches!(e, LedgerError::Unfit(_)) && e.to_string().contains("move it away"), "{code}: {e:?}");
+    }
+    // SQLITE_ERROR, SQLITE_BUSY, one of PostgreSQL's.
+    for code in ["1", "5", "22027"] {
+        assert!(matches!(of(code), LedgerError::Database(_)), "{code}");
+    }
+}
