@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -180,16 +180,47 @@ fn write_aside(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Resul
 /// Writes a file, replacing what has the name. At success it survives a power cut; before, the old
 /// bytes do.
 pub fn write_durable(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
-    replace(path, bytes, 0o644)
+    replace(path, 0o644, |f| f.write_all(bytes))
 }
 
 /// The same, for secrets: nobody but the owner may read it.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
-    replace(path, bytes, 0o600)
+    replace(path, 0o600, |f| f.write_all(bytes))
 }
 
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), ShelfError> {
-    let mut aside = write_aside(path, mode, |f| f.write_all(bytes))?;
+/// The same, for what a web server gives out: shared ([`share`]).
+pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
+    replace(path, 0o644, |f| {
+        f.write_all(bytes)?;
+        if let Some(mode) = widened(&f.metadata()?, path) {
+            let _ = f.set_permissions(mode);
+        }
+        Ok(())
+    })
+}
+
+/// Lets who may read a file's or directory's own directory read it, too, whatever the umask was. Where that cannot be, it
+/// stays as it is.
+pub fn share(path: &Path) {
+    if let Some(mode) = fs::symlink_metadata(path).ok().and_then(|m| widened(&m, path)) {
+        let _ = fs::set_permissions(path, mode);
+    }
+}
+
+/// The mode that lets in who may read the directory, if that is a wider one.
+fn widened(meta: &fs::Metadata, path: &Path) -> Option<fs::Permissions> {
+    let readers = match meta.is_dir() {
+        true => 0o055,
+        false if meta.is_file() => 0o044,
+        false => return None,
+    };
+    let mode = meta.mode() & 0o7777;
+    let wanted = mode | (fs::metadata(parent(path)).ok()?.mode() & readers);
+    (wanted != mode).then(|| fs::Permissions::from_mode(wanted))
+}
+
+fn replace(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), ShelfError> {
+    let mut aside = write_aside(path, mode, fill)?;
     failpoint::inside("aside");
     fs::rename(&aside.path, path).at(Action::Rename, path)?;
     aside.placed = true;
@@ -649,7 +680,7 @@ fn reserve(mut file: &File, bytes: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     fn dir() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()

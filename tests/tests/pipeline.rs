@@ -4,7 +4,7 @@
 use std::sync::{Arc, LazyLock};
 use tillcast_tests::servers::{Conditions, StandIn};
 use tillcast_tests::site::{Objects, Source};
-use tillcast_tests::{MariaDb, Nginx, PATIENCE, Postgres, S3, Site, http, until};
+use tillcast_tests::{MariaDb, Nginx, PATIENCE, Postgres, Product, S3, Site, http, until};
 
 /// First install, a change that touches each stream and operation, and nothing to do.
 fn full_story(site: &Site) {
@@ -39,6 +39,24 @@ fn from_sqlite_by_a_directory() {
     let east = |id: &str| site.read(id, "SELECT price_cents FROM price WHERE sku = 'SKU0000001'");
     assert_eq!(east("0421-01"), east("0421-02"));
     assert_ne!(east("0421-01"), east("0815-01"), "zones have their own prices");
+}
+
+/// A web server gives the bucket out, by a user of its own.
+#[test]
+fn what_a_command_by_hand_puts_is_for_readers_whatever_its_umask() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let site = Site::small();
+    std::fs::set_permissions(site.dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    for made in [site.bucket(), site.hq.dir.join("state")] {
+        std::fs::remove_dir_all(made).unwrap();
+    }
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", "umask 027; exec \"$0\" init"]).arg(Product::Hq.path()).current_dir(&site.hq.dir);
+    assert!(shell.status().unwrap().success());
+    let mode = |p: &std::path::Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
+    let objects = ["", "trust.json", "trust", "trust/0000000001.json"].map(|name| mode(&site.bucket().join(name)));
+    assert_eq!(objects, [0o755, 0o644, 0o755, 0o644]);
+    assert_eq!(mode(&site.hq.dir.join("state")) & 0o007, 0, "what is no bucket is as narrow as the umask has it");
 }
 
 static POSTGRES: LazyLock<Arc<Postgres>> = LazyLock::new(|| Arc::new(Postgres::start()));

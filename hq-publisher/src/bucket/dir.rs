@@ -30,17 +30,19 @@ impl Dir {
 
     pub(super) async fn put_new(&self, name: &str, content: &Content<'_>) -> Inner<Put> {
         let (to, wanted, step) = (self.path(name), (content.length(), content.sha256()), step(name));
+        let root = self.root.clone();
         let (bytes, from) = match content {
             Content::Bytes(b) => (Some(b.clone()), None),
             Content::File { path, .. } => (None, Some(path.to_path_buf())),
         };
         off_thread(move || {
-            make_parent(&to)?;
+            make_parent(&root, &to)?;
             let put = failpoint::step(step, || match (&bytes, &from) {
                 (Some(b), _) => shelf::write_new(&to, b),
                 (None, Some(from)) => shelf::copy_new(from, &to),
                 (None, None) => Ok(New::AlreadyThere),
             })?;
+            shelf::share(&to);
             if put == New::Written && from.is_none() {
                 return Ok(Put::New);
             }
@@ -54,10 +56,10 @@ impl Dir {
     }
 
     pub(super) async fn put_pointer(&self, name: &str, bytes: Bytes) -> Inner<()> {
-        let (to, step) = (self.path(name), step(name));
+        let (root, to, step) = (self.root.clone(), self.path(name), step(name));
         off_thread(move || {
-            make_parent(&to)?;
-            Ok(failpoint::step(step, || shelf::write_durable(&to, &bytes))?)
+            make_parent(&root, &to)?;
+            Ok(failpoint::step(step, || shelf::write_public(&to, &bytes))?)
         })
         .await
     }
@@ -132,9 +134,9 @@ impl Dir {
     }
 
     pub(super) async fn probe(&self) -> Inner<Conditions> {
-        let path = self.path(".probe");
+        let (root, path) = (self.root.clone(), self.path(".probe"));
         off_thread(move || {
-            make_parent(&path)?;
+            make_parent(&root, &path)?;
             shelf::remove(&path)?;
             let first = shelf::write_new(&path, b"first")?;
             let second = shelf::write_new(&path, b"second")?;
@@ -156,10 +158,14 @@ fn step(name: &str) -> &'static str {
     }
 }
 
-fn make_parent(path: &Path) -> Inner<()> {
-    if let Some(dir) = path.parent() {
-        shelf::create_dir(dir)?;
-    }
+/// What is put is for readers, a web server among them, also where a command by hand has a narrow umask. The bucket itself
+/// is as wide as its owner made it.
+fn make_parent(root: &Path, path: &Path) -> Inner<()> {
+    let Some(dir) = path.parent() else { return Ok(()) };
+    let is_ours = |d: &Path| (d.starts_with(root) && d != root) || !d.exists();
+    let ours: Vec<&Path> = dir.ancestors().take_while(|d| is_ours(d)).collect();
+    shelf::create_dir(dir)?;
+    ours.into_iter().rev().for_each(shelf::share);
     Ok(())
 }
 

@@ -99,6 +99,34 @@ async fn pointers_are_replaced_and_reads_are_bounded() {
     assert_eq!(b.first.probe().await.unwrap(), Conditions::Honoured);
 }
 
+/// A directory that a command by hand made while its umask was narrow.
+#[tokio::test]
+async fn what_is_put_is_for_whoever_may_read_the_bucket() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let b = buckets(dir.path(), &["a"]).await;
+    let path = |name: &str| dir.path().join("a").join(name);
+    let mode = |name: &str| fs::metadata(path(name)).unwrap().permissions().mode() & 0o777;
+    let set = |name: &str, mode| fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).unwrap();
+    let manifest = ObjectName::Manifest("0421".parse().unwrap());
+    for (bucket, directory, file) in [(0o755, 0o755, 0o644), (0o711, 0o711, 0o600), (0o700, 0o700, 0o600)] {
+        b.put_new(&pack(1), bytes("one")).await.unwrap();
+        b.put_pointer(&manifest, "m1".into()).await.unwrap();
+        set("", bucket);
+        for narrow in ["packs", "packs/price@zone-east", "stores", "stores/0421"] {
+            set(narrow, 0o700);
+        }
+        set(&pack(1).to_string(), 0o600);
+        // The run that was cut off is run again.
+        assert_eq!(b.put_new(&pack(1), bytes("one")).await.unwrap(), Put::SameThere);
+        b.put_pointer(&manifest, "m2".into()).await.unwrap();
+        for wide in ["packs", "packs/price@zone-east", "stores", "stores/0421"] {
+            assert_eq!(mode(wide), directory, "{wide} in a bucket of {bucket:o}");
+        }
+        assert_eq!((mode(""), mode(&pack(1).to_string())), (bucket, file));
+    }
+}
+
 #[tokio::test]
 async fn a_mirror_that_was_down_is_brought_up() {
     let dir = tempfile::tempdir().unwrap();
