@@ -17,6 +17,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// An action on a file that failed.
 #[derive(Debug, thiserror::Error)]
@@ -188,16 +189,27 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
     replace(path, 0o600, |f| f.write_all(bytes))
 }
 
-/// The same, for what a web server gives out: shared ([`share`]).
+/// The same, for what a web server gives out: shared ([`share`]), and of a later second than what it replaces. By that and
+/// the length servers tell its states apart, and would answer of the new bytes that they are the old ones.
 pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), ShelfError> {
     replace(path, 0o644, |f| {
         f.write_all(bytes)?;
-        if let Some(mode) = widened(&f.metadata()?, path) {
+        let new = f.metadata()?;
+        if let Some(mode) = widened(&new, path) {
             let _ = f.set_permissions(mode);
+        }
+        if let Ok(old) = fs::symlink_metadata(path)
+            && (0..AHEAD_S).contains(&(old.mtime() - new.mtime()))
+            && let Some(later) = old.modified()?.checked_add(Duration::from_secs(1))
+        {
+            let _ = f.set_modified(later);
         }
         Ok(())
     })
 }
+
+/// How far a file's time may run ahead by many writes in one second; one that a wrong clock wrote is not followed.
+const AHEAD_S: i64 = 600;
 
 /// Lets who may read a file's or directory's own directory read it, too, whatever the umask was. Where that cannot be, it
 /// stays as it is.

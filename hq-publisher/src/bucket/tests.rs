@@ -99,6 +99,28 @@ async fn pointers_are_replaced_and_reads_are_bounded() {
     assert_eq!(b.first.probe().await.unwrap(), Conditions::Honoured);
 }
 
+/// Web servers tell a file's states apart by its length and the second of its time.
+#[tokio::test]
+async fn lists_of_one_length_put_within_a_second_have_times_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let b = buckets(dir.path(), &["a"]).await;
+    let name = ObjectName::Manifest("0421".parse().unwrap());
+    let file = dir.path().join("a").join(name.to_string());
+    let second = || std::os::unix::fs::MetadataExt::mtime(&fs::metadata(&file).unwrap());
+    let mut seconds = Vec::new();
+    for list in ["one", "two", "six", "ten"] {
+        b.put_pointer(&name, list.into()).await.unwrap();
+        seconds.push(second());
+    }
+    assert!(seconds.is_sorted_by(|a, b| a < b), "{seconds:?}");
+    // What was put while the clock was years ahead keeps none there.
+    let ahead = std::time::SystemTime::now() + std::time::Duration::from_secs(1_000_000);
+    fs::File::options().write(true).open(&file).unwrap().set_modified(ahead).unwrap();
+    let far = second();
+    b.put_pointer(&name, "now".into()).await.unwrap();
+    assert!(second() < far);
+}
+
 /// A directory that a command by hand made while its umask was narrow.
 #[tokio::test]
 async fn what_is_put_is_for_whoever_may_read_the_bucket() {
