@@ -213,6 +213,7 @@ impl Bucket {
             }
             Trouble::TooLong(max) => BucketError::TooLong { bucket: self.url.to_string(), name: name.to_owned(), max },
             Trouble::Failed(reason) => {
+                let reason = if s3::is_keyless(&reason) { format!("{}: {reason}", s3::KEYLESS) } else { reason };
                 BucketError::Failed { action, name: name.to_owned(), bucket: self.url.to_string(), reason }
             }
         })

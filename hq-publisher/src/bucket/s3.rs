@@ -387,6 +387,15 @@ fn is_refusal(e: &Error) -> bool {
     status.is_some_and(|s| s == 501 || ((400..500).contains(&s) && ![408, 409, 412, 429].contains(&s)))
 }
 
+/// What to do where nobody gave keys and there are none to be had.
+pub(super) const KEYLESS: &str = "AWS_ACCESS_KEY_ID is not set (the units read /etc/tillcast/hq.env, a command by hand does \
+                                  not by itself), and the machine has no keys of its own";
+
+/// Whether an error is of the pages by which a cloud gives its machines keys: without any in the settings they are asked.
+pub(super) fn is_keyless(reason: &str) -> bool {
+    ["/latest/api/token", "/latest/meta-data/"].iter().any(|page| reason.contains(page))
+}
+
 /// The key that is no path, where that is why a listing failed.
 fn stray_key(e: &Error) -> Option<String> {
     use object_store::path::Error as Bad;

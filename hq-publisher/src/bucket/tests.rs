@@ -228,6 +228,24 @@ async fn one_bad_object_in_a_mirror_keeps_back_pointers_and_no_packs() {
     assert_eq!(b.mirrors[0].bucket.list("").await.unwrap(), b.first.list("").await.unwrap());
 }
 
+/// As by hand, without the unit's variables; the fake is the cloud that has no keys for this machine.
+#[tokio::test]
+async fn a_bucket_without_keys_is_told_by_the_variable_that_is_not_set() {
+    proto::fetch::install_tls();
+    let (endpoint, _fake) = FakeS3::start(Conditions::Honoured).await;
+    let mut config = config(&[]);
+    (config.s3.endpoint, config.s3.region) = (Some(endpoint.clone()), Some("x".into()));
+    let s3 = S3::build(AmazonS3Builder::new().with_metadata_endpoint(endpoint), "s3://b/pre", &config).unwrap();
+    let bucket = Bucket { url: "s3://b/pre".into(), kind: Kind::S3(s3) };
+    let told = bucket.probe().await.unwrap_err().to_string();
+    assert!(told.contains("AWS_ACCESS_KEY_ID is not set"), "{told}");
+    // Another error of a bucket with keys is told as it is.
+    let (bucket, fake) = on_fake(Conditions::Honoured).await;
+    *fake.ailing.lock().unwrap() = Some(http::StatusCode::FORBIDDEN);
+    let told = bucket.put_new(&pack(1), &bytes("one")).await.unwrap_err().to_string();
+    assert!(!told.contains("AWS_ACCESS_KEY_ID"), "{told}");
+}
+
 /// A bucket on the fake, opened as a run opens it: probed.
 async fn on_fake(conditions: Conditions) -> (Bucket, Arc<FakeS3>) {
     proto::fetch::install_tls();
