@@ -382,6 +382,12 @@ fn trust_lines(r: &TrustReport) -> Vec<String> {
         out.push(format!("{n} manifests signed anew"));
     }
     out.extend(r.new_root.as_deref().map(root_key_line));
+    out.extend(r.new_publisher.as_deref().map(|key| {
+        format!(
+            "publisher key: {}\n  It signs every publish. No backup made so far has it: back state.dir up again.",
+            key.display()
+        )
+    }));
     out.extend(r.next.map(|next| format!("next: {next}")));
     out
 }

@@ -164,6 +164,9 @@ pub struct TrustReport {
     /// The root key that this command made; it must go offline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub new_root: Option<PathBuf>,
+    /// The publisher key that this command brought into use; no backup has it yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_publisher: Option<PathBuf>,
     /// What is to be done now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<&'static str>,
@@ -371,6 +374,7 @@ impl<'a> Desk<'a> {
             publishers: trust.publishers.iter().map(|p| line(&p.key, Some(p.expires_at), &publishers)).collect(),
             manifests_signed: None,
             new_root: None,
+            new_publisher: None,
             next: None,
         })
     }
@@ -412,7 +416,7 @@ impl<'a> Desk<'a> {
         let (_lock, token) = self.lease().await?;
         let outcome = self.rotate_held(options, token).await;
         failpoint::around("trust.release", self.ledger.release(token)).await?;
-        outcome
+        outcome.map(|r| TrustReport { new_publisher: r.publishers.last().and_then(|k| k.file.clone()), ..r })
     }
 
     /// What forbids to sign manifests is told before a trust file is signed.
@@ -615,17 +619,20 @@ impl<'a> Desk<'a> {
         if !begins {
             manifests::check_clock(self.config, &self.ledger, self.clock, self.clock_is_right).await?;
         }
+        let mut new_publisher = None;
         if named == 1 || begins {
             let epoch = trust.epoch + u64::from(begins);
             let mut next = Trust { version: trust.version + 1, epoch, created_at: now, ..trust.clone() };
             next.publishers.retain(|p| !fits(&p.key));
             if next.publishers.is_empty() {
-                next.publishers.push(self.may_sign(self.next_publisher(&trust).await?.public(), now));
+                let new = self.next_publisher(&trust).await?;
+                next.publishers.push(self.may_sign(new.public(), now));
+                new_publisher = Some(new.path);
             }
             self.add_trust(&next, &roots.iter().collect::<Vec<_>>(), begins).await?;
         }
         let signed = self.sign_everything(token).await?;
-        let report = self.finish_report(signed).await?;
+        let report = TrustReport { new_publisher, ..self.finish_report(signed).await? };
         waits.map_or(Ok(report), |instance| Err(EnrolError::EpochWaits(instance)))
     }
 
