@@ -57,7 +57,7 @@ struct Options {
     /// Write the ratios of this run into a file, to compare later runs with.
     #[arg(long)]
     save: Option<PathBuf>,
-    /// Exit with 1 where a ratio is more than 10% worse than in this file.
+    /// Exit with 1 where a ratio is more than 10% worse than in this file, in its best run too.
     #[arg(long)]
     against: Option<PathBuf>,
 }
