@@ -61,7 +61,8 @@ fn main() -> ExitCode {
     if until.is_some() {
         end = u64::MAX;
     }
-    let (mut seeds, mut events, mut checks, mut simulated, mut cycles, mut slowest) = (0u64, 0, 0, 0u64, 0, 0);
+    let (mut seeds, mut events, mut checks, mut simulated) = (0u64, 0, 0, 0u64);
+    let (mut calmed, mut cycles) = (Vec::new(), Vec::new());
     let mut troubles: BTreeMap<String, u64> = BTreeMap::new();
     let mut finds = Vec::new();
     let summary = |seeds: u64, events: u64, checks: u64, simulated: u64, finds: usize| {
@@ -91,8 +92,8 @@ fn main() -> ExitCode {
                 events += ran.events;
                 checks += ran.checks;
                 simulated += ran.simulated;
-                cycles += ran.cycles;
-                slowest = slowest.max(ran.cycles);
+                calmed.extend(ran.calmed);
+                cycles.push(ran.cycles);
                 ran.troubles.into_iter().for_each(|(kind, n)| *troubles.entry(kind).or_default() += n);
                 if o.seed.is_some() {
                     println!("seed {seed}: {} events, hash {}", ran.events, ran.hash);
@@ -113,7 +114,11 @@ fn main() -> ExitCode {
         }
     }
     summary(seeds, events, checks, simulated, finds.len());
-    println!("cycles to convergence: {:.2} on average, {slowest} at most", cycles as f64 / seeds.max(1) as f64);
+    for (of, all) in [("after the last trouble, without a publish", calmed), ("of what is published in calm", cycles)] {
+        let (n, most) = (all.len(), all.iter().max().copied().unwrap_or(0));
+        let average = all.iter().sum::<u64>() as f64 / n.max(1) as f64;
+        println!("cycles to convergence {of}: {average:.2} on average, {most} at most, in {n} seeds");
+    }
     let all: Vec<String> = troubles.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
     println!("troubles: {}", all.join(", "));
     if finds.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

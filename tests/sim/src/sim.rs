@@ -26,8 +26,12 @@ use store_relay::wake::Asked;
 use tillcast_tests::Dice;
 use tokio::sync::mpsc;
 
-/// After the last trouble everything is at headquarters' versions within so many cycles of 30 s.
+/// What is published in calm is everywhere within so many cycles of 30 s.
 pub const CYCLES: u64 = 3;
+/// After the last trouble everything is at what the bucket promises within so many: who could not ask waits up to a
+/// minute before he asks again, a relay and then its registers, and a word that was lost before is waited for half a
+/// minute.
+pub const CALM_CYCLES: u64 = 6;
 const CYCLE: Ms = 30_000;
 
 /// Where everybody must come.
@@ -61,7 +65,9 @@ pub struct Outcome {
     pub events: u64,
     /// Looks of the checker.
     pub checks: u64,
-    /// Cycles to convergence after the last trouble.
+    /// Cycles from the last trouble to what the bucket promises; none where a pack on the way is gone or was given up.
+    pub calmed: Option<u64>,
+    /// Cycles to convergence of what is published in calm, at most.
     pub cycles: u64,
     /// Troubles met, by name.
     pub troubles: BTreeMap<String, u64>,
@@ -91,6 +97,7 @@ pub fn run_seed(seed: u64, scratch: &Path, loud: bool) -> Result<Outcome, Failur
             simulated: sim.world.now(),
             events: sim.events,
             checks: sim.model.lock().unwrap().checks,
+            calmed: sim.calmed,
             cycles: sim.cycles,
             troubles: std::mem::take(&mut sim.troubles),
         };
@@ -162,6 +169,7 @@ struct Sim {
     listening: Ms,
     calm: bool,
     events: u64,
+    calmed: Option<u64>,
     cycles: u64,
     troubles: BTreeMap<String, u64>,
 }
@@ -206,6 +214,7 @@ impl Sim {
             listening: 0,
             calm: false,
             events: 0,
+            calmed: None,
             cycles: 0,
             troubles: BTreeMap::new(),
         }
@@ -277,25 +286,33 @@ impl Sim {
         self.go_until(until).await?;
         // 3. Calm: the last trouble is over, and headquarters is told how all stand.
         self.calm_down().await?;
-        let told = self.now() + 100_000;
-        self.go_until(told).await?;
+        let (calm, mut arrived) = (self.now(), None);
+        while self.now() < calm + 100_000 {
+            let next = self.now() + CYCLE / 3;
+            self.go_until(next).await?;
+            if arrived.is_none() && self.behind(Goal::Manifest)?.is_none() {
+                arrived = Some((self.now() - calm).div_ceil(CYCLE));
+            }
+        }
         // 4. What is in the bucket arrives by itself, unless a pack on the way is gone or was given up: then by a full, as
         // people are told. And what the source holds arrives with a publish though nothing changed.
         let never_whole = ["Poison", "Lose", "Theft"].iter().any(|kind| self.troubles.contains_key(*kind));
         let full = never_whole || !self.model.lock().unwrap().given_up.is_empty();
         if !full {
-            self.converge(Goal::Manifest).await?;
-            self.say("everything is at what the bucket promises");
+            // What got there may have been left behind again by what was still on its way.
+            let last = self.converge(Goal::Manifest, calm, CALM_CYCLES).await?;
+            self.calmed = arrived.map_or(Some(last), |first| Some(first.max(last)));
+            self.say(format!("everything is at what the bucket promises, cycle {}", self.calmed.unwrap_or(0)));
         }
         self.publish_as(PublishOptions { full, ..PublishOptions::default() }, None, true).await?;
-        self.converge(Goal::Source).await?;
+        let by_a_publish = self.converge(Goal::Source, self.now(), CYCLES).await?;
         self.say("everything is at what the source holds");
         // 5. Everything changes, and everybody must come there.
         for _ in 0..2 {
             self.hq.change_all(self.relays.len());
             self.publish(None, true).await?;
         }
-        self.cycles = self.converge(Goal::Source).await?;
+        self.cycles = self.converge(Goal::Source, self.now(), CYCLES).await?.max(by_a_publish);
         self.say(format!("everything is at headquarters' versions, cycle {}", self.cycles));
         // 6. People hear that it is over.
         let told = self.now() + 130_000;
@@ -304,13 +321,13 @@ impl Sim {
         self.last_look()
     }
 
-    /// Goes on until nobody is behind; the cycles that it took.
-    async fn converge(&mut self, goal: Goal) -> Result<u64, String> {
-        let (began, mut cycles) = (self.now(), 0);
+    /// Goes on until nobody is behind; the cycles that it took since then, which are no more than `most`.
+    async fn converge(&mut self, goal: Goal, since: Ms, most: u64) -> Result<u64, String> {
+        let mut cycles = 0;
         while let Some(why) = self.behind(goal)? {
-            cycles = (self.now() - began) / CYCLE + 1;
-            if self.now() > began + CYCLES * CYCLE {
-                return Err(format!("no convergence to {goal:?} within {CYCLES} cycles after the last trouble: {why}"));
+            cycles = (self.now() - since) / CYCLE + 1;
+            if self.now() > since + most * CYCLE {
+                return Err(format!("no convergence to {goal:?} within {most} cycles: {why}"));
             }
             let next = self.now() + CYCLE / 3;
             self.go_until(next).await?;
