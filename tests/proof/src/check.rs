@@ -83,6 +83,8 @@ pub struct Owed {
     pub set_aside: BTreeSet<String>,
     /// The bucket promises what the source has.
     pub published: bool,
+    /// Other places that have the bucket's list: a mirror, a stick that is to be carried.
+    pub even: BTreeSet<&'static str>,
     /// The key that signed before is trusted no more.
     pub rotated: bool,
     /// Rows changed by hand are mended.
@@ -98,8 +100,12 @@ pub fn stream_of(instance: &str) -> &str {
 
 const LEDGER: &str = "hq/state/fleet.db";
 const BUCKET: &str = "objects/";
-/// Where objects lie: the bucket, its mirror, a stick.
-const PLACES: [&str; 3] = [BUCKET, "mirror/", "stick/"];
+/// The bucket's mirror.
+pub const MIRROR: &str = "mirror/";
+/// A stick.
+pub const STICK: &str = "stick/";
+/// Where objects lie.
+const PLACES: [&str; 3] = [BUCKET, MIRROR, STICK];
 const RELAY: &str = "relay-0421/data/";
 const AGENT: &str = "register-0421-01/data/";
 
@@ -216,7 +222,7 @@ impl World {
             }
         }
         self.check_replicas(image, owed, bench)?;
-        self.check_places(image)?;
+        self.check_places(image, owed)?;
         self.check_hq(image, owed, bench)?;
         self.check_relay(image, owed, bench)?;
         check_devices(image, owed, bench)
@@ -262,10 +268,17 @@ impl World {
         }
     }
 
-    /// The buckets, and the stick that is carried: the newest trust file trusts who signed the manifest, and that lists
-    /// only packs that are there whole.
-    fn check_places(&self, image: &Image) -> Verdict {
+    /// The buckets, and the stick that is carried: each trust file up to the newest is there, the newest trusts who
+    /// signed the manifest, and that lists only packs that are there whole.
+    fn check_places(&self, image: &Image, owed: &Owed) -> Verdict {
+        for place in owed.even.iter().copied() {
+            let [theirs, ours] = [place, BUCKET].map(|place| image.get(&manifest_in(place)));
+            if ours.is_none() || theirs.map(|b| b.sha256()) != ours.map(|b| b.sha256()) {
+                return Err(format!("it ended well, and the list in {place} is not the bucket's"));
+            }
+        }
         for place in PLACES {
+            self.check_chain(image, place)?;
             for (path, blob) in image.range(format!("{place}packs/")..).take_while(|(p, _)| p.starts_with(place)) {
                 if path.ends_with(".pack") && !self.is_whole(blob) {
                     return Err(format!("{path} is damaged"));
@@ -277,6 +290,21 @@ impl World {
             let manifest =
                 self.manifest(blob, &trusted).ok_or_else(|| format!("{path} is damaged, or nobody trusts its key"))?;
             manifest.packs.iter().try_for_each(|(name, hash)| listed(image, place, name, hash))?;
+        }
+        Ok(())
+    }
+
+    /// A device that missed some trust files asks for each: all that lead to the one that is said to be the newest are
+    /// there, as they were signed.
+    fn check_chain(&self, image: &Image, place: &str) -> Verdict {
+        let Some(newest) = image.get(&format!("{place}trust.json")) else { return Ok(()) };
+        let newest = self.open(newest, self.root.as_slice()).ok_or_else(|| format!("{place}trust.json is damaged"))?;
+        for version in 1..=newest["version"].as_u64().unwrap_or_default() {
+            let path = format!("{place}trust/{version:010}.json");
+            let blob = image.get(&path).ok_or_else(|| format!("{path} is not there, and devices ask for it"))?;
+            if self.open(blob, self.root.as_slice()).is_none_or(|trust| trust["version"] != version) {
+                return Err(format!("{path} is damaged, or another one"));
+            }
         }
         Ok(())
     }
@@ -368,8 +396,13 @@ impl World {
                 if manifest.serial > device.serial() {
                     return Err(format!("{path} is served, and was never accepted"));
                 }
-            } else if serde_json::from_slice::<Value>(&blob.bytes).is_err() {
-                return Err(format!("{path} is damaged"));
+            } else {
+                // `trust.json` or `trust/N.json`; which numbers there are is for the next start to put in order.
+                let trust = self.open(blob, self.root.as_slice());
+                let n = name.strip_prefix("trust/").and_then(|n| n.strip_suffix(".json")?.parse::<u64>().ok());
+                if trust.is_none_or(|trust| n.is_some_and(|n| trust["version"] != n)) {
+                    return Err(format!("{path} is damaged"));
+                }
             }
         }
         if let Some(pack) =
@@ -526,5 +559,87 @@ impl Owed {
     /// A command that brings this replica to the head ended well.
     pub fn at_head(&mut self, world: &World, path: &str) {
         self.at_least(path, world.head.iter().map(|(i, v)| (i.clone(), Some(*v))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ed25519_dalek::SigningKey;
+    use serde_json::json;
+
+    fn keys() -> [SigningKey; 2] {
+        [1, 2].map(forge::strange_key)
+    }
+
+    fn world() -> World {
+        let [root, publisher] = keys().map(|key| key.verifying_key());
+        World { root: Some(root), publishers: vec![publisher], ..World::default() }
+    }
+
+    fn sealed(kind: &str, body: &Value, key: &SigningKey) -> Arc<Blob> {
+        Blob::new(forge::seal(kind, &serde_json::to_vec(body).unwrap(), &[key]))
+    }
+
+    fn trust(version: u64) -> Arc<Blob> {
+        let [root, publisher] = keys();
+        sealed("trust", &json!({"version": version, "publishers": [{"key": forge::public(&publisher)}]}), &root)
+    }
+
+    /// A list of this serial, with the trust files that lead to its key.
+    fn fill(image: &mut Image, place: &str, serial: u64) {
+        let manifest = json!({"serial": serial, "streams": {}, "registers": {}});
+        image.insert(manifest_in(place), sealed("manifest", &manifest, &keys()[1]));
+        image.insert(format!("{place}trust.json"), trust(3));
+        image.extend((1..=3).map(|n| (format!("{place}trust/{n:010}.json"), trust(n))));
+    }
+
+    #[track_caller]
+    fn found(world: &World, image: &Image, owed: &Owed, words: &str) {
+        let why = world.check_places(image, owed).unwrap_err();
+        assert!(why.contains(words), "{why}");
+    }
+
+    #[test]
+    fn an_older_list_where_a_command_that_ended_well_put_one_is_found() {
+        let (world, mut image, mut owed) = (world(), Image::new(), Owed::default());
+        fill(&mut image, BUCKET, 7);
+        fill(&mut image, STICK, 6);
+        assert_eq!(world.check_places(&image, &owed), Ok(()), "before the command has ended it may lie there");
+        owed.even.insert(STICK);
+        found(&world, &image, &owed, "the list in stick/ is not the bucket's");
+        fill(&mut image, STICK, 7);
+        assert_eq!(world.check_places(&image, &owed), Ok(()));
+        owed.even.insert(MIRROR);
+        found(&world, &image, &owed, "the list in mirror/ is not the bucket's");
+    }
+
+    #[test]
+    fn a_trust_file_that_is_gone_or_another_one_is_found() {
+        let (world, owed) = (world(), Owed::default());
+        for place in PLACES {
+            let mut good = Image::new();
+            fill(&mut good, place, 7);
+            assert_eq!(world.check_places(&good, &owed), Ok(()));
+            for n in 1..=3 {
+                let path = format!("{place}trust/{n:010}.json");
+                let with = |blob: Arc<Blob>| good.clone().into_iter().chain([(path.clone(), blob)]).collect::<Image>();
+                let mut gone = good.clone();
+                gone.remove(&path);
+                found(&world, &gone, &owed, "is not there");
+                found(&world, &with(Blob::new(Vec::new())), &owed, "is damaged");
+                found(&world, &with(trust(n + 1)), &owed, "or another one");
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_trust_file_that_a_relay_serves_is_found() {
+        let (world, owed, mut bench) = (world(), Owed::default(), Bench::default());
+        let mut image = Image::from([(format!("{RELAY}ok/trust.json"), trust(2))]);
+        for (blob, right) in [(trust(2), true), (trust(1), false), (Blob::new(b"{}".to_vec()), false)] {
+            image.insert(format!("{RELAY}ok/trust/0000000002.json"), blob);
+            assert_eq!(world.check_relay(&image, &owed, &mut bench).is_ok(), right);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What is explored: one command of a real binary each, on a small site made ready for it.
 
 use crate::bench::{Bench, Digests};
-use crate::check::{Owed, REGISTER, STORE, World, agent_db, bucket_manifest, relay_db, stream_of};
+use crate::check::{MIRROR, Owed, REGISTER, STICK, STORE, World, agent_db, bucket_manifest, relay_db, stream_of};
 use crate::disk::{Image, image_of};
 use crate::trace::{self, Recording};
 use serde_json::json;
@@ -269,7 +269,10 @@ impl Scene {
     /// What is owed after a good end.
     pub fn ended(&self, owed: &mut Owed) {
         match &self.end {
-            End::Published => owed.published = true,
+            End::Published => {
+                owed.published = true;
+                owed.even.extend(self.watched.iter().any(|dir| *dir == "mirror").then_some(MIRROR));
+            }
             End::AtHead(path) => {
                 owed.at_head(&self.world, path);
                 owed.healed = true;
@@ -278,7 +281,8 @@ impl Scene {
             End::Rotated => owed.rotated = true,
             End::Known(id) => drop(owed.devices.insert(id.clone())),
             End::Mailed => owed.mails += 1,
-            End::Carried | End::Nothing => {}
+            End::Carried => drop(owed.even.insert(STICK)),
+            End::Nothing => {}
         }
         owed.told += 1;
     }

@@ -35,9 +35,10 @@ fn a_disk_that_does_not_sync_is_found_out() {
     for (deaf, scenes) in [
         (
             Deaf::Files,
-            ["publish-delta", "relay-delta", "register-delta", "import", "hq-serves", "hq-refuses"].as_slice(),
+            ["publish-delta", "relay-delta", "register-delta", "import", "hq-serves", "hq-refuses", "hq-rotates"]
+                .as_slice(),
         ),
-        (Deaf::Directories, ["publish-delta", "relay-first", "import", "publish-first"].as_slice()),
+        (Deaf::Directories, ["publish-delta", "relay-first", "import", "publish-first", "hq-rotates"].as_slice()),
     ] {
         for scene in scenes {
             let scenes = vec![(*scene).to_owned()];
