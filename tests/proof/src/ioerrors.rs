@@ -7,7 +7,7 @@ use crate::check::Owed;
 use crate::disk::{Disk, Way};
 use crate::powercut::quiet_panics;
 use crate::scenes::SCENES;
-use crate::stage::{self, Stage};
+use crate::stage::{self, Ran, Stage};
 use crate::trace::{self, Call, Recording};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -65,6 +65,12 @@ pub struct Report {
 }
 
 impl Report {
+    /// What is too little to prove anything: calls that never came.
+    pub fn shortfall(&self) -> Option<String> {
+        let (runs, met) = self.scenes.values().fold((0, 0), |(a, b), (runs, met)| (a + runs, b + met));
+        (met * 10 < runs * 9 || runs == 0).then(|| format!("only {met} of {runs} runs met their error"))
+    }
+
     /// Runs with this ending.
     pub fn count(&self, ending: Ending) -> usize {
         self.endings.iter().filter(|((_, e), _)| *e == ending).map(|(_, n)| n).sum()
@@ -243,7 +249,7 @@ impl Stage {
                     }
                 };
                 let log = tempfile::NamedTempFile::new().unwrap();
-                let output = self.run_traced(&options, log.path());
+                let Ran { output, .. } = self.run_traced(&options, log.path());
                 let recording = trace::finish(&self.scene.node().dir, log.path(), output);
                 let met = recording.injected.iter().any(|l| self.concerns(l));
                 (recording, met)
@@ -358,7 +364,7 @@ impl Stage {
         if let Some((n, full)) = write {
             command.env("SHORT_AT", format!("{n}{}", if full { "+" } else { "" }));
         }
-        let output = self.run(command, || false);
+        let Ran { output, .. } = self.run(command, || false);
         (output, std::fs::read_to_string(log.path()).unwrap())
     }
 
@@ -368,7 +374,7 @@ impl Stage {
         let mut command = process::command(&process::program("sh"), None, "KILL");
         command.args(["-c", "trap '' XFSZ; exec prlimit --fsize=\"$0\" \"$@\"", &bytes.to_string()]);
         command.arg(node.product.path()).args(&self.scene.args).current_dir(&node.dir).env("NO_COLOR", "1");
-        self.run(command, || false)
+        self.run(command, || false).output
     }
 }
 
@@ -384,3 +390,16 @@ static SHORT: LazyLock<PathBuf> = LazyLock::new(|| {
     made.persist(&library).unwrap();
     library
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_that_nobody_met_have_proved_nothing() {
+        let told = |met| Report { scenes: [("export", (100, met))].into(), ..Report::default() }.shortfall();
+        assert_eq!(told(0).unwrap(), "only 0 of 100 runs met their error");
+        assert_eq!([told(89).is_some(), told(90).is_some()], [true, false]);
+        assert!(Report::default().shortfall().is_some());
+    }
+}

@@ -2,7 +2,7 @@
 //! and at any moment. Nothing that was there before is lost or damaged, and runs that nothing disturbs come to a good end.
 
 use crate::powercut::quiet_panics;
-use crate::stage::{self, Stage};
+use crate::stage::{self, Ran, Stage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
@@ -57,6 +57,18 @@ impl Report {
     pub fn of(&self, kind: &str) -> Count {
         let of_kind = self.counts.iter().filter(|((_, k), _)| *k == kind).map(|(_, c)| *c);
         of_kind.fold(Count::default(), |a, b| Count { runs: a.runs + b.runs, killed: a.killed + b.killed })
+    }
+}
+
+impl Report {
+    /// What is too little to prove anything. A thread may come to fewer calls than the one that was counted; most do not.
+    pub fn shortfall(&self) -> Option<String> {
+        let [single, pair, moment] = KINDS;
+        [(single, 9, 10), (pair, 1, 4), (moment, 0, 1)].into_iter().find_map(|(kind, share, of)| {
+            let Count { runs, killed } = self.of(kind);
+            let too_few = runs > 0 && killed * of <= runs * share;
+            too_few.then(|| format!("only {killed} of {runs} were killed {kind}"))
+        })
     }
 }
 
@@ -186,7 +198,7 @@ impl Stage {
         let mut owed = self.owed.clone();
         let mut died = 0;
         for kill in case {
-            match self.run_to(kill) {
+            match self.run_to(kill)? {
                 None => died += 1,
                 // A second good end says nothing new.
                 Some(code) if code == self.scene.code && owed == self.owed && self.scene.has_served() => {
@@ -201,22 +213,43 @@ impl Stage {
     }
 
     /// The exit code of a run; none where it died.
-    fn run_to(&self, kill: &Kill) -> Option<i32> {
+    fn run_to(&self, kill: &Kill) -> Result<Option<i32>, String> {
         match kill {
             Kill::Call(call, n) => {
                 let inject = format!("inject={call}:signal=KILL:when={n}");
                 let options = ["-s", "0", "-e", &format!("trace={call}"), "-e", &inject].map(str::to_owned);
-                let code = self.run_traced(&options, Path::new("/dev/null")).status.code();
+                let Ran { output, hung } = self.run_traced(&options, Path::new("/dev/null"));
+                if hung {
+                    return Err(format!("it hangs: {}", String::from_utf8_lossy(&output.stderr)));
+                }
                 // strace may end as a shell does.
-                code.filter(|code| *code != 128 + 9)
+                Ok(output.status.code().filter(|code| *code != 128 + 9))
             }
             Kill::Moment(share) => {
                 let mut command = self.plain();
                 let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
                 std::thread::sleep(Duration::from_secs_f64(self.took.as_secs_f64() * share));
                 child.kill().unwrap();
-                child.wait().unwrap().code()
+                Ok(child.wait().unwrap().code())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_killed_nobody_has_proved_nothing() {
+        let told = |kind: usize, runs, killed| {
+            let counts = [(("export", KINDS[kind]), Count { runs, killed })].into();
+            Report { counts, ..Report::default() }.shortfall()
+        };
+        assert_eq!(told(0, 4000, 0).unwrap(), "only 0 of 4000 were killed at a call");
+        assert_eq!([told(0, 100, 90).is_some(), told(0, 100, 91).is_some()], [true, false]);
+        assert_eq!([told(1, 100, 25).is_some(), told(1, 100, 26).is_some()], [true, false]);
+        assert_eq!([told(2, 100, 0).is_some(), told(2, 100, 1).is_some()], [true, false]);
+        assert_eq!(told(2, 0, 0), None, "who asks for none gets none");
     }
 }

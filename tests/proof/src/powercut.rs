@@ -61,6 +61,14 @@ pub struct Report {
     pub seconds: f64,
 }
 
+impl Report {
+    /// What is too little to prove anything: it ran dry long before there were as many as were asked for.
+    pub fn shortfall(&self, asked: usize) -> Option<String> {
+        let found = self.states;
+        (found < asked * 9 / 10).then(|| format!("only {found} different states were found, {asked} were asked for"))
+    }
+}
+
 /// A recorded command.
 #[derive(Debug)]
 pub struct Take {

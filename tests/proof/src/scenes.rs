@@ -191,11 +191,27 @@ impl Scene {
     /// Runs the command once more, as whoever finds the site would.
     pub fn again(&self) -> Output {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        self.node().run(match args[..] {
-            ["run"] => &["once"],
-            ["serve"] => &["status"],
-            _ => &args,
-        })
+        match args[..] {
+            ["run"] => self.node().run(&["once"]),
+            ["serve"] => self.serve_again(),
+            _ => self.node().run(&args),
+        }
+    }
+
+    /// Headquarters' service, until it answers and a relay has come: its output, without an exit code where it does not.
+    fn serve_again(&self) -> Output {
+        let mut service = self.node().spawn(&["serve"], &[]);
+        let url = format!("{}/healthz", self.node().url());
+        let answers = wait_for(PATIENCE, || {
+            let answers = tillcast_tests::http::try_get(&url).is_some_and(|r| r.status == 200);
+            (answers || !service.process.is_running()).then_some(answers)
+        });
+        if answers == Some(true) {
+            self.site.relay(STORE).run(&["once"]);
+        }
+        service.process.signal(rustix::process::Signal::TERM);
+        let out = service.finish(PATIENCE);
+        Output { code: out.code.filter(|_| answers == Some(true)), ..out }
     }
 
     /// Runs the command under strace to its good end.

@@ -70,7 +70,7 @@ impl Stage {
         let clients = image_of(scene.site.dir(), &scene.clients);
         let start = Instant::now();
         let mut stage = Stage { before, dirs, owed, clients, usual: None, took: Duration::ZERO, bench, scene };
-        let out = stage.run(stage.plain(), || false);
+        let Ran { output: out, .. } = stage.run(stage.plain(), || false);
         stage.took = start.elapsed();
         assert_eq!(out.status.code(), Some(stage.scene.code), "{}: {out:?}", stage.scene.name);
         assert!(stage.scene.has_served(), "{}: who it serves has not what there is: {out:?}", stage.scene.name);
@@ -128,9 +128,16 @@ impl Stage {
     }
 }
 
+/// A run that has ended.
+pub(crate) struct Ran {
+    pub(crate) output: Output,
+    /// It would not end by itself, though nothing says that it may.
+    pub(crate) hung: bool,
+}
+
 impl Stage {
     /// Runs the command under strace to its end.
-    pub(crate) fn run_traced(&self, options: &[String], log: &Path) -> Output {
+    pub(crate) fn run_traced(&self, options: &[String], log: &Path) -> Ran {
         let args: Vec<&str> = self.scene.args.iter().map(String::as_str).collect();
         let log = log.to_owned();
         self.run(trace::strace(self.scene.node(), &args, options, &log), move || {
@@ -152,12 +159,12 @@ impl Stage {
     }
 
     /// Runs to the end, a service while whoever it serves comes; what hangs is killed, sooner if it may.
-    pub(crate) fn run(&self, mut command: Command, may_hang: impl Fn() -> bool) -> Output {
+    pub(crate) fn run(&self, mut command: Command, may_hang: impl Fn() -> bool) -> Ran {
         let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         command.stdout(Stdio::from(out.try_clone().unwrap())).stderr(Stdio::from(err.try_clone().unwrap()));
         let mut child = command.spawn().unwrap();
         let (process, ended) = (child.id(), AtomicBool::new(false));
-        let status = std::thread::scope(|scope| {
+        let (status, hung) = std::thread::scope(|scope| {
             if self.scene.is_service() {
                 scope.spawn(|| {
                     self.serve(&ended, &err);
@@ -166,11 +173,11 @@ impl Stage {
                     }
                 });
             }
-            let status = wait(&mut child, may_hang);
+            let end = wait(&mut child, LONGEST, may_hang);
             ended.store(true, Ordering::Relaxed);
-            status
+            end
         });
-        Output { status, stdout: all(out), stderr: all(err) }
+        Ran { output: Output { status, stdout: all(out), stderr: all(err) }, hung }
     }
 
     /// A service that complains may still get there, and need not.
@@ -184,15 +191,17 @@ impl Stage {
     }
 }
 
-/// Waits for the end; what hangs is killed, sooner if it may.
-fn wait(child: &mut Child, may_hang: impl Fn() -> bool) -> ExitStatus {
-    let start = Instant::now();
+/// Waits for the end; what hangs is killed, sooner if it may. Whether it hung longer than that.
+fn wait(child: &mut Child, longest: Duration, may_hang: impl Fn() -> bool) -> (ExitStatus, bool) {
+    let (start, mut hung) = (Instant::now(), false);
     loop {
         if let Some(status) = child.try_wait().unwrap() {
-            return status;
+            return (status, hung);
         }
-        let soon = start.elapsed() > LONGEST / 6;
-        if start.elapsed() > LONGEST || soon && may_hang() {
+        let soon = start.elapsed() > longest / 6;
+        let may = soon && may_hang();
+        hung |= !may && start.elapsed() > longest;
+        if hung || may {
             let children =
                 std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
             for pid in children.split_whitespace().filter_map(|p| rustix::process::Pid::from_raw(p.parse().ok()?)) {
@@ -227,4 +236,26 @@ fn all(mut file: File) -> Vec<u8> {
     file.rewind().unwrap();
     file.read_to_end(&mut bytes).unwrap();
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+
+    /// How long it is waited for, and whether it may hang.
+    fn ended(script: &str, longest: Duration, may_hang: bool) -> (Option<i32>, bool) {
+        let mut child = process::command(&process::program("sh"), None, "KILL").args(["-c", script]).spawn().unwrap();
+        let (status, hung) = wait(&mut child, longest, || may_hang);
+        (status.signal(), hung)
+    }
+
+    #[test]
+    fn who_was_ended_for_hanging_is_told_from_who_was_killed() {
+        let (short, long) = (Duration::from_millis(20), Duration::from_secs(600));
+        assert_eq!(ended("exit 3", long, false), (None, false));
+        assert_eq!(ended("kill -9 $$", long, false), (Some(9), false));
+        assert_eq!(ended("exec sleep 1000", short, false), (Some(9), true));
+        assert_eq!(ended("exec sleep 1000", Duration::from_secs(1), true), (Some(9), false));
+    }
 }
