@@ -73,3 +73,32 @@ fn each_deliberate_defect_applies_to_the_sources() {
     let out = Command::new("python3").args([mutate, "--check"]).output().unwrap();
     assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
 }
+
+/// What the seeds find in the sources as they are is no news of a defect.
+#[test]
+fn a_defect_is_found_only_where_the_sources_as_they_are_pass() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    // Makes a simulation that finds the defect in what it was built from, or something in whatever it is.
+    let cargo = dir.path().join("cargo");
+    let script = r#"#!/bin/sh
+mkdir -p "$CARGO_TARGET_DIR/debug"
+said='4 seeds in 1 s'
+if [ -n "$ALWAYS" ] || grep -q 'silent_for < limit \* 3' hq-publisher/src/fleet.rs; then said='seed 3 found: it is late'; fi
+printf '#!/bin/sh\necho "%s"\n' "$said" >"$CARGO_TARGET_DIR/debug/tillcast-sim"
+chmod +x "$CARGO_TARGET_DIR/debug/tillcast-sim"
+"#;
+    std::fs::write(&cargo, script).unwrap();
+    std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    for (always, code, told) in
+        [("", 0, "as they are: 4 seeds found nothing"), ("1", 1, "the seeds above prove nothing")]
+    {
+        let mut mutate = Command::new("python3");
+        mutate.args([concat!(env!("CARGO_MANIFEST_DIR"), "/mutate"), "a silent store"]).env("PATH", &path);
+        let out = mutate.env("CARGO_TARGET_DIR", dir.path()).env("ALWAYS", always).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert_eq!(out.status.code(), Some(code), "{text}{}", String::from_utf8_lossy(&out.stderr));
+        assert!(text.contains("a silent store is told of too late: seed 3 found") && text.contains(told), "{text}");
+    }
+}
