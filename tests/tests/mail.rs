@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use serde_json::json;
 use tillcast_tests::servers::{Mail, SmtpOptions};
 use tillcast_tests::site::Builder;
-use tillcast_tests::{Daemon, PATIENCE, Site, Smtp, until};
+use tillcast_tests::{Daemon, PATIENCE, Site, Smtp, files, until};
 
 /// A site whose headquarters judges several times a second.
 fn watchful(smtp: &Smtp) -> Builder {
@@ -299,6 +299,54 @@ fn a_store_that_gets_nothing_is_one_mail_with_its_reason_and_one_when_it_does() 
     all.sort();
     let recovered = ["0421", "0815"].map(|s| format!("Recovered: {}", stuck(s)));
     assert_eq!(all, [recovered, ["0421", "0815"].map(stuck)].concat());
+    hq.term();
+}
+
+/// A list that is older than what was accepted, and one of another store, well signed: refused, and the mail says why.
+#[test]
+fn a_store_whose_list_is_refused_is_mailed_with_the_reason() {
+    let smtp = Smtp::start();
+    let mut site = watchful(&smtp).registers(0).hq("alerts.stuck", "'1s'").build();
+    // What the stores read is a copy of the bucket.
+    let copy = tillcast_tests::temp_dir("copy");
+    for relay in site.relays.values_mut() {
+        relay.set("sources", &format!("['file://{}']", copy.path().display()));
+    }
+    let list = |store: &str| format!("stores/{store}/manifest.json");
+    let publish = || {
+        site.sql("UPDATE promo SET percent = percent % 80 + 1");
+        site.publish();
+    };
+    publish();
+    let hq = site.hq.start_ready();
+    let older = site.object(&list("0815")).unwrap();
+    publish();
+    files::copy_all(&site.bucket(), copy.path());
+    let once = |code: &[i32]| {
+        for store in ["0421", "0815"] {
+            let out = site.relay(store).run(&["once"]);
+            assert!(out.code.is_some_and(|c| code.contains(&c)), "{store}: {}", out.text());
+        }
+    };
+    once(&[0]);
+    // Headquarters hears what they refuse before there is something that they lack.
+    std::fs::write(copy.path().join(list("0421")), site.object(&list("0815")).unwrap()).unwrap();
+    std::fs::write(copy.path().join(list("0815")), older).unwrap();
+    once(&[1, 3]);
+    publish();
+    let stuck = |store: &str| format!("Store {store} does not get what is published");
+    for (store, reason) in [("0421", "OTHER_STORE"), ("0815", "OLDER_SERIAL")] {
+        let mail = wait_for(&smtp, &stuck(store));
+        assert!(mail.text.contains(reason), "{reason} is not in:\n{}", mail.text);
+    }
+    files::copy_all(&site.bucket(), copy.path());
+    once(&[0]);
+    let recovered = |store: &str| format!("Recovered: {}", stuck(store));
+    for store in ["0421", "0815"] {
+        wait_for(&smtp, &recovered(store));
+    }
+    assert_eq!(subjects(&smtp), [["0421", "0815"].map(recovered), ["0421", "0815"].map(stuck)].concat());
+    assert_eq!(site.relay("0421").digests(), site.expected("0421"));
     hq.term();
 }
 

@@ -142,7 +142,15 @@ fn a_source_that_drips_is_left_for_the_next() {
         assert_eq!(b.site.relay("0421").digests(), b.site.expected("0421"), "{part}");
         assert_eq!(rows(&b.site, "0421-01"), b.site.expected("0421"), "{part}");
     }
+    b.watch.is_calm(|| drop(b.site.relay("0421").run(&["once"])));
+    // Where there is no other source people are told, and why. The relay says so before there is something that it lacks.
     set_sources(&mut b.site, &[&slow]);
+    let before = rows(&b.site, "0421-01");
+    b.lie("manifest.json", Say::Drip(b"{".to_vec(), Duration::from_millis(100)));
+    b.both(|node| drop(node.run(&["once"])));
+    news(&b.site);
+    b.is_mailed(STUCK, "slower than 1024 bytes/s");
+    assert_eq!(rows(&b.site, "0421-01"), before);
     b.recovers();
 }
 

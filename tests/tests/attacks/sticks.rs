@@ -205,4 +205,5 @@ fn replayed_receipts_move_nothing() {
     for path in [pipe.to_str().unwrap(), link.to_str().unwrap(), "/dev/zero", "/"] {
         no_panic(&site.hq.run(&["receipt", path]).code(1).text());
     }
+    good_news(&site);
 }
