@@ -75,7 +75,7 @@ pub fn with_disks() -> Command {
         probe.output().is_ok_and(|o| o.status.success())
     };
     let args = ways.iter().find(works).unwrap_or_else(|| {
-        panic!("this test mounts a small disk: run it as root (a container needs CAP_SYS_ADMIN), or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)")
+        panic!("this test mounts a small disk: run it as root (a container needs CAP_SYS_ADMIN), or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0)")
     });
     let mut command = Command::new(program("unshare"));
     command.args(*args);

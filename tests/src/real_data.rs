@@ -8,13 +8,26 @@
 use crate::site::Site;
 use crate::{process, repository, tools};
 use rusqlite::{Connection, params_from_iter};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The folder of the data sets: `TILLCAST_TEST_DATA`, or `shared/data` beside the repository, if it is there.
+/// The folder of the data sets: `TILLCAST_TEST_DATA` (none where it is empty), or `shared/data` beside the repository, if
+/// it is there.
+#[track_caller]
 pub fn folder() -> Option<PathBuf> {
-    let beside = || Some(repository().parent()?.join("shared/data"));
-    std::env::var_os("TILLCAST_TEST_DATA").map(PathBuf::from).or_else(beside).filter(|folder| folder.is_dir())
+    named(std::env::var_os("TILLCAST_TEST_DATA"))
+}
+
+/// Who names a folder wants it read: one that is not there is no reason to go without.
+#[track_caller]
+fn named(folder: Option<OsString>) -> Option<PathBuf> {
+    let Some(folder) = folder.map(PathBuf::from) else {
+        return Some(repository().parent()?.join("shared/data")).filter(|folder| folder.is_dir());
+    };
+    let is_none = folder.as_os_str().is_empty();
+    assert!(is_none || folder.is_dir(), "TILLCAST_TEST_DATA: there is no folder {}", folder.display());
+    (!is_none).then_some(folder)
 }
 
 /// The stores whose price lists there are.
@@ -236,4 +249,21 @@ fn rows(file: &Path, columns: &[&str]) -> Vec<Vec<String>> {
         })
         .collect();
     reader.records().map(|r| r.unwrap()).map(|r| places.iter().map(|p| r[*p].to_owned()).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_named_is_taken_and_an_empty_name_is_none() {
+        assert_eq!(named(Some("/".into())), Some("/".into()));
+        assert_eq!(named(Some(OsString::new())), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "there is no folder /nonexistent/data")]
+    fn a_folder_that_is_named_and_not_there_is_told() {
+        named(Some("/nonexistent/data".into()));
+    }
 }

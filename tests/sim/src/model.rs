@@ -1,10 +1,10 @@
-//! What must be true, by a model that shares no code with the product: which versions were published with which
-//! rows, what each device may hold, and what people must be told.
+//! What must be true, by a model that shares no code with the product but the form of what devices say: which versions
+//! were published with which rows, what each device may hold, and what people must be told.
 
 use crate::disk;
 use crate::hq::STREAMS;
 use proto::clock::Timestamp;
-use proto::wire::{Fault, fault};
+use proto::wire::Fault;
 use rusqlite::Connection;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -359,9 +359,9 @@ impl Model {
         for f in faults {
             let of = f.instance.as_ref().map_or_else(|| device.to_owned(), ToString::to_string);
             let about = match f.code.as_str() {
-                fault::DRIFT => format!("Rows of {of} differ from what was published"),
-                fault::PACK_MISSING => format!("A pack of {of} is missing from the bucket"),
-                fault::PACK_IN_ERROR => format!("A pack of {of} is in error"),
+                "DRIFT" => format!("Rows of {of} differ from what was published"),
+                "PACK_MISSING" => format!("A pack of {of} is missing from the bucket"),
+                "PACK_IN_ERROR" => format!("A pack of {of} is in error"),
                 _ => continue,
             };
             self.complaints.entry(about).or_default().insert((device.to_owned(), f.since));
