@@ -1,9 +1,15 @@
-//! Room on the disk under a data directory, and the ballast: a file that only takes room, to be let go when the disk is
-//! full, since SQLite cannot even checkpoint without any. A full disk never costs the version that is held.
+//! Room on the disk under a data directory, what had none there, and the ballast: a file that only takes room, to be let go
+//! when the disk is full, since SQLite cannot even checkpoint without any. A full disk never costs the version that is held.
 
+use crate::ids::Instance;
+use crate::layout::{PackKind, PackName};
+use crate::manifest::PackEntry;
 use crate::shelf;
 use crate::wire::Disk;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The ballast's file in a data directory.
 const BALLAST: &str = "ballast";
@@ -93,6 +99,11 @@ impl DataDisk {
         space.takes(bytes, bytes).map_err(|why| format!("{}: {why}", self.dir.display()))
     }
 
+    /// The room there is beside a log of so many bytes.
+    pub fn beside(&self, log: u64) -> Option<Beside> {
+        Some(Beside { free: self.space()?.free, log })
+    }
+
     fn ballast(&self) -> PathBuf {
         self.dir.join(BALLAST)
     }
@@ -120,9 +131,112 @@ fn usual_ballast(total: u64) -> u64 {
     if total < 256 << 20 { 0 } else { (total / 50).min(64 << 20) }
 }
 
+/// What is free while a database's log has so many bytes, which are free again when it is cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Beside {
+    free: u64,
+    log: u64,
+}
+
+/// Bytes that a pack asks for at least: its file, and its rows in the log; of a full of what is not held once more in the
+/// database, before the log goes, while tables that a full replaces leave their room to it. What rows and indexes really
+/// take is looked at while they are written, and before the commit: to ask for more here would keep out what has room.
+fn room_for(pack: &PackEntry, is_held: bool) -> u64 {
+    let times = if pack.kind == PackKind::Full && !is_held { 2 } else { 1 };
+    pack.unpacked.saturating_mul(times).saturating_add(pack.bytes)
+}
+
+/// What is free may change without an end: a pack that had no room is tried again where there is more by this part of its
+/// rows.
+const MORE_ROOM: u64 = 16;
+
+/// Not all that ends a full disk is seen in the room that is free: a quota is not.
+const NO_ROOM_FOR: Duration = Duration::from_secs(3600);
+
+/// A pack that was written until there was no room: not again before there may be, for that wears the disk.
+#[derive(Debug)]
+struct Short {
+    /// What the transaction begins with.
+    first: PackName,
+    /// What is to be free before its rows are written again.
+    needed: u64,
+    /// When it was found, by the monotonic clock.
+    at: Duration,
+}
+
+/// What was written to a database until there was no room.
+#[derive(Debug, Default)]
+pub struct Shortages(Mutex<BTreeMap<Instance, Short>>);
+
+impl Shortages {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Instance, Short>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether packs, of which so many bytes are there, may have room: as far as can be said before they are written, and
+    /// by what was found the last time.
+    pub fn may_fit(
+        &self,
+        disk: &DataDisk,
+        instance: &Instance,
+        packs: &[&PackEntry],
+        is_held: bool,
+        there: u64,
+        now: Duration,
+    ) -> Result<(), String> {
+        let sum = |of: &dyn Fn(&PackEntry) -> u64| packs.iter().map(|p| of(p)).fold(0, u64::saturating_add);
+        disk.fits_with_spare(sum(&|p| room_for(p, is_held)).saturating_sub(there))?;
+        let first = packs.first().map(|p| p.name(instance));
+        match self.all().get(instance) {
+            Some(s) if Some(&s.first) == first.as_ref() && now.saturating_sub(s.at) < NO_ROOM_FOR => {
+                disk.fits(s.needed.saturating_add(sum(&|p| p.bytes)).saturating_sub(there))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Packs had no room where so many bytes were free before, or are with what the log took meanwhile, if others took or
+    /// gave some.
+    pub fn found(
+        &self,
+        instance: &Instance,
+        packs: &[&PackEntry],
+        before: Beside,
+        after: Option<Beside>,
+        now: Duration,
+    ) {
+        let Some(first) = packs.first().map(|p| p.name(instance)) else { return };
+        let with_log = |a: Beside| a.free.saturating_add(a.log.saturating_sub(before.log));
+        let free = before.free.min(after.map_or(before.free, with_log));
+        let rows = packs.iter().map(|p| p.unpacked).fold(0, u64::saturating_add);
+        let needed = free.saturating_add((rows / MORE_ROOM).max(1));
+        self.all().insert(instance.clone(), Short { first, needed, at: now });
+    }
+
+    /// What was written for an instance had room.
+    pub fn had_room(&self, instance: &Instance) {
+        self.all().remove(instance);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pack_asks_for_no_more_room_than_it_needs_at_least() {
+        let pack = |kind| PackEntry {
+            version: crate::ids::Version::FIRST,
+            kind,
+            base: None,
+            bytes: 7,
+            unpacked: 1000,
+            sha256: crate::digest::Sha256::of(b""),
+        };
+        let full = pack(PackKind::Full);
+        assert_eq!([false, true].map(|is_held| room_for(&full, is_held)), [2007, 1007]);
+        assert_eq!(room_for(&pack(PackKind::Delta), true), 1007);
+    }
 
     #[test]
     fn the_ballast_is_of_its_size_comes_goes_and_comes_back() {

@@ -19,7 +19,7 @@ use futures_util::future::join_all;
 use proto::clock::Clock;
 use proto::config::ConfigError;
 use proto::device::{self, Device, DeviceError};
-use proto::disk;
+use proto::disk::{self, Shortages};
 use proto::fetch::Source;
 use proto::follow::{self, FollowError, Follower, Refreshed};
 use proto::ids::{DeviceId, Instance, StreamName, Version};
@@ -134,6 +134,10 @@ pub struct Relay {
     pub(crate) rotten: tokio::sync::Mutex<mpsc::UnboundedReceiver<PackName>>,
     /// Ends scratch proofs and checks of rows, when there is something better to do.
     pub(crate) spare: Mutex<CancellationToken>,
+    /// What had no room in the shadow.
+    pub(crate) short: Shortages,
+    /// What had no room in the scratch database.
+    pub(crate) short_of_proof: Shortages,
     /// Held by whoever closes a gap in the chain in `ok/`: there is one scratch database.
     pub(crate) completing: tokio::sync::Mutex<()>,
     /// When this process opened the directory, by the monotonic clock.
@@ -229,6 +233,8 @@ impl Relay {
             absent: Mutex::default(),
             rotten: tokio::sync::Mutex::new(rotten),
             spare: Mutex::default(),
+            short: Shortages::default(),
+            short_of_proof: Shortages::default(),
             completing: tokio::sync::Mutex::default(),
             opened,
             locks: Mutex::default(),

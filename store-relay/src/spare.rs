@@ -107,7 +107,12 @@ impl Relay {
                 absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name, all_spoke));
                 return;
             };
-            match self.gather(instance, &way, supply).await {
+            // What could not be proved for want of room is not fetched: it would come again and again.
+            let gathered = match self.may_fit(Wanted::ByNew, instance, &way) {
+                Ok(()) => self.gather(instance, &way, supply).await,
+                Err(why) => (Vec::new(), Some(Missing::NoRoom(why))),
+            };
+            match gathered {
                 (packs, None) => break (epoch, packs, digests),
                 (_, Some(missing)) => {
                     tracing::debug!(%instance, ?missing, "the chain stays incomplete for now");
@@ -130,7 +135,9 @@ impl Relay {
         let trial = self.trial(instance, epoch, Aim::Scratch { file, digests }, &packs);
         // What a stick brought is proved now or never.
         let stop = if supply.only.is_some() { self.hall.stop.clone() } else { self.spare_token() };
+        let before = self.room();
         let end = self.shadow.prove(trial, self.time_for(&packs), &stop).await;
+        self.note_room(Wanted::ByNew, instance, &packs, &end, before);
         // 3. Served, or taken down as bad.
         match end {
             TrialEnd::Done => {

@@ -11,11 +11,12 @@ use crate::tries::{self, Attempts, Cause, Failure};
 use proto::chain;
 use proto::clock::{Timestamp, since};
 use proto::digest::Sha256;
+use proto::disk::{Beside, Shortages};
 use proto::fetch::{Etag, FetchError, FetchErrorKind, Small, Source, Want};
 use proto::ids::{Instance, StreamName, Version};
 use proto::layout::{ObjectName, PackName};
 use proto::manifest::{PackEntry, StreamEntry};
-use proto::replica::is_in_the_way;
+use proto::replica::{is_in_the_way, sqlite};
 use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
 use proto::wire::{Fault, brief, fault};
@@ -672,6 +673,56 @@ impl Relay {
         tracing::debug!(instance = %way.instance, packs = packs.len(), ?took, ?end, "trial");
         self.hall.metrics.trials.with_label_values(&[end_label(&end)]).inc();
         end
+    }
+
+    /// Whether what a chain begins with may have room, as far as can be said before it is fetched and tried; what comes after
+    /// it is small beside a full, or begins the next chain.
+    pub(crate) fn may_fit(&self, wanted: Wanted, instance: &Instance, packs: &[PackEntry]) -> Result<(), String> {
+        let (hall, Some(first)) = (&self.hall, packs.first()) else { return Ok(()) };
+        let name = first.name(instance);
+        let (is_held, is_there) = {
+            let state = hall.state();
+            // A scratch database begins with nothing.
+            let is_held = wanted == Wanted::Here && state.held.contains_key(&instance.stream);
+            (is_held, is_at_hand(&state, &name, &first.sha256))
+        };
+        let part = hall.shelves.pack(Room::Incoming, &name);
+        let there = if is_there { first.bytes } else { std::fs::symlink_metadata(part).map_or(0, |m| m.len()) };
+        let now = hall.clock.monotonic();
+        let fits = self.short(wanted).may_fit(&hall.disk, instance, &[first], is_held, there, now);
+        fits.map_err(|why| format!("{name}: {why}"))
+    }
+
+    /// What had no room.
+    fn short(&self, wanted: Wanted) -> &Shortages {
+        match wanted {
+            Wanted::Here => &self.short,
+            Wanted::ByNew => &self.short_of_proof,
+        }
+    }
+
+    /// The room there is, beside the shadow's log.
+    pub(crate) fn room(&self) -> Option<Beside> {
+        self.hall.disk.beside(sqlite::log_bytes(self.shadow.path()))
+    }
+
+    /// Remembers what was tried until there was no room: not again before there may be, for that wears the disk.
+    pub(crate) fn note_room(
+        &self,
+        wanted: Wanted,
+        instance: &Instance,
+        packs: &[AtHand],
+        end: &TrialEnd,
+        before: Option<Beside>,
+    ) {
+        let (short, Some((_, first))) = (self.short(wanted), packs.first()) else { return };
+        match (end, before) {
+            (TrialEnd::Done, _) => short.had_room(instance),
+            (TrialEnd::Surroundings { disk_full: true, .. }, Some(before)) => {
+                short.found(instance, &[first], before, self.room(), self.hall.clock.monotonic());
+            }
+            _ => {}
+        }
     }
 
     /// How long a trial may take: other streams wait at the shadow's door, so that a small pack that hangs must

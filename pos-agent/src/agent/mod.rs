@@ -22,7 +22,7 @@ use crate::tries::Tries;
 use crate::upstream::{RelayWord, Upstream};
 use proto::clock::{Clock, Timestamp, boot_id};
 use proto::device::{Device, DeviceError, FOREIGN};
-use proto::disk::{self, DataDisk};
+use proto::disk::{self, DataDisk, Shortages};
 use proto::failpoint;
 use proto::fetch::BadSource;
 use proto::follow::lock;
@@ -175,7 +175,7 @@ pub struct Agent {
     /// It is told that the disk is full, until it is not.
     told_full: AtomicBool,
     /// What was written until there was no room.
-    short: Mutex<BTreeMap<Instance, Short>>,
+    short: Shortages,
     /// The database was damaged and begun anew by this process: not twice, the disk may be dying.
     rebuilt: AtomicBool,
     /// What the database holds was read.
@@ -212,32 +212,6 @@ enum Went<T> {
     Awaits(PackName, String),
     /// It is over for this stream.
     Over(End),
-}
-
-/// Bytes that a pack asks for at least: its file, and its rows in the log; of a full of what is not held once more in the
-/// database, before the log goes, while tables that a full replaces leave their room to it. What rows and indexes really
-/// take is looked at while they are written, and before the commit: to ask for more here would keep out what has room.
-fn room_for(pack: &PackEntry, is_held: bool) -> u64 {
-    let times = if pack.kind == PackKind::Full && !is_held { 2 } else { 1 };
-    pack.unpacked.saturating_mul(times).saturating_add(pack.bytes)
-}
-
-/// What is free may change without an end: a pack that had no room is tried again where there is more by this part of its
-/// rows.
-const MORE_ROOM: u64 = 16;
-
-/// Not all that ends a full disk is seen in the room that is free: a quota is not.
-const NO_ROOM_FOR: Duration = Duration::from_secs(3600);
-
-/// A pack that was written until there was no room: not again before there may be, for that wears the disk.
-#[derive(Debug)]
-struct Short {
-    /// What the transaction begins with.
-    first: PackName,
-    /// What is to be free before its rows are written again.
-    needed: u64,
-    /// When it was found, by the monotonic clock.
-    at: Duration,
 }
 
 /// The databases of a data directory, open.
@@ -348,7 +322,7 @@ impl Agent {
             log_dirty: AtomicBool::new(true),
             full: AtomicBool::new(false),
             told_full: AtomicBool::new(false),
-            short: Mutex::default(),
+            short: Shortages::default(),
             rebuilt: AtomicBool::new(is_anew),
             looked: AtomicBool::new(false),
             verifying: Arc::default(),
@@ -616,7 +590,9 @@ impl Agent {
     ) -> Went<Vec<(PathBuf, PackEntry)>> {
         let parts: Vec<PathBuf> = packs.iter().map(|p| self.part(&p.name(instance))).collect();
         let there = parts.iter().filter_map(|p| std::fs::metadata(p).ok()).map(|m| m.len()).sum();
-        if let Err(why) = self.may_fit(instance, packs, there) {
+        let is_held = self.shown().held.contains_key(&instance.stream);
+        let now = self.clock.monotonic();
+        if let Err(why) = self.short.may_fit(&self.disk, instance, packs, is_held, there, now) {
             self.no_room(&why).await;
             return Went::Over(End::DiskFull);
         }
@@ -650,38 +626,6 @@ impl Agent {
         Went::On(files)
     }
 
-    /// Whether packs, of which so many bytes are there, may have room: as far as can be said before they are written, and
-    /// by what was found the last time.
-    fn may_fit(&self, instance: &Instance, packs: &[&PackEntry], there: u64) -> Result<(), String> {
-        let is_held = self.shown().held.contains_key(&instance.stream);
-        let sum = |of: &dyn Fn(&PackEntry) -> u64| packs.iter().map(|p| of(p)).fold(0, u64::saturating_add);
-        self.disk.fits_with_spare(sum(&|p| room_for(p, is_held)).saturating_sub(there))?;
-        let (first, now) = (packs.first().map(|p| p.name(instance)), self.clock.monotonic());
-        match self.short().get(instance) {
-            Some(s) if Some(&s.first) == first.as_ref() && now.saturating_sub(s.at) < NO_ROOM_FOR => {
-                self.disk.fits(s.needed.saturating_add(sum(&|p| p.bytes)).saturating_sub(there))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn short(&self) -> MutexGuard<'_, BTreeMap<Instance, Short>> {
-        self.short.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Packs had no room where so many bytes were free before, or are with what the log took meanwhile, if others took or
-    /// gave some.
-    fn found_short(&self, instance: &Instance, first: &PackName, files: &[(PathBuf, PackEntry)], before: (u64, u64)) {
-        let (free, log) = before;
-        let logged = self.db.log_bytes().saturating_sub(log);
-        let now = self.disk.space().map_or(free, |d| d.free.saturating_add(logged));
-        let free = free.min(now);
-        let rows = files.iter().map(|(_, e)| e.unpacked).fold(0, u64::saturating_add);
-        let needed = free.saturating_add((rows / MORE_ROOM).max(1));
-        let short = Short { first: first.clone(), needed, at: self.clock.monotonic() };
-        self.short().insert(instance.clone(), short);
-    }
-
     /// Steps 5 and 6.
     async fn apply(&self, goal: &Goal, instance: &Instance, files: Vec<(PathBuf, PackEntry)>) -> Went<()> {
         let Some(first) = files.first().map(|(_, e)| e.name(instance)) else { return Went::On(()) };
@@ -693,7 +637,7 @@ impl Agent {
             return Went::Over(End::Done);
         }
         self.tries.begin(&first);
-        let before = self.disk.space().map(|d| (d.free, self.db.log_bytes()));
+        let before = self.disk.beside(self.db.log_bytes());
         let started = self.clock.monotonic();
         let outcome = self.db.apply(instance, &goal.manifest, files.clone(), self.clock.now()).await;
         let took = self.clock.monotonic().saturating_sub(started);
@@ -715,7 +659,7 @@ impl Agent {
                 let (kind, version) = (first.kind.to_string(), files.last().map(|(_, e)| e.version.get()));
                 tracing::info!(%instance, version, %kind, rows = rows.map(|r| r.total()), ms = took.as_millis() as u64, "applied");
                 self.metrics.applied(&kind, took);
-                self.short().remove(instance);
+                self.short.had_room(instance);
                 self.tell.notify_one();
                 if !self.at(Step::Applied(first)) {
                     return Went::Over(End::Done);
@@ -725,7 +669,9 @@ impl Agent {
             }
             Err(e) => {
                 if let Some(before) = before.filter(|_| e.remedy() == Remedy::MakeRoom) {
-                    self.found_short(instance, &first, &files, before);
+                    let packs: Vec<&PackEntry> = files.iter().map(|(_, e)| e).collect();
+                    let after = self.disk.beside(self.db.log_bytes());
+                    self.short.found(instance, &packs, before, after, self.clock.monotonic());
                 }
                 self.not_applied(instance, &first, &files, &e).await
             }
@@ -769,25 +715,5 @@ impl Agent {
 
     fn at(&self, step: Step) -> bool {
         self.observer.as_ref().is_none_or(|o| o(&step))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pack_asks_for_no_more_room_than_it_needs_at_least() {
-        let pack = |kind| PackEntry {
-            version: Version::FIRST,
-            kind,
-            base: None,
-            bytes: 7,
-            unpacked: 1000,
-            sha256: proto::digest::Sha256::of(b""),
-        };
-        let full = pack(PackKind::Full);
-        assert_eq!([false, true].map(|is_held| room_for(&full, is_held)), [2007, 1007]);
-        assert_eq!(room_for(&pack(PackKind::Delta), true), 1007);
     }
 }

@@ -1151,6 +1151,81 @@ async fn a_full_for_new_registers_that_has_no_room_fills_no_disk() {
     assert!(events.iter().all(|e| e.code != "DISK_FULL"), "{events:?}");
 }
 
+/// A store that came to its head by deltas: the one full that registers could install from is not there yet.
+async fn short_of_a_full() -> (Hq, Store) {
+    let (mut hq, store) = two_streams();
+    let many: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a full long"))).collect();
+    hq.publish("price", &many, Make::Delta);
+    hq.sign();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Both);
+    hq.unlist(&hq.pack("price", 1, Full));
+    hq.sign();
+    relay.refresh(0).await;
+    let (price, supply) = ("price".parse().unwrap(), Supply { sources: &relay.sources, only: None });
+    assert_eq!(relay.bring_up(&price, supply, Pace::Once).await, Outcome::AtHead);
+    assert_eq!(relay.incomplete(), [hq.instance("price")]);
+    drop(relay);
+    (hq, store)
+}
+
+/// A child that says this of each job; how often it was asked: `tried`.
+fn child(store: &Store, script: &str) -> Runner {
+    let [child, tried] = ["child", "tried"].map(|name| store.dir.path().join(name));
+    fs::write(&child, format!("#!/bin/sh\nread -r job\necho >>'{}'\n{script}\n", tried.display())).unwrap();
+    fs::set_permissions(&child, fs::Permissions::from_mode(0o755)).unwrap();
+    Runner::Child(child)
+}
+
+fn tried(store: &Store) -> usize {
+    fs::read_to_string(store.dir.path().join("tried")).map_or(0, |text| text.lines().count())
+}
+
+/// What a child says that wrote until the disk had no room.
+fn no_room() -> String {
+    let end = TrialEnd::Surroundings { code: "SQLITE".into(), text: "full".into(), disk_full: true };
+    format!("echo '{}'", serde_json::to_string(&end).unwrap())
+}
+
+/// Each spare time fetched it, wrote its rows until the disk was full, and threw it away.
+#[tokio::test]
+async fn a_full_for_new_registers_without_room_to_prove_it_is_not_fetched_again_and_again() {
+    let (hq, store) = short_of_a_full().await;
+    let full = hq.lines["price"].entries.iter().find(|e| e.kind == Full).unwrap();
+    let relay = store.open_with(child(&store, &no_room()), Steps::default());
+    let disk_with = |free| relay.hall.disk.pretend(proto::shelf::Space { free, total: free });
+    // Its file has room, and its rows once.
+    disk_with(full.bytes + full.unpacked * 3 / 2);
+    for _ in 0..3 {
+        relay.spare_time().await;
+        assert_eq!((relay.hall.metrics.downloaded.get(), tried(&store)), (0, 0));
+    }
+    // What rows really take shows while they are written.
+    let (room, more) = (1 << 30, full.unpacked / 16);
+    for (free, passed, n) in [
+        (room, 0, 1),
+        (room, 30, 1),
+        (room - more, 30, 1),
+        (room + more / 2, 30, 1),
+        (room + more + full.bytes, 30, 2),
+        (room + more + full.bytes, 3570, 2),
+        (room + more + full.bytes, 30, 3),
+    ] {
+        disk_with(free);
+        store.clock.advance(Duration::from_secs(passed));
+        relay.spare_time().await;
+        assert_eq!(tried(&store), n, "{free} free, {passed} s later");
+        assert!(n > 1 || relay.hall.metrics.downloaded.get() == full.bytes, "{free} free, {passed} s later");
+        assert!(fault_codes(&relay).is_empty() && state(&relay).debts().len() == 1, "{:?}", state(&relay).debts());
+    }
+    // A restart knows nothing of it.
+    drop(relay);
+    let relay = store.open();
+    relay.spare_time().await;
+    assert!(state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
+}
+
 #[tokio::test]
 async fn nothing_is_done_in_spare_time_after_a_failed_sync() {
     let (mut hq, store) = two_streams();
