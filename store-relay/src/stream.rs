@@ -142,8 +142,11 @@ impl Relay {
                 }
                 Plan::Go(way) => way,
             };
-            // 2. Fetch and verify what is not at hand.
-            let (packs, missing) = self.gather(&way.instance, &way.packs, supply).await;
+            // 2. Fetch and verify what is not at hand, if it may have room.
+            let (packs, missing) = match self.may_fit(Wanted::Here, &way.instance, &way.packs) {
+                Ok(()) => self.gather(&way.instance, &way.packs, supply).await,
+                Err(why) => (Vec::new(), Some(Missing::NoRoom(why))),
+            };
             let reaches = packs.last().map(|(_, e)| e.version);
             if reaches.is_none_or(|r| way.least.is_some_and(|l| r < l)) {
                 match self.not_gathered(&way.instance, missing, supply, pace).await {
@@ -667,8 +670,9 @@ impl Relay {
     /// Step 3.
     async fn try_on_shadow(&self, way: &Way, packs: &[AtHand]) -> TrialEnd {
         let trial = self.trial(&way.instance, way.epoch, Aim::Advance, packs);
-        let started = self.hall.clock.monotonic();
+        let (started, before) = (self.hall.clock.monotonic(), self.room());
         let end = self.shadow.advance(trial, self.time_for(packs), &self.hall.stop).await;
+        self.note_room(Wanted::Here, &way.instance, packs, &end, before);
         let took = self.hall.clock.monotonic().saturating_sub(started);
         tracing::debug!(instance = %way.instance, packs = packs.len(), ?took, ?end, "trial");
         self.hall.metrics.trials.with_label_values(&[end_label(&end)]).inc();

@@ -1226,6 +1226,52 @@ async fn a_full_for_new_registers_without_room_to_prove_it_is_not_fetched_again_
     assert!(state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
 }
 
+/// Each look, every 5 s, wrote it until the disk was full.
+#[tokio::test]
+async fn a_pack_that_had_no_room_in_the_shadow_is_not_written_by_each_look() {
+    let (mut hq, store) = two_streams();
+    once(&store.open()).await;
+    let many: Vec<(i64, Option<&str>)> = (10..300).map(|n| (n, Some("a row that makes a delta long"))).collect();
+    hq.publish("price", &many, Make::Delta);
+    hq.sign();
+    let delta = hq.lines["price"].entries[1].clone();
+    let relay = store.open_with(child(&store, &no_room()), Steps::default());
+    let disk_with = |free| relay.hall.disk.pretend(proto::shelf::Space { free, total: free });
+    // Not even fetched.
+    disk_with(delta.unpacked);
+    let round = once(&relay).await;
+    assert!(matches!(&round.streams["price"], Outcome::Again(_, why) if why.contains("are needed")), "{round:?}");
+    assert_eq!((relay.hall.metrics.downloaded.get(), tried(&store)), (0, 0));
+    let (room, more) = (1 << 30, delta.unpacked / 16);
+    for (free, passed, n) in [
+        (room, 0, 1),
+        (room, 5, 1),
+        (room - more, 5, 1),
+        (room + more / 2, 5, 1),
+        (room + more, 5, 2),
+        (room + more, 3595, 2),
+        (room + more, 5, 3),
+    ] {
+        disk_with(free);
+        store.clock.advance(Duration::from_secs(passed));
+        once(&relay).await;
+        assert_eq!(tried(&store), n, "{free} free, {passed} s later");
+        assert_eq!(fault_codes(&relay), ["DISK_FULL"]);
+        assert_eq!(served(&relay, &hq.instance("price")), Some(1));
+    }
+    assert_eq!(relay.hall.metrics.downloaded.get(), delta.bytes);
+    // Another pack, and a restart, know nothing of it.
+    hq.publish("price", &[(1, Some("c"))], Make::Full);
+    hq.unlist(&hq.pack("price", 2, Delta));
+    hq.sign();
+    once(&relay).await;
+    assert_eq!(tried(&store), 4);
+    drop(relay);
+    let relay = store.open();
+    once(&relay).await;
+    assert_eq!((served(&relay, &hq.instance("price")), fault_codes(&relay)), (Some(3), Vec::new()));
+}
+
 #[tokio::test]
 async fn nothing_is_done_in_spare_time_after_a_failed_sync() {
     let (mut hq, store) = two_streams();
