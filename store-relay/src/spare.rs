@@ -334,14 +334,17 @@ impl Relay {
         let proving = self.completing.try_lock();
         // What lies there first: a pack comes only after the list that names it, which may be a newer one than above.
         let ready: Vec<PackName> = hall.state().ready.keys().cloned().collect();
-        let listed = self.listed();
+        let (listed, incomplete) = (self.listed(), self.incomplete());
         let stale: Vec<PackName> = {
             let state = hall.state();
-            // Another way was taken past them: whoever needs them will find them listed, not here.
+            let is_full = state.faults.values().any(|f| f.code == fault::DISK_FULL);
+            // Another way was taken past them: whoever needs them will find them listed, not here. New registers need them
+            // until another chain is complete; on a full disk they give way.
             let passed = |n: &PackName| {
                 state.held_version(&n.instance).is_some_and(|h| n.version <= h)
                     && !state.drifts.contains_key(&n.instance.stream)
                     && state.proofs.get(n) != state.ready.get(n)
+                    && (is_full || !incomplete.contains(&n.instance))
             };
             let is_stale = |n: &PackName| proving.is_ok() && (!listed.contains(n) || passed(n));
             ready.into_iter().filter(is_stale).collect()

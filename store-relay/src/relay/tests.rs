@@ -1226,6 +1226,38 @@ async fn a_full_for_new_registers_without_room_to_prove_it_is_not_fetched_again_
     assert!(state(&relay).debts().is_empty(), "{:?}", state(&relay).debts());
 }
 
+/// News end a proof that has begun: the whole pack was thrown away, and came over the line again.
+#[tokio::test]
+async fn a_full_whose_proof_was_broken_off_is_not_fetched_anew() {
+    let (hq, store) = short_of_a_full().await;
+    let full = hq.lines["price"].entries.iter().find(|e| e.kind == Full).unwrap();
+    let name = hq.pack("price", 3, Full);
+    let relay = store.open_with(child(&store, "kill -TERM $$"), Steps::default());
+    for n in 1..=3 {
+        relay.spare_time().await;
+        assert_eq!((tried(&store), rooms_of(&relay, &name)), (n, vec!["ready"]));
+    }
+    assert_eq!(relay.hall.metrics.downloaded.get(), full.bytes);
+    fs::remove_file(hq.path(&name.clone().into())).unwrap();
+    drop(relay);
+    let relay = store.open();
+    relay.spare_time().await;
+    assert_eq!(rooms_of(&relay, &name), ["ok"]);
+}
+
+/// What the store itself wants goes first.
+#[tokio::test]
+async fn on_a_full_disk_what_only_new_registers_wait_for_gives_way() {
+    let (hq, store) = short_of_a_full().await;
+    let name = hq.pack("price", 3, Full);
+    let relay = store.open_with(child(&store, "kill -TERM $$"), Steps::default());
+    relay.spare_time().await;
+    assert_eq!(rooms_of(&relay, &name), ["ready"]);
+    relay.hall.out_of_room("no room");
+    relay.tidy().await;
+    assert!(rooms_of(&relay, &name).is_empty());
+}
+
 /// Each look, every 5 s, wrote it until the disk was full.
 #[tokio::test]
 async fn a_pack_that_had_no_room_in_the_shadow_is_not_written_by_each_look() {
@@ -1367,7 +1399,7 @@ async fn how_a_relay_stands_can_be_read_beside_a_command_at_work() {
 /// An import, or `once`, is at work beside the loop's spare time; a stick's pack is nowhere else.
 #[tokio::test]
 async fn order_takes_nothing_away_that_is_being_proved_or_was_just_proved() {
-    let (hq, store) = two_streams();
+    let (mut hq, store) = two_streams();
     let relay = store.open();
     once(&relay).await;
     let name = hq.pack("price", 1, Full);
@@ -1384,6 +1416,16 @@ async fn order_takes_nothing_away_that_is_being_proved_or_was_just_proved() {
     relay.tidy().await;
     assert_eq!(rooms_of(&relay, &name), ["ready"], "being proved");
     drop(proving);
+    relay.tidy().await;
+    assert_eq!(rooms_of(&relay, &name), ["ready"], "new registers have nothing else");
+    hq.publish("price", &[(1, Some("c"))], Make::Both);
+    hq.sign();
+    let (price, supply) = ("price".parse().unwrap(), Supply { sources: &relay.sources, only: None });
+    relay.refresh(0).await;
+    assert_eq!(relay.bring_up(&price, supply, Pace::Once).await, Outcome::AtHead);
+    state(&relay).proofs.remove(&name);
+    let newer = hq.pack("price", 2, Full);
+    state(&relay).ok.insert(newer, None);
     relay.tidy().await;
     assert!(rooms_of(&relay, &name).is_empty(), "another way was taken");
 }
