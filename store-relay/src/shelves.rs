@@ -264,6 +264,17 @@ impl Shelves {
         }
     }
 
+    /// Deletes the parts of packs that nobody wants. Their directories stay: one may be about to be downloaded into.
+    pub fn drop_parts(&self, is_wanted: impl Fn(&PackName) -> bool) -> Result<(), ShelfError> {
+        for (name, part) in self.packs(Room::Incoming)? {
+            if !is_wanted(&name) {
+                let _alone = self.alone();
+                failpoint::step("relay.drop", || shelf::remove(&part.path))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Empties `import/`.
     pub fn clear_import(&self) -> Result<(), ShelfError> {
         for dir in self.all_dirs(Room::Import)?.into_iter().rev() {

@@ -16,6 +16,7 @@ use proto::manifest::PackEntry;
 use proto::replica::VerifyError;
 use proto::replica::sqlite::Checkpoint;
 use proto::retry::Verdict;
+use proto::shelf::ShelfError;
 use proto::wire::{StreamState, fault};
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -290,7 +291,7 @@ impl Relay {
         hall.mended(fault::LOCAL_FILES, "");
     }
 
-    /// Packs in `ok/` that no manifest lists go before their time, when room is short.
+    /// Packs in `ok/` that no manifest lists go before their time, when room is short, and parts that nobody wants.
     pub(crate) fn make_room(&self) {
         let listed = self.listed();
         let unlisted: Vec<PackName> = self.hall.state().ok.keys().filter(|n| !listed.contains(n)).cloned().collect();
@@ -300,6 +301,23 @@ impl Relay {
                 tracing::warn!(error = %e, "it stays");
             }
         }
+        if let Err(e) = self.drop_parts() {
+            tracing::warn!(error = %e, "parts of downloads stay");
+        }
+    }
+
+    /// Parts of packs that are listed no more, or came another way, go: a process may run for months.
+    fn drop_parts(&self) -> Result<(), ShelfError> {
+        // Held to the end: no download begins meanwhile.
+        let fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        let listed = self.listed();
+        self.hall.shelves.drop_parts(|name| {
+            let state = self.hall.state();
+            let is_there = state.ok.contains_key(name) || state.ready.contains_key(name);
+            fetching.get(name).is_some_and(|turn| Arc::strong_count(turn) > 1)
+                || state.is_unread(&name.instance.stream)
+                || listed.contains(name) && !is_there
+        })
     }
 
     /// The packs that the manifest lists; of a stream whose entry cannot be read, those that are known here.
@@ -354,6 +372,7 @@ impl Relay {
             hall.state().ready.remove(&name);
         }
         drop(proving);
+        self.drop_parts()?;
         let old = |a: &tries::Attempts| since(now, a.last) >= hall.config.error_grace.0;
         let forgotten: Vec<PackName> = {
             let state = hall.state();

@@ -1430,6 +1430,38 @@ async fn order_takes_nothing_away_that_is_being_proved_or_was_just_proved() {
     assert!(rooms_of(&relay, &name).is_empty(), "another way was taken");
 }
 
+/// The line was cut, and another full was there when it was back.
+#[tokio::test]
+async fn a_part_of_what_is_listed_no_more_goes_while_the_relay_runs() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Both);
+    hq.sign();
+    let full = hq.pack("price", 2, Full);
+    let begin = || fs::write(relay.hall.shelves.part(&full).unwrap(), b"the first bytes").unwrap();
+    begin();
+    once(&relay).await;
+    relay.make_room();
+    assert_eq!(rooms_of(&relay, &full), ["incoming"], "it may go on");
+    hq.publish("price", &[(1, Some("d"))], Make::Both);
+    hq.unlist(&full);
+    hq.sign();
+    let turn = Arc::default();
+    relay.fetching.lock().unwrap().insert(full.clone(), Arc::clone(&turn));
+    relay.refresh(0).await;
+    relay.tidy().await;
+    relay.make_room();
+    assert_eq!(rooms_of(&relay, &full), ["incoming"], "it is being written");
+    drop(turn);
+    relay.tidy().await;
+    assert!(rooms_of(&relay, &full).is_empty());
+    begin();
+    relay.make_room();
+    assert!(rooms_of(&relay, &full).is_empty());
+    assert!(fault_codes(&relay).is_empty());
+}
+
 /// A trial of a newer list holds the shadow while order waits for it.
 #[tokio::test]
 async fn order_forgets_no_proof_of_a_list_that_came_while_it_waited() {
