@@ -124,6 +124,8 @@ pub struct Relay {
     pub(crate) down: Mutex<BTreeMap<String, Duration>>,
     /// Packs that failed lately, until when they wait.
     pub(crate) pauses: Mutex<BTreeMap<PackName, Duration>>,
+    /// Packs whose files the disk gave back otherwise than they came, and how long each pauses the next time.
+    pub(crate) rotted: Mutex<BTreeMap<PackName, Duration>>,
     /// Streams that wait for another to lose a table, and how long each pauses next.
     pub(crate) awaiting: Mutex<BTreeMap<StreamName, Duration>>,
     /// Versions that the shadow was found to hold with other rows than the list says.
@@ -228,6 +230,7 @@ impl Relay {
             followers,
             down: Mutex::default(),
             pauses: Mutex::default(),
+            rotted: Mutex::default(),
             awaiting: Mutex::default(),
             contradicted: Mutex::default(),
             absent: Mutex::default(),

@@ -77,7 +77,12 @@ impl Relay {
             if self.is_halted() {
                 break;
             }
-            let (packs, missing) = self.gather(&instance, std::slice::from_ref(&pack), supply).await;
+            let packs = std::slice::from_ref(&pack);
+            if self.paused(&instance, packs).is_some() {
+                still_lost.push(instance);
+                continue;
+            }
+            let (packs, missing) = self.gather(&instance, packs, supply).await;
             // Its hash was checked as it came; nothing else about it is open.
             let passed = self.pass(&instance, &packs).await;
             let by_new = Some((Wanted::ByNew, &instance));
@@ -108,6 +113,9 @@ impl Relay {
                 absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name, all_spoke));
                 return;
             };
+            if self.paused(instance, &way).is_some() {
+                return;
+            }
             // What could not be proved for want of room is not fetched: it would come again and again.
             let gathered = match self.may_fit(Wanted::ByNew, instance, &way) {
                 Ok(()) => self.gather(instance, &way, supply).await,
@@ -142,6 +150,7 @@ impl Relay {
         // 3. Served, or taken down as bad.
         match end {
             TrialEnd::Done => {
+                self.rotted().retain(|name, _| packs.iter().all(|(_, e)| e.name(instance) != *name));
                 let passed = match self.read_shadow() {
                     Ok(()) => self.pass(instance, &packs).await.map_err(RelayError::from),
                     Err(e) => Err(e.into()),
@@ -153,7 +162,7 @@ impl Relay {
             TrialEnd::Stopped => {}
             TrialEnd::Rotten { pack: Some(name), text } => {
                 self.hall.event("BIT_ROT", &name.to_string(), &text);
-                self.throw_away(&name);
+                self.rots(Wanted::ByNew, &name, &text);
             }
             end => self.not_proved(instance, &packs, end),
         }

@@ -37,6 +37,8 @@ const LEAST_TIME: Duration = Duration::from_secs(30);
 const SLOWEST: u64 = 256 << 10;
 /// The bytes of the shadow that the slowest disk reads in a second: a pack may want a table read through.
 const SLOWEST_READ: u64 = 1 << 20;
+/// The longest pause of a pack that the disk bends: each time it comes over the line.
+const ROTTEN: Duration = Duration::from_secs(600);
 /// Bytes of a bad body that are kept to be looked at.
 const EVIDENCE: u64 = 16 << 20;
 /// So many times `tries.missing` is waited for a source that was not heard: it may have what no other has.
@@ -195,7 +197,7 @@ impl Relay {
 
     /// Step 1: pure but for looking at the hall and the clock.
     fn plan(&self, stream: &StreamName, supply: Supply<'_>) -> Plan {
-        let (now, monotonic) = (self.hall.clock.now(), self.hall.clock.monotonic());
+        let now = self.hall.clock.now();
         let state = self.hall.state();
         let Some(manifest) = state.manifest.clone() else { return Plan::NoWay("no manifest yet".into()) };
         if let Some(why) = manifest.unread.get(stream) {
@@ -232,9 +234,7 @@ impl Relay {
         }
         let packs: Vec<PackEntry> = way.iter().filter_map(|p| entry.pack(p.version, p.kind).cloned()).collect();
         drop(state);
-        let pauses = self.pauses();
-        let paused = packs.iter().filter_map(|p| pauses.get(&p.name(&instance))).max();
-        match paused.and_then(|until| until.checked_sub(monotonic)).filter(|p| !p.is_zero()) {
+        match self.paused(&instance, &packs) {
             Some(pause) => Plan::Wait(pause, "a pack failed; it is tried again in a moment".into()),
             None => Plan::Go(Way { instance, epoch: manifest.epoch, packs, least }),
         }
@@ -262,6 +262,13 @@ impl Relay {
             PackEntry { bytes: if there { 0 } else { p.bytes }, ..p.clone() }
         };
         entry.packs.iter().map(price).collect()
+    }
+
+    /// How long some of these packs pause yet.
+    pub(crate) fn paused(&self, instance: &Instance, packs: &[PackEntry]) -> Option<Duration> {
+        let (pauses, now) = (self.pauses(), self.hall.clock.monotonic());
+        let until = packs.iter().filter_map(|p| pauses.get(&p.name(instance))).max()?;
+        until.checked_sub(now).filter(|pause| !pause.is_zero())
     }
 
     fn pauses(&self) -> MutexGuard<'_, BTreeMap<PackName, Duration>> {
@@ -358,6 +365,7 @@ impl Relay {
     pub(crate) fn forget_unlisted(&self) {
         let (listed, streams) = (self.listed(), self.streams());
         self.end_missing(|_, name| !listed.contains(name));
+        self.rotted().retain(|name, _| listed.contains(name));
         let gone: Vec<String> = {
             let state = self.hall.state();
             let is_gone = |f: &&Fault| {
@@ -788,6 +796,7 @@ impl Relay {
                     self.healed(stream);
                 }
                 self.hall.mended(fault::LOCAL_FILES, &subject(Wanted::Here, stream));
+                self.rotted().retain(|name, _| packs.iter().all(|(_, e)| e.name(&way.instance) != *name));
                 None
             }
             TrialEnd::Stopped => Some(Outcome::Stopped),
@@ -805,10 +814,9 @@ impl Relay {
             TrialEnd::Rotten { pack, text } => {
                 tracing::error!("{text}");
                 self.hall.event("BIT_ROT", stream.as_str(), &text);
-                if let Some(name) = pack {
-                    self.throw_away(&name);
-                }
-                None
+                let pause = pack.and_then(|name| self.rots(Wanted::Here, &name, &text))?;
+                self.waits(stream, Some(&text));
+                Some(Outcome::Again(pause, text))
             }
             TrialEnd::Drifted { text } => {
                 self.latch_drift(stream, &text);
@@ -981,6 +989,24 @@ impl Relay {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
         self.hall.publish_versions();
+    }
+
+    /// A pack's file is not what it was. It is fetched anew; where that was so the last time, too, it is told, and there is
+    /// a pause first: a disk that bends what is written there would keep the line busy day and night.
+    pub(crate) fn rots(&self, wanted: Wanted, name: &PackName, text: &str) -> Option<Duration> {
+        self.throw_away(name);
+        let pause = {
+            let mut rotted = self.rotted();
+            let next = rotted.get(name).map_or(SOON, |pause| (*pause * 2).min(ROTTEN));
+            rotted.insert(name.clone(), next)?
+        };
+        self.trouble(Some((wanted, &name.instance)), Verdict::Retry, false, text);
+        self.pauses().insert(name.clone(), self.hall.clock.monotonic() + pause);
+        Some(pause)
+    }
+
+    pub(crate) fn rotted(&self) -> MutexGuard<'_, BTreeMap<PackName, Duration>> {
+        self.rotted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The shadow's rows are wrong: a full is to heal them.

@@ -9,7 +9,7 @@ use proto::replica::Replica;
 use proto::wire::StreamState;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{OnceLock, Weak};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -680,6 +680,77 @@ async fn a_rotten_file_is_fetched_anew_and_is_no_try() {
     assert_eq!(served(&relay, &hq.instance("price")), None);
     once(&relay).await;
     assert_eq!(served(&relay, &hq.instance("price")), Some(1));
+}
+
+/// Bends a pack's file as soon as it lies in `ready/`, for as long as this says so: a bad block of the disk.
+fn bad_block(store: &Store, name: &PackName) -> (Steps, Arc<AtomicBool>) {
+    let is_bad = Arc::new(AtomicBool::new(true));
+    let (bad, file) = (Arc::clone(&is_bad), store.data().join("ready/packs").join(name.to_string()));
+    let steps = Steps::observed(move |step, moment| {
+        if (step, moment) == ("relay.ready", Moment::After) && bad.load(Ordering::SeqCst) && file.is_file() {
+            let mut bytes = fs::read(&file).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(&file, bytes).unwrap();
+        }
+    });
+    (steps, is_bad)
+}
+
+#[tokio::test]
+async fn a_pack_that_the_disk_bends_each_time_is_told_and_fetched_ever_later() {
+    let (mut hq, store) = two_streams();
+    once(&store.open()).await;
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    let (name, bytes) = (hq.pack("price", 2, Delta), hq.lines["price"].entries[1].bytes);
+    let (steps, is_bad) = bad_block(&store, &name);
+    let relay = store.open_with(Runner::Here, steps);
+    relay.refresh(0).await;
+    let price = "price".parse().unwrap();
+    let look = async || {
+        let supply = Supply { sources: &relay.sources, only: None };
+        let Outcome::Again(pause, _) = relay.bring_up(&price, supply, Pace::Service).await else { return None };
+        assert_eq!(fault_codes(&relay), ["LOCAL_FILES"]);
+        assert!(rooms_of(&relay, &name).is_empty() && state(&relay).attempts.is_empty());
+        Some((pause.as_secs(), relay.hall.metrics.downloaded.get() / bytes))
+    };
+    assert_eq!(look().await, Some((5, 2)), "once at once: the next place on the disk may be good");
+    for (passed, pause, fetched) in [(4, 1, 2), (1, 10, 3), (10, 20, 4), (20, 40, 5)] {
+        store.clock.advance(Duration::from_secs(passed));
+        assert_eq!(look().await, Some((pause, fetched)), "{passed}");
+    }
+    for _ in 0..9 {
+        store.clock.advance(HOUR);
+        look().await;
+    }
+    store.clock.advance(HOUR);
+    assert_eq!(look().await, Some((600, 15)));
+    is_bad.store(false, Ordering::SeqCst);
+    store.clock.advance(HOUR / 6);
+    assert_eq!(look().await, None);
+    assert_eq!((served(&relay, &hq.instance("price")), fault_codes(&relay)), (Some(2), Vec::new()));
+    assert!(relay.rotted().is_empty());
+}
+
+#[tokio::test]
+async fn a_full_for_new_registers_that_the_disk_bends_each_time_is_told_and_fetched_ever_later() {
+    let (hq, store) = short_of_a_full().await;
+    let full = hq.lines["price"].entries.iter().find(|e| e.kind == Full).unwrap();
+    let (steps, is_bad) = bad_block(&store, &hq.pack("price", 3, Full));
+    let relay = store.open_with(Runner::Here, steps);
+    for (passed, fetched) in [(0, 1), (0, 2), (4, 2), (1, 3), (9, 3), (1, 4)] {
+        store.clock.advance(Duration::from_secs(passed));
+        relay.spare_time().await;
+        assert_eq!(relay.hall.metrics.downloaded.get() / full.bytes, fetched, "{passed}");
+        assert_eq!(fault_codes(&relay) == ["LOCAL_FILES"], fetched > 1, "{passed}");
+    }
+    is_bad.store(false, Ordering::SeqCst);
+    store.clock.advance(HOUR / 6);
+    relay.spare_time().await;
+    assert!(relay.incomplete().is_empty() && relay.rotted().is_empty());
+    relay.spare_time().await;
+    assert!(fault_codes(&relay).is_empty());
 }
 
 #[tokio::test]
