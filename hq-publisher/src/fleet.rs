@@ -71,6 +71,8 @@ pub struct Fleet<'a> {
     pub expiring: &'a [(StoreId, Timestamp)],
     /// The disk that headquarters' own state lies on.
     pub own_disk: Option<Disk>,
+    /// For how long heartbeats have come that could not be kept.
+    pub deaf_for: Duration,
     /// Thresholds.
     pub alerts: &'a AlertsConfig,
     /// Now, for texts, expiry and opening hours: silence is measured by durations.
@@ -168,6 +170,10 @@ pub fn assess(fleet: &Fleet<'_>) -> Assessment {
     }
     if let Some(disk) = &fleet.own_disk {
         low_disk(fleet, "headquarters", disk, false, &mut a);
+    }
+    if fleet.deaf_for >= fleet.alerts.store_silent.0 {
+        let line = format!("for {}: who is silent is not judged meanwhile; see the log of `serve`", long(fleet.deaf_for));
+        a.add("headquarters-deaf".into(), "Headquarters can keep no heartbeats".into(), vec![line]);
     }
     for (key, Report { subject, lines, stores }) in reports {
         a.add_of(key, subject, lines, stores.len());
@@ -570,6 +576,7 @@ mod tests {
             serials: &BTreeMap::from([("1".parse().unwrap(), Serials { wake: 7, signed: 7 })]),
             expiring: &[],
             own_disk: None,
+            deaf_for: Duration::ZERO,
             alerts: &AlertsConfig::default(),
             now: Timestamp::UNIX_EPOCH,
         })
@@ -879,6 +886,7 @@ mod tests {
             serials: &BTreeMap::new(),
             expiring: &[("1".parse().unwrap(), Timestamp::UNIX_EPOCH)],
             own_disk: None,
+            deaf_for: Duration::ZERO,
             alerts: &AlertsConfig::default(),
             now: Timestamp::UNIX_EPOCH,
         });

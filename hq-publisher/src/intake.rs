@@ -72,20 +72,16 @@ struct State {
     read_at: Option<Timestamp>,
     /// Monotonic time of the start, or when headquarters heard again after it was deaf.
     started: Duration,
-    /// Monotonic time since when no heartbeat could be kept, though some came; none: the last ones were.
-    deaf_since: Option<Duration>,
+    /// Monotonic times of the first and the last post that could not be kept; none: the last one was.
+    deaf: Option<(Duration, Duration)>,
 }
 
 impl State {
-    /// Begins to watch anew, where nobody could be heard for long.
-    fn watch_anew(&mut self, now: Duration, deaf_for: Duration) {
+    /// Watches anew from here on, where nobody could be heard for long before.
+    fn watch_anew(&mut self, from: Duration, deaf_for: Duration) {
         if deaf_for >= DEAF {
-            (self.started, self.deaf_since) = (now, None);
+            self.started = self.started.max(from);
         }
-    }
-
-    fn deaf_for(&self, now: Duration) -> Duration {
-        self.deaf_since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 }
 
@@ -441,23 +437,30 @@ impl Intake {
 
     /// Beats came, and the ledger could not be used.
     fn note_deaf(&self, at: Duration) {
-        self.state().deaf_since.get_or_insert(at);
+        self.state().deaf.get_or_insert((at, at)).1 = at;
     }
 
     /// Beats were kept.
     fn note_hearing(&self) {
         let (now, mut state) = (self.clock.monotonic(), self.state());
-        let deaf_for = state.deaf_for(now);
-        state.watch_anew(now, deaf_for);
-        state.deaf_since = None;
+        if let Some((first, _)) = state.deaf.take() {
+            state.watch_anew(now, now.saturating_sub(first));
+        }
     }
 
     /// A look at the fleet begins, which can use the ledger, after nobody could look for `blind`: without its ledger, or
-    /// while it stood still, headquarters heard nobody, and that is no silence of theirs.
-    pub fn watch_on(&self, blind: Duration) {
+    /// while it stood still, headquarters heard nobody, and that is no silence of theirs. For how long posts have come in vain.
+    pub fn watch_on(&self, blind: Duration) -> Duration {
         let (now, mut state) = (self.clock.monotonic(), self.state());
-        let deaf_for = state.deaf_for(now).max(blind);
-        state.watch_anew(now, deaf_for);
+        state.watch_anew(now, blind);
+        let Some((first, last)) = state.deaf else { return Duration::ZERO };
+        state.watch_anew(last, now.saturating_sub(first));
+        // Where nobody posts any more, that is their silence again.
+        if now.saturating_sub(last) >= 2 * DEAF {
+            state.deaf = None;
+            return Duration::ZERO;
+        }
+        last.saturating_sub(first)
     }
 
     /// Takes in what recorded beats say.
@@ -550,7 +553,10 @@ impl Intake {
                 let (watched_from, before) = match id {
                     DeviceId::Relay(_) => (state.started, Duration::ZERO),
                     DeviceId::Register(_) => relay.map_or((now, Duration::ZERO), |r| {
-                        (r.back.unwrap_or_default().max(state.started), heard.map_or(Duration::ZERO, |h| h.watched))
+                        // Each return of the relay leaves it some minutes all the same.
+                        let most = self.register_silent.saturating_sub(self.store_silent);
+                        let before = heard.map_or(Duration::ZERO, |h| h.watched.min(most));
+                        (r.back.unwrap_or_default().max(state.started), before)
                     }),
                 };
                 Some(DeviceView {
@@ -984,6 +990,7 @@ mod tests {
                 serials: &serials,
                 expiring: &[],
                 own_disk: None,
+                deaf_for: Duration::ZERO,
                 alerts: &AlertsConfig::default(),
                 now: w.clock.now(),
             });
@@ -1119,6 +1126,7 @@ mod tests {
             serials: &serials,
             expiring: &[],
             own_disk: None,
+            deaf_for: Duration::ZERO,
             alerts: &alerts,
             now: w.clock.now(),
         });
@@ -1171,6 +1179,7 @@ mod tests {
                 serials: &serials,
                 expiring: &[],
                 own_disk: None,
+                deaf_for: Duration::ZERO,
                 alerts: &alerts,
                 now: w.clock.now(),
             };
@@ -1236,6 +1245,7 @@ mod tests {
                 serials: &BTreeMap::new(),
                 expiring: &[],
                 own_disk: None,
+                deaf_for: Duration::ZERO,
                 alerts: &AlertsConfig::default(),
                 now: w.clock.now(),
             });

@@ -31,10 +31,10 @@ const SUBJECT: usize = 140;
 /// Bytes of a body.
 const BODY: usize = 64 << 10;
 
-/// How long a claimed mail is one sender's; longer than any try.
-const CLAIM: Duration = Duration::from_secs(180);
+/// How long a claimed mail is one sender's; longer than any try, which asks for all and then for one alone at least.
+const CLAIM: Duration = Duration::from_secs(300);
 
-/// The longest try.
+/// The longest that a server is waited for.
 const TRY: Duration = Duration::from_secs(120);
 
 /// How long into a try recipients are still asked one by one; who is left is asked at the next.
@@ -523,6 +523,8 @@ impl Smtp {
                 all.text = format!("the server is slow: {} recipients are asked at the next try", to.len() - n);
                 break;
             }
+            // The first has a whole try's time: else a server that is as slow as that would never get a mail.
+            let until = if n == 0 { Instant::now() + self.longest } else { until };
             match self.ask(from, std::slice::from_ref(one), &bytes, until).await {
                 Ok(()) => all.taken.push(one.to_string()),
                 Err(e) => {

@@ -4,7 +4,7 @@
 
 use crate::faults::Faults;
 use crate::upstream::RelayWord;
-use proto::clock::{Clock, Timestamp, since};
+use proto::clock::{Clock, Timestamp, boot_id, since};
 use proto::device::{Device, DeviceError};
 use proto::failpoint;
 use proto::follow::lock;
@@ -42,10 +42,12 @@ pub struct Avoided {
 }
 
 /// Since when something does not go on.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct HeldUp {
     /// UTC by this machine's clock: over restarts, for `once` alone never lasts until something is told.
     since: Timestamp,
+    /// In which run of the machine: whoever held it up ended with that.
+    boot: String,
     /// When this process met it first, by the monotonic clock, and how long it had lasted by then.
     #[serde(skip)]
     met: Option<(Duration, Duration)>,
@@ -121,6 +123,8 @@ impl Memory {
                 f.object.is_none() && f.instance.as_ref().is_some_and(|i| !notes.drift.contains_key(&i.stream))
             };
             notes.unsaved = notes.faults.mend(fault::DRIFT, healed);
+            let boot = boot_id();
+            notes.held_up.retain(|_, h| h.boot == boot);
             (notes, note(&d, RELAY)?.unwrap_or_default())
         };
         Ok((Memory { device, notes: Mutex::new(notes) }, word))
@@ -235,7 +239,7 @@ impl Memory {
         let mut notes = self.notes();
         // One that was noted by a clock that was ahead begins anew.
         if notes.held_up.get(what).is_none_or(|h| h.met.is_none() && h.since > now) {
-            notes.held_up.insert(what.to_owned(), HeldUp { since: now, met: None });
+            notes.held_up.insert(what.to_owned(), HeldUp { since: now, boot: boot_id(), met: None });
             notes.held_up_unsaved = true;
         }
         let met = notes.held_up.get_mut(what).map(|h| *h.met.get_or_insert((at, since(now, h.since))));

@@ -10,6 +10,7 @@ use proto::ids::DeviceId;
 use proto::layout::{ObjectName, PackName};
 use proto::{owner, shelf};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -46,19 +47,23 @@ pub async fn examine(config: &Config) -> anyhow::Result<(bool, Vec<Finding>)> {
     let files = Finding::of("files", files(config));
     // Whoever may not write there would only hear that again, and leave files that the service cannot.
     let enrolment = files.well.then(|| Finding::of("enrolment", enrolment(config)));
-    let not_here = if files.well { not_here(config) } else { Vec::new() };
+    let held = if files.well { held(config) } else { None };
     let mut findings = vec![Finding::of(format!("data directory {}", config.data_dir.display()), room(config)), files];
     findings.extend(enrolment);
     let mut sources = config.sources()?;
-    let mut silent = Vec::new();
+    let mut lists = BTreeMap::new();
     for source in &sources {
-        let found = Finding::of(format!("source {}", source.url()), manifest(config, source).await);
-        silent.extend((!found.well).then(|| source.url().to_owned()));
-        findings.push(found);
+        let list = manifest(config, source).await;
+        let found = list.as_ref().map(|(said, _)| said.clone()).map_err(String::clone);
+        findings.push(Finding::of(format!("source {}", source.url()), found));
+        lists.extend(list.ok().map(|(_, list)| (source.url().to_owned(), list)));
     }
-    sources.retain(|s| silent.iter().all(|url| url != s.url()));
-    if !sources.is_empty() && !not_here.is_empty() {
-        findings.push(Finding::of("listed packs", packs(&not_here, &sources).await));
+    // Of an older list the packs may be gone by right.
+    if let Some((list, not_here)) = held {
+        sources.retain(|s| lists.get(s.url()).is_some_and(|l| *l == list));
+        if !sources.is_empty() && !not_here.is_empty() {
+            findings.push(Finding::of("listed packs", packs(&not_here, &sources).await));
+        }
     }
     if let Some(hq) = config.hq_source()? {
         let query = [("store", config.store.as_str())];
@@ -97,24 +102,25 @@ fn enrolment(config: &Config) -> Result<String, String> {
     Ok(format!("{id}, trust {}, serial {}", device.trust().version(), device.seen().serial))
 }
 
-async fn manifest(config: &Config, source: &Source) -> Result<String, String> {
+/// A source's list: what is said of it, and its bytes.
+async fn manifest(config: &Config, source: &Source) -> Result<(String, Vec<u8>), String> {
     let name = ObjectName::Manifest(config.store.clone());
     match source.get_small(&name, None, None, config.limits.manifest_bytes).await {
-        Ok(Small::Body { bytes, .. }) => Ok(format!("{name}: {} bytes", bytes.len())),
-        Ok(Small::Unchanged) => Ok(format!("{name}: there")),
+        Ok(Small::Body { bytes, .. }) => Ok((format!("{name}: {} bytes", bytes.len()), bytes.into())),
+        Ok(Small::Unchanged) => Ok((format!("{name}: there"), Vec::new())),
         Err(e) => Err(e.to_string()),
     }
 }
 
-/// Packs that the held list names and that are not served yet.
-fn not_here(config: &Config) -> Vec<PackName> {
-    let Ok(device) = Device::open(&config.data_dir, &DeviceId::Relay(config.store.clone()), &config.limits) else {
-        return Vec::new();
-    };
+/// The held list, and packs that it names and that are not served yet.
+fn held(config: &Config) -> Option<(Vec<u8>, Vec<PackName>)> {
+    let device = Device::open(&config.data_dir, &DeviceId::Relay(config.store.clone()), &config.limits).ok()?;
     let ok = config.data_dir.join(Room::Ok.dir());
-    let listed = device.manifest().into_iter().flat_map(|m| m.instances());
-    let named = listed.flat_map(|(i, e)| e.packs.iter().map(move |p| p.name(&i)));
-    named.filter(|name| !ok.join(ObjectName::Pack(name.clone()).to_string()).is_file()).take(LOOKS).collect()
+    let manifest = device.manifest()?;
+    let named = manifest.instances().flat_map(|(i, e)| e.packs.iter().map(move |p| p.name(&i)));
+    let not_here = named.filter(|name| !ok.join(ObjectName::Pack(name.clone()).to_string()).is_file());
+    let not_here = not_here.take(LOOKS).collect();
+    Some((manifest.envelope().to_vec(), not_here))
 }
 
 /// Whether these sources, whose lists can be had, have the packs, too.
@@ -201,6 +207,11 @@ mod tests {
         assert!(packs.text.contains("0000000002.delta.pack") && packs.text.contains("403"), "{told:?}");
         std::fs::write(&delta, good).unwrap();
         assert!(of(&found(&store).await, "listed packs").well);
+        // What a newer list names no more may be gone.
+        std::fs::remove_file(&delta).unwrap();
+        hq.publish("price", &[(1, Some("c"))], crate::kit::Make::Full);
+        hq.sign();
+        assert!(found(&store).await.iter().all(|f| f.well));
     }
 
     #[tokio::test]

@@ -136,7 +136,12 @@ impl Shadow {
 
     /// Proves packs in the scratch database; does not wait for, nor hold up, other trials.
     pub async fn prove(&self, trial: Trial, time: Duration, stop: &CancellationToken) -> TrialEnd {
-        self.runner.run(trial, time, stop).await
+        let end = self.runner.run(trial, time, stop).await;
+        // A child that was killed leaves it, and with it less room than the next proof is asked for.
+        if let Err(e) = trial::remove_database(&self.path.with_file_name(SCRATCH)) {
+            tracing::warn!(error = %e, "the scratch database stays until the next proof");
+        }
+        end
     }
 
     /// Throws a damaged shadow away; whether it is so at a second look.

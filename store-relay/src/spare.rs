@@ -113,7 +113,7 @@ impl Relay {
                 absent.iter().for_each(|name| self.note_absent(Wanted::ByNew, name, all_spoke));
                 return;
             };
-            if self.paused(instance, &way).is_some() {
+            if supply.only.is_none() && self.paused(instance, &way).is_some() {
                 return;
             }
             // What could not be proved for want of room is not fetched: it would come again and again.
@@ -302,6 +302,9 @@ impl Relay {
 
     /// Packs in `ok/` that no manifest lists go before their time, when room is short, and parts that nobody wants.
     pub(crate) fn make_room(&self) {
+        if self.hall.state().manifest.is_none() {
+            return;
+        }
         let listed = self.listed();
         let unlisted: Vec<PackName> = self.hall.state().ok.keys().filter(|n| !listed.contains(n)).cloned().collect();
         for name in unlisted {
@@ -381,7 +384,6 @@ impl Relay {
             hall.state().ready.remove(&name);
         }
         drop(proving);
-        self.drop_parts()?;
         let old = |a: &tries::Attempts| since(now, a.last) >= hall.config.error_grace.0;
         let forgotten: Vec<PackName> = {
             let state = hall.state();
@@ -406,6 +408,8 @@ impl Relay {
         // 4. WALs brought home and cut.
         self.shadow.truncate_wal().map_err(crate::shadow::ShadowError::from)?;
         hall.spool.checkpoint(Checkpoint::Truncate)?;
+        // 5. Last, for nothing else waits for it.
+        self.drop_parts()?;
         Ok(())
     }
 }

@@ -234,7 +234,8 @@ impl Relay {
         }
         let packs: Vec<PackEntry> = way.iter().filter_map(|p| entry.pack(p.version, p.kind).cloned()).collect();
         drop(state);
-        match self.paused(&instance, &packs) {
+        // What a stick brought is tried now or never.
+        match self.paused(&instance, &packs).filter(|_| supply.only.is_none()) {
             Some(pause) => Plan::Wait(pause, "a pack failed; it is tried again in a moment".into()),
             None => Plan::Go(Way { instance, epoch: manifest.epoch, packs, least }),
         }

@@ -80,7 +80,10 @@ impl Trouble {
             // While the store is silent nobody can tell; when it is back, its register has time: what is left of it, where
             // it was not away for long.
             let away = gap.filter(|(lost, back)| back - lost >= STORE_LIMIT);
-            let had = |gone: u64, back: u64| if back - gone < FLAP.as_secs() { gone.saturating_sub(lost) } else { 0 };
+            let had = |gone: u64, back: u64| {
+                let most = if back - gone < FLAP.as_secs() { REGISTER_LIMIT - STORE_LIMIT } else { 0 };
+                gone.saturating_sub(lost).min(most)
+            };
             let is_judged = |t: &u64| {
                 away.is_none_or(|(gone, back)| {
                     *t < gone + STORE_LIMIT || *t >= back + REGISTER_LIMIT.saturating_sub(had(gone, back))
@@ -159,6 +162,7 @@ impl Chain {
             serials: &self.serials,
             expiring: &[],
             own_disk: None,
+            deaf_for: Duration::ZERO,
             alerts: &AlertsConfig::default(),
             now,
         };

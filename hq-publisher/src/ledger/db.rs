@@ -443,10 +443,15 @@ async fn look_after_a_crash(file: &Path) -> Result<(), LedgerError> {
     }
 }
 
+/// Bytes of a ledger that is looked at after a crash.
+const LOOKED_AT: u64 = 1 << 30;
+
 /// What is wrong with a file that has a log and that nobody has open; indexes are looked at against their rows, which
-/// takes about a second for 500,000. The log is left as it is found: brought home, it could not be taken away any more.
+/// takes about a second for 500,000. The log is left as it is found: brought home, it could not be taken away any more. A
+/// large file is not looked at: `serve` must be ready before its unit loses patience.
 fn unsound(file: &Path) -> Option<String> {
-    if sqlite::log_bytes(file) == 0 || is_in_use(file) {
+    let bytes = std::fs::metadata(file).map_or(0, |m| m.len());
+    if bytes > LOOKED_AT || sqlite::log_bytes(file) == 0 || is_in_use(file) {
         return None;
     }
     let db = sqlite::open_read_only(file).ok()?;

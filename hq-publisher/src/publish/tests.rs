@@ -1681,15 +1681,16 @@ async fn a_zone_of_which_no_drop_comes_is_mailed_where_devices_wait_for_it() {
         w.publish().await
     };
     let waits = "[Tillcast] price@zone-north waits for drops".to_owned();
-    for (has_devices, codes) in [(false, &[0, 0][..]), (true, &[0, 3, 3])] {
+    for (has_devices, told) in [(false, &[0, 0][..]), (true, &[0, 1, 1])] {
         if has_devices {
             let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
             desk.enroll(&"0423".parse().unwrap()).await.unwrap();
         }
-        for code in codes {
+        for told in told {
             let r = an_hour_on().await;
-            assert_eq!((r.exit_code(), outcome(&r, "price@zone-north")), (*code, Outcome::Waiting), "{:?}", r.lines());
-            assert_eq!(mails().await, if *code == 0 { vec![] } else { vec![waits.clone()] });
+            // A stream may be meant for some only: that is no run's failure.
+            assert_eq!((r.exit_code(), outcome(&r, "price@zone-north")), (0, Outcome::Waiting), "{:?}", r.lines());
+            assert_eq!(mails().await, vec![waits.clone(); *told]);
         }
     }
     drop_file(&w, "price.zone-north.price.csv", "sku,cents\na,100\n");

@@ -220,11 +220,12 @@ impl Database {
                     PgConnectOptions::from_str(&url).map_err(bad)?.disable_statement_logging().connect(),
                 )
                 .await?;
-                // Between two reads packs are made: a limit for idle transactions would end the snapshot there, at each
-                // run alike.
+                // Between two reads packs are made: a limit for idle transactions (of servers from 9.6 on) would end the
+                // snapshot there, at each run alike.
                 let begin = format!(
                     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL TimeZone = '{}'; \
-                     SET LOCAL idle_in_transaction_session_timeout = 0; SELECT 1; SAVEPOINT tillcast",
+                     SELECT set_config(name, '0', true) FROM pg_settings \
+                     WHERE name = 'idle_in_transaction_session_timeout'; SELECT 1; SAVEPOINT tillcast",
                     session.zone.name()
                 );
                 in_time(limit, conn.execute(sqlx::raw_sql(AssertSqlSafe(begin)))).await?;

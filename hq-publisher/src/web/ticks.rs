@@ -50,7 +50,7 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
     let enrolled = ledger.enrolled().await?;
     let (at, last) = (app.clock.monotonic(), *app.judged.lock().unwrap_or_else(PoisonError::into_inner));
     let blind = last.map_or(Duration::ZERO, |last| at.saturating_sub(last));
-    app.intake.watch_on(blind.saturating_sub(app.config.serve.alert_tick.0 * 3));
+    let deaf_for = app.intake.watch_on(blind.saturating_sub(app.config.serve.alert_tick.0 * 3));
     let views = app.intake.news(&enrolled, &told);
     let published = app.intake.published(&views).await?;
     let expiring = ledger.expiring(after(now, app.config.alerts.manifest_expires.0)).await?;
@@ -62,6 +62,7 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
         serials: &serials,
         expiring: &expiring,
         own_disk,
+        deaf_for,
         alerts: &app.config.alerts,
         now,
     };

@@ -548,6 +548,12 @@ async fn how_long_something_is_held_up_is_counted_anew_where_the_clock_was_ahead
     assert_eq!(lasted(&agent), 60 * S);
     r.clock.advance(5 * S);
     assert_eq!(lasted(&agent), 65 * S);
+    // No program outlasts the machine: closing time and the next opening time are not one.
+    let mut noted: serde_json::Value = lock(&agent.device).fact("held_up").unwrap().unwrap();
+    noted[PRICE]["boot"] = "another".into();
+    lock(&agent.device).set_fact("held_up", &noted).unwrap();
+    drop(agent);
+    assert_eq!(lasted(&r.open()), Duration::ZERO);
 }
 
 #[tokio::test]

@@ -1303,10 +1303,13 @@ async fn a_full_whose_proof_was_broken_off_is_not_fetched_anew() {
     let (hq, store) = short_of_a_full().await;
     let full = hq.lines["price"].entries.iter().find(|e| e.kind == Full).unwrap();
     let name = hq.pack("price", 3, Full);
-    let relay = store.open_with(child(&store, "kill -TERM $$"), Steps::default());
+    let scratch = ["scratch.db", "scratch.db-wal"].map(|file| store.data().join(file));
+    let leaves = scratch.each_ref().map(|file| format!("echo x >'{}'; ", file.display())).concat();
+    let relay = store.open_with(child(&store, &format!("{leaves}kill -TERM $$")), Steps::default());
     for n in 1..=3 {
         relay.spare_time().await;
         assert_eq!((tried(&store), rooms_of(&relay, &name)), (n, vec!["ready"]));
+        assert!(scratch.iter().all(|file| !file.exists()), "its room is wanted for the next proof");
     }
     assert_eq!(relay.hall.metrics.downloaded.get(), full.bytes);
     fs::remove_file(hq.path(&name.clone().into())).unwrap();

@@ -10,6 +10,9 @@ use std::time::Instant;
 use tillcast_tests::real_data::{self, PRICE_STORES, PROMOS, SNAPSHOTS};
 use tillcast_tests::{Site, digest};
 
+/// What packs of real data are compared with.
+pub const PEER: &str = "its file by `gzip -9`";
+
 /// The item master's snapshots, a promotion stream's days, four stores' price lists.
 pub fn real(_: &Options, results: &mut Results) {
     let Some(data) = real_data::folder() else {
@@ -98,7 +101,7 @@ impl Run<'_> {
             writeln!(self.table, "| {what} | {count} | {kind} of {changed} | {bytes} | {each:.1} | {publish} | {relayed:.2} s | {applied:.2} s | `{first}…` |").unwrap();
             let gzipped = gzipped(file);
             self.results.line(Line {
-                what: format!("{kind} of {what}, its file by `gzip -9`"),
+                what: format!("{kind} of {what}, {PEER}"),
                 target: Target::None,
                 figure: Spread::of([bytes as f64 / gzipped as f64]),
                 unit: "×",
