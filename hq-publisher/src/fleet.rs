@@ -172,7 +172,8 @@ pub fn assess(fleet: &Fleet<'_>) -> Assessment {
         low_disk(fleet, "headquarters", disk, false, &mut a);
     }
     if fleet.deaf_for >= fleet.alerts.store_silent.0 {
-        let line = format!("for {}: who is silent is not judged meanwhile; see the log of `serve`", long(fleet.deaf_for));
+        let line =
+            format!("for {}: who is silent is not judged meanwhile; see the log of `serve`", long(fleet.deaf_for));
         a.add("headquarters-deaf".into(), "Headquarters can keep no heartbeats".into(), vec![line]);
     }
     for (key, Report { subject, lines, stores }) in reports {

@@ -303,8 +303,8 @@ impl Run<'_> {
             // Who has nothing of a stream that others have is behind in nothing, and looks well.
             let is_in_use = self.heads.keys().any(|i| i.stream == task.instance.stream);
             let is_missed = is_in_use && self.awaited.contains(task.instance);
-            let is_late = (is_missed || !drops.is_empty())
-                && self.waits.is_late(task.instance, &report.reason, now, longest);
+            let is_late =
+                (is_missed || !drops.is_empty()) && self.waits.is_late(task.instance, &report.reason, now, longest);
             // A stream may be meant for some only: of whom no drop ever comes a mail tells, and no run fails for it.
             if is_late && !drops.is_empty() {
                 self.problem(format!("{}: {}", task.instance, report.reason));

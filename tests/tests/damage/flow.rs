@@ -475,6 +475,13 @@ impl Work<'_> {
     fn headquarters(&mut self) -> Result<(), String> {
         if self.cell.running {
             self.hq = Some(self.site.hq.start_ready());
+            // What it writes at its start is over. A log that is not empty is another file's to whoever comes after.
+            let ledger = self.site.hq.dir.join("state/fleet.db");
+            tillcast_tests::until(WAIT, "headquarters rests", || {
+                crate::places::settle(&ledger);
+                std::thread::sleep(Duration::from_millis(300));
+                fs::metadata(beside(&ledger, "-wal")).map_or(0, |m| m.len()) == 0
+            });
         }
         self.target.damage(&self.site, self.prepared, self.cell);
         self.site.sql("UPDATE price SET price_cents = 4321 WHERE sku < 'SKU0000030'");

@@ -583,7 +583,7 @@ impl Target {
             "future version" => self.of_the_future(&file, site),
             "wrong owner" => give_away(&file),
             "read-only" => fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap(),
-            "flip schema" => flip_a_bit(&file, start_of_a_table(&bytes)),
+            "flip schema" if self.kind == Kind::Database => flip_a_bit(&file, start_of_a_table(&bytes)),
             "flip index" => flip_a_bit(&file, end_of_an_index(&file, &bytes)),
             flip => flip_a_bit(&file, self.region(&bytes, flip)),
         }
@@ -748,7 +748,7 @@ pub fn beside(file: &Path, end: &str) -> PathBuf {
 }
 
 /// Brings a database's log home, so that the file itself is what counts.
-fn settle(file: &Path) {
+pub fn settle(file: &Path) {
     let db = Connection::open(file).unwrap();
     db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
 }

@@ -307,7 +307,7 @@ read-only | quiet | itself | quiet | itself
 delete | quiet | itself | relay BIT_ROT | itself
 swap | quiet | itself | relay BIT_ROT | itself
 roll back | quiet | itself | relay BIT_ROT | itself
-wrong owner | relay 1 "Permission denied" | owner and mode put right, and a restart | relay LOCAL_FILES | owner and mode put right, and a restart
+wrong owner | relay 1 "Permission denied" | owner and mode put right, and a restart | relay LOCAL_FILES (BIT_ROT) | owner and mode put right, and a restart
 read-only | relay 3 LOCAL_FILES | itself | relay LOCAL_FILES | owner and mode put right, and a restart
 # error/ as a whole
 delete | relay 3 PACK_IN_ERROR | the next publish | relay PACK_IN_ERROR | the next publish
