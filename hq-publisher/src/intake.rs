@@ -30,6 +30,9 @@ const OLDEST: Duration = Duration::from_secs(400 * 86_400);
 /// before they post again.
 const DEAF: Duration = Duration::from_secs(60);
 
+/// A post that was taken for so long when its sender hung up was in vain: strangers who hang up at once make nobody deaf.
+const HANGS: Duration = Duration::from_secs(10);
+
 /// A line that comes and goes: what is not heard of a register between two outages counts on. After longer ones it has time
 /// anew, as in the morning.
 const FLAP: Duration = Duration::from_secs(3600);
@@ -74,6 +77,22 @@ struct State {
     started: Duration,
     /// Monotonic times of the first and the last post that could not be kept; none: the last one was.
     deaf: Option<(Duration, Duration)>,
+}
+
+/// A post that is being taken. Relays hang up after half a minute: one that a ledger keeps waiting for as long as that ends by
+/// being dropped, not by an error.
+struct Unanswered<'a> {
+    intake: &'a Intake,
+    at: Duration,
+    is_over: bool,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if !self.is_over && self.intake.clock.monotonic().saturating_sub(self.at) >= HANGS {
+            self.intake.note_deaf(self.at);
+        }
+    }
 }
 
 impl State {
@@ -341,6 +360,7 @@ impl Intake {
         let (mut refused, mut go_on_above) = (BTreeMap::new(), BTreeMap::new());
         let mut keys: BTreeMap<StoreId, Vec<DeviceRow>> = BTreeMap::new();
         let (mut rows, mut taken) = (Vec::new(), Vec::new());
+        let mut post = Unanswered { intake: self, at, is_over: false };
         for (n, beat) in beats.beats.iter().enumerate() {
             match self.open_beat(beat, &mut keys).await.inspect_err(|_| self.note_deaf(at))? {
                 Ok((heartbeat, envelope)) => {
@@ -365,6 +385,7 @@ impl Intake {
         }
         let numbers: Vec<(DeviceId, u64)> = rows.iter().map(|r| (r.device.clone(), r.seq)).collect();
         let outcomes = if rows.is_empty() { Vec::new() } else { self.record(rows, taken, at).await? };
+        post.is_over = true;
         for ((device, seq), outcome) in numbers.into_iter().zip(&outcomes) {
             if let BeatOutcome::Older(last) = outcome {
                 let what =
@@ -408,7 +429,9 @@ impl Intake {
         let write = async |rows: &[BeatRow]| failpoint::around("intake.record", self.ledger.record_beats(rows)).await;
         let written = write(&all).await;
         match &written {
-            Ok(_) => self.note_hearing(),
+            Ok(_) if !all.is_empty() => self.note_hearing(),
+            // Its rows went with a post before it, whose sender hung up.
+            Ok(_) => {}
             Err(e) if e.is_of_values() => {}
             Err(_) => self.note_deaf(at),
         }
@@ -435,9 +458,10 @@ impl Intake {
         }
     }
 
-    /// Beats came, and the ledger could not be used.
+    /// Beats came at this time, and the ledger could not be used.
     fn note_deaf(&self, at: Duration) {
-        self.state().deaf.get_or_insert((at, at)).1 = at;
+        let now = self.clock.monotonic();
+        self.state().deaf.get_or_insert((at, now)).1 = now;
     }
 
     /// Beats were kept.
@@ -456,7 +480,7 @@ impl Intake {
         let Some((first, last)) = state.deaf else { return Duration::ZERO };
         state.watch_anew(last, now.saturating_sub(first));
         // Where nobody posts any more, that is their silence again.
-        if now.saturating_sub(last) >= 2 * DEAF {
+        if now.saturating_sub(last) >= self.store_silent.max(2 * DEAF) {
             state.deaf = None;
             return Duration::ZERO;
         }
@@ -866,6 +890,18 @@ mod tests {
                 assert_eq!(watched().await, if is_long { 9 } else { before + 9 }, "it hears");
             }
         }
+        // Nor is heard who hangs up while the ledger hangs.
+        seq += 1;
+        let lost = Beats { beats: vec![beat("1-1", seq, &key(2), 0, &[])] };
+        let mut post = Box::pin(i.take(lost));
+        assert!(futures_util::poll!(&mut post).is_pending());
+        w.clock.advance(s(30));
+        drop(post);
+        w.clock.advance(s(200));
+        assert_eq!(i.watch_on(Duration::ZERO), s(30));
+        assert_eq!(watched().await, 200);
+        w.clock.advance(s(100));
+        assert_eq!(i.watch_on(Duration::ZERO), s(0), "nobody posts any more");
         // What cannot be kept for what it is makes nobody deaf.
         let no = "CREATE TRIGGER no BEFORE INSERT ON beat BEGIN SELECT RAISE(ABORT, 'no'); END";
         db.execute_batch(no).unwrap();

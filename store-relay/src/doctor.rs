@@ -59,11 +59,12 @@ pub async fn examine(config: &Config) -> anyhow::Result<(bool, Vec<Finding>)> {
         lists.extend(list.ok().map(|(_, list)| (source.url().to_owned(), list)));
     }
     // Of an older list the packs may be gone by right.
-    if let Some((list, not_here)) = held {
-        sources.retain(|s| lists.get(s.url()).is_some_and(|l| *l == list));
-        if !sources.is_empty() && !not_here.is_empty() {
-            findings.push(Finding::of("listed packs", packs(&not_here, &sources).await));
-        }
+    if let Some((list, not_here)) = held
+        && !not_here.is_empty()
+        && lists.values().any(|l| *l == list)
+    {
+        sources.retain(|s| lists.contains_key(s.url()));
+        findings.push(Finding::of("listed packs", packs(&not_here, &sources).await));
     }
     if let Some(hq) = config.hq_source()? {
         let query = [("store", config.store.as_str())];

@@ -443,18 +443,19 @@ async fn look_after_a_crash(file: &Path) -> Result<(), LedgerError> {
     }
 }
 
-/// Bytes of a ledger that is looked at after a crash.
-const LOOKED_AT: u64 = 1 << 30;
+/// The longest look at a ledger after a crash.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// What is wrong with a file that has a log and that nobody has open; indexes are looked at against their rows, which
-/// takes about a second for 500,000. The log is left as it is found: brought home, it could not be taken away any more. A
-/// large file is not looked at: `serve` must be ready before its unit loses patience.
+/// takes about a second for 500,000, and a minute at most: `serve` must be ready before its unit loses patience. The log is
+/// left as it is found: brought home, it could not be taken away any more.
 fn unsound(file: &Path) -> Option<String> {
-    let bytes = std::fs::metadata(file).map_or(0, |m| m.len());
-    if bytes > LOOKED_AT || sqlite::log_bytes(file) == 0 || is_in_use(file) {
+    if sqlite::log_bytes(file) == 0 || is_in_use(file) {
         return None;
     }
     let db = sqlite::open_read_only(file).ok()?;
+    let end = tokio::time::Instant::now() + LOOK;
+    db.progress_handler(100_000, Some(move || tokio::time::Instant::now() >= end)).ok()?;
     match db.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)) {
         Ok(found) => (found != "ok").then(|| found.replace('\n', " ")),
         Err(e) => (sqlite::verdict(&e) == Verdict::Rebuild).then(|| e.to_string()),

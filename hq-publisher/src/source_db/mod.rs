@@ -224,8 +224,8 @@ impl Database {
                 // snapshot there, at each run alike.
                 let begin = format!(
                     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL TimeZone = '{}'; \
-                     SELECT set_config(name, '0', true) FROM pg_settings \
-                     WHERE name = 'idle_in_transaction_session_timeout'; SELECT 1; SAVEPOINT tillcast",
+                     SELECT set_config('idle_in_transaction_session_timeout', '0', true) \
+                     WHERE current_setting('server_version_num')::int >= 90600; SELECT 1; SAVEPOINT tillcast",
                     session.zone.name()
                 );
                 in_time(limit, conn.execute(sqlx::raw_sql(AssertSqlSafe(begin)))).await?;
