@@ -41,7 +41,7 @@ impl Cell {
 pub struct Expected {
     pub exit: Option<i32>,
     pub words: Vec<String>,
-    /// What may be seen or not, as chance has it; in round brackets.
+    /// What may be seen or not, as chance has it, an exit code too; in round brackets.
     pub maybe: Vec<String>,
 }
 
@@ -343,7 +343,7 @@ delete | quiet | itself | cannot be: it is open, and cut when there is nothing e
 flip header | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
 flip frame | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
 flip end | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
-swap | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
+swap | relay (3) (SHADOW_LOST) (LOCAL_FILES) | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
 duplicate | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
 roll back | quiet | itself | cannot be: it is open, and cut when there is nothing else to do; of one that is deleted or replaced the notes below tell
 future version | cannot be: its form is SQLite's, the same since 2010
