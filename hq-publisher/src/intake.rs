@@ -328,14 +328,18 @@ impl Intake {
     /// Notes who holds an older list than it could have: a relay, than its store's with this serial; a register, than its
     /// relay, whose silence its time waits for. Nor is a register late in what its relay has not got itself, whyever.
     pub fn expect(&self, serials: &BTreeMap<StoreId, Serials>) {
-        let now = self.clock.monotonic();
+        let (now, mut serials) = (self.clock.monotonic(), serials.iter().peekable());
         for (store, devices) in &mut self.state().heard.0 {
+            // Both are in the order of the stores, and met in one walk: posts wait meanwhile.
+            while serials.next_if(|(s, _)| *s < store).is_some() {}
+            let signed = serials.next_if(|(s, _)| *s == store);
             // One that is signed and not in the bucket yet says nothing of who had the one before: with a publish every few
             // minutes it would end what counts for a quarter of an hour.
-            let Some(wanted) = serials.get(store).map(|s| s.wake).filter(|w| *w > 0) else { continue };
-            let relay = devices.get(&DeviceId::Relay(store.clone()));
+            let Some(wanted) = signed.map(|(_, s)| s.wake).filter(|w| *w > 0) else { continue };
+            let relay = devices.iter().find(|(id, _)| matches!(id, DeviceId::Relay(_))).map(|(_, r)| r);
             let at_hand = relay.filter(|r| r.silent_for(now) < self.store_silent).map(|r| r.serial.min(wanted));
-            let of_relay = relay.into_iter().flat_map(|r| &r.beat.streams);
+            let is_late = devices.values().any(|h| !h.late.is_empty());
+            let of_relay = relay.filter(|_| is_late).into_iter().flat_map(|r| &r.beat.streams);
             let lacks: BTreeSet<Instance> = of_relay
                 .filter(|(_, r)| !matches!(r.state, StreamState::Ok | StreamState::Unknown))
                 .map(|(i, _)| i.clone())
