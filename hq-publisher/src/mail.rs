@@ -1128,7 +1128,7 @@ mod tests {
     async fn a_server_that_falls_silent_is_left_and_who_took_a_mail_has_it() {
         let server = server("550 no such user").await;
         let mut half = smtp(&server, &["dead@example.com", "it@example.com", "silent@example.com", "b@example.com"]);
-        half.longest = Duration::from_secs(3);
+        half.longest = Duration::from_secs(8);
         let notice = Notice { episodes: Vec::new(), subject: "s".into(), body: "b".into() };
         let mail = compose(&notice, Timestamp::UNIX_EPOCH);
         let e = half.send(&mail, &half.recipients()).await.unwrap_err();
