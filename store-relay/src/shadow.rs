@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 /// The shadow's file in the data directory.
 pub const FILE: &str = "shadow.db";
 /// Where fulls at or below the shadow's version are proved.
-pub const SCRATCH: &str = "scratch.db";
+const SCRATCH: &str = "scratch.db";
 
 /// The shadow could not be opened or made.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,7 @@ impl Shadow {
     /// tells.
     pub fn open(dir: &Path, limits: &Limits, runner: Runner) -> Result<(Shadow, bool), ShadowError> {
         let shadow = Shadow { path: dir.join(FILE), limits: limits.clone(), runner, gate: Mutex::new(()) };
-        trial::remove_database(&dir.join(SCRATCH))?;
+        trial::remove_database(&shadow.scratch())?;
         let lost = match shadow.open_whole() {
             Err(ShadowError::Sqlite(e)) if e.verdict() == Verdict::Rebuild && !sqlite::is_damaged(&shadow.path) => {
                 tracing::warn!(error = %e, "the shadow could not be read; it can at a second look");
@@ -123,6 +123,11 @@ impl Shadow {
         &self.path
     }
 
+    /// The database beside it that proofs are made in.
+    pub fn scratch(&self) -> PathBuf {
+        self.path.with_file_name(SCRATCH)
+    }
+
     /// What it holds now. Blocks on the disk, briefly.
     pub fn read(&self, is_wanted: impl Fn(&Instance) -> bool) -> Result<Contents, SqliteError> {
         Contents::of(&self.path, &self.limits, is_wanted)
@@ -138,7 +143,7 @@ impl Shadow {
     pub async fn prove(&self, trial: Trial, time: Duration, stop: &CancellationToken) -> TrialEnd {
         let end = self.runner.run(trial, time, stop).await;
         // A child that was killed leaves it, and with it less room than the next proof is asked for.
-        if let Err(e) = trial::remove_database(&self.path.with_file_name(SCRATCH)) {
+        if let Err(e) = trial::remove_database(&self.scratch()) {
             tracing::warn!(error = %e, "the scratch database stays until the next proof");
         }
         end

@@ -3,7 +3,6 @@
 
 use crate::beats;
 use crate::relay::{Relay, RelayError, Wanted};
-use crate::shadow;
 use crate::shelves::Room;
 use crate::stream::{Missing, Supply, subject};
 use crate::trial::{self, Aim, TrialEnd};
@@ -140,8 +139,7 @@ impl Relay {
             }
         };
         // 2. Proved where nobody reads.
-        let file = self.hall.config.data_dir.join(shadow::SCRATCH);
-        let trial = self.trial(instance, epoch, Aim::Scratch { file, digests }, &packs);
+        let trial = self.trial(instance, epoch, Aim::Scratch { file: self.shadow.scratch(), digests }, &packs);
         // What a stick brought is proved now or never.
         let stop = if supply.only.is_some() { self.hall.stop.clone() } else { self.spare_token() };
         let before = self.room();
