@@ -106,17 +106,23 @@ impl State {
 
 /// Who was heard, by store: it is found once for all its devices.
 #[derive(Default)]
-struct Voices(BTreeMap<StoreId, BTreeMap<DeviceId, Heard>>);
+struct Voices(BTreeMap<StoreId, OfStore>);
+
+/// Who was heard of one store.
+#[derive(Default)]
+struct OfStore {
+    devices: BTreeMap<DeviceId, Heard>,
+    /// The oldest list that one of them holds, where none waited for anything when they were looked at; none: one did, or
+    /// one was heard since.
+    settled: Option<u64>,
+}
 
 impl Voices {
-    fn of(&self, store: &StoreId) -> Option<&BTreeMap<DeviceId, Heard>> {
-        self.0.get(store)
-    }
     fn get(&self, id: &DeviceId) -> Option<&Heard> {
-        self.of(id.store())?.get(id)
+        self.0.get(id.store())?.devices.get(id)
     }
     fn get_mut(&mut self, id: &DeviceId) -> Option<&mut Heard> {
-        self.0.get_mut(id.store())?.get_mut(id)
+        self.0.get_mut(id.store())?.devices.get_mut(id)
     }
 }
 
@@ -281,7 +287,8 @@ impl Intake {
 
     /// Notes a beat that was heard `age` ago.
     fn hear(&self, state: &mut State, id: DeviceId, seq: u64, beat: Arc<Heartbeat>, at: Duration, age: Duration) {
-        let of_store = state.heard.0.entry(id.store().clone()).or_default();
+        let OfStore { devices: of_store, settled } = state.heard.0.entry(id.store().clone()).or_default();
+        *settled = None;
         let mut last = of_store.remove(&id);
         let was_away = match &last {
             Some(h) => h.silent_for(at) >= self.store_silent,
@@ -329,13 +336,16 @@ impl Intake {
     /// relay, whose silence its time waits for. Nor is a register late in what its relay has not got itself, whyever.
     pub fn expect(&self, serials: &BTreeMap<StoreId, Serials>) {
         let (now, mut serials) = (self.clock.monotonic(), serials.iter().peekable());
-        for (store, devices) in &mut self.state().heard.0 {
+        for (store, OfStore { devices, settled }) in &mut self.state().heard.0 {
             // Both are in the order of the stores, and met in one walk: posts wait meanwhile.
             while serials.next_if(|(s, _)| *s < store).is_some() {}
             let signed = serials.next_if(|(s, _)| *s == store);
             // One that is signed and not in the bucket yet says nothing of who had the one before: with a publish every few
             // minutes it would end what counts for a quarter of an hour.
             let Some(wanted) = signed.map(|(_, s)| s.wake).filter(|w| *w > 0) else { continue };
+            if settled.is_some_and(|oldest| oldest >= wanted) {
+                continue;
+            }
             let relay = devices.iter().find(|(id, _)| matches!(id, DeviceId::Relay(_))).map(|(_, r)| r);
             let at_hand = relay.filter(|r| r.silent_for(now) < self.store_silent).map(|r| r.serial.min(wanted));
             let is_late = devices.values().any(|h| !h.late.is_empty());
@@ -344,7 +354,7 @@ impl Intake {
                 .filter(|(_, r)| !matches!(r.state, StreamState::Ok | StreamState::Unknown))
                 .map(|(i, _)| i.clone())
                 .collect();
-            for (id, h) in devices {
+            for (id, h) in devices.iter_mut() {
                 let (could_have, counts) = match id {
                     DeviceId::Relay(_) => (wanted, true),
                     DeviceId::Register(_) => (at_hand.unwrap_or(wanted), at_hand.is_some()),
@@ -355,6 +365,8 @@ impl Intake {
                 let waits = |i: &Instance| !counts || is_register && lacks.contains(i);
                 h.late.iter_mut().filter(|(i, _)| waits(i)).for_each(|(_, since)| *since = now);
             }
+            let oldest = devices.values().map(|h| h.serial).min();
+            *settled = oldest.filter(|oldest| *oldest >= wanted && !is_late);
         }
     }
 
@@ -569,7 +581,7 @@ impl Intake {
         let mut views = Vec::new();
         for of_store in devices.chunk_by(|a, b| a.store() == b.store()) {
             let store = of_store[0].store();
-            let voices = state.heard.of(store);
+            let voices = state.heard.0.get(store).map(|of| &of.devices);
             let heard = |id: &DeviceId| voices.and_then(|v| v.get(id));
             // A register is watched while its store's relay is heard: not where there is none, or none was heard yet.
             let relay = of_store.iter().find(|id| matches!(id, DeviceId::Relay(_))).and_then(heard);
@@ -1019,7 +1031,8 @@ mod tests {
         let of_relay = |seq, serial, ago| {
             resealed(beat("1", seq, &key(1), 0, &[("1-1", ago)]), &key(1), |b| b.serial = Some(serial))
         };
-        let of_register = |seq| resealed(beat("1-1", seq, &key(2), 2, &[]), &key(2), |b| b.serial = Some(5));
+        let of_register =
+            |seq, serial| resealed(beat("1-1", seq, &key(2), 2, &[]), &key(2), |b| b.serial = Some(serial));
         let found = |wake: u64| {
             let serials = BTreeMap::from([("1".parse().unwrap(), Serials { wake, signed: wake })]);
             i.expect(&serials);
@@ -1037,7 +1050,7 @@ mod tests {
             assessment.findings.into_keys().collect::<Vec<_>>().join(" ")
         };
         let mut seq = 1;
-        take(&i, vec![of_relay(seq, 5, 2), of_register(1)]).await;
+        take(&i, vec![of_relay(seq, 5, 2), of_register(1, 5)]).await;
         assert_eq!(found(5), "");
         // Its list is published, and three hours pass.
         for _ in 0..36 {
@@ -1065,8 +1078,14 @@ mod tests {
             w.clock.advance(s(60));
             seq += 1;
             // Its relay's word of it comes first.
-            take(&i, vec![of_relay(seq, 6, 2), of_register(2 + minute)]).await;
+            take(&i, vec![of_relay(seq, 6, 2), of_register(2 + minute, 5)]).await;
             assert_eq!(found(6), if minute < 15 { "" } else { "register-stuck/1-1" }, "on for {minute} min");
+        }
+        // It comes on, nobody waits for anything, and then an old copy of its disk is put back.
+        for (register, serial) in [(20, 6), (21, 5), (22, 5)] {
+            take(&i, vec![of_relay(seq + register, 6, 2), of_register(register, serial)]).await;
+            assert_eq!(found(6), if register < 22 { "" } else { "register-stuck/1-1" });
+            w.clock.advance(s(900));
         }
     }
 

@@ -183,7 +183,8 @@ impl Chain {
     fn pass_calm_days(&mut self, seconds: u64) {
         let by = Duration::from_secs(seconds);
         self.clock.advance(by);
-        self.intake.state().heard.0.values_mut().flat_map(BTreeMap::values_mut).for_each(|heard| heard.at += by);
+        let stores = &mut self.intake.state().heard.0;
+        stores.values_mut().flat_map(|of| of.devices.values_mut()).for_each(|heard| heard.at += by);
         self.seconds += seconds;
     }
 
