@@ -66,6 +66,8 @@ pub struct HttpLimits {
     pub body_timeout: HumanDuration,
     /// From a request's head to its answer's head. 90 s: longer than any long poll.
     pub answer_timeout: HumanDuration,
+    /// A connection as old as this is closed with its next answer: its place goes round. 60 s.
+    pub life: HumanDuration,
     /// A client may keep us waiting to send for so long; then it must have taken `stall_bytes`. 10 s.
     pub stall: HumanDuration,
     /// 10 KiB: with 10 s of `stall`, 1 KiB/s.
@@ -88,6 +90,7 @@ impl Default for HttpLimits {
             headers: 64,
             body_timeout: s(10),
             answer_timeout: s(90),
+            life: s(60),
             stall: s(10),
             stall_bytes: 10 << 10,
             drain: s(5),
@@ -113,6 +116,7 @@ impl HttpLimits {
             ("head_timeout", self.head_timeout),
             ("body_timeout", self.body_timeout),
             ("answer_timeout", self.answer_timeout),
+            ("life", self.life),
             ("stall", self.stall),
         ] {
             if value < least {
@@ -241,6 +245,7 @@ async fn connection<H, F, B>(
     // Long polls answer in small pieces.
     let _ = stream.set_nodelay(true);
     let (body_timeout, answer_timeout, slow) = (limits.body_timeout.0, limits.answer_timeout.0, slot.slow());
+    let (born, life) = (Instant::now(), limits.life.0);
     let service = service_fn(move |request: Request<Incoming>| {
         let chunked = request.headers().contains_key(TRANSFER_ENCODING);
         let is_slow = slow.contains(&request.uri().path());
@@ -252,11 +257,15 @@ async fn connection<H, F, B>(
             let Ok(answer) = answer else { return Ok(panicked()) };
             let answer = AssertUnwindSafe(answer).catch_unwind();
             let answered = if is_slow { Ok(answer.await) } else { tokio::time::timeout(answer_timeout, answer).await };
-            Ok::<_, Infallible>(match answered {
+            let mut response = match answered {
                 Ok(Ok(response)) => response.map(Either::Right),
                 Ok(Err(_)) => panicked(),
                 Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "it took too long").map(Either::Left),
-            })
+            };
+            if born.elapsed() >= life {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
         }
     });
     let io = Guarded::new(stream, limits.stall.0, limits.stall_bytes);

@@ -133,6 +133,18 @@ async fn requests_are_answered_and_connections_kept() {
     assert!(server.talk(chunked).await.starts_with("HTTP/1.1 411"), "our clients know their bodies' lengths");
 }
 
+/// One that asks often enough is never silent: it gives its place back all the same, with an answer and not between two.
+#[tokio::test]
+async fn a_connection_that_is_old_is_closed_with_its_next_answer() {
+    const ASK: &str = "GET /peer HTTP/1.1\r\nhost: x\r\n\r\n";
+    for (life, answers) in [(ms(60_000), 2), (ms(0), 1)] {
+        let server = start(HttpLimits { life, ..quick() }).await;
+        let seen = server.talk(&ASK.repeat(2)).await;
+        let said = (seen.matches("127.0.0.1\n").count(), seen.contains("connection: close"));
+        assert_eq!(said, (answers, answers == 1), "{life}: {seen}");
+    }
+}
+
 #[tokio::test]
 async fn objects_are_answered_by_etag_and_range() {
     let server = start(quick()).await;

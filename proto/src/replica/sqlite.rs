@@ -142,7 +142,7 @@ const PRAGMAS: [(&str, i64); 8] = [
     ("trusted_schema", 0),
     ("cell_size_check", 1),
     ("mmap_size", 0),
-    ("cache_size", -8192),
+    ("cache_size", -6144),
     ("journal_size_limit", WAL_LIMIT as i64),
 ];
 const SWITCHES: [(DbConfig, bool); 6] = [
