@@ -599,7 +599,7 @@ fn holder(pid: Option<u32>) -> String {
 /// A data directory's lock; the kernel frees it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct LockFile {
-    _file: File,
+    file: File,
 }
 
 impl LockFile {
@@ -621,7 +621,14 @@ impl LockFile {
         }
         // The number is only a courtesy: a full disk must not keep the service from starting.
         let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(LockFile { _file: file })
+        Ok(LockFile { file })
+    }
+}
+
+impl Drop for LockFile {
+    /// Not left to the closing: a child that another thread is just starting holds a copy of the file until it has begun.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }
 
@@ -894,8 +901,11 @@ mod tests {
         let e = LockFile::acquire(d.path()).unwrap_err();
         assert!(matches!(e, LockError::Held { pid: Some(p), .. } if p == std::process::id()), "{e}");
         assert!(e.to_string().contains(&format!("process {}", std::process::id())), "{e}");
+        // As a child has it that is just started.
+        let copy = lock.file.try_clone().unwrap();
         drop(lock);
         drop(LockFile::acquire(d.path()).unwrap());
+        drop(copy);
         // It may be an import, which is to come to its end.
         assert!(e.to_string().contains("wait until it has ended"), "{e}");
         assert_eq!(e.code(), "LOCKED");
