@@ -171,7 +171,7 @@ impl Post {
             return Ok(down);
         }
         let mut most = 0;
-        for Claimed { mail, refused, .. } in
+        for Claimed { mail, refused, own_fault: passed, .. } in
             ledger.untold_mails(before(clock.now(), self.webhook_after), clock.now()).await?
         {
             let Err(e) = self.hooks.tell(&mail).await else {
@@ -182,7 +182,7 @@ impl Post {
             let (refused, own_fault) = (refused + u32::from(!e.later.is_empty()), !e.down && e.later.is_empty());
             let next = after(clock.now(), mail::wait(mail.attempts + 1));
             ledger.mail_untold(&mail.id, own_fault, refused, next).await?;
-            if e.down || (!own_fault && mail::holds_up(refused, most)) {
+            if e.down || (!own_fault && !passed && mail::holds_up(refused, most)) {
                 let down = down.as_deref().unwrap_or("mails wait");
                 return Ok(Some(format!("{down}; nor does the webhook (alerts.webhook) take them: {e}")));
             }

@@ -358,7 +358,9 @@ impl Round {
         clock: &dyn Clock,
     ) -> Result<bool, LedgerError> {
         let claim = ledger.claim_mail(clock.now(), CLAIM, self.above, |taken| self.wants(taken));
-        let Some(Claimed { n, mail, mut taken, mut refused }) = failpoint::around("mail.claim", claim).await? else {
+        let Some(Claimed { n, mail, mut taken, mut refused, own_fault: passed }) =
+            failpoint::around("mail.claim", claim).await?
+        else {
             return Ok(false);
         };
         self.above = n;
@@ -390,7 +392,7 @@ impl Round {
                 // A mail that somebody has tells nothing of the server.
                 let most = if taken.is_empty() { self.refused.max(refused) } else { refused };
                 let next = after(now, wait(if e.down { mail.attempts } else { most }));
-                let holds = e.down || holds_up(refused, self.refused);
+                let holds = e.down || (!passed && holds_up(refused, self.refused));
                 self.refused = if taken.is_empty() { most } else { self.refused };
                 if holds {
                     self.resting.extend(if e.down { self.all.clone() } else { e.later });
@@ -891,7 +893,7 @@ mod tests {
         assert!(fake.taken("it").ends_with("-C D") && fake.tries() <= before + 2 * 5, "{}", fake.taken("it"));
         // They are tried on, and taken at last.
         fake.now(|_, _| Yes);
-        drain_for(15 * MINUTE, &l, &fake, &clock).await;
+        drain_for(16 * MINUTE, &l, &fake, &clock).await;
         assert_eq!((fake.taken("it").split(' ').count(), l.unsent_mails().await.unwrap().len()), (7, 0));
     }
 

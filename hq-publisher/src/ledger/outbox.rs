@@ -54,6 +54,8 @@ pub struct Claimed {
     pub taken: Taken,
     /// Times that a server that was there said “not now” to it.
     pub refused: u32,
+    /// Whether it is to blame itself: it holds up nobody.
+    pub own_fault: bool,
 }
 
 /// What a try that failed leaves.
@@ -173,7 +175,7 @@ impl Ledger {
         let due = "(next_s <= $1 OR next_s > $2)";
         let mut w = self.write().await?;
         let sql = format!(
-            "SELECT n, taken, refused FROM mail WHERE {free} AND ({due} OR own_fault = 0) AND n > $3 \
+            "SELECT n, taken, refused, own_fault FROM mail WHERE {free} AND ({due} OR own_fault = 0) AND n > $3 \
              AND ($3 > 0 OR EXISTS (SELECT 1 FROM mail WHERE {free} AND {due})) ORDER BY n"
         );
         let query = sqlx::query(AssertSqlSafe(sql)).bind(seconds(now)).bind(far(now)).bind(above);
@@ -183,12 +185,12 @@ impl Ledger {
         while let Some(row) = rows.try_next().await? {
             let taken: Taken = row.json(1, "mail's recipients")?;
             if wanted(&taken) {
-                found = Some((row.number(0)?, taken, count(&row, 2)?));
+                found = Some((row.number(0)?, taken, count(&row, 2)?, row.number(3)? != 0));
                 break;
             }
         }
         drop(rows);
-        let Some((n, taken, refused)) = found else { return Ok(None) };
+        let Some((n, taken, refused, own_fault)) = found else { return Ok(None) };
         let query = sqlx::query(AssertSqlSafe(format!("{MAIL} WHERE n = $1"))).bind(n);
         let mut mail = mail(&query.fetch_one(&mut **w).await?)?;
         mail.attempts += 1;
@@ -199,7 +201,7 @@ impl Ledger {
             .execute(&mut **w)
             .await?;
         w.commit().await?;
-        Ok(Some(Claimed { n, mail, taken, refused }))
+        Ok(Some(Claimed { n, mail, taken, refused, own_fault }))
     }
 
     /// A mail was taken by the server. Older ones that it refused again and again are to blame themselves.
@@ -281,13 +283,14 @@ impl Ledger {
         let waits = "sent_s IS NULL AND told_s IS NULL";
         let rests = "told_next_s > $2 AND told_next_s <= $3";
         let sql = format!(
-            "SELECT id, subject, body, created_s, told_tries, last_error, n, told_refused FROM mail \
+            "SELECT id, subject, body, created_s, told_tries, last_error, n, told_refused, told_fault FROM mail \
              WHERE {waits} AND created_s <= $1 AND NOT ({rests}) AND NOT EXISTS \
              (SELECT 1 FROM mail AS older WHERE {waits} AND {rests} AND told_fault = 0 AND older.n < mail.n) ORDER BY n"
         );
         let query = sqlx::query(AssertSqlSafe(sql)).bind(seconds(written)).bind(seconds(now)).bind(far(now));
         let claimed = |row: &AnyRow| {
-            Ok(Claimed { n: row.number(6)?, mail: mail(row)?, taken: Taken::new(), refused: count(row, 7)? })
+            let (refused, own_fault) = (count(row, 7)?, row.number(8)? != 0);
+            Ok(Claimed { n: row.number(6)?, mail: mail(row)?, taken: Taken::new(), refused, own_fault })
         };
         query.fetch_all(self.pool()).await?.iter().map(claimed).collect()
     }
