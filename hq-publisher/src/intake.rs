@@ -216,6 +216,12 @@ impl Heard {
         now.saturating_sub(self.at) + self.age
     }
 
+    /// How long since then it got nothing, without a silence as long as `away`: it may be switched off.
+    fn without_since(&self, since: Duration, now: Duration, away: Duration) -> Duration {
+        let silence = self.silent_for(now);
+        now.saturating_sub(since).saturating_sub(if silence >= away { silence } else { Duration::ZERO })
+    }
+
     /// Heard again, as it was `age` ago. While it was away it could get nothing: a silence as long as `away` is none of the
     /// time in which it did not.
     fn hear_again(&mut self, at: Duration, age: Duration, away: Duration) {
@@ -302,7 +308,7 @@ impl Intake {
         let before =
             before.map(|h| (h.back.unwrap_or_default().max(state.started), h.last_word(), h.silent_for(at) < FLAP));
         if let Some(h) = &mut last {
-            h.hear_again(at, age, self.away(&id));
+            h.hear_again(at, age, self.store_silent);
         }
         let serial = beat.serial.unwrap_or(0);
         let stuck = last.as_ref().filter(|h| h.serial >= serial).and_then(|h| h.stuck);
@@ -313,7 +319,7 @@ impl Intake {
             if let Some(h) = of_store.get_mut(&DeviceId::Register(register.clone())) {
                 let told = age + Duration::from_secs(*ago).min(OLDEST);
                 if told < h.silent_for(at) {
-                    h.hear_again(at, told, self.register_silent);
+                    h.hear_again(at, told, self.store_silent);
                 }
             }
         }
@@ -599,13 +605,14 @@ impl Intake {
                         (r.back.unwrap_or_default().max(state.started), before)
                     }),
                 };
+                let without = |since: Option<Duration>| Some(heard?.without_since(since?, now, self.store_silent));
                 Some(DeviceView {
                     id,
                     silent_for: heard.map(|h| h.silent_for(now)),
                     watched_for: now.saturating_sub(watched_from) + before,
                     is_just_back: heard.is_some_and(Heard::is_just_back),
-                    stuck_for: heard.and_then(|h| h.stuck).map(|since| now.saturating_sub(since)),
-                    late_for: heard.and_then(|h| h.late.values().min()).map(|since| now.saturating_sub(*since)),
+                    stuck_for: without(heard.and_then(|h| h.stuck)),
+                    late_for: without(heard.and_then(|h| h.late.values().min().copied())),
                     is_double: heard.and_then(|h| h.double).is_some_and(|at| now.saturating_sub(at) < DOUBLE_TOLD),
                     beat: heard.filter(|h| with_beat(h)).map(|h| Arc::clone(&h.beat)),
                 })
@@ -1007,7 +1014,8 @@ mod tests {
         assert_eq!(stuck(4), None);
         // A register has time from when its relay has the list.
         let register = || i.views(&["1-1".parse().unwrap()])[0].stuck_for.map(|d| d.as_secs());
-        take(&i, vec![resealed(beat("1-1", 1, &key(2), 0, &[]), &key(2), |b| b.serial = Some(4))]).await;
+        let of_register = |seq| resealed(beat("1-1", seq, &key(2), 0, &[]), &key(2), |b| b.serial = Some(4));
+        take(&i, vec![of_register(1)]).await;
         assert_eq!((stuck(5), register()), (Some(0), None));
         w.clock.advance(s(9));
         assert_eq!((stuck(5), register()), (Some(9), None));
@@ -1015,11 +1023,14 @@ mod tests {
         assert_eq!((stuck(5), register()), (None, Some(0)));
         w.clock.advance(s(9));
         assert_eq!((stuck(5), register()), (None, Some(9)));
-        // Of a relay that is silent nobody gets anything; from its return on it counts anew.
+        // Of a relay that is silent nobody gets anything; from its return on, and the register's, it counts anew.
         w.clock.advance(s(300));
         assert_eq!((stuck(5), register()), (None, Some(0)));
         w.clock.advance(s(9));
         take(&i, vec![with(6, Some(5))]).await;
+        assert_eq!((stuck(5), register()), (None, Some(0)), "it may be switched off");
+        take(&i, vec![of_register(2)]).await;
+        w.clock.advance(s(9));
         assert_eq!((stuck(5), register()), (None, Some(9)));
     }
 
@@ -1082,10 +1093,26 @@ mod tests {
             assert_eq!(found(6), if minute < 15 { "" } else { "register-stuck/1-1" }, "on for {minute} min");
         }
         // It comes on, nobody waits for anything, and then an old copy of its disk is put back.
-        for (register, serial) in [(20, 6), (21, 5), (22, 5)] {
-            take(&i, vec![of_relay(seq + register, 6, 2), of_register(register, serial)]).await;
-            assert_eq!(found(6), if register < 22 { "" } else { "register-stuck/1-1" });
-            w.clock.advance(s(900));
+        for minute in 0..=16 {
+            w.clock.advance(s(60));
+            seq += 1;
+            take(&i, vec![of_relay(seq, 6, 2), of_register(18 + minute, if minute == 0 { 6 } else { 5 })]).await;
+            assert_eq!(found(6), if minute < 16 { "" } else { "register-stuck/1-1" }, "{minute}");
+        }
+        // A list comes at closing time, when registers are switched off; they have it when they are switched on again.
+        take(&i, vec![of_register(50, 6)]).await;
+        for (closed, serial) in [(20, 7), (29, 8)] {
+            for minute in 1..=closed {
+                w.clock.advance(s(60));
+                seq += 1;
+                take(&i, vec![of_relay(seq, serial, 2 + 60 * minute)]).await;
+                assert_eq!(found(serial), "", "silent for {minute} min");
+            }
+            let register = 50 + serial * 2;
+            take(&i, vec![of_register(register, serial - 1)]).await;
+            assert_eq!(found(serial), "", "it is just on");
+            take(&i, vec![of_register(register + 1, serial)]).await;
+            assert_eq!(found(serial), "");
         }
     }
 
