@@ -38,7 +38,7 @@ async fn open_with(url: &str, row_timeout: u64, time_zone: &str) -> Database {
     let row_timeout = s(row_timeout);
     let time_zone = time_zone.to_owned().try_into().unwrap();
     let (url, rest, wait) = (Secret::new(url), s(2), s(3600));
-    let config = SourceConfig { url, connect_timeout: s(10), row_timeout, time_zone, rest, wait };
+    let config = SourceConfig { url, connect_timeout: s(60), row_timeout, time_zone, rest, wait };
     Database::open(&config).await.unwrap()
 }
 

@@ -549,7 +549,6 @@ fn of_death(status: ExitStatus) -> TrialEnd {
 #[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn trial(dir: &Path) -> Trial {
         Trial {
@@ -569,8 +568,7 @@ mod tests {
     async fn with_script(script: &str, time: Duration, stop: &CancellationToken) -> TrialEnd {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("child");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        tillcast_tests::files::script(&program, script);
         Runner::Child(program).run(trial(dir.path()), time, stop).await
     }
 

@@ -332,7 +332,7 @@ fn a_pack_that_eats_memory_after_a_change_of_zone_costs_nothing_that_comes_befor
 fn a_pack_that_eats_memory_or_time_takes_only_its_try() {
     let mut hq = published();
     let limit = |memory: &str, time: &str| format!("[trial]\nmemory = \"{memory}\"\ntime = \"{time}\"\n");
-    let store = Store::new(&[hq.url()], &limit("32MiB", "30s")).enrolled(&hq);
+    let store = Store::new(&[hq.url()], &limit("32MiB", "5m")).enrolled(&hq);
     assert_eq!(store.json(&["once"]).0, 0);
     hq.publish("promo", &[(2, Some(&long_value()))], Make::Delta);
     hq.publish("price", &[(2, Some("small"))], Make::Delta);

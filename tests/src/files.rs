@@ -3,7 +3,9 @@
 use crate::forge;
 use rusqlite::types::Value;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Every file below a directory by its relative path, with the SHA-256 of its bytes; empty where there is none.
 pub fn tree(dir: &Path) -> BTreeMap<String, String> {
@@ -47,4 +49,13 @@ pub fn rows(path: &Path) -> BTreeMap<String, Vec<String>> {
         rows
     };
     names.iter().map(|t| (t.clone(), all(t))).collect()
+}
+
+/// A program that `sh` runs. A child writes it: a process that another thread starts meanwhile would hold it open for
+/// writing, and what somebody writes in is not run (`ETXTBSY`).
+pub fn script(path: &Path, text: &str) {
+    let write = "{ echo '#!/bin/sh'; cat; } >\"$1\" && chmod 755 \"$1\"";
+    let mut sh = Command::new("sh").args(["-c", write, "sh"]).arg(path).stdin(Stdio::piped()).spawn().unwrap();
+    sh.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(sh.wait().unwrap().success(), "{}", path.display());
 }

@@ -79,12 +79,6 @@ pub fn wait_for<T>(deadline: Duration, mut value: impl FnMut() -> Option<T>) -> 
     }
 }
 
-/// A loopback port that the system says is free, for servers that are started again when they lose it.
-pub fn free_port() -> u16 {
-    // Two tests may be told the same one between this close and the server's bind; servers of the harness try again.
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// A loopback port below those that the system hands out by itself, not given to anybody else of this program: for
 /// who binds it later, and for addresses at which nobody shall be.
 pub fn quiet_port() -> u16 {

@@ -212,9 +212,10 @@ async fn pump(
             if way == Way::Down {
                 cut = damage(&now, passed, &mut chunk);
             }
+            // Before whoever gets it may look.
+            counter.fetch_add(chunk.len() as u64, Relaxed);
             to.write_all(&chunk).await?;
             passed += chunk.len() as u64;
-            counter.fetch_add(chunk.len() as u64, Relaxed);
             if cut {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }

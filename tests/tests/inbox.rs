@@ -156,7 +156,7 @@ fn half_written_files_are_never_taken_for_whole_ones() {
 fn a_file_that_grows_is_left_until_it_rests() {
     let mut site = site();
     // Longer than a busy machine keeps the writer from writing.
-    site.hq.set_text("source.rest", "3s");
+    site.hq.set_text("source.rest", "10s");
     let path = site.inbox().join("promo.zone-east.promo.csv");
     std::fs::write(&path, "id,sku,percent\n").unwrap();
     let before = site.version("0421", "promo");

@@ -74,12 +74,14 @@ fn one_store() -> tillcast_tests::site::Builder {
 #[test]
 fn a_silent_relay_is_left_for_the_bucket_and_taken_back() {
     // As the relay's silence, a single answer's is shortened: 30 s by default, a quarter of the other.
-    let lines = Lines::new(one_store().registers(1).agent("source_options.read_timeout", "'2s'").build());
+    let lines = Lines::new(
+        one_store().registers(1).agent("source_options.read_timeout", "'2s'").agent("relay_silent", "'8s'").build(),
+    );
     let relay = lines.site.relay("0421").start_ready();
     let register = lines.site.register("0421-01").start_ready();
     lines.price(1001);
     lines.arrives(1001);
-    assert_eq!(lines.network("0421-01"), "in-store");
+    until(PATIENCE, "it is in the store", || lines.network("0421-01") == "in-store");
     assert_eq!(lines.past_relay.connections(), 0, "while the relay answers, nobody else is asked");
 
     // The relay's machine dies, and the store's own line with it; the register has another way out.
@@ -156,7 +158,7 @@ fn who_sees_whom_is_in_the_status() {
 
 #[test]
 fn after_days_of_silence_only_what_is_missing_is_fetched_once() {
-    let lines = Lines::new(one_store().items(3000).registers(3).build());
+    let lines = Lines::new(one_store().items(3000).registers(3).agent("relay_silent", "'8s'").build());
     let site = &lines.site;
     site.relay("0421").run(&["once"]).ok();
     let once = |id: &str, code: i32| drop(site.register(id).run(&["once"]).code(code));
@@ -256,7 +258,7 @@ fn a_download_that_is_cut_goes_on_where_it_was() {
     // A register that is killed on the way goes on, too.
     site.with_relays(|| {
         let register = site.register("0421-01");
-        lines.lan.set(Net { rate: Some(300_000), ..Net::default() });
+        lines.lan.set(Net { rate: Some(100_000), ..Net::default() });
         let before = lines.lan.bytes_down();
         let full: u64 = site.manifest("0421")["streams"]
             .as_object()

@@ -360,7 +360,7 @@ mod tests {
         let file = Inbox::new(&dir.path().join("inbox")).look().unwrap().remove(0);
         let drop = Drop { what: inbox::parse_name(&file.name).unwrap(), file };
         let contract = Contract::parse(DDL, &Limits::default()).unwrap();
-        for half in ["sku,cents\na,1", "", "sku,cents\na,\"1", "sku,cents\na,one\n", "sku,cents\na,101\nb,2\n"] {
+        for half in ["sku,cents\na,1", "", "sku,cents\na,\"1", "sku,cents\na,ones\n", "sku,cents\na,101\nb,2\n"] {
             fs::write(&path, half).unwrap();
             let scratch = Scratch::create(&dir.path().join("scratch.db"), &contract).unwrap();
             let read = read_drop(&config, &drop, &contract.tables[0], &scratch, &mut Faults::telling(9));

@@ -1297,7 +1297,7 @@ async fn versions_stay_above_what_the_bucket_has() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_publishers_take_turns_and_the_dead_do_not_block() {
-    let w = World::new().await;
+    let mut w = World::new().await;
     let ledger = Ledger::open(&w.config).await.unwrap();
     ledger.acquire("another machine, process 1", w.clock.now(), Duration::from_secs(60)).await.unwrap();
     let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
@@ -1323,6 +1323,7 @@ async fn two_publishers_take_turns_and_the_dead_do_not_block() {
     assert!(ledger.open_episodes("").await.unwrap().is_empty());
     assert_eq!(ledger.watched(Duration::ZERO).await.unwrap(), Some(Duration::ZERO));
     // Two at once on one machine: both end well, nothing is published twice.
+    w.config.publish.lease_wait = proto::config::HumanDuration(Duration::from_secs(90));
     w.sql(CHANGE);
     let (a, b) = tokio::join!(w.publish(), w.publish());
     assert_eq!((a.exit_code(), b.exit_code()), (0, 0));

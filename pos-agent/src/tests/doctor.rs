@@ -82,9 +82,7 @@ async fn a_database_that_a_program_holds_is_waited_for_and_not_called_damaged() 
     let e = Agent::open(r.config.clone(), r.clock.clone(), None).map(drop).unwrap_err();
     assert!(e.is_busy() && e.to_string().contains("end it") && !e.to_string().contains("move"), "{e}");
     // `run` waits for its end, and lets nobody wait for an answer meanwhile.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let local_listen = free.local_addr().unwrap();
-    drop(free);
+    let local_listen = (std::net::Ipv4Addr::LOCALHOST, tillcast_tests::quiet_port()).into();
     let mut begun = Box::pin(cli::begin(Config { local_listen, ..r.config.clone() }, r.clock.clone()));
     tokio::select! {
         biased;

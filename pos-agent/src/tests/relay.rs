@@ -346,7 +346,7 @@ async fn heartbeats_are_signed_numbered_over_restarts_and_bring_hq_and_the_skew(
         assert!(report::send(&agent).await.unwrap());
         assert_eq!(agent.upstream.network(), Network::Online);
         let skew = agent.skew.get().unwrap();
-        assert!((7195..=7205).contains(&skew), "{skew}");
+        assert!((7195..7500).contains(&skew), "{skew}");
         report::send(&agent).await.unwrap();
     }
     let agent = r.open();
@@ -358,7 +358,7 @@ async fn heartbeats_are_signed_numbered_over_restarts_and_bring_hq_and_the_skew(
     let beats = relay.desk.beats.lock().unwrap().clone();
     assert_eq!(beats.iter().map(|b| b.seq).collect::<Vec<_>>(), [1, 2, 3]);
     assert_eq!(beats[0].streams[&instance("price@zone-east")].version, Some(v(50)));
-    assert!((7195..=7205).contains(&beats[1].clock_skew_s.unwrap()));
+    assert!((7195..7500).contains(&beats[1].clock_skew_s.unwrap()));
     relay.desk.answer.lock().unwrap().refused.insert(REGISTER.into(), "revoked".into());
     assert!(report::send(&agent).await.is_err());
     assert_eq!(agent.memory.look(|f| f.open())[0].code, fault::REFUSED);

@@ -89,11 +89,12 @@ impl Server {
         format!("http://{}/base", self.address)
     }
     fn source(&self) -> Source {
-        Source::parse(
-            &self.url(),
-            &SourceOptions { read_timeout: HumanDuration(Duration::from_millis(1500)), ..Default::default() },
-        )
-        .unwrap()
+        self.impatient(30_000)
+    }
+    /// One that waits for so many milliseconds.
+    fn impatient(&self, read_timeout: u64) -> Source {
+        let read_timeout = HumanDuration(Duration::from_millis(read_timeout));
+        Source::parse(&self.url(), &SourceOptions { read_timeout, ..Default::default() }).unwrap()
     }
     fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
@@ -474,7 +475,8 @@ async fn bad_servers_are_told_from_bad_packs() {
         let dir = tempfile::tempdir().unwrap();
         let part = dir.path().join("x.part");
         let wanted = want(&bytes(5000));
-        let (_, outcome) = download(&server.source(), &wanted, &part, None).await;
+        let source = if what.starts_with("silence") { server.impatient(1_500) } else { server.source() };
+        let (_, outcome) = download(&source, &wanted, &part, None).await;
         let e = outcome.unwrap_err();
         assert_eq!((e.kind, e.verdict()), (expected, Verdict::Retry), "{what}: {e}");
         if what == "silence in the body" {
@@ -621,7 +623,7 @@ async fn a_drip_is_given_up_and_its_bytes_kept() {
     let e = server.source().download(&pack(), &want(&bytes(5000)), &part, &rules, &mut |_| {}).await.unwrap_err();
     assert_eq!((e.kind, e.verdict()), (FetchErrorKind::Slow, Verdict::Retry), "{e}");
     let kept = std::fs::metadata(&part).unwrap().len();
-    assert!((5..60).contains(&kept), "{kept}");
+    assert!((1..60).contains(&kept), "{kept}");
 }
 
 /// Whoever downloads is dropped by news, however little came since the last.
@@ -651,14 +653,14 @@ async fn a_small_object_that_drips_is_given_up() {
         drip
     })
     .await;
-    let options = SourceOptions { read_timeout: HumanDuration(Duration::from_secs(1)), ..Default::default() };
-    let source = Source::parse(&server.url(), &options).unwrap();
+    let source = server.impatient(3_000);
     let begun = std::time::Instant::now();
-    for slow in [
-        source.get_small(&ObjectName::Trust, None, None, 1 << 20).await.unwrap_err(),
-        source.versions_poll(0, None).await.unwrap_err(),
-        source.post("v1/heartbeats", "application/json", Bytes::new(), 1 << 20).await.unwrap_err(),
-    ] {
+    let (small, versions, post) = tokio::join!(
+        source.get_small(&ObjectName::Trust, None, None, 1 << 20),
+        source.versions_poll(0, None),
+        source.post("v1/heartbeats", "application/json", Bytes::new(), 1 << 20)
+    );
+    for slow in [small.unwrap_err(), versions.unwrap_err(), post.unwrap_err()] {
         assert_eq!(slow.kind, FetchErrorKind::Slow, "{slow}");
     }
     assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", begun.elapsed());

@@ -219,9 +219,13 @@ async fn a_long_poll_answers_at_once_on_news_and_304_at_the_end() {
     assert!(started.elapsed() < Duration::from_secs(55));
     // An ending service lets nobody hang.
     let known = format!("if-none-match: {}\r\n", scene.get("/v1/versions", "").await.header("etag").unwrap());
-    let address = scene.address;
+    let (address, polls) = (scene.address, || scene.relay.hall.metrics.polls.get());
+    let before = polls();
     let last = tokio::spawn(async move { get(address, "/v1/versions?wait=30", &known).await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    while polls() == before {
+        assert!(!last.is_finished(), "it is asked, or fails");
+        tokio::task::yield_now().await;
+    }
     scene.relay.hall.stop.cancel();
     assert_eq!(last.await.unwrap().status, 304);
 }

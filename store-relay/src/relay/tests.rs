@@ -8,9 +8,9 @@ use proto::layout::PackKind::{Delta, Full};
 use proto::replica::Replica;
 use proto::wire::StreamState;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{OnceLock, Weak};
+use tillcast_tests::files;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -1249,8 +1249,7 @@ async fn short_of_a_full() -> (Hq, Store) {
 /// A child that says this of each job; how often it was asked: `tried`.
 fn child(store: &Store, script: &str) -> Runner {
     let [child, tried] = ["child", "tried"].map(|name| store.dir.path().join(name));
-    fs::write(&child, format!("#!/bin/sh\nread -r job\necho >>'{}'\n{script}\n", tried.display())).unwrap();
-    fs::set_permissions(&child, fs::Permissions::from_mode(0o755)).unwrap();
+    files::script(&child, &format!("read -r job\necho >>'{}'\n{script}\n", tried.display()));
     Runner::Child(child)
 }
 
@@ -1621,8 +1620,7 @@ async fn refused_manifests_leave_the_last_good_one() {
 async fn what_crashes_is_given_up_and_tried_again_ever_later() {
     let (hq, store) = two_streams();
     let child = store.dir.path().join("child");
-    fs::write(&child, "#!/bin/sh\nkill -9 $$\n").unwrap();
-    fs::set_permissions(&child, fs::Permissions::from_mode(0o755)).unwrap();
+    files::script(&child, "kill -9 $$");
     let relay = store.open_with(Runner::Child(child), Steps::default());
     let name = hq.pack("price", 1, Full);
     for _ in 0..3 {
@@ -1667,12 +1665,11 @@ async fn of_a_chain_in_one_transaction_the_pack_that_kills_is_given_up_and_those
     drop(relay);
     let child = store.dir.path().join("child");
     let script = format!(
-        "#!/bin/sh\nread -r job\ncase \"$job\" in *0000000003.delta.pack*)\n{}kill -9 $$;; esac\necho '{}'\n",
+        "read -r job\ncase \"$job\" in *0000000003.delta.pack*)\n{}kill -9 $$;; esac\necho '{}'\n",
         names.clone().map(|n| format!("echo '{{\"begins\":\"{n}\"}}'\n")).concat(),
         r#"{"end":"waits","text":"for another stream"}"#,
     );
-    fs::write(&child, script).unwrap();
-    fs::set_permissions(&child, fs::Permissions::from_mode(0o755)).unwrap();
+    files::script(&child, &script);
     let relay = store.open_with(Runner::Child(child), Steps::default());
     for tries in 1..=3 {
         once(&relay).await;

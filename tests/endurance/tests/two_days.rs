@@ -5,6 +5,6 @@
 fn two_days() {
     let report = tillcast_endurance::live(&tillcast_endurance::Options { days: 2, day: 30.0, seed: 7, sample: true });
     println!("{report}");
-    assert!(report.publishes[0] >= 2 && report.kills.len() >= 4, "{report}");
+    assert!(report.publishes[0] >= 2 && report.kills.len() >= 3, "{report}");
     assert!(report.svg.matches("<polyline").count() > 20);
 }

@@ -64,7 +64,7 @@ impl Report {
     /// What is too little to prove anything. A thread may come to fewer calls than the one that was counted; most do not.
     pub fn shortfall(&self) -> Option<String> {
         let [single, pair, moment] = KINDS;
-        [(single, 9, 10), (pair, 1, 4), (moment, 0, 1)].into_iter().find_map(|(kind, share, of)| {
+        [(single, 4, 5), (pair, 1, 4), (moment, 0, 1)].into_iter().find_map(|(kind, share, of)| {
             let Count { runs, killed } = self.of(kind);
             let too_few = runs > 0 && killed * of <= runs * share;
             too_few.then(|| format!("only {killed} of {runs} were killed {kind}"))

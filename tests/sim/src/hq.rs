@@ -373,7 +373,7 @@ impl Hq {
         let ledger = self.config.state.dir.join("fleet.db");
         let is_it = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|file| file == ledger);
         let is_open = || fs::read_dir("/proc/self/fd").unwrap().flatten().any(is_it);
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(120);
         while self.app.is_none() && is_open() && Instant::now() < until {
             tokio::task::yield_now().await;
             std::thread::sleep(Duration::from_millis(1));

@@ -86,7 +86,7 @@ impl Postgres {
 fn psql(port: u16, database: &str) -> Command {
     let mut c = Command::new(program("psql"));
     c.args(["-h", "127.0.0.1", "-U", "hq", "-X", "-q", "-A", "-t", "-p", &port.to_string(), "-d", database]);
-    c.env("PGCONNECT_TIMEOUT", "5").current_dir("/");
+    c.env("PGCONNECT_TIMEOUT", "60").current_dir("/");
     c
 }
 

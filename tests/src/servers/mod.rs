@@ -14,12 +14,13 @@ use crate::process::{self, Process};
 use std::path::Path;
 use std::process::Command;
 
-/// A start that lost its port to another test is tried again.
+/// A port that no other test is told: who asks whether a server is up asks the port. A start that lost it all the same is
+/// tried again.
 #[track_caller]
 fn with_free_port<T>(mut start: impl FnMut(u16) -> Result<T, String>) -> T {
     let mut last = String::new();
     for _ in 0..3 {
-        match start(crate::free_port()) {
+        match start(crate::quiet_port()) {
             Ok(server) => return server,
             Err(e) => last = e,
         }

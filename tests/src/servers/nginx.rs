@@ -44,7 +44,7 @@ impl Nginx {
         let log = dir.path().join("log");
         let ((process, tls), port) = with_free_port(|port| {
             let path = dir.path().join("nginx.conf");
-            let tls = tls.map(|_| crate::free_port());
+            let tls = tls.map(|_| crate::quiet_port());
             std::fs::write(&path, config(dir.path(), &root, (port, tls), location)).unwrap();
             let mut server = command(&program("nginx"), None, "TERM");
             server.arg("-p").arg(dir.path()).arg("-c").arg(&path).arg("-e").arg(dir.path().join("error.log"));

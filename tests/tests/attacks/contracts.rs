@@ -222,6 +222,9 @@ fn contracts_that_would_take_the_memory() {
     v.heal();
 }
 
+/// Good packs that are measured.
+const CALM: u64 = 5;
+
 /// Bytes of a pack of a version.
 type Bomb<'a> = &'a dyn Fn(u64) -> Vec<u8>;
 
@@ -271,10 +274,15 @@ fn bombs_are_stopped_where_they_were_declared_to_end() {
         let cycle = node.spawn(&["once", "--json"], &[]);
         (peak_while(&cycle), cycle.finish(PATIENCE))
     };
-    site.publish_forged("0421", "price", &full(site, 2, GOOD));
-    let calm = [site.relay("0421"), site.register("0421-01")].map(|node| peak_of(node).0);
+    // The greatest of some: a look may miss the top.
+    let mut calm = [0; 2];
+    for version in 2..2 + CALM {
+        site.publish_forged("0421", "price", &full(site, version, GOOD));
+        let peaks = [site.relay("0421"), site.register("0421-01")].map(|node| peak_of(node).0);
+        calm = [0, 1].map(|n: usize| calm[n].max(peaks[n]));
+    }
     for (n, (what, code, make)) in bombs.into_iter().enumerate() {
-        let version = 3 + n as u64;
+        let version = 2 + CALM + n as u64;
         let bytes = make(version);
         let unpacked = (bytes.len() as u64 * 200).min(64 << 20);
         let entry = json!({"version": version, "kind": "full", "bytes": bytes.len(), "unpacked": unpacked, "sha256": forge::sha256(&bytes)});

@@ -46,6 +46,11 @@ impl Between {
         self.liar.now(move |a| if a.target.contains(part) { say.clone() } else { Say::As(url.clone()) });
     }
 
+    /// The relay meets the lie before there is something to get: the mail has the reason that it told last.
+    fn relay_tells(&self) {
+        drop(self.site.relay("0421").run(&["once"]));
+    }
+
     /// What headquarters mails while the attack lasts.
     #[track_caller]
     fn is_mailed(&self, subject: &str, reason: &str) {
@@ -97,9 +102,10 @@ fn data_without_end_is_cut_where_the_limit_is() {
         (".delta.pack", "more than"),
     ] {
         for length in [false, true] {
+            b.lie(part, Say::Endless(length));
+            b.relay_tells();
             news(&b.site);
             let before = rows(&b.site, "0421-01");
-            b.lie(part, Say::Endless(length));
             b.both(|node| {
                 let (begun, held) = (Instant::now(), bytes_below(&node.dir));
                 let out = node.run(&["once", "--json"]);
@@ -124,8 +130,8 @@ fn data_without_end_is_cut_where_the_limit_is() {
 /// A byte now and then, for ever: given up at the rate floor, the next source is asked.
 #[test]
 fn a_source_that_drips_is_left_for_the_next() {
-    let site = small().relay("source.read_timeout", "'5s'").relay("rate.window", "'4s'");
-    let mut b = Between::new(site.agent("source_options.read_timeout", "'5s'").agent("rate.window", "'4s'"));
+    let site = small().relay("source.read_timeout", "'15s'").relay("rate.window", "'4s'");
+    let mut b = Between::new(site.agent("source_options.read_timeout", "'15s'").agent("rate.window", "'4s'"));
     let (slow, good) = (b.liar.url(), b.bucket.url());
     set_sources(&mut b.site, &[&slow, &good]);
     for part in ["manifest.json", "trust.json", ".delta.pack"] {
@@ -252,9 +258,10 @@ fn another_headquarters_installs_nothing() {
     let evil_bucket = Nginx::serve(&evil.bucket());
     let expected = b.site.expected("0421");
     let mut site = b.site;
-    news(&site);
     // Devices that hold data, and one that is new.
     set_sources(&mut site, &[&evil_bucket.url()]);
+    site.relay("0421").run(&["once"]);
+    news(&site);
     for round in 0..2 {
         for node in [site.relay("0421"), site.register("0421-01")] {
             let out = node.run(&["once", "--json"]);
@@ -292,6 +299,7 @@ fn a_walk_that_is_claimed_to_be_endless_is_not_begun() {
         trust["version"] = version.into();
         let claim = forge::seal("trust", &serde_json::to_vec(&trust).unwrap(), &[&forge::strange_key(7)]);
         b.lie("trust.json", Say::ok(claim));
+        b.relay_tells();
         let asked = b.liar.asked().len();
         news(&b.site);
         b.both(|node| no_panic(&node.run(&["once"]).text()));
