@@ -71,8 +71,8 @@ pub struct Fleet<'a> {
     pub expiring: &'a [(StoreId, Timestamp)],
     /// The disk that headquarters' own state lies on.
     pub own_disk: Option<Disk>,
-    /// For how long heartbeats have come that could not be kept.
-    pub deaf_for: Duration,
+    /// For how long heartbeats have come that could not be kept; none: not known yet, nobody sent one.
+    pub deaf_for: Option<Duration>,
     /// Thresholds.
     pub alerts: &'a AlertsConfig,
     /// Now, for texts, expiry and opening hours: silence is measured by durations.
@@ -171,17 +171,25 @@ pub fn assess(fleet: &Fleet<'_>) -> Assessment {
     if let Some(disk) = &fleet.own_disk {
         low_disk(fleet, "headquarters", disk, false, &mut a);
     }
-    if fleet.deaf_for >= fleet.alerts.store_silent.0 {
-        let line =
-            format!("for {}: who is silent is not judged meanwhile; see the log of `serve`", long(fleet.deaf_for));
-        a.add("headquarters-deaf".into(), "Headquarters can keep no heartbeats".into(), vec![line]);
-    }
+    deaf(fleet, &mut a);
     for (key, Report { subject, lines, stores }) in reports {
         a.add_of(key, subject, lines, stores.len());
     }
     expiring(fleet, &mut a);
     a.silent = silent;
     a
+}
+
+fn deaf(fleet: &Fleet<'_>, a: &mut Assessment) {
+    let key = "headquarters-deaf".to_owned();
+    let Some(deaf_for) = fleet.deaf_for else {
+        a.undecided.insert(key);
+        return;
+    };
+    if deaf_for >= fleet.alerts.store_silent.0 {
+        let line = format!("for {}: who is silent is not judged meanwhile; see the log of `serve`", long(deaf_for));
+        a.add(key, "Headquarters can keep no heartbeats".into(), vec![line]);
+    }
 }
 
 /// Before the id and the time, in the key of a damaged database's episode.
@@ -577,7 +585,7 @@ mod tests {
             serials: &BTreeMap::from([("1".parse().unwrap(), Serials { wake: 7, signed: 7 })]),
             expiring: &[],
             own_disk: None,
-            deaf_for: Duration::ZERO,
+            deaf_for: Some(Duration::ZERO),
             alerts: &AlertsConfig::default(),
             now: Timestamp::UNIX_EPOCH,
         })
@@ -887,7 +895,7 @@ mod tests {
             serials: &BTreeMap::new(),
             expiring: &[("1".parse().unwrap(), Timestamp::UNIX_EPOCH)],
             own_disk: None,
-            deaf_for: Duration::ZERO,
+            deaf_for: Some(Duration::ZERO),
             alerts: &AlertsConfig::default(),
             now: Timestamp::UNIX_EPOCH,
         });

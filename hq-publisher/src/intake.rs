@@ -77,6 +77,8 @@ struct State {
     started: Duration,
     /// Monotonic times of the first and the last post that could not be kept; none: the last one was.
     deaf: Option<(Duration, Duration)>,
+    /// Whether a post was kept since the start, or since one was not.
+    hears: bool,
 }
 
 /// A post that is being taken. Relays hang up after half a minute: one that a ledger keeps waiting for as long as that ends by
@@ -273,6 +275,7 @@ impl Intake {
         let rows = self.ledger.beats(from).await?;
         let at = self.clock.monotonic();
         let mut state = self.state();
+        let is_start = state.read_at.is_none();
         for row in rows {
             // A lower number is news where it came later: the device was enrolled anew.
             let is_known = |h: &Heard| {
@@ -286,6 +289,7 @@ impl Intake {
             };
             let age = since(now, row.last_seen_at);
             self.hear(&mut state, row.device, row.seq, Arc::new(beat), at, age);
+            state.hears |= !is_start;
         }
         state.read_at = Some(now);
         Ok(())
@@ -482,8 +486,9 @@ impl Intake {
 
     /// Beats came at this time, and the ledger could not be used.
     fn note_deaf(&self, at: Duration) {
-        let now = self.clock.monotonic();
-        self.state().deaf.get_or_insert((at, now)).1 = now;
+        let (now, mut state) = (self.clock.monotonic(), self.state());
+        state.deaf.get_or_insert((at, now)).1 = now;
+        state.hears = false;
     }
 
     /// Beats were kept.
@@ -492,21 +497,23 @@ impl Intake {
         if let Some((first, _)) = state.deaf.take() {
             state.watch_anew(now, now.saturating_sub(first));
         }
+        state.hears = true;
     }
 
     /// A look at the fleet begins, which can use the ledger, after nobody could look for `blind`: without its ledger, or
-    /// while it stood still, headquarters heard nobody, and that is no silence of theirs. For how long posts have come in vain.
-    pub fn watch_on(&self, blind: Duration) -> Duration {
+    /// while it stood still, headquarters heard nobody, and that is no silence of theirs. For how long posts have come in vain;
+    /// none: nobody posted since the start, or since the last ones that did.
+    pub fn watch_on(&self, blind: Duration) -> Option<Duration> {
         let (now, mut state) = (self.clock.monotonic(), self.state());
         state.watch_anew(now, blind);
-        let Some((first, last)) = state.deaf else { return Duration::ZERO };
+        let Some((first, last)) = state.deaf else { return state.hears.then_some(Duration::ZERO) };
         state.watch_anew(last, now.saturating_sub(first));
         // Where nobody posts any more, that is their silence again.
         if now.saturating_sub(last) >= self.store_silent.max(2 * DEAF) {
             state.deaf = None;
-            return Duration::ZERO;
+            return None;
         }
-        last.saturating_sub(first)
+        Some(last.saturating_sub(first))
     }
 
     /// Takes in what recorded beats say.
@@ -889,6 +896,8 @@ mod tests {
         let w = World::new().await;
         let i = w.intake().await;
         take(&i, vec![beat("1", 1, &key(1), 0, &[]), beat("1-1", 1, &key(2), 0, &[])]).await;
+        assert_eq!(i.watch_on(Duration::ZERO), Some(s(0)));
+        assert_eq!(w.intake().await.watch_on(Duration::ZERO), None, "begun anew: nobody knows");
         let db = rusqlite::Connection::open(w.dir.path().join("f.db")).unwrap();
         let rename = |from: &str, to: &str| db.execute_batch(&format!("ALTER TABLE {from} RENAME TO {to}")).unwrap();
         let watched = async || w.seen(&i).await[0].1;
@@ -921,10 +930,10 @@ mod tests {
         w.clock.advance(s(30));
         drop(post);
         w.clock.advance(s(200));
-        assert_eq!(i.watch_on(Duration::ZERO), s(30));
+        assert_eq!(i.watch_on(Duration::ZERO), Some(s(30)));
         assert_eq!(watched().await, 200);
         w.clock.advance(s(100));
-        assert_eq!(i.watch_on(Duration::ZERO), s(0), "nobody posts any more");
+        assert_eq!(i.watch_on(Duration::ZERO), None, "nobody posts any more");
         // What cannot be kept for what it is makes nobody deaf.
         let no = "CREATE TRIGGER no BEFORE INSERT ON beat BEGIN SELECT RAISE(ABORT, 'no'); END";
         db.execute_batch(no).unwrap();
@@ -1054,7 +1063,7 @@ mod tests {
                 serials: &serials,
                 expiring: &[],
                 own_disk: None,
-                deaf_for: Duration::ZERO,
+                deaf_for: Some(Duration::ZERO),
                 alerts: &AlertsConfig::default(),
                 now: w.clock.now(),
             });
@@ -1212,7 +1221,7 @@ mod tests {
             serials: &serials,
             expiring: &[],
             own_disk: None,
-            deaf_for: Duration::ZERO,
+            deaf_for: Some(Duration::ZERO),
             alerts: &alerts,
             now: w.clock.now(),
         });
@@ -1265,7 +1274,7 @@ mod tests {
                 serials: &serials,
                 expiring: &[],
                 own_disk: None,
-                deaf_for: Duration::ZERO,
+                deaf_for: Some(Duration::ZERO),
                 alerts: &alerts,
                 now: w.clock.now(),
             };
@@ -1331,7 +1340,7 @@ mod tests {
                 serials: &BTreeMap::new(),
                 expiring: &[],
                 own_disk: None,
-                deaf_for: Duration::ZERO,
+                deaf_for: Some(Duration::ZERO),
                 alerts: &AlertsConfig::default(),
                 now: w.clock.now(),
             });

@@ -143,7 +143,7 @@ pub async fn report(config: &Config, ledger: &Ledger, clock: &dyn Clock) -> Resu
         serials: &*ledger.serials().await?,
         expiring: &expiring,
         own_disk: DataDisk::new(&config.state.dir, None).space(),
-        deaf_for: Duration::ZERO,
+        deaf_for: Some(Duration::ZERO),
         alerts: &config.alerts,
         now,
     });

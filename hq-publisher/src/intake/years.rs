@@ -162,7 +162,7 @@ impl Chain {
             serials: &self.serials,
             expiring: &[],
             own_disk: None,
-            deaf_for: Duration::ZERO,
+            deaf_for: Some(Duration::ZERO),
             alerts: &AlertsConfig::default(),
             now,
         };

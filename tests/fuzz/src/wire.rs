@@ -79,7 +79,7 @@ fn judged(beat: Heartbeat) {
         serials: &BTreeMap::new(),
         expiring: &[],
         own_disk: None,
-        deaf_for: Duration::ZERO,
+        deaf_for: Some(Duration::ZERO),
         alerts: &alerts,
         now,
     };
