@@ -273,7 +273,7 @@ async fn nobody_is_silent_because_headquarters_did_not_hear() {
             let mut own = w.subjects().await;
             own.retain(|s| s.contains("Headquarters"));
             assert_eq!(own, if looks { told[..=kept].to_vec() } else { vec![] }, "{table}, {kept}");
-            w.beat(&heartbeat("1", 12), &key(1)).await;
+            w.beat(&heartbeat("1", 12 + kept as u64), &key(1)).await;
             ticks::alerts(&w.app).await.unwrap();
         }
     }

@@ -175,6 +175,8 @@ pub struct Agent {
     told_full: AtomicBool,
     /// What was written until there was no room.
     short: Shortages,
+    /// What no fallback had right.
+    bent: Mutex<remedy::Bent>,
     /// The database was damaged and begun anew by this process: not twice, the disk may be dying.
     rebuilt: AtomicBool,
     /// What the database holds was read.
@@ -322,6 +324,7 @@ impl Agent {
             full: AtomicBool::new(false),
             told_full: AtomicBool::new(false),
             short: Shortages::default(),
+            bent: Mutex::default(),
             rebuilt: AtomicBool::new(is_anew),
             looked: AtomicBool::new(false),
             verifying: Arc::default(),
@@ -461,6 +464,7 @@ impl Agent {
             tracing::error!(code = fault::STREAM_REFUSED, %stream, %why, "what the manifest lists of it cannot be taken");
         }
         self.memory.prune(&manifest);
+        self.bent().prune(&manifest);
         let is_listed = |i: &Instance| manifest.instance(&i.stream).as_ref() == Some(i);
         self.shown().waits.retain(|i, _| is_listed(i));
         self.at(Step::Learned).then_some(Goal { from, manifest })
@@ -564,6 +568,7 @@ impl Agent {
             !without.contains(&name)
                 && !self.memory.avoids(&name, now)
                 && !self.tries.must_wait(&name, monotonic)
+                && !(goal.from == pace::From::Fallback && self.bent().rests(&name, monotonic))
                 && !word.as_ref().is_some_and(|w| w.refuses(instance, p))
         });
         // The borrow of `held` above ends here; the packs are the manifest's.
@@ -613,6 +618,7 @@ impl Agent {
             match fetched {
                 Ok(()) => {
                     self.metrics.fetched(entry.bytes);
+                    self.bent().forget(&name);
                     self.memory.faults(|f| f.mend(fault::REFUSED, |f| f.object.as_deref() == Some(&name.to_string())));
                     files.push((part, (*entry).clone()));
                 }

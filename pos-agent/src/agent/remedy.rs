@@ -4,7 +4,7 @@
 use super::{Agent, Goal, Went};
 use crate::faults::Faults;
 use crate::memory::STUCK;
-use crate::pace::End;
+use crate::pace::{End, From};
 use crate::register_db::{AllHeld, ApplyFailure, DbError, Healed, Remedy, STORE_DB, STORE_LOG};
 use crate::report;
 use crate::verify::{self, StreamFound};
@@ -15,11 +15,11 @@ use proto::fetch::{self, FetchError, FetchErrorKind, Want};
 use proto::follow::{FollowError, lock};
 use proto::ids::{Instance, StreamName};
 use proto::layout::{PackKind, PackName};
-use proto::manifest::PackEntry;
+use proto::manifest::{Manifest, PackEntry};
 use proto::retry::Verdict;
 use proto::shelf;
 use proto::wire::{Fault, fault};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
@@ -28,6 +28,32 @@ use tokio::sync::OwnedMutexGuard;
 
 /// A failure of the surroundings that lasts so long is told of.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The first pause of a pack that no fallback has right.
+const BENT: Duration = Duration::from_secs(60);
+/// The longest.
+const BENT_LONG: Duration = Duration::from_secs(16 * 60);
+
+/// Packs that no fallback had right: the pause of each, and until when. Without pauses every register of a store whose
+/// relay is down would fetch them whole, over the store's line, each time it looks.
+#[derive(Debug, Default)]
+pub(super) struct Bent(BTreeMap<PackName, (Duration, Duration)>);
+
+impl Bent {
+    fn found(&mut self, pack: &PackName, now: Duration) {
+        let pause = self.0.get(pack).map_or(BENT, |(last, _)| (*last * 2).min(BENT_LONG));
+        self.0.insert(pack.clone(), (pause, now + pause));
+    }
+    pub(super) fn rests(&self, pack: &PackName, now: Duration) -> bool {
+        self.0.get(pack).is_some_and(|(_, until)| now < *until)
+    }
+    pub(super) fn forget(&mut self, pack: &PackName) {
+        self.0.remove(pack);
+    }
+    pub(super) fn prune(&mut self, manifest: &Manifest) {
+        self.0.retain(|pack, _| manifest.lists(pack));
+    }
+}
 
 /// What is told of a damaged file: who has it open reads it on.
 pub(super) fn begun_anew(why: &str) -> String {
@@ -79,6 +105,10 @@ impl Agent {
             let text = format!("{code}: {text}");
             // The source's copy is wrong, not the pack: leave it for now, take another way.
             tracing::warn!(code = fault::REFUSED, pack = %name, %text, "a pack was refused");
+            // One that another source did not answer for may be right there.
+            if goal.from == From::Fallback && errors.iter().all(|e| e.kind.wrong_body().is_some()) {
+                self.bent().found(name, self.clock.monotonic());
+            }
             let (instance, now) = (name.instance.clone(), self.clock.now());
             self.memory.faults(|f| f.raise(fault::REFUSED, Some(&instance), Some(&name.to_string()), &text, now));
             return Went::Without(name.clone());
@@ -97,6 +127,10 @@ impl Agent {
         // A server that answers has said what it has to say: it is asked in the pace of polls, a LAN again at once.
         let said = errors.iter().all(|e| matches!(e.kind, FetchErrorKind::Status { .. }));
         Went::Over(if said && self.is_unhurried(goal) { End::Done } else { End::Retry })
+    }
+
+    pub(super) fn bent(&self) -> MutexGuard<'_, Bent> {
+        self.bent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the file may be damaged.

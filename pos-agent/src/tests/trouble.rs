@@ -841,6 +841,42 @@ async fn a_relay_that_gives_objects_but_no_versions_is_left() {
     assert_eq!(agent.upstream.read_from(), From::Relay);
 }
 
+/// A bucket's copy rotted, or a cache holds half of it, and the relay is down.
+#[tokio::test]
+async fn a_pack_that_no_fallback_has_right_is_fetched_ever_later() {
+    let mut hq = usual();
+    let relay = Relay::serving(&hq).await;
+    relay.lists(&[(PRICE, 50), ("promo@all", 7)]);
+    let r = Register::enrolled(&hq, &relay.url, &[hq.url()]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    relay.be_silent(true);
+    hq.delta(PRICE, 51, &rows(100, 51));
+    hq.delta("promo@all", 8, &rows(11, 8));
+    hq.sign();
+    let path = hq.pack_path(PRICE, 51, PackKind::Delta);
+    let good = std::fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    bad[40] ^= 1;
+    let part = r.config.data_dir.join("packs").join(PRICE);
+    let look = async |after: u64| {
+        r.clock.advance(Duration::from_secs(after));
+        let _ = std::fs::remove_dir_all(&part);
+        agent.upstream.poll_relay(Duration::ZERO).await;
+        cycle(&agent).await;
+        // What was fetched of it leaves its directory.
+        part.exists()
+    };
+    std::fs::write(&path, &bad).unwrap();
+    let fetched = [look(600).await, look(59).await, look(1).await, look(119).await, look(1).await, look(239).await];
+    assert_eq!(fetched, [true, false, true, false, true, false]);
+    assert_eq!((agent.upstream.read_from(), version(&agent, "promo@all")), (From::Fallback, Some(8)), "others go on");
+    assert_eq!((version(&agent, PRICE), codes(&agent)), (Some(50), vec![fault::REFUSED.to_owned()]));
+    std::fs::write(&path, &good).unwrap();
+    assert!(look(1).await);
+    assert_eq!(version(&agent, PRICE), Some(51));
+}
+
 #[tokio::test]
 async fn faults_of_what_is_listed_no_more_end() {
     let mut hq = usual();
