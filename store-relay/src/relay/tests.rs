@@ -759,6 +759,28 @@ async fn a_full_for_new_registers_that_the_disk_bends_each_time_is_told_and_fetc
 }
 
 #[tokio::test]
+async fn a_pack_that_is_found_rotten_whenever_it_is_served_is_told_and_fetched_ever_later() {
+    let (hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let (price, name) = (hq.instance("price"), hq.pack("price", 1, Full));
+    let comes = async |after: u64| {
+        store.clock.advance(Duration::from_secs(after));
+        relay.spare_time().await;
+        let told = fault_codes(&relay);
+        relay.spare_time().await;
+        (served(&relay, &price).is_some(), told == ["LOCAL_FILES"])
+    };
+    let rots = || relay.rots(Wanted::ByNew, &name, "x");
+    assert_eq!((rots(), comes(0).await), (None, (true, false)), "once may be chance");
+    for pause in [5, 10, 20] {
+        assert_eq!(rots(), Some(Duration::from_secs(pause)));
+        assert_eq!((comes(0).await, comes(pause - 1).await), ((false, true), (false, true)));
+        assert!(comes(1).await.0 && fault_codes(&relay).is_empty());
+    }
+}
+
+#[tokio::test]
 async fn what_a_hand_deleted_from_ok_comes_back() {
     let (mut hq, store) = two_streams();
     hq.publish("price", &[(1, Some("c"))], Make::Both);
