@@ -189,6 +189,8 @@ fn deaf(fleet: &Fleet<'_>, a: &mut Assessment) {
     if deaf_for >= fleet.alerts.store_silent.0 {
         let line = format!("for {}: who is silent is not judged meanwhile; see the log of `serve`", long(deaf_for));
         a.add(key, "Headquarters can keep no heartbeats".into(), vec![line]);
+    } else if !deaf_for.is_zero() {
+        a.undecided.insert(key);
     }
 }
 

@@ -37,6 +37,9 @@ const HANGS: Duration = Duration::from_secs(10);
 /// anew, as in the morning.
 const FLAP: Duration = Duration::from_secs(3600);
 
+/// Who was silent for so long, and longer than usual, may have been switched off: in that time it could get nothing.
+const OFF: Duration = Duration::from_secs(300);
+
 /// Faults kept of one beat beyond the next.
 const COMPLAINTS: usize = 40;
 
@@ -133,6 +136,8 @@ struct Heard {
     at: Duration,
     /// How old that word was then.
     age: Duration,
+    /// From the word before to that one.
+    gap: Duration,
     /// Monotonic time since when it is heard again; none while it was never away.
     back: Option<Duration>,
     /// How long its relay was heard since its last word, up to the last time that the relay was back.
@@ -218,21 +223,29 @@ impl Heard {
         now.saturating_sub(self.at) + self.age
     }
 
-    /// How long since then it got nothing, without a silence as long as `away`: it may be switched off.
-    fn without_since(&self, since: Duration, now: Duration, away: Duration) -> Duration {
-        let silence = self.silent_for(now);
-        now.saturating_sub(since).saturating_sub(if silence >= away { silence } else { Duration::ZERO })
+    /// Whether it may be, or have been, switched off. Some report each ten minutes.
+    fn is_off(&self, silence: Duration) -> bool {
+        silence >= OFF.max(self.gap * 2)
     }
 
-    /// Heard again, as it was `age` ago. While it was away it could get nothing: a silence as long as `away` is none of the
-    /// time in which it did not.
-    fn hear_again(&mut self, at: Duration, age: Duration, away: Duration) {
+    /// How long since then it got nothing.
+    fn without_since(&self, since: Duration, now: Duration) -> Duration {
+        let silence = self.silent_for(now);
+        now.saturating_sub(since).saturating_sub(if self.is_off(silence) { silence } else { Duration::ZERO })
+    }
+
+    /// Heard again, as it was `age` ago. While it was off it could get nothing: that is none of the time in which it did not.
+    fn hear_again(&mut self, at: Duration, age: Duration) {
         let silence = self.silent_for(at);
-        if silence >= away {
-            let (gap, heard) = (silence.saturating_sub(age), at.saturating_sub(age));
+        let (gap, heard) = (silence.saturating_sub(age), at.saturating_sub(age));
+        if self.is_off(silence) {
             for since in self.stuck.iter_mut().chain(self.late.values_mut()) {
                 *since = (*since + gap).min(heard).max(*since);
             }
+        }
+        // Its relay tells of the same word, too, in whole seconds.
+        if gap > Duration::from_secs(1) {
+            self.gap = gap;
         }
         (self.at, self.age) = (at, age);
     }
@@ -312,18 +325,18 @@ impl Intake {
         let before =
             before.map(|h| (h.back.unwrap_or_default().max(state.started), h.last_word(), h.silent_for(at) < FLAP));
         if let Some(h) = &mut last {
-            h.hear_again(at, age, self.store_silent);
+            h.hear_again(at, age);
         }
         let serial = beat.serial.unwrap_or(0);
         let stuck = last.as_ref().filter(|h| h.serial >= serial).and_then(|h| h.stuck);
         let late = late(&beat, last.as_ref(), at);
-        let (runs, double) = last.map(|h| (h.runs, h.double)).unwrap_or_default();
+        let (gap, runs, double) = last.map(|h| (h.gap, h.runs, h.double)).unwrap_or_default();
         // A relay says of each register how long ago it heard it, between that register's beats.
         for (register, ago) in &beat.registers {
             if let Some(h) = of_store.get_mut(&DeviceId::Register(register.clone())) {
                 let told = age + Duration::from_secs(*ago).min(OLDEST);
                 if told < h.silent_for(at) {
-                    h.hear_again(at, told, self.store_silent);
+                    h.hear_again(at, told);
                 }
             }
         }
@@ -337,7 +350,7 @@ impl Intake {
         }
         let (is_calm, watched) = (false, Duration::ZERO);
         let mut heard =
-            Heard { at, age, back, watched, stuck, late, seq, serial, beat: beat.clone(), runs, is_calm, double };
+            Heard { at, age, gap, back, watched, stuck, late, seq, serial, beat: beat.clone(), runs, is_calm, double };
         heard.note_run(&beat, at);
         of_store.insert(id, heard);
     }
@@ -470,6 +483,9 @@ impl Intake {
                 Err(e) if e.is_of_values() && !is_one => {
                     let of = all[its.start].device.store();
                     let alone = write(&all[its]).await;
+                    if alone.is_ok() {
+                        self.note_hearing();
+                    }
                     alone.inspect_err(|e| tracing::warn!(store = %of, "heartbeats that cannot be kept: {e}")).ok()
                 }
                 Err(_) => None,
@@ -612,7 +628,7 @@ impl Intake {
                         (r.back.unwrap_or_default().max(state.started), before)
                     }),
                 };
-                let without = |since: Option<Duration>| Some(heard?.without_since(since?, now, self.store_silent));
+                let without = |since: Option<Duration>| Some(heard?.without_since(since?, now));
                 Some(DeviceView {
                     id,
                     silent_for: heard.map(|h| h.silent_for(now)),
@@ -1122,6 +1138,17 @@ mod tests {
             assert_eq!(found(serial), "", "it is just on");
             take(&i, vec![of_register(register + 1, serial)]).await;
             assert_eq!(found(serial), "");
+        }
+        // It is run each ten minutes from now on, and gets nothing: the first silence may be any.
+        w.clock.advance(s(60));
+        take(&i, vec![of_register(90, 8)]).await;
+        for minute in 1..=40 {
+            w.clock.advance(s(60));
+            seq += 1;
+            let mut beats = vec![of_relay(seq, 9, 2 + 60 * (minute % 10))];
+            beats.extend((minute % 10 == 0).then(|| of_register(90 + minute, 8)));
+            take(&i, beats).await;
+            assert_eq!(found(9), if minute < 25 { "" } else { "register-stuck/1-1" }, "{minute}");
         }
     }
 

@@ -4,7 +4,7 @@
 
 use crate::control;
 use crate::lan;
-use crate::relay::{Pace, Relay, Wanted};
+use crate::relay::{Pace, Relay};
 use crate::report;
 use crate::stream::{Outcome, Supply};
 use crate::wake;
@@ -156,8 +156,7 @@ impl Mirror {
                     self.look(Reason::Told);
                 }
                 Some(name) = rotten.recv() => {
-                    hall.event("BIT_ROT", &name.to_string(), "found as it was to be served; it is fetched anew");
-                    self.relay.rots(Wanted::ByNew, &name, &format!("{name}: its file was not what came when it was to be served"));
+                    self.relay.found_rotten(&name);
                     self.due.insert(name.instance.stream.clone(), Instant::now());
                     self.spare_wanted = true;
                 }

@@ -1006,6 +1006,12 @@ impl Relay {
         Some(pause)
     }
 
+    /// One that was found so as it was to be served.
+    pub(crate) fn found_rotten(&self, name: &PackName) {
+        self.hall.event("BIT_ROT", &name.to_string(), "found as it was to be served; it is fetched anew");
+        self.rots(Wanted::ByNew, name, &format!("{name}: its file was not what came when it was to be served"));
+    }
+
     pub(crate) fn rotted(&self) -> MutexGuard<'_, BTreeMap<PackName, Duration>> {
         self.rotted.lock().unwrap_or_else(PoisonError::into_inner)
     }

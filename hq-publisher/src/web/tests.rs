@@ -267,6 +267,14 @@ async fn nobody_is_silent_because_headquarters_did_not_hear() {
             minute();
         }
         assert_eq!(of_stores().await, ["[Tillcast] Store 1 is silent"], "{table}, {looks}");
+        // One more in vain, when nobody has posted for long, ends nothing.
+        if looks {
+            db.execute_batch(&format!("ALTER TABLE {table} RENAME TO away")).unwrap();
+            assert_eq!(w.post(&heartbeat("1", 12), &key(1)).await.0, StatusCode::SERVICE_UNAVAILABLE);
+            db.execute_batch(&format!("ALTER TABLE away RENAME TO {table}")).unwrap();
+            w.clock.advance(Duration::from_secs(9));
+            ticks::alerts(&w.app).await.unwrap();
+        }
         // That posts came for minutes and could not be kept is told for itself, and over when one is kept.
         let told = ["", "Recovered: "].map(|begin| format!("[Tillcast] {begin}Headquarters can keep no heartbeats"));
         for kept in [0, 1] {

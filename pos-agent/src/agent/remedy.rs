@@ -106,7 +106,8 @@ impl Agent {
             // The source's copy is wrong, not the pack: leave it for now, take another way.
             tracing::warn!(code = fault::REFUSED, pack = %name, %text, "a pack was refused");
             // One that another source did not answer for may be right there.
-            if goal.from == From::Fallback && errors.iter().all(|e| e.kind.wrong_body().is_some()) {
+            let said = |e: &FetchError| e.kind.wrong_body().is_some() || e.is_not_found();
+            if goal.from == From::Fallback && errors.iter().all(said) {
                 self.bent().found(name, self.clock.monotonic());
             }
             let (instance, now) = (name.instance.clone(), self.clock.now());

@@ -263,6 +263,10 @@ impl Objects {
             return Ok(None);
         }
         let _one = object.loading.lock().await;
+        // It was found rotten while this one waited.
+        if !self.is_served(object) {
+            return Err(Gone);
+        }
         if let Some(bytes) = object.in_memory() {
             return Ok(Some(bytes));
         }
@@ -308,7 +312,7 @@ impl Objects {
     }
 
     /// A file could not be read: it is lost, but where the machine is short of something.
-    async fn failed(&self, object: &Object, error: &ShelfError) -> Gone {
+    async fn failed(&self, object: &Arc<Object>, error: &ShelfError) -> Gone {
         if shelves::is_exhausted(&error.source) {
             tracing::warn!(object = %object.name, "cannot be served now: {error}");
             return Gone;
@@ -318,7 +322,7 @@ impl Objects {
 
     /// A file is gone or damaged: it is served no more, and fetched anew. It is looked at again first, so that no healthy one
     /// goes.
-    async fn lost(&self, object: &Object, why: &str) -> Gone {
+    async fn lost(&self, object: &Arc<Object>, why: &str) -> Gone {
         let path = object.path.clone();
         match tokio::task::spawn_blocking(move || shelf::hash_file(&path)).await {
             Ok(Ok(found)) if found == object.sha256 => {
@@ -327,6 +331,8 @@ impl Objects {
             }
             Ok(Err(e)) if shelves::is_exhausted(&e.source) => return Gone,
             Err(_) => return Gone,
+            // Another one found it, and it may be back already.
+            Ok(_) if !self.is_served(object) => return Gone,
             Ok(_) => {}
         }
         tracing::error!(object = %object.name, "cannot be served: {why}");
@@ -543,8 +549,13 @@ mod tests {
         // A bit flips on the disk.
         std::fs::write(dir.path().join("1"), vec![9; 100]).unwrap();
         let one = objects.get(&format!("/packs/{}", name(1))).unwrap();
-        assert_eq!(objects.answer(&one, &HeaderMap::new(), false).await.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(rotten.try_recv().unwrap(), name(1));
+        let nothing = HeaderMap::new();
+        let ask = || objects.answer(&one, &nothing, false);
+        let answers = tokio::join!(ask(), ask(), ask());
+        for answer in [answers.0, answers.1, answers.2] {
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+        assert_eq!((rotten.try_recv().ok(), rotten.try_recv().ok()), (Some(name(1)), None), "told once");
         assert!(objects.get(&format!("/packs/{}", name(1))).is_none());
         // Neither in one that is too large for memory: another file at once, the same after a while.
         let rot = || std::fs::write(dir.path().join("4"), vec![9; 101]).unwrap();
