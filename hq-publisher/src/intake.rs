@@ -518,7 +518,7 @@ impl Intake {
 
     /// A look at the fleet begins, which can use the ledger, after nobody could look for `blind`: without its ledger, or
     /// while it stood still, headquarters heard nobody, and that is no silence of theirs. For how long posts have come in vain;
-    /// none: nobody posted since the start, or since the last ones that did.
+    /// none: nobody posted since the start, or since the last ones that did, or one alone did.
     pub fn watch_on(&self, blind: Duration) -> Option<Duration> {
         let (now, mut state) = (self.clock.monotonic(), self.state());
         state.watch_anew(now, blind);
@@ -529,7 +529,7 @@ impl Intake {
             state.deaf = None;
             return None;
         }
-        Some(last.saturating_sub(first))
+        Some(last.saturating_sub(first)).filter(|deaf_for| !deaf_for.is_zero())
     }
 
     /// Takes in what recorded beats say.
@@ -1136,6 +1136,7 @@ mod tests {
             let register = 50 + serial * 2;
             take(&i, vec![of_register(register, serial - 1)]).await;
             assert_eq!(found(serial), "", "it is just on");
+            w.clock.advance(s(60));
             take(&i, vec![of_register(register + 1, serial)]).await;
             assert_eq!(found(serial), "");
         }
