@@ -79,6 +79,23 @@ pub fn wait_for<T>(deadline: Duration, mut value: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// Does so many parts of some work, as many at once as there are processors. Async work gets a runtime of its own.
+pub fn in_parts<F: Future<Output = ()>>(parts: u64, part: impl Fn(u64) -> F + Sync) {
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let worker = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        loop {
+            let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            if n >= parts {
+                return;
+            }
+            runtime.block_on(part(n));
+        }
+    };
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(worker))));
+}
+
 /// A loopback port below those that the system hands out by itself, not given to anybody else of this program: for
 /// who binds it later, and for addresses at which nobody shall be.
 pub fn quiet_port() -> u16 {
