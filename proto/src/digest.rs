@@ -158,6 +158,10 @@ mod tests {
         assert_eq!(d.to_string(), "4d972ed3b5b06da2c912fe3b1e280d43");
         d.subtract(row);
         assert_eq!(d, StateDigest::default());
+        // RFC 6234's, of "abc".
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let hash = Sha256::of(b"abc");
+        assert_eq!((hash.to_string(), hex::encode(hash.as_bytes())), (abc.into(), abc.into()));
     }
 
     #[test]
