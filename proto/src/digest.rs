@@ -162,6 +162,8 @@ mod tests {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let hash = Sha256::of(b"abc");
         assert_eq!((hash.to_string(), hex::encode(hash.as_bytes())), (abc.into(), abc.into()));
+        let short = abc[..60].parse::<Sha256>().unwrap_err().to_string();
+        assert!(short.contains("64") && short.contains(&abc[..60]), "{short}");
     }
 
     #[test]
