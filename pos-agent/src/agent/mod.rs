@@ -563,12 +563,13 @@ impl Agent {
         let standing = Standing { held: held.as_ref(), entry, epoch: goal.manifest.epoch, served, drifted };
         let word = (goal.from == pace::From::Fallback).then(|| self.upstream.word());
         let (now, monotonic) = (self.clock.now(), self.clock.monotonic());
+        let rests = |name: &PackName| goal.from == pace::From::Fallback && self.bent().rests(name, monotonic);
         let next = plan::next(standing, |p| {
             let name = p.name(instance);
             !without.contains(&name)
                 && !self.memory.avoids(&name, now)
                 && !self.tries.must_wait(&name, monotonic)
-                && !(goal.from == pace::From::Fallback && self.bent().rests(&name, monotonic))
+                && !rests(&name)
                 && !word.as_ref().is_some_and(|w| w.refuses(instance, p))
         });
         // The borrow of `held` above ends here; the packs are the manifest's.
