@@ -386,7 +386,7 @@ delete | quiet | itself | register (DRIFT) | itself
 flip header | quiet | itself | quiet | a restart
 flip schema | quiet | itself | quiet | itself
 flip row | quiet | `pos-agent verify` | quiet | `pos-agent verify`
-flip index | quiet | itself | quiet | itself
+flip index | quiet | itself | register (DRIFT) | itself
 flip end | quiet | itself | quiet | itself
 swap | quiet | itself | register (DRIFT) | a restart
 duplicate | quiet | itself | quiet | itself
