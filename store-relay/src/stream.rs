@@ -995,6 +995,14 @@ impl Relay {
     /// A pack's file is not what it was. It is fetched anew; where that was so the last time, too, it is told, and there is
     /// a pause first: a disk that bends what is written there would keep the line busy day and night.
     pub(crate) fn rots(&self, wanted: Wanted, name: &PackName, text: &str) -> Option<Duration> {
+        let is_known = {
+            let state = self.hall.state();
+            !state.ok.contains_key(name) && !state.ready.contains_key(name)
+        };
+        // A trial and an answer may find the same file so: it is one, and is on its way.
+        if is_known {
+            return None;
+        }
         self.throw_away(name);
         let pause = {
             let mut rotted = self.rotted();

@@ -782,6 +782,19 @@ async fn a_pack_that_is_found_rotten_whenever_it_is_served_is_told_and_fetched_e
 }
 
 #[tokio::test]
+async fn a_pack_that_two_find_rotten_is_one() {
+    let (hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let name = hq.pack("price", 1, Full);
+    relay.found_rotten(&name);
+    relay.found_rotten(&name);
+    assert!(fault_codes(&relay).is_empty());
+    relay.spare_time().await;
+    assert!(served(&relay, &hq.instance("price")).is_some());
+}
+
+#[tokio::test]
 async fn what_a_hand_deleted_from_ok_comes_back() {
     let (mut hq, store) = two_streams();
     hq.publish("price", &[(1, Some("c"))], Make::Both);
