@@ -78,10 +78,19 @@ struct State {
     read_at: Option<Timestamp>,
     /// Monotonic time of the start, or when headquarters heard again after it was deaf.
     started: Duration,
-    /// Monotonic times of the first and the last post that could not be kept; none: the last one was.
-    deaf: Option<(Duration, Duration)>,
-    /// Whether a post was kept since the start, or since one was not.
-    hears: bool,
+    hearing: Hearing,
+}
+
+/// What becomes of posts.
+#[derive(Default, Clone, Copy)]
+enum Hearing {
+    /// Nobody posted since the start, or since the last ones that did in vain.
+    #[default]
+    Unknown,
+    /// The last one was kept.
+    Kept,
+    /// Monotonic times of the first and the last one that could not be kept, since one was.
+    InVain(Duration, Duration),
 }
 
 /// A post that is being taken. Relays hang up after half a minute: one that a ledger keeps waiting for as long as that ends by
@@ -302,7 +311,10 @@ impl Intake {
             };
             let age = since(now, row.last_seen_at);
             self.hear(&mut state, row.device, row.seq, Arc::new(beat), at, age);
-            state.hears |= !is_start;
+            // By another process: of what comes in here it says nothing where that is known.
+            if !is_start && matches!(state.hearing, Hearing::Unknown) {
+                state.hearing = Hearing::Kept;
+            }
         }
         state.read_at = Some(now);
         Ok(())
@@ -503,17 +515,16 @@ impl Intake {
     /// Beats came at this time, and the ledger could not be used.
     fn note_deaf(&self, at: Duration) {
         let (now, mut state) = (self.clock.monotonic(), self.state());
-        state.deaf.get_or_insert((at, now)).1 = now;
-        state.hears = false;
+        let first = if let Hearing::InVain(first, _) = state.hearing { first } else { at };
+        state.hearing = Hearing::InVain(first, now);
     }
 
     /// Beats were kept.
     fn note_hearing(&self) {
         let (now, mut state) = (self.clock.monotonic(), self.state());
-        if let Some((first, _)) = state.deaf.take() {
+        if let Hearing::InVain(first, _) = std::mem::replace(&mut state.hearing, Hearing::Kept) {
             state.watch_anew(now, now.saturating_sub(first));
         }
-        state.hears = true;
     }
 
     /// A look at the fleet begins, which can use the ledger, after nobody could look for `blind`: without its ledger, or
@@ -522,11 +533,15 @@ impl Intake {
     pub fn watch_on(&self, blind: Duration) -> Option<Duration> {
         let (now, mut state) = (self.clock.monotonic(), self.state());
         state.watch_anew(now, blind);
-        let Some((first, last)) = state.deaf else { return state.hears.then_some(Duration::ZERO) };
+        let (first, last) = match state.hearing {
+            Hearing::Unknown => return None,
+            Hearing::Kept => return Some(Duration::ZERO),
+            Hearing::InVain(first, last) => (first, last),
+        };
         state.watch_anew(last, now.saturating_sub(first));
         // Where nobody posts any more, that is their silence again.
         if now.saturating_sub(last) >= self.store_silent.max(2 * DEAF) {
-            state.deaf = None;
+            state.hearing = Hearing::Unknown;
             return None;
         }
         Some(last.saturating_sub(first)).filter(|deaf_for| !deaf_for.is_zero())

@@ -106,8 +106,8 @@ impl Agent {
             // The source's copy is wrong, not the pack: leave it for now, take another way.
             tracing::warn!(code = fault::REFUSED, pack = %name, %text, "a pack was refused");
             // One that another source did not answer for may be right there.
-            let said = |e: &FetchError| e.kind.wrong_body().is_some() || e.is_not_found();
-            if goal.from == From::Fallback && errors.iter().all(said) {
+            let has_it_not = |e: &FetchError| e.kind.wrong_body().is_some() || e.is_not_found();
+            if goal.from == From::Fallback && errors.iter().all(has_it_not) {
                 self.bent().found(name, self.clock.monotonic());
             }
             let (instance, now) = (name.instance.clone(), self.clock.now());

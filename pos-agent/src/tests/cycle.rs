@@ -374,11 +374,7 @@ async fn a_version_of_another_epoch_is_past_no_pack() {
     hq.full("price@zone-east", 2, &rows(80, 400));
     hq.full("promo@all", 1, &rows(3, 3));
     hq.sign();
-    let path = hq.pack_path("price@zone-east", 2, PackKind::Full);
-    let good = std::fs::read(&path).unwrap();
-    let mut bad = good.clone();
-    bad[40] ^= 1;
-    std::fs::write(&path, &bad).unwrap();
+    let (path, good) = hq.bend("price@zone-east", 2, PackKind::Full);
     for _ in 0..2 {
         cycle(&agent).await;
         assert_eq!((codes(&agent), version(&agent, "price@zone-east")), (vec![fault::REFUSED.to_owned()], Some(50)));

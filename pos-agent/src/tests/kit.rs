@@ -122,6 +122,15 @@ impl Hq {
     pub fn has(&self, i: &str, version: u64, kind: PackKind) -> bool {
         self.streams[&instance(i).stream].pack(v(version), kind).is_some()
     }
+    /// Turns a bit of what is published; where it lies, and what it was.
+    pub fn bend(&self, i: &str, version: u64, kind: PackKind) -> (PathBuf, Vec<u8>) {
+        let path = self.pack_path(i, version, kind);
+        let good = std::fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        bad[40] ^= 1;
+        std::fs::write(&path, bad).unwrap();
+        (path, good)
+    }
     pub fn code(&self) -> EnrolCode {
         EnrolCode {
             format: 1,

@@ -819,12 +819,18 @@ async fn a_failed_sync_halts_wherever_it_is_met() {
     }
 }
 
-#[tokio::test]
-async fn a_relay_that_gives_objects_but_no_versions_is_left() {
-    let mut hq = usual();
+/// A register that looks at its relay, and at headquarters where that one fails.
+async fn with_a_fallback() -> (Hq, Relay, Register) {
+    let hq = usual();
     let relay = Relay::serving(&hq).await;
     relay.lists(&[(PRICE, 50), ("promo@all", 7)]);
     let r = Register::enrolled(&hq, &relay.url, &[hq.url()]);
+    (hq, relay, r)
+}
+
+#[tokio::test]
+async fn a_relay_that_gives_objects_but_no_versions_is_left() {
+    let (mut hq, relay, r) = with_a_fallback().await;
     let agent = r.open();
     poll_and_cycle(&agent).await;
     relay.refuses("v1/versions", Some(500));
@@ -844,20 +850,14 @@ async fn a_relay_that_gives_objects_but_no_versions_is_left() {
 /// A bucket's copy rotted, or a cache holds half of it, and the relay is down.
 #[tokio::test]
 async fn a_pack_that_no_fallback_has_right_is_fetched_ever_later() {
-    let mut hq = usual();
-    let relay = Relay::serving(&hq).await;
-    relay.lists(&[(PRICE, 50), ("promo@all", 7)]);
-    let r = Register::enrolled(&hq, &relay.url, &[hq.url()]);
+    let (mut hq, relay, r) = with_a_fallback().await;
     let agent = r.open();
     poll_and_cycle(&agent).await;
     relay.be_silent(true);
     hq.delta(PRICE, 51, &rows(100, 51));
     hq.delta("promo@all", 8, &rows(11, 8));
     hq.sign();
-    let path = hq.pack_path(PRICE, 51, PackKind::Delta);
-    let good = std::fs::read(&path).unwrap();
-    let mut bad = good.clone();
-    bad[40] ^= 1;
+    let (path, good) = hq.bend(PRICE, 51, PackKind::Delta);
     let part = r.config.data_dir.join("packs").join(PRICE);
     let look = async |after: u64| {
         r.clock.advance(Duration::from_secs(after));
@@ -867,7 +867,6 @@ async fn a_pack_that_no_fallback_has_right_is_fetched_ever_later() {
         // What was fetched of it leaves its directory.
         part.exists()
     };
-    std::fs::write(&path, &bad).unwrap();
     // With a new list what lies there is swept.
     look(600).await;
     let fetched = [look(59).await, look(1).await, look(119).await, look(1).await, look(239).await];
@@ -888,10 +887,7 @@ async fn faults_of_what_is_listed_no_more_end() {
     // A pack that is wrong at its source, and then the store changes its zone.
     hq.delta(PRICE, 51, &rows(100, 51));
     hq.sign();
-    let path = hq.pack_path(PRICE, 51, PackKind::Delta);
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[40] ^= 1;
-    std::fs::write(path, bytes).unwrap();
+    hq.bend(PRICE, 51, PackKind::Delta);
     cycle(&agent).await;
     assert_eq!(codes(&agent), [fault::REFUSED]);
     hq.full("price@zone-west", 3, &rows(80, 300));
@@ -1136,10 +1132,7 @@ async fn what_is_wrong_with_the_full_of_a_stream_that_drifted_is_told_until_it_i
     poll_and_cycle(&agent).await;
     r.tamper("UPDATE price SET cents = 1 WHERE sku = 5");
     agent.verify().await.unwrap();
-    let full = hq.pack_path(PRICE, 50, PackKind::Full);
-    let mut bytes = std::fs::read(&full).unwrap();
-    bytes[40] ^= 1;
-    std::fs::write(&full, &bytes).unwrap();
+    hq.bend(PRICE, 50, PackKind::Full);
     let began = r.clock.now();
     let wrong = |agent: &Agent| {
         let open = agent.memory.look(|f| f.open());

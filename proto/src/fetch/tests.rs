@@ -492,7 +492,11 @@ async fn bad_servers_are_told_from_bad_packs() {
             assert_eq!(std::fs::read(&part).unwrap(), half, "{what}: what came before is kept");
         }
     }
-    // Nobody there: the port is taken, and not listened at.
+}
+
+/// The port is taken, and not listened at.
+#[tokio::test]
+async fn nobody_there_is_the_network() {
     let taken = tokio::net::TcpSocket::new_v4().unwrap();
     taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let port = taken.local_addr().unwrap().port();

@@ -54,7 +54,7 @@ impl Between {
     /// What headquarters mails while the attack lasts.
     #[track_caller]
     fn is_mailed(&self, subject: &str, reason: &str) {
-        let text = self.watch.tells(subject, || drop(self.site.relay("0421").run(&["once"])));
+        let text = self.watch.tells(subject, || self.relay_tells());
         assert!(text.contains(reason), "{subject}: {reason} is not in:\n{text}");
     }
 
@@ -69,7 +69,7 @@ impl Between {
         });
         assert_eq!(self.site.relay("0421").digests(), self.site.expected("0421"));
         assert_eq!(rows(&self.site, "0421-01"), self.site.expected("0421"));
-        self.watch.is_calm(|| drop(self.site.relay("0421").run(&["once"])));
+        self.watch.is_calm(|| self.relay_tells());
     }
 }
 
