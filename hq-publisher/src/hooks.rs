@@ -174,6 +174,10 @@ impl Post {
         for Claimed { mail, refused, own_fault: passed, .. } in
             ledger.untold_mails(before(clock.now(), self.webhook_after), clock.now()).await?
         {
+            // Another `serve`, or a `publish`, tells it: those after it are its too.
+            if !ledger.claim_untold(&mail.id, clock.now(), 2 * TRY).await? {
+                break;
+            }
             let Err(e) = self.hooks.tell(&mail).await else {
                 failpoint::around("mail.hooked", ledger.mail_told(&mail.id, clock.now())).await?;
                 most = 0;
@@ -330,6 +334,21 @@ mod tests {
             deliver_for(HOUR / 3, &post, &ledger, &clock).await;
             assert_eq!(told(&hook).split_off(before), ["first", "second"], "{dead:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn two_that_deliver_at_once_tell_each_mail_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = TestClock::at("2026-01-01T00:00:00Z");
+        let ledger = outbox(&dir, &clock, &["first", "second"]).await;
+        clock.advance(2 * SECOND);
+        let hook = Liar::start(|_| Say::ok("ok"));
+        let post = post(Some(smtp("smtp://127.0.0.1:1")), Some(&hook));
+        let (one, other) = tokio::join!(post.deliver(&ledger, &clock), post.deliver(&ledger, &clock));
+        assert!(one.unwrap().is_some() && other.unwrap().is_some(), "the mail server is dead");
+        // One of them may have found the first one taken, and left the rest to the other.
+        post.deliver(&ledger, &clock).await.unwrap();
+        assert_eq!(told(&hook), ["first", "second"]);
     }
 
     /// As nginx leads from `http` to `https`, or to the page of a login: that answers 200, and has read nothing.

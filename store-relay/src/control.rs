@@ -7,7 +7,7 @@ use crate::hall::{self, State};
 use crate::import::Imported;
 use crate::relay::{Pace, Relay, RelayError, Round};
 use crate::shadow::{self, ShadowError};
-use crate::shelves::{Room, Shelves};
+use crate::shelves::{Room, Shelves, is_exhausted};
 use crate::spool::{Event, Spool};
 use crate::stream::Outcome;
 use crate::trial;
@@ -15,7 +15,7 @@ use proto::clock::Clock;
 use proto::device::Device;
 use proto::ids::{DeviceId, Instance};
 use proto::layout::{ObjectName, PackName};
-use proto::replica::TableCheck;
+use proto::replica::{TableCheck, VerifyError};
 use proto::shelf;
 use proto::wire::{Network, Status, StreamState};
 use serde::{Deserialize, Serialize};
@@ -168,24 +168,27 @@ pub fn status_of_files(config: &Config, clock: &dyn Clock) -> Result<Answer, Rel
 /// Drift found here is latched, and healed by the next cycle.
 async fn verify(relay: &Relay) -> Answer {
     let shadow = Arc::clone(&relay.shadow);
-    let checks = match tokio::task::spawn_blocking(move || shadow.verify()).await {
-        Ok(Ok(checks)) => checks,
+    let held = match tokio::task::spawn_blocking(move || shadow.streams()).await {
+        Ok(Ok(held)) => held,
         Ok(Err(e)) => return Answer::failed(ShadowError::from(e)),
         Err(e) => return Answer::failed(e),
     };
     let (mut lines, mut streams, mut wrong) = (Vec::new(), BTreeMap::new(), false);
     let mut unread = BTreeMap::new();
-    for (stream, found) in &checks {
-        let tables = match found {
-            Ok(tables) => tables,
-            Err(e) => {
+    for stream in &held {
+        let (shadow, asked) = (Arc::clone(&relay.shadow), stream.clone());
+        let tables = match tokio::task::spawn_blocking(move || shadow.verify(&asked)).await {
+            Ok(Ok(tables)) => tables,
+            Ok(Err(VerifyError::Sqlite(e))) => return Answer::failed(ShadowError::from(e)),
+            Ok(Err(e @ VerifyError::Contract { .. })) => {
                 lines.push(e.to_string());
                 unread.insert(stream.clone(), e.to_string());
                 continue;
             }
+            Err(e) => return Answer::failed(e),
         };
-        let drift = trial::drift_text(stream, tables);
-        for t in tables {
+        let drift = trial::drift_text(stream, &tables);
+        for t in &tables {
             lines.push(format!(
                 "{stream}.{}: {} rows, {}",
                 t.table,
@@ -208,11 +211,7 @@ async fn verify(relay: &Relay) -> Answer {
         lines
             .push(format!("{instance}: served, and gone from {}: the next cycle makes it anew from ok/", shadow::FILE));
     }
-    let packs = rotten_packs(relay).await;
-    for name in &packs {
-        relay.hall.event("BIT_ROT", &name.to_string(), "found by verify");
-        relay.throw_away(name);
-    }
+    let packs = throw_rotten_away(relay).await;
     let trust = relay.verify_trust().await.unwrap_or_else(|e| {
         lines.push(e.to_string());
         wrong = true;
@@ -242,17 +241,24 @@ fn check_json(t: &TableCheck) -> Value {
     json!({ "table": t.table, "stored": t.stored, "found": t.found, "rows": t.rows, "right": t.is_right() })
 }
 
-/// The packs in `ok/` whose bytes are not what was proved.
-async fn rotten_packs(relay: &Relay) -> Vec<PackName> {
+/// The packs in `ok/` whose bytes are not what was proved: they go as each is found, for minutes later another one may have
+/// found it, and its next copy lie there.
+async fn throw_rotten_away(relay: &Relay) -> Vec<PackName> {
     let known: Vec<_> = relay.hall.state().ok.iter().filter_map(|(n, h)| Some((n.clone(), (*h)?))).collect();
-    let shelves = relay.hall.shelves.clone();
-    let look = move || {
-        let is_rotten = |(name, sha256): &(PackName, proto::digest::Sha256)| {
-            !shelf::hash_file(&shelves.pack(Room::Ok, name)).is_ok_and(|h| &h == sha256)
+    let mut rotten = Vec::new();
+    for (name, sha256) in known {
+        let path = relay.hall.shelves.pack(Room::Ok, &name);
+        let is_wrong = move || match shelf::hash_file(&path) {
+            Ok(found) => found != sha256,
+            Err(e) => !is_exhausted(&e.source),
         };
-        known.into_iter().filter(is_rotten).map(|(n, _)| n).collect()
-    };
-    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+        let look = move || is_wrong() && is_wrong();
+        let is_rotten = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+        if is_rotten && relay.throw_away(&name, "found by verify") {
+            rotten.push(name);
+        }
+    }
+    rotten
 }
 
 fn once(round: &Round, relay: &Relay) -> Answer {

@@ -388,6 +388,8 @@ pub struct Hall {
     pub wake: Notify,
     /// Tell HQ soon.
     pub report: Notify,
+    /// One post to HQ at a time: a heartbeat that the next one overtakes would be refused.
+    pub telling: tokio::sync::Mutex<()>,
     /// The process is to end.
     pub stop: CancellationToken,
     state: Mutex<State>,
@@ -435,6 +437,7 @@ impl Hall {
             gate: Arc::new(Gate::new(config.http.clone())),
             wake: Notify::new(),
             report: Notify::new(),
+            telling: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
             state: Mutex::default(),
             versions: watch::Sender::new(Arc::new(Listing::new(Versions::new()))),

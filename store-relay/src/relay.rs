@@ -11,7 +11,7 @@ use crate::shadow::{Shadow, ShadowError};
 use crate::shelves::{Room, Shelves, Truth, is_exhausted};
 use crate::spool::{Spool, SpoolError};
 use crate::steps::Steps;
-use crate::stream::{self, Absent, Outcome, Supply};
+use crate::stream::{self, Absent, Outcome, Rot, Supply};
 use crate::trial::Runner;
 use crate::trust_files::TrustFiles;
 use bytes::Bytes;
@@ -124,8 +124,8 @@ pub struct Relay {
     pub(crate) down: Mutex<BTreeMap<String, Duration>>,
     /// Packs that failed lately, until when they wait.
     pub(crate) pauses: Mutex<BTreeMap<PackName, Duration>>,
-    /// Packs whose files the disk gave back otherwise than they came, and how long each pauses the next time.
-    pub(crate) rotted: Mutex<BTreeMap<PackName, Duration>>,
+    /// Packs whose files the disk gave back otherwise than they came.
+    pub(crate) rotted: Mutex<BTreeMap<PackName, Rot>>,
     /// Streams that wait for another to lose a table, and how long each pauses next.
     pub(crate) awaiting: Mutex<BTreeMap<StreamName, Duration>>,
     /// Versions that the shadow was found to hold with other rows than the list says.

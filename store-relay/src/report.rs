@@ -137,6 +137,7 @@ fn registers_heard(hall: &Hall) -> std::collections::BTreeMap<RegisterId, u64> {
 
 /// Reports once: own heartbeat, and what headquarters has not heard of registers.
 pub async fn report_once(hall: &Hall, hq: &Source) -> Result<(), ReportError> {
+    let _one = hall.telling.lock().await;
     let mut refused = None;
     loop {
         let (beats, told, sent) = next_post(hall)?;

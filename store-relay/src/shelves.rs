@@ -251,12 +251,23 @@ impl Shelves {
 
     /// Deletes a pack from a directory.
     pub fn drop_pack(&self, room: Room, name: &PackName) -> Result<(), ShelfError> {
+        let _alone = self.alone();
+        self.remove_pack(room, name)
+    }
+
+    /// The same, of the rooms that `held` says, which forgets that it lies there: no other copy comes in between.
+    pub fn drop_held(&self, name: &PackName, held: impl FnOnce() -> Vec<Room>) -> (bool, Vec<ShelfError>) {
+        let _alone = self.alone();
+        let rooms = held();
+        (!rooms.is_empty(), rooms.into_iter().filter_map(|room| self.remove_pack(room, name).err()).collect())
+    }
+
+    fn remove_pack(&self, room: Room, name: &PackName) -> Result<(), ShelfError> {
         let path = self.pack(room, name);
         let step = match room {
             Room::Ok => failpoint::name("relay.drop-ok"),
             _ => failpoint::name("relay.drop"),
         };
-        let _alone = self.alone();
         failpoint::step(step, || shelf::remove(&path))?;
         match path.parent() {
             Some(dir) => shelf::remove_empty_dir(dir),
@@ -367,11 +378,8 @@ impl Shelves {
     fn packs(&self, room: Room) -> Result<Vec<(PackName, Entry)>, ShelfError> {
         let mut found = Vec::new();
         let packs = self.root.join(room.dir()).join("packs");
-        if !packs.is_dir() {
-            return Ok(found);
-        }
-        for dir in shelf::list(&packs)?.into_iter().filter(|d| d.is_dir && d.name.parse::<Instance>().is_ok()) {
-            for file in shelf::list(&dir.path)?.into_iter().filter(|f| !f.is_dir) {
+        for dir in list_if_there(&packs)?.into_iter().filter(|d| d.is_dir && d.name.parse::<Instance>().is_ok()) {
+            for file in list_if_there(&dir.path)?.into_iter().filter(|f| !f.is_dir) {
                 let own = if room == Room::Incoming { file.name.strip_suffix(PART) } else { Some(file.name.as_str()) };
                 // A reason whose pack never came whole stands for it.
                 let own = own.map(|n| if room == Room::Error { n.strip_suffix(REASON).unwrap_or(n) } else { n });
@@ -392,14 +400,11 @@ impl Shelves {
     /// The trust files in `ok/`, by number.
     pub fn trust_files(&self) -> Result<Vec<(u64, PathBuf)>, ShelfError> {
         let dir = self.root.join(Room::Ok.dir()).join("trust");
-        if !dir.is_dir() {
-            return Ok(Vec::new());
-        }
         let number = |e: &Entry| match format!("trust/{}", e.name).parse() {
             Ok(ObjectName::TrustVersion(n)) => Some(n),
             _ => None,
         };
-        Ok(shelf::list(&dir)?.into_iter().filter_map(|e| Some((number(&e)?, e.path))).collect())
+        Ok(list_if_there(&dir)?.into_iter().filter_map(|e| Some((number(&e)?, e.path))).collect())
     }
 
     /// A directory and all below it, a parent before its children.
@@ -409,7 +414,7 @@ impl Shelves {
         while let Some(dir) = dirs.get(at).cloned() {
             // The layout is two deep; what lies deeper is not ours.
             if dir.strip_prefix(&self.root).map_or(0, |d| d.components().count()) <= 3 {
-                dirs.extend(shelf::list(&dir)?.into_iter().filter(|e| e.is_dir).map(|e| e.path));
+                dirs.extend(list_if_there(&dir)?.into_iter().filter(|e| e.is_dir).map(|e| e.path));
             }
             at += 1;
         }
@@ -438,6 +443,14 @@ pub fn hash_if_readable(path: &Path) -> Result<Option<Sha256>, ShelfError> {
         Ok(hash) => Ok(Some(hash)),
         Err(e) if is_lost(&e.source) => Ok(None),
         Err(e) => Err(e),
+    }
+}
+
+/// What is in a directory: nothing where there is none, or where somebody removes it meanwhile.
+fn list_if_there(dir: &Path) -> Result<Vec<Entry>, ShelfError> {
+    match shelf::list(dir) {
+        Err(e) if e.is_not_found() => Ok(Vec::new()),
+        listed => listed,
     }
 }
 
@@ -622,6 +635,25 @@ mod tests {
                     beside.drop_pack(room, &name(2)).unwrap();
                     std::thread::yield_now();
                 }
+            }
+        });
+    }
+
+    #[test]
+    fn directories_that_go_while_they_are_looked_through_are_empty() {
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+        let s = shelves(dir.path());
+        let packs = dir.path().join("incoming/packs");
+        std::thread::scope(|scope| {
+            let hand = scope.spawn(|| {
+                for _ in 0..2_000 {
+                    fs::create_dir_all(packs.join("price@zone-east")).unwrap();
+                    fs::remove_dir_all(&packs).unwrap();
+                }
+            });
+            while !hand.is_finished() {
+                s.drop_parts(|_| true).unwrap();
             }
         });
     }

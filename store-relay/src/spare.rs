@@ -159,7 +159,6 @@ impl Relay {
             }
             TrialEnd::Stopped => {}
             TrialEnd::Rotten { pack: Some(name), text } => {
-                self.hall.event("BIT_ROT", &name.to_string(), &text);
                 self.rots(Wanted::ByNew, &name, &text);
             }
             end => self.not_proved(instance, &packs, end),
@@ -190,7 +189,7 @@ impl Relay {
                 return;
             }
             let (shadow, asked) = (Arc::clone(&self.shadow), stream.clone());
-            match tokio::task::spawn_blocking(move || shadow.verify_stream(&asked)).await {
+            match tokio::task::spawn_blocking(move || shadow.verify(&asked)).await {
                 Ok(Ok(tables)) => {
                     if let Some(text) = trial::drift_text(&stream, &tables) {
                         self.latch_drift(&stream, &text);

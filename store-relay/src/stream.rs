@@ -21,6 +21,7 @@ use proto::retry::Verdict;
 use proto::shelf::{self, ShelfError};
 use proto::wire::{Fault, brief, fault};
 use serde::Serialize;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -39,6 +40,8 @@ const SLOWEST: u64 = 256 << 10;
 const SLOWEST_READ: u64 = 1 << 20;
 /// The longest pause of a pack that the disk bends: each time it comes over the line.
 const ROTTEN: Duration = Duration::from_secs(600);
+/// So long after a pack was lost another loss of it is no bad block that it is written to.
+const UNSUSPECTED: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of a bad body that are kept to be looked at.
 const EVIDENCE: u64 = 16 << 20;
 /// So many times `tries.missing` is waited for a source that was not heard: it may have what no other has.
@@ -389,12 +392,15 @@ impl Relay {
             found.extend(over.then(|| (*of, name.clone())));
             !over
         });
-        for (of, name) in found {
-            let name = name.to_string();
+        for (of, pack) in found {
+            let name = pack.to_string();
             if let Err(e) = self.hall.spool.forget_moment(of.kept_as(), &name) {
                 tracing::warn!(error = %e, "that a pack is missing no more was not written down");
             }
-            self.hall.mended(fault::PACK_MISSING, &name);
+            // The stream itself may miss what new registers do without, and the other way round.
+            if !self.absent().keys().any(|(_, missing)| *missing == pack) {
+                self.hall.mended(fault::PACK_MISSING, &name);
+            }
         }
     }
 
@@ -646,6 +652,8 @@ impl Relay {
         if let Err(e) = kept {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
+        // As they are by now: headquarters may have heard of it meanwhile.
+        let Some(attempts) = self.hall.state().attempts.get(name).cloned() else { return };
         if let Err(e) = self.hall.spool.put_attempts(name, &attempts) {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
@@ -813,8 +821,6 @@ impl Relay {
                 self.after_a_try(stream, &name, given_up, text, pace)
             }
             TrialEnd::Rotten { pack, text } => {
-                tracing::error!("{text}");
-                self.hall.event("BIT_ROT", stream.as_str(), &text);
                 let pause = pack.and_then(|name| self.rots(Wanted::Here, &name, &text))?;
                 self.waits(stream, Some(&text));
                 Some(Outcome::Again(pause, text))
@@ -952,7 +958,14 @@ impl Relay {
             }
             if !there {
                 let (shelves, moved) = (hall.shelves.clone(), name.clone());
-                off_thread(move || shelves.passed(&moved)).await?;
+                match off_thread(move || shelves.passed(&moved)).await {
+                    // Somebody took it away since its trial: it is a loss like any, and its proof stands.
+                    Err(e) if e.is_not_found() => {
+                        self.rots(Wanted::ByNew, &name, &format!("{name}: its file went after it was proved: {e}"));
+                        continue;
+                    }
+                    passed => passed?,
+                }
                 hall.state().ready.remove(&name);
                 self.serve_pack(&name, entry.bytes, Some(entry.sha256));
                 hall.objects.warm(&name).await;
@@ -981,57 +994,67 @@ impl Relay {
         self.hall.shelves.forgive(name)
     }
 
-    /// A file that is not what it was: it is fetched anew.
-    pub(crate) fn throw_away(&self, name: &PackName) {
-        self.hall.state().ready.remove(name);
-        for e in
-            [self.unserve(name), self.hall.shelves.drop_pack(Room::Ready, name)].into_iter().filter_map(Result::err)
-        {
+    /// A file that is not what it was: it goes, and is fetched anew. Whether it was there: a trial, an answer and `verify`
+    /// may find the same one so.
+    pub(crate) fn throw_away(&self, name: &PackName, text: &str) -> bool {
+        let held = || {
+            let mut state = self.hall.state();
+            let held = [(Room::Ok, state.ok.remove(name).is_some()), (Room::Ready, state.ready.remove(name).is_some())];
+            held.into_iter().filter_map(|(room, is_there)| is_there.then_some(room)).collect()
+        };
+        let (was_there, errors) = self.hall.shelves.drop_held(name, held);
+        if !was_there {
+            return false;
+        }
+        tracing::error!(pack = %name, "its file is not what came; it is fetched anew: {text}");
+        self.hall.objects.remove(&name.clone().into());
+        self.hall.event("BIT_ROT", &name.to_string(), text);
+        for e in errors {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
         self.hall.publish_versions();
+        true
     }
 
     /// A pack's file is not what it was. It is fetched anew; where that was so the last time, too, it is told, and there is
     /// a pause first: a disk that bends what is written there would keep the line busy day and night.
     pub(crate) fn rots(&self, wanted: Wanted, name: &PackName, text: &str) -> Option<Duration> {
-        let is_known = {
-            let state = self.hall.state();
-            !state.ok.contains_key(name) && !state.ready.contains_key(name)
-        };
-        // A trial and an answer may find the same file so: it is one, and is on its way.
-        if is_known {
+        if !self.throw_away(name, text) {
             return None;
         }
-        self.throw_away(name);
+        let now = self.hall.clock.monotonic();
         let pause = {
             let mut rotted = self.rotted();
-            let next = rotted.get(name).map_or(SOON, |pause| (*pause * 2).min(ROTTEN));
-            rotted.insert(name.clone(), next)?
+            rotted.retain(|_, rot| now.saturating_sub(rot.at) < UNSUSPECTED);
+            let pause = rotted.get(name).map_or(SOON, |last| (last.pause * 2).min(ROTTEN));
+            rotted.insert(name.clone(), Rot { at: now, pause })?.pause
         };
         self.trouble(Some((wanted, &name.instance)), Verdict::Retry, false, text);
-        self.pauses().insert(name.clone(), self.hall.clock.monotonic() + pause);
+        self.pauses().insert(name.clone(), now + pause);
         Some(pause)
     }
 
     /// One that was found so as it was to be served.
     pub(crate) fn found_rotten(&self, name: &PackName) {
-        self.hall.event("BIT_ROT", &name.to_string(), "found as it was to be served; it is fetched anew");
         self.rots(Wanted::ByNew, name, &format!("{name}: its file was not what came when it was to be served"));
     }
 
-    pub(crate) fn rotted(&self) -> MutexGuard<'_, BTreeMap<PackName, Duration>> {
+    pub(crate) fn rotted(&self) -> MutexGuard<'_, BTreeMap<PackName, Rot>> {
         self.rotted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The shadow's rows are wrong: a full is to heal them.
     pub fn latch_drift(&self, stream: &StreamName, text: &str) {
         let (now, text) = (self.hall.clock.now(), brief(text));
+        if let Entry::Vacant(new) = self.hall.state().drifts.entry(stream.clone()) {
+            new.insert((now, text.to_owned()));
+        } else {
+            return;
+        }
         tracing::error!(%stream, "the shadow has drifted; it is healed by a full: {text}");
         if let Err(e) = self.hall.spool.latch_drift(stream, now, text) {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
-        self.hall.state().drifts.entry(stream.clone()).or_insert_with(|| (now, text.to_owned()));
         self.hall.event(fault::DRIFT, stream.as_str(), text);
         self.hall.report.notify_one();
     }
@@ -1051,6 +1074,15 @@ impl Relay {
         }
         had_drifted
     }
+}
+
+/// A pack whose file was not what came.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rot {
+    /// When it was found so last, by the monotonic clock.
+    at: Duration,
+    /// How long it pauses the next time.
+    pause: Duration,
 }
 
 /// Since when no source has a listed pack.

@@ -111,6 +111,10 @@ fn device(row: &AnyRow) -> Result<DeviceRow, LedgerError> {
     })
 }
 
+/// Since when a fault is comes with each heartbeat anew, reckoned from whole seconds of two clocks: what differs by no more is
+/// the same one. A person is told once.
+const SAME_S: i64 = 5;
+
 /// Those that were judged too (1), or not (0).
 const COMPLAINTS: &str = "SELECT device, instance, code, since_s, object, text FROM complaint WHERE judged <= $1 ORDER BY device, instance, code";
 
@@ -490,7 +494,9 @@ impl Write {
             "INSERT INTO complaint (device, instance, code, since_s, object, text) \
              SELECT $1, $2, $3, $4, $5, $6 WHERE $2 = '' OR EXISTS (SELECT 1 FROM head WHERE head.instance = $2) \
              ON CONFLICT (device, instance, code) DO UPDATE SET since_s = excluded.since_s, \
-             object = excluded.object, text = excluded.text, judged = 0 WHERE complaint.since_s < excluded.since_s",
+             object = excluded.object, text = excluded.text, judged = 0 WHERE complaint.since_s < excluded.since_s \
+             AND (complaint.since_s + $7 < excluded.since_s \
+             OR COALESCE(complaint.object, '') <> COALESCE(excluded.object, ''))",
         )
         .bind(device.as_str())
         .bind(instance_or_none(fault))
@@ -498,6 +504,7 @@ impl Write {
         .bind(seconds(fault.since))
         .bind(fault.object.as_deref())
         .bind(&fault.text)
+        .bind(SAME_S)
         .execute(&mut ***self)
         .await?;
         Ok(())

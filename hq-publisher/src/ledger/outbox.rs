@@ -295,6 +295,19 @@ impl Ledger {
         query.fetch_all(self.pool()).await?.iter().map(claimed).collect()
     }
 
+    /// Whether the second way is to be told of it by whoever asks: for `time` it is nobody else's.
+    pub async fn claim_untold(&self, id: &str, now: Timestamp, time: Duration) -> Result<bool, LedgerError> {
+        let mut w = self.write().await?;
+        let query = sqlx::query(
+            "UPDATE mail SET told_next_s = $1 WHERE id = $2 AND sent_s IS NULL AND told_s IS NULL \
+             AND NOT (told_next_s > $3 AND told_next_s <= $4)",
+        );
+        let query = query.bind(seconds(after(now, time))).bind(id).bind(seconds(now)).bind(far(now));
+        let claimed = query.execute(&mut **w).await?.rows_affected() == 1;
+        w.commit().await?;
+        Ok(claimed)
+    }
+
     /// The second way took what a mail says. Older ones that it refused again and again are to blame themselves.
     pub async fn mail_told(&self, id: &str, now: Timestamp) -> Result<(), LedgerError> {
         let mut w = self.write().await?;

@@ -408,7 +408,7 @@ async fn a_lost_full_is_gone_round_for_registers_that_are_new_or_told_of() {
     assert_eq!(fault_codes(&relay), ["PACK_MISSING", "PACK_MISSING"]);
     // Nor is a delta that leads nowhere any more, once there is a way.
     let lost = hq.pack("price", 3, Delta);
-    relay.throw_away(&lost);
+    relay.throw_away(&lost, "a test");
     fs::remove_file(hq.path(&lost.into())).unwrap();
     fs::write(&fulls[1], good).unwrap();
     once(&relay).await;
@@ -787,11 +787,41 @@ async fn a_pack_that_two_find_rotten_is_one() {
     let relay = store.open();
     once(&relay).await;
     let name = hq.pack("price", 1, Full);
+    let price = hq.instance("price");
+    let losses = || relay.hall.events().iter().filter(|e| e.code == "BIT_ROT").count();
     relay.found_rotten(&name);
     relay.found_rotten(&name);
-    assert!(fault_codes(&relay).is_empty());
+    assert_eq!((losses(), fault_codes(&relay).is_empty()), (1, true));
     relay.spare_time().await;
-    assert!(served(&relay, &hq.instance("price")).is_some());
+    assert!(served(&relay, &price).is_some());
+    // So it is weeks later, for somebody who empties `ok/` again.
+    store.clock.advance(HOUR * 25);
+    relay.found_rotten(&name);
+    assert_eq!((losses(), fault_codes(&relay).is_empty()), (2, true));
+    relay.spare_time().await;
+    assert!(served(&relay, &price).is_some());
+}
+
+#[tokio::test]
+async fn a_pack_that_goes_between_its_trial_and_ok_is_fetched_anew() {
+    let (mut hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    drop(relay);
+    hq.publish("price", &[(1, Some("b"))], Make::Delta);
+    hq.sign();
+    let name = hq.pack("price", 2, Delta);
+    let (ready, is_there) = (store.data().join("ready/packs").join(name.to_string()), AtomicBool::new(true));
+    let steps = Steps::observed(move |step, moment| {
+        if (step, moment) == ("relay.ok", Moment::Before) && is_there.swap(false, Ordering::SeqCst) {
+            fs::remove_file(&ready).unwrap();
+        }
+    });
+    let relay = store.open_with(Runner::Here, steps);
+    once(&relay).await;
+    once(&relay).await;
+    assert_eq!((served(&relay, &hq.instance("price")), fault_codes(&relay)), (Some(2), Vec::new()));
+    assert_eq!(relay.hall.events().iter().filter(|e| e.code == "BIT_ROT").count(), 1);
 }
 
 #[tokio::test]
@@ -989,7 +1019,7 @@ async fn a_full_of_a_wrong_hash_that_only_new_registers_need_is_given_up_and_tol
     hq.put(&wrong.clone().into(), &good);
     // One that was lost from ok/ is not asked for without end either.
     let lost = hq.pack("promo", 1, Full);
-    relay.throw_away(&lost);
+    relay.throw_away(&lost, "a test");
     hq.spoil(&lost);
     // Twice in the first cycle: for itself, and for the chain.
     for tries in [2, 3, 3, 3] {
@@ -1431,7 +1461,7 @@ async fn nothing_is_done_in_spare_time_after_a_failed_sync() {
     let promo: StreamName = "promo".parse().unwrap();
     relay.refresh(0).await;
     relay.bring_up(&promo, Supply { sources: &relay.sources, only: None }, Pace::Once).await;
-    relay.throw_away(&lost);
+    relay.throw_away(&lost, "a test");
     relay.trouble(None, Verdict::Halt, false, "SQLITE_IOERR_FSYNC");
     relay.spare_time().await;
     relay.complete(&hq.instance("promo"), Supply { sources: &relay.sources, only: None }).await;
