@@ -213,14 +213,13 @@ impl Shadow {
 
     /// Recomputes the digests of a stream's tables from their rows; none if its contract is refused. Blocks for a scan.
     pub fn verify(&self, stream: &StreamName) -> Result<Vec<TableCheck>, VerifyError> {
-        loop {
-            let replica = Replica::open_read_only(&self.path, &self.limits)?;
-            let before = replica.held(stream)?;
-            let checks = replica.verify(stream)?;
-            // What was applied while they were read may have healed them.
-            if checks.iter().all(TableCheck::is_right) || replica.held(stream)? == before {
-                return Ok(checks);
-            }
+        let replica = Replica::open_read_only(&self.path, &self.limits)?;
+        let before = replica.held(stream)?;
+        let checks = replica.verify(stream)?;
+        // A full that was applied while they were read has healed them; of a delta the second look says the same.
+        if checks.iter().all(TableCheck::is_right) || replica.held(stream)? == before {
+            return Ok(checks);
         }
+        replica.verify(stream)
     }
 }

@@ -241,7 +241,7 @@ impl Shelves {
         shelf::remove(&self.path(Room::Ok, &ObjectName::Trust))?;
         let small = ["trust", "stores"].map(|dir| ok.join(dir));
         for dir in self.all_dirs(Room::Ok)?.into_iter().rev().filter(|d| small.iter().any(|s| d.starts_with(s))) {
-            for file in shelf::list(&dir)?.iter().filter(|e| !e.is_dir) {
+            for file in list_if_there(&dir)?.iter().filter(|e| !e.is_dir) {
                 shelf::remove(&file.path)?;
             }
             shelf::remove_empty_dir(&dir)?;
@@ -289,7 +289,7 @@ impl Shelves {
     /// Empties `import/`.
     pub fn clear_import(&self) -> Result<(), ShelfError> {
         for dir in self.all_dirs(Room::Import)?.into_iter().rev() {
-            for entry in shelf::list(&dir)?.iter().filter(|e| !e.is_dir) {
+            for entry in list_if_there(&dir)?.iter().filter(|e| !e.is_dir) {
                 failpoint::step("import.clear", || shelf::remove(&entry.path))?;
             }
             if dir != self.root.join(Room::Import.dir()) {
@@ -449,7 +449,7 @@ pub fn hash_if_readable(path: &Path) -> Result<Option<Sha256>, ShelfError> {
 /// What is in a directory: nothing where there is none, or where somebody removes it meanwhile.
 fn list_if_there(dir: &Path) -> Result<Vec<Entry>, ShelfError> {
     match shelf::list(dir) {
-        Err(e) if e.is_not_found() => Ok(Vec::new()),
+        Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.source.kind()) => Ok(Vec::new()),
         listed => listed,
     }
 }

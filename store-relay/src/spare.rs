@@ -86,7 +86,9 @@ impl Relay {
             let passed = self.pass(&instance, &packs).await;
             let by_new = Some((Wanted::ByNew, &instance));
             match (missing, passed) {
-                (None, Ok(())) => continue,
+                (None, Ok(())) if self.hall.state().ok.contains_key(&pack.name(&instance)) => continue,
+                // Lost again.
+                (None, Ok(())) => {}
                 (Some(missing), _) => drop(self.not_had(Wanted::ByNew, &instance, &missing, supply).await),
                 (None, Err(e)) => self.trouble(by_new, e.verdict(), e.is_disk_full(), &e.to_string()),
             }

@@ -791,6 +791,9 @@ impl Relay {
             self.trouble(here, e.verdict(), e.is_disk_full(), &text);
             return Some(Outcome::Again(SOON, text));
         }
+        if matches!(end, TrialEnd::Done) {
+            self.rotted().retain(|name, _| packs.iter().all(|(_, e)| e.name(&way.instance) != *name));
+        }
         let passed = self.pass(&way.instance, packs).await;
         if let Err(e) = passed {
             let text = e.to_string();
@@ -805,7 +808,6 @@ impl Relay {
                     self.healed(stream);
                 }
                 self.hall.mended(fault::LOCAL_FILES, &subject(Wanted::Here, stream));
-                self.rotted().retain(|name, _| packs.iter().all(|(_, e)| e.name(&way.instance) != *name));
                 None
             }
             TrialEnd::Stopped => Some(Outcome::Stopped),
@@ -1046,15 +1048,15 @@ impl Relay {
     /// The shadow's rows are wrong: a full is to heal them.
     pub fn latch_drift(&self, stream: &StreamName, text: &str) {
         let (now, text) = (self.hall.clock.now(), brief(text));
-        if let Entry::Vacant(new) = self.hall.state().drifts.entry(stream.clone()) {
-            new.insert((now, text.to_owned()));
-        } else {
-            return;
-        }
-        tracing::error!(%stream, "the shadow has drifted; it is healed by a full: {text}");
         if let Err(e) = self.hall.spool.latch_drift(stream, now, text) {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
+        // A trial and a check of all rows may find the same.
+        match self.hall.state().drifts.entry(stream.clone()) {
+            Entry::Vacant(new) => drop(new.insert((now, text.to_owned()))),
+            Entry::Occupied(_) => return,
+        }
+        tracing::error!(%stream, "the shadow has drifted; it is healed by a full: {text}");
         self.hall.event(fault::DRIFT, stream.as_str(), text);
         self.hall.report.notify_one();
     }

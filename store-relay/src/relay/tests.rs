@@ -543,7 +543,39 @@ async fn drift_that_verify_finds_is_latched_over_a_restart_and_healed() {
     assert_eq!(crate::control::obey(&relay, crate::control::Order::Verify).await.exit, 0);
 }
 
-/// No delta met it, and nobody asked.
+#[tokio::test]
+async fn a_drift_that_two_find_is_one() {
+    let (_hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let price = "price".parse().unwrap();
+    relay.latch_drift(&price, "by a trial");
+    relay.latch_drift(&price, "by a check of all rows");
+    let told: Vec<String> = relay.hall.events().into_iter().filter(|e| e.code == "DRIFT").map(|e| e.text).collect();
+    assert_eq!(told, ["by a trial"]);
+    once(&relay).await;
+    drop(relay);
+    assert!(fault_codes(&store.open()).is_empty(), "nor is it latched any more");
+}
+
+/// A stream that drifted wants the full that new registers want.
+#[tokio::test]
+async fn a_pack_that_two_miss_is_missing_until_both_have_it() {
+    let (hq, store) = two_streams();
+    let relay = store.open();
+    once(&relay).await;
+    let full = hq.pack("price", 1, Full);
+    for _ in 0..2 {
+        [Wanted::Here, Wanted::ByNew].map(|of| relay.note_absent(of, &full, true));
+        store.clock.advance(HOUR / 6);
+    }
+    assert_eq!(fault_codes(&relay), ["PACK_MISSING"]);
+    relay.end_missing(|of, _| of == Wanted::ByNew);
+    assert_eq!(fault_codes(&relay), ["PACK_MISSING"]);
+    relay.end_missing(|of, _| of == Wanted::Here);
+    assert!(fault_codes(&relay).is_empty());
+}
+
 #[tokio::test]
 async fn a_contract_over_lowered_limits_is_no_drift() {
     let (hq, mut store) = two_streams();

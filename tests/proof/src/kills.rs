@@ -62,7 +62,7 @@ impl Report {
 
 impl Report {
     /// What is too little to prove anything. A thread may come to fewer calls than the one that was counted; most do not. Of a
-    /// few, chance takes some: three standard deviations at most.
+    /// few, chance takes some: three standard deviations at least.
     pub fn shortfall(&self) -> Option<String> {
         let [single, pair, moment] = KINDS;
         [(single, 4, 5), (pair, 1, 4), (moment, 0, 1)].into_iter().find_map(|(kind, share, of)| {
