@@ -566,7 +566,7 @@ async fn a_pack_that_two_miss_is_missing_until_both_have_it() {
     once(&relay).await;
     let full = hq.pack("price", 1, Full);
     for _ in 0..2 {
-        [Wanted::Here, Wanted::ByNew].map(|of| relay.note_absent(of, &full, true));
+        [Wanted::Here, Wanted::ByNew].into_iter().for_each(|of| relay.note_absent(of, &full, true));
         store.clock.advance(HOUR / 6);
     }
     assert_eq!(fault_codes(&relay), ["PACK_MISSING"]);
