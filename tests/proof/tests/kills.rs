@@ -6,6 +6,7 @@ use tillcast_proof::kills::{Options, run};
 fn kill(runs: usize, pairs: usize, moments: usize, seed: u64) {
     let options = Options { runs, pairs, moments, seed, scenes: Vec::new(), workers: 2, verbose: false };
     let report = run(&options);
+    println!("{report}");
     assert!(report.violations.is_empty(), "{} kills break a promise, they are above", report.violations.len());
     assert_eq!(report.shortfall(), None, "{report}");
 }
