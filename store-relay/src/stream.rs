@@ -1002,14 +1002,18 @@ impl Relay {
         let held = || {
             let mut state = self.hall.state();
             let held = [(Room::Ok, state.ok.remove(name).is_some()), (Room::Ready, state.ready.remove(name).is_some())];
-            held.into_iter().filter_map(|(room, is_there)| is_there.then_some(room)).collect()
+            drop(state);
+            let rooms: Vec<Room> = held.into_iter().filter_map(|(room, is_there)| is_there.then_some(room)).collect();
+            if !rooms.is_empty() {
+                self.hall.objects.remove(&name.clone().into());
+            }
+            rooms
         };
         let (was_there, errors) = self.hall.shelves.drop_held(name, held);
         if !was_there {
             return false;
         }
         tracing::error!(pack = %name, "its file is not what came; it is fetched anew: {text}");
-        self.hall.objects.remove(&name.clone().into());
         self.hall.event("BIT_ROT", &name.to_string(), text);
         for e in errors {
             self.own_trouble(e.verdict(), e.is_disk_full(), &e.to_string());
