@@ -280,12 +280,10 @@ impl Ledger {
     /// Mails that have waited since before `written`, and that the second way is to be told of now; oldest first, none
     /// before an older one. `attempts` and `refused` are the second way's.
     pub async fn untold_mails(&self, written: Timestamp, now: Timestamp) -> Result<Vec<Claimed>, LedgerError> {
-        let waits = "sent_s IS NULL AND told_s IS NULL";
-        let rests = "told_next_s > $2 AND told_next_s <= $3";
         let sql = format!(
             "SELECT id, subject, body, created_s, told_tries, last_error, n, told_refused, told_fault FROM mail \
-             WHERE {waits} AND created_s <= $1 AND NOT ({rests}) AND NOT EXISTS \
-             (SELECT 1 FROM mail AS older WHERE {waits} AND {rests} AND told_fault = 0 AND older.n < mail.n) ORDER BY n"
+             WHERE {UNTOLD} AND created_s <= $1 AND NOT ({RESTS}) AND NOT EXISTS \
+             (SELECT 1 FROM mail AS older WHERE {UNTOLD} AND {RESTS} AND told_fault = 0 AND older.n < mail.n) ORDER BY n"
         );
         let query = sqlx::query(AssertSqlSafe(sql)).bind(seconds(written)).bind(seconds(now)).bind(far(now));
         let claimed = |row: &AnyRow| {
@@ -298,11 +296,9 @@ impl Ledger {
     /// Whether the second way is to be told of it by whoever asks: for `time` it is nobody else's.
     pub async fn claim_untold(&self, id: &str, now: Timestamp, time: Duration) -> Result<bool, LedgerError> {
         let mut w = self.write().await?;
-        let query = sqlx::query(
-            "UPDATE mail SET told_next_s = $1 WHERE id = $2 AND sent_s IS NULL AND told_s IS NULL \
-             AND NOT (told_next_s > $3 AND told_next_s <= $4)",
-        );
-        let query = query.bind(seconds(after(now, time))).bind(id).bind(seconds(now)).bind(far(now));
+        let sql = format!("UPDATE mail SET told_next_s = $4 WHERE id = $1 AND {UNTOLD} AND NOT ({RESTS})");
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(seconds(now)).bind(far(now));
+        let query = query.bind(seconds(after(now, time)));
         let claimed = query.execute(&mut **w).await?.rows_affected() == 1;
         w.commit().await?;
         Ok(claimed)
@@ -370,6 +366,12 @@ const KEEP_S: i64 = 90 * 86_400;
 
 /// Mails that nobody is to be told of are kept for an hour.
 const DISCARD_S: i64 = 3600;
+
+/// Mails that neither way has taken.
+const UNTOLD: &str = "sent_s IS NULL AND told_s IS NULL";
+
+/// Those that the second way is not to be told of before a time: $2 is now, $3 what is [`far`].
+const RESTS: &str = "told_next_s > $2 AND told_next_s <= $3";
 
 /// A time beyond this is of a clock that ran ahead: it is not waited for.
 fn far(now: Timestamp) -> i64 {

@@ -601,6 +601,7 @@ async fn a_contract_over_lowered_limits_is_no_drift() {
     assert_eq!(served(&relay, &hq.instance("price")), Some(1));
 }
 
+/// No delta met it, and nobody asked.
 #[tokio::test]
 async fn a_bit_that_flipped_in_a_row_is_found_within_a_day() {
     let (hq, store) = two_streams();

@@ -87,6 +87,8 @@ pub struct Owed {
     pub even: BTreeSet<&'static str>,
     /// The key that signed before is trusted no more.
     pub rotated: bool,
+    /// One key is trusted: no run has died since in a rotation of its own.
+    pub is_sole: bool,
     /// Rows changed by hand are mended.
     pub healed: bool,
     /// How often something was told.
@@ -315,9 +317,11 @@ impl World {
         if let Some(blob) = image.get(&bucket_manifest()) {
             let trusted = self.trusted(image, BUCKET)?;
             let manifest = self.manifest(blob, &trusted).ok_or("the bucket's manifest is damaged")?;
-            // The next run begins another rotation, and may have died where two are trusted.
             if owed.rotated && (trusted.is_empty() || trusted.contains(&self.publishers[0])) {
                 return Err("the rotation ended well, and the old key is trusted".into());
+            }
+            if owed.is_sole && trusted.len() != 1 {
+                return Err(format!("the rotation ended well, and {} keys are trusted", trusted.len()));
             }
             let known = ledger.as_ref().and_then(|l| l.stores.get(STORE));
             let same = known.is_some_and(|(_, envelope)| envelope.as_bytes() == blob.bytes);

@@ -294,7 +294,7 @@ impl Scene {
                 owed.healed = true;
             }
             End::Enrolled(path) => drop(owed.serials.entry(path.clone()).or_default()),
-            End::Rotated => owed.rotated = true,
+            End::Rotated => (owed.rotated, owed.is_sole) = (true, true),
             End::Known(id) => drop(owed.devices.insert(id.clone())),
             End::Mailed => owed.mails += 1,
             End::Carried => drop(owed.even.insert(STICK)),
