@@ -243,7 +243,7 @@ impl Ledger {
             None => (Kind::Postgres, url.to_owned()),
         };
         if let Some(file) = &file {
-            look_after_a_crash(file).await?;
+            look_first(file).await?;
             probe(&full).await?;
         }
         let pool = pool_options(kind).connect(&full).await?;
@@ -433,14 +433,29 @@ async fn probe(url: &str) -> Result<(), LedgerError> {
 }
 
 /// A log that a crash left belongs to the file that it was written for. Over a backup that was put in that one's place
-/// SQLite lays it all the same, without a word, and what comes of it is a mix of both.
-async fn look_after_a_crash(file: &Path) -> Result<(), LedgerError> {
+/// SQLite lays it all the same, without a word, and what comes of it is a mix of both. A file that was emptied below who
+/// has it open would be waited for, a minute, and called locked.
+async fn look_first(file: &Path) -> Result<(), LedgerError> {
     let file = file.to_owned();
-    match tokio::task::spawn_blocking(move || unsound(&file)).await {
-        Ok(Some(found)) => Err(LedgerError::damaged(&found)),
-        // Where it could not be looked at, the opening says why.
-        Ok(None) | Err(_) => Ok(()),
-    }
+    let look = move || {
+        if was_emptied(&file) {
+            return Some(LedgerError::Unfit(format!(
+                "{} was emptied while another process has it open: end that one (`hq-publisher serve`), publish, and start it \
+                 again; the ledger is made anew from the bucket",
+                file.display()
+            )));
+        }
+        unsound(&file).map(|found| LedgerError::damaged(&found))
+    };
+    // Where it could not be looked at, the opening says why.
+    tokio::task::spawn_blocking(look).await.ok().flatten().map_or(Ok(()), Err)
+}
+
+/// Whoever makes the file anew has no index of a log beside it yet.
+fn was_emptied(file: &Path) -> bool {
+    let mut index = file.as_os_str().to_owned();
+    index.push("-shm");
+    std::fs::metadata(file).is_ok_and(|m| m.len() == 0) && Path::new(&index).exists() && is_in_use(file)
 }
 
 /// The longest look at a ledger after a crash.
@@ -469,7 +484,7 @@ fn is_in_use(file: &Path) -> bool {
         let db = rusqlite::Connection::open_with_flags(file, flags)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.busy_timeout(Duration::ZERO)?;
-        db.execute_batch("PRAGMA locking_mode = EXCLUSIVE; SELECT count(*) FROM sqlite_schema")
+        db.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; ROLLBACK")
     };
     lock().is_err_and(|e| e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy))
 }

@@ -452,7 +452,7 @@ wrong owner | hq 1 "unable to open database file" | owner and mode put right, an
 read-only | hq 1 "it cannot be written" | owner and mode put right, and a restart | hq 1 "it cannot be written" | owner and mode put right, and a restart
 # fleet.db
 truncate | hq 1 "malformed" | the file moved away, and `publish` | hq 1 "malformed" | the file moved away, and `publish`
-empty | quiet | itself | hq 1 "database is locked" | a restart
+empty | quiet | itself | hq 1 "was emptied" | a restart
 delete | quiet | itself | quiet | itself
 flip header | hq 1 "not a database" | the file moved away, and `publish` | hq 1 "not a database" | the file moved away, and `publish`
 flip schema | hq 1 "malformed" | the file moved away, and `publish` | hq 1 "malformed" | the file moved away, and `publish`
