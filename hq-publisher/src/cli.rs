@@ -131,6 +131,12 @@ pub struct Rotate {
     /// Files of root keys; without: root-*.key in the keys directory.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub root_key: Vec<PathBuf>,
+    /// From now on lists may have these streams only: relays and registers leave others alone, whoever signed them.
+    #[arg(long, value_name = "STREAM", value_delimiter = ',', conflicts_with = "finish")]
+    pub streams: Vec<StreamName>,
+    /// Lists may have any stream again.
+    #[arg(long, conflicts_with_all = ["finish", "streams"])]
+    pub any_stream: bool,
     /// Stop when all manifests are signed with the new key; the old one stays trusted until --finish.
     #[arg(long, conflicts_with = "finish")]
     pub keep_old: bool,

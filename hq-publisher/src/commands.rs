@@ -378,6 +378,10 @@ fn trust_lines(r: &TrustReport) -> Vec<String> {
         let until = k.expires_at.map(|t| format!("  until {t}")).unwrap_or_default();
         format!("publisher  {}  {}{until}", k.id, file(k))
     }));
+    if !r.streams.is_empty() {
+        let names: Vec<&str> = r.streams.iter().map(|s| s.as_str()).collect();
+        out.push(format!("streams    {} (lists may have no others)", names.join(", ")));
+    }
     if let Some(n) = r.manifests_signed {
         out.push(format!("{n} manifests signed anew"));
     }

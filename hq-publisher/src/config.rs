@@ -210,6 +210,10 @@ pub struct StreamConfig {
     pub audience: AudienceKind,
     /// The file with its contract.
     pub schema: PathBuf,
+    /// The streams that its rows refer to: a register takes a version of this one when it holds those of them that were the
+    /// newest when it was made.
+    #[serde(default)]
+    pub requires: BTreeSet<StreamName>,
     /// Its tables, `[[stream.table]]`. With an inbox they may be left out.
     #[serde(default, rename = "table")]
     pub tables: Vec<TableConfig>,

@@ -14,7 +14,7 @@ use crate::source::{self, BadStores};
 use crate::source_db::{Database, SourceError, dialect, query::Query};
 use proto::clock::{Clock, Timestamp, after};
 use proto::failpoint;
-use proto::ids::{DeviceId, Instance, StoreId};
+use proto::ids::{DeviceId, Instance, StoreId, StreamName};
 use proto::keys::{PublicKey, SecretKey};
 use proto::shelf::LockFile;
 use proto::trust::{self, EnrolCode, PublisherKey, RootKeys, Trust};
@@ -158,6 +158,9 @@ pub struct TrustReport {
     pub root: Vec<KeyLine>,
     /// The publisher keys; the last one whose file is here signs.
     pub publishers: Vec<KeyLine>,
+    /// The streams that lists may have; none: any.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub streams: BTreeSet<StreamName>,
     /// Manifests signed by this command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifests_signed: Option<usize>,
@@ -234,6 +237,7 @@ impl<'a> Desk<'a> {
                 created_at: now,
                 root: RootKeys { threshold: 1, keys: vec![root.public()] },
                 publishers: vec![self.may_sign(publisher.public(), now)],
+                streams: BTreeSet::new(),
             };
             self.add_trust(&first, &[&root.key], false).await?;
             "made"
@@ -372,6 +376,7 @@ impl<'a> Desk<'a> {
             root_threshold: trust.root.threshold,
             root: trust.root.keys.iter().map(|k| line(k, None, &roots)).collect(),
             publishers: trust.publishers.iter().map(|p| line(&p.key, Some(p.expires_at), &publishers)).collect(),
+            streams: trust.streams,
             manifests_signed: None,
             new_root: None,
             new_publisher: None,
@@ -488,6 +493,9 @@ impl<'a> Desk<'a> {
         let new = self.next_publisher(&trust).await?;
         let mut both = Trust { version: trust.version + 1, created_at: now, ..trust };
         both.publishers.push(self.may_sign(new.public(), now));
+        if options.any_stream || !options.streams.is_empty() {
+            both.streams = options.streams.iter().cloned().collect();
+        }
         if options.root {
             let root = self.keyring().create_another_root()?;
             new_root = Some(root.path.clone());
@@ -511,6 +519,12 @@ impl<'a> Desk<'a> {
         if options.finish && !under_way {
             return Err(EnrolError::NothingToFinish(trust.version));
         }
+        if under_way && (options.any_stream || !options.streams.is_empty()) {
+            let text =
+                "a rotation is under way, and what lists may have is told when one begins: run `trust rotate` first";
+            return Err(EnrolError::Init(text.into()));
+        }
+        self.check_streams(options).await?;
         self.look_before_letting_go().await?;
         if !under_way {
             new_root = self.trust_both(trust, roots, options).await?;
@@ -528,6 +542,24 @@ impl<'a> Desk<'a> {
             manifests::put_trust(&self.ledger, &self.buckets).await?;
         }
         Ok(TrustReport { new_root, ..self.finish_report(signed).await? })
+    }
+
+    /// What is published, or listed still, may not be left out of the streams that lists may have.
+    async fn check_streams(&self, options: &crate::cli::Rotate) -> Result<(), EnrolError> {
+        if options.streams.is_empty() {
+            return Ok(());
+        }
+        let heads = self.ledger.heads().await?;
+        let listed = heads.iter().filter(|(_, h)| !h.retired).map(|(i, _)| &i.stream);
+        let used = self.config.streams.iter().map(|s| &s.name).chain(listed);
+        let left: BTreeSet<&str> = used.filter(|s| !options.streams.contains(s)).map(|s| s.as_str()).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let left = left.into_iter().collect::<Vec<_>>().join(", ");
+        Err(EnrolError::Init(format!(
+            "--streams leaves out {left}, which the settings or stores' lists have: name it too, or let it go first"
+        )))
     }
 
     /// The roots for the last step: those named, and the one that this command made.

@@ -113,7 +113,14 @@ mod tests {
     }
     fn entry(packs: Vec<PackEntry>) -> StreamEntry {
         let version = packs.last().unwrap().version;
-        StreamEntry { audience: "zone-east".parse().unwrap(), version, schema: 1, digests: BTreeMap::new(), packs }
+        StreamEntry {
+            audience: "zone-east".parse().unwrap(),
+            version,
+            schema: 1,
+            digests: BTreeMap::new(),
+            packs,
+            requires: BTreeMap::new(),
+        }
     }
     fn at(audience: &str, version: u64, epoch: u64) -> At {
         At { audience: audience.parse().unwrap(), version: v(version), epoch }

@@ -15,7 +15,7 @@ use crate::replica::sqlite::{self, SqliteError};
 use crate::retry::Verdict;
 use crate::runs::Starts;
 use crate::shelf::{self, ShelfError};
-use crate::trust::{Accepted, EnrolCode, Refusal, Seen, TrustState, Verified};
+use crate::trust::{Accepted, EnrolCode, Refusal, Seen, Trust, TrustState, Verified};
 use rusqlite::{Connection, OptionalExtension};
 use serde::{Serialize, de::DeserializeOwned};
 use std::path::Path;
@@ -207,9 +207,9 @@ impl Device {
         }
         let seed: String = get(&db, "seed")?.ok_or_else(not_enrolled)?;
         let key = seed.parse().map_err(|e| DeviceError::Damaged("seed", format!("{e}")))?;
-        let trust = get(&db, "trust")?.ok_or_else(not_enrolled)?;
+        let trust: TrustState = get(&db, "trust")?.ok_or_else(not_enrolled)?;
         let seen: Seen = get(&db, "seen")?.unwrap_or_default();
-        let manifest = get::<String>(&db, "manifest").and_then(|m| Ok(kept_manifest(m, &seen, limits)?));
+        let manifest = get::<String>(&db, "manifest").and_then(|m| Ok(kept_manifest(m, trust.trust(), &seen, limits)?));
         let manifest = manifest.unwrap_or_else(|e| {
             tracing::error!(error = %e, "the kept manifest is damaged; it is fetched anew");
             None
@@ -414,8 +414,13 @@ impl Device {
 
 /// The manifest as it was accepted, or a refusal: nobody verifies its signature again (the key may be gone), so its
 /// bytes must be those of the hash that was remembered with it.
-fn kept_manifest(kept: Option<String>, seen: &Seen, limits: &Limits) -> Result<Option<Verified<Manifest>>, Refusal> {
-    kept.map(|m| Verified::accepted_before(m.into_bytes(), seen, limits)).transpose()
+fn kept_manifest(
+    kept: Option<String>,
+    trust: Option<&Trust>,
+    seen: &Seen,
+    limits: &Limits,
+) -> Result<Option<Verified<Manifest>>, Refusal> {
+    kept.map(|m| Verified::accepted_before(m.into_bytes(), trust, seen, limits)).transpose()
 }
 
 fn get<T: DeserializeOwned>(db: &Connection, name: &'static str) -> Result<Option<T>, DeviceError> {

@@ -58,6 +58,9 @@ pub struct StreamEntry {
     pub digests: BTreeMap<TableName, StateDigest>,
     /// The packs that lead there, by version; at the same version the full stands first.
     pub packs: Vec<PackEntry>,
+    /// Other streams of this list, each with the version that a register must hold before it takes anything of this one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requires: BTreeMap<StreamName, Version>,
 }
 
 /// One pack in a manifest.
@@ -135,6 +138,18 @@ impl Manifest {
     /// All instances with their entries.
     pub fn instances(&self) -> impl Iterator<Item = (Instance, &StreamEntry)> {
         self.streams.iter().map(|(stream, e)| (Instance { stream: stream.clone(), audience: e.audience.clone() }, e))
+    }
+
+    /// The streams that a stream requires at versions which are not held, with those versions. One whose entry cannot be read
+    /// here, or that is not listed at all, is not held.
+    pub fn lacking(
+        &self,
+        stream: &StreamName,
+        held: impl Fn(&Instance) -> Option<Version>,
+    ) -> BTreeMap<&StreamName, Version> {
+        let requires = self.streams.get(stream).into_iter().flat_map(|e| &e.requires);
+        let is_there = |of: &StreamName, v: Version| self.instance(of).and_then(|i| held(&i)).is_some_and(|h| h >= v);
+        requires.filter(|(of, v)| !is_there(of, **v)).map(|(of, v)| (of, *v)).collect()
     }
 
     /// Whether it names a pack; of a stream whose entry cannot be read here any may be.

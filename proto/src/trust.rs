@@ -8,11 +8,12 @@
 use crate::clock::Timestamp;
 use crate::digest::Sha256;
 use crate::dsse::{self, DsseError, PayloadType};
-use crate::ids::{BadName, DeviceId, StoreId};
+use crate::ids::{BadName, DeviceId, StoreId, StreamName};
 use crate::keys::{PublicKey, SecretKey};
 use crate::limits::Limits;
 use crate::manifest::{Manifest, ManifestError};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// The trust format that this build reads and writes.
 pub const FORMAT: u32 = 1;
@@ -64,6 +65,9 @@ pub struct Trust {
     pub root: RootKeys,
     /// Who signs manifests.
     pub publishers: Vec<PublisherKey>,
+    /// The streams that manifests may list; where none are named, any.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub streams: BTreeSet<StreamName>,
 }
 
 /// Why something signed was refused. `code()` is for programs and logs, the text for people.
@@ -197,12 +201,22 @@ impl<T> std::ops::Deref for Verified<T> {
 impl Verified<Manifest> {
     /// A manifest that this device accepted before and kept in its own database: its signer may
     /// have been revoked since, but what was accepted may be finished.
-    pub(crate) fn accepted_before(envelope: Vec<u8>, seen: &Seen, limits: &Limits) -> Result<Self, Refusal> {
+    pub(crate) fn accepted_before(
+        envelope: Vec<u8>,
+        trust: Option<&Trust>,
+        seen: &Seen,
+        limits: &Limits,
+    ) -> Result<Self, Refusal> {
         let payload = dsse::peek_payload(&envelope, limits.manifest_bytes)?;
         if seen.payload != Some(Sha256::of(&payload)) {
             return Err(Refusal::SameSerialOtherBytes(seen.serial));
         }
-        Ok(Verified { value: Manifest::for_reader(&payload, limits)?, envelope })
+        let read = Manifest::for_reader(&payload, limits)?;
+        let value = match trust {
+            Some(trust) => trust.admit(read),
+            None => read,
+        };
+        Ok(Verified { value, envelope })
     }
 }
 
@@ -229,6 +243,22 @@ impl Trust {
     pub fn sign(&self, roots: &[&SecretKey]) -> Result<Vec<u8>, Refusal> {
         let payload = serde_json::to_vec(self).map_err(|e| Refusal::Trust(e.to_string()))?;
         Ok(dsse::seal(PayloadType::Trust, &payload, roots))
+    }
+
+    /// Why a manifest may not list a stream, if it may not.
+    pub fn denies(&self, stream: &StreamName) -> Option<String> {
+        let is_denied = !self.streams.is_empty() && !self.streams.contains(stream);
+        is_denied.then(|| format!("trust file {} does not name it among the streams that lists may have", self.version))
+    }
+
+    /// A manifest as it is to be read: streams that it may not list are left unread, so that what is held of them stays.
+    fn admit(&self, mut manifest: Manifest) -> Manifest {
+        let denied: Vec<_> = manifest.streams.keys().filter_map(|s| Some((s.clone(), self.denies(s)?))).collect();
+        for (stream, why) in denied {
+            manifest.streams.remove(&stream);
+            manifest.unread.insert(stream, why);
+        }
+        manifest
     }
 
     /// The key that may sign at this time, of those in the file.
@@ -379,7 +409,7 @@ pub fn accept_manifest(
         Some(p) => Refusal::KeyExpired { key: p.key.id(), expired: p.expires_at, now, clock },
         None => e.into(),
     })?;
-    let manifest = Manifest::for_reader(&payload, limits)?;
+    let manifest = trust.admit(Manifest::for_reader(&payload, limits)?);
     // 2. For this store, in this epoch.
     if &manifest.store != store {
         return Err(Refusal::OtherStore { found: manifest.store, wanted: store.clone() });
@@ -493,7 +523,7 @@ mod tests {
             .iter()
             .map(|n| PublisherKey { key: key(*n).public(), expires_at: after(t0(), 365 * DAY) })
             .collect();
-        Trust { format: 1, version, epoch, created_at: t0(), root, publishers }
+        Trust { format: 1, version, epoch, created_at: t0(), root, publishers, streams: BTreeSet::new() }
     }
     fn manifest(serial: u64) -> Manifest {
         Manifest {
@@ -523,6 +553,36 @@ mod tests {
     }
     fn code<T: std::fmt::Debug>(r: Result<T, Refusal>) -> &'static str {
         r.unwrap_err().code()
+    }
+
+    /// An extra stream, of whoever signs.
+    #[test]
+    fn a_stream_that_root_keys_did_not_allow_is_left_unread() {
+        let entry = || {
+            let entry = serde_json::json!({"audience": "all", "version": 1, "schema": 1, "digests": {}, "packs": [
+                {"version": 1, "kind": "full", "bytes": 9, "unpacked": 9, "sha256": "ab".repeat(32)}]});
+            serde_json::from_value(entry).unwrap()
+        };
+        let streams = ["extra", "price"].map(|s: &str| (s.parse().unwrap(), entry()));
+        let list = Manifest { streams: BTreeMap::from(streams), ..manifest(1) };
+        let allowing = |names: &[&str]| {
+            let streams = names.iter().map(|s| s.parse().unwrap()).collect();
+            let of = Trust { streams, ..trust(1, 1, roots(&[1], 1), &[10]) };
+            let bytes = sign_manifest(&list, &key(10)).unwrap();
+            let (store, state) = (list.store.clone(), state(of, &[1]).unwrap());
+            let accepted = accept_manifest(&bytes, &store, &state, &Seen::default(), t0(), &Limits::default()).unwrap();
+            // As it is read again by the next start.
+            let seen = &accepted.seen;
+            let again = Verified::accepted_before(bytes, state.trust(), seen, &Limits::default()).unwrap();
+            assert_eq!(again, accepted.manifest);
+            again.value
+        };
+        assert_eq!(allowing(&[]), list, "where none are named, any may be listed");
+        assert_eq!(allowing(&["extra", "price", "tax"]), list);
+        let read = allowing(&["price"]);
+        assert_eq!(read.streams.keys().map(|s| s.as_str()).collect::<Vec<_>>(), ["price"]);
+        let why = "trust file 1 does not name it among the streams that lists may have";
+        assert_eq!(read.unread, BTreeMap::from([("extra".parse().unwrap(), why.to_owned())]));
     }
 
     #[test]

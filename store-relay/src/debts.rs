@@ -101,6 +101,7 @@ mod tests {
             schema: 1,
             digests: BTreeMap::new(),
             packs: vec![pack(1, None), pack(2, Some(1)), pack(3, Some(2))],
+            requires: BTreeMap::new(),
         };
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let attempts = BTreeMap::from([(

@@ -370,6 +370,7 @@ async fn begin(ledger: &Ledger, key: &proto::keys::SecretKey) {
         created_at: jiff::Timestamp::UNIX_EPOCH,
         root: RootKeys { threshold: 1, keys: vec![key.public()] },
         publishers: vec![PublisherKey { key: key.public(), expires_at: jiff::Timestamp::MAX }],
+        streams: Default::default(),
     };
     let signed = String::from_utf8(trust.sign(&[key]).unwrap()).unwrap();
     ledger.add_trust(1, &signed, jiff::Timestamp::UNIX_EPOCH, false).await.unwrap();

@@ -517,6 +517,7 @@ async fn a_root_key_alone_takes_over_what_it_signed_and_nothing_else() {
         created_at: now,
         root: RootKeys { threshold: 1, keys: vec![root.public(), thief.public()] },
         publishers: vec![PublisherKey { key: thief.public(), expires_at: after(now, day(400)) }],
+        streams: Default::default(),
     };
     let forged = forged.sign(&[&thief]).unwrap();
     let names = [ObjectName::Trust, ObjectName::TrustVersion(1)];

@@ -207,7 +207,7 @@ pub(super) const CHANNEL: &str = "tillcast_change";
 /// Any number, the same in every process: who writes takes turns on PostgreSQL too.
 const WRITE_LOCK: i64 = 0x7469_6c6c;
 
-pub(super) const MIGRATIONS: [&str; 7] = [
+pub(super) const MIGRATIONS: [&str; 8] = [
     include_str!("0001.sql"),
     include_str!("0002.sql"),
     include_str!("0003.sql"),
@@ -215,6 +215,7 @@ pub(super) const MIGRATIONS: [&str; 7] = [
     include_str!("0005.sql"),
     include_str!("0006.sql"),
     include_str!("0007.sql"),
+    include_str!("0008.sql"),
 ];
 
 pub(super) fn pool_options(kind: Kind) -> AnyPoolOptions {

@@ -10,7 +10,7 @@ use proto::keys::PublicKey;
 use proto::layout::{PackKind, PackName};
 use proto::manifest::PackEntry;
 use sqlx::any::AnyRow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a publication got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +99,8 @@ pub struct Staged {
     pub instance: Instance,
     /// The number.
     pub version: Version,
+    /// The streams whose newest versions registers must hold before they take it.
+    pub requires: BTreeSet<StreamName>,
 }
 
 /// What [`Ledger::sign`] does to heads.
@@ -131,6 +133,8 @@ pub struct Head {
     pub digests: BTreeMap<TableName, StateDigest>,
     /// The packs that manifests list, by (version, kind): from the full before the last one on.
     pub packs: Vec<PackEntry>,
+    /// What registers must hold of other streams before they take it: of each the version, for whoever follows that instance.
+    pub requires: BTreeMap<Instance, Version>,
     /// When it was signed.
     pub signed_at: Timestamp,
     /// No store wanted it when a publish looked: its rows grow old, and nobody follows it newly before they were compared.
@@ -222,7 +226,7 @@ const TO_DELETE: &str = "delete ";
 
 const PUBLICATION: &str =
     "SELECT instance, version, state, epoch, contract, plan, packs, digests, created_s FROM publication";
-const HEAD: &str = "SELECT instance, version, epoch, contract, digests, packs, signed_s, retired FROM head";
+const HEAD: &str = "SELECT instance, version, epoch, contract, digests, packs, signed_s, retired, requires FROM head";
 
 fn publication(row: &AnyRow) -> Result<Publication, LedgerError> {
     Ok(Publication {
@@ -247,6 +251,7 @@ fn head(row: &AnyRow) -> Result<(Instance, Head), LedgerError> {
         packs: row.json(5, "list of packs")?,
         signed_at: row.time(6)?,
         retired: row.number(7)? != 0,
+        requires: row.json(8, "list of versions")?,
     };
     Ok((row.parsed(0, "instance")?, head))
 }
@@ -609,10 +614,10 @@ impl Write {
 
     async fn set_head(&mut self, instance: &Instance, head: &Head) -> Result<(), LedgerError> {
         sqlx::query(
-            "INSERT INTO head (instance, version, epoch, contract, digests, packs, signed_s) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (instance) DO UPDATE SET version = excluded.version, \
+            "INSERT INTO head (instance, version, epoch, contract, digests, packs, signed_s, requires) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (instance) DO UPDATE SET version = excluded.version, \
              epoch = excluded.epoch, contract = excluded.contract, digests = excluded.digests, packs = excluded.packs, \
-             signed_s = excluded.signed_s, retired = 0",
+             signed_s = excluded.signed_s, requires = excluded.requires, retired = 0",
         )
         .bind(instance.to_string())
         .bind(head.version.as_i64())
@@ -621,6 +626,7 @@ impl Write {
         .bind(to_json(&head.digests, "list of digests")?)
         .bind(to_json(&head.packs, "list of packs")?)
         .bind(seconds(head.signed_at))
+        .bind(to_json(&head.requires, "list of versions")?)
         .execute(&mut ***self)
         .await?;
         Ok(())
@@ -636,14 +642,27 @@ impl Write {
                 .execute(&mut ***self)
                 .await?;
         }
+        // What is staged beside it is what it was made with.
+        let mut newest = BTreeMap::new();
+        if news.staged.iter().any(|s| !s.requires.is_empty()) {
+            newest.extend(self.heads().await?.into_iter().filter(|(_, h)| !h.retired).map(|(i, h)| (i, h.version)));
+            newest.extend(news.staged.iter().map(|s| (s.instance.clone(), s.version)));
+        }
         for s in news.staged {
-            self.make_head(&s.instance, s.version, now).await?;
+            let of = newest.iter().filter(|(i, _)| s.requires.contains(&i.stream));
+            self.make_head(&s.instance, s.version, of.map(|(i, v)| (i.clone(), *v)).collect(), now).await?;
         }
         Ok(())
     }
 
     /// Makes a packed publication its instance's head.
-    async fn make_head(&mut self, i: &Instance, v: Version, now: Timestamp) -> Result<(), LedgerError> {
+    async fn make_head(
+        &mut self,
+        i: &Instance,
+        v: Version,
+        requires: BTreeMap<Instance, Version>,
+        now: Timestamp,
+    ) -> Result<(), LedgerError> {
         let sql = format!("{PUBLICATION} WHERE instance = $1 AND version = $2 AND state = 'packed'");
         let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(i.to_string()).bind(v.as_i64());
         let row = query.fetch_optional(&mut ***self).await?;
@@ -660,7 +679,7 @@ impl Write {
         in_order(&mut packs);
         let packs = listed(&packs).to_vec();
         let (epoch, schema, digests) = (p.epoch, p.schema, p.digests);
-        let head = Head { version: v, epoch, schema, digests, packs, signed_at: now, retired: false };
+        let head = Head { version: v, epoch, schema, digests, packs, requires, signed_at: now, retired: false };
         self.set_head(i, &head).await?;
         sqlx::query("UPDATE publication SET state = 'signed', signed_s = $1 WHERE instance = $2 AND version = $3")
             .bind(seconds(now))

@@ -10,7 +10,7 @@ use proto::keys::SecretKey;
 use proto::layout::{PackKind, PackName};
 use proto::manifest::PackEntry;
 use proto::wire::{Fault, fault};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// One PostgreSQL database, one test at a time.
@@ -90,7 +90,7 @@ async fn pack_one(l: &Ledger, token: Token, version: u64, kinds: &[PackKind]) ->
     l.reserve(token, &reserve).await?;
     let packs: Vec<PackEntry> = kinds.iter().map(|k| pack(version.get(), *k)).collect();
     l.packed(token, &instance, version, &packs, &BTreeMap::new()).await?;
-    Ok(Staged { instance, version })
+    Ok(Staged { instance, version, requires: BTreeSet::new() })
 }
 
 /// A maker that signs each store once a head is there.
@@ -439,6 +439,7 @@ async fn a_head_found_in_the_bucket_is_taken_over_once() {
             schema: 4,
             digests: BTreeMap::new(),
             packs: vec![pack(6, PackKind::Full), pack(7, PackKind::Delta)],
+            requires: BTreeMap::from([("catalog@all".parse().unwrap(), v(3))]),
             signed_at: t(1),
             retired: false,
         };

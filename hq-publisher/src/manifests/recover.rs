@@ -10,7 +10,7 @@ use crate::ledger::{Adopted, FoundList, Head, Ledger, LedgerError, StoreRow, Tak
 use proto::clock::{Clock, Timestamp};
 use proto::dsse::{self, PayloadType};
 use proto::failpoint;
-use proto::ids::{Audience, DeviceId, Instance, StoreId};
+use proto::ids::{Audience, DeviceId, Instance, StoreId, Version};
 use proto::keys::PublicKey;
 use proto::layout::ObjectName;
 use proto::limits::Limits;
@@ -22,8 +22,10 @@ use std::ops::RangeInclusive;
 /// A head that the manifests in the bucket tell of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundHead {
-    /// Its entry in the manifest.
+    /// Its entry in a manifest.
     pub entry: StreamEntry,
+    /// What all manifests that have it at that version say that it requires: stores may follow other instances.
+    pub requires: BTreeMap<Instance, Version>,
     /// The manifest's epoch.
     pub epoch: u64,
     /// When the manifest was signed.
@@ -34,7 +36,8 @@ impl FoundHead {
     /// As the ledger has it.
     pub fn to_head(&self) -> Head {
         let StreamEntry { version, schema, digests, packs, .. } = self.entry.clone();
-        Head { version, epoch: self.epoch, schema, digests, packs, signed_at: self.signed_at, retired: false }
+        let (requires, signed_at) = (self.requires.clone(), self.signed_at);
+        Head { version, epoch: self.epoch, schema, digests, packs, requires, signed_at, retired: false }
     }
 }
 
@@ -136,9 +139,15 @@ async fn find(
             return Err(ManifestsError::Unread { store, stream, reason });
         }
         for (instance, entry) in manifest.instances() {
-            if found.heads.get(&instance).is_none_or(|f| f.entry.version < entry.version) {
-                let head = FoundHead { entry: entry.clone(), epoch: manifest.epoch, signed_at: manifest.created_at };
-                found.heads.insert(instance, head);
+            let requires = entry.requires.iter().filter_map(|(stream, v)| Some((manifest.instance(stream)?, *v)));
+            match found.heads.get_mut(&instance) {
+                Some(known) if known.entry.version > entry.version => {}
+                Some(known) if known.entry.version == entry.version => known.requires.extend(requires),
+                _ => {
+                    let (entry, requires) = (entry.clone(), requires.collect());
+                    let (epoch, signed_at) = (manifest.epoch, manifest.created_at);
+                    found.heads.insert(instance, FoundHead { entry, requires, epoch, signed_at });
+                }
             }
         }
         // Devices whose keys a manifest of ours names go on being heard.

@@ -10,7 +10,7 @@ use crate::mail;
 use proto::clock::{Clock, Timestamp, after, since};
 use proto::digest::{Sha256, Sha256Stream};
 use proto::dsse;
-use proto::ids::{Audience, DeviceId, Instance, StoreId, StreamName, TableName};
+use proto::ids::{Audience, DeviceId, Instance, StoreId, StreamName, TableName, Version};
 use proto::keys::{PublicKey, SecretKey};
 use proto::limits::Limits;
 use proto::manifest::{self, Manifest, StreamEntry};
@@ -573,7 +573,8 @@ impl Signer {
     }
 
     fn build(&self, s: &SignStore<'_>, instances: &[Instance], now: Timestamp) -> Result<Manifest, String> {
-        let streams = instances.iter().filter_map(|i| Some((i.stream.clone(), entry(i, s.heads.get(i)?)))).collect();
+        let listed = |i: &Instance| Some((i.stream.clone(), entry(i, s.heads.get(i)?, instances)));
+        let streams = instances.iter().filter_map(listed).collect();
         let (mut relay, mut registers) = (None, BTreeMap::new());
         for (device, key) in s.devices {
             let key: PublicKey = key.parse().map_err(|e| format!("the key of {device}: {e}"))?;
@@ -619,13 +620,16 @@ pub fn followed(stream: &StreamName, kind: AudienceKind, store: &StoreSeen) -> O
     Some(Instance { stream: stream.clone(), audience })
 }
 
-fn entry(instance: &Instance, head: &Head) -> StreamEntry {
+/// What a list with these instances says of one.
+fn entry(instance: &Instance, head: &Head, listed: &[Instance]) -> StreamEntry {
+    let is_listed = |(i, _): &(&Instance, &Version)| listed.contains(i);
     StreamEntry {
         audience: instance.audience.clone(),
         version: head.version,
         schema: head.schema,
         digests: head.digests.clone(),
         packs: head.packs.clone(),
+        requires: head.requires.iter().filter(is_listed).map(|(i, v)| (i.stream.clone(), *v)).collect(),
     }
 }
 
@@ -646,8 +650,12 @@ impl HeadHashes {
         if let Some(hash) = self.0.get(instance) {
             return Ok(*hash);
         }
-        let entry = entry(instance, head);
-        let json = serde_json::to_vec(&entry).map_err(|e| e.to_string())?;
+        let entry = entry(instance, head, &[]);
+        let mut json = serde_json::to_vec(&entry).map_err(|e| e.to_string())?;
+        // Of these a list has those that it has the instances of, which are part of its hash, too.
+        if !head.requires.is_empty() {
+            serde_json::to_writer(&mut json, &head.requires).map_err(|e| e.to_string())?;
+        }
         // A size that readers may refuse is refused when the pack is made.
         check_as_readers_do(instance, entry, &limits.for_published())?;
         let hash = Sha256::of(&json);

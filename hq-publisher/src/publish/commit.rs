@@ -90,8 +90,12 @@ impl Run<'_> {
     pub(super) async fn sign(&self, mut ready: Vec<Ready>, report: &mut PublishReport) -> Result<(), PublishError> {
         let Some(token) = self.token else { return Ok(()) };
         self.progress.signing(ready.len());
-        let staged: Vec<Staged> =
-            ready.iter().map(|r| Staged { instance: r.instance.clone(), version: r.version }).collect();
+        let stage = |r: &Ready| Staged {
+            instance: r.instance.clone(),
+            version: r.version,
+            requires: self.config.stream(&r.instance.stream).map(|s| s.requires.clone()).unwrap_or_default(),
+        };
+        let staged: Vec<Staged> = ready.iter().map(stage).collect();
         let (unwanted, compared) = self.retired_heads(report);
         let held = self.held(report);
         let news = News { staged: &staged, unwanted: &unwanted, compared: &compared };

@@ -22,12 +22,14 @@ pub struct Stream {
     pub contract: Contract,
     /// The query of each table; none with an inbox.
     pub queries: BTreeMap<TableName, Query>,
+    /// The streams that its rows refer to.
+    pub requires: BTreeSet<StreamName>,
 }
 
 /// All streams, and the stores' query.
 #[derive(Debug, Clone)]
 pub struct Contracts {
-    /// In the order of the settings.
+    /// In the order of the settings, but each after those that it requires.
     pub streams: Vec<Stream>,
     /// The stores' query; none with an inbox.
     pub stores: Option<Query>,
@@ -47,6 +49,7 @@ pub fn load(config: &Config) -> Result<Contracts, ConfigError> {
     }
     let dialect = source_db::dialect(&config.source.kind()?);
     let streams = config.streams.iter().map(|s| stream(config, s, dialect)).collect::<Result<Vec<_>, _>>()?;
+    let streams = in_order(streams)?;
     let named: Vec<_> = streams.iter().map(|s| (&s.name, &s.contract)).collect();
     if let Some(clash) = names_clash(&named) {
         return Err(ConfigError(format!("{clash}; registers keep all streams in one file")));
@@ -93,7 +96,30 @@ fn stream(config: &Config, s: &StreamConfig, dialect: Option<Dialect>) -> Result
     {
         return Err(bad(format!("table {} of {path} has no [[stream.table]] with a query", t.name)));
     }
-    Ok(Stream { name: s.name.clone(), audience: s.audience, contract, queries })
+    Ok(Stream { name: s.name.clone(), audience: s.audience, contract, queries, requires: s.requires.clone() })
+}
+
+/// Each after those that it requires.
+fn in_order(streams: Vec<Stream>) -> Result<Vec<Stream>, ConfigError> {
+    let names: BTreeSet<StreamName> = streams.iter().map(|s| s.name.clone()).collect();
+    for s in &streams {
+        if let Some(unknown) = s.requires.iter().find(|r| !names.contains(*r)) {
+            return Err(ConfigError(format!("stream {}: requires = {unknown}: there is no such [[stream]]", s.name)));
+        }
+    }
+    let (mut left, mut ordered) = (streams, Vec::<Stream>::new());
+    while !left.is_empty() {
+        let is_there = |name: &StreamName| ordered.iter().any(|s| &s.name == name);
+        let Some(next) = left.iter().position(|s| s.requires.iter().all(is_there)) else {
+            let ring: Vec<&str> = left.iter().map(|s| s.name.as_str()).collect();
+            return Err(ConfigError(format!(
+                "streams {}: requires goes in a ring: none could come first",
+                ring.join(", ")
+            )));
+        };
+        ordered.push(left.remove(next));
+    }
+    Ok(ordered)
 }
 
 /// For whom instances of a stream are made, given the stores; with the zone that `:zone` means.

@@ -238,6 +238,9 @@ impl Tools<'_> {
     }
 }
 
+/// Why an instance is held back whose rows are good.
+const OTHER_REFUSED: &str = "another instance of the stream is refused";
+
 /// One run.
 struct Run<'a> {
     config: &'a Config,
@@ -319,8 +322,16 @@ impl Run<'_> {
         let wanted: Vec<&Stream> = contracts.streams.iter().filter(|s| self.is_asked(&s.name)).collect();
         self.progress.planned(wanted.iter().map(|s| audiences(s.audience, &stores).len()).sum());
         let staged = async {
+            let mut out = BTreeSet::new();
             for stream in wanted {
-                self.stage_stream(contracts, stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
+                let lacks = stream.requires.iter().find(|r| out.contains(*r));
+                let why = lacks.map(|r| format!("stream {r}, which it requires, is refused"));
+                let is_whole = self
+                    .stage_stream(contracts, stream, why, &stores, &mut feed, &mut report, &mut ready, &mut settled)
+                    .await?;
+                if !is_whole || lacks.is_some() {
+                    out.insert(&stream.name);
+                }
             }
             self.hold_takers(contracts, &stores, &mut feed, &mut ready, &mut report).await
         }
@@ -445,26 +456,29 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// All audiences of one stream. If one is refused, none is published; but a store without a zone, whose rows are not even
-    /// asked for, says nothing of those of others.
+    /// All audiences of one stream. If one is refused, none is published, nor is what requires the stream; but a store without a
+    /// zone, whose rows are not even asked for, says nothing of those of others. `held` says why none is in any case. Whether
+    /// none was refused.
     #[allow(clippy::too_many_arguments, reason = "the spine's loop, cut in two")]
     async fn stage_stream(
         &self,
         contracts: &Contracts,
         stream: &Stream,
+        held: Option<String>,
         stores: &[StoreRow],
         feed: &mut Feed,
         report: &mut PublishReport,
         ready: &mut Vec<Ready>,
         settled: &mut Vec<Instance>,
-    ) -> Result<(), PublishError> {
+    ) -> Result<bool, PublishError> {
         let first = ready.len();
         let mut refused = false;
         for (audience, zone) in audiences(stream.audience, stores) {
             let instance = Instance { stream: stream.name.clone(), audience };
             let mut entry = InstanceReport::default();
             let keep_open = ready.iter().filter(|r| r.replica.is_some()).count() < OPEN_REPLICAS;
-            match self.stage_one(stream, &instance, zone.as_ref(), refused, keep_open, feed, &mut entry).await {
+            let only_check = refused.then_some(OTHER_REFUSED).or(held.as_deref());
+            match self.stage_one(stream, &instance, zone.as_ref(), only_check, keep_open, feed, &mut entry).await {
                 Ok(Some(one)) => ready.push(one),
                 Ok(None) if entry.outcome == Outcome::Unchanged => settled.push(instance.clone()),
                 Ok(None) => {}
@@ -486,7 +500,7 @@ impl Run<'_> {
                 self.unstage(one, report).await?;
             }
         }
-        Ok(())
+        Ok(!refused)
     }
 
     /// Puts the packs of all that is staged.
@@ -504,12 +518,16 @@ impl Run<'_> {
         stream: &Stream,
         instance: &Instance,
         zone: Option<&Zone>,
-        only_check: bool,
+        only_check: Option<&str>,
         keep_open: bool,
         feed: &mut Feed,
         entry: &mut InstanceReport,
     ) -> Result<Option<Ready>, Stop> {
         let task = Task { stream, instance, zone, only_check, keep_open };
+        if let Some(why) = self.signer.trust().denies(&stream.name) {
+            let text = format!("{why}; `hq-publisher trust rotate --streams …` with the root key names it, too");
+            return Err(stage::refused("NOT_ALLOWED", text));
+        }
         if let Some(text) = self.splits.get(&stream.name) {
             return Err(stage::refused("SHRINK", text));
         }
@@ -534,7 +552,7 @@ impl Run<'_> {
             && entry.outcome != Outcome::Refused
         {
             entry.outcome = Outcome::HeldBack;
-            entry.reason = "another instance of the stream is refused".into();
+            entry.reason = OTHER_REFUSED.into();
             entry.version = self.heads.get(&one.instance).map(|h| h.version);
         }
         Ok(())

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 mod away;
 mod contracts;
+mod requires;
 
 const CATALOG: &str = "CREATE TABLE item (sku TEXT PRIMARY KEY, name TEXT NOT NULL CHECK (length(name) <= 20), plu INTEGER UNIQUE) STRICT;";
 const PRICE: &str = "CREATE TABLE price (sku TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT;\nCREATE TABLE deal (id INTEGER PRIMARY KEY, sku TEXT NOT NULL) STRICT;";
@@ -3019,14 +3020,7 @@ async fn a_mirror_that_missed_something_is_brought_up_whatever_its_mark_says() {
     w.name_buckets(&["objects"]);
     w.sql(CHANGE);
     w.publish().await;
-    let rotate = crate::cli::Rotate {
-        root: false,
-        publisher_only: false,
-        root_key: Vec::new(),
-        keep_old: false,
-        finish: false,
-        clock_is_right: false,
-    };
+    let rotate = crate::cli::Rotate::default();
     Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap().rotate(&rotate).await.unwrap();
     w.name_buckets(&both);
     assert_ne!(w.objects_in("mirror"), w.objects());

@@ -13,7 +13,7 @@ use proto::digest::Sha256;
 use proto::dsse::Envelope;
 use proto::keys::SecretKey;
 use proto::wire::{Beat, BeatAnswer, Fault, Heartbeat, Receipt, StreamReport, StreamState, fault};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tower::ServiceExt;
 
 struct World {
@@ -78,6 +78,7 @@ impl World {
             schema: 1,
             digests: BTreeMap::new(),
             packs: Vec::new(),
+            requires: BTreeMap::new(),
             signed_at: self.clock.now(),
             retired: false,
         };
@@ -444,7 +445,7 @@ async fn who_never_got_a_stream_is_counted_as_behind() {
     let mut w = World::new().await;
     let mut config = w.app.config.clone();
     let (name, schema) = ("price".parse().unwrap(), "price.sql".into());
-    config.streams.push(StreamConfig { name, audience: AudienceKind::Zone, schema, tables: Vec::new() });
+    config.streams.push(StreamConfig { name, audience: AudienceKind::Zone, schema, requires: BTreeSet::new(), tables: Vec::new() });
     let (stop, stopping) = watch::channel(false);
     w.app = App::open(&config, w.clock.clone(), stopping).await.unwrap();
     w.stop = stop;

@@ -28,7 +28,7 @@ use proto::fetch::BadSource;
 use proto::follow::lock;
 use proto::ids::{Instance, Version};
 use proto::layout::{PackKind, PackName};
-use proto::manifest::{Manifest, PackEntry, StreamEntry};
+use proto::manifest::{Listed, Manifest, PackEntry, StreamEntry};
 use proto::replica::{is_in_the_way, sqlite};
 use proto::retry::Verdict;
 use proto::shelf;
@@ -215,6 +215,20 @@ enum Went<T> {
     Over(End),
 }
 
+/// Whether a stream waits for another: for one to lose a table that it gets, or for a version that it requires.
+fn waits(manifest: &Manifest, listed: &Listed, instance: &Instance, held: &AllHeld) -> bool {
+    is_in_the_way(listed, &instance.stream, held) || lacks(manifest, instance, held).is_some()
+}
+
+/// What a stream requires of others and is not held, for people.
+fn lacks(manifest: &Manifest, instance: &Instance, held: &AllHeld) -> Option<String> {
+    let of = |i: &Instance| held.get(&i.stream)?.version_of(i, manifest.epoch);
+    let lacking = manifest.lacking(&instance.stream, of);
+    let each: Vec<String> = lacking.iter().map(|(stream, version)| format!("version {version} of {stream}")).collect();
+    (!each.is_empty())
+        .then(|| format!("DEP_MISSING: it requires {}, which this register does not hold yet", each.join(", ")))
+}
+
 /// The databases of a data directory, open.
 struct Files {
     device: Arc<Mutex<Device>>,
@@ -384,7 +398,7 @@ impl Agent {
         }
     }
 
-    /// Steps 3 to 6 for all streams; those that waited for another to lose a table again, for as long as others move on.
+    /// Steps 3 to 6 for all streams; those that waited for another again, for as long as others move on.
     async fn bring_all(&self, goal: &Goal, held: &AllHeld, news: &mut watch::Receiver<u64>) -> End {
         let mut end = End::Done;
         let (mut turn, listed) = (self.in_order(goal, held), goal.manifest.tables());
@@ -398,7 +412,7 @@ impl Agent {
                 if ended == End::Again || self.halted.load(Ordering::Relaxed) {
                     return end.or(ended);
                 }
-                if is_in_the_way(&listed, &instance.stream, &self.shown().held) {
+                if waits(&goal.manifest, &listed, &instance, &self.shown().held) {
                     why = why.or(ended);
                     waiting.push((instance, entry));
                 } else {
@@ -471,13 +485,13 @@ impl Agent {
     }
 
     /// The streams, what is nearly there first: a large pack must not hold up a small one. What
-    /// killed this process before comes last, and before it what gets a table that another is to lose.
+    /// killed this process before comes last, and before it what waits for another stream.
     fn in_order<'g>(&self, goal: &'g Goal, held: &AllHeld) -> Vec<(Instance, &'g StreamEntry)> {
         let (deadly, listed) = (self.tries.last().map(|t| t.pack.instance), goal.manifest.tables());
         let bytes = |(instance, entry): &(Instance, &StreamEntry)| {
             let next = self.next(goal, instance, entry, held, &BTreeSet::new());
             let bytes = if let Next::Apply(packs) = next { packs.iter().map(|p| p.bytes).sum() } else { 0 };
-            (deadly.as_ref() == Some(instance), is_in_the_way(&listed, &instance.stream, held), bytes)
+            (deadly.as_ref() == Some(instance), waits(&goal.manifest, &listed, instance, held), bytes)
         };
         let mut streams: Vec<_> = goal.manifest.instances().collect();
         streams.sort_by_cached_key(|s| bytes(s));
@@ -551,14 +565,14 @@ impl Agent {
         goal: &Goal,
         instance: &Instance,
         entry: &'g StreamEntry,
-        held: &'g AllHeld,
+        all: &'g AllHeld,
         without: &BTreeSet<PackName>,
     ) -> Next<'g> {
         let Some(served) = self.upstream.served(goal.from, instance) else {
             let why = self.upstream.silence().map(|e| format!(": {e}")).unwrap_or_default();
             return Next::Wait(format!("the relay has not told its versions yet{why}"));
         };
-        let held = held.get(&instance.stream).map(at);
+        let held = all.get(&instance.stream).map(at);
         let drifted = self.memory.drifted(&instance.stream);
         let standing = Standing { held: held.as_ref(), entry, epoch: goal.manifest.epoch, served, drifted };
         let word = (goal.from == pace::From::Fallback).then(|| self.upstream.word());
@@ -574,6 +588,8 @@ impl Agent {
         });
         // The borrow of `held` above ends here; the packs are the manifest's.
         match next {
+            // Rows that are not those of their version are healed all the same.
+            Next::Apply(_) if !drifted && let Some(why) = lacks(&goal.manifest, instance, all) => Next::Wait(why),
             Next::Nothing => Next::Nothing,
             Next::Wait(why) => Next::Wait(why),
             Next::Apply(packs) => Next::Apply(packs.iter().filter_map(|p| entry.pack(p.version, p.kind)).collect()),

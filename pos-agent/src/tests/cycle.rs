@@ -288,6 +288,77 @@ async fn a_zone_switch_and_a_new_epoch_are_one_transaction_each() {
     assert_eq!(r.rows("price"), rows(80, 400));
 }
 
+/// Whoever has the publisher's key brings no new tables here.
+#[tokio::test]
+async fn a_stream_that_root_keys_did_not_allow_is_left_alone_and_told() {
+    let mut hq = usual();
+    hq.allow(&["price", "promo"]);
+    hq.full("extra@all", 1, &rows(5, 1));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let told = |agent: &_| {
+        let versions = ["price@zone-east", "promo@all", "extra@all"].map(|i| version(agent, i));
+        assert_eq!(versions, [Some(50), Some(7), None]);
+        let status = report::stand(agent, Vec::new());
+        let [error] = &status.errors[..] else { panic!("{:?}", status.errors) };
+        assert_eq!((error.code.as_str(), error.object.as_deref()), (fault::STREAM_REFUSED, Some("extra")));
+        assert!(error.text.contains("trust file 2 does not name it"), "{}", error.text);
+    };
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    told(&agent);
+    drop(agent);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    told(&agent);
+    hq.allow(&[]);
+    hq.sign();
+    cycle(&agent).await;
+    assert_eq!(version(&agent, "extra@all"), Some(1));
+    assert!(report::stand(&agent, Vec::new()).errors.is_empty());
+}
+
+/// Mix and match: a version is taken with what it was made with, or not yet. Others go on.
+#[tokio::test]
+async fn a_stream_waits_for_the_versions_that_it_requires() {
+    let mut hq = usual();
+    hq.full("tax@all", 3, &rows(5, 1));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    let versions = |agent: &_| ["price@zone-east", "promo@all", "tax@all"].map(|i| version(agent, i));
+    assert_eq!(versions(&agent), [Some(50), Some(7), Some(3)]);
+
+    // Tax comes after price in the alphabet, and is larger.
+    hq.delta("price@zone-east", 51, &rows(101, 100));
+    hq.delta("promo@all", 8, &rows(11, 1));
+    hq.poisoned_delta("tax@all", 4, &rows(500, 2));
+    hq.requires("price", "tax", 4);
+    hq.sign();
+    cycle(&agent).await;
+    assert_eq!(versions(&agent), [Some(50), Some(8), Some(3)], "what tax has is refused, and price waits for it");
+    let status = report::stand(&agent, Vec::new());
+    let why = "price@zone-east: DEP_MISSING: it requires version 4 of tax, which this register does not hold yet";
+    assert!(status.debts.iter().any(|d| d == why), "{:?}", status.debts);
+    assert_eq!(status.streams[&instance("price@zone-east")].state, StreamState::Behind);
+    assert_eq!(codes(&agent), [fault::PACK_IN_ERROR], "one fault is told once");
+
+    hq.full("tax@all", 5, &rows(500, 3));
+    hq.sign();
+    cycle(&agent).await;
+    assert_eq!(versions(&agent), [Some(51), Some(8), Some(5)], "both in one cycle, what is required first");
+    assert!(report::stand(&agent, Vec::new()).debts.is_empty());
+
+    // Rows that are not those of their version are worse than old ones of another stream.
+    hq.requires("price", "tax", 6);
+    hq.full("price@zone-east", 52, &rows(101, 100));
+    hq.sign();
+    agent.memory.latch_drift(&instance("price@zone-east").stream, "a hand").unwrap();
+    cycle(&agent).await;
+    assert_eq!((version(&agent, "price@zone-east"), r.rows("price")), (Some(52), rows(101, 100)));
+}
+
 #[tokio::test]
 async fn a_stream_that_is_listed_no_more_is_kept_until_its_table_is_in_the_way() {
     let mut hq = usual();

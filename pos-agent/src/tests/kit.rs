@@ -19,7 +19,7 @@ use proto::trust::{EnrolCode, PublisherKey, RootKeys, Trust, sign_manifest};
 use proto::value::Value;
 use proto::wire::{BeatAnswer, Beats, Fault, Heartbeat};
 use rusqlite::Connection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -60,6 +60,8 @@ pub struct Hq {
     pub epoch: u64,
     pub serial: u64,
     trust_version: u64,
+    /// The streams that root keys allow; none: any.
+    allowed: BTreeSet<StreamName>,
     pub streams: BTreeMap<StreamName, StreamEntry>,
     states: BTreeMap<(Instance, Version), Rows>,
 }
@@ -72,6 +74,7 @@ impl Hq {
             epoch: 1,
             serial: 0,
             trust_version: 0,
+            allowed: BTreeSet::new(),
             streams: BTreeMap::new(),
             states: BTreeMap::new(),
         };
@@ -93,10 +96,15 @@ impl Hq {
             created_at: now,
             root: Hq::roots(),
             publishers,
+            streams: self.allowed.clone(),
         };
         let bytes = trust.sign(&[&key(1)]).unwrap();
         self.put(&ObjectName::Trust, &bytes);
         self.put(&ObjectName::TrustVersion(self.trust_version), &bytes);
+    }
+    pub fn allow(&mut self, streams: &[&str]) {
+        self.allowed = streams.iter().map(|s| s.parse().unwrap()).collect();
+        self.put_trust();
     }
     pub fn new_epoch(&mut self) {
         self.epoch += 1;
@@ -156,6 +164,11 @@ impl Hq {
         self.publish(i, version, Some(base), rows, StateDigest::default());
     }
 
+    /// What the newest version of a stream requires of another.
+    pub fn requires(&mut self, stream: &str, of: &str, version: u64) {
+        self.streams.get_mut(stream).unwrap().requires = BTreeMap::from([(of.parse().unwrap(), v(version))]);
+    }
+
     fn publish(&mut self, i: &str, version: u64, base: Option<Version>, rows: &Rows, proof: StateDigest) {
         let i = instance(i);
         let table: TableName = self.tables.get(i.stream.as_str()).unwrap_or(&i.stream.as_str()).parse().unwrap();
@@ -169,6 +182,7 @@ impl Hq {
             schema: 1,
             digests: BTreeMap::new(),
             packs: Vec::new(),
+            requires: BTreeMap::new(),
         };
         let s = self.streams.entry(i.stream.clone()).or_insert_with(|| fresh.clone());
         if s.audience != i.audience {

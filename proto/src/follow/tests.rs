@@ -57,7 +57,15 @@ impl Bench {
     fn trust(&self, version: u64, publisher: u8) {
         let publishers =
             vec![PublisherKey { key: key(publisher).public(), expires_at: after(t0(), Duration::from_secs(1 << 26)) }];
-        let trust = Trust { format: 1, version, epoch: 1, created_at: t0(), root: roots(), publishers };
+        let trust = Trust {
+            format: 1,
+            version,
+            epoch: 1,
+            created_at: t0(),
+            root: roots(),
+            publishers,
+            streams: Default::default(),
+        };
         let bytes = trust.sign(&[&key(1)]).unwrap();
         self.put(&ObjectName::TrustVersion(version), &bytes);
         self.put(&ObjectName::Trust, &bytes);
@@ -131,6 +139,7 @@ async fn what_is_refused_leaves_the_last_good_one() {
         created_at: t0(),
         root: RootKeys { threshold: 1, keys: vec![key(66).public()] },
         publishers: vec![],
+        streams: Default::default(),
     };
     let bytes = forged.sign(&[&key(66)]).unwrap();
     bench.put(&ObjectName::TrustVersion(2), &bytes);

@@ -27,7 +27,8 @@ fn put_graph(repo: &mut Repo, packs: &[Pack], version: u64) {
         packs.iter().map(|(base, to, bytes)| PackEntry { bytes: *bytes, ..entry(*base, *to, b"rows") }).collect();
     let audience = "zone-east".parse().unwrap();
     let version = Version::try_from(version).unwrap();
-    let stream = StreamEntry { audience, version, schema: 1, digests: BTreeMap::new(), packs };
+    let stream =
+        StreamEntry { audience, version, schema: 1, digests: BTreeMap::new(), packs, requires: BTreeMap::new() };
     repo.list.streams.insert("price".parse().unwrap(), stream);
     repo.put_list(|_| ());
 }

@@ -195,6 +195,7 @@ impl Repo {
             created_at: t0(),
             root: roots(1, &[1]),
             publishers: vec![publisher(11)],
+            streams: Default::default(),
         };
         let list = Manifest {
             format: 1,
@@ -309,6 +310,7 @@ impl Repo {
             schema: 1,
             digests: BTreeMap::new(),
             packs: Vec::new(),
+            requires: BTreeMap::new(),
         });
         stream.version = entry.version;
         stream.packs.push(entry);

@@ -103,6 +103,7 @@ impl Hq {
                 // The binaries go by the system's clock.
                 expires_at: after(now(), Duration::from_secs(36_500 * 86_400)),
             }],
+            streams: Default::default(),
         };
         let bytes = trust.sign(&[&secret(1)]).unwrap();
         self.put(&ObjectName::Trust, &bytes);
@@ -237,6 +238,7 @@ impl Hq {
             schema: 1,
             digests: BTreeMap::from([(table(stream), digest(&line.rows))]),
             packs: line.entries.clone(),
+            requires: BTreeMap::new(),
         };
         Manifest {
             format: 1,

@@ -166,6 +166,7 @@ fn trust(version: u64, root: u8, signers: &[u8]) -> Vec<u8> {
         created_at: now(),
         root: RootKeys { threshold: 1, keys: vec![secret(root).public()] },
         publishers: vec![PublisherKey { key: secret(10).public(), expires_at: forever }],
+        streams: Default::default(),
     };
     let keys: Vec<_> = signers.iter().map(|n| secret(*n)).collect();
     trust.sign(&keys.iter().collect::<Vec<_>>()).unwrap()
