@@ -445,7 +445,13 @@ async fn who_never_got_a_stream_is_counted_as_behind() {
     let mut w = World::new().await;
     let mut config = w.app.config.clone();
     let (name, schema) = ("price".parse().unwrap(), "price.sql".into());
-    config.streams.push(StreamConfig { name, audience: AudienceKind::Zone, schema, requires: BTreeSet::new(), tables: Vec::new() });
+    config.streams.push(StreamConfig {
+        name,
+        audience: AudienceKind::Zone,
+        schema,
+        requires: BTreeSet::new(),
+        tables: Vec::new(),
+    });
     let (stop, stopping) = watch::channel(false);
     w.app = App::open(&config, w.clock.clone(), stopping).await.unwrap();
     w.stop = stop;
