@@ -450,6 +450,8 @@ fn settings(dir: &Path, columns: u32) -> String {
          [alerts]\ndisk_low_percent = 0\n[publish]\ndeltas = 3\nkeep = \"20m\"\ndelete_after = \"10m\"\nlevel = 1\nresign_after = \"12h\"\n"
         .to_owned();
     for s in &STREAMS {
+        // Its rows say shares of prices.
+        let requires = if s.name == "promo" { "requires = [\"price\"]\n" } else { "" };
         let (mut ddl, mut query) = (s.ddl.to_owned(), s.query.to_owned());
         for n in (1..=columns).filter(|_| s.name == "promo") {
             ddl = ddl.replace(") STRICT;", &format!(", extra{n} TEXT) STRICT;"));
@@ -458,7 +460,7 @@ fn settings(dir: &Path, columns: u32) -> String {
         fs::write(dir.join(format!("{}.sql", s.name)), ddl).unwrap();
         let _ = write!(
             text,
-            "[[stream]]\nname = \"{0}\"\naudience = \"{1}\"\nschema = \"{0}.sql\"\n[[stream.table]]\nname = \"{0}\"\nquery = \"{2}\"\n",
+            "[[stream]]\nname = \"{0}\"\naudience = \"{1}\"\nschema = \"{0}.sql\"\n{requires}[[stream.table]]\nname = \"{0}\"\nquery = \"{2}\"\n",
             s.name, s.audience, query
         );
     }

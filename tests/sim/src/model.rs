@@ -26,6 +26,8 @@ pub struct Model {
     reserved: BTreeMap<Version, String>,
     /// Those that a manifest in the bucket listed, with their digests.
     published: BTreeMap<Version, String>,
+    /// What a version requires, by the lists: the version of another instance.
+    required: BTreeMap<Version, BTreeMap<String, u64>>,
     /// Packs that such a manifest listed: name below `packs/`, hash.
     packs: BTreeMap<String, String>,
     /// Manifests that headquarters never signed, by hash.
@@ -70,6 +72,7 @@ impl Model {
             hq: hq.to_owned(),
             reserved: BTreeMap::new(),
             published: BTreeMap::new(),
+            required: BTreeMap::new(),
             packs: BTreeMap::new(),
             forged: BTreeSet::new(),
             serials: BTreeMap::new(),
@@ -166,9 +169,43 @@ impl Model {
             }
             for (stream, entry) in m["streams"].as_object().unwrap() {
                 self.look_at_entry(stream, entry)?;
+                self.look_at_requires(stream, entry, &m["streams"])?;
             }
         }
         Ok(())
+    }
+
+    /// What is required is listed beside.
+    fn look_at_requires(&mut self, stream: &str, entry: &Value, listed: &Value) -> Checked {
+        for (of, least) in entry["requires"].as_object().into_iter().flatten() {
+            let (there, least) = (&listed[of], number(least));
+            if there.is_null() || number(&there["version"]) < least {
+                return Err(format!("{stream} requires {of} {least}, and listed is {}", there["version"]));
+            }
+            let version = (format!("{stream}@{}", text(&entry["audience"])), number(&entry["version"]));
+            let of = format!("{of}@{}", text(&there["audience"]));
+            self.required.entry(version).or_default().insert(of, least);
+        }
+        Ok(())
+    }
+
+    /// A register that takes a version holds what that requires.
+    fn has_required(&self, register: &str, instance: &str, version: u64, rows: &[Row]) -> Checked {
+        let required = self.required.get(&(instance.to_owned(), version));
+        for (stream, audience, held, _) in rows {
+            let of = format!("{stream}@{audience}");
+            if let Some(least) = required.and_then(|r| r.get(&of)).filter(|least| *held < **least) {
+                return Err(format!(
+                    "{register} took {instance} {version}, which requires {of} {least}: it holds {held}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any version was seen to require another.
+    pub fn saw_required(&self) -> bool {
+        !self.required.is_empty()
     }
 
     /// Reads what was exported: what is signed is published, also where its manifest could not be put.
@@ -256,16 +293,23 @@ impl Model {
         let rows = db.map_or(Ok(Vec::new()), streams_of);
         let rows = rows.map_err(|e| format!("the database of {device} cannot be read: {e}"))?;
         let mut there = BTreeSet::new();
-        for (stream, audience, version, epoch) in rows {
+        for (stream, audience, version, epoch) in &rows {
+            let (version, epoch) = (*version, *epoch);
             if !there.insert(stream.clone()) {
                 return Err(format!("{device} holds {stream} twice"));
             }
             let instance = format!("{stream}@{audience}");
-            let found = digest::of_table(db.unwrap(), &stream);
-            self.may_hold(device, &stream, &instance, version, &found)?;
+            let found = digest::of_table(db.unwrap(), stream);
+            // Rows that a hand changed are healed, whatever else is there.
+            let was_right = !self.tampered.contains(&(device.to_owned(), stream.clone()));
+            self.may_hold(device, stream, &instance, version, &found)?;
             let before = self.held.insert((device.to_owned(), instance.clone(), epoch), version);
             if before.is_some_and(|b| b > version) {
                 return Err(format!("{device} went back from {instance} {} to {version}", before.unwrap_or(0)));
+            }
+            // A relay's shadow proves each stream by itself.
+            if before != Some(version) && was_right && device.contains('-') {
+                self.has_required(device, &instance, version, &rows)?;
             }
         }
         let had = self.streams.entry(device.to_owned()).or_default();
@@ -463,8 +507,11 @@ fn is_made(db: &Connection) -> bool {
     db.query_row(sql, [], |r| r.get::<_, i64>(0)).unwrap_or(1) > 0
 }
 
+/// Stream, audience, version, epoch.
+type Row = (String, String, u64, u64);
+
 /// Nothing where it has not been made; an error where it cannot be read.
-fn streams_of(db: &Connection) -> rusqlite::Result<Vec<(String, String, u64, u64)>> {
+fn streams_of(db: &Connection) -> rusqlite::Result<Vec<Row>> {
     if !is_made(db) {
         return Ok(Vec::new());
     }

@@ -314,6 +314,9 @@ impl Sim {
         }
         self.cycles = self.converge(Goal::Source, self.now(), CYCLES).await?.max(by_a_publish);
         self.say(format!("everything is at headquarters' versions, cycle {}", self.cycles));
+        if !self.model.lock().unwrap().saw_required() {
+            return Err("no list says what promo requires".into());
+        }
         // 6. People hear that it is over.
         let told = self.now() + 130_000;
         self.go_until(told).await?;
