@@ -507,6 +507,7 @@ impl<'a> Desk<'a> {
     }
 
     async fn rotate_held(&self, options: &crate::cli::Rotate, token: Token) -> Result<TrustReport, EnrolError> {
+        self.check_streams(options).await?;
         if self.knows_nothing().await? {
             return self.rotate_lost(options).await;
         }
@@ -524,7 +525,6 @@ impl<'a> Desk<'a> {
                 "a rotation is under way, and what lists may have is told when one begins: run `trust rotate` first";
             return Err(EnrolError::Init(text.into()));
         }
-        self.check_streams(options).await?;
         self.look_before_letting_go().await?;
         if !under_way {
             new_root = self.trust_both(trust, roots, options).await?;

@@ -161,9 +161,9 @@ async fn serve(config: Config, clock: Arc<dyn Clock>) -> anyhow::Result<Exit> {
     tracing::info!(register = %agent.config.register, data = %agent.config.data_dir.display(), api = %agent.config.local_listen, "running");
     let agent = Arc::new(agent);
     follow::lock(&agent.device).note_start(agent.clock.now(), &clock::boot_id());
-    let exit = run::run(Arc::clone(&agent), listener, shutdown).await;
+    run::run(Arc::clone(&agent), listener, shutdown).await;
     follow::lock(&agent.device).note_end();
-    Ok(exit)
+    Ok(Exit::Done)
 }
 
 /// The agent, and after it its API: a POS application that holds the database and asks for a hold would wait for an answer

@@ -50,10 +50,6 @@ pub struct Config {
     /// The pause between checks of all rows against their digests; the first is at the start. 24 h.
     #[serde(default = "day")]
     pub verify: HumanDuration,
-    /// How long it reports `HALTED`, after a failed sync or a database damaged twice, before it ends with exit 1, for its
-    /// service manager to start it anew. Not at the third start within an hour: it waits for a person. 1 min.
-    #[serde(default = "minute")]
-    pub halted_for: HumanDuration,
     /// Room kept aside to recover from a full disk. The lesser of 64 MiB and 2% of the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ballast: Option<HumanBytes>,

@@ -10,7 +10,6 @@ use proto::cli::{self, Exit};
 use proto::follow;
 use proto::http::Gate;
 use proto::retry::{Backoff, random_unit};
-use proto::wire::fault;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -30,12 +29,8 @@ const POLL_GAP: Duration = Duration::from_millis(500);
 /// not asked more often than [`POLL_GAP`].
 const BURST: u32 = 8;
 
-/// Runs until `shutdown`, or until it halted and may be started anew: failed then.
-pub async fn run(
-    agent: Arc<Agent>,
-    listener: TcpListener,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Exit {
+/// Runs until `shutdown`.
+pub async fn run(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send + 'static) {
     let (stop, mut stopped) = watch::channel(false);
     let mut news = agent.news.subscribe();
     let mut loops = tokio::task::JoinSet::new();
@@ -54,24 +49,19 @@ pub async fn run(
     let api = tokio::spawn(serve(agent.clone(), listener, async move {
         let _ = api_stopped.wait_for(|s| *s).await;
     }));
-    let stopping = stop.clone();
     tokio::spawn(async move {
         shutdown.await;
-        stopping.send_replace(true);
+        stop.send_replace(true);
     });
     cli::notify_ready();
-    let exit = tokio::select! {
-        () = cycles(&agent, &mut news) => {
-            stop.send_replace(true);
-            Exit::Failed
-        }
-        _ = stopped.wait_for(|s| *s) => Exit::Done,
-    };
+    tokio::select! {
+        () = cycles(&agent, &mut news) => {}
+        _ = stopped.wait_for(|s| *s) => {}
+    }
     cli::notify_stopping();
     // A transaction that is running ends by itself before the runtime does.
     loops.shutdown().await;
     let _ = api.await;
-    exit
 }
 
 async fn serve(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
@@ -80,18 +70,13 @@ async fn serve(agent: Arc<Agent>, listener: TcpListener, shutdown: impl Future<O
     proto::http::serve_gated(listener, Arc::new(gate), shutdown, handler).await;
 }
 
-/// Cycle after cycle, as `pace` says, until it halted and has told so, and may be started anew.
+/// Cycle after cycle, as `pace` says.
 async fn cycles(agent: &Agent, news: &mut watch::Receiver<u64>) {
     // The first look at the relay comes first, whatever it brings.
     let _ = timeout(agent.upstream.rules().relay_silent, news.changed()).await;
     let mut failures = 0;
     loop {
         let end = agent.cycle(news).await;
-        if end == End::Halted && follow::lock(&agent.device).starts().may_begin_again(agent.clock.now()) {
-            sleep(agent.config.halted_for.0).await;
-            tracing::error!(code = fault::HALTED, "ending, to be started anew and read all from the disk");
-            return;
-        }
         failures = if end == End::Retry { failures + 1 } else { 0 };
         let (seen, share) = agent.upstream.seen();
         let now = agent.clock.monotonic();

@@ -12,7 +12,7 @@ use crate::layout::{ObjectName, PackName};
 use crate::limits::Limits;
 use crate::manifest::PackEntry;
 use crate::retry::Verdict;
-use crate::trust::{Accepted, Refusal, TrustState, accept_manifest};
+use crate::trust::{Accepted, Refusal, TrustState, Verified, accept_manifest};
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -184,7 +184,8 @@ async fn refresh_from(
             return Err(unread.unwrap_or_else(refused));
         }
     };
-    let changed = !accepted.again || d.manifest().is_none();
+    // A newer trust file may read the same list otherwise.
+    let changed = !accepted.again || d.manifest().map(Verified::get) != Some(accepted.manifest.get());
     if changed {
         d.save(&trust, Some(&accepted))?;
     }

@@ -330,6 +330,7 @@ mod tests {
             let told = &read.unread["catalog"];
             assert!(told.contains(why), "{what}: {told}");
             let catalog = "catalog".parse().unwrap();
+            assert!(!read.lists_stream(&"tax".parse().unwrap()));
             assert!(
                 read.lists_stream(&catalog) && read.tables()[&catalog].is_none() && read.instance(&catalog).is_none()
             );
@@ -358,6 +359,69 @@ mod tests {
             let e = Manifest::for_reader(&list(change), &Limits::default()).unwrap_err().to_string();
             assert!(e.contains(why), "{why}: {e}");
         }
+    }
+
+    #[test]
+    fn packs_are_listed_by_instance_version_and_kind() {
+        let listed = Manifest::for_reader(&list(|_| {}), &Limits::default()).unwrap();
+        for (pack, is_listed) in [
+            ("price@all/0000000001.full.pack", true),
+            ("price@all/0000000001.delta.pack", false),
+            ("price@all/0000000002.full.pack", false),
+            ("price@zone-east/0000000001.full.pack", false),
+            ("promo@all/0000000001.full.pack", false),
+        ] {
+            assert_eq!(listed.lists(&pack.parse().unwrap()), is_listed, "{pack}");
+        }
+        let unread = list(|m| m["streams"]["price"]["audience"] = json!("region-north"));
+        let unread = Manifest::for_reader(&unread, &Limits::default()).unwrap();
+        assert!(unread.lists(&"price@zone-east/0000000009.delta.pack".parse().unwrap()), "any may be");
+        assert!(!unread.lists(&"promo@all/0000000001.full.pack".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_device_is_known_by_its_own_key() {
+        let key = |n| crate::keys::SecretKey::from_seed([n; 32]).public();
+        let keys = |m: &mut Value| {
+            m["relay"] = json!(key(1).to_string());
+            m["registers"] = json!({"0421-01": key(2).to_string()});
+        };
+        let listed = Manifest::for_reader(&list(keys), &Limits::default()).unwrap();
+        let plain = Manifest::for_reader(&list(|_| {}), &Limits::default()).unwrap();
+        for (device, n) in
+            [("0421", Some(1)), ("0421-01", Some(2)), ("0421-02", None), ("0815", None), ("0815-01", None)]
+        {
+            let device: DeviceId = device.parse().unwrap();
+            assert_eq!(listed.key_of(&device), n.map(key).as_ref(), "{device}");
+            assert_eq!(plain.key_of(&device), None, "{device}");
+            let told = |n| listed.disowns(&device, &key(n)).unwrap_or_default();
+            assert_eq!(n.map(told).unwrap_or_default(), "", "{device}");
+            let why = if n.is_some() { "lists another key than this device's" } else { "does not list this device" };
+            assert!(told(9).starts_with(&format!("manifest 1 {why}")), "{device}: {}", told(9));
+        }
+    }
+
+    #[test]
+    fn what_a_stream_requires_and_is_not_held_is_lacking() {
+        let listed = |change: fn(&mut Value)| Manifest::for_reader(&list(change), &Limits::default()).unwrap();
+        let requires: fn(&mut Value) = |m| m["streams"]["price"]["requires"] = json!({"catalog": 1, "tax": 3});
+        let lacking = |m: &Manifest, stream: &str, held: &[(&str, u64)]| {
+            let of = |i: &Instance| {
+                held.iter().find(|(name, _)| *name == i.to_string()).map(|(_, v)| (*v).try_into().unwrap())
+            };
+            let lacking = m.lacking(&stream.parse().unwrap(), of);
+            lacking.into_iter().map(|(s, v)| format!("{s} {v}")).collect::<Vec<_>>()
+        };
+        let m = listed(requires);
+        assert_eq!(lacking(&m, "price", &[]), ["catalog 1", "tax 3"]);
+        assert_eq!(lacking(&m, "price", &[("catalog@all", 1), ("tax@all", 3)]), ["tax 3"], "not listed");
+        assert_eq!(lacking(&m, "price", &[("catalog@zone-east", 1)]), ["catalog 1", "tax 3"], "another instance");
+        assert!(lacking(&m, "catalog", &[]).is_empty() && lacking(&m, "tax", &[]).is_empty());
+        let m = listed(|m| m["streams"]["price"]["requires"] = json!({"catalog": 2}));
+        assert_eq!(lacking(&m, "price", &[("catalog@all", 1)]), ["catalog 2"]);
+        assert!(lacking(&m, "price", &[("catalog@all", 3)]).is_empty());
+        // As it was signed by who knows nothing of it, and by who has nothing to require.
+        assert!(!String::from_utf8(listed(|_| {}).to_payload().unwrap()).unwrap().contains("requires"));
     }
 
     fn key() -> String {

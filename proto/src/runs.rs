@@ -17,11 +17,6 @@ pub const CRASHES_WITHIN: Duration = Duration::from_secs(600);
 /// How long a loop of crashes is told of after the last one.
 pub const CRASHES_TOLD: Duration = Duration::from_secs(3600);
 
-/// Starts within [`HALTS_WITHIN`] from which a program that halts waits for a person: its disk bends what it is given.
-pub const HALTS: usize = 3;
-/// An hour.
-pub const HALTS_WITHIN: Duration = Duration::from_secs(3600);
-
 /// How long a second machine is told of after it was last noticed.
 pub const DOUBLE_TOLD: Duration = Duration::from_secs(3600);
 
@@ -76,12 +71,6 @@ impl Starts {
     /// The program ends of itself.
     pub fn end(&mut self) {
         self.running = false;
-    }
-
-    /// Whether a program that halted may end, so that it is started anew and reads all that it has from the disk.
-    pub fn may_begin_again(&self, now: Timestamp) -> bool {
-        let is_near = |s: &&Start| since(now, s.at).max(since(s.at, now)) <= HALTS_WITHIN;
-        self.latest.iter().filter(is_near).count() < HALTS
     }
 
     /// What the starts tell: power that fails again and again, a program that dies again and again.
@@ -200,20 +189,6 @@ mod tests {
         }
         assert!(codes(&slow, 3100).is_empty(), "one in 151 s is no loop");
         assert!(slow.latest.len() <= STARTS && serde_json::to_string(&slow).unwrap().len() < 4000);
-    }
-
-    #[test]
-    fn who_halts_begins_again_twice_an_hour() {
-        let mut s = Starts::default();
-        for n in 0..2 {
-            s.begin(t(n * 60), "boot");
-            assert!(s.may_begin_again(t(n * 60 + 30)));
-            s.end();
-        }
-        s.begin(t(120), "boot");
-        assert!(!s.may_begin_again(t(150)) && !s.may_begin_again(t(3600)));
-        assert!(s.may_begin_again(t(3601)), "the first was more than an hour ago");
-        assert!(s.may_begin_again(t(-3600)), "a clock that went far back locks nobody in");
     }
 
     fn beat(run: &str, sent: i64) -> Heartbeat {

@@ -372,6 +372,7 @@ mod tests {
             let canonical = rows.push(&row).to_vec();
             rows.push(&[]);
             prop_assert_eq!(rows.iter().collect::<Vec<_>>(), [&canonical[..], &[]]);
+            prop_assert_eq!(rows.bytes(), canonical.len());
             prop_assert_eq!(from_canonical(&canonical, 4).unwrap(), row.to_vec());
             for cut in 0..canonical.len() {
                 prop_assert!(from_canonical(&canonical[..cut], 4).is_none());
@@ -402,5 +403,43 @@ mod tests {
         let mut row = Vec::new();
         read_row(b"[null,3,null,null]", &TYPES, &mut row).unwrap();
         assert_eq!(row, [Value::Null, Value::Real(3.0), Value::Null, Value::Null]);
+        row.clear();
+        read_row(b"[1,18446744073709551615,null,null]", &TYPES, &mut row).unwrap();
+        assert_eq!(row[1], Value::Real(u64::MAX as f64));
+    }
+
+    #[test]
+    fn errors_say_what_was_wanted() {
+        let told = |line: &str| read_row(line.as_bytes(), &TYPES, &mut Vec::new()).unwrap_err().to_string();
+        for (line, why) in [
+            (r#"["1",1.0,"a",""]"#, "invalid type: string \"1\", expected a value of type INTEGER or null"),
+            (r#"[1,1.0,5,""]"#, "invalid type: integer `5`, expected a value of type TEXT or null"),
+            (r#"[1,1.0,"a",5]"#, "invalid type: integer `5`, expected a value of type BLOB or null"),
+            (r#"[1,"x","a",""]"#, "invalid type: string \"x\", expected a value of type REAL or null"),
+            (r#"[1,1.0,"a"]"#, "invalid length 3, expected an array of 4 values"),
+            (r#"[1,1.0,"a","",null]"#, "invalid length 5, expected an array of 4 values"),
+        ] {
+            assert!(told(line).starts_with(why), "{line}: {}", told(line));
+        }
+    }
+
+    #[test]
+    fn a_value_fits_its_own_type_and_null_fits_all() {
+        let values = [Value::Int(1), Value::Real(1.0), Value::Text("a".into()), Value::Blob(Cow::Borrowed(b"a"))];
+        for (v, value) in values.iter().enumerate() {
+            for (t, ty) in TYPES.iter().enumerate() {
+                assert_eq!(value.fits(*ty), v == t, "{value:?} in {ty}");
+            }
+        }
+        assert!(TYPES.iter().all(|ty| Value::Null.fits(*ty)));
+    }
+
+    #[test]
+    fn people_see_sixty_characters_of_a_text() {
+        let told = |t: &str| Value::Text(t.into()).for_people();
+        assert_eq!(told(&"ä".repeat(60)), format!("{:?}", "ä".repeat(60)));
+        assert_eq!(told(&"ä".repeat(61)), format!("{:?}…", "ä".repeat(60)));
+        let others = [Value::Null, Value::Int(-1), Value::Real(2.0), Value::Blob(Cow::Borrowed(b"abc"))];
+        assert_eq!(others.map(|v| v.for_people()), ["NULL", "-1", "2.0", "blob of 3 bytes"]);
     }
 }

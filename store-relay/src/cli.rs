@@ -160,9 +160,9 @@ async fn perform(line: Line, loaded: Loaded<Config>) -> anyhow::Result<u8> {
             let Some(relay) = opened.transpose()?.map(Arc::new) else { return Ok(0) };
             let hall = Arc::clone(&relay.hall);
             follow::lock(&hall.device).note_start(hall.clock.now(), &clock::boot_id());
-            let is_asked = run::serve(relay, shutdown).await?;
+            run::serve(relay, shutdown).await?;
             follow::lock(&hall.device).note_end();
-            Ok(u8::from(!is_asked))
+            Ok(0)
         }
         Verb::Once => order(loaded.value, Order::Once, json).await,
         Verb::Status => order(loaded.value, Order::Status, json).await,

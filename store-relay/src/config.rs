@@ -50,10 +50,6 @@ pub struct Config {
     /// The pause between checks of all rows of the shadow against their digests.
     #[serde(default = "default_verify")]
     pub verify: HumanDuration,
-    /// How long it reports `HALTED`, after a failed sync, before it ends with exit 1, for its service manager to start it
-    /// anew. Not at the third start within an hour: it waits for a person.
-    #[serde(default = "default_halted_for")]
-    pub halted_for: HumanDuration,
     /// Entries kept in the event log.
     #[serde(default = "default_events")]
     pub events: u32,
@@ -97,9 +93,6 @@ fn default_error_grace() -> HumanDuration {
 }
 fn default_verify() -> HumanDuration {
     seconds(24 * 3600)
-}
-fn default_halted_for() -> HumanDuration {
-    seconds(60)
 }
 fn default_events() -> u32 {
     10_000

@@ -9,10 +9,8 @@ use crate::report;
 use crate::stream::{Outcome, Supply};
 use crate::wake;
 use proto::cli;
-use proto::follow;
 use proto::ids::StreamName;
 use proto::retry::random_unit;
-use proto::wire::fault;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,8 +37,8 @@ pub enum RunError {
     Config(#[from] proto::config::ConfigError),
 }
 
-/// Serves until `shutdown`, then drains; or until it halted and may be started anew (`false`).
-pub async fn serve(relay: Arc<Relay>, shutdown: impl Future<Output = ()>) -> Result<bool, RunError> {
+/// Serves until `shutdown`, then drains.
+pub async fn serve(relay: Arc<Relay>, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     let hall = Arc::clone(&relay.hall);
     let address = hall.config.listen;
     let listen = |source| RunError::Listen { address, source };
@@ -63,11 +61,7 @@ pub async fn serve(relay: Arc<Relay>, shutdown: impl Future<Output = ()>) -> Res
     tasks.spawn(Mirror::new(Arc::clone(&relay)).run());
     tracing::info!(%address, store = %hall.config.store, "serving");
     cli::notify_ready();
-    let is_asked = tokio::select! {
-        () = shutdown => true,
-        // The mirror alone ends the others.
-        () = hall.stop.cancelled() => false,
-    };
+    shutdown.await;
     cli::notify_stopping();
     hall.stop.cancel();
     let drained = timeout(hall.config.http.drain.0 + Duration::from_secs(2), async {
@@ -76,7 +70,7 @@ pub async fn serve(relay: Arc<Relay>, shutdown: impl Future<Output = ()>) -> Res
     if drained.await.is_err() {
         tracing::warn!("not everything ended in time");
     }
-    Ok(is_asked)
+    Ok(())
 }
 
 /// The pause before a source that is behind is looked at again, and how often, after a wake-up.
@@ -111,8 +105,6 @@ struct Mirror {
     relook: (Option<Instant>, u32),
     /// The manifest that the streams were last set going by.
     adopted: Option<(u64, u64)>,
-    /// When it ends, halted, to be started anew.
-    ends: Option<Instant>,
 }
 
 impl Mirror {
@@ -129,7 +121,6 @@ impl Mirror {
             spare_wanted: false,
             relook: (None, 0),
             adopted: None,
-            ends: None,
         }
     }
 
@@ -144,8 +135,6 @@ impl Mirror {
         loop {
             self.start_due();
             self.start_spare();
-            self.heed_halt();
-            let ends = self.ends;
             let next = self.next_due();
             let relook = self.relook.0;
             tokio::select! {
@@ -170,11 +159,6 @@ impl Mirror {
                     self.relay.found_rotten(&name);
                     self.due.insert(name.instance.stream.clone(), Instant::now());
                     self.spare_wanted = true;
-                }
-                () = sleep_until(ends.unwrap_or_else(Instant::now)), if ends.is_some() => {
-                    tracing::error!(code = fault::HALTED, "ending, to be started anew and read all from the disk");
-                    hall.stop.cancel();
-                    break;
                 }
                 _ = watchdog.tick() => cli::notify_watchdog(),
             }
@@ -223,17 +207,6 @@ impl Mirror {
             self.relook = (Some(Instant::now() + RELOOK), self.relook.1 - 1);
         }
         self.follow_news();
-    }
-
-    /// One that halted ends when it has told so, unless it did that before and it was of no use.
-    fn heed_halt(&mut self) {
-        let hall = &self.relay.hall;
-        if self.ends.is_none()
-            && self.relay.is_halted()
-            && follow::lock(&hall.device).starts().may_begin_again(hall.clock.now())
-        {
-            self.ends = Some(Instant::now() + hall.config.halted_for.0);
-        }
     }
 
     /// A new manifest sets every stream going.
@@ -319,34 +292,6 @@ impl Mirror {
 mod tests {
     use super::*;
     use crate::kit::Store;
-    use proto::retry::Verdict;
-
-    #[tokio::test]
-    async fn a_relay_that_halted_ends_to_be_started_anew_but_not_a_third_time_in_an_hour() {
-        let mut store = Store::enrolled(&["file:///none".into()]);
-        store.config.halted_for.0 = Duration::ZERO;
-        for start in 1..=3 {
-            let relay = Arc::new(store.open());
-            let hall = Arc::clone(&relay.hall);
-            let halt = || {
-                let mut device = follow::lock(&hall.device);
-                device.note_start(hall.clock.now(), "boot");
-                let why = device.fail_sync().to_string();
-                drop(device);
-                hall.own_trouble(Verdict::Halt, None, "", &why);
-            };
-            halt();
-            let mut mirror = Mirror::new(Arc::clone(&relay));
-            mirror.heed_halt();
-            assert_eq!(mirror.ends.is_some(), start < 3);
-            if start < 3 {
-                let served = timeout(Duration::from_secs(60), serve(relay, std::future::pending()));
-                assert!(!served.await.expect("it ends").unwrap());
-            } else {
-                assert!(serve(relay, async {}).await.unwrap(), "a person ends it");
-            }
-        }
-    }
 
     #[tokio::test]
     async fn a_source_that_hangs_keeps_nobody_from_spare_time_and_is_left_alone() {

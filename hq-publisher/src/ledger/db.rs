@@ -437,20 +437,26 @@ async fn probe(url: &str) -> Result<(), LedgerError> {
 /// SQLite lays it all the same, without a word, and what comes of it is a mix of both. A file that was emptied below who
 /// has it open would be waited for, a minute, and called locked.
 async fn look_first(file: &Path) -> Result<(), LedgerError> {
-    let file = file.to_owned();
-    let look = move || {
-        if was_emptied(&file) {
-            return Some(LedgerError::Unfit(format!(
-                "{} was emptied while another process has it open: end that one (`hq-publisher serve`), publish, and start it \
-                 again; the ledger is made anew from the bucket",
-                file.display()
-            )));
+    let (emptied, damaged) = (file.to_owned(), file.to_owned());
+    let is_emptied = move || was_emptied(&emptied);
+    // Where a crash left an index, it looks so for a moment while another process makes the file anew.
+    if tokio::task::spawn_blocking(is_emptied.clone()).await.unwrap_or(false) {
+        tokio::time::sleep(EMPTY).await;
+        if tokio::task::spawn_blocking(is_emptied).await.unwrap_or(false) {
+            return Err(LedgerError::Unfit(
+                "it was emptied while another process has it open: end that one (`hq-publisher serve`), move the file away \
+                 with its -wal and -shm, publish, and start it again; the ledger is made anew from the bucket"
+                    .into(),
+            ));
         }
-        unsound(&file).map(|found| LedgerError::damaged(&found))
-    };
+    }
     // Where it could not be looked at, the opening says why.
-    tokio::task::spawn_blocking(look).await.ok().flatten().map_or(Ok(()), Err)
+    let found = tokio::task::spawn_blocking(move || unsound(&damaged)).await.unwrap_or(None);
+    found.map_or(Ok(()), |found| Err(LedgerError::damaged(&found)))
 }
+
+/// How long a file without a byte may be one that is being made.
+const EMPTY: Duration = Duration::from_secs(2);
 
 /// Whoever makes the file anew has no index of a log beside it yet.
 fn was_emptied(file: &Path) -> bool {

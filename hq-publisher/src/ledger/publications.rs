@@ -5,12 +5,13 @@ use super::stores::SET_BACK;
 use super::{Ledger, LedgerError, Token};
 use proto::clock::Timestamp;
 use proto::digest::{Sha256, StateDigest};
-use proto::ids::{DeviceId, Instance, StoreId, StreamName, TableName, Version, Zone};
+use proto::ids::{Audience, DeviceId, Instance, StoreId, StreamName, TableName, Version, Zone};
 use proto::keys::PublicKey;
 use proto::layout::{PackKind, PackName};
 use proto::manifest::PackEntry;
 use sqlx::any::AnyRow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 
 /// How far a publication got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -645,11 +646,18 @@ impl Write {
         // What is staged beside it is what it was made with.
         let mut newest = BTreeMap::new();
         if news.staged.iter().any(|s| !s.requires.is_empty()) {
-            newest.extend(self.heads().await?.into_iter().filter(|(_, h)| !h.retired).map(|(i, h)| (i, h.version)));
+            let rows =
+                sqlx::query("SELECT instance, version FROM head WHERE retired = 0").fetch_all(&mut ***self).await?;
+            for row in rows {
+                newest.insert(row.parsed::<Instance>(0, "instance")?, row.version(1)?);
+            }
             newest.extend(news.staged.iter().map(|s| (s.instance.clone(), s.version)));
         }
         for s in news.staged {
-            let of = newest.iter().filter(|(i, _)| s.requires.contains(&i.stream));
+            // Who follows this audience follows no other of its kind.
+            let may_be =
+                |of: &Audience| *of == s.instance.audience || discriminant(of) != discriminant(&s.instance.audience);
+            let of = newest.iter().filter(|(i, _)| s.requires.contains(&i.stream) && may_be(&i.audience));
             self.make_head(&s.instance, s.version, of.map(|(i, v)| (i.clone(), *v)).collect(), now).await?;
         }
         Ok(())

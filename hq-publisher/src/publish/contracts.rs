@@ -107,6 +107,14 @@ fn in_order(streams: Vec<Stream>) -> Result<Vec<Stream>, ConfigError> {
             return Err(ConfigError(format!("stream {}: requires = {unknown}: there is no such [[stream]]", s.name)));
         }
     }
+    for s in streams.iter().filter(|s| s.audience != AudienceKind::Store) {
+        let of_stores = |r: &&Stream| s.requires.contains(&r.name) && r.audience == AudienceKind::Store;
+        if let Some(r) = streams.iter().find(of_stores) {
+            let text =
+                format!("stream {}: requires = {}: that one is made for each store, this one for many", s.name, r.name);
+            return Err(ConfigError(text));
+        }
+    }
     let (mut left, mut ordered) = (streams, Vec::<Stream>::new());
     while !left.is_empty() {
         let is_there = |name: &StreamName| ordered.iter().any(|s| &s.name == name);

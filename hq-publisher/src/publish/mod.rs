@@ -238,9 +238,6 @@ impl Tools<'_> {
     }
 }
 
-/// Why an instance is held back whose rows are good.
-const OTHER_REFUSED: &str = "another instance of the stream is refused";
-
 /// One run.
 struct Run<'a> {
     config: &'a Config,
@@ -322,18 +319,19 @@ impl Run<'_> {
         let wanted: Vec<&Stream> = contracts.streams.iter().filter(|s| self.is_asked(&s.name)).collect();
         self.progress.planned(wanted.iter().map(|s| audiences(s.audience, &stores).len()).sum());
         let staged = async {
-            let mut out = BTreeSet::new();
             for stream in wanted {
-                let lacks = stream.requires.iter().find(|r| out.contains(*r));
-                let why = lacks.map(|r| format!("stream {r}, which it requires, is refused"));
-                let is_whole = self
-                    .stage_stream(contracts, stream, why, &stores, &mut feed, &mut report, &mut ready, &mut settled)
-                    .await?;
-                if !is_whole || lacks.is_some() {
-                    out.insert(&stream.name);
+                self.stage_stream(contracts, stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
+            }
+            let refused = mail::refused_instances(self.ledger).await?;
+            // Who is taken back may keep others from coming, and so on.
+            loop {
+                let before = ready.len();
+                self.hold_requirers(contracts, &refused, &mut ready, &mut report).await?;
+                self.hold_takers(contracts, &stores, &mut feed, &mut ready, &mut report).await?;
+                if ready.len() == before {
+                    return Ok::<_, PublishError>(());
                 }
             }
-            self.hold_takers(contracts, &stores, &mut feed, &mut ready, &mut report).await
         }
         .await;
         // Also of a run that ends here.
@@ -456,29 +454,26 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// All audiences of one stream. If one is refused, none is published, nor is what requires the stream; but a store without a
-    /// zone, whose rows are not even asked for, says nothing of those of others. `held` says why none is in any case. Whether
-    /// none was refused.
+    /// All audiences of one stream. If one is refused, none is published; but a store without a zone, whose rows are not even
+    /// asked for, says nothing of those of others.
     #[allow(clippy::too_many_arguments, reason = "the spine's loop, cut in two")]
     async fn stage_stream(
         &self,
         contracts: &Contracts,
         stream: &Stream,
-        held: Option<String>,
         stores: &[StoreRow],
         feed: &mut Feed,
         report: &mut PublishReport,
         ready: &mut Vec<Ready>,
         settled: &mut Vec<Instance>,
-    ) -> Result<bool, PublishError> {
+    ) -> Result<(), PublishError> {
         let first = ready.len();
         let mut refused = false;
         for (audience, zone) in audiences(stream.audience, stores) {
             let instance = Instance { stream: stream.name.clone(), audience };
             let mut entry = InstanceReport::default();
             let keep_open = ready.iter().filter(|r| r.replica.is_some()).count() < OPEN_REPLICAS;
-            let only_check = refused.then_some(OTHER_REFUSED).or(held.as_deref());
-            match self.stage_one(stream, &instance, zone.as_ref(), only_check, keep_open, feed, &mut entry).await {
+            match self.stage_one(stream, &instance, zone.as_ref(), refused, keep_open, feed, &mut entry).await {
                 Ok(Some(one)) => ready.push(one),
                 Ok(None) if entry.outcome == Outcome::Unchanged => settled.push(instance.clone()),
                 Ok(None) => {}
@@ -497,10 +492,36 @@ impl Run<'_> {
         }
         if refused {
             for one in ready.drain(first..) {
-                self.unstage(one, report).await?;
+                self.unstage(one, "another instance of the stream is refused", report).await?;
             }
         }
-        Ok(!refused)
+        Ok(())
+    }
+
+    /// Takes back what requires a stream that is refused, or held back itself: its rows were made beside rows that are not
+    /// out. A refusal of an earlier run (`refused`) counts until its instance was looked at again, and is well.
+    async fn hold_requirers(
+        &self,
+        contracts: &Contracts,
+        refused: &BTreeSet<Instance>,
+        ready: &mut Vec<Ready>,
+        report: &mut PublishReport,
+    ) -> Result<(), PublishError> {
+        for stream in &contracts.streams {
+            let is_out = |i: &Instance| match report.instances.get(i) {
+                Some(e) if e.outcome == Outcome::Refused => e.code != Some(NO_ZONE),
+                Some(e) => e.outcome == Outcome::HeldBack || !e.is_well() && refused.contains(i),
+                None => refused.contains(i),
+            };
+            let lacks =
+                |of: &&StreamName| report.instances.keys().chain(refused).any(|i| i.stream == **of && is_out(i));
+            let Some(lacks) = stream.requires.iter().find(lacks) else { continue };
+            let why = format!("stream {lacks}, which it requires, is refused or held back");
+            while let Some(n) = ready.iter().position(|r| r.instance.stream == stream.name) {
+                self.unstage(ready.remove(n), &why, report).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts the packs of all that is staged.
@@ -518,7 +539,7 @@ impl Run<'_> {
         stream: &Stream,
         instance: &Instance,
         zone: Option<&Zone>,
-        only_check: Option<&str>,
+        only_check: bool,
         keep_open: bool,
         feed: &mut Feed,
         entry: &mut InstanceReport,
@@ -539,8 +560,8 @@ impl Run<'_> {
         Box::pin(self.stage(&task, feed, entry)).await
     }
 
-    /// Takes back a version that was staged before another of its stream was refused.
-    async fn unstage(&self, one: Ready, report: &mut PublishReport) -> Result<(), PublishError> {
+    /// Takes back a version that was staged.
+    async fn unstage(&self, one: Ready, why: &str, report: &mut PublishReport) -> Result<(), PublishError> {
         if let Some(mut replica) = one.replica {
             replica.rollback();
         }
@@ -552,7 +573,7 @@ impl Run<'_> {
             && entry.outcome != Outcome::Refused
         {
             entry.outcome = Outcome::HeldBack;
-            entry.reason = OTHER_REFUSED.into();
+            entry.reason = why.to_owned();
             entry.version = self.heads.get(&one.instance).map(|h| h.version);
         }
         Ok(())

@@ -210,7 +210,7 @@ impl Run<'_> {
             }
             for instance in coming {
                 if let Some(n) = ready.iter().position(|r| r.instance == instance) {
-                    self.unstage(ready.remove(n), report).await?;
+                    self.unstage(ready.remove(n), &wait.text, report).await?;
                 }
                 self.keep_away(instance, refusal(wait.code, wait.text.clone()), feed, report);
             }
@@ -390,10 +390,14 @@ impl Run<'_> {
         held
     }
 
-    /// Whether stores stay where they are in a stream.
+    /// Whether stores stay where they are in a stream, or in one that it requires.
     pub(super) fn stays(&self, stream: &StreamName, report: &PublishReport) -> bool {
-        let looked_at = self.config.stream(stream).is_some() && self.is_asked(stream);
-        !looked_at || report.instances.iter().any(|(i, e)| &i.stream == stream && e.keeps_away)
+        let settings = self.config.stream(stream);
+        let looked_at = settings.is_some() && self.is_asked(stream);
+        let requires = settings.into_iter().flat_map(|s| &s.requires);
+        !looked_at
+            || requires.into_iter().any(|r| self.stays(r, report))
+            || report.instances.iter().any(|(i, e)| &i.stream == stream && e.keeps_away)
     }
 
     /// Notes which stores go over: what the guard lets pass may be a letter wrong nevertheless.

@@ -22,7 +22,7 @@ pub enum Outcome {
     Unchanged,
     /// It cannot be published.
     Refused,
-    /// It could be, but another instance of its stream is refused.
+    /// It could be, but another instance of its stream is refused, or a stream that it requires.
     HeldBack,
     /// Not all drops of its first version have come yet.
     Waiting,
@@ -125,7 +125,8 @@ impl PublishReport {
     /// 0 done or nothing to do, 1 all refused, 3 done in part.
     pub fn exit_code(&self) -> u8 {
         let is = |o: &[Outcome]| self.instances.values().any(|i| o.contains(&i.outcome));
-        let failed = is(&[Outcome::Refused]) || !self.rejected.is_empty() || !self.problems.is_empty();
+        let failed =
+            is(&[Outcome::Refused, Outcome::HeldBack]) || !self.rejected.is_empty() || !self.problems.is_empty();
         let went_on = is(&[Outcome::Published, Outcome::Unchanged]);
         match (failed, went_on) {
             (true, false) => 1,
@@ -220,6 +221,8 @@ mod tests {
             (&[Waiting], 0),
             (&[Refused], 1),
             (&[Refused, HeldBack], 1),
+            (&[HeldBack], 1),
+            (&[HeldBack, Unchanged], 3),
             (&[Refused, Unchanged], 3),
             (&[Refused, Published], 3),
         ] {

@@ -173,8 +173,8 @@ pub struct Task<'t> {
     pub instance: &'t Instance,
     /// The zone that `:zone` means.
     pub zone: Option<&'t Zone>,
-    /// Only find out whether it could be published: why it is not, in any case.
-    pub only_check: Option<&'t str>,
+    /// Only find out whether it could be published: its stream is refused already.
+    pub only_check: bool,
     /// Keep the transaction on its replica open.
     pub keep_open: bool,
 }
@@ -235,9 +235,9 @@ impl Run<'_> {
             if plan.is_nothing() {
                 return Ok(None);
             }
-            if let Some(why) = task.only_check {
+            if task.only_check {
                 report.outcome = Outcome::HeldBack;
-                report.reason = why.to_owned();
+                report.reason = "another instance of the stream is refused".into();
                 return Ok(None);
             }
             // What is listed stays as it is: who has these limits too would not take the next list of the stream.

@@ -29,7 +29,7 @@ use proto::follow::lock;
 use proto::ids::{Instance, Version};
 use proto::layout::{PackKind, PackName};
 use proto::manifest::{Listed, Manifest, PackEntry, StreamEntry};
-use proto::replica::{is_in_the_way, sqlite};
+use proto::replica::{is_in_the_way, lacking, sqlite};
 use proto::retry::Verdict;
 use proto::shelf;
 use proto::trust::Verified;
@@ -222,8 +222,7 @@ fn waits(manifest: &Manifest, listed: &Listed, instance: &Instance, held: &AllHe
 
 /// What a stream requires of others and is not held, for people.
 fn lacks(manifest: &Manifest, instance: &Instance, held: &AllHeld) -> Option<String> {
-    let of = |i: &Instance| held.get(&i.stream)?.version_of(i, manifest.epoch);
-    let lacking = manifest.lacking(&instance.stream, of);
+    let lacking = lacking(manifest, &instance.stream, held);
     let each: Vec<String> = lacking.iter().map(|(stream, version)| format!("version {version} of {stream}")).collect();
     (!each.is_empty())
         .then(|| format!("DEP_MISSING: it requires {}, which this register does not hold yet", each.join(", ")))

@@ -476,7 +476,7 @@ impl Agent {
     pub(super) fn trouble(&self, verdict: Verdict, disk_full: bool, text: &str) {
         let now = self.clock.now();
         if verdict == Verdict::Halt {
-            tracing::error!(code = fault::HALTED, %text, "halted: the disk or the database cannot be relied on; nothing is written until a restart");
+            tracing::error!(code = fault::HALTED, %text, "halted: the disk or the database cannot be relied on; restart after a look at it");
             self.halted.store(true, Ordering::Relaxed);
             self.memory.faults(|f| f.raise(fault::HALTED, None, None, text, now));
         } else if disk_full {

@@ -288,7 +288,7 @@ async fn a_zone_switch_and_a_new_epoch_are_one_transaction_each() {
     assert_eq!(r.rows("price"), rows(80, 400));
 }
 
-/// Whoever has the publisher's key brings no new tables here.
+/// Whoever has the publisher's key brings no new streams here.
 #[tokio::test]
 async fn a_stream_that_root_keys_did_not_allow_is_left_alone_and_told() {
     let mut hq = usual();
@@ -354,6 +354,8 @@ async fn a_stream_waits_for_the_versions_that_it_requires() {
     hq.requires("price", "tax", 6);
     hq.full("price@zone-east", 52, &rows(101, 100));
     hq.sign();
+    cycle(&agent).await;
+    assert_eq!(version(&agent, "price@zone-east"), Some(51));
     agent.memory.latch_drift(&instance("price@zone-east").stream, "a hand").unwrap();
     cycle(&agent).await;
     assert_eq!((version(&agent, "price@zone-east"), r.rows("price")), (Some(52), rows(101, 100)));
@@ -431,6 +433,26 @@ async fn tables_that_move_along_a_chain_of_streams_come_in_one_cycle() {
     assert_eq!(cycle(&agent).await, End::Done);
     assert_eq!((r.rows("zero"), r.rows("one"), r.rows("two")), (rows(3000, 2), rows(2000, 2), rows(2, 2)));
     assert!(codes(&agent).is_empty() && agent.shown().waits.is_empty(), "{:?}", codes(&agent));
+}
+
+/// The stream that gives a table away requires the one that gets it, which waits for that.
+#[tokio::test]
+async fn what_waits_for_a_stream_is_not_waited_for_by_it() {
+    let mut hq = Hq::new();
+    hq.tables.insert("price", "codes");
+    hq.full("price@all", 1, &rows(9, 1));
+    hq.sign();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    hq.tables = BTreeMap::from([("tax", "codes")]);
+    hq.full("price@all", 2, &rows(9, 2));
+    hq.full("tax@all", 1, &rows(5, 1));
+    hq.requires("price", "tax", 1);
+    hq.sign();
+    cycle(&agent).await;
+    assert_eq!(["price@all", "tax@all"].map(|i| version(&agent, i)), [Some(2), Some(1)]);
+    assert_eq!((r.rows("price"), r.rows("codes")), (rows(9, 2), rows(5, 1)));
 }
 
 #[tokio::test]

@@ -12,7 +12,6 @@ use crate::upstream::Heard;
 use proto::cli::Exit;
 use proto::clock::{Clock as _, SystemClock, boot_id};
 use proto::fetch::{Polled, Source, SourceOptions};
-use proto::follow::lock;
 use proto::wire::{Fault, Network, Status, StreamState, fault};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -370,7 +369,7 @@ struct Running {
     agent: Arc<crate::agent::Agent>,
     api: Source,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
-    task: tokio::task::JoinHandle<Exit>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
@@ -410,32 +409,6 @@ impl Running {
     async fn stop(mut self) {
         self.stop.take().unwrap().send(()).unwrap();
         tokio::time::timeout(PATIENCE, &mut self.task).await.expect("it stops").unwrap();
-    }
-}
-
-/// A failed sync is not tried again by this process; another one reads what the disk really has. Not for ever.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_that_halted_ends_to_be_started_anew_but_not_a_third_time_in_an_hour() {
-    let mut hq = Hq::new();
-    hq.full("price@zone-east", 50, &rows(100, 100));
-    hq.sign();
-    let mut r = Register::enrolled(&hq, &hq.url(), &[]);
-    r.config.halted_for.0 = Duration::ZERO;
-    for start in 1..=3 {
-        let running = Running::start(&r, S).await;
-        let agent = running.agent.clone();
-        lock(&agent.device).note_start(agent.clock.now(), "boot");
-        running.until("it has the rows", at(50)).await;
-        lock(&agent.device).fail_sync();
-        agent.wake.notify_one();
-        if start < 3 {
-            let exit = tokio::time::timeout(PATIENCE, running.task).await.expect("it ends").unwrap();
-            assert_eq!(exit, Exit::Failed);
-        } else {
-            running.until("it tells", |s| s.errors.iter().any(|f| f.code == fault::HALTED)).await;
-            assert!(!running.task.is_finished());
-            running.stop().await;
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::failpoint;
 use crate::ids::{Audience, Instance, StreamName, TableName, Version};
 use crate::layout::PackKind;
 use crate::limits::Limits;
-use crate::manifest::{Listed, StreamEntry};
+use crate::manifest::{Listed, Manifest, StreamEntry};
 use crate::retry::Verdict;
 use crate::schema::{Contract, SchemaError, Table};
 #[cfg(test)]
@@ -25,6 +25,7 @@ use crate::shelf;
 use crate::value::Value;
 use rusqlite::{Connection, OptionalExtension, Row, Statement};
 use sqlite::{Checkpoint, SqliteError};
+use std::borrow::Borrow;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -146,13 +147,42 @@ fn in_the_way<'h>(listed: &Listed, stream: &StreamName, held: &'h BTreeMap<Strea
 
 /// Whether a stream waits for another to lose a table, or for one that waits for that one.
 fn waits_for(listed: &Listed, held: &BTreeMap<StreamName, Held>, stream: &StreamName, other: &StreamName) -> bool {
-    let (mut seen, mut next) = (BTreeSet::new(), vec![stream]);
+    leads(stream, other, |at| in_the_way(listed, at, held))
+}
+
+/// The streams that a stream requires at versions which are not held, with those versions. Not those that wait for it
+/// themselves, to lose a table or by what they require: it would be for ever.
+pub fn lacking<'m>(
+    manifest: &'m Manifest,
+    stream: &StreamName,
+    held: &BTreeMap<StreamName, Held>,
+) -> BTreeMap<&'m StreamName, Version> {
+    let of = |i: &Instance| held.get(&i.stream)?.version_of(i, manifest.epoch);
+    let mut lacking = manifest.lacking(stream, of);
+    if !lacking.is_empty() {
+        let listed = manifest.tables();
+        let before = |at: &StreamName| {
+            let required = manifest.lacking(at, of).into_keys();
+            required.chain(in_the_way(&listed, at, held)).cloned().collect::<Vec<_>>()
+        };
+        lacking.retain(|required, _| !leads((*required).clone(), stream, |at| before(at)));
+    }
+    lacking
+}
+
+/// Whether a way from one stream to those before it, and to those before them, comes to another.
+fn leads<S: Borrow<StreamName> + Ord + Clone>(
+    from: S,
+    to: &StreamName,
+    before: impl Fn(&StreamName) -> Vec<S>,
+) -> bool {
+    let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
     while let Some(at) = next.pop() {
-        let before = in_the_way(listed, at, held);
-        if before.contains(&other) {
+        let before = before(at.borrow());
+        if before.iter().any(|s| s.borrow() == to) {
             return true;
         }
-        next.extend(before.into_iter().filter(|s| seen.insert(*s)));
+        next.extend(before.into_iter().filter(|s| seen.insert(s.clone())));
     }
     false
 }

@@ -52,6 +52,14 @@ fn digest(state: &State, extra: bool) -> StateDigest {
     d
 }
 
+/// By the form of docs/FORMAT.md, hashed elsewhere.
+#[test]
+fn the_digest_of_a_stream_is_that_of_its_tables_in_order() {
+    let of = |t: &str, d: &str| (t.parse().unwrap(), d.parse().unwrap());
+    let digests = [of("price", &"0".repeat(32)), of("deal", &"0123456789abcdef".repeat(2))];
+    assert_eq!(stream_digest(&BTreeMap::from(digests)), "258535f79a797bbd9cf58f5063b7f13c");
+}
+
 impl Shop {
     fn new() -> Self {
         Shop { dir: TempDir::new().unwrap(), ddl: DDL.into(), schema: 1, extra: false }

@@ -26,8 +26,8 @@ pub struct Model {
     reserved: BTreeMap<Version, String>,
     /// Those that a manifest in the bucket listed, with their digests.
     published: BTreeMap<Version, String>,
-    /// What a version requires, by the lists: the version of another instance.
-    required: BTreeMap<Version, BTreeMap<String, u64>>,
+    /// What a version requires, by the lists: of another stream the instances that stores follow, with a version.
+    required: BTreeMap<Version, BTreeMap<String, BTreeMap<String, u64>>>,
     /// Packs that such a manifest listed: name below `packs/`, hash.
     packs: BTreeMap<String, String>,
     /// Manifests that headquarters never signed, by hash.
@@ -183,20 +183,20 @@ impl Model {
                 return Err(format!("{stream} requires {of} {least}, and listed is {}", there["version"]));
             }
             let version = (format!("{stream}@{}", text(&entry["audience"])), number(&entry["version"]));
-            let of = format!("{of}@{}", text(&there["audience"]));
-            self.required.entry(version).or_default().insert(of, least);
+            let all = self.required.entry(version).or_default().entry(of.clone()).or_default();
+            all.insert(text(&there["audience"]), least);
         }
         Ok(())
     }
 
-    /// A register that takes a version holds what that requires.
+    /// A register that takes a version holds what that requires, of an instance that a list names beside it.
     fn has_required(&self, register: &str, instance: &str, version: u64, rows: &[Row]) -> Checked {
         let required = self.required.get(&(instance.to_owned(), version));
-        for (stream, audience, held, _) in rows {
-            let of = format!("{stream}@{audience}");
-            if let Some(least) = required.and_then(|r| r.get(&of)).filter(|least| *held < **least) {
+        for (of, all) in required.into_iter().flatten() {
+            let held = rows.iter().find(|(stream, ..)| stream == of);
+            if !held.is_some_and(|(_, audience, v, _)| all.get(audience).is_some_and(|least| v >= least)) {
                 return Err(format!(
-                    "{register} took {instance} {version}, which requires {of} {least}: it holds {held}"
+                    "{register} took {instance} {version}, which requires {of} of {all:?}: it holds {held:?}"
                 ));
             }
         }
