@@ -26,8 +26,8 @@ pub struct Model {
     reserved: BTreeMap<Version, String>,
     /// Those that a manifest in the bucket listed, with their digests.
     published: BTreeMap<Version, String>,
-    /// What a version requires, by the lists: of another stream the instances that stores follow, with a version.
-    required: BTreeMap<Version, BTreeMap<String, BTreeMap<String, u64>>>,
+    /// What a version requires, by each list that a store ever had it in, at the head or on the way there: of other streams the instance and its version.
+    required: BTreeMap<(String, Version), BTreeSet<Required>>,
     /// Packs that such a manifest listed: name below `packs/`, hash.
     packs: BTreeMap<String, String>,
     /// Manifests that headquarters never signed, by hash.
@@ -169,43 +169,49 @@ impl Model {
             }
             for (stream, entry) in m["streams"].as_object().unwrap() {
                 self.look_at_entry(stream, entry)?;
-                self.look_at_requires(stream, entry, &m["streams"])?;
             }
+            self.look_at_requires(&m)?;
         }
         Ok(())
     }
 
     /// What is required is listed beside.
-    fn look_at_requires(&mut self, stream: &str, entry: &Value, listed: &Value) -> Checked {
-        for (of, least) in entry["requires"].as_object().into_iter().flatten() {
-            let (there, least) = (&listed[of], number(least));
-            if there.is_null() || number(&there["version"]) < least {
-                return Err(format!("{stream} requires {of} {least}, and listed is {}", there["version"]));
+    fn look_at_requires(&mut self, list: &Value) -> Checked {
+        let streams = &list["streams"];
+        for (stream, entry) in streams.as_object().unwrap() {
+            let mut requires = Required::new();
+            for (of, least) in entry["requires"].as_object().into_iter().flatten() {
+                let (there, least) = (&streams[of], number(least));
+                if there.is_null() || number(&there["version"]) < least {
+                    return Err(format!("{stream} requires {of} {least}, and listed is {}", there["version"]));
+                }
+                requires.insert(of.clone(), (text(&there["audience"]), least));
             }
-            let version = (format!("{stream}@{}", text(&entry["audience"])), number(&entry["version"]));
-            let all = self.required.entry(version).or_default().entry(of.clone()).or_default();
-            all.insert(text(&there["audience"]), least);
+            // It counts for each version on the way, too.
+            for at in entry["packs"].as_array().into_iter().flatten().chain([entry]) {
+                let version = (format!("{stream}@{}", text(&entry["audience"])), number(&at["version"]));
+                self.required.entry((text(&list["store"]), version)).or_default().insert(requires.clone());
+            }
         }
         Ok(())
     }
 
-    /// A register that takes a version holds what that requires, of an instance that a list names beside it.
-    fn has_required(&self, register: &str, instance: &str, version: u64, rows: &[Row]) -> Checked {
-        let required = self.required.get(&(instance.to_owned(), version));
-        for (of, all) in required.into_iter().flatten() {
-            let held = rows.iter().find(|(stream, ..)| stream == of);
-            if !held.is_some_and(|(_, audience, v, _)| all.get(audience).is_some_and(|least| v >= least)) {
-                return Err(format!(
-                    "{register} took {instance} {version}, which requires {of} of {all:?}: it holds {held:?}"
-                ));
-            }
+    /// A register that takes a version holds what some list of its store requires for it.
+    fn has_required(&self, register: &str, version: Version, rows: &[Row]) -> Checked {
+        let store = register.split('-').next().unwrap();
+        let Some(lists) = self.required.get(&(store.to_owned(), version.clone())) else { return Ok(()) };
+        let is_held = |(of, (audience, least)): (&String, &(String, u64))| {
+            rows.iter().any(|(stream, at, held, _)| (stream, at) == (of, audience) && held >= least)
+        };
+        match lists.iter().any(|requires| requires.iter().all(is_held)) {
+            true => Ok(()),
+            false => Err(format!("{register} took {version:?}, which requires {lists:?}, and holds {rows:?}")),
         }
-        Ok(())
     }
 
     /// Whether any version was seen to require another.
     pub fn saw_required(&self) -> bool {
-        !self.required.is_empty()
+        self.required.values().flatten().any(|requires| !requires.is_empty())
     }
 
     /// Reads what was exported: what is signed is published, also where its manifest could not be put.
@@ -215,6 +221,7 @@ impl Model {
             for (stream, entry) in m["streams"].as_object().unwrap() {
                 self.look_at_entry(stream, entry)?;
             }
+            self.look_at_requires(&m)?;
         }
         Ok(())
     }
@@ -309,7 +316,7 @@ impl Model {
             }
             // A relay's shadow proves each stream by itself.
             if before != Some(version) && was_right && device.contains('-') {
-                self.has_required(device, &instance, version, &rows)?;
+                self.has_required(device, (instance, version), &rows)?;
             }
         }
         let had = self.streams.entry(device.to_owned()).or_default();
@@ -506,6 +513,9 @@ fn is_made(db: &Connection) -> bool {
     let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'tillcast_stream'";
     db.query_row(sql, [], |r| r.get::<_, i64>(0)).unwrap_or(1) > 0
 }
+
+/// Of other streams the audience and the least version.
+type Required = BTreeMap<String, (String, u64)>;
 
 /// Stream, audience, version, epoch.
 type Row = (String, String, u64, u64);
