@@ -338,6 +338,8 @@ mod tests {
             assert!(matches!(&e, ManifestError::Stream { stream, .. } if *stream == catalog), "{what}: {e}");
             assert!(!String::from_utf8(read.to_payload().unwrap()).unwrap().contains("unread"));
         }
+        let at_the_limit = list(|m| m["streams"]["catalog"]["packs"][0]["bytes"] = json!(65_536));
+        assert!(Manifest::from_payload(&at_the_limit, &limits).is_ok());
         let nothing = Manifest::for_reader(&list(|m| m["streams"]["catalog"] = Value::Null), &limits).unwrap();
         assert!(nothing.unread["catalog"].contains("null"));
     }

@@ -81,6 +81,17 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
+fn rows_are_counted_and_told_by_what_is_done_with_them() {
+    let mut rows = RowCounts::default();
+    for (op, times) in [(Op::Delete, 2), (Op::Update, 3), (Op::Insert, 5)] {
+        (0..times).for_each(|_| rows.count(op));
+    }
+    assert_eq!((rows.total(), rows.to_string().as_str()), (10, "2 deleted, 3 updated, 5 inserted"));
+    let words = [Op::Delete, Op::Update, Op::Insert].map(|op| format!("{op:>7}"));
+    assert_eq!(words, [" delete", " update", " insert"]);
+}
+
+#[test]
 fn a_pack_is_read_as_written() {
     let (bytes, entry) = delta(3);
     let rows = read_all(&bytes, &entry, &Limits::default()).unwrap();
