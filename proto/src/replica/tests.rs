@@ -1308,9 +1308,38 @@ fn a_look_at_rows_that_is_broken_off_is_an_error() {
     let many: State = (0..3000).map(|n| (format!("sku{n}"), (None, "n".to_owned(), None, None))).collect();
     apply(&mut r, "all", &[&shop.full("all", 1, &many)]).unwrap();
     let catalog = instance("all").stream;
-    r.connection().progress_handler(5000, Some(|| true)).unwrap();
-    let e = r.verify(&catalog).unwrap_err();
-    assert!(matches!(&e, VerifyError::Sqlite(e) if e.to_string().contains("reading table item")), "{e}");
+    // In the look at indexes, and for good.
+    for times in [1, usize::MAX] {
+        let left = std::sync::atomic::AtomicUsize::new(times);
+        let breaks = move || {
+            use std::sync::atomic::Ordering::SeqCst;
+            left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok()
+        };
+        r.connection().progress_handler(5000, Some(breaks)).unwrap();
+        let e = r.verify(&catalog).unwrap_err();
+        assert!(matches!(&e, VerifyError::Sqlite(e) if e.to_string().contains("reading table item")), "{e}");
+    }
     r.connection().progress_handler(0, None::<fn() -> bool>).unwrap();
-    assert!(r.verify(&catalog).unwrap().iter().all(TableCheck::is_right));
+    let [item] = &r.verify(&catalog).unwrap()[..] else { panic!() };
+    assert!(item.is_right() && item.rows == 3000);
+}
+
+/// A scan does not see it.
+#[test]
+fn an_index_that_leads_astray_is_drift() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    let one = simple(&[("a", 1.0), ("b", 2.0)]);
+    let full = shop.full("all", 1, &one);
+    apply(&mut r, "all", &[&full]).unwrap();
+    drop(r);
+    let db = Connection::open(shop.dir.path().join("r.db")).unwrap();
+    let bend = "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = replace(sql, '(name)', '(price)') WHERE name = 'item_name'";
+    db.execute_batch(bend).unwrap();
+    drop(db);
+    let mut r = shop.replica("r.db");
+    let [item] = &r.verify(&instance("all").stream).unwrap()[..] else { panic!() };
+    assert!(!item.is_right() && item.found.is_none(), "{item:?}");
+    apply(&mut r, "all", &[&full]).unwrap();
+    assert_right(&r, &one, false);
 }
