@@ -322,7 +322,7 @@ impl Run<'_> {
             for stream in wanted {
                 self.stage_stream(contracts, stream, &stores, &mut feed, &mut report, &mut ready, &mut settled).await?;
             }
-            let refused = mail::refused_instances(self.ledger).await?;
+            let refused = mail::refused_instances(self.ledger, Some(NO_ZONE)).await?;
             // Who is taken back may keep others from coming, and so on.
             loop {
                 let before = ready.len();

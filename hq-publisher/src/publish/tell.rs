@@ -230,7 +230,7 @@ impl Run<'_> {
         let went_well = report.instances.values().any(|e| e.is_well());
         let is_gone = |i: &Instance| self.is_asked(&i.stream) && !report.instances.contains_key(i) && !rejected(i);
         if went_well {
-            over.extend(mail::refused_instances(self.ledger).await?.into_iter().filter(is_gone));
+            over.extend(mail::refused_instances(self.ledger, None).await?.into_iter().filter(is_gone));
         }
         Ok(mail::publish_recovered(self.ledger, self.clock, &over).await?)
     }

@@ -23,7 +23,7 @@ use crate::schema::{Contract, SchemaError, Table};
 #[cfg(test)]
 use crate::shelf;
 use crate::value::Value;
-use rusqlite::{Connection, OptionalExtension, Row, Statement};
+use rusqlite::{Connection, Row, Statement};
 use sqlite::{Checkpoint, SqliteError};
 use std::borrow::Borrow;
 use std::cell::Cell;
@@ -612,13 +612,6 @@ fn recycle<'b>(mut row: Vec<Value<'_>>) -> Vec<Value<'b>> {
     row.clear();
     // Collecting in place keeps the allocation; nothing is left to map.
     row.into_iter().map(|v| v.into_owned()).collect()
-}
-
-/// Whether the file holds a stream of this name at all (a cheap look for tools).
-pub fn holds(db: &Connection, stream: &StreamName) -> rusqlite::Result<bool> {
-    let one: Option<i64> =
-        db.query_row("SELECT 1 FROM tillcast_stream WHERE stream = ?1", [stream.as_str()], |r| r.get(0)).optional()?;
-    Ok(one.is_some())
 }
 
 #[cfg(test)]
