@@ -99,6 +99,29 @@ fn a_pack_is_read_as_written() {
 }
 
 #[test]
+fn a_pack_at_its_limits_is_read_and_one_beyond_them_is_refused() {
+    let (bytes, entry) = delta(3);
+    let lines = text(&bytes);
+    let longest = lines.lines().map(str::len).max().unwrap() as u64 + 1;
+    let with = |rows, line_bytes| read_all(&bytes, &entry, &Limits { rows, line_bytes, ..Limits::default() });
+    assert_eq!(with(5, longest).unwrap().total(), 5);
+    let too_much = |r: Result<RowCounts, PackError>| match r {
+        Err(PackError::TooMuch { line, limit }) => (line, limit),
+        other => panic!("{other:?}"),
+    };
+    // Lines: the header, a section and its row, a section and its three, a section and its row.
+    assert_eq!(too_much(with(4, longest)), (9, "limits.rows = 4".to_owned()));
+    assert_eq!(too_much(with(5, longest - 1)), (1, format!("limits.line_bytes = {}", longest - 1)));
+    let short = Limits { unpacked_bytes: entry.unpacked - 1, ..Limits::default() };
+    assert_eq!(too_much(read_all(&bytes, &entry, &short)).0, lines.lines().count() as u64);
+    let mut r = PackReader::new(&bytes[..], &"price@zone-east".parse().unwrap(), &entry, &Limits::default()).unwrap();
+    for line in 1..=lines.lines().count() as u64 {
+        assert_eq!(r.line_number(), line);
+        let _ = r.next();
+    }
+}
+
+#[test]
 fn tables_in_any_order_and_fields_of_later_builds_are_read_over() {
     let ddl = "CREATE TABLE b (id INTEGER PRIMARY KEY, n TEXT) STRICT; CREATE TABLE a (id INTEGER PRIMARY KEY) STRICT;";
     let contract = Contract::parse(ddl, &Limits::default()).unwrap();

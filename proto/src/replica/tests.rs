@@ -1343,3 +1343,15 @@ fn an_index_that_leads_astray_is_drift() {
     apply(&mut r, "all", &[&full]).unwrap();
     assert_right(&r, &one, false);
 }
+
+#[test]
+fn a_value_of_another_type_is_named_by_its_line_and_table() {
+    let shop = Shop::new();
+    let pack = shop.write("all", 1, None, vec![], StateDigest::default(), |w| {
+        w.section(&"item".parse().unwrap(), Op::Insert, &shop.columns()).unwrap();
+        w.row(&values("a", &(None, "n".into(), None, None), false)).unwrap();
+        w.row(&[text("b"), Value::Null, Value::Int(5), Value::Null, Value::Null]).unwrap();
+    });
+    let e = apply(&mut shop.replica("r.db"), "all", &[&pack]).unwrap_err().to_string();
+    assert!(e.contains("line 4: table item: invalid type: integer `5`, expected a value of type TEXT or null"), "{e}");
+}
