@@ -114,6 +114,11 @@ fn a_pack_at_its_limits_is_read_and_one_beyond_them_is_refused() {
     assert_eq!(too_much(with(5, longest - 1)), (1, format!("limits.line_bytes = {}", longest - 1)));
     let short = Limits { unpacked_bytes: entry.unpacked - 1, ..Limits::default() };
     assert_eq!(too_much(read_all(&bytes, &entry, &short)).0, lines.lines().count() as u64);
+    let (head, rest) = lines.split_once('\n').unwrap();
+    let three: String = [head].into_iter().chain(rest.lines().take(2)).map(|l| format!("{l}\n")).collect();
+    let (cut, cut_entry) = by_hand(&three);
+    let e = read_all(&cut, &cut_entry, &Limits::default()).unwrap_err();
+    assert!(matches!(e, PackError::Truncated { line: 3 }), "{e:?}");
     let mut r = PackReader::new(&bytes[..], &"price@zone-east".parse().unwrap(), &entry, &Limits::default()).unwrap();
     for line in 1..=lines.lines().count() as u64 {
         assert_eq!(r.line_number(), line);

@@ -1355,3 +1355,60 @@ fn a_value_of_another_type_is_named_by_its_line_and_table() {
     let e = apply(&mut shop.replica("r.db"), "all", &[&pack]).unwrap_err().to_string();
     assert!(e.contains("line 4: table item: invalid type: integer `5`, expected a value of type TEXT or null"), "{e}");
 }
+
+#[test]
+fn what_went_wrong_is_named_and_judged() {
+    let (pack, table) = ("p".to_owned(), "item".parse::<TableName>().unwrap());
+    let io = || crate::pack::PackError::Io(std::io::Error::other("EIO"));
+    let of = |code: i32| {
+        let code = libsqlite3_sys::Error::new(code);
+        ApplyError::Sqlite(SqliteError::new("x", rusqlite::Error::SqliteFailure(code, None)))
+    };
+    let row = ApplyError::Row {
+        pack: pack.clone(),
+        line: 1,
+        table: table.clone(),
+        op: Op::Insert,
+        key: String::new(),
+        reason: String::new(),
+    };
+    let digest = ApplyError::Digest {
+        pack: pack.clone(),
+        table: table.clone(),
+        wanted: String::new(),
+        found: StateDigest::default(),
+    };
+    let key = ApplyError::ForeignKey { pack: pack.clone(), table: String::new(), count: 1, row: String::new() };
+    let elsewhere = |is_to_go| ApplyError::Elsewhere {
+        pack: pack.clone(),
+        table: table.clone(),
+        holder: "x".parse().unwrap(),
+        is_to_go,
+    };
+    let base = ApplyError::WrongBase { pack: pack.clone(), base: String::new(), held: String::new() };
+    let schema = ApplyError::Schema { pack: pack.clone(), reason: String::new() };
+    for (e, code, verdict, may_be_drift, waits) in [
+        (ApplyError::Pack { pack: pack.clone(), source: io() }, "IO", Verdict::Retry, false, false),
+        (
+            ApplyError::Pack { pack: pack.clone(), source: crate::pack::PackError::Truncated { line: 1 } },
+            "TRUNCATED",
+            Verdict::Quarantine,
+            false,
+            false,
+        ),
+        (row, "ROW", Verdict::Quarantine, true, false),
+        (digest, "DIGEST", Verdict::Quarantine, true, false),
+        (key, "FOREIGN_KEY", Verdict::Quarantine, true, false),
+        (base, "WRONG_BASE", Verdict::Quarantine, false, false),
+        (schema, "BAD_SCHEMA", Verdict::Quarantine, false, false),
+        (elsewhere(false), "BAD_SCHEMA", Verdict::Quarantine, false, false),
+        (elsewhere(true), "BAD_SCHEMA", Verdict::Quarantine, false, true),
+        (of(libsqlite3_sys::SQLITE_FULL), "DISK_FULL", Verdict::Retry, false, false),
+        (of(libsqlite3_sys::SQLITE_BUSY), "SQLITE", Verdict::Retry, false, false),
+        (of(libsqlite3_sys::SQLITE_CONSTRAINT), "SQLITE", Verdict::Quarantine, true, false),
+        (of(libsqlite3_sys::SQLITE_CORRUPT), "SQLITE", Verdict::Rebuild, false, false),
+        (of(libsqlite3_sys::SQLITE_IOERR_FSYNC), "SQLITE", Verdict::Halt, false, false),
+    ] {
+        assert_eq!((e.code(), e.verdict(), e.may_be_drift(), e.waits()), (code, verdict, may_be_drift, waits), "{e:?}");
+    }
+}
