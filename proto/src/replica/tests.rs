@@ -1,7 +1,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests write files as they like")]
 use super::*;
 use crate::manifest::PackEntry;
-use crate::pack::{Header, Op, PackWriter, SchemaPart, table_heads};
+use crate::pack::{Header, Op, PackWriter, RowCounts, SchemaPart, table_heads};
 use crate::retry::Verdict;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -1411,4 +1411,35 @@ fn what_went_wrong_is_named_and_judged() {
     ] {
         assert_eq!((e.code(), e.verdict(), e.may_be_drift(), e.waits()), (code, verdict, may_be_drift, waits), "{e:?}");
     }
+}
+
+#[test]
+fn rows_are_counted_over_packs_and_transactions() {
+    let shop = Shop::new();
+    let (one, two) =
+        (simple(&[("a", 1.0), ("b", 2.0), ("c", 3.0)]), simple(&[("a", 1.0), ("b", 5.0), ("d", 4.0), ("e", 5.0)]));
+    let (full, delta) = (shop.full("all", 1, &one), shop.delta(2, 1, &one, &two));
+    let counted = RowCounts { delete: 1, update: 1, insert: 5 };
+    let mut r = shop.replica("r.db");
+    let applied = apply(&mut r, "all", &[&full, &delta]).unwrap();
+    assert_eq!((applied.rows, applied.transactions, applied.version), (counted, 2, v(2)));
+    // A heal: readers saw version 2 before.
+    let applied = apply(&mut r, "all", &[&full, &delta]).unwrap();
+    assert_eq!((applied.rows, applied.transactions, applied.version), (counted, 1, v(2)));
+    assert_right(&r, &two, false);
+}
+
+#[test]
+fn a_migration_is_previewed_and_taken_back() {
+    let shop = Shop::new();
+    let mut r = shop.replica("r.db");
+    apply(&mut r, "all", &[&shop.full("all", 1, &simple(&[("a", 1.0)]))]).unwrap();
+    let has_it = |r: &Replica| r.connection().prepare("SELECT vat FROM item").is_ok();
+    r.preview_migration(&["ALTER TABLE item ADD COLUMN vat INTEGER NOT NULL DEFAULT 19".to_owned()]).unwrap();
+    assert!(has_it(&r));
+    r.rollback();
+    assert!(!has_it(&r));
+    let e = r.preview_migration(&["ALTER TABLE item ADD COLUMN vat INTEGER NOT NULL".to_owned()]).unwrap_err();
+    assert!(e.to_string().contains("NOT NULL"), "{e}");
+    r.rollback();
 }
