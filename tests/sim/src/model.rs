@@ -26,7 +26,7 @@ pub struct Model {
     reserved: BTreeMap<Version, String>,
     /// Those that a manifest in the bucket listed, with their digests.
     published: BTreeMap<Version, String>,
-    /// What a version requires, by each list that a store ever had it in, at the head or on the way there: of other streams the instance and its version.
+    /// What a version requires, by each list that a store ever had it in, at the head or on the way there.
     required: BTreeMap<(String, Version), BTreeSet<Required>>,
     /// Packs that such a manifest listed: name below `packs/`, hash.
     packs: BTreeMap<String, String>,

@@ -22,7 +22,7 @@ fn listed(w: &World, store: &str) -> (u64, u64, Option<u64>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_requires_what_was_the_newest_when_it_was_made() {
-    let w = World::with(&settings()).await;
+    let mut w = World::with(&settings()).await;
     w.publish().await;
     assert_eq!(listed(&w, "0421"), (1, 1, Some(1)));
     // Both in one run, in the east.
@@ -44,6 +44,11 @@ async fn a_version_requires_what_was_the_newest_when_it_was_made() {
     w.publish().await;
     assert_eq!(w.manifest("0421").unwrap().streams, before);
     w.all_is_well();
+    // It is let go of by a version.
+    set(&mut w, CONFIG);
+    assert_eq!((w.publish().await.signed, listed(&w, "0421")), (0, (3, 3, Some(3))));
+    w.publish_as(PublishOptions { full: true, stream: Some("price".parse().unwrap()), ..options() }).await;
+    assert_eq!(listed(&w, "0421"), (3, 4, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,4 +180,11 @@ async fn a_stream_that_root_keys_did_not_allow_is_not_published() {
     assert_eq!((report.version, report.streams.len()), (5, 2));
     assert!(rotate(&w, &[], true).await.unwrap().streams.is_empty());
     assert_eq!((w.publish().await.exit_code(), w.manifest("0421").unwrap().streams.len()), (0, 3));
+    // Told when a rotation begins, not in its middle.
+    let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    desk.rotate(&crate::cli::Rotate { keep_old: true, ..Default::default() }).await.unwrap();
+    for (streams, any_stream) in [(&["catalog", "price", "tax"][..], false), (&[], true)] {
+        let e = rotate(&w, streams, any_stream).await.unwrap_err().to_string();
+        assert!(e.contains("a rotation is under way"), "{e}");
+    }
 }
