@@ -6,7 +6,7 @@
 
 use crate::config::AlertsConfig;
 use crate::fleet::{self, DeviceView, Published, in_lines};
-use crate::ledger::{BeatOutcome, BeatRow, Complaint, DeviceRow, Ledger, LedgerError, Serials};
+use crate::ledger::{BeatOutcome, BeatRow, Complaint, Enrolments, Ledger, LedgerError, Serials, StoreDevices};
 use proto::clock::{Clock, Timestamp, before, since};
 use proto::dsse;
 use proto::failpoint;
@@ -53,6 +53,9 @@ pub struct Intake {
     /// A register that was silent for so long was away.
     register_silent: Duration,
     state: Mutex<State>,
+    /// The devices of stores that were heard: to read them, and their keys, takes as long as to prove what they say. Whether
+    /// they are these still, the ledger looks when that is written.
+    devices: Mutex<BTreeMap<StoreId, StoreDevices>>,
     /// Beats to be recorded.
     waiting: Mutex<Vec<Waiting>>,
     /// Held by whoever writes them.
@@ -68,6 +71,22 @@ struct Waiting {
     at: Duration,
     /// For what becomes of them; none: they could not be written.
     tell: oneshot::Sender<Option<Vec<BeatOutcome>>>,
+}
+
+/// The devices that the beats of one request are proved by.
+#[derive(Default)]
+struct Devices {
+    /// Read for this request; none: the store has none.
+    read: BTreeMap<StoreId, Option<StoreDevices>>,
+    /// The oldest ones' time.
+    at: Option<Enrolments>,
+}
+
+impl Devices {
+    /// Beats were proved by these.
+    fn note(&mut self, of_store: &StoreDevices) {
+        self.at = Some(self.at.map_or(of_store.at, |at| at.min(of_store.at)));
+    }
 }
 
 #[derive(Default)]
@@ -176,6 +195,15 @@ pub struct Taken {
     pub proved: bool,
 }
 
+/// The beats of one request, looked at.
+#[derive(Default)]
+struct Opened {
+    rows: Vec<BeatRow>,
+    /// What each of them says, and how long ago it was heard.
+    said: Vec<(Heartbeat, Duration)>,
+    refused: BTreeMap<String, String>,
+}
+
 /// Faults that a device tells at least once, though they are mended by then.
 fn is_told_once(f: &Fault) -> bool {
     [fault::DRIFT, fault::PACK_IN_ERROR, fault::PACK_MISSING].contains(&f.code.as_str())
@@ -269,10 +297,10 @@ impl Intake {
         alerts: &AlertsConfig,
     ) -> Result<Intake, LedgerError> {
         let state = State { started: clock.monotonic(), ..State::default() };
-        let (waiting, writing) = (Mutex::default(), tokio::sync::Mutex::default());
+        let (devices, waiting, writing) = (Mutex::default(), Mutex::default(), tokio::sync::Mutex::default());
         let (store_silent, register_silent) = (alerts.store_silent.0, alerts.register_silent.0);
         let state = Mutex::new(state);
-        let intake = Intake { ledger, clock, limits, store_silent, register_silent, state, waiting, writing };
+        let intake = Intake { ledger, clock, limits, store_silent, register_silent, state, devices, waiting, writing };
         intake.read_ledger().await?;
         Ok(intake)
     }
@@ -408,35 +436,20 @@ impl Intake {
     /// Verifies and records beats; the answer for whoever sent them.
     pub async fn take(&self, beats: Beats) -> Result<Taken, LedgerError> {
         let (now, at) = (self.clock.now(), self.clock.monotonic());
-        let (mut refused, mut go_on_above) = (BTreeMap::new(), BTreeMap::new());
-        let mut keys: BTreeMap<StoreId, Vec<DeviceRow>> = BTreeMap::new();
-        let (mut rows, mut taken) = (Vec::new(), Vec::new());
         let mut post = Unanswered { intake: self, at, is_over: false };
-        for (n, beat) in beats.beats.iter().enumerate() {
-            match self.open_beat(beat, &mut keys).await.inspect_err(|_| self.note_deaf(at))? {
-                Ok((heartbeat, envelope)) => {
-                    let age = Duration::from_secs(beat.seen_s).min(OLDEST);
-                    let heard = before(now, age);
-                    rows.push(BeatRow {
-                        device: heartbeat.device.clone(),
-                        seq: heartbeat.seq,
-                        envelope,
-                        received_at: now,
-                        last_seen_at: heard,
-                        serial: heartbeat.serial,
-                        complaints: complaints(&heartbeat, heard),
-                        versions: self.not_known(&heartbeat),
-                    });
-                    taken.push((heartbeat, age));
-                }
-                Err((who, why)) => {
-                    refused.insert(who.unwrap_or_else(|| wire::nameless(n)), why);
-                }
+        let mut is_anew = false;
+        let (numbers, outcomes, mut refused) = loop {
+            let opened = self.open_beats(&beats, now, is_anew).await.inspect_err(|_| self.note_deaf(at))?;
+            let Opened { rows, said, refused } = opened;
+            let numbers: Vec<(DeviceId, u64)> = rows.iter().map(|r| (r.device.clone(), r.seq)).collect();
+            let outcomes = if rows.is_empty() { Vec::new() } else { self.record(rows, said, at).await? };
+            if !outcomes.contains(&BeatOutcome::Outdated) {
+                break (numbers, outcomes, refused);
             }
-        }
-        let numbers: Vec<(DeviceId, u64)> = rows.iter().map(|r| (r.device.clone(), r.seq)).collect();
-        let outcomes = if rows.is_empty() { Vec::new() } else { self.record(rows, taken, at).await? };
+            is_anew = true;
+        };
         post.is_over = true;
+        let mut go_on_above = BTreeMap::new();
         for ((device, seq), outcome) in numbers.into_iter().zip(&outcomes) {
             if let BeatOutcome::Older(last) = outcome {
                 let what =
@@ -449,6 +462,38 @@ impl Intake {
         let proved = outcomes.contains(&BeatOutcome::Recorded);
         let passed_on = BTreeMap::new();
         Ok(Taken { answer: BeatAnswer { hq_seen_s: Some(0), now, refused, passed_on, go_on_above }, proved })
+    }
+
+    /// Proves beats: the rows to record, what they say, and whose are refused. Anew: by nothing that is remembered, and to be
+    /// written whatever becomes of the devices meanwhile.
+    async fn open_beats(&self, beats: &Beats, now: Timestamp, is_anew: bool) -> Result<Opened, LedgerError> {
+        let (mut opened, mut devices) = (Opened::default(), Devices::default());
+        for (n, beat) in beats.beats.iter().enumerate() {
+            match self.open_beat(beat, &mut devices, is_anew).await? {
+                Ok((heartbeat, envelope)) => {
+                    let age = Duration::from_secs(beat.seen_s).min(OLDEST);
+                    let heard = before(now, age);
+                    opened.rows.push(BeatRow {
+                        device: heartbeat.device.clone(),
+                        seq: heartbeat.seq,
+                        envelope,
+                        received_at: now,
+                        last_seen_at: heard,
+                        serial: heartbeat.serial,
+                        complaints: complaints(&heartbeat, heard),
+                        versions: self.not_known(&heartbeat),
+                        proved_at: None,
+                    });
+                    opened.said.push((heartbeat, age));
+                }
+                Err((who, why)) => {
+                    opened.refused.insert(who.unwrap_or_else(|| wire::nameless(n)), why);
+                }
+            }
+        }
+        let proved_at = devices.at.filter(|_| !is_anew);
+        opened.rows.iter_mut().for_each(|row| row.proved_at = proved_at);
+        Ok(opened)
     }
 
     /// The versions that a beat reports, but for those that are known to be published.
@@ -551,10 +596,16 @@ impl Intake {
     fn note<'o>(&self, said: impl Iterator<Item = ((Heartbeat, Duration), &'o BeatOutcome)>, at: Duration) {
         let mut state = self.state();
         for ((beat, age), outcome) in said {
-            if *outcome == BeatOutcome::Recorded {
-                self.hear(&mut state, beat.device.clone(), beat.seq, Arc::new(beat), at, age);
-            } else if let Some(heard) = state.heard.get_mut(&beat.device) {
-                heard.note_run(&beat, at);
+            match outcome {
+                BeatOutcome::Recorded => {
+                    self.hear(&mut state, beat.device.clone(), beat.seq, Arc::new(beat), at, age);
+                }
+                BeatOutcome::Known | BeatOutcome::Older(_) => {
+                    if let Some(heard) = state.heard.get_mut(&beat.device) {
+                        heard.note_run(&beat, at);
+                    }
+                }
+                BeatOutcome::Outdated => {}
             }
         }
     }
@@ -569,7 +620,8 @@ impl Intake {
     async fn open_beat(
         &self,
         beat: &Beat,
-        keys: &mut BTreeMap<StoreId, Vec<DeviceRow>>,
+        devices: &mut Devices,
+        is_anew: bool,
     ) -> Result<Result<(Heartbeat, String), (Option<String>, String)>, LedgerError> {
         let envelope = match serde_json::to_string(&beat.envelope) {
             Ok(envelope) => envelope,
@@ -579,19 +631,34 @@ impl Intake {
             Ok(id) => id,
             Err(e) => return Ok(Err((None, e.to_string()))),
         };
-        if !keys.contains_key(id.store()) {
-            keys.insert(id.store().clone(), self.ledger.devices_of(id.store()).await?);
-        }
-        let device = keys.get(id.store()).and_then(|d| d.iter().find(|d| d.id == id));
-        let why = match device {
-            None => format!("{id} is not enrolled"),
-            Some(d) if d.revoked_at.is_some() => format!("{id} was revoked"),
-            Some(d) => match Heartbeat::open(envelope.as_bytes(), &id, &d.key, &self.limits) {
-                Ok(heartbeat) => return Ok(Ok((heartbeat, envelope))),
-                Err(e) => e.to_string(),
-            },
+        let open = |of: Option<&StoreDevices>| match of.and_then(|of| of.devices.iter().find(|d| d.id == id)) {
+            None => Err(format!("{id} is not enrolled")),
+            Some(d) if d.revoked_at.is_some() => Err(format!("{id} was revoked")),
+            Some(d) => Heartbeat::open(envelope.as_bytes(), &id, &d.key, &self.limits).map_err(|e| e.to_string()),
         };
-        Ok(Err((Some(id.to_string()), why)))
+        let store = id.store();
+        if !devices.read.contains_key(store) {
+            let remembered = self.devices().get(store).filter(|_| !is_anew).cloned();
+            if let Some(of_store) = &remembered
+                && let Ok(heartbeat) = open(Some(of_store))
+            {
+                devices.note(of_store);
+                return Ok(Ok((heartbeat, envelope)));
+            }
+            // Nobody is refused by what is only remembered.
+            let of_store = self.ledger.store_devices(store).await?;
+            if let Some(of_store) = &of_store {
+                self.devices().insert(store.clone(), of_store.clone());
+                devices.note(of_store);
+            }
+            devices.read.insert(store.clone(), of_store);
+        }
+        let opened = open(devices.read.get(store).and_then(Option::as_ref));
+        Ok(opened.map_err(|why| (Some(id.to_string()), why)).map(|heartbeat| (heartbeat, envelope)))
+    }
+
+    fn devices(&self) -> std::sync::MutexGuard<'_, BTreeMap<StoreId, StoreDevices>> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every enrolled device as it is seen now.
@@ -828,6 +895,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_device_counts_as_it_is_enrolled_now_whatever_is_remembered_of_it() {
+        let w = World::new().await;
+        let i = w.intake().await;
+        let enrol = async |id: &str, n| {
+            w.ledger.enrol(&id.parse().unwrap(), &key(n).public(), w.clock.now()).await.unwrap();
+        };
+        assert!(take(&i, vec![beat("1", 1, &key(1), 0, &[]), beat("1-1", 1, &key(2), 0, &[])]).await.is_empty());
+        enrol("1-2", 3).await;
+        assert!(take(&i, vec![beat("1-2", 1, &key(3), 0, &[])]).await.is_empty(), "a new one");
+        enrol("1-1", 4).await;
+        let both = vec![beat("1", 2, &key(1), 0, &[]), beat("1-1", 2, &key(2), 0, &[])];
+        assert_eq!(take(&i, both).await.into_keys().collect::<Vec<_>>(), ["1-1"], "by the key of before");
+        assert!(take(&i, vec![beat("1-1", 1, &key(4), 0, &[])]).await.is_empty(), "by its new one");
+        // Posts that come together are written together: each is judged by itself.
+        w.ledger.revoke(&"1-1".parse().unwrap(), w.clock.now()).await.unwrap();
+        let (of_relay, of_both) = tokio::join!(
+            take(&i, vec![beat("1", 3, &key(1), 0, &[])]),
+            take(&i, vec![beat("1-1", 2, &key(4), 0, &[]), beat("1-2", 2, &key(3), 0, &[])])
+        );
+        assert!(of_relay.is_empty() && of_both.len() == 1 && of_both["1-1"].contains("revoked"), "{of_both:?}");
+        let kept: Vec<u64> = w.ledger.beats(None).await.unwrap().iter().map(|b| b.seq).collect();
+        assert_eq!(kept, [3, 1, 2]);
+    }
+
+    #[tokio::test]
     async fn silence_is_measured_through_relays_restarts_and_leaping_clocks() {
         let w = World::new().await;
         let i = w.intake().await;
@@ -933,13 +1025,15 @@ mod tests {
         let rename = |from: &str, to: &str| db.execute_batch(&format!("ALTER TABLE {from} RENAME TO {to}")).unwrap();
         let watched = async || w.seen(&i).await[0].1;
         let mut seq = 1;
-        // The first is asked for when a beat is opened, the other when it is written.
-        for table in ["device", "beat"] {
+        // The first is asked for when a beat of somebody who is not remembered is opened, the others when one is written.
+        w.ledger.enrol(&"2".parse().unwrap(), &key(3).public(), w.clock.now()).await.unwrap();
+        for table in ["device", "change", "beat"] {
             for (minutes, is_long) in [(1, false), (6, true)] {
                 rename(table, "away");
                 for minute in 0..minutes {
                     seq += 1;
-                    let post = Beats { beats: vec![beat("1-1", seq, &key(2), 0, &[])] };
+                    let (id, by) = if table == "device" { ("2", key(3)) } else { ("1-1", key(2)) };
+                    let post = Beats { beats: vec![beat(id, seq, &by, 0, &[])] };
                     assert!(i.take(post).await.is_err(), "{table}, {minute}");
                     w.clock.advance(s(59));
                 }

@@ -105,6 +105,14 @@ mod tests {
         assert_eq!(way(&packs, 5, 6), None);
     }
 
+    /// Only a manifest by hand has one.
+    #[test]
+    fn a_delta_upon_nothing_leads_nowhere() {
+        let baseless = PackEntry { base: None, ..delta(1, 2, 1) };
+        assert_eq!(way(&[baseless.clone()], 0, 2), None);
+        assert_eq!(way(&[full(1, 10), baseless], 1, 2), None);
+    }
+
     #[test]
     fn a_bad_pack_is_walked_around() {
         let packs = [full(1, 100), delta(1, 2, 10), delta(2, 3, 10), full(3, 100), delta(3, 4, 10)];

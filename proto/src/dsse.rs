@@ -244,5 +244,8 @@ mod tests {
         assert!(matches!(open(&sealed, PayloadType::Manifest, &keys, 1, 1 << 20), Err(DsseError::OtherType { .. })));
         assert!(matches!(open(&sealed, PayloadType::Heartbeat, &keys, 1, 10), Err(DsseError::TooLong { .. })));
         assert!(open(&sealed, PayloadType::Heartbeat, &[], 0, 1 << 20).is_err());
+        let longest = sealed.len() as u64;
+        assert_eq!(peek_payload(&sealed, longest).unwrap(), b"x");
+        assert_eq!(peek_payload(&sealed, longest - 1), Err(DsseError::TooLong { limit: longest - 1 }));
     }
 }

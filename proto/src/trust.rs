@@ -724,6 +724,8 @@ mod tests {
         let text = c.to_text().unwrap();
         assert_eq!(EnrolCode::from_text(&text, t0()).unwrap().id, c.id);
         assert!(EnrolCode::from_text(&text[..text.len() - 7], t0()).is_err());
+        let e = EnrolCode::from_text(&EnrolCode { format: 2, ..c.clone() }.to_text().unwrap(), t0()).unwrap_err();
+        assert!(e.to_string().contains("format 2 is not known"), "{e}");
         assert!(
             EnrolCode::from_text(&text, after(t0(), DAY))
                 .unwrap_err()

@@ -406,6 +406,10 @@ mod tests {
         row.clear();
         read_row(b"[1,18446744073709551615,null,null]", &TYPES, &mut row).unwrap();
         assert_eq!(row[1], Value::Real(u64::MAX as f64));
+        // Text that JSON escapes is not lent but made.
+        row.clear();
+        read_row(br#"[1,1.0,"\u0061","\u0041Q=="]"#, &TYPES, &mut row).unwrap();
+        assert_eq!(row[2..], [Value::Text("a".into()), Value::Blob(Cow::Borrowed(&[1]))]);
     }
 
     #[test]

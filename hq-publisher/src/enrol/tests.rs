@@ -124,6 +124,7 @@ async fn who_enrolls_a_device_that_is_heard_is_told_so() {
         serial: None,
         complaints: Vec::new(),
         versions: Vec::new(),
+        proved_at: None,
     };
     desk.ledger.record_beats(std::slice::from_ref(&beat)).await.unwrap();
     assert_eq!(desk.enroll(&register).await.unwrap().last_heard_at, Some(at));

@@ -207,7 +207,7 @@ pub(super) const CHANNEL: &str = "tillcast_change";
 /// Any number, the same in every process: who writes takes turns on PostgreSQL too.
 const WRITE_LOCK: i64 = 0x7469_6c6c;
 
-pub(super) const MIGRATIONS: [&str; 8] = [
+pub(super) const MIGRATIONS: [&str; 9] = [
     include_str!("0001.sql"),
     include_str!("0002.sql"),
     include_str!("0003.sql"),
@@ -216,6 +216,7 @@ pub(super) const MIGRATIONS: [&str; 8] = [
     include_str!("0006.sql"),
     include_str!("0007.sql"),
     include_str!("0008.sql"),
+    include_str!("0009.sql"),
 ];
 
 pub(super) fn pool_options(kind: Kind) -> AnyPoolOptions {
@@ -384,6 +385,11 @@ impl Write {
     /// Raises the number of [`Ledger::change`].
     pub(super) async fn count_change(&mut self) -> Result<(), LedgerError> {
         sqlx::query("UPDATE change SET n = n + 1").execute(&mut *self.tx).await?;
+        Ok(())
+    }
+    /// The same, of a device that was enrolled or revoked: it is what it was no longer.
+    pub(super) async fn count_devices(&mut self) -> Result<(), LedgerError> {
+        sqlx::query("UPDATE change SET n = n + 1, devices = devices + 1").execute(&mut *self.tx).await?;
         Ok(())
     }
     pub(super) async fn commit(self) -> Result<(), LedgerError> {

@@ -26,6 +26,19 @@ pub struct DeviceRow {
     pub revoked_at: Option<Timestamp>,
 }
 
+/// A number that rises when a device is enrolled or revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Enrolments(pub i64);
+
+/// The devices of a store, and when they were these.
+#[derive(Debug, Clone)]
+pub struct StoreDevices {
+    /// All, revoked ones too.
+    pub devices: Arc<[DeviceRow]>,
+    /// The ledger's number then.
+    pub at: Enrolments,
+}
+
 /// The last heartbeat of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BeatRow {
@@ -45,6 +58,8 @@ pub struct BeatRow {
     pub complaints: Vec<Fault>,
     /// The versions that it reports, but for those that are known to be published; not read back.
     pub versions: Vec<(Instance, Version)>,
+    /// When its device had the key that it was proved by, if it is to be asked whether it has it still; not read back.
+    pub proved_at: Option<Enrolments>,
 }
 
 /// A fault that a device told of at least once.
@@ -65,6 +80,8 @@ pub enum BeatOutcome {
     Known,
     /// Older than the last one, whose number this is; or another one with its number.
     Older(u64),
+    /// Proved before a device was enrolled or revoked, which may be its own: not stored.
+    Outdated,
 }
 
 /// A receipt of an import.
@@ -89,8 +106,8 @@ pub const VERSION_NOT_OURS: &str = "VERSION_NOT_OURS";
 /// Devices that must hold a version for it to count as one that was out: one may be broken, or in wrong hands.
 pub const WITNESSES: usize = 2;
 
-/// Heartbeats put by one statement: five values each.
-const BEATS_A_STATEMENT: usize = 64;
+/// Heartbeats that one statement puts, five values each, or names that it asks for.
+const A_STATEMENT: usize = 64;
 
 /// How far above the ledger's serial, or version, a heartbeat's may be believed: beyond it, it is no loss of the
 /// ledger but a broken or taken-over device.
@@ -149,7 +166,7 @@ impl Ledger {
         .execute(&mut **w)
         .await?;
         sqlx::query("DELETE FROM beat WHERE device = $1").bind(id.as_str()).execute(&mut **w).await?;
-        w.count_change().await?;
+        w.count_devices().await?;
         w.commit().await
     }
 
@@ -161,7 +178,7 @@ impl Ledger {
             .bind(id.as_str())
             .execute(&mut **w)
             .await?;
-        w.count_change().await?;
+        w.count_devices().await?;
         w.commit().await?;
         Ok(done.rows_affected() == 1)
     }
@@ -205,18 +222,34 @@ impl Ledger {
         rows.iter().map(device).collect()
     }
 
+    /// The devices of one store, and when they are these; none where it has none.
+    pub async fn store_devices(&self, store: &StoreId) -> Result<Option<StoreDevices>, LedgerError> {
+        let query = sqlx::query(
+            "SELECT device.id, device.public_key, device.enrolled_s, device.revoked_s, change.devices FROM device, change \
+             WHERE device.store = $1 ORDER BY device.id",
+        );
+        let rows = query.bind(store.as_str()).fetch_all(self.pool()).await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let devices = rows.iter().map(device).collect::<Result<_, _>>()?;
+        Ok(Some(StoreDevices { devices, at: Enrolments(first.number(4)?) }))
+    }
+
     /// Records heartbeats in one transaction; an answer for each. Of a device that is there twice the order counts.
     pub async fn record_beats(&self, beats: &[BeatRow]) -> Result<Vec<BeatOutcome>, LedgerError> {
         let mut w = self.write().await?;
+        let row = sqlx::query("SELECT devices FROM change").fetch_one(&mut **w).await?;
+        let now = Enrolments(row.number(0)?);
+        let counts = |b: &&BeatRow| b.proved_at.is_none_or(|at| at == now);
+        let proved: Vec<&BeatRow> = beats.iter().filter(counts).collect();
         let mut outcomes = Vec::with_capacity(beats.len());
-        let mut rest = beats;
+        let mut rest = proved.as_slice();
         while !rest.is_empty() {
             // PostgreSQL meets no row twice in one statement.
             let mut devices = BTreeSet::new();
-            let some = rest.iter().take(BEATS_A_STATEMENT).take_while(|b| devices.insert(&b.device)).count();
-            let (now, later) = rest.split_at(some);
-            let recorded = w.put_beats(now).await?;
-            for b in now {
+            let some = rest.iter().take(A_STATEMENT).take_while(|b| devices.insert(&b.device)).count();
+            let (these, later) = rest.split_at(some);
+            let recorded = w.put_beats(these).await?;
+            for b in these {
                 outcomes.push(if recorded.contains(b.device.as_str()) {
                     for c in &b.complaints {
                         w.complain(&b.device, c).await?;
@@ -231,19 +264,12 @@ impl Ledger {
             }
             rest = later;
         }
-        let mut newest: BTreeMap<&StoreId, &BeatRow> = BTreeMap::new();
-        for b in beats {
-            let of_store = newest.entry(b.device.store()).or_insert(b);
-            if b.serial > of_store.serial {
-                *of_store = b;
-            }
-        }
-        for beat in newest.into_values() {
-            w.raise_serial_by_beat(beat).await?;
-        }
-        w.note_versions(beats).await?;
+        w.raise_serials(&proved).await?;
+        w.note_versions(&proved).await?;
         w.commit().await?;
-        Ok(outcomes)
+        let mut outcomes = outcomes.into_iter();
+        let outcome = |b| if counts(&b) { outcomes.next() } else { None };
+        Ok(beats.iter().map(outcome).map(|o| o.unwrap_or(BeatOutcome::Outdated)).collect())
     }
 
     /// The last heartbeat of each device that was received at or after a time (none: all).
@@ -265,6 +291,7 @@ impl Ledger {
                     serial: None,
                     complaints: Vec::new(),
                     versions: Vec::new(),
+                    proved_at: None,
                 })
             })
             .collect()
@@ -511,7 +538,7 @@ impl Write {
     }
 
     /// Puts each heartbeat that is newer than the one that is there, of devices that differ; those devices.
-    async fn put_beats(&mut self, beats: &[BeatRow]) -> Result<BTreeSet<String>, LedgerError> {
+    async fn put_beats(&mut self, beats: &[&BeatRow]) -> Result<BTreeSet<String>, LedgerError> {
         let places = |n: usize| (1..=5).map(|k| format!("${}", n * 5 + k)).collect::<Vec<_>>().join(", ");
         let rows = (0..beats.len()).map(|n| format!("({})", places(n))).collect::<Vec<_>>().join(", ");
         let sql = format!(
@@ -530,31 +557,57 @@ impl Write {
 
     /// A device holds a manifest that this ledger does not know of: it was set back, or somebody else has our key. The
     /// next publish may be quicker than the next judgement: it is kept as a complaint.
-    async fn raise_serial_by_beat(&mut self, beat: &BeatRow) -> Result<(), LedgerError> {
-        let (store, serial) = (beat.device.store(), beat.serial.unwrap_or(0));
-        let query = sqlx::query("SELECT serial FROM store WHERE id = $1").bind(store.as_str());
-        let Some(row) = query.fetch_optional(&mut ***self).await? else { return Ok(()) };
-        let known = row.unsigned(0)?;
-        if serial > known && serial - known <= SERIAL_REACH && self.raise_serial(store, serial).await? {
-            let text = format!("list {serial} is held, the newest that was signed here is {known}");
-            let code = LIST_NOT_OURS.to_owned();
-            let fault = Fault { code, instance: None, object: None, text, since: beat.received_at };
-            self.complain(&beat.device, &fault).await?;
+    async fn raise_serials(&mut self, beats: &[&BeatRow]) -> Result<(), LedgerError> {
+        let mut newest: BTreeMap<&str, &BeatRow> = BTreeMap::new();
+        for b in beats.iter().copied().filter(|b| b.serial.is_some()) {
+            let of_store = newest.entry(b.device.store().as_str()).or_insert(b);
+            if b.serial > of_store.serial {
+                *of_store = b;
+            }
+        }
+        let stores: Vec<String> = newest.keys().map(|s| (*s).to_owned()).collect();
+        for row in self.fetch_in("SELECT id, serial FROM store WHERE id IN", &stores).await? {
+            let Some(beat) = newest.get(row.text(0)?.as_str()) else { continue };
+            let (store, serial, known) = (beat.device.store(), beat.serial.unwrap_or(0), row.unsigned(1)?);
+            if serial > known && serial - known <= SERIAL_REACH && self.raise_serial(store, serial).await? {
+                let text = format!("list {serial} is held, the newest that was signed here is {known}");
+                let code = LIST_NOT_OURS.to_owned();
+                let fault = Fault { code, instance: None, object: None, text, since: beat.received_at };
+                self.complain(&beat.device, &fault).await?;
+            }
         }
         Ok(())
     }
 
+    /// The rows of a query that ends in `IN`, of all these texts, so many a statement that it is always the same one.
+    async fn fetch_in(&mut self, sql: &str, texts: &[String]) -> Result<Vec<AnyRow>, LedgerError> {
+        let places = (1..=A_STATEMENT).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+        let sql = format!("{sql} ({places})");
+        let mut rows = Vec::new();
+        for some in texts.chunks(A_STATEMENT) {
+            // One that is there twice is found once.
+            let all = some.iter().chain(std::iter::repeat(&some[0])).take(A_STATEMENT);
+            let query = all.fold(sqlx::query(AssertSqlSafe(sql.clone())), |q, text| q.bind(text.clone()));
+            rows.extend(query.fetch_all(&mut ***self).await?);
+        }
+        Ok(rows)
+    }
+
     /// Devices hold a version that is above the newest: this ledger and the bucket were set back, or a hand altered what a
     /// register notes. As many are kept as it takes to believe it.
-    async fn note_versions(&mut self, beats: &[BeatRow]) -> Result<(), LedgerError> {
+    async fn note_versions(&mut self, beats: &[&BeatRow]) -> Result<(), LedgerError> {
         let mut held: BTreeMap<&(Instance, Version), Vec<&BeatRow>> = BTreeMap::new();
-        for (b, version) in beats.iter().flat_map(|b| b.versions.iter().map(move |v| (b, v))) {
+        for (b, version) in beats.iter().copied().flat_map(|b| b.versions.iter().map(move |v| (b, v))) {
             held.entry(version).or_default().push(b);
         }
+        let instances: BTreeSet<String> = held.keys().map(|(i, _)| i.to_string()).collect();
+        let instances: Vec<String> = instances.into_iter().collect();
+        let mut heads: BTreeMap<Instance, u64> = BTreeMap::new();
+        for row in self.fetch_in("SELECT instance, version FROM head WHERE instance IN", &instances).await? {
+            heads.insert(row.parsed(0, "instance")?, row.version(1)?.get());
+        }
         for ((instance, version), by) in held {
-            let query = sqlx::query("SELECT version FROM head WHERE instance = $1").bind(instance.to_string());
-            let Some(row) = query.fetch_optional(&mut ***self).await? else { continue };
-            let head = row.version(0)?.get();
+            let Some(&head) = heads.get(instance) else { continue };
             if !(1..=SERIAL_REACH).contains(&version.get().saturating_sub(head)) {
                 continue;
             }

@@ -14,7 +14,8 @@ mod stores;
 
 pub use db::{Change, Kind, Ledger, LedgerError, Listener};
 pub use fleet::{
-    BeatOutcome, BeatRow, Complaint, DeviceRow, LIST_NOT_OURS, ReceiptRow, SERIAL_REACH, VERSION_NOT_OURS, WITNESSES,
+    BeatOutcome, BeatRow, Complaint, DeviceRow, Enrolments, LIST_NOT_OURS, ReceiptRow, SERIAL_REACH, StoreDevices,
+    VERSION_NOT_OURS, WITNESSES,
 };
 pub use lease::{Acquired, Token};
 pub use outbox::{Claimed, Episode, Failed, Mail, Taken};

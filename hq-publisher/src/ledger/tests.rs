@@ -1,5 +1,4 @@
-//! Each test runs on SQLite, and on PostgreSQL when `TILLCAST_TEST_POSTGRES` holds the URL of a
-//! database to use (its schema `public` is dropped).
+//! Each test runs on SQLite and on PostgreSQL.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use super::*;
@@ -11,10 +10,19 @@ use proto::layout::{PackKind, PackName};
 use proto::manifest::PackEntry;
 use proto::wire::{Fault, fault};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tillcast_tests::Postgres;
 
-/// One PostgreSQL database, one test at a time.
-static POSTGRES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+static POSTGRES: LazyLock<Postgres> = LazyLock::new(Postgres::start);
+
+/// A ledger in a PostgreSQL database of its own.
+async fn on_postgres() -> Ledger {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    let url = POSTGRES.create_database(&format!("ledger{}", MADE.fetch_add(1, Ordering::Relaxed)));
+    Ledger::open_url(&url).await.unwrap()
+}
 
 /// What would count connections beside those who take and give them is not started.
 #[test]
@@ -34,14 +42,9 @@ async fn on_each_database(test: impl AsyncFn(Ledger)) {
     test(Ledger::open_url(&url).await.unwrap()).await;
     // What was written is there for the next process.
     Ledger::open_url(&url).await.unwrap().change().await.unwrap();
-    if let Ok(url) = std::env::var("TILLCAST_TEST_POSTGRES") {
-        let _turn = POSTGRES.lock().await;
-        sqlx::any::install_default_drivers();
-        let pool = sqlx::AnyPool::connect(&url).await.unwrap();
-        sqlx::raw_sql("DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public").execute(&pool).await.unwrap();
-        pool.close().await;
-        test(Ledger::open_url(&url).await.unwrap()).await;
-    }
+    let l = on_postgres().await;
+    test(l.clone()).await;
+    l.close().await;
 }
 
 fn t(s: i64) -> Timestamp {
@@ -474,6 +477,7 @@ async fn a_fault_in_lines_is_kept_and_a_refused_value_is_told_from_a_database_th
             serial: None,
             complaints: vec![fault.clone()],
             versions: Vec::new(),
+            proved_at: None,
         };
         if l.kind() == Kind::Postgres {
             let e = l.record_beats(&[beat(1, &raw)]).await.unwrap_err();
@@ -503,6 +507,7 @@ async fn devices_and_beats() {
             serial: Some(3),
             complaints: Vec::new(),
             versions: Vec::new(),
+            proved_at: None,
         };
         use BeatOutcome::{Known, Older, Recorded};
         assert_eq!(
@@ -767,6 +772,8 @@ async fn after_a_failed_sync_nothing_is_written() {
     assert!(matches!(waits.await, Err(LedgerError::Halted)));
     assert!(matches!(l.clone().touch(t(2)).await, Err(LedgerError::Halted)));
     l.halted().await;
+    // The last one to close would try the sync again.
+    l.close().await;
     assert_eq!(l.latest_time().await.unwrap(), Some(t(1)));
 }
 
@@ -838,4 +845,60 @@ fn a_damaged_ledger_is_called_so_whenever_it_is_met() {
     for code in ["1", "5", "22027"] {
         assert!(matches!(of(code), LedgerError::Database(_)), "{code}");
     }
+    assert!(matches!(of("53100"), LedgerError::Full(_)) && matches!(of("13"), LedgerError::Full(_)));
+    // What was to be written: too long, a constraint; and PostgreSQL's classes of data, constraints and limits.
+    for code in ["18", "19", "2067", "20", "22021", "23505", "54000"] {
+        assert!(of(code).is_of_values(), "{code}");
+    }
+    for code in ["1", "5", "40001", "42P01", "57P01"] {
+        assert!(!of(code).is_of_values(), "{code}");
+    }
+}
+
+/// A database that lets nobody in and takes nobody's orders, as one that is just started anew.
+#[tokio::test]
+async fn a_listener_that_was_lost_waits_as_who_has_none_and_listens_again() {
+    let l = on_postgres().await;
+    let database = l.url().rsplit('/').next().unwrap().to_owned();
+    let (mut listener, poll) = (None, Duration::from_millis(10));
+    l.await_change(&mut listener, poll).await;
+    assert!(listener.is_some());
+    let admit = |yes: bool| POSTGRES.command("src", &format!("ALTER DATABASE {database} ALLOW_CONNECTIONS {yes}"));
+    admit(false);
+    let end = format!("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{database}'");
+    POSTGRES.sql("src", &end);
+    l.await_change(&mut listener, poll).await;
+    assert!(listener.is_none(), "whoever asks now is told of an error");
+    l.await_change(&mut listener, poll).await;
+    assert!(listener.is_none() && l.change().await.is_err());
+    admit(true);
+    l.await_change(&mut listener, poll).await;
+    assert!(listener.is_some());
+    l.change().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_comes_out_of_its_order_is_refused() {
+    on_each_database(async |l| {
+        let token = lease(&l, t(0)).await;
+        l.see_stores(&[store("1")], t(0)).await.unwrap();
+        let one = pack_one(&l, token, 1, &[PackKind::Full]).await.unwrap();
+        let again = l.packed(token, &price(), v(1), &[], &BTreeMap::new()).await;
+        assert!(matches!(again, Err(LedgerError::NotInState { wanted: "reserved", .. })), "{again:?}");
+        let two = pack_one(&l, token, 2, &[PackKind::Full, PackKind::Delta]).await.unwrap();
+        // The keys changed meanwhile: what would be signed is not by the one that counts now.
+        l.add_trust(10, "{}", t(0), false).await.unwrap();
+        let old_key = l.sign(Some(token), of(std::slice::from_ref(&two)), Which::All, 9, t(1), &mut maker).await;
+        assert!(matches!(&old_key, Err(LedgerError::Conflict(why)) if why.contains("keys changed")), "{old_key:?}");
+        assert!(!l.store(&"1".parse().unwrap()).await.unwrap().unwrap().is_overtaken(), "it has no list yet");
+        l.sign(Some(token), of(&[two]), Which::All, 10, t(1), &mut maker).await.unwrap();
+        let late = l.sign(Some(token), of(&[one]), Which::All, 10, t(1), &mut maker).await;
+        assert!(matches!(&late, Err(LedgerError::VersionTaken { max, .. }) if *max == v(2)), "{late:?}");
+        // The full of the first, which the second does not have.
+        let gone = PackName { instance: price(), version: v(1), kind: PackKind::Full };
+        l.forget_pack(token, &gone).await.unwrap();
+        let packs = async |n| l.publication(&price(), v(n)).await.unwrap().unwrap().packs.len();
+        assert_eq!((packs(1).await, packs(2).await), (0, 2));
+    })
+    .await;
 }

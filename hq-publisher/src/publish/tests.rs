@@ -133,6 +133,7 @@ impl World {
             serial: None,
             complaints: Vec::new(),
             versions: Vec::new(),
+            proved_at: None,
         }
     }
     async fn with(config: &str) -> World {

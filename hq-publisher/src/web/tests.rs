@@ -235,7 +235,7 @@ async fn a_device_that_is_enrolled_anew_is_back_when_it_is_heard() {
 /// come again within the next minutes.
 #[tokio::test]
 async fn nobody_is_silent_because_headquarters_did_not_hear() {
-    for (table, looks) in [("device", true), ("beat", true), ("beat", false)] {
+    for (table, looks) in [("change", true), ("beat", true), ("beat", false)] {
         let w = World::new().await;
         let minute = || w.clock.advance(Duration::from_secs(60));
         for seq in 1..4 {

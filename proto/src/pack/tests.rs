@@ -251,6 +251,13 @@ fn lines_that_break_the_format_are_refused_by_number() {
         read_all(&bytes, &entry, &Limits::default()).unwrap_err().to_string()
     };
     for (from, to, why) in [
+        (
+            "\"op\":\"insert\",\"columns\":[\"sku\",\"cents\",\"note\"]",
+            "\"op\":\"delete\",\"columns\":[\"sku\"]",
+            "after a later operation",
+        ),
+        ("\"columns\":[\"sku\",\"cents\"]}", "\"columns\":[\"sku\",\"price\"]}", "column price is not in table price"),
+        ("\"columns\":[\"sku\",\"cents\"]}", "\"columns\":[\"sku\",\"sku\"]}", "line 4"),
         ("\"format\":1", "\"format\":2", "format 2"),
         ("\"op\":\"delete\"", "\"op\":\"upsert\"", "line 2"),
         ("\"table\":\"price\",\"op\"", "\"table\":\"cost\",\"op\"", "not in the contract"),
@@ -268,4 +275,57 @@ fn lines_that_break_the_format_are_refused_by_number() {
     }
     let (bytes, entry) = by_hand(&format!("{good}[\"x\"]\n"));
     assert!(matches!(read_all(&bytes, &entry, &Limits::default()), Err(PackError::Trailing(_))));
+}
+
+#[test]
+fn a_full_inserts_and_migrates_nothing() {
+    let read = |migrate: &[&str], lines: &str| {
+        let mut head = header(PackKind::Full, 2, None);
+        head.schema.migrate = migrate.iter().map(|s| (*s).to_owned()).collect();
+        let (bytes, entry) = by_hand(&format!("{}\n{lines}\n", serde_json::to_string(&head).unwrap()));
+        let entry = PackEntry { kind: PackKind::Full, base: None, ..entry };
+        read_all(&bytes, &entry, &Limits::default()).map_err(|e| e.to_string())
+    };
+    let end = r#"{"rows":{"delete":0,"update":0,"insert":0},"digests":{}}"#;
+    read(&[], end).unwrap();
+    assert!(
+        read(&["ALTER TABLE price ADD COLUMN x TEXT"], end).unwrap_err().contains("migration statements in a full")
+    );
+    let section = |op: &str, columns: &str| format!(r#"{{"table":"price","op":"{op}","columns":[{columns}]}}"#);
+    for (op, columns) in [("delete", r#""sku""#), ("update", r#""sku","cents""#)] {
+        let e = read(&[], &format!("{}\n{end}", section(op, columns))).unwrap_err();
+        assert!(e.contains(&format!("a section of {op} in a full")), "{e}");
+    }
+}
+
+#[test]
+fn a_pack_ends_once_and_with_a_whole_line() {
+    let good = text(&delta(1).0);
+    for (lines, last) in [("", 0), (good.trim_end(), good.lines().count() as u64)] {
+        let (bytes, entry) = by_hand(lines);
+        let e = read_all(&bytes, &entry, &Limits::default()).unwrap_err();
+        assert!(matches!(e, PackError::Truncated { line } if line == last), "{last}: {e:?}");
+    }
+    let reader = |lines: &str| {
+        let (bytes, entry) = by_hand(lines);
+        PackReader::new(std::io::Cursor::new(bytes), &"price@zone-east".parse().unwrap(), &entry, &Limits::default())
+            .unwrap()
+    };
+    assert!(matches!(reader(&good).finish(), Err(PackError::Truncated { .. })), "before its end");
+    let mut more = reader(&format!("{good}[\"x\"]\n"));
+    while !matches!(more.next().unwrap(), Event::End(_)) {}
+    assert!(matches!(more.next(), Err(PackError::Trailing(_))));
+    // Of which the manifest says more than there is.
+    let (bytes, entry) = by_hand(&good);
+    let longer = PackEntry { bytes: entry.bytes + 1, ..entry };
+    assert!(matches!(read_all(&bytes, &longer, &Limits::default()), Err(PackError::NotListed(_))));
+}
+
+#[test]
+fn a_section_out_of_order_is_not_written() {
+    let table: TableName = "price".parse().unwrap();
+    let mut w = PackWriter::new(Vec::new(), &header(PackKind::Delta, 2, Some(1)), 6).unwrap();
+    w.section(&table, Op::Update, &names(&["sku", "cents"])).unwrap();
+    let e = w.section(&table, Op::Delete, &names(&["sku"])).unwrap_err();
+    assert!(e.to_string().contains("a delete section after a later operation"), "{e}");
 }

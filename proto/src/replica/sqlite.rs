@@ -336,6 +336,38 @@ mod tests {
     }
 
     #[test]
+    fn only_a_sync_that_failed_halts() {
+        let of = |code| verdict(&rusqlite::Error::SqliteFailure(libsqlite3_sys::Error::new(code), None));
+        for (code, wanted) in [
+            (libsqlite3_sys::SQLITE_IOERR_FSYNC, Verdict::Halt),
+            (libsqlite3_sys::SQLITE_IOERR_DIR_FSYNC, Verdict::Halt),
+            (libsqlite3_sys::SQLITE_IOERR_READ, Verdict::Retry),
+            (libsqlite3_sys::SQLITE_IOERR_WRITE, Verdict::Retry),
+            (libsqlite3_sys::SQLITE_BUSY, Verdict::Retry),
+            (libsqlite3_sys::SQLITE_CORRUPT, Verdict::Rebuild),
+        ] {
+            assert_eq!(of(code), wanted, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_somebody_reads_comes_home_with_the_next_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.db");
+        let db = open_private(&path).unwrap();
+        db.busy_timeout(Duration::ZERO).unwrap();
+        db.execute_batch("CREATE TABLE t (n INTEGER) STRICT; INSERT INTO t VALUES (1)").unwrap();
+        let reader = open_read_only(&path).unwrap();
+        reader.execute_batch("BEGIN; SELECT n FROM t").unwrap();
+        db.execute_batch("INSERT INTO t VALUES (2)").unwrap();
+        checkpoint(&db, Checkpoint::Truncate).unwrap();
+        assert!(log_bytes(&path) > 0);
+        reader.execute_batch("ROLLBACK").unwrap();
+        checkpoint(&db, Checkpoint::Truncate).unwrap();
+        assert_eq!(log_bytes(&path), 0);
+    }
+
+    #[test]
     fn a_database_that_is_a_link_is_not_opened() {
         let dir = tempfile::tempdir().unwrap();
         let (file, link) = (dir.path().join("a.db"), dir.path().join("b.db"));

@@ -1356,6 +1356,19 @@ fn a_value_of_another_type_is_named_by_its_line_and_table() {
     assert!(e.contains("line 4: table item: invalid type: integer `5`, expected a value of type TEXT or null"), "{e}");
 }
 
+/// SQLite takes NULL for a key of text, and as many rows of it as come.
+#[test]
+fn a_row_without_a_key_is_refused_by_its_line() {
+    let shop = Shop::new();
+    let pack = shop.write("all", 1, None, vec![], StateDigest::default(), |w| {
+        w.section(&"item".parse().unwrap(), Op::Insert, &shop.columns()).unwrap();
+        w.row(&values("a", &(None, "n".into(), None, None), false)).unwrap();
+        w.row(&[Value::Null, Value::Null, text("n"), Value::Null, Value::Null]).unwrap();
+    });
+    let e = apply(&mut shop.replica("r.db"), "all", &[&pack]).unwrap_err();
+    assert!(matches!(e, ApplyError::Row { line: 4, .. }) && e.to_string().contains("a key with NULL"), "{e}");
+}
+
 #[test]
 fn what_went_wrong_is_named_and_judged() {
     let (pack, table) = ("p".to_owned(), "item".parse::<TableName>().unwrap());
