@@ -281,6 +281,17 @@ impl Ledger {
         }
     }
 
+    /// Brings home what is in SQLite's log while others read and write on: a commit that has to do it keeps whoever posts
+    /// waiting. What somebody still reads comes with the next one.
+    pub async fn checkpoint(&self) -> Result<(), LedgerError> {
+        if self.kind == Kind::Postgres || *self.halted.borrow() {
+            return Ok(());
+        }
+        let done = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_all(&self.pool).await;
+        done.inspect_err(|e| halt_if_unsynced(e, &self.halted))?;
+        Ok(())
+    }
+
     /// Begins a transaction that writes; at most one is open.
     pub(super) async fn write(&self) -> Result<Write, LedgerError> {
         let turn = match self.kind {
@@ -502,6 +513,9 @@ fn is_in_use(file: &Path) -> bool {
     lock().is_err_and(|e| e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy))
 }
 
+/// A commit that leaves so many pages in the log brings it home before it answers.
+const LOG_PAGES: u64 = sqlite::WAL_LIMIT / 4096;
+
 /// WAL and full syncs, read back: a mode that was not taken loses acknowledged commits.
 async fn settle(c: &mut AnyConnection) -> Result<(), sqlx::Error> {
     for pragma in ["busy_timeout = 30000", "trusted_schema = OFF", "cell_size_check = ON"] {
@@ -521,6 +535,8 @@ async fn settle(c: &mut AnyConnection) -> Result<(), sqlx::Error> {
     // After a long reader or a large transaction the log goes back to this.
     let limit = format!("PRAGMA journal_size_limit = {}", sqlite::WAL_LIMIT);
     sqlx::query(AssertSqlSafe(limit)).execute(&mut *c).await?;
+    let pages = format!("PRAGMA wal_autocheckpoint = {LOG_PAGES}");
+    sqlx::query(AssertSqlSafe(pages)).execute(&mut *c).await?;
     Ok(())
 }
 

@@ -713,6 +713,30 @@ async fn many_writers_at_once_wait_for_each_other() {
     .await;
 }
 
+/// Which commits leave behind, up to a limit: `serve` does it, and no post waits for it.
+#[tokio::test]
+async fn the_log_is_brought_home_beside_who_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("fleet.db");
+    let l = Ledger::open_url(&format!("sqlite:{}", file.display())).await.unwrap();
+    let bytes = || std::fs::metadata(&file).unwrap().len();
+    let before = bytes();
+    for n in 0..200 {
+        l.set_fact(&format!("f{n}"), &"x".repeat(30_000)).await.unwrap();
+    }
+    assert_eq!(bytes(), before, "6 MB are in the log alone");
+    let open = l.write().await.unwrap();
+    l.checkpoint().await.unwrap();
+    assert!(bytes() > before + (5 << 20), "{}", bytes());
+    drop(open);
+    l.set_fact("next", "x").await.unwrap();
+    assert!(l.fact("f199").await.unwrap().is_some() && l.fact("next").await.unwrap().is_some());
+    super::db::halt_if_unsynced(&sqlx::Error::Database(Box::new(Unsynced("1034"))), &l.halted);
+    let before = bytes();
+    l.checkpoint().await.unwrap();
+    assert_eq!(bytes(), before, "nothing after a failed sync");
+}
+
 #[tokio::test]
 async fn every_connection_syncs_in_full() {
     let dir = tempfile::tempdir().unwrap();

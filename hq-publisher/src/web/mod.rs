@@ -96,6 +96,9 @@ const TIME_TICK: Duration = Duration::from_secs(60);
 /// How often it is looked whether somebody publishes.
 const PUBLISHES_TICK: Duration = Duration::from_secs(60);
 
+/// How often the log of a ledger in SQLite is brought home.
+const CHECKPOINT_TICK: Duration = Duration::from_secs(1);
+
 /// How often the outbox is looked into.
 const MAIL_TICK: Duration = Duration::from_secs(2);
 
@@ -213,6 +216,9 @@ fn start_loops(app: &Arc<App>, loops: &mut JoinSet<()>) {
     let serve = &app.config.serve;
     loops.spawn(follow_puts(Arc::clone(app)));
     loops.spawn(every(Arc::clone(app), serve.alert_tick.0, "alerts", async |a: &App| ticks::alerts(a).await));
+    loops.spawn(every(Arc::clone(app), CHECKPOINT_TICK, "checkpoint", async |a: &App| {
+        a.ledger.checkpoint().await.map_err(|e| e.to_string())
+    }));
     loops.spawn(every(Arc::clone(app), TIME_TICK, "time", async |a: &App| ticks::time(a).await));
     loops.spawn(every(Arc::clone(app), PUBLISHES_TICK, "publishes", async |a: &App| ticks::publishes(a).await));
     loops.spawn(every(Arc::clone(app), MAIL_TICK, "mail", async |a: &App| ticks::mails(a).await));
