@@ -578,7 +578,10 @@ mod tests {
         Device::enrol(dir.path(), &code()).unwrap();
         let open = || Device::open(dir.path(), &code().id, &Limits::default()).unwrap();
         let mut device = open();
-        assert_eq!(device.next_seq().unwrap(), 1);
+        for far in [u64::MAX, SEQ_REACH + 1] {
+            device.go_on_above(far).unwrap();
+        }
+        assert_eq!(device.next_seq().unwrap(), 1, "nobody uses the numbers up");
         device.refuse_writes(true);
         assert_eq!((device.next_seq().unwrap(), device.next_seq().unwrap()), (2, 3));
         assert!(device.unkept().is_some_and(|why| why.starts_with("device.db")) && device.halted().is_none());
@@ -588,5 +591,7 @@ mod tests {
         assert!(device.unkept().is_none());
         drop(device);
         assert_eq!(open().next_seq().unwrap(), 9);
+        open().go_on_above(9 + SEQ_REACH).unwrap();
+        assert_eq!(open().next_seq().unwrap(), 10 + SEQ_REACH);
     }
 }

@@ -353,12 +353,16 @@ mod tests {
 
     /// A headquarters that refuses these.
     async fn refusing(who: &[&str]) -> (Source, tokio::task::JoinHandle<()>) {
+        answering(who, BTreeMap::new()).await
+    }
+
+    async fn answering(who: &[&str], go_on_above: BTreeMap<String, u64>) -> (Source, tokio::task::JoinHandle<()>) {
         let answer = BeatAnswer {
             hq_seen_s: Some(0),
             now: now(),
             refused: who.iter().map(|who| ((*who).to_owned(), "too long".to_owned())).collect(),
             passed_on: BTreeMap::new(),
-            go_on_above: BTreeMap::new(),
+            go_on_above,
         };
         let body = serde_json::to_vec(&answer).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -398,6 +402,11 @@ mod tests {
     }
 
     fn say(relay: &Relay, register: &RegisterId, seq: u64) {
+        let taken = said(relay, register, seq);
+        assert!(taken.refused.is_empty(), "{taken:?}");
+    }
+
+    fn said(relay: &Relay, register: &RegisterId, seq: u64) -> beats::Taken {
         let beat = Heartbeat {
             format: 1,
             device: DeviceId::Register(register.clone()),
@@ -415,9 +424,18 @@ mod tests {
             registers: Default::default(),
         };
         let envelope = serde_json::from_slice(&beat.seal(&secret(33)).unwrap()).unwrap();
-        let taken =
-            beats::take(&relay.hall, &Beats { beats: vec![Beat { envelope, seen_s: 0 }] }, [127, 0, 0, 1].into());
-        assert!(taken.refused.is_empty(), "{taken:?}");
+        beats::take(&relay.hall, &Beats { beats: vec![Beat { envelope, seen_s: 0 }] }, [127, 0, 0, 1].into())
+    }
+
+    /// The relay is new, and the register was set back: only headquarters knows.
+    #[tokio::test]
+    async fn a_register_that_headquarters_heard_above_is_told_so() {
+        let (_store, relay, registers) = with_registers(1).await;
+        let above = BTreeMap::from([(registers[0].to_string(), 5000)]);
+        let (source, _server) = answering(&[registers[0].as_str()], above.clone()).await;
+        report_once(&relay.hall, &source).await.unwrap();
+        assert_eq!(said(&relay, &registers[0], 2).go_on_above, above);
+        assert!(said(&relay, &registers[0], 5001).go_on_above.is_empty());
     }
 
     #[test]

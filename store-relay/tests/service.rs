@@ -165,6 +165,23 @@ fn commands_end_as_the_design_says() {
 }
 
 #[test]
+fn beside_a_command_at_work_status_answers_and_others_name_it() {
+    let hq = published();
+    let store = Store::new(&[hq.url()], "").enrolled(&hq);
+    assert_eq!(store.json(&["once"]).0, 0);
+    let lock = proto::shelf::LockFile::acquire(&store.dir.path().join("data")).unwrap();
+    let begun = Instant::now();
+    let (exit, told) = store.json(&["once"]);
+    assert_eq!((exit, &told["code"]), (1, &Value::from("LOCKED")), "{told}");
+    assert!(told["error"].as_str().unwrap().contains(&format!("process {}", std::process::id())), "{told}");
+    assert!(begun.elapsed() >= Duration::from_secs(5), "it waits for a command that ends");
+    let (exit, status) = store.json(&["status"]);
+    assert_eq!((exit, &status["network"]), (0, &Value::from("offline")), "{status}");
+    drop(lock);
+    assert_eq!(store.json(&["once"]).0, 0);
+}
+
+#[test]
 fn check_config_shows_no_password_of_a_url() {
     let url = "http://till:canary@127.0.0.1:9";
     let store = Store::new(&[format!("{url}/mirror")], &format!("hq = \"{url}/hq\""));

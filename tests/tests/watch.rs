@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tillcast_tests::site::{Builder, Node};
-use tillcast_tests::{Daemon, Liar, PATIENCE, Say, Site, Smtp, forge, http, quiet_port, until};
+use tillcast_tests::{Daemon, Liar, PATIENCE, Postgres, Say, Site, Smtp, forge, http, quiet_port, until};
 
 fn watchful(smtp: &Smtp) -> Builder {
     let site = Site::builder().stores(&[("0421", "east")]).registers(1).mail(smtp).hq_service();
@@ -33,6 +33,45 @@ fn new_boot(node: &Node, n: usize) {
     let last = starts["latest"].as_array_mut().unwrap().last_mut().unwrap();
     last["boot"] = format!("another boot {n}").into();
     db.execute("UPDATE fact SET value = ?1 WHERE name = 'starts'", [starts.to_string()]).unwrap();
+}
+
+#[test]
+fn of_two_services_on_one_ledger_one_mails_and_the_other_goes_on() {
+    let (postgres, smtp) = (Postgres::start(), Smtp::start());
+    let site = watchful(&smtp).stores(&[("0421", "east"), ("0815", "east")]).registers(0).relay("poll", "'1h'");
+    let site = site.hq("state.database", &format!("'{}'", postgres.create_database("ledger")));
+    let site = site.hq("alerts.store_silent", "'15s'").build();
+    site.publish();
+    // The first to look is the judge; the other hears the relay, and wakes it.
+    let mut judge = site.hq.start_ready();
+    let at = format!("127.0.0.1:{}", quiet_port());
+    let other = site.hq.start_env(&[("TILLCAST__SERVE__LISTEN", &at)]);
+    until(PATIENCE, "the other answers", || http::try_get(&format!("http://{at}/healthz")).is_some());
+    let [mut relay, mut silent] =
+        ["0421", "0815"].map(|id| site.relay(id).start_env(&[("TILLCAST__HQ", &format!("http://{at}"))]));
+    until(PATIENCE, "the judge knows of it", || {
+        let metrics = http::get(&format!("{}/metrics", site.hq.url())).text();
+        metrics.contains(r#"tillcast_devices{role="relay",state="heard"} 2"#)
+    });
+    silent.kill9();
+    let of = |subject: &str| smtp.mails().iter().filter(|m| m.subject.contains(subject)).count();
+    mailed(&smtp, "Store 0815 is silent");
+    assert_eq!(of("0421"), 0, "what the other heard is no silence");
+    site.sql("UPDATE price SET price_cents = 1234 WHERE sku = 'SKU0000005'");
+    site.publish();
+    until(PATIENCE, "the relay is woken", || {
+        site.relay("0421").version("price@zone-east") == Some(site.version("0421", "price"))
+    });
+    judge.kill9();
+    relay.kill9();
+    mailed(&smtp, "Store 0421 is silent");
+    // Whoever is started anew finds that it is told.
+    let again = site.hq.start_ready();
+    until(PATIENCE, "it has heard of the fleet", || {
+        http::get(&format!("{}/metrics", site.hq.url())).text().contains("tillcast_devices")
+    });
+    (again.term(), other.term());
+    assert_eq!((of("Store 0421 is silent"), of("Store 0815 is silent")), (1, 1));
 }
 
 #[test]

@@ -374,3 +374,14 @@ async fn a_drop_is_told_when_it_appears_and_when_it_is_closed() {
     std::fs::rename(dir.path().join("price.all.price.csv"), dir.path().join("price.all.item.csv")).unwrap();
     told().await;
 }
+
+#[test]
+fn a_line_without_end_is_refused_in_either_format() {
+    let long = "x".repeat(10_001);
+    for (text, format) in
+        [(format!("{HEADER}{long},b,1,,,\n"), Format::Csv), (format!("{{\"sku\":\"{long}\"}}\n"), Format::Ndjson)]
+    {
+        let e = read(text.as_bytes(), format, true).1.unwrap_err();
+        assert!(e.contains("limits.line_bytes"), "{e}");
+    }
+}

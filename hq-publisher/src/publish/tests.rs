@@ -1836,6 +1836,57 @@ async fn two_drops_for_one_table_are_refused_until_one_is_taken_away() {
 
 /// Drops a file when all is staged.
 struct DropLate<'w>(&'w World, &'static str, &'static str);
+/// Another machine takes the lease, which this one was too slow to renew.
+struct Stolen(std::path::PathBuf, fn(&Step) -> bool);
+impl Steps for Stolen {
+    fn after(&self, step: &Step) -> Result<(), Aborted> {
+        if self.1(step) {
+            let theirs =
+                "UPDATE lease SET token = token + 1, holder = 'another machine, process 1' WHERE name = 'publish'";
+            Connection::open(&self.0).unwrap().execute(theirs, []).unwrap();
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_lost_the_lease_puts_nothing_more() {
+    let moments: [(&str, fn(&Step) -> bool, bool); 2] = [
+        ("a pack is made", |s| matches!(s, Step::WritePack(_)), false),
+        ("lists are signed", |s| *s == Step::Sign, true),
+    ];
+    for (step, is_it, packs) in moments {
+        let w = World::new().await;
+        w.publish().await;
+        w.sql("UPDATE price SET cents = cents + 1");
+        let before = w.objects();
+        let stolen = Stolen(w.dir.path().join("state/fleet.db"), is_it);
+        let e = w.publish_cut(&options(), &stolen).await.unwrap_err();
+        assert_eq!((e.exit_code(), crate::code::of(&e.into())), (1, "LEASE_LOST"), "{step}");
+        let after = w.objects();
+        let lists = |o: &BTreeMap<String, Sha256>| -> Vec<_> {
+            o.iter().filter(|(name, _)| name.contains("manifest")).map(|(n, s)| (n.clone(), *s)).collect()
+        };
+        assert_eq!((lists(&after), after.len() > before.len()), (lists(&before), packs), "{step}");
+        w.clock.advance(Duration::from_secs(61));
+        assert_eq!(w.publish().await.exit_code(), 0, "{step}");
+        w.all_is_well();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drops_of_streams_that_are_not_asked_for_stay_where_they_are() {
+    let w = inbox_world().await;
+    w.publish().await;
+    drop_prices(&w, 101);
+    drop_file(&w, "catalog.all.item.csv", "sku,name,plu\na,Tea,7\nb,Milk,2\n");
+    let r = w.publish_as(PublishOptions { stream: Some("price".parse().unwrap()), ..options() }).await;
+    assert_eq!((r.exit_code(), outcome(&r, "price@zone-east"), r.rejected.len()), (0, Outcome::Published, 0));
+    assert!(w.exists("inbox/catalog.all.item.csv") && w.exists("inbox/catalog.all.item.csv.ok"));
+    assert!(!w.exists("inbox/price.zone-east.price.csv"));
+    assert_eq!(outcome(&w.publish().await, "catalog@all"), Outcome::Published);
+}
+
 impl Steps for DropLate<'_> {
     fn before(&self, step: &Step) -> Result<(), Aborted> {
         if *step == Step::Sign {
@@ -2714,11 +2765,15 @@ async fn a_bucket_set_back_with_its_ledger_is_gone_above_by_what_devices_hold() 
     says("0421-01", 2, out).await;
     says("0421-03", 1, newest() + 2_000_000).await;
     assert_eq!(outcome(&w.publish().await, "price@zone-east"), Outcome::Unchanged, "one alone may be broken");
+    says("0421-04", 1, out).await;
+    ledger.revoke(&"0421-04".parse().unwrap(), w.clock.now()).await.unwrap();
+    assert_eq!(outcome(&w.publish().await, "price@zone-east"), Outcome::Unchanged, "who was revoked is not believed");
     says("0421-02", 1, out).await;
     let told = ledger.complaints().await.unwrap();
     let told: Vec<_> = told.iter().map(|c| (c.device.as_str(), c.fault.object.as_deref())).collect();
     let out_text = out.to_string();
-    assert_eq!(told, [("0421-01", Some(&*out_text)), ("0421-02", Some(&*out_text))]);
+    let by = ["0421-01", "0421-02", "0421-04"];
+    assert_eq!(told, by.map(|device| (device, Some(&*out_text))));
     let r = w.publish().await;
     let plan = r.instances[&"price@zone-east".parse().unwrap()].plan.clone().unwrap().to_string();
     assert_eq!(plan, "full: versions are out that the ledger does not know");

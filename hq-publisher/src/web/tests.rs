@@ -492,3 +492,17 @@ async fn odd_requests() {
     // Nothing to keep before `init`.
     ticks::manifests(&w.app).await.unwrap();
 }
+
+/// Whoever waits for a sign of life hears nothing of a `serve` that lives and judges nobody.
+#[tokio::test]
+async fn no_sign_of_life_is_given_while_nobody_judges() {
+    let w = World::new().await;
+    ticks::alerts(&w.app).await.unwrap();
+    let patience = w.app.config.serve.alert_tick.0 * 3 + Duration::from_secs(60);
+    for (wait, is_given) in [(patience, true), (Duration::from_secs(1), false), (Duration::from_secs(3600), false)] {
+        w.clock.advance(wait);
+        assert_eq!(ticks::ping(&w.app).await.is_ok(), is_given, "{wait:?} later");
+    }
+    ticks::alerts(&w.app).await.unwrap();
+    ticks::ping(&w.app).await.unwrap();
+}

@@ -39,6 +39,10 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
     let told = ledger.unjudged().await?;
     app.intake.expect(&*ledger.serials().await?);
     let own_disk = DataDisk::new(&app.config.state.dir, None).space();
+    // Whoever does not judge may have to the next time: what nobody could hear is no silence then, either.
+    let (at, last) = (app.clock.monotonic(), *app.judged.lock().unwrap_or_else(PoisonError::into_inner));
+    let blind = last.map_or(Duration::ZERO, |last| at.saturating_sub(last));
+    let deaf_for = app.intake.watch_on(blind.saturating_sub(app.config.serve.alert_tick.0 * 3));
     if !is_judge(app).await? {
         // The judge sees its own disk only.
         let low = own_disk.is_some_and(|d| fleet::is_low(&d, &app.config.alerts));
@@ -48,9 +52,6 @@ async fn judge(app: &App) -> Result<(), LedgerError> {
         return Ok(());
     }
     let enrolled = ledger.enrolled().await?;
-    let (at, last) = (app.clock.monotonic(), *app.judged.lock().unwrap_or_else(PoisonError::into_inner));
-    let blind = last.map_or(Duration::ZERO, |last| at.saturating_sub(last));
-    let deaf_for = app.intake.watch_on(blind.saturating_sub(app.config.serve.alert_tick.0 * 3));
     let views = app.intake.news(&enrolled, &told);
     let published = app.intake.published(&views).await?;
     let expiring = ledger.expiring(after(now, app.config.alerts.manifest_expires.0)).await?;

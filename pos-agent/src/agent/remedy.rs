@@ -338,9 +338,10 @@ impl Agent {
             self.trouble(e.verdict(), false, &e.to_string());
             return End::Retry;
         }
-        self.rebuilt.store(true, Ordering::Relaxed);
-        if let Err(e) = self.db.begin_anew() {
-            self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
+        match self.db.begin_anew() {
+            Ok(()) => self.rebuilt.store(true, Ordering::Relaxed),
+            // The file is where it was: what is found next is the same damage, and no second one.
+            Err(e) => self.trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
         }
         self.wake.notify_one();
         End::Retry

@@ -322,6 +322,43 @@ async fn that_a_database_was_damaged_is_written_down_before_it_is_moved_aside() 
 }
 
 #[tokio::test]
+async fn a_database_that_is_damaged_twice_is_let_be_and_one_that_cannot_be_moved_is_damaged_once() {
+    let hq = usual();
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let (path, aside) = (r.config.store_db(), damaged(&r.config.store_db()));
+    let rot = async |agent: &Agent| {
+        Connection::open(&path).unwrap().execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..100].fill(7);
+        std::fs::write(&path, bytes).unwrap();
+        agent.verify().await.unwrap_err();
+    };
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    // Nothing can be moved over a directory.
+    std::fs::create_dir(&aside).unwrap();
+    rot(&agent).await;
+    for _ in 0..3 {
+        assert_eq!(cycle(&agent).await, End::Retry);
+    }
+    assert!(!codes(&agent).contains(&fault::HALTED.to_owned()), "{:?}", codes(&agent));
+    std::fs::remove_dir(&aside).unwrap();
+    let mut cycles = 1;
+    while cycle(&agent).await != End::Done && cycles < 5 {
+        cycles += 1;
+    }
+    assert_eq!(r.rows("price"), rows(100, 50));
+    // Once more below the same process: the disk is not to be relied on.
+    rot(&agent).await;
+    assert_eq!(cycle(&agent).await, End::Halted);
+    assert!(codes(&agent).contains(&fault::HALTED.to_owned()), "{:?}", codes(&agent));
+    drop(agent);
+    let agent = r.open();
+    poll_and_cycle(&agent).await;
+    assert_eq!(r.rows("price"), rows(100, 50), "a restart begins anew");
+}
+
+#[tokio::test]
 async fn drift_whose_note_is_lost_is_found_in_the_rows() {
     let hq = usual();
     let r = Register::enrolled(&hq, &hq.url(), &[]);

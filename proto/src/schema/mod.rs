@@ -602,6 +602,16 @@ mod tests {
                 "CREATE TABLE u (a TEXT PRIMARY KEY) STRICT; CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT REFERENCES u (a) ON DELETE CASCADE) STRICT",
                 "actions",
             ),
+            (
+                "CREATE TABLE u (a TEXT PRIMARY KEY) STRICT; CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT REFERENCES u (a) ON UPDATE CASCADE) STRICT",
+                "actions",
+            ),
+            ("CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT COLLATE NOCASE UNIQUE) STRICT", "drop its COLLATE"),
+            (
+                "CREATE TABLE t (a TEXT PRIMARY KEY, b TEXT) STRICT; CREATE UNIQUE INDEX i ON t (b COLLATE NOCASE)",
+                "drop its COLLATE",
+            ),
+            ("CREATE TABLE t (a TEXT PRIMARY KEY) STRICT; CREATE INDEX tillcast_i ON t (a)", "reserved"),
             ("CREATE TABLE Item (a TEXT PRIMARY KEY) STRICT", "refused"),
             ("CREATE TABLE tillcast_stream (a TEXT PRIMARY KEY) STRICT", "reserved"),
             ("CREATE TABLE t (a TEXT PRIMARY KEY) STRICT; CREATE UNIQUE INDEX i ON t (lower(a))", "plain columns"),
@@ -788,6 +798,8 @@ mod tests {
             (ITEM.replace("img BLOB", "img BLOB, z TEXT UNIQUE"), "SQLite refuses"),
             (ITEM.replace("item (sku", "items (sku").replace("ON item", "ON items"), "gone"),
             (ITEM.replace(") STRICT", ") STRICT, WITHOUT ROWID"), "options"),
+            (ITEM.replace("img BLOB", "img BLOB, CHECK (price > 0)"), "table constraints"),
+            (ITEM.replace("img BLOB", "img BLOB, vat INTEGER, UNIQUE (name, plu)"), "table constraints"),
         ] {
             let e = parse(&change).unwrap().additive_since(&old).unwrap_err().to_string();
             assert!(e.contains(why), "{change}: {e}");
