@@ -6,7 +6,9 @@
 
 use crate::config::AlertsConfig;
 use crate::fleet::{self, DeviceView, Published, in_lines};
-use crate::ledger::{BeatOutcome, BeatRow, Complaint, Enrolments, Ledger, LedgerError, Serials, StoreDevices};
+use crate::ledger::{
+    BeatOutcome, BeatRow, Complaint, DeviceRow, Enrolments, Ledger, LedgerError, Serials, StoreDevices,
+};
 use proto::clock::{Clock, Timestamp, before, since};
 use proto::dsse;
 use proto::failpoint;
@@ -40,6 +42,9 @@ const FLAP: Duration = Duration::from_secs(3600);
 /// Who was silent for so long, and longer than usual, may have been switched off: in that time it could get nothing.
 const OFF: Duration = Duration::from_secs(300);
 
+/// So often a post is proved anew where devices were enrolled or revoked meanwhile.
+const TRIES: usize = 3;
+
 /// Faults kept of one beat beyond the next.
 const COMPLAINTS: usize = 40;
 
@@ -53,9 +58,7 @@ pub struct Intake {
     /// A register that was silent for so long was away.
     register_silent: Duration,
     state: Mutex<State>,
-    /// The devices of stores that were heard: to read them, and their keys, takes as long as to prove what they say. Whether
-    /// they are these still, the ledger looks when that is written.
-    devices: Mutex<BTreeMap<StoreId, StoreDevices>>,
+    keyring: Mutex<Keyring>,
     /// Beats to be recorded.
     waiting: Mutex<Vec<Waiting>>,
     /// Held by whoever writes them.
@@ -73,19 +76,26 @@ struct Waiting {
     tell: oneshot::Sender<Option<Vec<BeatOutcome>>>,
 }
 
-/// The devices that the beats of one request are proved by.
+/// The devices of stores that were heard: to read them, and their keys, takes as long as to prove what they say. Whether they
+/// are these still, the ledger looks when that is written.
+struct Keyring {
+    /// The ledger's number at which all were these.
+    at: Enrolments,
+    of: BTreeMap<StoreId, Arc<[DeviceRow]>>,
+}
+
+/// What the beats of one request are proved by.
 #[derive(Default)]
-struct Devices {
-    /// Read for this request; none: the store has none.
+struct Proof {
+    /// Read for it; none: the store has no devices.
     read: BTreeMap<StoreId, Option<StoreDevices>>,
-    /// The oldest ones' time.
+    /// The ledger's number at which all devices that proved one had these keys.
     at: Option<Enrolments>,
 }
 
-impl Devices {
-    /// Beats were proved by these.
-    fn note(&mut self, of_store: &StoreDevices) {
-        self.at = Some(self.at.map_or(of_store.at, |at| at.min(of_store.at)));
+impl Proof {
+    fn note(&mut self, at: Enrolments) {
+        self.at = Some(self.at.map_or(at, |before| before.min(at)));
     }
 }
 
@@ -297,10 +307,11 @@ impl Intake {
         alerts: &AlertsConfig,
     ) -> Result<Intake, LedgerError> {
         let state = State { started: clock.monotonic(), ..State::default() };
-        let (devices, waiting, writing) = (Mutex::default(), Mutex::default(), tokio::sync::Mutex::default());
+        let keyring = Mutex::new(Keyring { at: ledger.enrolments().await?, of: BTreeMap::new() });
+        let (waiting, writing) = (Mutex::default(), tokio::sync::Mutex::default());
         let (store_silent, register_silent) = (alerts.store_silent.0, alerts.register_silent.0);
         let state = Mutex::new(state);
-        let intake = Intake { ledger, clock, limits, store_silent, register_silent, state, devices, waiting, writing };
+        let intake = Intake { ledger, clock, limits, store_silent, register_silent, state, keyring, waiting, writing };
         intake.read_ledger().await?;
         Ok(intake)
     }
@@ -437,16 +448,16 @@ impl Intake {
     pub async fn take(&self, beats: Beats) -> Result<Taken, LedgerError> {
         let (now, at) = (self.clock.now(), self.clock.monotonic());
         let mut post = Unanswered { intake: self, at, is_over: false };
-        let mut is_anew = false;
+        let mut tries = 0;
         let (numbers, outcomes, mut refused) = loop {
-            let opened = self.open_beats(&beats, now, is_anew).await.inspect_err(|_| self.note_deaf(at))?;
+            let opened = self.open_beats(&beats, now, tries).await.inspect_err(|_| self.note_deaf(at))?;
             let Opened { rows, said, refused } = opened;
             let numbers: Vec<(DeviceId, u64)> = rows.iter().map(|r| (r.device.clone(), r.seq)).collect();
             let outcomes = if rows.is_empty() { Vec::new() } else { self.record(rows, said, at).await? };
             if !outcomes.contains(&BeatOutcome::Outdated) {
                 break (numbers, outcomes, refused);
             }
-            is_anew = true;
+            tries += 1;
         };
         post.is_over = true;
         let mut go_on_above = BTreeMap::new();
@@ -464,12 +475,15 @@ impl Intake {
         Ok(Taken { answer: BeatAnswer { hq_seen_s: Some(0), now, refused, passed_on, go_on_above }, proved })
     }
 
-    /// Proves beats: the rows to record, what they say, and whose are refused. Anew: by nothing that is remembered, and to be
-    /// written whatever becomes of the devices meanwhile.
-    async fn open_beats(&self, beats: &Beats, now: Timestamp, is_anew: bool) -> Result<Opened, LedgerError> {
-        let (mut opened, mut devices) = (Opened::default(), Devices::default());
+    /// Proves beats: the rows to record, what they say, and whose are refused. After so many tries, because devices were
+    /// enrolled or revoked while they waited to be written: at last they are, as they were proved.
+    async fn open_beats(&self, beats: &Beats, now: Timestamp, tries: usize) -> Result<Opened, LedgerError> {
+        if tries > 0 {
+            self.forget_changed().await?;
+        }
+        let (mut opened, mut proof) = (Opened::default(), Proof::default());
         for (n, beat) in beats.beats.iter().enumerate() {
-            match self.open_beat(beat, &mut devices, is_anew).await? {
+            match self.open_beat(beat, &mut proof).await? {
                 Ok((heartbeat, envelope)) => {
                     let age = Duration::from_secs(beat.seen_s).min(OLDEST);
                     let heard = before(now, age);
@@ -491,7 +505,7 @@ impl Intake {
                 }
             }
         }
-        let proved_at = devices.at.filter(|_| !is_anew);
+        let proved_at = proof.at.filter(|_| tries < TRIES);
         opened.rows.iter_mut().for_each(|row| row.proved_at = proved_at);
         Ok(opened)
     }
@@ -525,8 +539,8 @@ impl Intake {
         let write = async |rows: &[BeatRow]| failpoint::around("intake.record", self.ledger.record_beats(rows)).await;
         let written = write(&all).await;
         match &written {
-            Ok(_) if !all.is_empty() => self.note_hearing(),
-            // Its rows went with a post before it, whose sender hung up.
+            Ok(outcomes) if outcomes.iter().any(|o| *o != BeatOutcome::Outdated) => self.note_hearing(),
+            // Its rows went with a post before it, whose sender hung up; or nothing was to be kept.
             Ok(_) => {}
             Err(e) if e.is_of_values() => {}
             Err(_) => self.note_deaf(at),
@@ -620,8 +634,7 @@ impl Intake {
     async fn open_beat(
         &self,
         beat: &Beat,
-        devices: &mut Devices,
-        is_anew: bool,
+        proof: &mut Proof,
     ) -> Result<Result<(Heartbeat, String), (Option<String>, String)>, LedgerError> {
         let envelope = match serde_json::to_string(&beat.envelope) {
             Ok(envelope) => envelope,
@@ -631,34 +644,58 @@ impl Intake {
             Ok(id) => id,
             Err(e) => return Ok(Err((None, e.to_string()))),
         };
-        let open = |of: Option<&StoreDevices>| match of.and_then(|of| of.devices.iter().find(|d| d.id == id)) {
+        let open = |of: &[DeviceRow]| match of.iter().find(|d| d.id == id) {
             None => Err(format!("{id} is not enrolled")),
             Some(d) if d.revoked_at.is_some() => Err(format!("{id} was revoked")),
             Some(d) => Heartbeat::open(envelope.as_bytes(), &id, &d.key, &self.limits).map_err(|e| e.to_string()),
         };
         let store = id.store();
-        if !devices.read.contains_key(store) {
-            let remembered = self.devices().get(store).filter(|_| !is_anew).cloned();
-            if let Some(of_store) = &remembered
-                && let Ok(heartbeat) = open(Some(of_store))
+        if !proof.read.contains_key(store) {
+            let remembered = {
+                let keyring = self.keyring();
+                keyring.of.get(store).map(|of| (Arc::clone(of), keyring.at))
+            };
+            if let Some((of_store, at)) = remembered
+                && let Ok(heartbeat) = open(&of_store)
             {
-                devices.note(of_store);
+                proof.note(at);
                 return Ok(Ok((heartbeat, envelope)));
             }
             // Nobody is refused by what is only remembered.
             let of_store = self.ledger.store_devices(store).await?;
-            if let Some(of_store) = &of_store {
-                self.devices().insert(store.clone(), of_store.clone());
-                devices.note(of_store);
+            if let Some(StoreDevices { devices, at }) = &of_store {
+                proof.note(*at);
+                let mut keyring = self.keyring();
+                if keyring.at <= *at {
+                    keyring.of.insert(store.clone(), Arc::clone(devices));
+                }
             }
-            devices.read.insert(store.clone(), of_store);
+            proof.read.insert(store.clone(), of_store);
         }
-        let opened = open(devices.read.get(store).and_then(Option::as_ref));
+        let opened = open(proof.read.get(store).and_then(Option::as_ref).map_or(&[], |of| &of.devices));
         Ok(opened.map_err(|why| (Some(id.to_string()), why)).map(|heartbeat| (heartbeat, envelope)))
     }
 
-    fn devices(&self) -> std::sync::MutexGuard<'_, BTreeMap<StoreId, StoreDevices>> {
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Forgets the devices of stores of which one was enrolled or revoked.
+    async fn forget_changed(&self) -> Result<(), LedgerError> {
+        let from = self.keyring().at;
+        // Those that change after this number are forgotten once more.
+        let now = self.ledger.enrolments().await?;
+        let changed = self.ledger.enrolled_after(from).await?;
+        let mut keyring = self.keyring();
+        if now < from {
+            // Another ledger has its place: a backup.
+            keyring.of.clear();
+        }
+        for store in &changed {
+            keyring.of.remove(store);
+        }
+        keyring.at = if now < from { now } else { keyring.at.max(now) };
+        Ok(())
+    }
+
+    fn keyring(&self) -> std::sync::MutexGuard<'_, Keyring> {
+        self.keyring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every enrolled device as it is seen now.
@@ -908,15 +945,43 @@ mod tests {
         let both = vec![beat("1", 2, &key(1), 0, &[]), beat("1-1", 2, &key(2), 0, &[])];
         assert_eq!(take(&i, both).await.into_keys().collect::<Vec<_>>(), ["1-1"], "by the key of before");
         assert!(take(&i, vec![beat("1-1", 1, &key(4), 0, &[])]).await.is_empty(), "by its new one");
-        // Posts that come together are written together: each is judged by itself.
-        w.ledger.revoke(&"1-1".parse().unwrap(), w.clock.now()).await.unwrap();
-        let (of_relay, of_both) = tokio::join!(
-            take(&i, vec![beat("1", 3, &key(1), 0, &[])]),
-            take(&i, vec![beat("1-1", 2, &key(4), 0, &[]), beat("1-2", 2, &key(3), 0, &[])])
-        );
-        assert!(of_relay.is_empty() && of_both.len() == 1 && of_both["1-1"].contains("revoked"), "{of_both:?}");
+        // Three posts wait to be written together. One is of a store that was never heard, so that its devices are read after
+        // the other two were proved; between the two a device of one of them is revoked.
+        enrol("2", 5).await;
+        assert!(take(&i, vec![beat("1-2", 2, &key(3), 0, &[])]).await.is_empty());
+        let i = Arc::new(i);
+        let writing = i.writing.lock().await;
+        let mut posts = Vec::new();
+        for (n, beats) in [
+            vec![beat("1", 3, &key(1), 0, &[])],
+            vec![beat("1-1", 2, &key(4), 0, &[]), beat("1-2", 3, &key(3), 0, &[])],
+            vec![beat("2", 1, &key(5), 0, &[])],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            if n == 2 {
+                w.ledger.revoke(&"1-1".parse().unwrap(), w.clock.now()).await.unwrap();
+            }
+            let of = Arc::clone(&i);
+            posts.push(tokio::spawn(async move { take(&of, beats).await }));
+            while i.waiting().len() <= n {
+                tokio::task::yield_now().await;
+            }
+        }
+        let proved_at: Vec<_> = i.waiting().iter().map(|w| w.rows[0].proved_at.unwrap()).collect();
+        assert!(proved_at[0] == proved_at[1] && proved_at[1] < proved_at[2], "{proved_at:?}");
+        drop(writing);
+        let mut refused = Vec::new();
+        for post in posts {
+            refused.push(post.await.unwrap());
+        }
+        assert!(refused[0].is_empty() && refused[2].is_empty() && refused[1].len() == 1, "{refused:?}");
+        assert!(refused[1]["1-1"].contains("revoked"));
+        assert_eq!(i.keyring().at, w.ledger.enrolments().await.unwrap());
+        assert_eq!(i.keyring().of.len(), 2, "who did not change is remembered on");
         let kept: Vec<u64> = w.ledger.beats(None).await.unwrap().iter().map(|b| b.seq).collect();
-        assert_eq!(kept, [3, 1, 2]);
+        assert_eq!(kept, [3, 1, 3, 1]);
     }
 
     #[tokio::test]

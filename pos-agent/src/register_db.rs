@@ -283,11 +283,12 @@ impl RegisterDb {
     }
 
     /// Moves the damaged file aside and begins an empty one. A POS application that has the old file
-    /// open goes on reading what it can of it until it opens the new one.
-    pub fn begin_anew(&self) -> Result<(), DbError> {
+    /// open goes on reading what it can of it until it opens the new one. `moved` is called between the two.
+    pub fn begin_anew(&self, moved: impl FnOnce()) -> Result<(), DbError> {
         let mut open = self.lock();
         open.replica = None;
         move_aside(&self.path)?;
+        moved();
         // Who still reads the old file has an index that the new one has nothing of.
         open.scans = Arc::default();
         open.replica(&self.path, &self.limits).map(drop)

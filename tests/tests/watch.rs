@@ -65,12 +65,19 @@ fn of_two_services_on_one_ledger_one_mails_and_the_other_goes_on() {
     judge.kill9();
     relay.kill9();
     mailed(&smtp, "Store 0421 is silent");
-    // Whoever is started anew finds that it is told.
+    // Whoever judges next finds that it is told.
+    let holder = || postgres.sql("ledger", "SELECT holder FROM lease WHERE name = 'judge'").trim().to_owned();
+    let before = holder();
     let again = site.hq.start_ready();
-    until(PATIENCE, "it has heard of the fleet", || {
-        http::get(&format!("{}/metrics", site.hq.url())).text().contains("tillcast_devices")
-    });
-    (again.term(), other.term());
+    other.term();
+    until(PATIENCE, "it judges", || holder() != before);
+    // Each look is in the ledger; after two more it has looked.
+    let until_s = || postgres.sql("ledger", "SELECT until_s FROM lease WHERE name = 'judge'");
+    for _ in 0..2 {
+        let last = until_s();
+        until(PATIENCE, "it looks", || until_s() != last);
+    }
+    again.term();
     assert_eq!((of("Store 0421 is silent"), of("Store 0815 is silent")), (1, 1));
 }
 

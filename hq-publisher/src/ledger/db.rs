@@ -219,7 +219,13 @@ pub(super) const MIGRATIONS: [&str; 9] = [
     include_str!("0009.sql"),
 ];
 
-pub(super) fn pool_options(kind: Kind) -> AnyPoolOptions {
+/// A commit that leaves so many pages in SQLite's log brings it home before it answers: SQLite's own number.
+const LOG_PAGES: u64 = 1000;
+
+/// The same beside a [`Ledger::checkpoint`] each second, which a burst of posts outruns.
+const LOG_PAGES_OF_SERVICE: u64 = sqlite::WAL_LIMIT / 4096;
+
+pub(super) fn pool_options(kind: Kind, log_pages: u64) -> AnyPoolOptions {
     AnyPoolOptions::new()
         .max_connections(if kind == Kind::Sqlite { 4 } else { 8 })
         .acquire_timeout(Duration::from_secs(60))
@@ -227,7 +233,9 @@ pub(super) fn pool_options(kind: Kind) -> AnyPoolOptions {
         // given, and at a wrong moment counts from -1 up: it spins for ever, and the runtime never ends (sqlx #3645).
         .idle_timeout(None)
         .max_lifetime(None)
-        .after_connect(move |c, _| Box::pin(async move { if kind == Kind::Sqlite { settle(c).await } else { Ok(()) } }))
+        .after_connect(move |c, _| {
+            Box::pin(async move { if kind == Kind::Sqlite { settle(c, log_pages).await } else { Ok(()) } })
+        })
 }
 
 impl Ledger {
@@ -236,8 +244,17 @@ impl Ledger {
         Self::open_url(&config.state.database_url()).await
     }
 
+    /// The same for `serve`, which calls [`Ledger::checkpoint`].
+    pub async fn open_for_service(config: &Config) -> Result<Ledger, LedgerError> {
+        Self::open_with(&config.state.database_url(), LOG_PAGES_OF_SERVICE).await
+    }
+
     /// Opens a database by URL: `sqlite:FILE` or `postgres://…`.
     pub async fn open_url(url: &str) -> Result<Ledger, LedgerError> {
+        Self::open_with(url, LOG_PAGES).await
+    }
+
+    pub(super) async fn open_with(url: &str, log_pages: u64) -> Result<Ledger, LedgerError> {
         sqlx::any::install_default_drivers();
         let file = proto::config::sqlite_path(url);
         let (kind, full) = match &file {
@@ -248,7 +265,7 @@ impl Ledger {
             look_first(file).await?;
             probe(&full).await?;
         }
-        let pool = pool_options(kind).connect(&full).await?;
+        let pool = pool_options(kind, log_pages).connect(&full).await?;
         let (enrolled, serials) = (Kept::default(), Kept::default());
         let ledger =
             Ledger { pool, kind, url: url.into(), turn: Arc::default(), halted: Arc::default(), enrolled, serials };
@@ -398,9 +415,11 @@ impl Write {
         sqlx::query("UPDATE change SET n = n + 1").execute(&mut *self.tx).await?;
         Ok(())
     }
-    /// The same, of a device that was enrolled or revoked: it is what it was no longer.
-    pub(super) async fn count_devices(&mut self) -> Result<(), LedgerError> {
+    /// The same, of a device that was enrolled or revoked.
+    pub(super) async fn count_enrolment(&mut self, id: &DeviceId) -> Result<(), LedgerError> {
         sqlx::query("UPDATE change SET n = n + 1, devices = devices + 1").execute(&mut *self.tx).await?;
+        let noted = sqlx::query("UPDATE device SET changed = (SELECT devices FROM change) WHERE id = $1");
+        noted.bind(id.as_str()).execute(&mut *self.tx).await?;
         Ok(())
     }
     pub(super) async fn commit(self) -> Result<(), LedgerError> {
@@ -446,7 +465,7 @@ fn sqlite_url(path: &Path) -> Result<String, LedgerError> {
 /// The pool would try a damaged file for a minute, and say no more than that it waited.
 async fn probe(url: &str) -> Result<(), LedgerError> {
     let mut c = AnyConnection::connect(url).await?;
-    settle(&mut c).await?;
+    settle(&mut c, LOG_PAGES).await?;
     Ok(c.close().await?)
 }
 
@@ -513,11 +532,8 @@ fn is_in_use(file: &Path) -> bool {
     lock().is_err_and(|e| e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy))
 }
 
-/// A commit that leaves so many pages in the log brings it home before it answers.
-const LOG_PAGES: u64 = sqlite::WAL_LIMIT / 4096;
-
 /// WAL and full syncs, read back: a mode that was not taken loses acknowledged commits.
-async fn settle(c: &mut AnyConnection) -> Result<(), sqlx::Error> {
+async fn settle(c: &mut AnyConnection, log_pages: u64) -> Result<(), sqlx::Error> {
     for pragma in ["busy_timeout = 30000", "trusted_schema = OFF", "cell_size_check = ON"] {
         sqlx::query(AssertSqlSafe(format!("PRAGMA {pragma}"))).execute(&mut *c).await?;
     }
@@ -535,7 +551,7 @@ async fn settle(c: &mut AnyConnection) -> Result<(), sqlx::Error> {
     // After a long reader or a large transaction the log goes back to this.
     let limit = format!("PRAGMA journal_size_limit = {}", sqlite::WAL_LIMIT);
     sqlx::query(AssertSqlSafe(limit)).execute(&mut *c).await?;
-    let pages = format!("PRAGMA wal_autocheckpoint = {LOG_PAGES}");
+    let pages = format!("PRAGMA wal_autocheckpoint = {log_pages}");
     sqlx::query(AssertSqlSafe(pages)).execute(&mut *c).await?;
     Ok(())
 }

@@ -107,7 +107,7 @@ pub const VERSION_NOT_OURS: &str = "VERSION_NOT_OURS";
 pub const WITNESSES: usize = 2;
 
 /// Heartbeats that one statement puts, five values each, or names that it asks for.
-const A_STATEMENT: usize = 64;
+const IN_A_STATEMENT: usize = 64;
 
 /// How far above the ledger's serial, or version, a heartbeat's may be believed: beyond it, it is no loss of the
 /// ledger but a broken or taken-over device.
@@ -166,7 +166,7 @@ impl Ledger {
         .execute(&mut **w)
         .await?;
         sqlx::query("DELETE FROM beat WHERE device = $1").bind(id.as_str()).execute(&mut **w).await?;
-        w.count_devices().await?;
+        w.count_enrolment(id).await?;
         w.commit().await
     }
 
@@ -178,7 +178,7 @@ impl Ledger {
             .bind(id.as_str())
             .execute(&mut **w)
             .await?;
-        w.count_devices().await?;
+        w.count_enrolment(id).await?;
         w.commit().await?;
         Ok(done.rows_affected() == 1)
     }
@@ -215,11 +215,7 @@ impl Ledger {
 
     /// The devices of one store.
     pub async fn devices_of(&self, store: &StoreId) -> Result<Vec<DeviceRow>, LedgerError> {
-        let rows = sqlx::query("SELECT id, public_key, enrolled_s, revoked_s FROM device WHERE store = $1 ORDER BY id")
-            .bind(store.as_str())
-            .fetch_all(self.pool())
-            .await?;
-        rows.iter().map(device).collect()
+        Ok(self.store_devices(store).await?.map_or_else(Vec::new, |of| of.devices.to_vec()))
     }
 
     /// The devices of one store, and when they are these; none where it has none.
@@ -234,6 +230,18 @@ impl Ledger {
         Ok(Some(StoreDevices { devices, at: Enrolments(first.number(4)?) }))
     }
 
+    /// The number of enrolments.
+    pub async fn enrolments(&self) -> Result<Enrolments, LedgerError> {
+        let row = sqlx::query("SELECT devices FROM change").fetch_one(self.pool()).await?;
+        Ok(Enrolments(row.number(0)?))
+    }
+
+    /// The stores of which a device was enrolled or revoked after a time.
+    pub async fn enrolled_after(&self, at: Enrolments) -> Result<Vec<StoreId>, LedgerError> {
+        let query = sqlx::query("SELECT DISTINCT store FROM device WHERE changed > $1").bind(at.0);
+        query.fetch_all(self.pool()).await?.iter().map(|r| r.parsed(0, "store id")).collect()
+    }
+
     /// Records heartbeats in one transaction; an answer for each. Of a device that is there twice the order counts.
     pub async fn record_beats(&self, beats: &[BeatRow]) -> Result<Vec<BeatOutcome>, LedgerError> {
         let mut w = self.write().await?;
@@ -246,7 +254,7 @@ impl Ledger {
         while !rest.is_empty() {
             // PostgreSQL meets no row twice in one statement.
             let mut devices = BTreeSet::new();
-            let some = rest.iter().take(A_STATEMENT).take_while(|b| devices.insert(&b.device)).count();
+            let some = rest.iter().take(IN_A_STATEMENT).take_while(|b| devices.insert(&b.device)).count();
             let (these, later) = rest.split_at(some);
             let recorded = w.put_beats(these).await?;
             for b in these {
@@ -581,12 +589,12 @@ impl Write {
 
     /// The rows of a query that ends in `IN`, of all these texts, so many a statement that it is always the same one.
     async fn fetch_in(&mut self, sql: &str, texts: &[String]) -> Result<Vec<AnyRow>, LedgerError> {
-        let places = (1..=A_STATEMENT).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+        let places = (1..=IN_A_STATEMENT).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
         let sql = format!("{sql} ({places})");
         let mut rows = Vec::new();
-        for some in texts.chunks(A_STATEMENT) {
+        for some in texts.chunks(IN_A_STATEMENT) {
             // One that is there twice is found once.
-            let all = some.iter().chain(std::iter::repeat(&some[0])).take(A_STATEMENT);
+            let all = some.iter().chain(std::iter::repeat(&some[0])).take(IN_A_STATEMENT);
             let query = all.fold(sqlx::query(AssertSqlSafe(sql.clone())), |q, text| q.bind(text.clone()));
             rows.extend(query.fetch_all(&mut ***self).await?);
         }

@@ -24,11 +24,21 @@ async fn on_postgres() -> Ledger {
     Ledger::open_url(&url).await.unwrap()
 }
 
+fn database(l: &Ledger) -> &str {
+    l.url().rsplit('/').next().unwrap()
+}
+
+/// Each takes room.
+async fn drop_database(l: Ledger) {
+    l.close().await;
+    POSTGRES.command("src", &format!("DROP DATABASE {} WITH (FORCE)", database(&l)));
+}
+
 /// What would count connections beside those who take and give them is not started.
 #[test]
 fn no_task_counts_the_idle_connections() {
     for kind in [Kind::Sqlite, Kind::Postgres] {
-        let options = db::pool_options(kind);
+        let options = db::pool_options(kind, 1000);
         assert_eq!(
             (options.get_idle_timeout(), options.get_max_lifetime(), options.get_min_connections()),
             (None, None, 0)
@@ -44,7 +54,7 @@ async fn on_each_database(test: impl AsyncFn(Ledger)) {
     Ledger::open_url(&url).await.unwrap().change().await.unwrap();
     let l = on_postgres().await;
     test(l.clone()).await;
-    l.close().await;
+    drop_database(l).await;
 }
 
 fn t(s: i64) -> Timestamp {
@@ -516,6 +526,17 @@ async fn devices_and_beats() {
         );
         assert_eq!(l.beats(None).await.unwrap(), [BeatRow { serial: None, ..beat(6, 13) }]);
         assert!(l.beats(Some(t(14))).await.unwrap().is_empty());
+        // Of a batch those are kept whose devices are what they were, each with its own answer.
+        let now = l.enrolments().await.unwrap();
+        let proved = |seq, at: i64| BeatRow { proved_at: Some(Enrolments(now.0 + at)), serial: None, ..beat(seq, 13) };
+        let mixed = [proved(9, -1), BeatRow { serial: None, ..beat(6, 13) }, proved(8, 1), proved(5, 0)];
+        assert_eq!(
+            l.record_beats(&mixed).await.unwrap(),
+            [BeatOutcome::Outdated, Known, BeatOutcome::Outdated, Older(6)]
+        );
+        assert_eq!(l.beats(None).await.unwrap(), [BeatRow { serial: None, ..beat(6, 13) }]);
+        assert!(l.enrolled_after(now).await.unwrap().is_empty());
+        assert_eq!(l.enrolled_after(Enrolments(now.0 - 1)).await.unwrap(), [id.store().clone()]);
         assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "a ledger that was set back");
         l.record_beats(&[BeatRow { serial: Some(u64::MAX), ..beat(7, 13) }]).await.unwrap();
         assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "not as far as that");
@@ -718,7 +739,7 @@ async fn many_writers_at_once_wait_for_each_other() {
 async fn the_log_is_brought_home_beside_who_writes() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("fleet.db");
-    let l = Ledger::open_url(&format!("sqlite:{}", file.display())).await.unwrap();
+    let l = Ledger::open_with(&format!("sqlite:{}", file.display()), 16_384).await.unwrap();
     let bytes = || std::fs::metadata(&file).unwrap().len();
     let before = bytes();
     for n in 0..200 {
@@ -731,6 +752,9 @@ async fn the_log_is_brought_home_beside_who_writes() {
     drop(open);
     l.set_fact("next", "x").await.unwrap();
     assert!(l.fact("f199").await.unwrap().is_some() && l.fact("next").await.unwrap().is_some());
+    for n in 0..200 {
+        l.set_fact(&format!("g{n}"), &"x".repeat(30_000)).await.unwrap();
+    }
     super::db::halt_if_unsynced(&sqlx::Error::Database(Box::new(Unsynced("1034"))), &l.halted);
     let before = bytes();
     l.checkpoint().await.unwrap();
@@ -741,9 +765,13 @@ async fn the_log_is_brought_home_beside_who_writes() {
 async fn every_connection_syncs_in_full() {
     let dir = tempfile::tempdir().unwrap();
     let l = Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
-    for (pragma, wanted) in
-        [("synchronous", 2), ("journal_size_limit", 64 << 20), ("trusted_schema", 0), ("cell_size_check", 1)]
-    {
+    for (pragma, wanted) in [
+        ("synchronous", 2),
+        ("journal_size_limit", 64 << 20),
+        ("wal_autocheckpoint", 1000),
+        ("trusted_schema", 0),
+        ("cell_size_check", 1),
+    ] {
         let row = sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA {pragma}"))).fetch_one(l.pool()).await.unwrap();
         assert_eq!(sqlx::Row::get::<i64, _>(&row, 0), wanted, "{pragma}");
     }
@@ -883,7 +911,7 @@ fn a_damaged_ledger_is_called_so_whenever_it_is_met() {
 #[tokio::test]
 async fn a_listener_that_was_lost_waits_as_who_has_none_and_listens_again() {
     let l = on_postgres().await;
-    let database = l.url().rsplit('/').next().unwrap().to_owned();
+    let database = database(&l).to_owned();
     let (mut listener, poll) = (None, Duration::from_millis(10));
     l.await_change(&mut listener, poll).await;
     assert!(listener.is_some());
@@ -899,6 +927,8 @@ async fn a_listener_that_was_lost_waits_as_who_has_none_and_listens_again() {
     l.await_change(&mut listener, poll).await;
     assert!(listener.is_some());
     l.change().await.unwrap();
+    drop(listener);
+    drop_database(l).await;
 }
 
 #[tokio::test]

@@ -1836,6 +1836,15 @@ async fn two_drops_for_one_table_are_refused_until_one_is_taken_away() {
 
 /// Drops a file when all is staged.
 struct DropLate<'w>(&'w World, &'static str, &'static str);
+impl Steps for DropLate<'_> {
+    fn before(&self, step: &Step) -> Result<(), Aborted> {
+        if *step == Step::Sign {
+            drop_file(self.0, self.1, self.2);
+        }
+        Ok(())
+    }
+}
+
 /// Another machine takes the lease, which this one was too slow to renew.
 struct Stolen(std::path::PathBuf, fn(&Step) -> bool);
 impl Steps for Stolen {
@@ -1885,15 +1894,6 @@ async fn drops_of_streams_that_are_not_asked_for_stay_where_they_are() {
     assert!(w.exists("inbox/catalog.all.item.csv") && w.exists("inbox/catalog.all.item.csv.ok"));
     assert!(!w.exists("inbox/price.zone-east.price.csv"));
     assert_eq!(outcome(&w.publish().await, "catalog@all"), Outcome::Published);
-}
-
-impl Steps for DropLate<'_> {
-    fn before(&self, step: &Step) -> Result<(), Aborted> {
-        if *step == Step::Sign {
-            drop_file(self.0, self.1, self.2);
-        }
-        Ok(())
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

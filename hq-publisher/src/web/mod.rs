@@ -110,7 +110,7 @@ impl App {
         stopping: watch::Receiver<bool>,
     ) -> Result<Arc<App>, ServeError> {
         let post = Post::new(config)?;
-        let ledger = Ledger::open(config).await?;
+        let ledger = Ledger::open_for_service(config).await?;
         let watched = Mutex::new(clock.monotonic());
         let intake = Intake::open(ledger.clone(), Arc::clone(&clock), config.limits.clone(), &config.alerts).await?;
         let app = App {

@@ -179,6 +179,8 @@ pub struct Agent {
     bent: Mutex<remedy::Bent>,
     /// The database was damaged and begun anew by this process: not twice, the disk may be dying.
     rebuilt: AtomicBool,
+    /// It is damaged, and could not be moved aside.
+    unmoved: AtomicBool,
     /// What the database holds was read.
     looked: AtomicBool,
     /// Had by whoever reads all rows.
@@ -271,7 +273,7 @@ impl Files {
                     if db.heal()? == Healed::Lost {
                         tell(&e.to_string())?;
                         is_anew = true;
-                        db.begin_anew()?;
+                        db.begin_anew(|| ())?;
                         0
                     } else {
                         db.disown()?
@@ -339,6 +341,7 @@ impl Agent {
             short: Shortages::default(),
             bent: Mutex::default(),
             rebuilt: AtomicBool::new(is_anew),
+            unmoved: AtomicBool::default(),
             looked: AtomicBool::new(false),
             verifying: Arc::default(),
             doubt: Mutex::default(),

@@ -328,8 +328,11 @@ impl Agent {
             return End::Halted;
         }
         tracing::error!(code = fault::DRIFT, %why, "the database is damaged: beginning a new one");
-        let now = self.clock.now();
-        self.memory.faults(|f| raise_anew(f, STORE_DB, &begun_anew(why), now));
+        let (now, is_same) = (self.clock.now(), self.unmoved.load(Ordering::Relaxed));
+        self.memory.faults(|f| match is_same {
+            true => f.raise(fault::DRIFT, None, Some(STORE_DB), &begun_anew(why), now),
+            false => raise_anew(f, STORE_DB, &begun_anew(why), now),
+        });
         self.tell.notify_one();
         // Before the file is moved: the next start finds nothing wrong.
         let make_room = |e: &DeviceError| self.out_of_room(&e.to_string());
@@ -338,10 +341,14 @@ impl Agent {
             self.trouble(e.verdict(), false, &e.to_string());
             return End::Retry;
         }
-        match self.db.begin_anew() {
-            Ok(()) => self.rebuilt.store(true, Ordering::Relaxed),
-            // The file is where it was: what is found next is the same damage, and no second one.
-            Err(e) => self.trouble(e.verdict(), e.is_disk_full(), &e.to_string()),
+        // While it is where it was, what is found next is the same damage, and no second one.
+        self.unmoved.store(true, Ordering::Relaxed);
+        let moved = || {
+            self.unmoved.store(false, Ordering::Relaxed);
+            self.rebuilt.store(true, Ordering::Relaxed);
+        };
+        if let Err(e) = self.db.begin_anew(moved) {
+            self.trouble(e.verdict(), e.is_disk_full(), &e.to_string());
         }
         self.wake.notify_one();
         End::Retry

@@ -338,9 +338,14 @@ async fn a_database_that_is_damaged_twice_is_let_be_and_one_that_cannot_be_moved
     // Nothing can be moved over a directory.
     std::fs::create_dir(&aside).unwrap();
     rot(&agent).await;
+    let begun = r.clock.now();
     for _ in 0..3 {
         assert_eq!(cycle(&agent).await, End::Retry);
+        r.clock.advance(60 * S);
     }
+    let told = agent.memory.look(|f| f.to_tell());
+    let since: Vec<_> = told.iter().filter(|f| f.code == fault::DRIFT).map(|f| f.since).collect();
+    assert_eq!(since, [begun], "told once");
     assert!(!codes(&agent).contains(&fault::HALTED.to_owned()), "{:?}", codes(&agent));
     std::fs::remove_dir(&aside).unwrap();
     let mut cycles = 1;

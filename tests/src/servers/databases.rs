@@ -5,6 +5,7 @@ use crate::process::{Process, command, give, program, succeed};
 use rustix::process::Signal;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// A PostgreSQL server; the newest that the machine has.
@@ -20,11 +21,13 @@ impl Postgres {
     /// Starts one with a database `src` (user `hq`, no password). About two seconds.
     #[track_caller]
     pub fn start() -> Postgres {
-        let dir = crate::temp_dir("postgres");
+        sweep();
+        let dir = crate::temp_dir(NAME);
         give(dir.path(), "postgres");
         let data = dir.path().join("data");
         let mut init = command(&program("initdb"), Some("postgres"), "KILL");
-        init.args(["-U", "hq", "--auth=trust", "--no-sync", "--locale=C.UTF-8", "-E", "UTF8", "-D"]).arg(&data);
+        init.args(["-U", "hq", "--auth=trust", "--no-sync", "--locale=C.UTF-8", "-E", "UTF8", "--wal-segsize=1", "-D"]);
+        init.arg(&data);
         succeed(init.env("HOME", dir.path()).current_dir(dir.path()));
         let log = dir.path().join("log");
         let (process, port) = with_free_port(|port| {
@@ -36,7 +39,7 @@ impl Postgres {
                 "synchronous_commit=off",
                 "full_page_writes=off",
                 "shared_buffers=32MB",
-                "max_connections=50",
+                "max_connections=200",
                 "wal_level=logical",
             ] {
                 server.args(["-c", setting]);
@@ -80,6 +83,25 @@ impl Postgres {
     #[track_caller]
     pub fn command(&self, database: &str, sql: &str) {
         succeed(psql(self.port, database).args(["-c", sql]));
+    }
+}
+
+/// Of the directories of servers.
+const NAME: &str = "postgres";
+
+/// Takes away what servers left that are gone: one in a `static` of a test program is ended with it, and its directory stays.
+fn sweep() {
+    let here = std::env::temp_dir();
+    for entry in std::fs::read_dir(&here).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_old = || {
+            let made = entry.metadata().and_then(|m| m.modified()).ok();
+            made.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > Duration::from_secs(600))
+        };
+        let is_ours = name.to_str().is_some_and(|n| n.starts_with(&format!("tillcast-{NAME}-")));
+        if is_ours && is_old() && !entry.path().join("data/postmaster.pid").exists() {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
