@@ -636,18 +636,15 @@ impl Intake {
         beat: &Beat,
         proof: &mut Proof,
     ) -> Result<Result<(Heartbeat, String), (Option<String>, String)>, LedgerError> {
-        let envelope = match serde_json::to_string(&beat.envelope) {
-            Ok(envelope) => envelope,
-            Err(e) => return Ok(Err((None, e.to_string()))),
-        };
-        let id = match Heartbeat::claimed_device(envelope.as_bytes(), &self.limits) {
-            Ok(id) => id,
+        let claimed = beat.text(&self.limits).and_then(|envelope| Ok((envelope, beat.claimed_device()?)));
+        let (envelope, id) = match claimed {
+            Ok(claimed) => claimed,
             Err(e) => return Ok(Err((None, e.to_string()))),
         };
         let open = |of: &[DeviceRow]| match of.iter().find(|d| d.id == id) {
             None => Err(format!("{id} is not enrolled")),
             Some(d) if d.revoked_at.is_some() => Err(format!("{id} was revoked")),
-            Some(d) => Heartbeat::open(envelope.as_bytes(), &id, &d.key, &self.limits).map_err(|e| e.to_string()),
+            Some(d) => beat.open(&id, &d.key).map_err(|e| e.to_string()),
         };
         let store = id.store();
         if !proof.read.contains_key(store) {

@@ -112,8 +112,57 @@ pub fn seal(payload_type: PayloadType, payload: &[u8], keys: &[&SecretKey]) -> V
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
-/// Verifies an envelope and gives its payload: at least `threshold` distinct keys of `keys` (told
-/// apart by their bytes, not ids) must have signed it. More than `max` bytes are not looked at.
+impl Envelope {
+    /// Reads an envelope. More than `max` bytes are not looked at.
+    pub fn from_json(bytes: &[u8], max: u64) -> Result<Envelope, DsseError> {
+        if bytes.len() as u64 > max {
+            return Err(DsseError::TooLong { limit: max });
+        }
+        serde_json::from_slice(bytes).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+    }
+
+    /// Verifies it and gives its payload: at least `threshold` distinct keys of `keys` (told apart by their bytes, not ids)
+    /// must have signed it.
+    pub fn open<'k>(
+        &self,
+        payload_type: PayloadType,
+        keys: impl IntoIterator<Item = &'k PublicKey>,
+        threshold: usize,
+    ) -> Result<Vec<u8>, DsseError> {
+        if self.payload_type != payload_type.as_str() {
+            let found = self.payload_type.chars().take(80).collect();
+            return Err(DsseError::OtherType { found, wanted: payload_type.as_str() });
+        }
+        let payload = self.unproven()?;
+        let message = pre_authentication_encoding(payload_type.as_str(), &payload);
+        let signatures: Vec<Vec<u8>> =
+            self.signatures.iter().take(MAX_SIGNATURES).filter_map(|s| decode(&s.sig).ok()).collect();
+        let mut counted: Vec<&[u8; 32]> = Vec::new();
+        for key in keys {
+            if !counted.contains(&key.as_bytes()) && signatures.iter().any(|s| key.verifies(&message, s)) {
+                counted.push(key.as_bytes());
+            }
+        }
+        let threshold = threshold.max(1);
+        if counted.len() >= threshold {
+            return Ok(payload);
+        }
+        let signers: Vec<String> =
+            self.signatures.iter().take(MAX_SIGNATURES).map(|s| s.keyid.chars().take(16).collect()).collect();
+        Err(DsseError::NotSigned { good: counted.len(), threshold, signers: signers.join(", ") })
+    }
+
+    /// The payload, whose signature nobody has looked at: see [`peek`].
+    pub fn peek<T: for<'de> Deserialize<'de>>(&self) -> Result<T, DsseError> {
+        serde_json::from_slice(&self.unproven()?).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+    }
+
+    fn unproven(&self) -> Result<Vec<u8>, DsseError> {
+        decode(&self.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+    }
+}
+
+/// [`Envelope::open`] for one of at most `max` bytes.
 pub fn open<'k>(
     bytes: &[u8],
     payload_type: PayloadType,
@@ -121,31 +170,7 @@ pub fn open<'k>(
     threshold: usize,
     max: u64,
 ) -> Result<Vec<u8>, DsseError> {
-    if bytes.len() as u64 > max {
-        return Err(DsseError::TooLong { limit: max });
-    }
-    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
-    if envelope.payload_type != payload_type.as_str() {
-        let found = envelope.payload_type.chars().take(80).collect();
-        return Err(DsseError::OtherType { found, wanted: payload_type.as_str() });
-    }
-    let payload = decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
-    let message = pre_authentication_encoding(payload_type.as_str(), &payload);
-    let signatures: Vec<Vec<u8>> =
-        envelope.signatures.iter().take(MAX_SIGNATURES).filter_map(|s| decode(&s.sig).ok()).collect();
-    let mut counted: Vec<&[u8; 32]> = Vec::new();
-    for key in keys {
-        if !counted.contains(&key.as_bytes()) && signatures.iter().any(|s| key.verifies(&message, s)) {
-            counted.push(key.as_bytes());
-        }
-    }
-    let threshold = threshold.max(1);
-    if counted.len() >= threshold {
-        return Ok(payload);
-    }
-    let signers: Vec<String> =
-        envelope.signatures.iter().take(MAX_SIGNATURES).map(|s| s.keyid.chars().take(16).collect()).collect();
-    Err(DsseError::NotSigned { good: counted.len(), threshold, signers: signers.join(", ") })
+    Envelope::from_json(bytes, max)?.open(payload_type, keys, threshold)
 }
 
 /// Signatures looked at in one envelope: bounds the work that a stranger can ask for.
@@ -154,17 +179,12 @@ pub(crate) const MAX_SIGNATURES: usize = 16;
 /// The payload of an envelope whose signature nobody has looked at: to learn a version number or
 /// an id to look a key up by, never to act on.
 pub fn peek<T: for<'de> Deserialize<'de>>(bytes: &[u8], max: u64) -> Result<T, DsseError> {
-    let payload = peek_payload(bytes, max)?;
-    serde_json::from_slice(&payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+    Envelope::from_json(bytes, max)?.peek()
 }
 
 /// The same, as the bytes that it is.
 pub fn peek_payload(bytes: &[u8], max: u64) -> Result<Vec<u8>, DsseError> {
-    if bytes.len() as u64 > max {
-        return Err(DsseError::TooLong { limit: max });
-    }
-    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
-    decode(&envelope.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+    Envelope::from_json(bytes, max)?.unproven()
 }
 
 #[cfg(test)]

@@ -283,17 +283,25 @@ impl Heartbeat {
 
     /// Who claims to have sent it, to look the key up by; not checked.
     pub fn claimed_device(envelope: &[u8], limits: &Limits) -> Result<DeviceId, Refusal> {
+        Self::claimed_by(&dsse::Envelope::from_json(envelope, limits.heartbeat_bytes)?)
+    }
+
+    fn claimed_by(envelope: &dsse::Envelope) -> Result<DeviceId, Refusal> {
         #[derive(Deserialize)]
         struct Claim {
             device: DeviceId,
         }
-        Ok(dsse::peek::<Claim>(envelope, limits.heartbeat_bytes)?.device)
+        Ok(envelope.peek::<Claim>()?.device)
     }
 
     /// Verifies by the device's key and reads. The id in the payload must be the key's owner's;
     /// the sequence number is the caller's to compare with the last one.
     pub fn open(envelope: &[u8], device: &DeviceId, key: &PublicKey, limits: &Limits) -> Result<Heartbeat, Refusal> {
-        let payload = dsse::open(envelope, PayloadType::Heartbeat, [key], 1, limits.heartbeat_bytes)?;
+        Self::open_envelope(&dsse::Envelope::from_json(envelope, limits.heartbeat_bytes)?, device, key)
+    }
+
+    fn open_envelope(envelope: &dsse::Envelope, device: &DeviceId, key: &PublicKey) -> Result<Heartbeat, Refusal> {
+        let payload = envelope.open(PayloadType::Heartbeat, [key], 1)?;
         let beat: Heartbeat = serde_json::from_slice(&payload)
             .map_err(|e| dsse::DsseError::NotAnEnvelope(format!("not a heartbeat: {e}")))?;
         if &beat.device != device || beat.format != 1 {
@@ -343,6 +351,27 @@ pub struct Beat {
     /// How long ago the tier that passes it on heard it, s.
     #[serde(default)]
     pub seen_s: u64,
+}
+
+impl Beat {
+    /// The envelope as it is kept and passed on.
+    pub fn text(&self, limits: &Limits) -> Result<String, Refusal> {
+        let text = serde_json::to_string(&self.envelope).map_err(|e| dsse::DsseError::NotAnEnvelope(e.to_string()))?;
+        if text.len() as u64 > limits.heartbeat_bytes {
+            return Err(dsse::DsseError::TooLong { limit: limits.heartbeat_bytes }.into());
+        }
+        Ok(text)
+    }
+
+    /// [`Heartbeat::claimed_device`].
+    pub fn claimed_device(&self) -> Result<DeviceId, Refusal> {
+        Heartbeat::claimed_by(&self.envelope)
+    }
+
+    /// [`Heartbeat::open`].
+    pub fn open(&self, device: &DeviceId, key: &PublicKey) -> Result<Heartbeat, Refusal> {
+        Heartbeat::open_envelope(&self.envelope, device, key)
+    }
 }
 
 /// The answer to heartbeats.

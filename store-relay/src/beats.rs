@@ -104,10 +104,8 @@ enum Refused {
 /// The `n`-th of a post.
 fn take_one(hall: &Hall, beat: &Beat, n: usize) -> Result<Took, Refused> {
     let limits = &hall.config.limits;
-    // Plain strings: writing them as JSON cannot fail.
-    let envelope = serde_json::to_vec(&beat.envelope).unwrap_or_default();
-    let claimed = Heartbeat::claimed_device(&envelope, limits)
-        .map_err(|e| Refused::Bad(wire::nameless(n), format!("not a heartbeat: {e}")))?;
+    let claimed = beat.text(limits).and_then(|envelope| Ok((envelope, beat.claimed_device()?)));
+    let (envelope, claimed) = claimed.map_err(|e| Refused::Bad(wire::nameless(n), format!("not a heartbeat: {e}")))?;
     let who = claimed.to_string();
     // 1. Whose key?
     let DeviceId::Register(register) = claimed.clone() else {
@@ -117,7 +115,7 @@ fn take_one(hall: &Hall, beat: &Beat, n: usize) -> Result<Took, Refused> {
         return Err(Refused::Unknown(who, "no key of this register is in the manifest".into()));
     };
     // 2. Signed by it? (The key may have been changed at HQ just now.)
-    let heartbeat = Heartbeat::open(&envelope, &claimed, &key, limits).map_err(|e| match e {
+    let heartbeat = beat.open(&claimed, &key).map_err(|e| match e {
         Refusal::Envelope(DsseError::NotSigned { .. }) => Refused::Unknown(who.clone(), e.to_string()),
         // By its key, and of a form that only a later build reads: no other list would help.
         _ => Refused::Bad(who.clone(), e.to_string()),
@@ -156,7 +154,7 @@ fn take_one(hall: &Hall, beat: &Beat, n: usize) -> Result<Took, Refused> {
         key: key.clone(),
         seq: heartbeat.seq,
         heard_at: hall.clock.now(),
-        envelope: String::from_utf8(envelope).unwrap_or_default(),
+        envelope,
     };
     let out_of_room = |e: &SpoolError| hall.out_of_room(&e.to_string());
     let keep = || hall.spool.keep_beat(kept.clone());

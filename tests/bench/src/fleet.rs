@@ -31,7 +31,7 @@ const TICK: Duration = Duration::from_secs(5);
 /// What a device holds.
 pub type Streams = BTreeMap<Instance, StreamReport>;
 
-/// Posts at their pace, ten times as many, then none.
+/// Ten times as many posts as usual, as many as usual, ten times as many again, then none.
 pub fn fleet(_: &Options, results: &mut Results) {
     let smtp = Smtp::start();
     let mut site = Site::builder()
@@ -53,9 +53,9 @@ pub fn fleet(_: &Options, results: &mut Results) {
     let what = format!("heartbeats of {STORES} stores with {REGISTERS} registers each");
 
     let a_second = f64::from(STORES) / PACE.as_secs_f64();
-    // A `serve` that was just started knows nobody; then, and later when it knows them all, they come all at once.
+    // All at once: those of whom a ledger has heard nothing yet, and those that `serve` knows.
     for (seq, how, rate) in [
-        (1, "ten times as fast as they come, after a restart", a_second * 10.0),
+        (1, "ten times as fast as they come, none heard before", a_second * 10.0),
         (2, "as they come", a_second),
         (3, "ten times as fast as they come", a_second * 10.0),
     ] {
