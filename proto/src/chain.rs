@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn a_delta_upon_nothing_leads_nowhere() {
         let baseless = PackEntry { base: None, ..delta(1, 2, 1) };
-        assert_eq!(way(&[baseless.clone()], 0, 2), None);
+        assert_eq!(way(std::slice::from_ref(&baseless), 0, 2), None);
         assert_eq!(way(&[full(1, 10), baseless], 1, 2), None);
     }
 

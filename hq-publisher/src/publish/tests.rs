@@ -1860,11 +1860,8 @@ impl Steps for Stolen {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_lost_the_lease_puts_nothing_more() {
-    let moments: [(&str, fn(&Step) -> bool, bool); 2] = [
-        ("a pack is made", |s| matches!(s, Step::WritePack(_)), false),
-        ("lists are signed", |s| *s == Step::Sign, true),
-    ];
-    for (step, is_it, packs) in moments {
+    let is_pack: fn(&Step) -> bool = |s| matches!(s, Step::WritePack(_));
+    for (step, is_it, packs) in [("a pack is made", is_pack, false), ("lists are signed", |s| *s == Step::Sign, true)] {
         let w = World::new().await;
         w.publish().await;
         w.sql("UPDATE price SET cents = cents + 1");
