@@ -298,10 +298,11 @@ impl Ledger {
         }
     }
 
-    /// Brings home what is in SQLite's log while others read and write on: a commit that has to do it keeps whoever posts
-    /// waiting. What somebody still reads comes with the next one.
+    /// Brings home what is in SQLite's log, once it is so long that a commit would, while others read and write on: a commit
+    /// keeps whoever posts waiting. What somebody still reads comes with the next one.
     pub async fn checkpoint(&self) -> Result<(), LedgerError> {
-        if self.kind == Kind::Postgres || *self.halted.borrow() {
+        let log = proto::config::sqlite_path(self.url()).map_or(0, |file| sqlite::log_bytes(&file));
+        if log < LOG_PAGES * 4096 || *self.halted.borrow() {
             return Ok(());
         }
         let done = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_all(&self.pool).await;
