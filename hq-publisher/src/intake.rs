@@ -682,12 +682,13 @@ impl Intake {
         let mut keyring = self.keyring();
         if now < from {
             // Another ledger has its place: a backup.
-            keyring.of.clear();
+            *keyring = Keyring { at: now, of: BTreeMap::new() };
+            return Ok(());
         }
         for store in &changed {
             keyring.of.remove(store);
         }
-        keyring.at = if now < from { now } else { keyring.at.max(now) };
+        keyring.at = keyring.at.max(now);
         Ok(())
     }
 

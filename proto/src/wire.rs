@@ -281,19 +281,6 @@ impl Heartbeat {
         Ok(dsse::seal(PayloadType::Heartbeat, &serde_json::to_vec(self)?, &[key]))
     }
 
-    /// Who claims to have sent it, to look the key up by; not checked.
-    pub fn claimed_device(envelope: &[u8], limits: &Limits) -> Result<DeviceId, Refusal> {
-        Self::claimed_by(&dsse::Envelope::from_json(envelope, limits.heartbeat_bytes)?)
-    }
-
-    fn claimed_by(envelope: &dsse::Envelope) -> Result<DeviceId, Refusal> {
-        #[derive(Deserialize)]
-        struct Claim {
-            device: DeviceId,
-        }
-        Ok(envelope.peek::<Claim>()?.device)
-    }
-
     /// Verifies by the device's key and reads. The id in the payload must be the key's owner's;
     /// the sequence number is the caller's to compare with the last one.
     pub fn open(envelope: &[u8], device: &DeviceId, key: &PublicKey, limits: &Limits) -> Result<Heartbeat, Refusal> {
@@ -363,9 +350,13 @@ impl Beat {
         Ok(text)
     }
 
-    /// [`Heartbeat::claimed_device`].
+    /// Who claims to have sent it, to look the key up by; not checked.
     pub fn claimed_device(&self) -> Result<DeviceId, Refusal> {
-        Heartbeat::claimed_by(&self.envelope)
+        #[derive(Deserialize)]
+        struct Claim {
+            device: DeviceId,
+        }
+        Ok(self.envelope.peek::<Claim>()?.device)
     }
 
     /// [`Heartbeat::open`].

@@ -298,8 +298,8 @@ impl Ledger {
         }
     }
 
-    /// Brings home what is in SQLite's log, once it is so long that a commit would, while others read and write on: a commit
-    /// keeps whoever posts waiting. What somebody still reads comes with the next one.
+    /// Brings home SQLite's log while others read and write on, once it is so long that a commit would: whoever posts would
+    /// wait for that. What somebody still reads comes with the next one.
     pub async fn checkpoint(&self) -> Result<(), LedgerError> {
         let log = proto::config::sqlite_path(self.url()).map_or(0, |file| sqlite::log_bytes(&file));
         if log < LOG_PAGES * 4096 || *self.halted.borrow() {

@@ -9,7 +9,7 @@ use proto::clock::Timestamp;
 use proto::dsse::{self, PayloadType};
 use proto::ids::DeviceId;
 use proto::limits::Limits;
-use proto::wire::{BeatAnswer, Beats, Heartbeat, Receipt, Status, Versions};
+use proto::wire::{Beat, BeatAnswer, Beats, Heartbeat, Receipt, Status, Versions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -43,7 +43,12 @@ fn heartbeat(payload: &[u8]) {
     let envelope = dsse::seal(PayloadType::Heartbeat, payload, &[&KEYS[0]]);
     let (own, other): (DeviceId, DeviceId) = ("0421-03".parse().unwrap(), "0421".parse().unwrap());
     let read = round_trip::<Heartbeat>(payload);
-    if let Ok(claimed) = Heartbeat::claimed_device(&envelope, &limits) {
+    let on_its_way = Beat { envelope: serde_json::from_slice(&envelope).unwrap(), seen_s: 0 };
+    assert_eq!(
+        on_its_way.text(&limits).ok().as_deref(),
+        std::str::from_utf8(&envelope).ok().filter(|t| t.len() <= 8192)
+    );
+    if let Ok(claimed) = on_its_way.claimed_device() {
         assert!(read.as_ref().is_none_or(|r| r.device == claimed));
     }
     let opened = Heartbeat::open(&envelope, &own, &KEYS[0].public(), &limits);
@@ -99,10 +104,8 @@ fn beats(data: &[u8]) {
     let of_alone = Beats::from_body(&serde_json::to_vec(&alone).unwrap()).unwrap();
     assert!(of_alone.beats.iter().map(|b| &b.envelope).eq(alone) && of_alone.beats.iter().all(|b| b.seen_s == 0));
     for beat in &beats.beats {
-        let envelope = serde_json::to_vec(&beat.envelope).unwrap();
-        let limits = Limits { heartbeat_bytes: 8192, ..Limits::default() };
-        if let Ok(device) = Heartbeat::claimed_device(&envelope, &limits) {
-            assert!(Heartbeat::open(&envelope, &device, &KEYS[3].public(), &limits).is_err(), "nobody signed it");
+        if let Ok(device) = beat.claimed_device() {
+            assert!(beat.open(&device, &KEYS[3].public()).is_err(), "nobody signed it");
         }
     }
 }
