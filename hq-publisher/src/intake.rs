@@ -349,7 +349,7 @@ impl Intake {
                 continue;
             };
             let age = since(now, row.last_seen_at);
-            self.hear(&mut state, row.device, row.seq, Arc::new(beat), at, age);
+            self.hear(&mut state, beat, at, age);
             // By another process: of what comes in here it says nothing where that is known.
             if !is_start && matches!(state.hearing, Hearing::Unknown) {
                 state.hearing = Hearing::Kept;
@@ -360,7 +360,8 @@ impl Intake {
     }
 
     /// Notes a beat that was heard `age` ago.
-    fn hear(&self, state: &mut State, id: DeviceId, seq: u64, beat: Arc<Heartbeat>, at: Duration, age: Duration) {
+    fn hear(&self, state: &mut State, mut beat: Heartbeat, at: Duration, age: Duration) {
+        let (id, seq) = (beat.device.clone(), beat.seq);
         let OfStore { devices: of_store, settled } = state.heard.0.entry(id.store().clone()).or_default();
         *settled = None;
         let mut last = of_store.remove(&id);
@@ -381,6 +382,11 @@ impl Intake {
         let serial = beat.serial.unwrap_or(0);
         let stuck = last.as_ref().filter(|h| h.serial >= serial).and_then(|h| h.stuck);
         let late = late(&beat, last.as_ref(), at);
+        // A tree of one stream takes as much room as one of eleven.
+        let mut said_before = last.iter().chain(of_store.values()).map(|h| &h.beat.streams);
+        if let Some(same) = said_before.find(|said| **said == beat.streams) {
+            beat.streams = Arc::clone(same);
+        }
         let (gap, runs, double) = last.map(|h| (h.gap, h.runs, h.double)).unwrap_or_default();
         // A relay says of each register how long ago it heard it, between that register's beats.
         for (register, ago) in &beat.registers {
@@ -400,8 +406,9 @@ impl Intake {
             }
         }
         let (is_calm, watched) = (false, Duration::ZERO);
+        let beat = Arc::new(beat);
         let mut heard =
-            Heard { at, age, gap, back, watched, stuck, late, seq, serial, beat: beat.clone(), runs, is_calm, double };
+            Heard { at, age, gap, back, watched, stuck, late, seq, serial, beat: Arc::clone(&beat), runs, is_calm, double };
         heard.note_run(&beat, at);
         of_store.insert(id, heard);
     }
@@ -423,7 +430,7 @@ impl Intake {
             let relay = devices.iter().find(|(id, _)| matches!(id, DeviceId::Relay(_))).map(|(_, r)| r);
             let at_hand = relay.filter(|r| r.silent_for(now) < self.store_silent).map(|r| r.serial.min(wanted));
             let is_late = devices.values().any(|h| !h.late.is_empty());
-            let of_relay = relay.filter(|_| is_late).into_iter().flat_map(|r| &r.beat.streams);
+            let of_relay = relay.filter(|_| is_late).into_iter().flat_map(|r| r.beat.streams.iter());
             let lacks: BTreeSet<Instance> = of_relay
                 .filter(|(_, r)| !matches!(r.state, StreamState::Ok | StreamState::Unknown))
                 .map(|(i, _)| i.clone())
@@ -612,7 +619,7 @@ impl Intake {
         for ((beat, age), outcome) in said {
             match outcome {
                 BeatOutcome::Recorded => {
-                    self.hear(&mut state, beat.device.clone(), beat.seq, Arc::new(beat), at, age);
+                    self.hear(&mut state, beat, at, age);
                 }
                 BeatOutcome::Known | BeatOutcome::Older(_) => {
                     if let Some(heard) = state.heard.get_mut(&beat.device) {
@@ -807,7 +814,7 @@ async fn published(ledger: &Ledger, views: &[DeviceView<'_>], known: Published) 
         of.retain(|v, digests| digests.is_some() || newest.is_some_and(|newest| *v < newest));
     }
     for beat in beats() {
-        for (instance, report) in &beat.streams {
+        for (instance, report) in beat.streams.iter() {
             let (Some(version), Some(of)) = (report.version, published.get_mut(instance)) else { continue };
             if let Entry::Vacant(unknown) = of.entry(version) {
                 let digests = ledger.publication(instance, version).await?.map(|p| p.digests);

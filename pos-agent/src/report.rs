@@ -88,7 +88,7 @@ pub fn heartbeat(status: Status, run: Option<String>, seq: u64, sent_at: Timesta
         sent_at,
         program: PROGRAM.to_owned(),
         serial: status.serial,
-        streams: status.streams,
+        streams: status.streams.into(),
         network: status.network,
         errors: status.errors,
         debts: status.debts,

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The versions that a relay serves, `{"price@zone-east":57,…}`: the body of `/v1/versions`.
 pub type Versions = BTreeMap<Instance, Version>;
@@ -50,6 +51,16 @@ where
         }
     }
     from.deserialize_map(Known(PhantomData))
+}
+
+/// [`known`], to be shared.
+fn shared<'de, D, K, V>(from: D) -> Result<Arc<BTreeMap<K, V>>, D::Error>
+where
+    D: Deserializer<'de>,
+    K: FromStr + Ord,
+    V: Deserialize<'de>,
+{
+    known(from).map(Arc::new)
 }
 
 /// An instance; none where only later builds know it.
@@ -201,9 +212,10 @@ pub struct Heartbeat {
     pub program: String,
     /// The serial of the manifest held.
     pub serial: Option<u64>,
-    /// The streams held, but for those that only later builds know.
-    #[serde(deserialize_with = "known")]
-    pub streams: BTreeMap<Instance, StreamReport>,
+    /// The streams held, but for those that only later builds know. Most devices of a store say the same of them: who
+    /// keeps many heartbeats keeps that once.
+    #[serde(deserialize_with = "shared")]
+    pub streams: Arc<BTreeMap<Instance, StreamReport>>,
     /// The network as seen.
     pub network: Network,
     /// What went wrong and has not been mended.
@@ -232,7 +244,7 @@ impl Heartbeat {
             sent_at: Timestamp::UNIX_EPOCH,
             program: "x".into(),
             serial: None,
-            streams: BTreeMap::new(),
+            streams: Arc::default(),
             network: Network::Online,
             errors: Vec::new(),
             debts: Vec::new(),
@@ -258,15 +270,16 @@ impl Heartbeat {
         let debts = keep(&mut self.debts, most / 8)?;
         if length(self)? > most {
             // Nobody needs the proof of what is well.
-            self.streams.values_mut().filter(|s| s.state == StreamState::Ok).for_each(|s| s.digests.clear());
+            let streams = Arc::make_mut(&mut self.streams).values_mut();
+            streams.filter(|s| s.state == StreamState::Ok).for_each(|s| s.digests.clear());
         }
-        let (all, of_streams) = (length(self)?, length(&self.streams)?);
+        let (all, of_streams) = (length(self)?, length(&*self.streams)?);
         let mut left_out = 0;
         if all > most {
-            let mut streams: Vec<_> = std::mem::take(&mut self.streams).into_iter().collect();
+            let mut streams: Vec<_> = Arc::unwrap_or_clone(std::mem::take(&mut self.streams)).into_iter().collect();
             streams.sort_by_key(|(_, s)| s.state == StreamState::Ok);
             left_out = keep(&mut streams, most.saturating_sub(all - of_streams))?;
-            self.streams = streams.into_iter().collect();
+            self.streams = Arc::new(streams.into_iter().collect());
         }
         for (n, what) in [(faults, "faults"), (debts, "debts"), (left_out, "streams")] {
             if n > 0 {
@@ -581,7 +594,8 @@ mod tests {
         };
         for (streams, faults, debts) in [(3, 1, 1), (90, 40, 0), (900, 0, 0), (900, 60, 900), (0, 999, 0)] {
             let mut beat = Heartbeat::plain(device.clone(), 1);
-            beat.streams = (0..streams).map(|n| (format!("s{n}@all").parse().unwrap(), stream(n))).collect();
+            let held = (0..streams).map(|n| (format!("s{n}@all").parse().unwrap(), stream(n)));
+            beat.streams = Arc::new(held.collect());
             // Six bytes each as JSON.
             beat.errors = (0..faults).map(|_| fault(fault::SOURCE, "\u{1}".repeat(500))).collect();
             beat.errors.push(fault(fault::HALTED, "a sync failed".into()));

@@ -62,7 +62,7 @@ pub fn own_beat(hall: &Hall) -> Result<(Envelope, Vec<Fault>), ReportError> {
         sent_at: now,
         program: concat!("store-relay ", env!("CARGO_PKG_VERSION")).to_owned(),
         serial: status.serial,
-        streams: status.streams,
+        streams: status.streams.into(),
         network: status.network,
         errors: status.errors,
         debts: status.debts,

@@ -301,7 +301,7 @@ async fn faults_are_mailed_and_shown() {
     }];
     w.adopt("price@zone-east").await;
     let report = StreamReport { version: None, schema: None, digests: BTreeMap::new(), state: StreamState::Drift };
-    beat.streams.insert("price@zone-east".parse().unwrap(), report);
+    Arc::make_mut(&mut beat.streams).insert("price@zone-east".parse().unwrap(), report);
     w.beat(&beat, &key(1)).await;
     ticks::alerts(&w.app).await.unwrap();
     ticks::alerts(&w.app).await.unwrap();
@@ -468,7 +468,7 @@ async fn who_never_got_a_stream_is_counted_as_behind() {
     let mut beat = heartbeat("1", 2);
     let version = Some(proto::ids::Version::FIRST);
     let report = StreamReport { version, schema: None, digests: BTreeMap::new(), state: StreamState::Ok };
-    beat.streams.insert("price@zone-east".parse().unwrap(), report);
+    Arc::make_mut(&mut beat.streams).insert("price@zone-east".parse().unwrap(), report);
     w.beat(&beat, &key(1)).await;
     assert_eq!(behind().await, "1");
 }

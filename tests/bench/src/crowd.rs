@@ -153,7 +153,7 @@ fn work(to: SocketAddr, load: &Load, seq: &AtomicU64) -> Vec<f64> {
     let (gets, each) = (load.gets.clone(), load.beat);
     let requests = move |n: usize, round: u64| {
         let post = || {
-            let beats = vec![beat(&register(n), (first + round, None), &Streams::new(), std::iter::empty())];
+            let beats = vec![beat(&register(n), (first + round, None), &Streams::default(), std::iter::empty())];
             flood::post("/v1/heartbeats", &serde_json::to_vec(&Beats { beats }).unwrap())
         };
         gets.iter().map(|path| flood::get(path)).chain(round.is_multiple_of(each).then(post)).collect()

@@ -14,8 +14,8 @@ use proto::wire::{Beat, Beats, Disk, Heartbeat, Network, StreamReport};
 use rusqlite::{Connection, params};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tillcast_tests::{Site, Smtp, until};
 
@@ -29,7 +29,7 @@ const LINES: usize = 64;
 const TICK: Duration = Duration::from_secs(5);
 
 /// What a device holds.
-pub type Streams = BTreeMap<Instance, StreamReport>;
+pub type Streams = Arc<BTreeMap<Instance, StreamReport>>;
 
 /// Ten times as many posts as usual, as many as usual, ten times as many again, then none.
 pub fn fleet(_: &Options, results: &mut Results) {
@@ -164,7 +164,7 @@ fn held(site: &Site, zone: u32) -> Streams {
         let instance = format!("{name}@{}", e["audience"].as_str().unwrap());
         (instance.parse().unwrap(), serde_json::from_value(report).unwrap())
     };
-    streams.map(report).collect()
+    Arc::new(streams.map(report).collect())
 }
 
 /// A heartbeat, signed; a relay says of its registers that they were there.
@@ -182,7 +182,7 @@ pub fn beat(
         sent_at: SystemClock::default().now(),
         program: "pos-agent 0.1.0".into(),
         serial,
-        streams: streams.clone(),
+        streams: Arc::clone(streams),
         network: Network::Online,
         errors: Vec::new(),
         debts: Vec::new(),
