@@ -286,3 +286,28 @@ async fn a_stream_that_closed_stores_alone_list_gives_its_tables_to_another() {
     w.sql("INSERT INTO store VALUES ('0421', 'east', NULL)");
     assert_eq!((w.publish().await.exit_code(), listed(&w, "0421")), (0, vec!["catalog@all".to_owned()]));
 }
+
+/// A store that is missing from the list while a stream is renamed finds its tables when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_away_while_a_stream_was_renamed_keeps_the_old_one_until_the_new_is_there() {
+    let mut w = inbox_world().await;
+    w.publish().await;
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n");
+    w.publish().await;
+    set(&mut w, &INBOX.replace("name = \"price\"\naudience", "name = \"prices\"\naudience"));
+    drop_file(&w, "prices.zone-east.price.csv", "sku,cents\na,300\nb,200\n");
+    drop_file(&w, "prices.zone-east.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
+    for _ in 0..2 {
+        w.publish().await;
+    }
+    assert_eq!(listed(&w, "0421"), ["catalog@all", "prices@zone-east"]);
+    drop_file(&w, "stores.csv", "id,zone\n0421,east\n0422,west\n");
+    for _ in 0..2 {
+        w.publish().await;
+        assert_eq!(listed(&w, "0422"), ["catalog@all", "price@zone-west"]);
+    }
+    drop_file(&w, "prices.zone-west.price.csv", "sku,cents\na,300\nb,200\n");
+    drop_file(&w, "prices.zone-west.deal.ndjson", "{\"id\":1,\"sku\":\"a\"}\n");
+    w.publish().await;
+    assert_eq!(listed(&w, "0422"), ["catalog@all", "prices@zone-west"]);
+}

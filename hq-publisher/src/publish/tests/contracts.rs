@@ -170,3 +170,43 @@ async fn a_text_in_double_quotes_is_found_before_anything_is_touched() {
     let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
     assert!(matches!(e, PublishError::Config(_)) && e.to_string().contains("no such column: \"a\""), "{e}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contracts_grow_inside_deltas_and_are_rebuilt_on_demand() {
+    let w = World::new().await;
+    w.publish().await;
+    let mut register = w.register("register.db");
+    w.follow("0421", &mut register);
+    w.sql("ALTER TABLE price ADD COLUMN unit TEXT; UPDATE price SET unit = 'kg' WHERE sku = 'sku1'");
+    w.write(
+        "price.sql",
+        &format!(
+            "{}\nCREATE INDEX price_cents ON price (cents);",
+            PRICE.replace("cents INTEGER NOT NULL)", "cents INTEGER NOT NULL, unit TEXT DEFAULT 'each')")
+        ),
+    );
+    w.write(
+        "hq.toml",
+        &CONFIG.replace("SELECT sku, cents FROM price", "SELECT sku, cents, coalesce(unit, 'each') AS unit FROM price"),
+    );
+    let w = World::open(w.dir, w.clock);
+    let r = w.publish().await;
+    let east = &r.instances[&"price@zone-east".parse().unwrap()];
+    assert_eq!(east.plan.as_ref().unwrap().to_string(), "delta: new contract, 1 rows changed");
+    w.follow("0421", &mut register);
+    assert_eq!(
+        rows(register.connection(), "SELECT unit FROM price WHERE sku IN ('sku1', 'sku2') ORDER BY sku"),
+        ["kg", "each"]
+    );
+    let m = w.manifest("0421").unwrap();
+    assert_eq!(m.streams["price"].schema, 2);
+    // A narrower contract needs the flag, and a full.
+    w.write("catalog.sql", &CATALOG.replace("<= 20", "<= 30"));
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.instances[&"catalog@all".parse().unwrap()].code), (3, Some("REBUILD")));
+    let r = w.publish_as(PublishOptions { allow_rebuild: true, ..options() }).await;
+    assert_eq!(r.exit_code(), 0, "{:?}", r.lines());
+    assert_eq!(r.instances[&"catalog@all".parse().unwrap()].packs[0].kind, PackKind::Full);
+    w.follow("0421", &mut register);
+    w.all_is_well();
+}
