@@ -72,15 +72,6 @@ struct State {
     hearing: Hearing,
 }
 
-impl State {
-    /// Watches anew from here on, where nobody could be heard for long before.
-    fn watch_anew(&mut self, from: Duration, deaf_for: Duration) {
-        if deaf_for >= DEAF {
-            self.started = self.started.max(from);
-        }
-    }
-}
-
 /// What became of some beats.
 #[derive(Debug)]
 pub struct Taken {

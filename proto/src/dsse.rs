@@ -121,22 +121,35 @@ impl Envelope {
         serde_json::from_slice(bytes).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
     }
 
-    /// Verifies it and gives its payload: at least `threshold` distinct keys of `keys` (told apart by their bytes, not ids)
+    /// Its payload, decoded, and not proven by anybody.
+    pub fn unproven(&self) -> Result<Unproven<'_>, DsseError> {
+        let payload = decode(&self.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
+        Ok(Unproven { envelope: self, payload })
+    }
+}
+
+/// An envelope's payload whose signatures nobody has looked at.
+pub struct Unproven<'e> {
+    envelope: &'e Envelope,
+    payload: Vec<u8>,
+}
+
+impl Unproven<'_> {
+    /// Verifies it and gives the payload: at least `threshold` distinct keys of `keys` (told apart by their bytes, not ids)
     /// must have signed it.
     pub fn open<'k>(
         &self,
         payload_type: PayloadType,
         keys: impl IntoIterator<Item = &'k PublicKey>,
         threshold: usize,
-    ) -> Result<Vec<u8>, DsseError> {
-        if self.payload_type != payload_type.as_str() {
-            let found = self.payload_type.chars().take(80).collect();
+    ) -> Result<&[u8], DsseError> {
+        let Unproven { envelope: Envelope { payload_type: found, signatures: all, .. }, payload } = self;
+        if found != payload_type.as_str() {
+            let found = found.chars().take(80).collect();
             return Err(DsseError::OtherType { found, wanted: payload_type.as_str() });
         }
-        let payload = self.unproven()?;
-        let message = pre_authentication_encoding(payload_type.as_str(), &payload);
-        let signatures: Vec<Vec<u8>> =
-            self.signatures.iter().take(MAX_SIGNATURES).filter_map(|s| decode(&s.sig).ok()).collect();
+        let message = pre_authentication_encoding(payload_type.as_str(), payload);
+        let signatures: Vec<Vec<u8>> = all.iter().take(MAX_SIGNATURES).filter_map(|s| decode(&s.sig).ok()).collect();
         let mut counted: Vec<&[u8; 32]> = Vec::new();
         for key in keys {
             if !counted.contains(&key.as_bytes()) && signatures.iter().any(|s| key.verifies(&message, s)) {
@@ -148,21 +161,17 @@ impl Envelope {
             return Ok(payload);
         }
         let signers: Vec<String> =
-            self.signatures.iter().take(MAX_SIGNATURES).map(|s| s.keyid.chars().take(16).collect()).collect();
+            all.iter().take(MAX_SIGNATURES).map(|s| s.keyid.chars().take(16).collect()).collect();
         Err(DsseError::NotSigned { good: counted.len(), threshold, signers: signers.join(", ") })
     }
 
-    /// The payload, whose signature nobody has looked at: see [`peek`].
+    /// The payload as it is: see [`peek`].
     pub fn peek<T: for<'de> Deserialize<'de>>(&self) -> Result<T, DsseError> {
-        serde_json::from_slice(&self.unproven()?).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
-    }
-
-    fn unproven(&self) -> Result<Vec<u8>, DsseError> {
-        decode(&self.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
+        serde_json::from_slice(&self.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))
     }
 }
 
-/// [`Envelope::open`] for one of at most `max` bytes.
+/// [`Unproven::open`] for an envelope of at most `max` bytes.
 pub fn open<'k>(
     bytes: &[u8],
     payload_type: PayloadType,
@@ -170,7 +179,10 @@ pub fn open<'k>(
     threshold: usize,
     max: u64,
 ) -> Result<Vec<u8>, DsseError> {
-    Envelope::from_json(bytes, max)?.open(payload_type, keys, threshold)
+    let envelope = Envelope::from_json(bytes, max)?;
+    let unproven = envelope.unproven()?;
+    unproven.open(payload_type, keys, threshold)?;
+    Ok(unproven.payload)
 }
 
 /// Signatures looked at in one envelope: bounds the work that a stranger can ask for.
@@ -179,12 +191,12 @@ pub(crate) const MAX_SIGNATURES: usize = 16;
 /// The payload of an envelope whose signature nobody has looked at: to learn a version number or
 /// an id to look a key up by, never to act on.
 pub fn peek<T: for<'de> Deserialize<'de>>(bytes: &[u8], max: u64) -> Result<T, DsseError> {
-    Envelope::from_json(bytes, max)?.peek()
+    Envelope::from_json(bytes, max)?.unproven()?.peek()
 }
 
 /// The same, as the bytes that it is.
 pub fn peek_payload(bytes: &[u8], max: u64) -> Result<Vec<u8>, DsseError> {
-    Envelope::from_json(bytes, max)?.unproven()
+    Ok(Envelope::from_json(bytes, max)?.unproven()?.payload)
 }
 
 #[cfg(test)]

@@ -297,17 +297,32 @@ impl Heartbeat {
     /// Verifies by the device's key and reads. The id in the payload must be the key's owner's;
     /// the sequence number is the caller's to compare with the last one.
     pub fn open(envelope: &[u8], device: &DeviceId, key: &PublicKey, limits: &Limits) -> Result<Heartbeat, Refusal> {
-        Self::open_envelope(&dsse::Envelope::from_json(envelope, limits.heartbeat_bytes)?, device, key)
+        let envelope = dsse::Envelope::from_json(envelope, limits.heartbeat_bytes)?;
+        Claim { unproven: envelope.unproven()?, device: device.clone() }.open(key)
+    }
+}
+
+/// A heartbeat and whose it claims to be, which nobody has checked.
+pub struct Claim<'e> {
+    unproven: dsse::Unproven<'e>,
+    device: DeviceId,
+}
+
+impl Claim<'_> {
+    /// Who claims to have sent it, to look the key up by.
+    pub fn device(&self) -> &DeviceId {
+        &self.device
     }
 
-    fn open_envelope(envelope: &dsse::Envelope, device: &DeviceId, key: &PublicKey) -> Result<Heartbeat, Refusal> {
-        let payload = envelope.open(PayloadType::Heartbeat, [key], 1)?;
-        let beat: Heartbeat = serde_json::from_slice(&payload)
+    /// Verifies by the device's key and reads: [`Heartbeat::open`].
+    pub fn open(&self, key: &PublicKey) -> Result<Heartbeat, Refusal> {
+        let payload = self.unproven.open(PayloadType::Heartbeat, [key], 1)?;
+        let beat: Heartbeat = serde_json::from_slice(payload)
             .map_err(|e| dsse::DsseError::NotAnEnvelope(format!("not a heartbeat: {e}")))?;
-        if &beat.device != device || beat.format != 1 {
+        if beat.device != self.device || beat.format != 1 {
             return Err(dsse::DsseError::NotAnEnvelope(format!(
-                "a heartbeat of {} (format {}) signed by the key of {device}",
-                beat.device, beat.format
+                "a heartbeat of {} (format {}) signed by the key of {}",
+                beat.device, beat.format, self.device
             ))
             .into());
         }
@@ -363,18 +378,15 @@ impl Beat {
         Ok(text)
     }
 
-    /// Who claims to have sent it, to look the key up by; not checked.
-    pub fn claimed_device(&self) -> Result<DeviceId, Refusal> {
+    /// Whose it claims to be.
+    pub fn claim(&self) -> Result<Claim<'_>, Refusal> {
         #[derive(Deserialize)]
-        struct Claim {
+        struct Device {
             device: DeviceId,
         }
-        Ok(self.envelope.peek::<Claim>()?.device)
-    }
-
-    /// [`Heartbeat::open`].
-    pub fn open(&self, device: &DeviceId, key: &PublicKey) -> Result<Heartbeat, Refusal> {
-        Heartbeat::open_envelope(&self.envelope, device, key)
+        let unproven = self.envelope.unproven()?;
+        let Device { device } = unproven.peek()?;
+        Ok(Claim { unproven, device })
     }
 }
 

@@ -104,18 +104,18 @@ enum Refused {
 /// The `n`-th of a post.
 fn take_one(hall: &Hall, beat: &Beat, n: usize) -> Result<Took, Refused> {
     let limits = &hall.config.limits;
-    let claimed = beat.text(limits).and_then(|envelope| Ok((envelope, beat.claimed_device()?)));
-    let (envelope, claimed) = claimed.map_err(|e| Refused::Bad(wire::nameless(n), format!("not a heartbeat: {e}")))?;
-    let who = claimed.to_string();
+    let claimed = beat.text(limits).and_then(|envelope| Ok((envelope, beat.claim()?)));
+    let (envelope, claim) = claimed.map_err(|e| Refused::Bad(wire::nameless(n), format!("not a heartbeat: {e}")))?;
+    let who = claim.device().to_string();
     // 1. Whose key?
-    let DeviceId::Register(register) = claimed.clone() else {
+    let DeviceId::Register(register) = claim.device().clone() else {
         return Err(Refused::Bad(who, "only registers report here".into()));
     };
     let Some(key) = register_key(hall, &register) else {
         return Err(Refused::Unknown(who, "no key of this register is in the manifest".into()));
     };
     // 2. Signed by it? (The key may have been changed at HQ just now.)
-    let heartbeat = beat.open(&claimed, &key).map_err(|e| match e {
+    let heartbeat = claim.open(&key).map_err(|e| match e {
         Refusal::Envelope(DsseError::NotSigned { .. }) => Refused::Unknown(who.clone(), e.to_string()),
         // By its key, and of a form that only a later build reads: no other list would help.
         _ => Refused::Bad(who.clone(), e.to_string()),

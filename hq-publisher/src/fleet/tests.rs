@@ -189,8 +189,8 @@ fn fault(code: &str, instance: Option<&str>) -> Fault {
 fn report(state: StreamState, of: &str, version: u64) -> StreamReport {
     StreamReport { version: Version::try_from(version).ok(), schema: Some(1), digests: digests(of), state }
 }
-fn stream(r: StreamReport) -> BTreeMap<Instance, StreamReport> {
-    BTreeMap::from([("price@all".parse().unwrap(), r)])
+fn stream(r: StreamReport) -> Arc<BTreeMap<Instance, StreamReport>> {
+    Arc::new(BTreeMap::from([("price@all".parse().unwrap(), r)]))
 }
 
 #[test]
@@ -282,7 +282,9 @@ fn what_a_device_makes_up_is_not_believed() {
     assert!(with(&|b| b.errors = faults(&made_up)).is_empty());
     assert!(with(&|b| b.errors = faults(&|_| "price@store-2".into())).is_empty(), "another store's");
     let drift = || report(StreamState::Drift, "0", 1);
-    assert!(with(&|b| b.streams = (0..9).map(|n| (made_up(n).parse().unwrap(), drift())).collect()).is_empty());
+    assert!(
+        with(&|b| b.streams = Arc::new((0..9).map(|n| (made_up(n).parse().unwrap(), drift())).collect())).is_empty()
+    );
     assert_eq!(with(&|b| b.errors = faults(&|_| "price@all".into())), ["pack-in-error/price@all"]);
     let complaint = Complaint { device: "1-1".parse().unwrap(), fault: fault("DRIFT", Some("price@store-2")) };
     let before =

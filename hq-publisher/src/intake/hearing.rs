@@ -40,6 +40,15 @@ impl Drop for Unanswered<'_> {
     }
 }
 
+impl State {
+    /// Watches anew from here on, where nobody could be heard for long before.
+    fn watch_anew(&mut self, from: Duration, deaf_for: Duration) {
+        if deaf_for >= DEAF {
+            self.started = self.started.max(from);
+        }
+    }
+}
+
 impl Intake {
     /// Beats came at this time, and the ledger could not be used.
     pub(super) fn note_deaf(&self, at: Duration) {

@@ -4,7 +4,7 @@
 //! when what they proved is written.
 
 use super::{Intake, OLDEST};
-use crate::fleet::in_lines;
+use crate::fleet::{Published, in_lines};
 use crate::ledger::{BeatRow, DeviceRow, Enrolments, LedgerError, StoreDevices};
 use proto::clock::{Timestamp, before, since};
 use proto::ids::{Instance, StoreId, Version};
@@ -62,6 +62,13 @@ fn complaints(beat: &Heartbeat, heard: Timestamp) -> Vec<Fault> {
     of.map(|f| Fault { since: before(heard, since(beat.sent_at, f.since)), ..in_lines(f) }).collect()
 }
 
+/// The versions that a beat reports, but for those that are known to be published.
+fn not_known(beat: &Heartbeat, published: &Published) -> Vec<(Instance, Version)> {
+    let is_known = |i: &Instance, v: &Version| published.get(i).and_then(|of| of.get(v)).is_some_and(Option::is_some);
+    let held = beat.streams.iter().filter_map(|(i, report)| Some((i, report.version?)));
+    held.filter(|(i, v)| !is_known(i, v)).map(|(i, v)| (i.clone(), v)).collect()
+}
+
 impl Intake {
     /// Proves beats: the rows to record, what they say, and whose are refused. After so many tries, because devices were
     /// enrolled or revoked while they waited to be written: at last they are, as they were proved.
@@ -70,6 +77,7 @@ impl Intake {
             self.forget_changed().await?;
         }
         let (mut opened, mut proof) = (Opened::default(), Proof::default());
+        let published = Arc::clone(&self.state().published);
         for (n, beat) in beats.beats.iter().enumerate() {
             match self.open_beat(beat, &mut proof).await? {
                 Ok((heartbeat, envelope)) => {
@@ -83,7 +91,7 @@ impl Intake {
                         last_seen_at: heard,
                         serial: heartbeat.serial,
                         complaints: complaints(&heartbeat, heard),
-                        versions: self.not_known(&heartbeat),
+                        versions: not_known(&heartbeat, &published),
                         proved_at: None,
                     });
                     opened.said.push((heartbeat, age));
@@ -98,15 +106,6 @@ impl Intake {
         Ok(opened)
     }
 
-    /// The versions that a beat reports, but for those that are known to be published.
-    fn not_known(&self, beat: &Heartbeat) -> Vec<(Instance, Version)> {
-        let published = Arc::clone(&self.state().published);
-        let is_known =
-            |i: &Instance, v: &Version| published.get(i).and_then(|of| of.get(v)).is_some_and(Option::is_some);
-        let held = beat.streams.iter().filter_map(|(i, report)| Some((i.clone(), report.version?)));
-        held.filter(|(i, v)| !is_known(i, v)).collect()
-    }
-
     /// A beat that is signed by its device's key, with the envelope to keep; or whose it claims to be
     /// and why it is refused.
     #[allow(clippy::type_complexity, reason = "said once, used once")]
@@ -115,15 +114,15 @@ impl Intake {
         beat: &Beat,
         proof: &mut Proof,
     ) -> Result<Result<(Heartbeat, String), (Option<String>, String)>, LedgerError> {
-        let claimed = beat.text(&self.limits).and_then(|envelope| Ok((envelope, beat.claimed_device()?)));
-        let (envelope, id) = match claimed {
+        let (envelope, claim) = match beat.text(&self.limits).and_then(|envelope| Ok((envelope, beat.claim()?))) {
             Ok(claimed) => claimed,
             Err(e) => return Ok(Err((None, e.to_string()))),
         };
-        let open = |of: &[DeviceRow]| match of.iter().find(|d| d.id == id) {
+        let id = claim.device();
+        let open = |of: &[DeviceRow]| match of.iter().find(|d| &d.id == id) {
             None => Err(format!("{id} is not enrolled")),
             Some(d) if d.revoked_at.is_some() => Err(format!("{id} was revoked")),
-            Some(d) => beat.open(&id, &d.key).map_err(|e| e.to_string()),
+            Some(d) => claim.open(&d.key).map_err(|e| e.to_string()),
         };
         let store = id.store();
         if !proof.read.contains_key(store) {
@@ -171,7 +170,7 @@ impl Intake {
         Ok(())
     }
 
-    fn keyring(&self) -> std::sync::MutexGuard<'_, Keyring> {
+    pub(super) fn keyring(&self) -> std::sync::MutexGuard<'_, Keyring> {
         self.keyring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,7 +1,12 @@
+//! The way of a post, silence and what is late, of a relay and its register.
+
 use super::*;
 use crate::fleet::{self, Fleet};
+use crate::ledger::{Complaint, Serials};
 use proto::clock::TestClock;
+use proto::ids::{StoreId, Version};
 use proto::keys::SecretKey;
+use proto::wire::{Beat, Fault, StreamReport, StreamState, fault};
 
 struct World {
     dir: tempfile::TempDir,
@@ -53,10 +58,7 @@ async fn only_signed_beats_of_enrolled_devices_count() {
         beat("1", 1, &key(1), 0, &[]),
         beat("1-1", 1, &key(1), 0, &[]),
         beat("1-2", 1, &key(3), 0, &[]),
-        Beat {
-            envelope: dsse::Envelope { payload: "?".into(), ..beat("1", 2, &key(1), 0, &[]).envelope },
-            seen_s: 0,
-        },
+        Beat { envelope: dsse::Envelope { payload: "?".into(), ..beat("1", 2, &key(1), 0, &[]).envelope }, seen_s: 0 },
     ];
     let refused = take(&i, all).await;
     assert_eq!(refused.keys().collect::<Vec<_>>(), ["1-1", "1-2", "beat 3"], "{refused:?}");
@@ -379,11 +381,9 @@ async fn who_holds_an_old_list_is_stuck_until_it_comes_nearer() {
 async fn what_a_device_could_not_get_while_it_was_silent_is_not_counted() {
     let w = World::new().await;
     let (i, ids) = (w.intake().await, w.ledger.enrolled().await.unwrap());
-    let of_relay = |seq, serial, ago| {
-        resealed(beat("1", seq, &key(1), 0, &[("1-1", ago)]), &key(1), |b| b.serial = Some(serial))
-    };
-    let of_register =
-        |seq, serial| resealed(beat("1-1", seq, &key(2), 2, &[]), &key(2), |b| b.serial = Some(serial));
+    let of_relay =
+        |seq, serial, ago| resealed(beat("1", seq, &key(1), 0, &[("1-1", ago)]), &key(1), |b| b.serial = Some(serial));
+    let of_register = |seq, serial| resealed(beat("1-1", seq, &key(2), 2, &[]), &key(2), |b| b.serial = Some(serial));
     let found = |wake: u64| {
         let serials = BTreeMap::from([("1".parse().unwrap(), Serials { wake, signed: wake })]);
         i.expect(&serials);
@@ -480,7 +480,7 @@ async fn who_has_its_list_and_comes_no_further_in_a_stream_is_late() {
     let says = |id: &str, seq, streams: &[(&str, u64, StreamState)], code: Option<&str>| {
         let by = key(if id == "1" { 1 } else { 2 });
         resealed(beat(id, seq, &by, 0, &[]), &by, |b| {
-            b.streams = streams.iter().map(report).collect();
+            b.streams = Arc::new(streams.iter().map(report).collect());
             let (since, object) = (b.sent_at, None);
             let of = |code: &str| Fault { code: code.into(), instance: None, object, text: String::new(), since };
             b.errors = code.map(of).into_iter().collect();
@@ -604,8 +604,7 @@ async fn a_fault_that_was_mended_between_two_judgements_is_judged_once() {
         text: "a row differs (mended)".into(),
         since: Timestamp::UNIX_EPOCH,
     };
-    let with =
-        |seq, errors: Vec<Fault>| resealed(beat("1-1", seq, &key(2), 0, &[]), &key(2), |b| b.errors = errors);
+    let with = |seq, errors: Vec<Fault>| resealed(beat("1-1", seq, &key(2), 0, &[]), &key(2), |b| b.errors = errors);
     let judged = async |i: &Intake| {
         let (ids, complaints) = (["1-1".parse().unwrap()], i.ledger.unjudged().await.unwrap());
         let (published, serials, alerts) = (Published::new(), BTreeMap::new(), AlertsConfig::default());

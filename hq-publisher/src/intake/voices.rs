@@ -15,14 +15,14 @@ use std::time::Duration;
 
 /// A line that comes and goes: what is not heard of a register between two outages counts on. After longer ones it has time
 /// anew, as in the morning.
-const FLAP: Duration = Duration::from_secs(3600);
+pub(super) const FLAP: Duration = Duration::from_secs(3600);
 
 /// Who was silent for so long, and longer than usual, may have been switched off: in that time it could get nothing.
 const OFF: Duration = Duration::from_secs(300);
 
 /// Who was heard, by store: it is found once for all its devices.
 #[derive(Default)]
-pub(super) struct Voices(BTreeMap<StoreId, OfStore>);
+pub(super) struct Voices(pub(super) BTreeMap<StoreId, OfStore>);
 
 /// Who was heard of one store.
 #[derive(Default)]
@@ -191,8 +191,21 @@ impl Intake {
         }
         let (is_calm, watched) = (false, Duration::ZERO);
         let beat = Arc::new(beat);
-        let mut heard =
-            Heard { at, age, gap, back, watched, stuck, late, seq, serial, beat: Arc::clone(&beat), runs, is_calm, double };
+        let mut heard = Heard {
+            at,
+            age,
+            gap,
+            back,
+            watched,
+            stuck,
+            late,
+            seq,
+            serial,
+            beat: Arc::clone(&beat),
+            runs,
+            is_calm,
+            double,
+        };
         heard.note_run(&beat, at);
         of_store.insert(id, heard);
     }

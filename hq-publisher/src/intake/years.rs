@@ -1,12 +1,13 @@
 //! Years of a store's heartbeats, judged as `serve` judges them: each silence is told once and in time, its end once, and
 //! nothing else is told. Only the hours around a silence are lived through; the calm between is passed over.
 
+use super::voices::FLAP;
 use super::*;
 use crate::alert::{self, Due};
 use crate::fleet::{self, Fleet};
-use crate::ledger::Episode;
+use crate::ledger::{Episode, Serials};
 use proto::clock::TestClock;
-use proto::ids::RegisterId;
+use proto::ids::{RegisterId, StoreId};
 use tillcast_tests::Dice;
 
 const REGISTERS: usize = 4;
@@ -141,13 +142,13 @@ impl Chain {
         for (id, age) in self.ids[1..].iter().zip(ages) {
             registers.insert(id.as_str().parse().unwrap(), *age);
             if *age <= BEAT {
-                let beat = Arc::new(heartbeat(id, self.seq, BTreeMap::new()));
-                self.intake.hear(&mut state, id.clone(), self.seq, beat, at, Duration::from_secs(*age));
+                let beat = heartbeat(id, self.seq, BTreeMap::new());
+                self.intake.hear(&mut state, beat, at, Duration::from_secs(*age));
             }
         }
         let relay = &self.ids[0];
-        let beat = Arc::new(heartbeat(relay, self.seq, registers));
-        self.intake.hear(&mut state, relay.clone(), self.seq, beat, at, Duration::ZERO);
+        let beat = heartbeat(relay, self.seq, registers);
+        self.intake.hear(&mut state, beat, at, Duration::ZERO);
     }
 
     /// Looks at the fleet; the episodes that begin and end now.

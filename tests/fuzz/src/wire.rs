@@ -48,8 +48,8 @@ fn heartbeat(payload: &[u8]) {
         on_its_way.text(&limits).ok().as_deref(),
         std::str::from_utf8(&envelope).ok().filter(|t| t.len() <= 8192)
     );
-    if let Ok(claimed) = on_its_way.claimed_device() {
-        assert!(read.as_ref().is_none_or(|r| r.device == claimed));
+    if let Ok(claim) = on_its_way.claim() {
+        assert!(read.as_ref().is_none_or(|r| &r.device == claim.device()));
     }
     let opened = Heartbeat::open(&envelope, &own, &KEYS[0].public(), &limits);
     let good = read.as_ref().filter(|r| r.device == own && r.format == 1 && envelope.len() <= 8192);
@@ -104,8 +104,8 @@ fn beats(data: &[u8]) {
     let of_alone = Beats::from_body(&serde_json::to_vec(&alone).unwrap()).unwrap();
     assert!(of_alone.beats.iter().map(|b| &b.envelope).eq(alone) && of_alone.beats.iter().all(|b| b.seen_s == 0));
     for beat in &beats.beats {
-        if let Ok(device) = beat.claimed_device() {
-            assert!(beat.open(&device, &KEYS[3].public()).is_err(), "nobody signed it");
+        if let Ok(claim) = beat.claim() {
+            assert!(claim.open(&KEYS[3].public()).is_err(), "nobody signed it");
         }
     }
 }
