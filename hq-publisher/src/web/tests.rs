@@ -14,6 +14,7 @@ use proto::dsse::Envelope;
 use proto::keys::SecretKey;
 use proto::wire::{Beat, BeatAnswer, Fault, Heartbeat, Receipt, StreamReport, StreamState, fault};
 use std::collections::{BTreeMap, BTreeSet};
+use tillcast_tests::{PATIENCE, until};
 use tower::ServiceExt;
 
 struct World {
@@ -222,6 +223,24 @@ async fn who_takes_over_from_the_judge_calls_nobody_silent_that_nobody_could_hea
         ticks::alerts(&other).await.unwrap();
     }
     assert_eq!(w.subjects().await, ["[Tillcast] Store 1 is silent"]);
+}
+
+/// What posts leave in SQLite's log, which none of them waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_log_of_the_ledger_is_brought_home_by_itself() {
+    let w = World::new().await;
+    let file = w._dir.path().join("state/fleet.db");
+    let bytes = || std::fs::metadata(&file).unwrap().len();
+    let before = bytes();
+    for n in 0..200 {
+        w.app.ledger.set_fact(&format!("f{n}"), &"x".repeat(30_000)).await.unwrap();
+    }
+    assert_eq!(bytes(), before, "6 MB are in the log alone");
+    let mut loops = JoinSet::new();
+    start_loops(&w.app, &mut loops);
+    until(PATIENCE, "the log is brought home", || bytes() > before + (5 << 20));
+    w.stop.send(true).unwrap();
+    while loops.join_next().await.is_some() {}
 }
 
 /// Its new machine is there tomorrow; `serve` is started anew meanwhile.
