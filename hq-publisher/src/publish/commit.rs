@@ -39,7 +39,7 @@ impl Run<'_> {
 
     /// Rolls forward what was signed, gives up what was not. Gives the stores whose manifests cannot be put.
     pub(super) async fn finish_earlier(&self, report: &mut PublishReport) -> Result<BTreeSet<StoreId>, PublishError> {
-        let Some(token) = self.token else { return Ok(BTreeSet::new()) };
+        let Some(token) = self.token else { return self.look_before_put().await };
         for state in [State::Reserved, State::Packed] {
             for p in self.ledger.publications(state).await? {
                 let step = Step::Abandon(p.instance.clone(), p.version);
@@ -77,6 +77,18 @@ impl Run<'_> {
             report.finished.push(format!("{} {}", p.instance, p.version));
         }
         Ok(waiting)
+    }
+
+    /// A dry run tells of what would end a run, or be borne by it, and goes on as that would after it.
+    async fn look_before_put(&self) -> Result<BTreeSet<StoreId>, PublishError> {
+        match manifests::look_before_put(self.ledger, self.buckets).await {
+            Err(e @ ManifestsError::Overtaken(_)) => self.problem(format!("a publish would end with this: {e}")),
+            Err(e @ ManifestsError::NotPut(_)) => {
+                self.problem(format!("a manifest put earlier cannot be looked at: {e}"))
+            }
+            other => other?,
+        }
+        Ok(BTreeSet::new())
     }
 
     /// Puts manifests once more that somebody replaced or deleted.
