@@ -5,7 +5,7 @@ use crate::carry::CarryError;
 use crate::enrol::EnrolError;
 use crate::keys::KeysError;
 use crate::ledger::LedgerError;
-use crate::manifests::ManifestsError;
+use crate::manifests::{ManifestsError, NotPutError};
 use crate::publish::PublishError;
 use crate::source_db::SourceError;
 use crate::web::ServeError;
@@ -105,7 +105,10 @@ fn manifests(e: &ManifestsError) -> &'static str {
         ManifestsError::Ledger(e) => ledger(e),
         ManifestsError::Bucket(e) => bucket(e),
         ManifestsError::Lacking { .. } => BUCKET,
-        ManifestsError::NotPut(all) => all.first().map_or(BUCKET, |n| bucket(&n.error)),
+        ManifestsError::NotPut(all) => all.first().map_or(BUCKET, |n| match &n.error {
+            NotPutError::Bucket(e) => bucket(e),
+            NotPutError::TooLong { .. } => "LIMITS",
+        }),
         ManifestsError::ClockLeapt { .. } => "CLOCK",
         ManifestsError::Keys(_) => KEYS,
         ManifestsError::Overtaken(_) | ManifestsError::NotTakenOver(_) | ManifestsError::Unread { .. } => OVERTAKEN,

@@ -588,9 +588,12 @@ impl<'a> Desk<'a> {
                 manifests::telling(&self.ledger, self.clock, put).await?;
             }
             let sign = signer.sign_all(&self.ledger, token, News::default(), Moves::None, self.clock);
-            all += failpoint::around("trust.resign", sign).await?.len();
+            let signed = failpoint::around("trust.resign", sign).await?;
+            all += signed.stores.len();
             self.ledger.renew(token, self.clock.now(), self.config.publish.lease.0).await?;
-            let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await;
+            let put = manifests::put_unfinished(&self.ledger, &self.buckets, Some(token)).await.map(drop);
+            // While one could not be signed, the key that signed it stays.
+            let put = manifests::both(signed.others, put);
             manifests::telling(&self.ledger, self.clock, put).await?;
             // What could be put now, as it was, is signed, too.
             if !signer.leaves_some() {

@@ -358,7 +358,7 @@ async fn manifests_are_signed_anew_by_age_without_waking_anyone() {
             desk.ledger.touch(w.clock.now()).await.unwrap();
         }
         let due = desk.signer().await.unwrap().sign_due(&desk.ledger, &w.clock).await.unwrap();
-        assert_eq!(due.len(), signed, "after {days} days");
+        assert_eq!(due.stores.len(), signed, "after {days} days");
     }
     assert_eq!(serial().await, 2);
     manifests::put_unfinished(&desk.ledger, &desk.buckets, None).await.unwrap();

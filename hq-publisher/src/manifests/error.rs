@@ -39,7 +39,7 @@ pub enum ManifestsError {
     /// Another ledger publishes by the same keys; all stores where that was found.
     #[error("{}", told(.0))]
     Overtaken(Vec<Overtaken>),
-    /// Manifests of single stores that the bucket does not give or take.
+    /// Manifests of single stores that cannot be signed, or that the bucket does not give or take.
     #[error("{}", not_put(.0))]
     NotPut(Vec<NotPut>),
     /// The bucket knows versions, the ledger none.
@@ -75,7 +75,7 @@ pub enum ManifestsError {
 }
 
 impl ManifestsError {
-    /// The stores whose manifests the bucket does not give or take, where it is about nothing else.
+    /// The stores whose manifests cannot be signed, looked at or put, where it is about nothing else.
     pub fn stores(&self) -> BTreeSet<StoreId> {
         match self {
             ManifestsError::NotPut(all) => all.iter().map(|n| n.store.clone()).collect(),
@@ -84,13 +84,34 @@ impl ManifestsError {
     }
 }
 
-/// A store whose manifest cannot be looked at or put.
+/// A store whose manifest cannot be signed, looked at or put.
 #[derive(Debug)]
 pub struct NotPut {
     /// Whose.
     pub store: StoreId,
+    /// Why.
+    pub error: NotPutError,
+}
+
+/// What keeps one store's manifest out of the bucket.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPutError {
     /// What the bucket said; it names the object.
-    pub error: BucketError,
+    #[error(transparent)]
+    Bucket(BucketError),
+    /// It would be longer than readers may take.
+    #[error(
+        "the next manifest of store {store} has {bytes} bytes, over limits.manifest_bytes = {max} (raise it here; readers \
+         take 4 MiB where theirs says nothing else)"
+    )]
+    TooLong {
+        /// Whose.
+        store: StoreId,
+        /// Its length.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
 }
 
 impl NotPut {
@@ -100,9 +121,12 @@ impl NotPut {
             ManifestsError::Bucket(
                 error
                 @ (BucketError::Failed { .. } | BucketError::TooLong { .. } | BucketError::OtherBytesThere { .. }),
-            ) => ManifestsError::NotPut(vec![NotPut { store: store.clone(), error }]),
+            ) => ManifestsError::NotPut(vec![NotPut { store: store.clone(), error: NotPutError::Bucket(error) }]),
             e => e,
         }
+    }
+    pub(super) fn too_long(store: &StoreId, bytes: u64, max: u64) -> NotPut {
+        NotPut { store: store.clone(), error: NotPutError::TooLong { store: store.clone(), bytes, max } }
     }
 }
 

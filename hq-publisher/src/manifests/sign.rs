@@ -2,7 +2,9 @@
 //!
 //! Must never sign while the clock cannot be believed.
 
-use super::{ManifestsError, newest_trust};
+use super::error::{ManifestsError, NotPut};
+use super::newest_trust;
+use super::overtaken::MOST;
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
 use crate::ledger::{Head, Ledger, LedgerError, Made, NewManifest, News, SignStore, StoreRow, StoreSeen, Token, Which};
@@ -84,6 +86,16 @@ pub enum Moves<'a> {
     None,
     /// They do, but for these.
     AllBut(&'a Held),
+}
+
+/// What a signing came to.
+#[derive(Debug)]
+#[must_use]
+pub struct Signed {
+    /// The stores signed.
+    pub stores: Vec<StoreId>,
+    /// Those that could not be, which keeps nobody else from it.
+    pub others: Result<(), ManifestsError>,
 }
 
 /// A store that is to follow another instance of a stream than its manifest lists, or that lists one of a stream that is
@@ -374,7 +386,7 @@ impl Signer {
 
     /// **The commit point of a publish**: makes each staged publication its instance's head, retires heads, and signs
     /// a manifest for each store whose content changed (or whose manifest is due to be signed anew),
-    /// in one transaction. Gives the stores signed.
+    /// in one transaction.
     pub async fn sign_all(
         &self,
         ledger: &Ledger,
@@ -382,19 +394,19 @@ impl Signer {
         news: News<'_>,
         moves: Moves<'_>,
         clock: &dyn Clock,
-    ) -> Result<Vec<StoreId>, ManifestsError> {
+    ) -> Result<Signed, ManifestsError> {
         self.sign(ledger, Some(token), news, Which::All, moves, clock).await
     }
 
     /// Signs what is due, without the lease: manifests that are old, of another key or epoch, or whose
     /// devices changed. What was overtaken, and what was signed and could not be put yet, which may be, is left to people.
-    pub async fn sign_due(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Vec<StoreId>, ManifestsError> {
+    pub async fn sign_due(&self, ledger: &Ledger, clock: &dyn Clock) -> Result<Signed, ManifestsError> {
         self.sign(ledger, None, News::default(), Which::All, Moves::None, clock).await
     }
 
     /// Signs one store's manifest (after `enroll` or `revoke`), without the lease.
     pub async fn sign_one(&self, ledger: &Ledger, store: &StoreId, clock: &dyn Clock) -> Result<(), ManifestsError> {
-        self.sign(ledger, None, News::default(), Which::Only(store), Moves::None, clock).await.map(|_| ())
+        self.sign(ledger, None, News::default(), Which::Only(store), Moves::None, clock).await?.others
     }
 
     async fn sign(
@@ -405,7 +417,7 @@ impl Signer {
         which: Which<'_>,
         moves: Moves<'_>,
         clock: &dyn Clock,
-    ) -> Result<Vec<StoreId>, ManifestsError> {
+    ) -> Result<Signed, ManifestsError> {
         // Time is never before what a publisher key signed.
         let clock = clock.now();
         let now = ledger.latest_time().await?.map_or(clock, |t| t.max(clock));
@@ -414,11 +426,21 @@ impl Signer {
         let is_left = |s: &StoreRow| {
             self.waiting.contains(&s.seen.id) || by_itself && (s.is_overtaken() || s.put_serial < s.serial)
         };
-        let mut make = |s: &SignStore<'_>| match is_left(s.row) {
-            true => Ok(Made::Unchanged),
-            false => self.make(s, now, moves, &mut heads),
+        let (mut too_long, max) = (Vec::new(), self.limits.manifest_bytes);
+        let mut make = |s: &SignStore<'_>| {
+            let made = if is_left(s.row) { Made::Unchanged } else { self.make(s, now, moves, &mut heads)? };
+            match &made {
+                // It keeps its last one.
+                Made::New(m) if m.envelope.len() as u64 > max => {
+                    too_long.push(NotPut::too_long(&s.row.seen.id, m.envelope.len() as u64, max));
+                    Ok(Made::Unchanged)
+                }
+                _ => Ok(made),
+            }
         };
-        Ok(ledger.sign(token, news, which, self.trust.version, now, &mut make).await?)
+        let stores = ledger.sign(token, news, which, self.trust.version, now, &mut make).await?;
+        let others = if too_long.is_empty() { Ok(()) } else { Err(ManifestsError::NotPut(too_long)) };
+        Ok(Signed { stores, others })
     }
 
     /// One store's manifest, or nothing to do.
@@ -463,9 +485,6 @@ impl Signer {
         }
         let manifest = self.build(s, &instances, now)?;
         let envelope = sign_manifest(&manifest, &self.key).map_err(|e| e.to_string())?;
-        if envelope.len() as u64 > self.limits.manifest_bytes {
-            return Err(format!("it has {} bytes, over limits.manifest_bytes", envelope.len()));
-        }
         Ok(Made::New(NewManifest {
             serial: manifest.serial,
             epoch: manifest.epoch,
@@ -477,9 +496,9 @@ impl Signer {
         }))
     }
 
-    /// The store's last manifest, where it was asked for.
+    /// The store's last manifest, where it was asked for. It is ours: a limit that was lowered since says nothing of it.
     fn previous(&self, s: &SignStore<'_>) -> Result<Option<Manifest>, String> {
-        let read = |e: &str| dsse::peek(e.as_bytes(), self.limits.manifest_bytes);
+        let read = |e: &str| dsse::peek(e.as_bytes(), MOST);
         s.previous.map(read).transpose().map_err(|e| e.to_string())
     }
 

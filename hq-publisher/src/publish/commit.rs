@@ -4,7 +4,7 @@
 use super::report::{Outcome, PublishReport};
 use super::stage::Ready;
 use super::{PublishError, Run, Step};
-use crate::ledger::{Head, News, Staged, State, Token};
+use crate::ledger::{Head, News, Staged, State, StoreRow, Token};
 use crate::mail;
 use crate::manifests::{self, Followed, ManifestsError, Moves, put_unfinished};
 use crate::rebuild;
@@ -19,15 +19,16 @@ use proto::shelf;
 use std::collections::BTreeSet;
 
 impl Run<'_> {
-    /// Some stores' manifests that the bucket does not take hold up nobody else's; those of all are, `at_end`, the bucket's
-    /// failure. Gives what was told.
+    /// Some stores' manifests that cannot be signed, or that the bucket does not take, hold up nobody else's; those of all
+    /// are, `at_end`, the run's failure. Gives what was told.
     async fn bear(&self, put: Result<(), ManifestsError>, at_end: bool) -> Result<Option<String>, ManifestsError> {
         let (failed, e) = match put {
             Err(e @ ManifestsError::NotPut(_)) => (e.stores(), e),
             other => return other.map(|()| None),
         };
         let stores = self.ledger.stores().await?;
-        let mut here = stores.iter().filter(|s| s.serial > 0 && s.vanished_at.is_none()).peekable();
+        let is_here = |s: &&StoreRow| s.vanished_at.is_none() && (s.serial > 0 || failed.contains(&s.seen.id));
+        let mut here = stores.iter().filter(is_here).peekable();
         if at_end && here.peek().is_some() && here.all(|s| failed.contains(&s.seen.id)) {
             return Err(e);
         }
@@ -38,7 +39,7 @@ impl Run<'_> {
 
     /// Rolls forward what was signed, gives up what was not. Gives the stores whose manifests cannot be put.
     pub(super) async fn finish_earlier(&self, report: &mut PublishReport) -> Result<BTreeSet<StoreId>, PublishError> {
-        let Some(token) = self.token else { return Ok(BTreeSet::new()) };
+        let Some(token) = self.token else { return self.look_before_put().await };
         for state in [State::Reserved, State::Packed] {
             for p in self.ledger.publications(state).await? {
                 let step = Step::Abandon(p.instance.clone(), p.version);
@@ -78,6 +79,18 @@ impl Run<'_> {
         Ok(waiting)
     }
 
+    /// A dry run tells of what would end a run, or be borne by it, and goes on as that would after it.
+    async fn look_before_put(&self) -> Result<BTreeSet<StoreId>, PublishError> {
+        match manifests::look_before_put(self.ledger, self.buckets).await {
+            Err(e @ ManifestsError::Overtaken(_)) => self.problem(format!("a publish would end with this: {e}")),
+            Err(e @ ManifestsError::NotPut(_)) => {
+                self.problem(format!("a manifest put earlier cannot be looked at: {e}"))
+            }
+            other => other?,
+        }
+        Ok(BTreeSet::new())
+    }
+
     /// Puts manifests once more that somebody replaced or deleted.
     async fn put_again(&self) -> Result<(), ManifestsError> {
         match manifests::follow_trust(self.config, self.ledger, self.buckets, self.clock).await? {
@@ -101,7 +114,7 @@ impl Run<'_> {
         let news = News { staged: &staged, unwanted: &unwanted, compared: &compared };
         let sign = self.signer.sign_all(self.ledger, token, news, Moves::AllBut(&held), self.clock);
         let signed = self.step(Step::Sign, sign).await?;
-        report.signed = signed.len();
+        report.signed = signed.stores.len();
         let mut behind = Vec::new();
         for one in &mut ready {
             let step = Step::CommitReplica(one.instance.clone());
@@ -115,8 +128,10 @@ impl Run<'_> {
             }
         }
         self.still_publisher().await?;
-        let put =
-            async { self.bear(put_unfinished(self.ledger, self.buckets, Some(token)).await.map(drop), true).await };
+        let put = async {
+            let put = put_unfinished(self.ledger, self.buckets, Some(token)).await.map(drop);
+            self.bear(manifests::both(signed.others, put), true).await
+        };
         let lacking = self.step(Step::PutManifests, put).await?;
         let problem = lacking.as_deref().map(|text| ("Manifests of some stores cannot be put", text));
         mail::publish_notice(self.ledger, self.clock, "manifests", problem).await?;

@@ -14,6 +14,7 @@ use proto::dsse::Envelope;
 use proto::keys::SecretKey;
 use proto::wire::{Beat, BeatAnswer, Fault, Heartbeat, Receipt, StreamReport, StreamState, fault};
 use std::collections::{BTreeMap, BTreeSet};
+use tillcast_tests::{PATIENCE, until};
 use tower::ServiceExt;
 
 struct World {
@@ -25,11 +26,16 @@ struct World {
 
 impl World {
     async fn new() -> World {
+        World::on("sqlite:state/fleet.db").await
+    }
+    async fn on(database: &str) -> World {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("hq.toml");
         // Whether the disk of this machine is nearly full is no matter of these tests.
-        let text = "[source]\nurl = \"sqlite:hq.db\"\n[objects]\nurls = [\"file:objects\"]\n[state]\ndir = \"state\"\n\
-                    [stores]\nquery = \"SELECT 1\"\n[alerts]\ndisk_low_percent = 0\n";
+        let text = format!(
+            "[source]\nurl = \"sqlite:hq.db\"\n[objects]\nurls = [\"file:objects\"]\n[state]\ndir = \"state\"\n\
+             database = \"{database}\"\n[stores]\nquery = \"SELECT 1\"\n[alerts]\ndisk_low_percent = 0\n"
+        );
         std::fs::write(&file, text).unwrap();
         let config = crate::config::load(Some(&file), []).unwrap().value;
         let clock = Arc::new(TestClock::at("2026-01-01T00:00:00Z"));
@@ -185,6 +191,56 @@ async fn silence_is_mailed_once_and_its_end_too() {
     w.beat(&heartbeat("1-1", 2), &key(2)).await;
     ticks::alerts(&w.app).await.unwrap();
     assert_eq!(w.subjects().await[3], "[Tillcast] Recovered: Register 1-1 is silent");
+}
+
+/// For an hour two `serve` had no ledger, or stood still with their machines. The one that judged goes, right after it.
+#[tokio::test]
+async fn who_takes_over_from_the_judge_calls_nobody_silent_that_nobody_could_hear() {
+    let postgres = tillcast_tests::Postgres::start();
+    let w = World::on(&postgres.url("src")).await;
+    let mut config = w.app.config.clone();
+    config.serve.listen.set_port(config.serve.listen.port() + 1);
+    let other = App::open(&config, w.clock.clone(), w.app.stopping.clone()).await.unwrap();
+    let tick = config.serve.alert_tick.0;
+    w.beat(&heartbeat("1", 1), &key(1)).await;
+    w.beat(&heartbeat("1-1", 1), &key(2)).await;
+    for pass in [tick, Duration::from_secs(3600)] {
+        w.clock.advance(pass);
+        ticks::alerts(&w.app).await.unwrap();
+        ticks::alerts(&other).await.unwrap();
+    }
+    let mut passed = Duration::ZERO;
+    let holder = async || postgres.sql("src", "SELECT holder FROM lease WHERE name = 'judge'");
+    let first = holder().await;
+    while holder().await == first {
+        (passed, _) = (passed + tick, w.clock.advance(tick));
+        ticks::alerts(&other).await.unwrap();
+    }
+    assert_eq!(w.subjects().await, <[&str; 0]>::default(), "after {passed:?}");
+    // From then on it is silence.
+    while passed < Duration::from_secs(300) {
+        (passed, _) = (passed + tick, w.clock.advance(tick));
+        ticks::alerts(&other).await.unwrap();
+    }
+    assert_eq!(w.subjects().await, ["[Tillcast] Store 1 is silent"]);
+}
+
+/// What posts leave in SQLite's log, which none of them waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_log_of_the_ledger_is_brought_home_by_itself() {
+    let w = World::new().await;
+    let file = w._dir.path().join("state/fleet.db");
+    let bytes = || std::fs::metadata(&file).unwrap().len();
+    let before = bytes();
+    for n in 0..200 {
+        w.app.ledger.set_fact(&format!("f{n}"), &"x".repeat(30_000)).await.unwrap();
+    }
+    assert_eq!(bytes(), before, "6 MB are in the log alone");
+    let mut loops = JoinSet::new();
+    start_loops(&w.app, &mut loops);
+    until(PATIENCE, "the log is brought home", || bytes() > before + (5 << 20));
+    w.stop.send(true).unwrap();
+    while loops.join_next().await.is_some() {}
 }
 
 /// Its new machine is there tomorrow; `serve` is started anew meanwhile.

@@ -210,11 +210,12 @@ async fn keep_manifests(app: &App) -> Result<(), ManifestsError> {
     let signer = Signer::open(&app.config, &app.ledger, app.clock.as_ref(), false).await?;
     signer.mail_end(&app.config, &app.ledger, app.clock.as_ref()).await?;
     let signed = failpoint::around("serve.sign", signer.sign_due(&app.ledger, app.clock.as_ref())).await?;
-    if !signed.is_empty() {
-        tracing::info!("signed {} manifests anew", signed.len());
+    if !signed.stores.is_empty() {
+        tracing::info!("signed {} manifests anew", signed.stores.len());
     }
     // One store that was overtaken, which may last until people act, holds up nobody else's.
-    let mut outcome = manifests::put_unfinished(&app.ledger, &buckets, None).await.map(drop);
+    let put = manifests::put_unfinished(&app.ledger, &buckets, None).await.map(drop);
+    let mut outcome = manifests::both(signed.others, put);
     if let Followed::Newest = followed {
         let again = manifests::put_again(&app.ledger, &buckets, None).await;
         outcome = manifests::both(outcome, again);

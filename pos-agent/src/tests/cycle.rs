@@ -12,8 +12,8 @@ use proto::layout::PackKind;
 use proto::limits::Limits;
 use proto::wire::{Network, StreamState, fault};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn codes(agent: &crate::agent::Agent) -> Vec<String> {
@@ -359,6 +359,58 @@ async fn a_stream_waits_for_the_versions_that_it_requires() {
     agent.memory.latch_drift(&instance("price@zone-east").stream, "a hand").unwrap();
     cycle(&agent).await;
     assert_eq!((version(&agent, "price@zone-east"), r.rows("price")), (Some(52), rows(101, 100)));
+}
+
+/// Each requires the next; the one that all wait for comes last by its name and its size.
+#[tokio::test]
+async fn a_chain_of_streams_that_require_each_other_comes_in_one_cycle_or_stays() {
+    let mut hq = Hq::new();
+    let chain = ["a@all", "b@all", "c@all"];
+    let require = |hq: &mut Hq, version| {
+        hq.requires("a", "b", version);
+        hq.requires("b", "c", version);
+        hq.sign();
+    };
+    for (i, n) in chain.into_iter().zip([5, 50, 500]) {
+        hq.full(i, 1, &rows(n, 1));
+    }
+    require(&mut hq, 1);
+    let r = Register::enrolled(&hq, &hq.url(), &[]);
+    let applied = Arc::new(Mutex::new(Vec::new()));
+    let log = applied.clone();
+    let agent = r.watched(Some(Arc::new(move |step: &Step| {
+        if let Step::Applied(pack) = step {
+            log.lock().unwrap().push(pack.to_string());
+        }
+        true
+    })));
+    let taken = || std::mem::take(&mut *applied.lock().unwrap());
+    let versions = || chain.map(|i| version(&agent, i));
+    assert_eq!(poll_and_cycle(&agent).await, End::Done);
+    assert_eq!(taken(), ["c", "b", "a"].map(|s| format!("{s}@all/0000000001.full.pack")));
+
+    hq.delta("a@all", 2, &rows(5, 2));
+    hq.delta("b@all", 2, &rows(50, 2));
+    hq.poisoned_delta("c@all", 2, &rows(500, 2));
+    require(&mut hq, 2);
+    for _ in 0..2 {
+        cycle(&agent).await;
+        assert_eq!((versions(), taken()), ([Some(1); 3], Vec::new()));
+        assert_eq!(["a", "b", "c"].map(|t| r.rows(t)), [5, 50, 500].map(|n| rows(n, 1)));
+        let debts = report::stand(&agent, Vec::new()).debts;
+        for (of, required) in [("a", "b"), ("b", "c")] {
+            let why = format!("{of}@all: DEP_MISSING: it requires version 2 of {required}, which this");
+            assert!(debts.iter().any(|d| d.starts_with(&why)), "{debts:?}");
+        }
+        assert_eq!(codes(&agent), [fault::PACK_IN_ERROR], "one fault is told once");
+    }
+
+    hq.full("c@all", 3, &rows(500, 3));
+    require(&mut hq, 2);
+    assert_eq!(cycle(&agent).await, End::Done);
+    let came = ["c@all/0000000003.full.pack", "b@all/0000000002.delta.pack", "a@all/0000000002.delta.pack"];
+    assert_eq!((versions(), taken()), ([Some(2), Some(2), Some(3)], came.map(str::to_owned).to_vec()));
+    assert!(report::stand(&agent, Vec::new()).debts.is_empty());
 }
 
 #[tokio::test]

@@ -82,6 +82,67 @@ async fn a_store_whose_manifest_cannot_be_put_holds_up_nobody_else() {
     assert!(open.is_empty(), "{open:?}");
 }
 
+/// A list that is longer than `limits.manifest_bytes`, its last one included, is not signed; all others are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_over_the_limit_holds_up_nobody_else() {
+    let mut w = World::new().await;
+    w.publish().await;
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    for n in 1..=30 {
+        let key = proto::keys::SecretKey::generate().unwrap().public();
+        ledger.enrol(&format!("0421-{n}").parse().unwrap(), &key, w.clock.now()).await.unwrap();
+    }
+    assert_eq!(w.publish().await.signed, 1);
+    let length = fs::metadata(w.dir.path().join("objects/stores/0421/manifest.json")).unwrap().len();
+    let row = async |store: &str| ledger.store(&store.parse().unwrap()).await.unwrap().unwrap();
+    let own = w.config.limits.manifest_bytes;
+    w.config.limits.manifest_bytes = length - 1;
+    for n in 2..5 {
+        w.sql(&format!("UPDATE item SET name = 'Name {n}' WHERE sku = 'sku1'"));
+        let r = w.publish().await;
+        let limit = format!("bytes, over limits.manifest_bytes = {} (", length - 1);
+        let is_told = |p: &&String| p.starts_with("1 stores get nothing") && p.contains("manifest of store 0421 has ");
+        let told = r.problems.iter().filter(|p| is_told(p) && p.contains(&limit)).count();
+        assert_eq!((r.exit_code(), r.signed, told), (3, 1, 1), "{:?}", r.lines());
+        assert_eq!([w.manifest("0421").unwrap().serial, w.manifest("0422").unwrap().serial], [2, n]);
+        w.check("0422", "west");
+    }
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
+    // So is who signs because of a list's age.
+    for _ in 0..8 {
+        w.clock.advance(Duration::from_secs(86_400));
+        ledger.touch(w.clock.now()).await.unwrap();
+    }
+    let signer = Signer::open(&w.config, &ledger, w.clock.as_ref(), false).await.unwrap();
+    let due = signer.sign_due(&ledger, w.clock.as_ref()).await.unwrap();
+    let failed = due.others.unwrap_err().stores();
+    assert_eq!((due.stores, failed), (vec!["0422".parse().unwrap()], BTreeSet::from(["0421".parse().unwrap()])));
+    // A key that signed a list which counts is not let go of.
+    let rotate = async |finish| {
+        let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+        desk.rotate(&crate::cli::Rotate { finish, ..Default::default() }).await
+    };
+    let e = rotate(false).await.unwrap_err();
+    assert!(matches!(&e, EnrolError::Manifests(ManifestsError::NotPut(all)) if all.len() == 1), "{e}");
+    let trust = manifests::newest_trust(&ledger, &w.config.limits).await.unwrap().unwrap();
+    assert_eq!(trust.publishers.len(), 2);
+    assert_eq!([row("0421").await.signer, row("0422").await.signer], [0, 1].map(|n| trust.publishers[n].key.id()));
+    // Where it is about all of them the run ends.
+    w.config.limits.manifest_bytes = 100;
+    w.sql("UPDATE item SET name = 'Name 9' WHERE sku = 'sku1'");
+    for _ in 0..2 {
+        let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+        assert!(matches!(&e, PublishError::Manifests(e @ ManifestsError::NotPut(_)) if e.stores().len() == 2), "{e}");
+        assert_eq!((e.exit_code(), crate::code::publish(&e)), (1, "LIMITS"));
+    }
+    w.config.limits.manifest_bytes = own;
+    let r = w.publish().await;
+    assert_eq!((r.exit_code(), r.signed), (0, 2), "{:?}", r.lines());
+    w.all_is_well();
+    let open = ledger.open_episodes(crate::alert::PUBLISH).await.unwrap();
+    assert!(open.is_empty(), "{open:?}");
+}
+
 /// What lists name is never half there: nothing is put to an empty place before somebody says that it is right.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_that_lacks_what_lists_name_gets_nothing_until_somebody_says_so() {

@@ -71,6 +71,34 @@ async fn what_requires_a_refused_stream_is_held_back_with_it() {
     w.all_is_well();
 }
 
+/// `offers` requires `price`, which requires `catalog`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_holds_back_a_whole_chain() {
+    let mut w = World::new().await;
+    w.write("offers.sql", "CREATE TABLE offer (sku TEXT PRIMARY KEY, cents INTEGER NOT NULL) STRICT;");
+    let offers = "[[stream]]\nname = \"offers\"\nrequires = [\"price\"]\naudience = \"all\"\nschema = \"offers.sql\"\n[[stream.table]]\nname = \"offer\"\nquery = \"SELECT sku, cents FROM price WHERE zone = 'west'\"\n";
+    set(&mut w, &settings().replacen("[[stream]]", &format!("{offers}[[stream]]"), 1));
+    assert_eq!(w.publish().await.exit_code(), 0);
+    w.sql("UPDATE item SET name = 'a name that is far too long' WHERE sku = 'sku7'; UPDATE price SET cents = 5 WHERE sku = 'sku7'");
+    let all = ["catalog@all", "price@zone-east", "price@zone-west", "offers@all"];
+    let r = w.publish().await;
+    assert_eq!(
+        all.map(|i| outcome(&r, i)),
+        [Outcome::Refused, Outcome::HeldBack, Outcome::HeldBack, Outcome::HeldBack],
+        "{:?}",
+        r.lines()
+    );
+    let last = &r.instances[&"offers@all".parse().unwrap()];
+    assert_eq!(last.reason, "stream price, which it requires, is refused or held back");
+    w.sql("UPDATE item SET name = 'fine' WHERE sku = 'sku7'");
+    let r = w.publish().await;
+    assert_eq!(all.map(|i| outcome(&r, i)), [Outcome::Published; 4], "{:?}", r.lines());
+    let m = w.manifest("0422").unwrap();
+    let [price, offers] = ["price", "offers"].map(|s| &m.streams[&s.parse::<StreamName>().unwrap()]);
+    assert_eq!(offers.requires.values().collect::<Vec<_>>(), [&price.version]);
+    w.all_is_well();
+}
+
 /// A stream that is taken back after all were staged, for its partner in a table that goes over does not come.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_requires_a_stream_that_is_taken_back_is_taken_back_too() {

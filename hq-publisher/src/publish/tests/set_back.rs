@@ -1,6 +1,7 @@
 //! A ledger that was set back: it is told before anything is put over what is out, and gone above.
 
 use super::*;
+use crate::manifests::ManifestsError;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_set_back_tells_of_all_stores_and_devices_at_once() {
@@ -375,4 +376,42 @@ async fn a_ledger_moved_away_after_it_signed_old_versions_is_behind_still() {
     drop_prices(&w, 200);
     let r = w.publish().await;
     assert_eq!((r.exit_code(), at(), w.publish().await.exit_code()), (0, 3, 0), "{:?}", r.lines());
+}
+
+/// What a run would end with is left to that: who only looked may be anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_beside_a_ledger_set_back_says_what_a_run_would_and_changes_nothing() {
+    let w = World::new().await;
+    w.publish().await;
+    w.back_up();
+    w.sql(CHANGE);
+    w.publish().await;
+    w.restore();
+    let ledger = Ledger::open(&w.config).await.unwrap();
+    let db = Connection::open(w.dir.path().join("state/fleet.db")).unwrap();
+    let replica = || fs::read(w.dir.path().join("state/replicas/catalog@all.db")).unwrap();
+    // Each commit of another connection's counts.
+    let commits = || db.query_row("PRAGMA data_version", [], |r| r.get::<_, i64>(0)).unwrap();
+    let before = (w.objects(), replica(), commits());
+    let dry = PublishOptions { dry_run: true, ..options() };
+    let first = w.publish_as(dry.clone()).await;
+    let [told] = &first.problems[..] else { panic!("{:?}", first.lines()) };
+    let stores = ["a publish would end with this: ", "of 2 stores", "0421: 2 for 1", "0422: 2 for 1"];
+    assert!(first.exit_code() == 3 && stores.iter().all(|s| told.contains(s)), "{told}");
+    assert!((w.objects(), replica(), commits()) == before && ledger.unsent_mails().await.unwrap().is_empty());
+    let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
+    assert!(matches!(&e, PublishError::Manifests(ManifestsError::Overtaken(all)) if all.len() == 2), "{e}");
+    assert_eq!(ledger.unsent_mails().await.unwrap().len(), 1);
+    // From then on a run goes on above.
+    let before = (w.objects(), replica(), commits());
+    let would = w.publish_as(dry).await;
+    assert!((w.objects(), replica(), commits()) == before);
+    let r = w.publish().await;
+    let said = |r: &PublishReport| {
+        let plan = |e: &InstanceReport| e.plan.as_ref().map(ToString::to_string);
+        r.instances.iter().map(|(i, e)| (i.to_string(), e.outcome, e.version, plan(e))).collect::<Vec<_>>()
+    };
+    assert_eq!((said(&would), said(&first), would.exit_code()), (said(&r), said(&r), r.exit_code()));
+    assert_eq!(outcome(&r, "catalog@all"), Outcome::Published, "{:?}", r.lines());
+    w.all_is_well();
 }
