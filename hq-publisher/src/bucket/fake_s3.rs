@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use tokio::sync::oneshot;
 
 type Parts = BTreeMap<u32, Bytes>;
 
@@ -23,6 +24,8 @@ pub(super) struct FakeS3 {
     pub(super) down: Mutex<bool>,
     /// What puts with conditions are answered.
     pub(super) ailing: Mutex<Option<StatusCode>>,
+    /// The next put lands when it is told to.
+    pub(super) late: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl FakeS3 {
@@ -35,6 +38,7 @@ impl FakeS3 {
             log: Mutex::default(),
             down: Mutex::default(),
             ailing: Mutex::default(),
+            late: Mutex::default(),
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -119,7 +123,13 @@ async fn object(
             fake.objects.lock().unwrap().insert(key, whole.into());
             "<CompleteMultipartUploadResult><ETag>\"m\"</ETag></CompleteMultipartUploadResult>".into_response()
         }
-        (Method::PUT, ..) => put(&fake, key, &headers, body),
+        (Method::PUT, ..) => {
+            let late = fake.late.lock().unwrap().take();
+            if let Some(land) = late {
+                land.await.unwrap();
+            }
+            put(&fake, key, &headers, body)
+        }
         (Method::DELETE, ..) => {
             fake.objects.lock().unwrap().remove(&key);
             StatusCode::NO_CONTENT.into_response()

@@ -451,6 +451,52 @@ async fn a_manifest_is_put_over_what_was_seen_and_a_second_ledger_is_noticed() {
     assert_eq!(there(), envelope(51, &key));
 }
 
+/// While one program puts a list, another of ours signs the next; it puts that, or dies before. The older one lands last.
+#[tokio::test]
+async fn a_list_that_lands_after_the_next_was_signed_is_not_left_there() {
+    use crate::manifests::put_unfinished;
+    let name = "pre/stores/1/manifest.json";
+    for conditions in [Conditions::Honoured, Conditions::Ignored, Conditions::Refused] {
+        for (is_first, next_is_put) in [(true, true), (true, false), (false, true), (false, false)] {
+            let what = format!("{conditions:?}, the first: {is_first}, the next was put: {next_is_put}");
+            let dir = tempfile::tempdir().unwrap();
+            let (first, fake) = on_fake(conditions).await;
+            let b = Buckets { first, ..buckets(dir.path(), &["unused"]).await };
+            let (l, key) = (b.ledger.clone(), proto::keys::SecretKey::from_seed([1; 32]));
+            begin(&l, &key).await;
+            let there = || String::from_utf8(fake.get(name).unwrap().to_vec()).unwrap();
+            assert_eq!(put_unfinished(&l, &b, None).await.unwrap(), 0, "trust is there");
+            if !is_first {
+                sign(&l, &key).await;
+                put_unfinished(&l, &b, None).await.unwrap();
+            }
+            fake.log.lock().unwrap().clear();
+            let is_on_its_way = || fake.log.lock().unwrap().contains(&format!("PUT {name}"));
+            let older = sign(&l, &key).await;
+            let (land, late) = tokio::sync::oneshot::channel();
+            *fake.late.lock().unwrap() = Some(late);
+            let other = async {
+                while !is_on_its_way() {
+                    tokio::task::yield_now().await;
+                }
+                let next = sign(&l, &key).await;
+                if next_is_put {
+                    put_unfinished(&l, &b, None).await.unwrap();
+                    assert_eq!(there(), envelope(next, &key), "{what}");
+                }
+                land.send(()).unwrap();
+                next
+            };
+            let both = async { tokio::join!(put_unfinished(&l, &b, None), other) };
+            let (put, next) = tokio::time::timeout(tillcast_tests::PATIENCE, both).await.expect(&what);
+            put.unwrap();
+            assert_eq!((next, there()), (older + 1, envelope(next, &key)), "{what}");
+            let row = l.store(&"1".parse().unwrap()).await.unwrap().unwrap();
+            assert_eq!((row.serial, row.put_serial), (next, next), "{what}");
+        }
+    }
+}
+
 /// A manifest that lies in the bucket otherwise than it was put is put again, and only such a one is read.
 #[tokio::test]
 async fn an_older_manifest_that_was_put_back_is_replaced() {
