@@ -15,7 +15,7 @@ use proto::clock::Clock;
 use proto::device::Device;
 use proto::ids::{DeviceId, Instance};
 use proto::layout::{ObjectName, PackName};
-use proto::replica::{TableCheck, VerifyError};
+use proto::replica::{Replica, TableCheck, VerifyError};
 use proto::shelf;
 use proto::wire::{Network, Status, StreamState};
 use serde::{Deserialize, Serialize};
@@ -148,8 +148,11 @@ pub fn status_of_files(config: &Config, clock: &dyn Clock) -> Result<Answer, Rel
         ok: Shelves::look_at_ok(dir)?.into_iter().map(|name| (name, None)).collect(),
         ..State::default()
     };
-    let contents = shadow::Contents::of(&dir.join(shadow::FILE), &config.limits, |_| false);
-    state.held = contents.map_err(ShadowError::from)?.held;
+    let shadow = dir.join(shadow::FILE);
+    if shadow.exists() {
+        let held = Replica::open_read_only(&shadow, &config.limits).and_then(|r| r.all_held());
+        state.held = held.map_err(ShadowError::from)?;
+    }
     let report = Status {
         id: device.id().clone(),
         streams: state.streams(),

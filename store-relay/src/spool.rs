@@ -167,10 +167,25 @@ impl Spool {
         Spool { path: path.to_owned(), db, waiting, events, lost: None, halted, renewed }
     }
 
-    /// The spool of a relay that another process works on: to be read alone.
+    /// The spool of a relay that another process works on: to be read alone. One that its first command has not made yet is
+    /// empty.
     pub fn open_read_only(dir: &Path) -> Result<Spool, SpoolError> {
         let path = dir.join(FILE);
-        Ok(Spool::around(&path, sqlite::open_read_only(&path)?, 0))
+        if path.exists() {
+            let spool = Spool::around(&path, sqlite::open_read_only(&path)?, 0);
+            if spool.is_made()? {
+                return Ok(spool);
+            }
+        }
+        let none = Connection::open_in_memory().and_then(|db| db.execute_batch(SCHEMA).map(|()| db));
+        Ok(Spool::around(&path, none.map_err(|e| SqliteError::new("a place for nothing", e))?, 0))
+    }
+
+    /// Whether its last table is there.
+    fn is_made(&self) -> Result<bool, SpoolError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'unlisted')";
+        let made = self.db().query_row(sql, [], |r| r.get(0));
+        Ok(made.map_err(|e| SqliteError::new(format!("reading {}", self.path.display()), e))?)
     }
 
     /// Why it was begun anew, if it was.

@@ -168,6 +168,11 @@ fn commands_end_as_the_design_says() {
 fn beside_a_command_at_work_status_answers_and_others_name_it() {
     let hq = published();
     let store = Store::new(&[hq.url()], "").enrolled(&hq);
+    // As while the code is taken: nothing else is made yet.
+    let lock = proto::shelf::LockFile::acquire(&store.data()).unwrap();
+    let (exit, status) = store.json(&["status"]);
+    assert_eq!((exit, &status["serial"]), (0, &Value::Null), "{status}");
+    drop(lock);
     assert_eq!(store.json(&["once"]).0, 0);
     let lock = proto::shelf::LockFile::acquire(&store.dir.path().join("data")).unwrap();
     let begun = Instant::now();

@@ -1,6 +1,7 @@
 //! What a round brings, and what goes again: lists that change, order in the directories, who asks meanwhile.
 
 use super::*;
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn packs_come_are_proved_and_served() {
@@ -223,6 +224,24 @@ async fn how_a_relay_stands_can_be_read_beside_a_command_at_work() {
     }
     assert!(read.report["debts"][0].as_str().unwrap().contains("0000000002.delta.pack is in error/"));
     assert_eq!(read.report["errors"][0]["code"], "PACK_IN_ERROR");
+}
+
+/// Its first command has the lock before it has made its files.
+#[tokio::test]
+async fn a_relay_that_took_nothing_yet_says_so_beside_its_first_command() {
+    let (_hq, store) = two_streams();
+    let read = || crate::control::status_of_files(&store.config, &*store.clock).unwrap();
+    let none = json!({});
+    for made in ["", "relay.db", "shadow.db"] {
+        if !made.is_empty() {
+            fs::File::create_new(store.data().join(made)).unwrap();
+        }
+        let read = read();
+        assert_eq!((read.exit, &read.report["serial"], &read.report["streams"]), (0, &Value::Null, &none), "{made}");
+        assert_eq!([&read.report["errors"], &read.report["events"]], [&json!([]), &json!([])], "{made}");
+    }
+    once(&store.open()).await;
+    assert_eq!((read().report["serial"].as_u64(), read().report["streams"].as_object().unwrap().len()), (Some(1), 2));
 }
 
 /// An import, or `once`, is at work beside the loop's spare time; a stick's pack is nowhere else.
