@@ -277,3 +277,40 @@ async fn the_highest_valid_serial_wins_over_dead_and_lagging_sources() {
     assert_eq!((served(&relay, &hq.instance("price")), round.reached), (Some(2), 2));
     assert!(fault_codes(&relay).contains(&"SOURCE".to_owned()));
 }
+
+/// Whichever of its sources lags, and whether it hears that one first or alone.
+#[tokio::test]
+async fn a_new_machine_takes_the_newest_list_and_never_goes_back() {
+    let (mut hq, _) = two_streams();
+    let lagging = tempfile::tempdir().unwrap();
+    copy_tree(hq.bucket.path(), lagging.path());
+    hq.publish("price", &[(1, Some("c"))], Make::Delta);
+    hq.sign();
+    let (old, new) = (format!("file://{}", lagging.path().display()), hq.url());
+    let (here, away) = (hq.bucket.path().to_owned(), lagging.path().join("away"));
+    let at = |relay: &Relay| {
+        let serial = state(relay).manifest.as_ref().unwrap().serial;
+        (serial, served(relay, &hq.instance("price")), relay.hall.status().serial)
+    };
+    for (sources, lags_alone) in [(&[&old, &new], false), (&[&new, &old], false), (&[&old, &new], true)] {
+        let store = Store::enrolled(&sources.map(String::clone));
+        let relay = store.open();
+        if lags_alone {
+            fs::rename(&here, &away).unwrap();
+            once(&relay).await;
+            assert_eq!(at(&relay), (1, Some(1), Some(1)));
+            fs::rename(&away, &here).unwrap();
+        }
+        let newest = (2, Some(2), Some(2));
+        once(&relay).await;
+        assert_eq!(at(&relay), newest, "{sources:?}");
+        fs::rename(&here, &away).unwrap();
+        once(&relay).await;
+        assert_eq!(at(&relay), newest, "{sources:?}");
+        drop(relay);
+        let relay = store.open();
+        once(&relay).await;
+        assert_eq!(at(&relay), newest, "{sources:?}");
+        fs::rename(&away, &here).unwrap();
+    }
+}
