@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "test code")]
 
 use rusqlite::Connection;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use tillcast_tests::{PATIENCE, Site, digest, until};
 
@@ -134,6 +135,38 @@ fn the_relays_shadow_finds_drift_too_and_blames_no_pack() {
     relay.run(&["verify"]).ok();
     site.bring_down();
     site.assert_proven("0421");
+}
+
+/// 1 for what is not what was published, 3 for what nobody can say that of; programs are told which.
+#[test]
+fn verify_ends_by_what_it_found() {
+    let mut site = site();
+    site.hq.run(&["verify"]).ok();
+    let (pack, bytes) = site.head_pack("0421", "price");
+    std::fs::remove_file(site.bucket().join(&pack)).unwrap();
+    site.hq.run(&["verify"]).code(1).says(&["price@zone-east 1: WRONG", &pack, "is missing in the bucket"]);
+    let problems = |site: &Site| {
+        let told = site.hq.run(&["verify", "--json"]).code(1).json();
+        assert_eq!(told["instances"]["catalog@all"]["problems"], json!([]), "{told:#}");
+        told["instances"]["price@zone-east"]["problems"].to_string()
+    };
+    assert!(problems(&site).contains(&format!("{pack} is missing in the bucket")), "{}", problems(&site));
+    site.put_object(&pack, &bytes);
+    site.hq.run(&["verify"]).ok();
+    by_hand(&site.hq.dir.join("state/replicas/price@zone-east.db"), DAMAGE[0].1);
+    assert!(problems(&site).contains("table price: its rows drifted"), "{}", problems(&site));
+    // Contracts of two tables are over the limits now.
+    let register = site.registers.get_mut("0421-01").unwrap();
+    register.set("limits.tables", "1");
+    register.run(&["verify"]).code(3).says(&["catalog@all", "NOT CHECKED", "limits.tables"]);
+    let told = register.run(&["verify", "--json"]).code(3).json();
+    let (price, catalog) = (&told["streams"]["price@zone-east"], &told["streams"]["catalog@all"]);
+    assert!(told["drift"] == false && price["ok"] == true && catalog["ok"] == false, "{told:#}");
+    assert!(catalog["unread"].as_str().is_some_and(|why| why.contains("limits.tables")), "{told:#}");
+    // What is wrong elsewhere is worse.
+    by_hand(&site.store_db("0421-01"), DAMAGE[0].1);
+    let told = site.register("0421-01").run(&["verify", "--json"]).code(1).json();
+    assert!(told["drift"] == true && told["streams"]["price@zone-east"]["ok"] == false, "{told:#}");
 }
 
 #[test]

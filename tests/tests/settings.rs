@@ -3,7 +3,8 @@
 
 use serde_json::Value;
 use std::collections::BTreeMap;
-use tillcast_tests::{Product, repository, temp_dir};
+use tillcast_tests::site::Node;
+use tillcast_tests::{Product, Site, repository, temp_dir};
 
 /// The least that each program must be told.
 const HQ: &str = "[source]\nurl = 'sqlite:hq.db'\n[objects]\nurls = ['file:objects']\n[state]\ndir = 'state'\n\
@@ -67,6 +68,51 @@ fn what_fails_as_a_whole_says_so_in_json() {
             let told = out.json();
             assert!(told["code"] == code && told["error"].as_str().is_some_and(|e| !e.is_empty()), "{told}");
         }
+    }
+}
+
+/// It exits with 1, and programs are told what failed, and that the rest did not.
+#[test]
+fn a_doctor_that_finds_something_fails_and_names_it() {
+    let site = Site::builder().registers(1).items(10).build();
+    site.publish();
+    site.bring_down();
+    let (relay, register) = (site.relay("0421"), site.register("0421-01"));
+    // The checks that failed, by name, and what each says.
+    let failed = |node: &Node, code: i32| -> Vec<(String, String)> {
+        let told = node.run(&["doctor", "--json"]).code(code).json();
+        let (list, name, text) = match node.product {
+            Product::Hq => (&told, "name", "found"),
+            Product::Relay => (&told["findings"], "what", "text"),
+            Product::Agent => (&told, "name", "text"),
+        };
+        let list = list.as_array().unwrap();
+        assert!(list.len() > 3 && (node.product != Product::Relay || told["well"] == (code == 0)), "{told:#}");
+        let is_bad = |c: &&Value| c["verdict"] == "FAIL" || c["mark"] == "FAIL" || c["well"] == false;
+        let word = |c: &Value, of: &str| c[of].as_str().unwrap().to_owned();
+        list.iter().filter(is_bad).map(|c| (word(c, name), word(c, text))).collect()
+    };
+    let none: [(String, String); 0] = [];
+    assert_eq!((failed(&site.hq, 0), failed(relay, 0)), (none.to_vec(), none.to_vec()));
+    site.with_relays(|| assert_eq!(failed(register, 0), none));
+    let names = |failed: &[(String, String)]| failed.iter().map(|f| f.0.clone()).collect::<Vec<_>>();
+    // Nobody is at its relay's address.
+    let found = failed(register, 1);
+    assert!(names(&found) == ["relay"] && found[0].1.contains(&relay.url()), "{found:?}");
+    let (source, away) = (site.hq.dir.join("source.db"), site.hq.dir.join("away.db"));
+    std::fs::rename(&source, &away).unwrap();
+    let found = failed(&site.hq, 1);
+    assert!(names(&found) == ["source"] && found[0].1.contains("source.db"), "{found:?}");
+    std::fs::rename(&away, &source).unwrap();
+    std::fs::remove_file(site.bucket().join("stores/0421/manifest.json")).unwrap();
+    let found = failed(relay, 1);
+    let bucket = format!("source file://{}", site.bucket().display());
+    assert!(names(&found) == [bucket] && found[0].1.contains("stores/0421/manifest.json"), "{found:?}");
+    // Of a command that cannot even begin.
+    for node in [&site.hq, relay, register] {
+        std::fs::write(node.config(), "nonsense = 1\n").unwrap();
+        let told = node.run(&["doctor", "--json"]).code(2).json();
+        assert!(told["code"] == "CONFIG" && told["error"].as_str().unwrap().contains("nonsense"), "{told}");
     }
 }
 
