@@ -3,7 +3,7 @@
 //! An export is complete or fails: packs and trust files first, the manifest last. What the bucket lost and a newer full
 //! goes round is not needed.
 
-use crate::bucket::{BucketError, Buckets};
+use crate::bucket::{BucketError, Buckets, MOST};
 use crate::fleet::DeviceView;
 use crate::ledger::{Ledger, LedgerError, ReceiptRow};
 use proto::clock::{Clock, Timestamp};
@@ -79,8 +79,8 @@ pub async fn export(
 ) -> Result<Exported, CarryError> {
     let last = ledger.manifest(store).await?.ok_or_else(|| CarryError::NoManifest(store.clone()))?;
     let (serial, envelope) = (last.serial, last.envelope);
-    let manifest: Manifest = dsse::peek(envelope.as_bytes(), limits.manifest_bytes)
-        .map_err(|e| CarryError::BadManifest(store.clone(), e.to_string()))?;
+    let manifest: Manifest =
+        dsse::peek(envelope.as_bytes(), MOST).map_err(|e| CarryError::BadManifest(store.clone(), e.to_string()))?;
     let mut packs: Vec<(Instance, PackEntry, bool)> = Vec::new();
     for (instance, entry) in manifest.instances() {
         let full = entry.packs.iter().rfind(|p| p.kind == PackKind::Full);

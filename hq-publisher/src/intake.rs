@@ -123,7 +123,7 @@ impl Intake {
         for row in rows {
             // A lower number is news where it came later: the device was enrolled anew.
             let is_known = |h: &Heard| {
-                h.seq == row.seq || h.seq > row.seq && since(now, row.received_at) >= at.saturating_sub(h.at)
+                h.beat.seq == row.seq || h.beat.seq > row.seq && since(now, row.received_at) >= at.saturating_sub(h.at)
             };
             if state.heard.get(&row.device).is_some_and(is_known) {
                 continue;
@@ -252,7 +252,7 @@ impl Intake {
         let mut state = self.state();
         for (id, seq) in calm {
             // Another one may have come meanwhile.
-            if let Some(heard) = state.heard.get_mut(id).filter(|h| h.seq == seq) {
+            if let Some(heard) = state.heard.get_mut(id).filter(|h| h.beat.seq == seq) {
                 heard.is_calm = true;
             }
         }

@@ -2,7 +2,7 @@
 //! hold what the manifests say? Reads everything, and changes nothing unless it is asked to put back what was signed;
 //! the next publish mends replicas.
 
-use crate::bucket::{BucketError, Buckets};
+use crate::bucket::{BucketError, Buckets, MOST};
 use crate::config::Config;
 use crate::ledger::{Head, Ledger, LedgerError, StoreRow};
 use crate::manifests::{self, Followed, ManifestsError};
@@ -205,13 +205,13 @@ pub async fn put_back(
     let mut signed: Vec<_> = rows.into_iter().map(|r| (ObjectName::TrustVersion(r.version), r.envelope)).collect();
     // The pointer last: it leads to the others.
     signed.extend(newest);
-    let (mut put, mut overtaken, max) = (0, None, config.limits.manifest_bytes.max(config.limits.trust_bytes));
+    let (mut put, mut overtaken) = (0, None);
     let put_one = async |name: ObjectName, envelope: String| {
         tracing::warn!(object = %name, "put back");
         buckets.put_pointer(&name, envelope.into()).await
     };
     for (name, envelope) in signed {
-        match (buckets.get(&name, max).await, &unfollowed) {
+        match (buckets.get(&name, MOST).await, &unfollowed) {
             (Ok(Some(there)), _) if there == envelope.as_bytes() => {}
             // It may be a newer one: that is known when all trust files can be read.
             (_, Some(_)) if name == ObjectName::Trust => tracing::warn!(object = %name, "left as it is"),
@@ -225,7 +225,7 @@ pub async fn put_back(
     for row in ledger.stores().await?.into_iter().filter(|s| s.serial > 0) {
         let Some(last) = ledger.manifest(&row.seen.id).await? else { continue };
         let name = ObjectName::Manifest(last.store.clone());
-        let there = buckets.get(&name, max).await;
+        let there = buckets.get(&name, MOST).await;
         if ledger.store(&last.store).await?.is_some_and(|now| now.serial > last.serial) {
             continue;
         }
@@ -262,7 +262,7 @@ pub async fn put_back(
 }
 
 fn read_manifest(there: &[u8], config: &Config) -> Option<Manifest> {
-    let payload = dsse::peek_payload(there, config.limits.manifest_bytes).ok()?;
+    let payload = dsse::peek_payload(there, MOST).ok()?;
     Manifest::for_reader(&payload, &config.limits).ok()
 }
 
@@ -282,22 +282,16 @@ async fn check_manifests(
 ) -> Result<(), LedgerError> {
     let signed: Vec<StoreRow> = ledger.stores().await?.into_iter().filter(|s| s.serial > 0).collect();
     report.manifests = signed.len();
-    let max = config.limits.manifest_bytes;
-    let checks = stream::iter(signed).map(|row| check_manifest(ledger, buckets, row, max));
+    let checks = stream::iter(signed).map(|row| check_manifest(ledger, buckets, row));
     let problems: Vec<Option<String>> = checks.buffered(buckets.concurrency()).try_collect().await?;
     report.problems.extend(problems.into_iter().flatten());
     Ok(())
 }
 
-async fn check_manifest(
-    ledger: &Ledger,
-    buckets: &Buckets,
-    row: StoreRow,
-    max: u64,
-) -> Result<Option<String>, LedgerError> {
+async fn check_manifest(ledger: &Ledger, buckets: &Buckets, row: StoreRow) -> Result<Option<String>, LedgerError> {
     let Some(last) = ledger.manifest(&row.seen.id).await? else { return Ok(None) };
     let name = ObjectName::Manifest(last.store.clone());
-    let problem = match compare(buckets, &name, &last.envelope, max).await {
+    let problem = match compare(buckets, &name, &last.envelope, MOST).await {
         Ok(None) => return Ok(None),
         Ok(Some(_)) if row.put_serial < row.serial => {
             format!("{name} was signed and not put: the next publish puts it")

@@ -122,14 +122,14 @@ impl Envelope {
     }
 
     /// Its payload, decoded, and not proven by anybody.
-    pub fn unproven(&self) -> Result<Unproven<'_>, DsseError> {
+    pub(crate) fn unproven(&self) -> Result<Unproven<'_>, DsseError> {
         let payload = decode(&self.payload).map_err(|e| DsseError::NotAnEnvelope(e.to_string()))?;
         Ok(Unproven { envelope: self, payload })
     }
 }
 
 /// An envelope's payload whose signatures nobody has looked at.
-pub struct Unproven<'e> {
+pub(crate) struct Unproven<'e> {
     envelope: &'e Envelope,
     payload: Vec<u8>,
 }

@@ -77,7 +77,6 @@ impl Intake {
             self.forget_changed().await?;
         }
         let (mut opened, mut proof) = (Opened::default(), Proof::default());
-        let published = Arc::clone(&self.state().published);
         for (n, beat) in beats.beats.iter().enumerate() {
             match self.open_beat(beat, &mut proof).await? {
                 Ok((heartbeat, envelope)) => {
@@ -91,7 +90,7 @@ impl Intake {
                         last_seen_at: heard,
                         serial: heartbeat.serial,
                         complaints: complaints(&heartbeat, heard),
-                        versions: not_known(&heartbeat, &published),
+                        versions: Vec::new(),
                         proved_at: None,
                     });
                     opened.said.push((heartbeat, age));
@@ -102,7 +101,11 @@ impl Intake {
             }
         }
         let proved_at = proof.at.filter(|_| tries < TRIES);
-        opened.rows.iter_mut().for_each(|row| row.proved_at = proved_at);
+        let published = Arc::clone(&self.state().published);
+        for (row, (heartbeat, _)) in opened.rows.iter_mut().zip(&opened.said) {
+            row.versions = not_known(heartbeat, &published);
+            row.proved_at = proved_at;
+        }
         Ok(opened)
     }
 

@@ -572,6 +572,34 @@ async fn publishes_in_quick_succession_hide_nobody_who_gets_nothing() {
 }
 
 #[tokio::test]
+async fn what_devices_of_a_store_say_alike_of_their_streams_is_kept_once() {
+    let w = World::new().await;
+    let i = w.intake().await;
+    let holds = async |id: &str, by: u8, seq, version| {
+        let report = StreamReport {
+            version: Version::try_from(version).ok(),
+            schema: None,
+            digests: BTreeMap::new(),
+            state: StreamState::Ok,
+        };
+        let streams = BTreeMap::from([("price@all".parse().unwrap(), report)]);
+        let beat = resealed(beat(id, seq, &key(by), 0, &[]), &key(by), |b| b.streams = Arc::new(streams));
+        assert!(take(&i, vec![beat]).await.is_empty());
+    };
+    let is_once = || {
+        let of = |id: &str| Arc::clone(&i.state().heard.get(&id.parse().unwrap()).unwrap().beat.streams);
+        Arc::ptr_eq(&of("1"), &of("1-1"))
+    };
+    holds("1", 1, 1, 1).await;
+    holds("1-1", 2, 1, 1).await;
+    assert!(is_once());
+    holds("1", 1, 2, 2).await;
+    assert!(!is_once(), "the relay is ahead");
+    holds("1-1", 2, 2, 2).await;
+    assert!(is_once());
+}
+
+#[tokio::test]
 async fn who_has_nothing_to_tell_is_left_out_until_there_is_something() {
     let w = World::new().await;
     let i = w.intake().await;

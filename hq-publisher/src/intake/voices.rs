@@ -1,7 +1,7 @@
 //! Who was heard, when, and saying what.
 //!
 //! Owns how long each device has been silent, without a newer list, or late. All times are monotonic: no wall clock says
-//! that somebody is silent.
+//! that somebody is silent, but of heartbeats that another process took.
 
 use super::{Intake, OLDEST, State};
 use crate::fleet;
@@ -58,7 +58,6 @@ pub(super) struct Heard {
     /// The streams that do not come to what its list says, though it could: since when, by monotonic time, without a newer
     /// version.
     pub(super) late: BTreeMap<Instance, Duration>,
-    pub(super) seq: u64,
     /// The list that it holds, by its heartbeat; 0: none.
     serial: u64,
     pub(super) beat: Arc<Heartbeat>,
@@ -145,7 +144,7 @@ impl Heard {
 impl Intake {
     /// Notes a beat that was heard `age` ago.
     pub(super) fn hear(&self, state: &mut State, mut beat: Heartbeat, at: Duration, age: Duration) {
-        let (id, seq) = (beat.device.clone(), beat.seq);
+        let id = beat.device.clone();
         let OfStore { devices: of_store, settled } = state.heard.0.entry(id.store().clone()).or_default();
         *settled = None;
         let mut last = of_store.remove(&id);
@@ -191,21 +190,8 @@ impl Intake {
         }
         let (is_calm, watched) = (false, Duration::ZERO);
         let beat = Arc::new(beat);
-        let mut heard = Heard {
-            at,
-            age,
-            gap,
-            back,
-            watched,
-            stuck,
-            late,
-            seq,
-            serial,
-            beat: Arc::clone(&beat),
-            runs,
-            is_calm,
-            double,
-        };
+        let mut heard =
+            Heard { at, age, gap, back, watched, stuck, late, serial, beat: Arc::clone(&beat), runs, is_calm, double };
         heard.note_run(&beat, at);
         of_store.insert(id, heard);
     }

@@ -125,6 +125,10 @@ impl NotPut {
             e => e,
         }
     }
+    /// Whether it would be longer than readers may take.
+    pub fn is_too_long(&self) -> bool {
+        matches!(self.error, NotPutError::TooLong { .. })
+    }
     pub(super) fn too_long(store: &StoreId, bytes: u64, max: u64) -> NotPut {
         NotPut { store: store.clone(), error: NotPutError::TooLong { store: store.clone(), bytes, max } }
     }

@@ -14,7 +14,7 @@ mod sign;
 pub use error::{ManifestsError, NotPut, NotPutError, both, gather};
 pub use overtaken::{Overtaken, check_newer, check_overtaken, mail_overtaken, newer_in_bucket, signed_by_us, telling};
 pub use place::{check_place, doubt, know_place, still_lacked};
-pub use put::{look_before_put, put_again, put_store, put_trust, put_unfinished};
+pub use put::{put_again, put_store, put_trust, put_unfinished};
 pub use recover::{Followed, Found, FoundHead, check_taken_over, follow_trust, recover, recover_trust, take_over};
 pub use sign::{Held, ListedBy, Move, Moves, Signed, Signer, check_clock, ends_soon, followed, lost};
 

@@ -6,7 +6,7 @@
 use super::error::{ManifestsError, NotPut, gather};
 use super::newest_trust;
 use super::recover::foreign_if_too_long;
-use crate::bucket::Buckets;
+use crate::bucket::{Buckets, MOST};
 use crate::ledger::{DeviceRow, Ledger, LedgerError, SERIAL_REACH, StoreRow, ToPut};
 use crate::mail;
 use crate::some::some;
@@ -200,9 +200,6 @@ async fn check_store(ledger: &Ledger, buckets: &Buckets, store: &StoreId) -> Res
     let devices = devices_that_differ(ledger, &there, store).await?;
     Err(ManifestsError::Overtaken(vec![Overtaken { store: store.clone(), found: claim.serial, ours, devices }]))
 }
-
-/// Bytes of a manifest in the bucket looked at, whatever the limit for readers is.
-pub(super) const MOST: u64 = 64 << 20;
 
 #[derive(serde::Deserialize)]
 struct Claim {

@@ -1,8 +1,8 @@
 //! Putting what is signed: trust files, then manifests; and once more what lies in the bucket otherwise than it was put.
 
 use super::error::{ManifestsError, NotPut, gather};
-use super::overtaken::{MOST, check_overtaken};
-use crate::bucket::{Buckets, Content, Pointer};
+use super::overtaken::check_overtaken;
+use crate::bucket::{Buckets, Content, MOST, Pointer};
 use crate::ledger::{Ledger, LedgerError, ToPut, Token, WasPut};
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
@@ -27,35 +27,6 @@ pub async fn put_unfinished(ledger: &Ledger, buckets: &Buckets, token: Option<To
 pub async fn put_again(ledger: &Ledger, buckets: &Buckets, token: Option<Token>) -> Result<(), ManifestsError> {
     let etags = buckets.manifest_etags().await?;
     put_each(ledger, buckets, token, Some(&etags)).await.map(|_| ())
-}
-
-/// Fails where the above would find that lists in the bucket are newer than the ledger knows. Only looks.
-pub async fn look_before_put(ledger: &Ledger, buckets: &Buckets) -> Result<(), ManifestsError> {
-    let etags = &buckets.manifest_etags().await?;
-    let mut failed = None;
-    for in_place in [false, true] {
-        let mut last = None;
-        loop {
-            let batch = match in_place {
-                false => ledger.manifests_to_put(last.as_ref(), BATCH).await?,
-                true => ledger.manifests_in_place(last.as_ref(), BATCH).await?,
-            };
-            let Some(end) = batch.last() else { break };
-            last = Some(end.store.clone());
-            let looks = stream::iter(batch).map(|one| async move {
-                let name = ObjectName::Manifest(one.store.clone());
-                if one.etag.is_some() && etags.get(&name) == one.etag.as_ref() {
-                    return Ok(());
-                }
-                let there = buckets.get(&name, MOST).await.map_err(|e| NotPut::of(&one.store, e.into()))?;
-                check_overtaken(ledger, &there.unwrap_or_default(), &one).await
-            });
-            for look in looks.buffered(buckets.concurrency()).collect::<Vec<_>>().await {
-                failed = look.err().map(|e| gather(failed.take(), e)).or(failed);
-            }
-        }
-    }
-    failed.map_or(Ok(()), Err)
 }
 
 /// The ETags that a listing gives.

@@ -4,7 +4,7 @@
 
 use super::error::{ManifestsError, NotPut};
 use super::newest_trust;
-use super::overtaken::MOST;
+use crate::bucket::MOST;
 use crate::config::{AudienceKind, Config};
 use crate::keys::{Keyring, KeysError, Role};
 use crate::ledger::{Head, Ledger, LedgerError, Made, NewManifest, News, SignStore, StoreRow, StoreSeen, Token, Which};

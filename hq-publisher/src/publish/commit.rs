@@ -9,6 +9,7 @@ use crate::mail;
 use crate::manifests::{self, Followed, ManifestsError, Moves, put_unfinished};
 use crate::rebuild;
 use crate::retention::{self, Keep};
+use crate::some::some;
 use proto::clock::before;
 use proto::failpoint;
 use proto::ids::{Instance, StoreId};
@@ -53,7 +54,7 @@ impl Run<'_> {
             let waiting = put.as_ref().err().map_or_else(BTreeSet::new, ManifestsError::stores);
             match (put, self.put_again().await) {
                 (Ok(()), Err(e @ (ManifestsError::Bucket(_) | ManifestsError::NotPut(_)))) => {
-                    self.problem(format!("a manifest put earlier cannot be looked at: {e}"));
+                    self.cannot_look(&e);
                 }
                 (put, again) => drop(self.bear(manifests::both(put, again), false).await?),
             }
@@ -79,16 +80,23 @@ impl Run<'_> {
         Ok(waiting)
     }
 
-    /// A dry run tells of what would end a run, or be borne by it, and goes on as that would after it.
+    /// A dry run tells of what a run may end with, and goes on as the one after it.
     async fn look_before_put(&self) -> Result<BTreeSet<StoreId>, PublishError> {
-        match manifests::look_before_put(self.ledger, self.buckets).await {
-            Err(e @ ManifestsError::Overtaken(_)) => self.problem(format!("a publish would end with this: {e}")),
-            Err(e @ ManifestsError::NotPut(_)) => {
-                self.problem(format!("a manifest put earlier cannot be looked at: {e}"))
-            }
-            other => other?,
+        match manifests::newer_in_bucket(self.ledger, self.buckets, &self.config.limits).await {
+            Ok(newer) if newer.is_empty() => {}
+            Ok(newer) => self.problem(format!(
+                "the ledger is older than the bucket (set back, or another publisher writes there too), which a publish takes \
+                 over or ends with: {}",
+                some(newer, "; ")
+            )),
+            Err(e @ (ManifestsError::Bucket(_) | ManifestsError::NotPut(_))) => self.cannot_look(&e),
+            Err(e) => return Err(e.into()),
         }
         Ok(BTreeSet::new())
+    }
+
+    fn cannot_look(&self, e: &ManifestsError) {
+        self.problem(format!("a manifest put earlier cannot be looked at: {e}"));
     }
 
     /// Puts manifests once more that somebody replaced or deleted.

@@ -8,7 +8,7 @@ use super::{PublishError, Run, Step};
 use crate::inbox::{Drop, What};
 use crate::ledger::{Ledger, LedgerError, State};
 use crate::mail;
-use crate::manifests::ManifestsError;
+use crate::manifests::{ManifestsError, NotPut};
 use proto::clock::Clock;
 use proto::ids::{Instance, StreamName};
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,13 +54,17 @@ async fn all_is_well(ledger: &Ledger, clock: &dyn Clock) -> Result<(), LedgerErr
     mail::publish_caught_up(ledger, clock).await
 }
 
+const SIGNED: &str = "What is signed waits for that, and the next run puts it.";
+
 pub(super) async fn tell_of_failure(ledger: &Ledger, clock: &dyn Clock, e: &PublishError) -> Result<(), LedgerError> {
     // Past the commit point it is not undone.
-    let is_signed = matches!(e, PublishError::Manifests(ManifestsError::NotPut(_)))
-        || !ledger.publications(State::Signed).await?.is_empty();
-    let what = match is_signed {
-        true => "What is signed waits for that, and the next run puts it.",
-        false => "Nothing was published; the next run tries again.",
+    let what = match e {
+        PublishError::Manifests(ManifestsError::NotPut(all)) if all.iter().all(NotPut::is_too_long) => {
+            "What is new waits for that, and the first run after it lists it."
+        }
+        PublishError::Manifests(ManifestsError::NotPut(_)) => SIGNED,
+        _ if !ledger.publications(State::Signed).await?.is_empty() => SIGNED,
+        _ => "Nothing was published; the next run tries again.",
     };
     let text = format!("{e}\n\n{what}");
     mail::publish_notice(ledger, clock, "run", Some(("publish failed", &text))).await

@@ -117,6 +117,9 @@ async fn a_list_over_the_limit_holds_up_nobody_else() {
     let due = signer.sign_due(&ledger, w.clock.as_ref()).await.unwrap();
     let failed = due.others.unwrap_err().stores();
     assert_eq!((due.stores, failed), (vec!["0422".parse().unwrap()], BTreeSet::from(["0421".parse().unwrap()])));
+    let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
+    let e = desk.enroll(&"0421-31".parse().unwrap()).await.unwrap_err();
+    assert!(crate::code::of(&e.into()) == "LIMITS", "and who enrols is told");
     // A key that signed a list which counts is not let go of.
     let rotate = async |finish| {
         let desk = Desk::open(&w.config, w.clock.as_ref(), false).await.unwrap();
@@ -134,6 +137,9 @@ async fn a_list_over_the_limit_holds_up_nobody_else() {
         let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
         assert!(matches!(&e, PublishError::Manifests(e @ ManifestsError::NotPut(_)) if e.stores().len() == 2), "{e}");
         assert_eq!((e.exit_code(), crate::code::publish(&e)), (1, "LIMITS"));
+        let mails = ledger.unsent_mails().await.unwrap();
+        let failed = mails.iter().filter(|m| m.subject.contains("publish failed")).collect::<Vec<_>>();
+        assert!(failed.len() == 1 && failed[0].body.contains("the first run after it lists it"), "{failed:?}");
     }
     w.config.limits.manifest_bytes = own;
     let r = w.publish().await;

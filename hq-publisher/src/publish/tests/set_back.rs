@@ -396,7 +396,8 @@ async fn a_dry_run_beside_a_ledger_set_back_says_what_a_run_would_and_changes_no
     let dry = PublishOptions { dry_run: true, ..options() };
     let first = w.publish_as(dry.clone()).await;
     let [told] = &first.problems[..] else { panic!("{:?}", first.lines()) };
-    let stores = ["a publish would end with this: ", "of 2 stores", "0421: 2 for 1", "0422: 2 for 1"];
+    let stores =
+        ["the ledger is older than the bucket", "store 0421 is 2 there and 1 here", "store 0422 is 2 there and 1 here"];
     assert!(first.exit_code() == 3 && stores.iter().all(|s| told.contains(s)), "{told}");
     assert!((w.objects(), replica(), commits()) == before && ledger.unsent_mails().await.unwrap().is_empty());
     let e = w.publish_cut(&options(), &Quiet).await.unwrap_err();
