@@ -74,7 +74,6 @@ pub async fn export(
     buckets: &Buckets,
     store: &StoreId,
     dir: &Path,
-    limits: &Limits,
     mut step: impl FnMut(usize, usize),
 ) -> Result<Exported, CarryError> {
     let last = ledger.manifest(store).await?.ok_or_else(|| CarryError::NoManifest(store.clone()))?;

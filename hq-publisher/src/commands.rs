@@ -286,7 +286,7 @@ impl Shop<'_> {
             }
         };
         let dir = if dir.is_absolute() { dir.to_owned() } else { Path::new(".").join(dir) };
-        let done = carry::export(&ledger, &buckets, store, &dir, &self.config.limits, step).await?;
+        let done = carry::export(&ledger, &buckets, store, &dir, step).await?;
         if let Some(bar) = &bar {
             bar.finish_and_clear();
         }

@@ -94,7 +94,7 @@ pub async fn run(
         report.instances.insert(instance.clone(), check);
     }
     step(heads.len(), heads.len());
-    check_manifests(config, ledger, buckets, &mut report).await?;
+    check_manifests(ledger, buckets, &mut report).await?;
     check_trust(config, ledger, buckets, &mut report).await?;
     match buckets.compare_mirrors().await {
         Ok(told) => report.problems.extend(told),
@@ -274,12 +274,7 @@ async fn compare(buckets: &Buckets, name: &ObjectName, wanted: &str, max: u64) -
     })
 }
 
-async fn check_manifests(
-    config: &Config,
-    ledger: &Ledger,
-    buckets: &Buckets,
-    report: &mut Report,
-) -> Result<(), LedgerError> {
+async fn check_manifests(ledger: &Ledger, buckets: &Buckets, report: &mut Report) -> Result<(), LedgerError> {
     let signed: Vec<StoreRow> = ledger.stores().await?.into_iter().filter(|s| s.serial > 0).collect();
     report.manifests = signed.len();
     let checks = stream::iter(signed).map(|row| check_manifest(ledger, buckets, row));

@@ -89,7 +89,7 @@ impl World {
     async fn export(&self, to: &str) -> Result<Exported, CarryError> {
         let d = self.desk().await;
         let store = "0421".parse().unwrap();
-        export(&d.ledger, &d.buckets, &store, &self.dir.path().join(to), &self.config.limits, |_, _| ()).await
+        export(&d.ledger, &d.buckets, &store, &self.dir.path().join(to), |_, _| ()).await
     }
     async fn verify(&self) -> verify::Report {
         let d = self.desk().await;
@@ -130,7 +130,7 @@ async fn an_export_is_the_bucket_as_the_store_sees_it() {
     }
     let d = w.desk().await;
     let nobody = "0999".parse().unwrap();
-    let none = export(&d.ledger, &d.buckets, &nobody, w.dir.path(), &w.config.limits, |_, _| ()).await;
+    let none = export(&d.ledger, &d.buckets, &nobody, w.dir.path(), |_, _| ()).await;
     assert!(matches!(none, Err(CarryError::NoManifest(_))));
     // A pack that is damaged on the stick is written again; one that is damaged in the bucket is not taken.
     let pack = "packs/price@zone-east/0000000001.full.pack";

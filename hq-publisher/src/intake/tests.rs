@@ -189,7 +189,7 @@ async fn posts_that_come_together_are_each_answered() {
     assert!(older.iter().all(|t| t.answer.refused.len() == 2 && t.answer.refused["1"].contains("is older than")));
     let kept: Vec<u64> = i.ledger.beats(None).await.unwrap().into_iter().map(|b| b.seq).collect();
     assert_eq!(kept, [60, 60]);
-    let heard = |id: &str| i.state().heard.get(&id.parse().unwrap()).unwrap().seq;
+    let heard = |id: &str| i.state().heard.get(&id.parse().unwrap()).unwrap().beat.seq;
     assert_eq!((heard("1"), heard("1-1")), (60, 60), "in the order in which they were written");
 }
 
@@ -575,7 +575,7 @@ async fn publishes_in_quick_succession_hide_nobody_who_gets_nothing() {
 async fn what_devices_of_a_store_say_alike_of_their_streams_is_kept_once() {
     let w = World::new().await;
     let i = w.intake().await;
-    let holds = async |id: &str, by: u8, seq, version| {
+    let holds = async |id: &str, by: u8, seq, version: u64| {
         let report = StreamReport {
             version: Version::try_from(version).ok(),
             schema: None,
