@@ -385,7 +385,7 @@ impl Hq {
         let ledger = Ledger::open(&self.config).await.unwrap();
         let buckets = Buckets::open(&self.config, &ledger).await.unwrap();
         let store = store.parse().unwrap();
-        carry::export(&ledger, &buckets, &store, stick, &self.config.limits, |_, _| {}).await.is_ok()
+        carry::export(&ledger, &buckets, &store, stick, |_, _| {}).await.is_ok()
     }
 
     /// Starts `serve`, or starts it again.
