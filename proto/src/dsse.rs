@@ -171,7 +171,8 @@ impl Unproven<'_> {
     }
 }
 
-/// [`Unproven::open`] for an envelope of at most `max` bytes.
+/// Verifies an envelope of at most `max` bytes and gives its payload: at least `threshold` distinct keys of `keys` must have
+/// signed it.
 pub fn open<'k>(
     bytes: &[u8],
     payload_type: PayloadType,
