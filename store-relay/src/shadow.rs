@@ -61,16 +61,6 @@ pub struct Contents {
     pub proofs: BTreeMap<PackName, Sha256>,
 }
 
-impl Contents {
-    /// Of a shadow's file. Blocks on the disk, briefly.
-    pub fn of(path: &Path, limits: &Limits, is_wanted: impl Fn(&Instance) -> bool) -> Result<Contents, SqliteError> {
-        let replica = Replica::open_read_only(path, limits)?;
-        let proofs = replica.proofs_of(is_wanted)?.into_iter();
-        let proofs = proofs.map(|(instance, version, kind, sha256)| (PackName { instance, version, kind }, sha256));
-        Ok(Contents { held: replica.all_held()?, proofs: proofs.collect() })
-    }
-}
-
 /// The shadow and who tries packs on it.
 #[derive(Debug)]
 pub struct Shadow {
@@ -130,7 +120,10 @@ impl Shadow {
 
     /// What it holds now. Blocks on the disk, briefly.
     pub fn read(&self, is_wanted: impl Fn(&Instance) -> bool) -> Result<Contents, SqliteError> {
-        Contents::of(&self.path, &self.limits, is_wanted)
+        let replica = Replica::open_read_only(&self.path, &self.limits)?;
+        let proofs = replica.proofs_of(is_wanted)?.into_iter();
+        let proofs = proofs.map(|(instance, version, kind, sha256)| (PackName { instance, version, kind }, sha256));
+        Ok(Contents { held: replica.all_held()?, proofs: proofs.collect() })
     }
 
     /// Tries packs; the only way into the shadow. One trial at a time.

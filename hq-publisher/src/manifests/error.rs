@@ -10,6 +10,7 @@ use proto::clock::Timestamp;
 use proto::config::HumanDuration;
 use proto::ids::{Instance, StoreId, StreamName};
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// Manifests could not be made or put.
 #[derive(Debug, thiserror::Error)]
@@ -94,24 +95,31 @@ pub struct NotPut {
 }
 
 /// What keeps one store's manifest out of the bucket.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum NotPutError {
     /// What the bucket said; it names the object.
-    #[error(transparent)]
     Bucket(BucketError),
     /// It would be longer than readers may take.
-    #[error(
-        "the next manifest of store {store} has {bytes} bytes, over limits.manifest_bytes = {max} (raise it here; readers \
-         take 4 MiB where theirs says nothing else)"
-    )]
     TooLong {
-        /// Whose.
-        store: StoreId,
         /// Its length.
         bytes: u64,
         /// The limit.
         max: u64,
     },
+}
+
+impl fmt::Display for NotPut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.error {
+            NotPutError::Bucket(e) => e.fmt(f),
+            NotPutError::TooLong { bytes, max } => write!(
+                f,
+                "the next manifest of store {} has {bytes} bytes, over limits.manifest_bytes = {max} (raise it here; readers \
+                 take 4 MiB where theirs says nothing else)",
+                self.store
+            ),
+        }
+    }
 }
 
 impl NotPut {
@@ -130,12 +138,12 @@ impl NotPut {
         matches!(self.error, NotPutError::TooLong { .. })
     }
     pub(super) fn too_long(store: &StoreId, bytes: u64, max: u64) -> NotPut {
-        NotPut { store: store.clone(), error: NotPutError::TooLong { store: store.clone(), bytes, max } }
+        NotPut { store: store.clone(), error: NotPutError::TooLong { bytes, max } }
     }
 }
 
 fn not_put(all: &[NotPut]) -> String {
-    some(all.iter().map(|n| &n.error), "; ")
+    some(all, "; ")
 }
 
 /// The error to end with: all stores that were overtaken, else the first that is about all, else all stores that it is about.
