@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use super::*;
+use futures_util::FutureExt;
 use proto::clock::{Timestamp, after};
 use proto::digest::Sha256;
 use proto::ids::{DeviceId, Instance, StoreId, Version};
@@ -32,6 +33,16 @@ fn database(l: &Ledger) -> &str {
 async fn drop_database(l: Ledger) {
     l.close().await;
     POSTGRES.command("src", &format!("DROP DATABASE {} WITH (FORCE)", database(&l)));
+}
+
+#[test]
+fn what_was_read_is_kept_as_long_as_its_numbers_say() {
+    let kept = super::db::Kept::<[u8]>::default();
+    assert!(kept.as_of(&[]).is_none());
+    kept.keep(vec![1, 2], [7].into());
+    let shared = kept.clone();
+    assert_eq!(shared.as_of(&[1, 2]).as_deref(), Some(&[7][..]), "clones share it");
+    assert!(shared.as_of(&[1, 3]).is_none() && kept.as_of(&[]).is_none());
 }
 
 /// What would count connections beside those who take and give them is not started.
@@ -507,7 +518,11 @@ async fn devices_and_beats() {
         let id: DeviceId = "1-01".parse().unwrap();
         let key = SecretKey::from_seed([7; 32]).public();
         l.see_stores(&[store("1")], t(0)).await.unwrap();
+        let nobody = (l.enrolments().await.unwrap(), l.change().await.unwrap());
         l.enrol(&id, &key, t(0)).await.unwrap();
+        let first = (l.enrolments().await.unwrap(), l.change().await.unwrap());
+        assert!(nobody.0 < first.0 && nobody.1 < first.1, "{nobody:?} {first:?}");
+        assert_eq!(l.enrolled_after(nobody.0).await.unwrap(), [id.store().clone()]);
         let beat = |seq, at| BeatRow {
             device: id.clone(),
             seq,
@@ -570,6 +585,9 @@ async fn devices_and_beats() {
         );
 
         assert!(l.revoke(&id, t(20)).await.unwrap());
+        let revoked = (l.enrolments().await.unwrap(), l.change().await.unwrap());
+        assert!(first.0 < revoked.0 && first.1 < revoked.1, "{first:?} {revoked:?}");
+        assert_eq!(l.enrolled_after(first.0).await.unwrap(), [id.store().clone()]);
         assert!(!l.revoke(&id, t(21)).await.unwrap());
         let mut devices = Vec::new();
         l.sign(None, News::default(), Which::All, 9, t(22), &mut |s: &SignStore<'_>| {
@@ -744,6 +762,10 @@ async fn the_log_is_brought_home_beside_who_writes() {
     let before = bytes();
     for n in 0..200 {
         l.set_fact(&format!("f{n}"), &"x".repeat(30_000)).await.unwrap();
+        if n == 79 {
+            l.checkpoint().await.unwrap();
+            assert_eq!(bytes(), before, "a commit would leave 3 MB");
+        }
     }
     assert_eq!(bytes(), before, "6 MB are in the log alone");
     let open = l.write().await.unwrap();
@@ -815,6 +837,7 @@ async fn after_a_failed_sync_nothing_is_written() {
     // A read or a write that fails may be tried again.
     ["266", "778", "13"].into_iter().for_each(fails);
     l.touch(t(1)).await.unwrap();
+    assert!(l.halted().now_or_never().is_none());
     // Who waits for the turn while a sync fails writes nothing either.
     let turn = l.write().await.unwrap();
     let mut waits = std::pin::pin!(l.touch(t(2)));
