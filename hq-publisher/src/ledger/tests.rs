@@ -908,6 +908,31 @@ async fn a_backup_beside_the_log_of_a_crash_is_no_ledger() {
     assert_eq!(Ledger::open_url(&url).await.unwrap().fact("f0").await.unwrap(), None);
 }
 
+/// The pool would try either for a minute, and say that it waited.
+#[tokio::test]
+async fn a_file_that_is_no_ledger_or_was_emptied_is_called_so_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let url = |name: &str| format!("sqlite:{}", path(name).display());
+    std::fs::write(path("other"), "x".repeat(100_000)).unwrap();
+    let e = Ledger::open_url(&url("other")).await.unwrap_err();
+    assert!(matches!(e, LedgerError::Unfit(_)) && e.to_string().contains("move it away"), "{e:?}");
+    // One that nobody has open is begun anew.
+    for (name, has_it_open) in [("left", false), ("open", true)] {
+        let l = Ledger::open_url(&url(name)).await.unwrap();
+        l.set_fact("f", "x").await.unwrap();
+        if !has_it_open {
+            l.close().await;
+            std::fs::write(path("left-shm"), [0; 32_768]).unwrap();
+        }
+        std::fs::File::create(path(name)).unwrap();
+        match Ledger::open_url(&url(name)).await {
+            Err(e) => assert!(has_it_open && e.to_string().contains("while another process has it open"), "{e:?}"),
+            Ok(l) => assert!(!has_it_open && l.fact("f").await.unwrap().is_none()),
+        }
+    }
+}
+
 #[test]
 fn a_damaged_ledger_is_called_so_whenever_it_is_met() {
     let of = |code| LedgerError::from(sqlx::Error::Database(Box::new(Unsynced(code))));
