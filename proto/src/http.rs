@@ -70,7 +70,7 @@ pub struct HttpLimits {
     pub life: HumanDuration,
     /// A client may keep us waiting to send for so long; then it must have taken `stall_bytes`. 10 s.
     pub stall: HumanDuration,
-    /// 10 KiB: with 10 s of `stall`, 1 KiB/s.
+    /// 10 KiB: with 10 s of `stall`, 1 KiB/s. What is taken is seen in steps of up to 80 KiB.
     #[serde(deserialize_with = "crate::config::bytes")]
     pub stall_bytes: u64,
     /// After the order to stop, requests in work may finish for so long. 5 s.

@@ -2,12 +2,18 @@
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+
+/// What the kernel takes before it sends the rest. The default of megabytes lets us write again when a third of them is read:
+/// who reads fifty KiB a second looked like one who stands still. With it the steps are at most 80 KiB (a segment of
+/// 64 KiB, and this).
+const UNSENT: u32 = 16 << 10;
 
 /// Counts the time for which the client's side keeps us from writing. When that comes to `limit`,
 /// it must have taken `bytes` meanwhile, or it is cut. Costs nothing while writes go through.
@@ -28,6 +34,7 @@ struct Waiting {
 
 impl Guarded {
     pub(super) fn new(stream: TcpStream, limit: Duration, bytes: u64) -> Self {
+        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
         Guarded { io: TokioIo::new(stream), limit, bytes, waiting: None }
     }
 

@@ -240,6 +240,22 @@ async fn clients_that_do_not_read_are_cut_and_slow_readers_are_not() {
     assert!(total > 64 << 20);
 }
 
+/// The kernel takes megabytes before it lets us wait, and takes more only when a third of them is read: a client at fifty
+/// times the floor may look like one that stands still.
+#[tokio::test]
+async fn a_slow_reader_is_not_cut_for_what_the_kernel_holds() {
+    let server = start(HttpLimits { stall: ms(1000), ..quick() }).await;
+    let mut s = server.connect().await;
+    s.write_all(b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let (mut total, mut buf) = (0, vec![0; 16 << 10]);
+    while total < 12 << 20 {
+        let n = s.read(&mut buf).await.unwrap();
+        assert!(n > 0, "cut after {total}");
+        total += n;
+        tokio::time::sleep(Duration::from_secs_f64(n as f64 / f64::from(512 << 10))).await;
+    }
+}
+
 #[tokio::test]
 async fn heads_that_are_too_large_or_ambiguous_are_refused() {
     let server = start(quick()).await;
