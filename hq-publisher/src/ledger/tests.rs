@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tillcast_tests::Postgres;
 
+mod fleet;
+
 static POSTGRES: LazyLock<Postgres> = LazyLock::new(Postgres::start);
 
 /// A ledger in a PostgreSQL database of its own.
