@@ -139,15 +139,18 @@ fn maker(s: &SignStore<'_>) -> Result<Made, String> {
 #[tokio::test]
 async fn one_publisher_at_a_time_and_a_late_one_writes_nothing() {
     on_each_database(async |l| {
+        assert_eq!(l.held_since().await.unwrap(), None);
         let first = lease(&l, t(0)).await;
         assert_eq!(
             l.acquire("other", t(59), TTL).await.unwrap(),
             Acquired::HeldBy { holder: "test".into(), until: t(60) }
         );
         assert!(l.renew(first, t(50), TTL).await.unwrap());
+        assert_eq!(l.held_since().await.unwrap(), Some(t(0)));
         assert!(matches!(l.acquire("other", t(109), TTL).await.unwrap(), Acquired::HeldBy { .. }));
         let Acquired::Lease(second) = l.acquire("other", t(110), TTL).await.unwrap() else { panic!() };
         assert!(second > first);
+        assert_eq!(l.held_since().await.unwrap(), Some(t(110)));
         assert!(!l.renew(first, t(111), TTL).await.unwrap());
         assert!(!l.holds(first).await.unwrap() && l.holds(second).await.unwrap());
         assert!(matches!(pack_one(&l, first, 1, &[PackKind::Full]).await, Err(LedgerError::LeaseLost)));
@@ -159,6 +162,11 @@ async fn one_publisher_at_a_time_and_a_late_one_writes_nothing() {
         // A holder whose clock was years ahead does not lock everybody out.
         let ahead = lease(&l, t(1_000_000)).await;
         assert!(lease(&l, t(200)).await > ahead);
+        // One that is known to be dead is not waited for.
+        l.expire("other").await.unwrap();
+        assert!(matches!(l.acquire("next", t(201), TTL).await.unwrap(), Acquired::HeldBy { .. }));
+        l.expire("test").await.unwrap();
+        assert!(matches!(l.acquire("next", t(201), TTL).await.unwrap(), Acquired::Lease(_)));
     })
     .await;
 }
