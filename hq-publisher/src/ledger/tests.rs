@@ -17,6 +17,7 @@ use std::time::Duration;
 use tillcast_tests::Postgres;
 
 mod fleet;
+mod mails;
 
 static POSTGRES: LazyLock<Postgres> = LazyLock::new(Postgres::start);
 
@@ -224,6 +225,9 @@ async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
         assert_eq!(l.manifests_to_put(Some(&to_put[0].store), 9).await.unwrap().len(), 1);
         l.done(token, &price(), v(2)).await.unwrap();
         assert!(l.publications(State::Signed).await.unwrap().is_empty());
+        for (version, state) in [(1, State::Abandoned), (2, State::Done)] {
+            assert_eq!(l.publication(&price(), v(version)).await.unwrap().unwrap().state, state);
+        }
         assert!(matches!(l.abandon(token, &price(), v(2)).await, Err(LedgerError::NotInState { .. })));
         assert!(l.sign(None, of(&[staged]), Which::All, 9, t(6), &mut maker).await.is_err(), "staged without a lease");
     })
@@ -677,25 +681,6 @@ async fn one_mail_an_episode_and_a_mail_is_nobody_elses_while_claimed() {
     .await;
 }
 
-/// Where nobody is to be told.
-#[tokio::test]
-async fn mails_that_were_put_aside_long_ago_go() {
-    on_each_database(async |l| {
-        let left = async || {
-            let row = sqlx::query("SELECT COUNT(*) FROM mail").fetch_one(l.pool()).await.unwrap();
-            sqlx::Row::get::<i64, _>(&row, 0)
-        };
-        let (id, subject, body) = ("1@hq".into(), "s".into(), "b".into());
-        let mail = Mail { id, subject, body, created_at: t(0), attempts: 0, last_error: None };
-        l.open_episode("k", "text", &mail, t(0)).await.unwrap();
-        for (s, expected) in [(3600, 1), (3600 + 90 * 86_400, 1), (3601 + 90 * 86_400, 0)] {
-            l.discard_mails(t(s)).await.unwrap();
-            assert_eq!((l.unsent_mails().await.unwrap().len(), left().await), (0, expected), "after {s} s");
-        }
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn a_trust_file_is_not_rewritten_and_a_later_ledger_is_refused() {
     on_each_database(async |l| {
@@ -997,7 +982,9 @@ async fn what_comes_out_of_its_order_is_refused() {
         let one = pack_one(&l, token, 1, &[PackKind::Full]).await.unwrap();
         let again = l.packed(token, &price(), v(1), &[], &BTreeMap::new()).await;
         assert!(matches!(again, Err(LedgerError::NotInState { wanted: "reserved", .. })), "{again:?}");
-        let two = pack_one(&l, token, 2, &[PackKind::Full, PackKind::Delta]).await.unwrap();
+        let two = pack_one(&l, token, 2, &[PackKind::Delta, PackKind::Full]).await.unwrap();
+        let kinds = l.publication(&price(), v(2)).await.unwrap().unwrap().packs.into_iter().map(|p| p.kind);
+        assert!(kinds.is_sorted(), "as manifests list them");
         // The keys changed meanwhile: what would be signed is not by the one that counts now.
         l.add_trust(10, "{}", t(0), false).await.unwrap();
         let old_key = l.sign(Some(token), of(std::slice::from_ref(&two)), Which::All, 9, t(1), &mut maker).await;
