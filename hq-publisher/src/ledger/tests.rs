@@ -101,7 +101,17 @@ fn of(staged: &[Staged]) -> News<'_> {
 }
 
 async fn pack_one(l: &Ledger, token: Token, version: u64, kinds: &[PackKind]) -> Result<Staged, LedgerError> {
-    let (instance, version) = (price(), v(version));
+    pack_of(l, token, price(), version, kinds).await
+}
+
+async fn pack_of(
+    l: &Ledger,
+    token: Token,
+    instance: Instance,
+    version: u64,
+    kinds: &[PackKind],
+) -> Result<Staged, LedgerError> {
+    let version = v(version);
     let sha = Sha256::of(b"ddl");
     let (schema, _) = l.schema_number(&instance.stream, &sha).await?;
     let reserve = Reserve {
@@ -208,6 +218,10 @@ async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
         let left = l.publications(State::Packed).await.unwrap();
         assert_eq!((left.len(), left[0].version, left[0].packs.len()), (1, v(1), 1));
         l.abandon(token, &price(), v(1)).await.unwrap();
+        let burnt = |kind| PackName { instance: price(), version: v(1), kind };
+        assert_eq!(l.packs_to_delete().await.unwrap(), [PackKind::Delta, PackKind::Full].map(burnt));
+        l.pack_deleted(&burnt(PackKind::Delta)).await.unwrap();
+        assert_eq!(l.packs_to_delete().await.unwrap(), [burnt(PackKind::Full)]);
         assert_eq!(l.max_version(&price()).await.unwrap(), Some(v(1)));
         assert!(matches!(pack_one(&l, token, 1, &[PackKind::Full]).await, Err(LedgerError::VersionTaken { .. })));
 
@@ -228,8 +242,40 @@ async fn numbers_are_used_once_and_only_signed_ones_are_heads() {
         for (version, state) in [(1, State::Abandoned), (2, State::Done)] {
             assert_eq!(l.publication(&price(), v(version)).await.unwrap().unwrap().state, state);
         }
+        assert_eq!(l.packs_to_delete().await.unwrap().len(), 1);
         assert!(matches!(l.abandon(token, &price(), v(2)).await, Err(LedgerError::NotInState { .. })));
         assert!(l.sign(None, of(&[staged]), Which::All, 9, t(6), &mut maker).await.is_err(), "staged without a lease");
+    })
+    .await;
+}
+
+/// What was newest when it was signed, of whom its own stores follow; what is staged beside it is newer than a head.
+#[tokio::test]
+async fn a_head_requires_what_was_newest_beside_it() {
+    on_each_database(async |l| {
+        let token = lease(&l, t(0)).await;
+        l.see_stores(&[store("1")], t(0)).await.unwrap();
+        let sign = async |staged: &[Staged], s| {
+            l.sign(Some(token), of(staged), Which::All, 9, t(s), &mut maker).await.unwrap();
+        };
+        let full = async |instance: &str, version| {
+            pack_of(&l, token, instance.parse().unwrap(), version, &[PackKind::Full]).await.unwrap()
+        };
+        let names = ["catalog@all", "catalog@zone-east", "catalog@zone-west", "catalog@store-1", "prize@all"];
+        for (n, name) in (1..).zip(names) {
+            sign(&[full(name, n).await], 1).await;
+        }
+        let unwanted = ["catalog@store-1".parse().unwrap()];
+        let news = News { unwanted: &unwanted, ..News::default() };
+        l.sign(Some(token), news, Which::All, 9, t(2), &mut maker).await.unwrap();
+        let requires = BTreeSet::from(["catalog".parse().unwrap()]);
+        let price_1 = Staged { requires: requires.clone(), ..full("price@zone-east", 1).await };
+        sign(&[price_1, full("catalog@all", 9).await], 3).await;
+        let head = l.head(&price()).await.unwrap().unwrap();
+        let wanted = [("catalog@all", 9), ("catalog@zone-east", 2)].map(|(i, n)| (i.parse().unwrap(), v(n)));
+        assert_eq!(head.requires, BTreeMap::from(wanted));
+        sign(&[full("price@zone-east", 2).await], 4).await;
+        assert!(l.head(&price()).await.unwrap().unwrap().requires.is_empty());
     })
     .await;
 }
@@ -484,13 +530,22 @@ async fn a_head_found_in_the_bucket_is_taken_over_once() {
         let found = Adopted { instance: price(), head: head.clone(), contract_sha256: sha, ddl: "ddl".into() };
         let alone = l.adopt(None, &TakenOver::default(), std::slice::from_ref(&found), t(1)).await;
         assert!(matches!(alone, Err(LedgerError::LeaseLost)), "heads are the publisher's");
+        l.adopt(None, &TakenOver::default(), &[], t(1)).await.unwrap();
+        assert!(!l.is_set_back().await.unwrap());
         for _ in 0..2 {
             l.adopt(Some(token), &TakenOver::default(), std::slice::from_ref(&found), t(1)).await.unwrap();
         }
-        assert_eq!(l.head(&price()).await.unwrap(), Some(head));
-        assert_eq!(l.max_version(&price()).await.unwrap(), Some(v(7)));
-        assert_eq!(l.schema_number(&price().stream, &sha).await.unwrap(), (4, false));
+        assert_eq!(l.head(&price()).await.unwrap().as_ref(), Some(&head));
         assert_eq!(l.published(&price()).await.unwrap().len(), 2);
+        for (version, newest) in [(6, 7), (7, 7), (8, 8), (7, 8)] {
+            let head = Head { version: v(version), ..head.clone() };
+            l.adopt(Some(token), &TakenOver::default(), &[Adopted { head, ..found.clone() }], t(2)).await.unwrap();
+            assert_eq!(l.head(&price()).await.unwrap().unwrap().version, v(newest));
+        }
+        assert_eq!(l.max_version(&price()).await.unwrap(), Some(v(8)));
+        assert_eq!(l.schema_number(&price().stream, &sha).await.unwrap(), (4, false));
+        assert_eq!(l.instances().await.unwrap(), [price()]);
+        assert!(l.is_set_back().await.unwrap());
     })
     .await;
 }
