@@ -17,6 +17,7 @@ use std::time::Duration;
 use tillcast_tests::Postgres;
 
 mod fleet;
+mod lists;
 mod mails;
 
 static POSTGRES: LazyLock<Postgres> = LazyLock::new(Postgres::start);
