@@ -381,9 +381,15 @@ async fn stores_that_vanish_are_told_once_and_come_back() {
         assert!(l.see_stores(&[store("1")], t(2)).await.unwrap().is_empty());
         assert_eq!(l.store(&"2".parse().unwrap()).await.unwrap().unwrap().vanished_at, Some(t(1)));
         let west = StoreSeen { zone: None, region: Some("W".into()), ..store("2") };
-        l.see_stores(&[store("1"), west.clone()], t(3)).await.unwrap();
-        let row = l.store(&"2".parse().unwrap()).await.unwrap().unwrap();
-        assert_eq!((row.seen, row.vanished_at), (west, None));
+        // As another one, as it was before it went, and while it is there.
+        for (s, two) in [(3, Some(&west)), (4, None), (5, Some(&west)), (6, Some(&store("2")))] {
+            l.see_stores(&[[store("1")].as_slice(), two.map_or(&[], std::slice::from_ref)].concat(), t(s))
+                .await
+                .unwrap();
+            let row = l.store(&"2".parse().unwrap()).await.unwrap().unwrap();
+            let expected = two.map_or((&west, Some(t(4))), |two| (two, None));
+            assert_eq!((&row.seen, row.vanished_at), expected);
+        }
     })
     .await;
 }
