@@ -390,6 +390,8 @@ async fn stores_that_vanish_are_told_once_and_come_back() {
             let expected = two.map_or((&west, Some(t(4))), |two| (two, None));
             assert_eq!((&row.seen, row.vanished_at), expected);
         }
+        l.add_store(&store("3")).await.unwrap();
+        assert_eq!(l.stores().await.unwrap().len(), 3);
     })
     .await;
 }
