@@ -26,6 +26,13 @@ async fn what_is_signed_next_is_above_all_that_was_heard_of() {
         l.see_stores(&[store("1")], t(0)).await.unwrap();
         l.overtaken(&one(), 3).await.unwrap();
         assert!(!row(&l).await.is_overtaken(), "nothing was signed yet");
+        let mut asked = Vec::new();
+        let look = &mut |s: &SignStore<'_>| {
+            asked.push(s.row.seen.id.clone());
+            maker(s)
+        };
+        l.look(look).await.unwrap();
+        assert_eq!((asked, row(&l).await.serial), (vec![one()], 0), "a look signs nothing");
         let staged = pack_one(&l, token, 1, &[PackKind::Full]).await.unwrap();
         assert_eq!(sign(&l, token, &[staged], 1).await, [one()]);
         let first = row(&l).await;
