@@ -37,6 +37,12 @@ async fn what_is_signed_next_is_above_all_that_was_heard_of() {
         assert_eq!(sign(&l, token, &[staged], 1).await, [one()]);
         let first = row(&l).await;
         assert_eq!((first.serial, first.known_serial(), first.is_overtaken()), (4, 4, false));
+        let previous = &mut |s: &SignStore<'_>| {
+            let Some(previous) = s.previous else { return Ok(Made::NeedsPrevious) };
+            assert_eq!(previous, r#"{"serial":4}"#);
+            Ok(Made::Unchanged)
+        };
+        l.look(previous).await.unwrap();
         let put = |serial| WasPut { store: one(), serial, etag: Some("e".into()) };
         assert!(l.manifests_put(&[put(4)]).await.unwrap().is_empty());
         let in_place = l.manifests_in_place(None, 9).await.unwrap();
