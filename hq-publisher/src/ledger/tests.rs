@@ -179,6 +179,10 @@ async fn one_publisher_at_a_time_and_a_late_one_writes_nothing() {
         assert!(matches!(l.acquire("next", t(201), TTL).await.unwrap(), Acquired::HeldBy { .. }));
         l.expire("test").await.unwrap();
         assert!(matches!(l.acquire("next", t(201), TTL).await.unwrap(), Acquired::Lease(_)));
+        // One as long as settings may want it is none of a clock that ran ahead.
+        let hours = Duration::from_secs(2 * 3600);
+        assert!(matches!(l.acquire("long", t(300), hours).await.unwrap(), Acquired::Lease(_)));
+        assert!(matches!(l.acquire("other", t(301), hours).await.unwrap(), Acquired::HeldBy { .. }));
     })
     .await;
 }
@@ -845,16 +849,24 @@ async fn the_log_is_brought_home_beside_who_writes() {
 #[tokio::test]
 async fn every_connection_syncs_in_full() {
     let dir = tempfile::tempdir().unwrap();
-    let l = Ledger::open_url(&format!("sqlite:{}", dir.path().join("fleet.db").display())).await.unwrap();
-    for (pragma, wanted) in [
-        ("synchronous", 2),
-        ("journal_size_limit", 64 << 20),
-        ("wal_autocheckpoint", 1000),
-        ("trusted_schema", 0),
-        ("cell_size_check", 1),
+    let settings = "[source]\nurl = \"inbox:i\"\n[objects]\nurls = [\"file:o\"]\n[state]\ndir = \"s\"\n";
+    std::fs::write(dir.path().join("hq.toml"), settings).unwrap();
+    let config = crate::config::load(Some(&dir.path().join("hq.toml")), []).unwrap().value;
+    // `serve` brings the log home beside its commits.
+    for (l, log_pages) in [
+        (Ledger::open(&config).await.unwrap(), 1000),
+        (Ledger::open_for_service(&config).await.unwrap(), (64 << 20) / 4096),
     ] {
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA {pragma}"))).fetch_one(l.pool()).await.unwrap();
-        assert_eq!(sqlx::Row::get::<i64, _>(&row, 0), wanted, "{pragma}");
+        for (pragma, wanted) in [
+            ("synchronous", 2),
+            ("journal_size_limit", 64 << 20),
+            ("wal_autocheckpoint", log_pages),
+            ("trusted_schema", 0),
+            ("cell_size_check", 1),
+        ] {
+            let row = sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA {pragma}"))).fetch_one(l.pool()).await.unwrap();
+            assert_eq!(sqlx::Row::get::<i64, _>(&row, 0), wanted, "{pragma}");
+        }
     }
 }
 
