@@ -281,6 +281,8 @@ async fn a_head_requires_what_was_newest_beside_it() {
         assert_eq!(head.requires, BTreeMap::from(wanted));
         sign(&[full("price@zone-east", 2).await], 4).await;
         assert!(l.head(&price()).await.unwrap().unwrap().requires.is_empty());
+        sign(&[Staged { requires, ..full("price@zone-east", 3).await }], 5).await;
+        assert_eq!(l.head(&price()).await.unwrap().unwrap().requires, head.requires, "alone too");
     })
     .await;
 }
