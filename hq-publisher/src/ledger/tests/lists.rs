@@ -37,12 +37,13 @@ async fn what_is_signed_next_is_above_all_that_was_heard_of() {
         assert_eq!(sign(&l, token, &[staged], 1).await, [one()]);
         let first = row(&l).await;
         assert_eq!((first.serial, first.known_serial(), first.is_overtaken()), (4, 4, false));
-        let previous = &mut |s: &SignStore<'_>| {
-            let Some(previous) = s.previous else { return Ok(Made::NeedsPrevious) };
-            assert_eq!(previous, r#"{"serial":4}"#);
-            Ok(Made::Unchanged)
+        let mut previous = Vec::new();
+        let look = &mut |s: &SignStore<'_>| {
+            previous.push(s.previous.map(str::to_owned));
+            Ok(Made::NeedsPrevious)
         };
-        l.look(previous).await.unwrap();
+        l.look(look).await.unwrap();
+        assert_eq!(previous, [None, Some(r#"{"serial":4}"#.to_owned())]);
         let put = |serial| WasPut { store: one(), serial, etag: Some("e".into()) };
         assert!(l.manifests_put(&[put(4)]).await.unwrap().is_empty());
         let in_place = l.manifests_in_place(None, 9).await.unwrap();
@@ -108,6 +109,15 @@ async fn a_list_found_in_the_bucket_is_the_last_one_unless_a_later_is_known() {
             let row = row(&l).await;
             assert_eq!((row.serial, row.put_serial, row.next_serial, row.is_overtaken()), (last, last, last + 1, true));
             assert_eq!(l.manifest(&one()).await.unwrap().unwrap().envelope, format!("{last}"));
+        }
+        // One that was signed here since is the last one; a later one is gone above.
+        let token = lease(&l, t(0)).await;
+        let staged = pack_one(&l, token, 1, &[PackKind::Full]).await.unwrap();
+        sign(&l, token, &[staged], 1).await;
+        for (serial, is_overtaken) in [(8, false), (9, false), (10, true)] {
+            let found = TakenOver { lists: vec![list(serial)], ..TakenOver::default() };
+            l.adopt(None, &found, &[], t(2)).await.unwrap();
+            assert_eq!(row(&l).await.is_overtaken(), is_overtaken, "{serial}");
         }
         let expiring = async |before| l.expiring(t(before)).await.unwrap();
         assert!(expiring(100).await.is_empty());
