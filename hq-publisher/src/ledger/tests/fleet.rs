@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn beat(device: &str, seq: u64, at: i64) -> BeatRow {
+pub(super) fn beat(device: &str, seq: u64, at: i64) -> BeatRow {
     BeatRow {
         device: device.parse().unwrap(),
         seq,
@@ -192,6 +192,99 @@ async fn facts_are_forgotten_by_name_and_time_goes_on() {
             l.touch(t(at)).await.unwrap();
             assert_eq!(l.latest_time().await.unwrap(), Some(t(latest)));
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn devices_and_beats() {
+    on_each_database(async |l| {
+        let id: DeviceId = "1-01".parse().unwrap();
+        let key = SecretKey::from_seed([7; 32]).public();
+        l.see_stores(&[store("1")], t(0)).await.unwrap();
+        let nobody = (l.enrolments().await.unwrap(), l.change().await.unwrap());
+        l.enrol(&id, &key, t(0)).await.unwrap();
+        let first = (l.enrolments().await.unwrap(), l.change().await.unwrap());
+        assert!(nobody.0 < first.0 && nobody.1 < first.1, "{nobody:?} {first:?}");
+        assert_eq!(l.enrolled_after(nobody.0).await.unwrap(), [id.store().clone()]);
+        let beat = |seq, at| BeatRow {
+            device: id.clone(),
+            seq,
+            envelope: format!("{seq}"),
+            received_at: t(at),
+            last_seen_at: t(at),
+            serial: Some(3),
+            complaints: Vec::new(),
+            versions: Vec::new(),
+            proved_at: None,
+        };
+        use BeatOutcome::{Known, Older, Recorded};
+        assert_eq!(
+            l.record_beats(&[beat(5, 10), beat(5, 11), beat(4, 12), beat(6, 13)]).await.unwrap(),
+            [Recorded, Known, Older(5), Recorded]
+        );
+        assert_eq!(l.beats(None).await.unwrap(), [BeatRow { serial: None, ..beat(6, 13) }]);
+        assert!(l.beats(Some(t(14))).await.unwrap().is_empty());
+        // Of a batch those are kept whose devices are what they were, each with its own answer.
+        let now = l.enrolments().await.unwrap();
+        let proved = |seq, at: i64| BeatRow { proved_at: Some(Enrolments(now.0 + at)), serial: None, ..beat(seq, 13) };
+        let mixed = [proved(9, -1), BeatRow { serial: None, ..beat(6, 13) }, proved(8, 1), proved(5, 0)];
+        assert_eq!(
+            l.record_beats(&mixed).await.unwrap(),
+            [BeatOutcome::Outdated, Known, BeatOutcome::Outdated, Older(6)]
+        );
+        assert_eq!(l.beats(None).await.unwrap(), [BeatRow { serial: None, ..beat(6, 13) }]);
+        assert!(l.enrolled_after(now).await.unwrap().is_empty());
+        assert_eq!(l.enrolled_after(Enrolments(now.0 - 1)).await.unwrap(), [id.store().clone()]);
+        assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "a ledger that was set back");
+        l.record_beats(&[BeatRow { serial: Some(u64::MAX), ..beat(7, 13) }]).await.unwrap();
+        assert_eq!(l.store(id.store()).await.unwrap().unwrap().next_serial, 4, "not as far as that");
+        let foreign = l.unjudged().await.unwrap();
+        assert_eq!((foreign.len(), foreign[0].fault.code.as_str()), (1, LIST_NOT_OURS), "told once");
+        l.judged(&foreign).await.unwrap();
+
+        let fault = |since, instance: Option<&str>| Fault {
+            code: fault::DRIFT.into(),
+            instance: instance.map(|i| i.parse().unwrap()),
+            object: Some("store.db".into()),
+            text: "x".into(),
+            since: t(since),
+        };
+        let told = |seq, complaints| BeatRow { complaints, ..beat(seq, 14) };
+        l.record_beats(&[told(8, vec![fault(12, None), fault(12, Some("unknown@all"))])]).await.unwrap();
+        let known = l.unjudged().await.unwrap();
+        assert_eq!(known, [Complaint { device: id.clone(), fault: fault(12, None) }]);
+        // The next beat may have it a second later; a younger one comes while the older one is judged.
+        l.record_beats(&[told(9, vec![fault(14, None)])]).await.unwrap();
+        assert_eq!(l.unjudged().await.unwrap(), known);
+        l.record_beats(&[told(10, vec![fault(18, None)])]).await.unwrap();
+        l.judged(&known).await.unwrap();
+        let known = l.unjudged().await.unwrap();
+        assert_eq!(known, [Complaint { device: id.clone(), fault: fault(18, None) }]);
+        l.judged(&known).await.unwrap();
+        l.record_beats(&[told(11, vec![fault(18, None)]), told(12, vec![fault(19, None)])]).await.unwrap();
+        assert_eq!(
+            (l.unjudged().await.unwrap(), l.complaints().await.unwrap()),
+            (Vec::new(), [known, foreign].concat())
+        );
+
+        assert!(l.revoke(&id, t(20)).await.unwrap());
+        let revoked = (l.enrolments().await.unwrap(), l.change().await.unwrap());
+        assert!(first.0 < revoked.0 && first.1 < revoked.1, "{first:?} {revoked:?}");
+        assert_eq!(l.enrolled_after(first.0).await.unwrap(), [id.store().clone()]);
+        assert!(!l.revoke(&id, t(21)).await.unwrap());
+        let mut devices = Vec::new();
+        l.sign(None, News::default(), Which::All, 9, t(22), &mut |s: &SignStore<'_>| {
+            devices.extend(s.devices.to_vec());
+            Ok(Made::Unchanged)
+        })
+        .await
+        .unwrap();
+        assert!(devices.is_empty(), "a revoked key is in no manifest");
+        let other = SecretKey::from_seed([8; 32]).public();
+        l.enrol(&id, &other, t(30)).await.unwrap();
+        assert_eq!(l.device(&id).await.unwrap().unwrap().key, other);
+        assert_eq!(l.record_beats(&[beat(1, 31)]).await.unwrap(), [Recorded], "a new key counts anew");
     })
     .await;
 }

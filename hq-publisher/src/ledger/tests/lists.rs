@@ -65,17 +65,7 @@ async fn what_is_signed_next_is_above_all_that_was_heard_of() {
         // A device tells of one that nobody else knows.
         let device: DeviceId = "1-01".parse().unwrap();
         l.enrol(&device, &SecretKey::from_seed([1; 32]).public(), t(0)).await.unwrap();
-        let beat = BeatRow {
-            device,
-            seq: 1,
-            envelope: "x".into(),
-            received_at: t(2),
-            last_seen_at: t(2),
-            serial: Some(60),
-            complaints: Vec::new(),
-            versions: Vec::new(),
-            proved_at: None,
-        };
+        let beat = BeatRow { serial: Some(60), ..fleet::beat("1-01", 1, 2) };
         l.record_beats(&[beat]).await.unwrap();
         let heard = row(&l).await;
         assert_eq!((heard.known_serial(), heard.next_serial, heard.is_overtaken()), (51, 61, false));

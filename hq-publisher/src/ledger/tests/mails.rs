@@ -106,3 +106,57 @@ async fn mails_that_were_put_aside_long_ago_go() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn one_mail_an_episode_and_a_mail_is_nobody_elses_while_claimed() {
+    on_each_database(async |l| {
+        assert!(l.open_episode("k", "text", &written("1@hq"), t(0)).await.unwrap());
+        assert!(!l.open_episode("k", "text", &written("2@hq"), t(1)).await.unwrap());
+        assert_eq!(l.open_episodes("k").await.unwrap().len(), 1);
+        assert!(l.close_episode("k", &written("3@hq"), t(2)).await.unwrap());
+        assert!(!l.close_episode("k", &written("4@hq"), t(3)).await.unwrap());
+        assert!(l.open_episode("k", "text", &written("5@hq"), t(4)).await.unwrap(), "a new episode");
+        let ids = async || l.unsent_mails().await.unwrap().into_iter().map(|m| m.id).collect::<Vec<_>>();
+        assert_eq!(ids().await, ["1@hq", "3@hq", "5@hq"]);
+
+        let claim = async |s| {
+            let claimed = l.claim_mail(t(s), Duration::from_secs(60), 0, |_| true).await.unwrap();
+            claimed.map(|c| (c.mail.id, c.mail.attempts, c.mail.last_error))
+        };
+        let mail = |id: &str, attempts| Some((id.to_owned(), attempts, None));
+        assert_eq!(claim(10).await, mail("1@hq", 1));
+        assert_eq!(claim(10).await, mail("3@hq", 1));
+        l.mail_sent("3@hq", t(11)).await.unwrap();
+        let taken = Taken::from([("it@example.com".to_owned(), t(11))]);
+        let failed =
+            Failed { error: "no route", own_fault: true, holds: false, refused: 2, next: t(100), taken: &taken };
+        l.mail_failed("1@hq", failed).await.unwrap();
+        assert_eq!(claim(12).await, mail("5@hq", 1));
+        assert_eq!(claim(13).await, None);
+        // A sender that died: its claim runs out.
+        assert_eq!(claim(80).await, mail("5@hq", 2));
+        let later = l.claim_mail(t(100), Duration::from_secs(60), 0, |has| *has == taken).await.unwrap().unwrap();
+        let error = later.mail.last_error.as_deref();
+        assert_eq!((later.mail.id.as_str(), error, later.refused), ("1@hq", Some("no route"), 2));
+        // The second way: none before an older one, but past one that is to blame itself.
+        let untold =
+            async |s| l.untold_mails(t(4), t(s)).await.unwrap().into_iter().map(|m| m.mail.id).collect::<Vec<_>>();
+        assert_eq!(untold(100).await, ["1@hq", "5@hq"]);
+        l.mail_untold("1@hq", false, 1, t(130)).await.unwrap();
+        assert!(untold(129).await.is_empty());
+        assert_eq!(untold(130).await, ["1@hq", "5@hq"]);
+        l.mail_untold("1@hq", true, 1, t(200)).await.unwrap();
+        assert_eq!(untold(131).await, ["5@hq"]);
+
+        // What ended long ago goes.
+        for (n, key) in ["k", "l"].iter().enumerate() {
+            let end = t(91 * 86_400 * (n as i64 + 1));
+            l.open_episode(key, "text", &written(&format!("{key}1@hq")), t(200)).await.unwrap();
+            l.close_episode(key, &written(&format!("{key}2@hq")), end).await.unwrap();
+        }
+        let rows = sqlx::query("SELECT key FROM episode").fetch_all(l.pool()).await.unwrap();
+        let keys: Vec<String> = rows.iter().map(|r| sqlx::Row::get(r, 0)).collect();
+        assert_eq!(keys, ["l"]);
+    })
+    .await;
+}
